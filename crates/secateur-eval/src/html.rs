@@ -1,0 +1,71 @@
+//! The report as one self-contained page: no network, no scripts, charts as inline SVG.
+
+mod cards;
+mod format;
+mod headline;
+mod layers;
+mod pictures;
+mod tables;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
+
+use crate::{Picture, Report};
+
+/// Forbids the page to load anything that is not in it.
+const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";
+
+/// The pictures that two models made from one prompt and the same noise.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PicturePair {
+    /// The prompt.
+    pub prompt: String,
+    /// Made by the reference.
+    pub reference: Picture,
+    /// Made by the candidate.
+    pub candidate: Picture,
+}
+
+/// The report as an HTML page in one file. `pictures` are shown in the order given, which should be that of the
+/// prompts; the metrics under a pair are measured on that pair.
+pub fn html(report: &Report, pictures: &[PicturePair]) -> String {
+    markup! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                title { (report.title) }
+                style { (PreEscaped(include_str!("html/style.css"))) }
+            }
+            body {
+                header {
+                    h1 { (report.title) }
+                    p.lead { (headline::sentence(report)) }
+                }
+                main {
+                    (cards::section(report))
+                    (pictures::section(report, pictures))
+                    (layers::section(&report.layers))
+                    (tables::models(&report.models))
+                    (tables::stages(report))
+                    (tables::run(report))
+                    (notes(&report.notes))
+                }
+            }
+        }
+    }
+    .into_string()
+}
+
+fn notes(notes: &[String]) -> Markup {
+    markup! {
+        @if !notes.is_empty() {
+            section aria-labelledby="notes" {
+                h2 #notes { "Notes" }
+                ul.notes { @for note in notes { li { (note) } } }
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The models, the stages, and what it takes to repeat the run.
+
+use maud::{Markup, html};
+use serde_json::Value;
+
+use super::format::{bytes, count, duration, grouped, percent};
+use crate::{ModelSummary, Report, Stage};
+
+pub(super) fn models(models: &[ModelSummary]) -> Markup {
+    html! {
+        @if !models.is_empty() {
+            section aria-labelledby="models" {
+                h2 #models { "Models" }
+                div.scroll {
+                    table {
+                        thead {
+                            tr {
+                                th scope="col" { "Model" }
+                                th.number scope="col" { "Denoiser parameters" }
+                                th.number scope="col" { "Zeros" }
+                                th.number scope="col" { "MACs a step" }
+                                th.number scope="col" { "Files" }
+                            }
+                        }
+                        tbody { @for model in models { (model_row(model)) } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn model_row(model: &ModelSummary) -> Markup {
+    let zeros = model.zeros as f64 / model.parameters.max(1) as f64;
+    html! {
+        tr {
+            th scope="row" { (model.name) }
+            td.number { (grouped(model.parameters)) }
+            td.number { (grouped(model.zeros)) " (" (percent(zeros)) ")" }
+            td.number { (count(model.macs)) }
+            td.number { (bytes(model.file_bytes)) }
+        }
+    }
+}
+
+pub(super) fn stages(report: &Report) -> Markup {
+    let total: f64 = report.stages.iter().map(|stage| stage.seconds).sum();
+    html! {
+        @if !report.stages.is_empty() {
+            section aria-labelledby="stages" {
+                h2 #stages { "Stages" }
+                div.scroll {
+                    table {
+                        thead {
+                            tr {
+                                th scope="col" { "Stage" }
+                                th.number scope="col" { "Time" }
+                                th scope="col" { "Share of the time" }
+                                th.number scope="col" { "Peak memory" }
+                            }
+                        }
+                        tbody { @for stage in &report.stages { (stage_row(stage, total)) } }
+                        tfoot {
+                            tr {
+                                th scope="row" { "Whole run" }
+                                td.number { (duration(total)) }
+                                td {}
+                                td.number { (bytes(report.peak_bytes)) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn stage_row(stage: &Stage, total: f64) -> Markup {
+    let share = if total > 0.0 { stage.seconds / total } else { 0.0 };
+    html! {
+        tr {
+            th scope="row" { (stage.name) }
+            td.number { (duration(stage.seconds)) }
+            td { span.share style=(format!("width:{:.1}%", share * 80.0)) {} (format!("{:.0} %", share * 100.0)) }
+            td.number { (bytes(stage.peak_bytes)) }
+        }
+    }
+}
+
+pub(super) fn run(report: &Report) -> Markup {
+    html! {
+        section aria-labelledby="run" {
+            h2 #run { "How to repeat it" }
+            pre { code { (report.command) } }
+            div.scroll {
+                table.settings {
+                    tbody {
+                        (setting("secateur", html! { (report.secateur_version) }))
+                        (setting("seed", html! { (report.seed) }))
+                        @if let Some(comparison) = &report.comparison {
+                            (setting("denoising steps", html! { (comparison.steps) }))
+                            (setting("guidance scale", html! { (comparison.guidance) }))
+                        }
+                        @for (name, value) in &report.settings {
+                            (setting(name, html! { (plain(value)) }))
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn setting(name: &str, value: Markup) -> Markup {
+    html! { tr { th scope="row" { (name) } td { (value) } } }
+}
+
+/// A setting without the quotes of JSON where they only get in the way.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(values) if values.iter().all(|value| !value.is_array() && !value.is_object()) => {
+            values.iter().map(plain).collect::<Vec<_>>().join(", ")
+        }
+        Value::Null => "none".into(),
+        Value::Bool(true) => "yes".into(),
+        Value::Bool(false) => "no".into(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,176 @@
+//! What a run says about itself, as plain data. Numbers that are not finite are stored as `null` and read as NaN.
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{Error, Result, Summary};
+
+/// Everything a run reports. `report.json` is this, and `report.html` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this layout: [`Report::FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Heading of the page.
+    pub title: String,
+    /// The exact command line.
+    pub command: String,
+    /// Version of secateur that wrote the report.
+    pub secateur_version: String,
+    /// Seed of every random number of the run.
+    pub seed: u64,
+    /// The settings of the run, by name, in the order in which they are to be shown.
+    pub settings: Map<String, Value>,
+    /// The models, the reference first.
+    pub models: Vec<ModelSummary>,
+    /// The pictures of two models compared, where that was done.
+    pub comparison: Option<Comparison>,
+    /// The layers that were changed, in the order of the model.
+    pub layers: Vec<LayerReport>,
+    /// The stages of the run, in order.
+    pub stages: Vec<Stage>,
+    /// Peak memory of the whole run in bytes.
+    pub peak_bytes: u64,
+    /// Remarks for the reader.
+    pub notes: Vec<String>,
+}
+
+/// One model in figures. Parameters, zeros and multiply-adds are those of the denoiser.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSummary {
+    /// Name, as in [`Comparison::reference`] and [`Comparison::candidate`].
+    pub name: String,
+    /// Stored parameters, zeros included.
+    pub parameters: u64,
+    /// Parameters that are exactly zero.
+    pub zeros: u64,
+    /// Multiply-accumulate operations of one forward of one sample, as if zeros were computed.
+    pub macs: u64,
+    /// Size of the model's files in bytes.
+    pub file_bytes: u64,
+}
+
+/// The pictures of two models from the same prompts and the same noise.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Name of the model that sets the standard.
+    pub reference: String,
+    /// Name of the model that is judged.
+    pub candidate: String,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Classifier-free guidance scale.
+    pub guidance: f64,
+    /// [`psnr_capped`](crate::psnr_capped) of the pictures in dB.
+    pub psnr: Summary,
+    /// [`ssim`](crate::ssim) of the pictures.
+    pub ssim: Summary,
+    /// [`relative_error`](crate::relative_error) of the latents after the last step.
+    pub latent_error: Summary,
+    /// Text-image scores, where a scoring model was given.
+    pub text_image: Option<TextImage>,
+    /// The prompts one by one, in the order in which they were given.
+    pub prompts: Vec<PromptRow>,
+}
+
+/// How well the pictures fit their prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextImage {
+    /// Name of the scoring model.
+    pub model: String,
+    /// Cosine similarity of prompt and picture, for the reference.
+    pub score_reference: Summary,
+    /// Cosine similarity of prompt and picture, for the candidate.
+    pub score_candidate: Summary,
+    /// Share of the reference's pictures, in \[0, 1\], whose own prompt scores highest among all choices.
+    pub top1_reference: f64,
+    /// Share of the candidate's pictures, in \[0, 1\], whose own prompt scores highest among all choices.
+    pub top1_candidate: f64,
+    /// Number of prompts to choose from.
+    pub choices: usize,
+}
+
+/// The metrics of one prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PromptRow {
+    /// The prompt.
+    pub prompt: String,
+    /// PSNR in dB.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub psnr: f64,
+    /// Structural similarity.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub ssim: f64,
+    /// Relative error of the latents.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub latent_error: f64,
+    /// Text-image score of the reference's picture.
+    pub score_reference: Option<f64>,
+    /// Text-image score of the candidate's picture.
+    pub score_candidate: Option<f64>,
+}
+
+/// What was done to one layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Name of the layer in the checkpoint.
+    pub name: String,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub columns: usize,
+    /// Share of the weights, in \[0, 1\], that are zero or gone.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub sparsity: f64,
+    /// Squared error of the layer's output on the calibration data, relative to the squared output:
+    /// `tr(D H D^T) / tr(W H W^T)` with `D` the change of the weight `W` and `H` the Hessian.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub error: f64,
+    /// Damping of the Hessian relative to the mean of its diagonal; 0 where none was used.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub damping: f64,
+    /// Number of the module package in which the layer was compressed.
+    pub package: usize,
+}
+
+/// One stage of the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Name.
+    pub name: String,
+    /// Wall-clock time in seconds.
+    pub seconds: f64,
+    /// Peak memory of the process up to the end of the stage, in bytes.
+    pub peak_bytes: u64,
+}
+
+impl Report {
+    /// The layout that this version writes and reads.
+    pub const FORMAT_VERSION: u32 = 1;
+
+    /// The report as indented JSON, ending in a line feed.
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).expect("every field of a report has a JSON form");
+        json.push('\n');
+        json
+    }
+
+    /// Reads what [`Report::to_json`] wrote.
+    ///
+    /// # Errors
+    /// The text is not JSON, a field is missing, or the format version is another one.
+    pub fn from_json(json: &str) -> Result<Self> {
+        // The version first: the fields of another version may differ, and would hide the real cause.
+        let value: Value = serde_json::from_str(json).map_err(|source| Error::Json { source })?;
+        match value.get("format_version").and_then(Value::as_u64) {
+            Some(found) if found != u64::from(Self::FORMAT_VERSION) => {
+                Err(Error::FormatVersion { found, known: Self::FORMAT_VERSION })
+            }
+            _ => serde_json::from_value(value).map_err(|source| Error::Json { source }),
+        }
+    }
+}
+
+/// Reads a number, or `null` (as JSON has no other form for a value that is not finite) as NaN.
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|value| value.unwrap_or(f64::NAN))
+}

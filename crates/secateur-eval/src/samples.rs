@@ -1,0 +1,141 @@
+//! Pictures of a model over a list of prompts, and what sets two such sets apart.
+
+use candle_core::Tensor;
+use secateur_models::{ClipModel, Observer, Pipeline, Sampling};
+
+use crate::{
+    Comparison, Picture, PicturePair, PromptRow, Result, Summary, TextImage, psnr_capped, relative_error, ssim,
+};
+
+/// What a model makes of a list of prompts. Two models with the same prompts and sampling start from the same noise.
+pub struct Samples {
+    model: String,
+    prompts: Vec<String>,
+    sampling: Sampling,
+    /// Final latents of each picture.
+    latents: Vec<Vec<f32>>,
+    pictures: Vec<Picture>,
+    /// Cosines of every prompt (row) with every picture (column).
+    cosines: Option<(String, Vec<Vec<f32>>)>,
+}
+
+impl Samples {
+    /// Generates one picture a prompt, and scores them where there is a `clip`. The observer is advanced by the
+    /// samples of a batch at every step: prompts x steps in all.
+    ///
+    /// # Errors
+    /// If the model fails, makes values that are not finite, or the observer interrupts.
+    pub fn generate(
+        pipeline: &Pipeline,
+        model: &str,
+        prompts: &[String],
+        sampling: &Sampling,
+        clip: Option<&ClipModel>,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        let mut samples = Self {
+            model: model.to_owned(),
+            prompts: prompts.to_vec(),
+            sampling: sampling.clone(),
+            latents: Vec::new(),
+            pictures: Vec::new(),
+            cosines: None,
+        };
+        let mut embeddings = Vec::new();
+        let batch = sampling.batch.max(1);
+        for start in (0..prompts.len()).step_by(batch) {
+            let images = start..(start + batch).min(prompts.len());
+            let latents = pipeline.sample(prompts, images, sampling, None, observer)?;
+            let pictures = pipeline.vae().pictures(&latents).map_err(secateur_models::Error::from)?;
+            if let Some(clip) = clip {
+                embeddings.push(clip.embed_pictures(&pictures)?);
+            }
+            samples.latents.extend(latents.flatten_from(1)?.to_vec2::<f32>()?);
+            samples.pictures.extend(split(&pictures)?);
+        }
+        if let (Some(clip), false) = (clip, prompts.is_empty()) {
+            let pictures = Tensor::cat(&embeddings, 0)?;
+            let cosines = clip.embed_texts(prompts)?.matmul(&pictures.t()?)?.to_vec2::<f32>()?;
+            samples.cosines = Some((clip.name().to_owned(), cosines));
+        }
+        Ok(samples)
+    }
+
+    /// The pictures, in the order of the prompts.
+    #[must_use]
+    pub fn pictures(&self) -> &[Picture] {
+        &self.pictures
+    }
+
+    /// Cosine of each picture with its own prompt, and the share of pictures whose own prompt fits best among all.
+    fn scores(&self) -> Option<(Vec<f64>, f64)> {
+        let (_, cosines) = self.cosines.as_ref()?;
+        let own: Vec<f64> = cosines.iter().enumerate().map(|(i, row)| f64::from(row[i])).collect();
+        let best = |picture: usize| {
+            let column = cosines.iter().map(|row| row[picture]).enumerate();
+            column.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(prompt, _)| prompt)
+        };
+        let right = (0..own.len()).filter(|&picture| best(picture) == Some(picture)).count();
+        let share = right as f64 / own.len().max(1) as f64;
+        Some((own, share))
+    }
+
+    /// Compares `candidate` with `self`, picture by picture.
+    ///
+    /// # Errors
+    /// If there are no pictures, or their sizes differ.
+    pub fn compare(&self, candidate: &Self) -> Result<(Comparison, Vec<PicturePair>)> {
+        let (ours, theirs) = (self.scores(), candidate.scores());
+        let mut rows = Vec::new();
+        let mut pairs = Vec::new();
+        for (i, prompt) in self.prompts.iter().enumerate().take(candidate.prompts.len()) {
+            let (reference, changed) = (&self.pictures[i], &candidate.pictures[i]);
+            rows.push(PromptRow {
+                prompt: prompt.clone(),
+                psnr: psnr_capped(reference, changed)?,
+                ssim: ssim(reference, changed)?,
+                latent_error: relative_error(&candidate.latents[i], &self.latents[i])?,
+                score_reference: ours.as_ref().map(|(scores, _)| scores[i]),
+                score_candidate: theirs.as_ref().map(|(scores, _)| scores[i]),
+            });
+            let (reference, candidate) = (reference.clone(), changed.clone());
+            pairs.push(PicturePair { prompt: prompt.clone(), reference, candidate });
+        }
+        let summary = |value: &dyn Fn(&PromptRow) -> f64| Summary::of(&rows.iter().map(value).collect::<Vec<_>>());
+        let text_image = match (&ours, &theirs, &self.cosines) {
+            (Some((reference, top1_reference)), Some((changed, top1_candidate)), Some((model, cosines))) => {
+                Some(TextImage {
+                    model: model.clone(),
+                    score_reference: Summary::of(reference)?,
+                    score_candidate: Summary::of(changed)?,
+                    top1_reference: *top1_reference,
+                    top1_candidate: *top1_candidate,
+                    choices: cosines.len(),
+                })
+            }
+            _ => None,
+        };
+        let comparison = Comparison {
+            reference: self.model.clone(),
+            candidate: candidate.model.clone(),
+            steps: self.sampling.steps,
+            guidance: self.sampling.guidance,
+            psnr: summary(&|row| row.psnr)?,
+            ssim: summary(&|row| row.ssim)?,
+            latent_error: summary(&|row| row.latent_error)?,
+            text_image,
+            prompts: rows,
+        };
+        Ok((comparison, pairs))
+    }
+}
+
+/// Pictures of a tensor, samples x height x width x 3, in [0, 1].
+///
+/// # Errors
+/// If the tensor is of another shape, or holds values that are not finite.
+pub fn split(pictures: &Tensor) -> Result<Vec<Picture>> {
+    let (samples, height, width, _) = pictures.dims4()?;
+    let picture = |i| Picture::new(width, height, pictures.get(i)?.flatten_all()?.to_vec1()?);
+    (0..samples).map(picture).collect()
+}

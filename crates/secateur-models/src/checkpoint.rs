@@ -1,0 +1,271 @@
+//! The safetensors files of one component: found, checked, read tensor by tensor.
+
+use crate::error::{Error, Result, read_json};
+use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use secateur_nn::Parameters;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// Headers above this are refused, as the safetensors library does.
+const LARGEST_HEADER: u64 = 100_000_000;
+
+/// Where a tensor is, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Type of the elements in the file.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// First byte, from the start of the file.
+    offset: u64,
+    /// Bytes.
+    length: usize,
+}
+
+impl TensorInfo {
+    /// First byte and length in the file.
+    pub(crate) fn position(&self) -> (u64, u64) {
+        (self.offset, self.length as u64)
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// One safetensors file: its header, checked against the file's size.
+#[derive(Clone, Debug)]
+pub(crate) struct TensorFile {
+    pub(crate) path: PathBuf,
+    pub(crate) tensors: BTreeMap<String, TensorInfo>,
+    /// Bytes before the data.
+    pub(crate) header_bytes: u64,
+    pub(crate) bytes: u64,
+}
+
+impl TensorFile {
+    fn open(path: &Path) -> Result<Self> {
+        let mut file = File::open(path).map_err(Error::io(path))?;
+        let bytes = file.metadata().map_err(Error::io(path))?.len();
+        let mut first = [0u8; 8];
+        if bytes < 8 {
+            return Err(Error::invalid(path, format!("only {bytes} bytes: not a safetensors file, or cut short")));
+        }
+        file.read_exact(&mut first).map_err(Error::io(path))?;
+        if &first[..2] == b"PK" || first[0] == 0x80 {
+            let problem = "this is a pickle, which can run code when opened: convert it to safetensors first";
+            return Err(Error::invalid(path, problem));
+        }
+        let length = u64::from_le_bytes(first);
+        if length > LARGEST_HEADER {
+            return Err(Error::invalid(path, format!("a header of {length} bytes: not a safetensors file")));
+        }
+        if length > bytes - 8 {
+            return Err(Error::invalid(path, format!("cut short: {bytes} bytes, and a header of {length} promised")));
+        }
+        let mut header = vec![0u8; length as usize];
+        file.read_exact(&mut header).map_err(Error::io(path))?;
+        let header: Metadata =
+            serde_json::from_slice(&header).map_err(|error| Error::invalid(path, format!("bad header: {error}")))?;
+        let header_bytes = 8 + length;
+        let promised = header_bytes + header.data_len() as u64;
+        if promised != bytes {
+            let state = if promised > bytes { "cut short" } else { "oversized" };
+            return Err(Error::invalid(path, format!("{state}: {bytes} bytes, its header promises {promised}")));
+        }
+        let info = |info: &safetensors::tensor::TensorInfo| TensorInfo {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            offset: header_bytes + info.data_offsets.0 as u64,
+            length: info.data_offsets.1 - info.data_offsets.0,
+        };
+        let tensors = header.tensors().into_iter().map(|(name, i)| (name, info(i))).collect();
+        Ok(Self { path: path.to_owned(), tensors, header_bytes, bytes })
+    }
+
+    /// The bytes of a tensor as they are in the file.
+    pub(crate) fn raw(&self, info: &TensorInfo) -> Result<Vec<u8>> {
+        let mut file = File::open(&self.path).map_err(Error::io(&self.path))?;
+        file.seek(SeekFrom::Start(info.offset)).map_err(Error::io(&self.path))?;
+        let mut data = vec![0u8; info.length];
+        file.read_exact(&mut data).map_err(Error::io(&self.path))?;
+        Ok(data)
+    }
+
+    /// A tensor in `f32`; integers keep their type.
+    fn read(&self, name: &str, info: &TensorInfo) -> Result<Tensor> {
+        let dtype = match info.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F64 => DType::F64,
+            Dtype::I64 => DType::I64,
+            other => {
+                let problem = format!("tensor {name} is {other:?}; weights of F32, F16 and BF16 are supported");
+                return Err(Error::invalid(&self.path, problem));
+            }
+        };
+        let data = self.raw(info)?;
+        let tensor = Tensor::from_raw_buffer(&data, dtype, &info.shape, &Device::Cpu)?;
+        if dtype == DType::I64 {
+            return Ok(tensor);
+        }
+        let tensor = tensor.to_dtype(DType::F32)?;
+        if !is_finite(&tensor)? {
+            let problem = format!("tensor {name} holds NaN or infinite values: the checkpoint is damaged");
+            return Err(Error::invalid(&self.path, problem));
+        }
+        Ok(tensor)
+    }
+}
+
+/// Whether every element is a number.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    // x * 0 is 0 for every finite x and NaN otherwise.
+    let sum = tensor.flatten_all()?.affine(0.0, 0.0)?.sum_all()?.to_scalar::<f32>()?;
+    Ok(sum == 0.0)
+}
+
+/// The weight files of one component.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    /// The index of a sharded checkpoint.
+    pub(crate) index: Option<PathBuf>,
+    pub(crate) files: Vec<TensorFile>,
+}
+
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Finds and checks the files of a component, without reading weights: `stem` is `diffusion_pytorch_model` or
+    /// `model`; `variant` the part of the file name between it and the ending (`fp16`). Without a variant the plain
+    /// files are taken, or else those of the only variant there is.
+    ///
+    /// # Errors
+    /// If there are no such files, more than one variant to choose from, or files that are damaged.
+    pub fn open(folder: &Path, stem: &str, variant: Option<&str>) -> Result<Self> {
+        let variants = variants(folder, stem)?;
+        let chosen = match variant {
+            Some(variant) if variants.contains(variant) => variant.to_owned(),
+            None if variants.contains("") => String::new(),
+            None if variants.len() == 1 => variants.into_iter().next().unwrap_or_default(),
+            _ => {
+                let found: Vec<_> = variants.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
+                let wanted = variant.map_or_else(String::new, |v| format!(" of variant {v:?}"));
+                let problem = if found.is_empty() {
+                    format!("no {stem}.safetensors here (pickles such as .bin are not read)")
+                } else {
+                    format!("no single {stem}.safetensors{wanted} here; variants found: {}", found.join(", "))
+                };
+                return Err(Error::invalid(folder, problem));
+            }
+        };
+        let dotted = if chosen.is_empty() { String::new() } else { format!(".{chosen}") };
+        let index = folder.join(format!("{stem}.safetensors.index{dotted}.json"));
+        if !index.is_file() {
+            let file = TensorFile::open(&folder.join(format!("{stem}{dotted}.safetensors")))?;
+            return Ok(Self { folder: folder.to_owned(), index: None, files: vec![file] });
+        }
+        let map = read_json::<Index>(&index)?.weight_map;
+        let mut names: Vec<&String> = map.values().collect();
+        names.sort();
+        names.dedup();
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            if Path::new(name).components().count() != 1 || name.contains("..") || name.contains('\\') {
+                return Err(Error::invalid(&index, format!("points outside its folder: {name}")));
+            }
+            files.push(TensorFile::open(&folder.join(name))?);
+        }
+        for (tensor, name) in &map {
+            let shard = files.iter().find(|file| file.path.ends_with(name));
+            if !shard.is_some_and(|file| file.tensors.contains_key(tensor)) {
+                return Err(Error::invalid(&index, format!("lists {tensor} in {name}, which does not hold it")));
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), index: Some(index), files })
+    }
+
+    /// The component's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Name and whereabouts of every tensor.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.files.iter().flat_map(|file| file.tensors.iter().map(|(name, info)| (name.as_str(), info)))
+    }
+
+    /// The tensor of that name.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.files.iter().find_map(|file| file.tensors.get(name))
+    }
+
+    /// The weight files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// Bytes of all files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Reads one tensor as `f32`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or holds values that are not finite.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        for file in &self.files {
+            if let Some(info) = file.tensors.get(name) {
+                return file.read(name, info);
+            }
+        }
+        Err(Error::invalid(&self.folder, format!("no tensor {name}")))
+    }
+
+    /// Reads all weights, as `f32`.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read, is of a type that is not supported, or holds values that are not finite.
+    pub fn load(&self) -> Result<Parameters> {
+        let mut tensors = BTreeMap::new();
+        for file in &self.files {
+            for (name, info) in &file.tensors {
+                tensors.insert(name.clone(), file.read(name, info)?);
+            }
+        }
+        Ok(Parameters::new(self.folder.display().to_string(), tensors))
+    }
+}
+
+/// The variants of a component's weights, "" for none.
+fn variants(folder: &Path, stem: &str) -> Result<std::collections::BTreeSet<String>> {
+    let mut found = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let name = entry.map_err(Error::io(folder))?.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(stem)) else { continue };
+        let variant = if let Some(rest) = rest.strip_prefix(".safetensors.index") {
+            rest.strip_suffix(".json")
+        } else {
+            rest.strip_suffix(".safetensors").filter(|rest| !rest.contains("-of-"))
+        };
+        if let Some(variant) = variant {
+            found.insert(variant.trim_start_matches('.').to_owned());
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,396 @@
+//! CLIP: the text encoder of most pipelines, and the whole model that scores pictures against texts.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result, read_json};
+use crate::preprocess::ClipImageProcessor;
+use crate::tokenizer::ClipTokenizer;
+use candle_core::{D, DType, IndexOp, Tensor};
+use secateur_nn::{Activation, Context, Embedding, LayerNorm, Linear, Scope, ops};
+use serde::Deserialize;
+use std::path::Path;
+
+/// The transformer that text and vision share.
+#[derive(Clone, Debug, Deserialize)]
+struct EncoderConfig {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    #[serde(default = "quick_gelu")]
+    hidden_act: String,
+    #[serde(default = "default_eps")]
+    layer_norm_eps: f64,
+}
+
+fn quick_gelu() -> String {
+    "quick_gelu".into()
+}
+
+fn default_eps() -> f64 {
+    1e-5
+}
+
+struct EncoderLayer {
+    layer_norm1: LayerNorm,
+    layer_norm2: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// The stack of layers below `encoder.layers`.
+struct Encoder {
+    layers: Vec<EncoderLayer>,
+    heads: usize,
+    activation: Activation,
+    causal: bool,
+}
+
+impl Encoder {
+    fn new(config: &EncoderConfig, causal: bool, scope: &Scope<'_>) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let activation = match config.hidden_act.as_str() {
+            "quick_gelu" => Activation::QuickGelu,
+            "gelu" => Activation::Gelu,
+            other => return Err(Error::Request(format!("CLIP: hidden_act {other:?} is not supported"))),
+        };
+        if config.num_attention_heads == 0 || width % config.num_attention_heads != 0 {
+            let heads = config.num_attention_heads;
+            return Err(Error::Request(format!("CLIP: hidden_size {width} does not divide into {heads} heads")));
+        }
+        let layers = (0..config.num_hidden_layers).map(|index| {
+            let scope = scope.at(format!("encoder.layers.{index}"));
+            let attention = scope.at("self_attn");
+            let eps = config.layer_norm_eps as f32;
+            Ok(EncoderLayer {
+                layer_norm1: LayerNorm::new(width, eps, &scope.at("layer_norm1"))?,
+                layer_norm2: LayerNorm::new(width, eps, &scope.at("layer_norm2"))?,
+                q_proj: Linear::new(width, width, &attention.at("q_proj"))?,
+                k_proj: Linear::new(width, width, &attention.at("k_proj"))?,
+                v_proj: Linear::new(width, width, &attention.at("v_proj"))?,
+                out_proj: Linear::new(width, width, &attention.at("out_proj"))?,
+                fc1: Linear::new(width, inner, &scope.at("mlp.fc1"))?,
+                fc2: Linear::new(inner, width, &scope.at("mlp.fc2"))?,
+            })
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        Ok(Self { layers, heads: config.num_attention_heads, activation, causal })
+    }
+
+    /// The last two hidden states: input of the last layer, and its output.
+    fn forward(&self, mut x: Tensor) -> Result<(Tensor, Tensor)> {
+        let context = Context::default();
+        let mut penultimate = x.clone();
+        for layer in &self.layers {
+            penultimate = x.clone();
+            let y = layer.layer_norm1.forward(&x)?;
+            let (q, k) = (layer.q_proj.forward(&y, &context)?, layer.k_proj.forward(&y, &context)?);
+            let v = layer.v_proj.forward(&y, &context)?;
+            let y = ops::attention(&q, &k, &v, self.heads, self.causal)?;
+            x = (x + layer.out_proj.forward(&y, &context)?)?;
+            let y = layer.fc1.forward(&layer.layer_norm2.forward(&x)?, &context)?;
+            let y = ops::activation(self.activation, &y)?;
+            x = (x + layer.fc2.forward(&y, &context)?)?;
+        }
+        Ok((penultimate, x))
+    }
+}
+
+/// Configuration of a CLIP text encoder.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClipTextConfig {
+    #[serde(flatten)]
+    encoder: EncoderConfig,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "default_eos")]
+    eos_token_id: u32,
+    #[serde(default)]
+    projection_dim: usize,
+    #[serde(default)]
+    architectures: Vec<String>,
+}
+
+/// The value that configurations before transformers 4.31 carry, and mean "the highest token number" by.
+fn default_eos() -> u32 {
+    2
+}
+
+impl ClipTextConfig {
+    /// Reads a component's `config.json`.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        read_json(path)
+    }
+
+    /// Width of the hidden states.
+    #[must_use]
+    pub fn hidden_size(&self) -> usize {
+        self.encoder.hidden_size
+    }
+}
+
+/// What a text encoder gives.
+#[derive(Debug)]
+pub struct ClipTextOutput {
+    /// Hidden states before the last layer: samples x tokens x width.
+    pub penultimate: Tensor,
+    /// Hidden states after the final norm: samples x tokens x width.
+    pub last: Tensor,
+    /// The final state at the end token, projected where the model has a projection: samples x width.
+    pub pooled: Tensor,
+}
+
+/// `CLIPTextModel` and `CLIPTextModelWithProjection`.
+pub struct ClipTextModel {
+    token_embedding: Embedding,
+    position_embedding: Tensor,
+    encoder: Encoder,
+    final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
+    eos_token_id: u32,
+}
+
+impl ClipTextModel {
+    /// Opens a component folder.
+    ///
+    /// # Errors
+    /// If its files cannot be read or do not fit each other.
+    pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
+        let path = folder.join("config.json");
+        let config = ClipTextConfig::open(&path)?;
+        let projected = match config.architectures.first().map(String::as_str) {
+            Some("CLIPTextModelWithProjection") => true,
+            Some("CLIPTextModel") | None => false,
+            Some(other) => return Err(Error::invalid(path, format!("{other} is not a CLIP text encoder"))),
+        };
+        Checkpoint::open(folder, "model", variant)?.load()?.build(|scope| Self::new(&config, projected, &scope))
+    }
+
+    /// Builds the model; with `projected`, `text_projection` stands beside the encoder.
+    ///
+    /// # Errors
+    /// If the configuration contradicts itself.
+    pub fn new(config: &ClipTextConfig, projected: bool, scope: &Scope<'_>) -> Result<Self> {
+        let width = config.encoder.hidden_size;
+        let text_projection = match projected {
+            true => Some(Linear::without_bias(width, config.projection_dim, &scope.at("text_projection"))?),
+            false => None,
+        };
+        // transformers 5 writes a bare CLIPTextModel without the prefix.
+        let named = scope.at("text_model");
+        let scope = if named.contains("final_layer_norm.weight") || projected { named } else { scope.clone() };
+        let embeddings = scope.at("embeddings");
+        embeddings.ignore("position_ids");
+        let positions = embeddings.at("position_embedding");
+        Ok(Self {
+            token_embedding: Embedding::new(config.vocab_size, width, &embeddings.at("token_embedding"))?,
+            position_embedding: positions.get("weight", (config.max_position_embeddings, width))?,
+            encoder: Encoder::new(&config.encoder, true, &scope)?,
+            final_layer_norm: LayerNorm::new(
+                width,
+                config.encoder.layer_norm_eps as f32,
+                &scope.at("final_layer_norm"),
+            )?,
+            text_projection,
+            eos_token_id: config.eos_token_id,
+        })
+    }
+
+    /// `ids` samples x tokens (u32).
+    ///
+    /// # Errors
+    /// If there are more tokens than positions, or a token number is out of range.
+    pub fn forward(&self, ids: &Tensor) -> Result<ClipTextOutput> {
+        let (samples, tokens) = ids.dims2()?;
+        let positions = self.position_embedding.dim(0)?;
+        if tokens > positions {
+            return Err(Error::Request(format!("{tokens} tokens, and the text encoder has {positions} positions")));
+        }
+        let x = self.token_embedding.forward(ids)?;
+        let x = x.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
+        let (penultimate, last) = self.encoder.forward(x)?;
+        let last = self.final_layer_norm.forward(&last)?;
+        let mut ends = Vec::with_capacity(samples);
+        for (sample, row) in ids.to_vec2::<u32>()?.iter().enumerate() {
+            let end = if self.eos_token_id == 2 {
+                let highest = row.iter().max();
+                row.iter().position(|id| Some(id) == highest)
+            } else {
+                row.iter().position(|&id| id == self.eos_token_id)
+            };
+            ends.push(last.i((sample, end.unwrap_or(0)))?);
+        }
+        let pooled = Tensor::stack(&ends, 0)?;
+        let pooled = match &self.text_projection {
+            Some(projection) => projection.forward(&pooled, &Context::default())?,
+            None => pooled,
+        };
+        Ok(ClipTextOutput { penultimate, last, pooled })
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct VisionConfig {
+    #[serde(flatten)]
+    encoder: EncoderConfig,
+    image_size: usize,
+    patch_size: usize,
+    #[serde(default = "rgb")]
+    num_channels: usize,
+}
+
+fn rgb() -> usize {
+    3
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct ClipConfig {
+    text_config: ClipTextConfig,
+    vision_config: VisionConfig,
+    projection_dim: usize,
+}
+
+struct VisionModel {
+    patch_embedding: Tensor,
+    class_embedding: Tensor,
+    position_embedding: Tensor,
+    pre_layrnorm: LayerNorm,
+    encoder: Encoder,
+    post_layernorm: LayerNorm,
+    config: VisionConfig,
+}
+
+impl VisionModel {
+    fn new(config: &VisionConfig, scope: &Scope<'_>) -> Result<Self> {
+        let (width, patch, eps) = (config.encoder.hidden_size, config.patch_size, config.encoder.layer_norm_eps as f32);
+        if patch == 0 || config.image_size % patch != 0 {
+            let size = config.image_size;
+            return Err(Error::Request(format!("CLIP: image_size {size} is not a multiple of patch_size {patch}")));
+        }
+        let tokens = (config.image_size / patch).pow(2) + 1;
+        let embeddings = scope.at("embeddings");
+        embeddings.ignore("position_ids");
+        Ok(Self {
+            patch_embedding: embeddings
+                .at("patch_embedding")
+                .get("weight", (width, config.num_channels, patch, patch))?,
+            class_embedding: embeddings.get("class_embedding", width)?,
+            position_embedding: embeddings.at("position_embedding").get("weight", (tokens, width))?,
+            pre_layrnorm: LayerNorm::new(width, eps, &scope.at("pre_layrnorm"))?,
+            encoder: Encoder::new(&config.encoder, false, scope)?,
+            post_layernorm: LayerNorm::new(width, eps, &scope.at("post_layernorm"))?,
+            config: config.clone(),
+        })
+    }
+
+    /// `pixels` samples x channels x size x size to samples x width.
+    fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        let samples = pixels.dim(0)?;
+        let width = self.config.encoder.hidden_size;
+        let no_bias = Tensor::zeros(width, DType::F32, pixels.device())?;
+        let patch = self.config.patch_size;
+        let patches = ops::conv2d(pixels, &self.patch_embedding, &no_bias, patch, (0, 0))?;
+        let patches = patches.flatten_from(2)?.transpose(1, 2)?;
+        let class = self.class_embedding.reshape((1, 1, width))?.broadcast_as((samples, 1, width))?;
+        let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position_embedding)?;
+        let (_, last) = self.encoder.forward(self.pre_layrnorm.forward(&x)?)?;
+        Ok(self.post_layernorm.forward(&last.i((.., 0))?.contiguous()?)?)
+    }
+}
+
+/// `CLIPModel`: embeds texts and pictures in one space, where the cosine tells how well they fit.
+pub struct ClipModel {
+    text: ClipTextModel,
+    vision: VisionModel,
+    visual_projection: Linear,
+    /// ln of the factor between cosines and logits.
+    logit_scale: Tensor,
+    tokenizer: ClipTokenizer,
+    processor: ClipImageProcessor,
+    name: String,
+}
+
+impl ClipModel {
+    /// Opens a folder in the transformers layout: configuration, weights, tokenizer, preprocessor.
+    ///
+    /// # Errors
+    /// If its files cannot be read or do not fit each other.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config: ClipConfig = read_json(&folder.join("config.json"))?;
+        let tokenizer = ClipTokenizer::open(folder)?;
+        let processor = ClipImageProcessor::open(&folder.join("preprocessor_config.json"))?;
+        let name = folder.canonicalize().map_err(Error::io(folder))?;
+        let name = name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        Checkpoint::open(folder, "model", None)?.load()?.build(|scope| {
+            let mut text_config = config.text_config.clone();
+            text_config.projection_dim = config.projection_dim;
+            let width = config.vision_config.encoder.hidden_size;
+            let projection = scope.at("visual_projection");
+            Ok(Self {
+                text: ClipTextModel::new(&text_config, true, &scope)?,
+                vision: VisionModel::new(&config.vision_config, &scope.at("vision_model"))?,
+                visual_projection: Linear::without_bias(width, config.projection_dim, &projection)?,
+                logit_scale: scope.get("logit_scale", ())?,
+                tokenizer,
+                processor,
+                name,
+            })
+        })
+    }
+
+    /// The name of its folder.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Unit vectors of token rows (samples x tokens, u32): samples x projection.
+    ///
+    /// # Errors
+    /// See [`ClipTextModel::forward`].
+    pub fn embed_ids(&self, ids: &Tensor) -> Result<Tensor> {
+        unit(&self.text.forward(ids)?.pooled)
+    }
+
+    /// Unit vectors of texts: texts x projection.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn embed_texts(&self, texts: &[String]) -> Result<Tensor> {
+        self.embed_ids(&self.tokenizer.encode_batch(texts)?)
+    }
+
+    /// Unit vectors of prepared pixels (samples x channels x size x size): samples x projection.
+    ///
+    /// # Errors
+    /// If the size is not the model's.
+    pub fn embed_pixels(&self, pixels: &Tensor) -> Result<Tensor> {
+        unit(&self.visual_projection.forward(&self.vision.forward(pixels)?, &Context::default())?)
+    }
+
+    /// Unit vectors of pictures in [0, 1] (samples x height x width x 3), resized and normalised as the model wants.
+    ///
+    /// # Errors
+    /// If the pictures are not RGB.
+    pub fn embed_pictures(&self, pictures: &Tensor) -> Result<Tensor> {
+        self.embed_pixels(&self.processor.prepare(pictures)?)
+    }
+
+    /// Logits of every text for every picture: texts x pictures, from unit vectors.
+    ///
+    /// # Errors
+    /// If the widths differ.
+    pub fn logits(&self, texts: &Tensor, pictures: &Tensor) -> Result<Tensor> {
+        Ok(texts.matmul(&pictures.t()?)?.broadcast_mul(&self.logit_scale.exp()?)?)
+    }
+}
+
+fn unit(x: &Tensor) -> Result<Tensor> {
+    Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?)
+}

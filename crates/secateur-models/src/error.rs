@@ -1,0 +1,55 @@
+use std::path::{Path, PathBuf};
+
+/// What can go wrong with a model's files, its configuration, or while it runs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file holds something that cannot be used.
+    #[error("{}: {problem}", path.display())]
+    Invalid {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A request that the model cannot serve.
+    #[error("{0}")]
+    Request(String),
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// A layer failed, or the weights do not fit the configuration.
+    #[error(transparent)]
+    Layer(#[from] secateur_nn::Error),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An [`Error::Invalid`].
+    pub fn invalid(path: impl AsRef<Path>, problem: impl ToString) -> Self {
+        Self::Invalid { path: path.as_ref().to_owned(), problem: problem.to_string() }
+    }
+
+    /// Wraps an error of the file system.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { path: path.as_ref().to_owned(), source }
+    }
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|error| Error::invalid(path, error))
+}

@@ -1,0 +1,31 @@
+//! Diffusion model families in the diffusers layout: open, generate, describe, save.
+//!
+//! A family is a forward and a description of itself ([`Structure`]); it knows nothing of compression.
+
+mod checkpoint;
+mod clip;
+mod error;
+mod folder;
+mod mmdit;
+mod noise;
+mod pipeline;
+mod preprocess;
+mod save;
+mod scheduler;
+mod structure;
+mod tokenizer;
+mod vae;
+
+pub use checkpoint::{Checkpoint, TensorInfo};
+pub use clip::{ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput};
+pub use error::{Error, Result};
+pub use folder::{Generation, Manifest, ModelFolder, Prompts, read_prompts};
+pub use mmdit::{Mmdit, MmditConfig};
+pub use noise::noise;
+pub use pipeline::{Conditioning, Denoiser, Observer, Pipeline, Sampling};
+pub use preprocess::ClipImageProcessor;
+pub use save::{OutputFolder, cast};
+pub use scheduler::{FlowMatchEuler, FlowMatchEulerConfig};
+pub use structure::{Block, Geometry, Layer, Operation, Prunable, Structure, UnitKind};
+pub use tokenizer::ClipTokenizer;
+pub use vae::{AutoencoderKl, AutoencoderKlConfig};

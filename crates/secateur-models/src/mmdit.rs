@@ -1,0 +1,475 @@
+//! SD3Transformer2DModel: the joint-attention transformer (MMDiT) of SD3 and SD3.5.
+
+use crate::error::{Error, Result, read_json};
+use crate::pipeline::{Conditioning, Denoiser};
+use crate::structure::{Block, Geometry, Layer, Operation, Prunable, Structure, UnitKind};
+use candle_core::{D, Device, Tensor};
+use secateur_nn::{Activation, Context, Conv2d, Linear, RmsNorm, Scope, ops};
+use serde::Deserialize;
+use std::path::Path;
+
+const EPS: f32 = 1e-6;
+/// Width of the sinusoidal timestep embedding.
+const TIME_CHANNELS: usize = 256;
+
+/// Configuration of an `SD3Transformer2DModel`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MmditConfig {
+    /// Height and width of the latents it was trained for.
+    pub sample_size: usize,
+    /// Side of a token, in latents.
+    pub patch_size: usize,
+    /// Latent channels.
+    pub in_channels: usize,
+    num_layers: usize,
+    attention_head_dim: usize,
+    num_attention_heads: usize,
+    /// Width of the text states.
+    pub joint_attention_dim: usize,
+    caption_projection_dim: usize,
+    /// Width of the pooled text.
+    pub pooled_projection_dim: usize,
+    #[serde(default)]
+    out_channels: Option<usize>,
+    pos_embed_max_size: usize,
+    #[serde(default)]
+    dual_attention_layers: Vec<usize>,
+    #[serde(default)]
+    qk_norm: Option<String>,
+}
+
+impl MmditConfig {
+    /// Reads a component's `config.json`.
+    ///
+    /// # Errors
+    /// If it cannot be read, contradicts itself, or asks for something that is not supported.
+    pub fn open(path: &Path) -> Result<Self> {
+        let config: Self = read_json(path)?;
+        let invalid = |problem: String| Err(Error::invalid(path, problem));
+        if let Some(norm) = config.qk_norm.as_deref().filter(|norm| *norm != "rms_norm") {
+            return invalid(format!("qk_norm {norm:?} is not supported"));
+        }
+        if config.caption_projection_dim != config.width() {
+            let (caption, width) = (config.caption_projection_dim, config.width());
+            return invalid(format!("caption_projection_dim {caption} differs from heads x head size {width}"));
+        }
+        let positive = [config.patch_size, config.in_channels, config.num_layers, config.width()];
+        if positive.contains(&0) || config.sample_size < config.patch_size {
+            return invalid("sizes must be positive, and sample_size no less than patch_size".into());
+        }
+        Ok(config)
+    }
+
+    fn width(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    fn out_channels(&self) -> usize {
+        self.out_channels.unwrap_or(self.in_channels)
+    }
+
+    /// Whether a block's text stream ends with it: the last one's is not read by anything.
+    fn context_pre_only(&self, block: usize) -> bool {
+        block + 1 == self.num_layers
+    }
+
+    fn dual(&self, block: usize) -> bool {
+        self.dual_attention_layers.contains(&block)
+    }
+
+    /// The model's description of itself, from its configuration alone.
+    #[must_use]
+    pub fn structure(&self, geometry: &Geometry) -> Structure {
+        let width = self.width();
+        let patch = self.patch_size;
+        let image = (geometry.latent.0 / patch) * (geometry.latent.1 / patch);
+        let text = geometry.text;
+        let plain = |name: &str, rows, inputs, outputs| Layer {
+            name: name.into(),
+            operation: Operation::Linear { rows, inputs, outputs },
+            prunable: None,
+        };
+        let patch_embed =
+            Operation::Convolution { pixels: image, inputs: self.in_channels, outputs: width, kernel: patch };
+        let mut blocks = vec![Block {
+            name: "embedders".into(),
+            layers: vec![
+                Layer { name: "pos_embed.proj".into(), operation: patch_embed, prunable: None },
+                plain("time_text_embed.timestep_embedder.linear_1", 1, TIME_CHANNELS, width),
+                plain("time_text_embed.timestep_embedder.linear_2", 1, width, width),
+                plain("time_text_embed.text_embedder.linear_1", 1, self.pooled_projection_dim, width),
+                plain("time_text_embed.text_embedder.linear_2", 1, width, width),
+                plain("context_embedder", text, self.joint_attention_dim, width),
+            ],
+        }];
+        blocks.extend((0..self.num_layers).map(|index| self.block_structure(index, image, text)));
+        blocks.push(Block {
+            name: "output".into(),
+            layers: vec![
+                plain("norm_out.linear", 1, width, 2 * width),
+                plain("proj_out", image, width, patch * patch * self.out_channels()),
+            ],
+        });
+        Structure { blocks }
+    }
+
+    fn block_structure(&self, index: usize, image: usize, text: usize) -> Block {
+        use UnitKind::{AttentionOutput, FeedForwardDown, FeedForwardUp, QueryKeyValue};
+        let prefix = format!("transformer_blocks.{index}");
+        let (width, inner) = (self.width(), 4 * self.width());
+        let (dual, last) = (self.dual(index), self.context_pre_only(index));
+        let mut layers = Vec::new();
+        let linear = |layer: &str, rows, inputs, outputs, prunable: Option<(UnitKind, &str)>| Layer {
+            name: format!("{prefix}.{layer}").into(),
+            operation: Operation::Linear { rows, inputs, outputs },
+            prunable: prunable.map(|(unit, input)| Prunable { unit, input: format!("{prefix}.{input}").into() }),
+        };
+        let attention = |module: &str, tokens| Layer {
+            name: format!("{prefix}.{module}").into(),
+            operation: Operation::Attention { queries: tokens, keys: tokens, width },
+            prunable: None,
+        };
+        layers.push(linear("norm1.linear", 1, width, if dual { 9 } else { 6 } * width, None));
+        layers.push(linear("norm1_context.linear", 1, width, if last { 2 } else { 6 } * width, None));
+        let streams = [("attn.to_", "", image), ("attn.add_", "_proj", text)];
+        for (before, after, rows) in streams {
+            let input = format!("{before}q{after}");
+            for projection in ["q", "k", "v"] {
+                let name = format!("{before}{projection}{after}");
+                layers.push(linear(&name, rows, width, width, Some((QueryKeyValue, &input))));
+            }
+        }
+        if dual {
+            for name in ["attn2.to_q", "attn2.to_k", "attn2.to_v"] {
+                layers.push(linear(name, image, width, width, Some((QueryKeyValue, "attn2.to_q"))));
+            }
+        }
+        layers.push(attention("attn", image + text));
+        let mut single = |name: &str, rows, inputs, outputs, unit| {
+            layers.push(linear(name, rows, inputs, outputs, Some((unit, name))));
+        };
+        single("attn.to_out.0", image, width, width, AttentionOutput);
+        if !last {
+            single("attn.to_add_out", text, width, width, AttentionOutput);
+        }
+        if dual {
+            single("attn2.to_out.0", image, width, width, AttentionOutput);
+        }
+        single("ff.net.0.proj", image, width, inner, FeedForwardUp);
+        if !last {
+            single("ff_context.net.0.proj", text, width, inner, FeedForwardUp);
+        }
+        single("ff.net.2", image, inner, width, FeedForwardDown);
+        if !last {
+            single("ff_context.net.2", text, inner, width, FeedForwardDown);
+        }
+        if dual {
+            layers.push(attention("attn2", image));
+        }
+        Block { name: prefix, layers }
+    }
+}
+
+/// Query, key and value projections of one stream, with the optional norms of query and key.
+struct Projections {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    norms: Option<(RmsNorm, RmsNorm)>,
+}
+
+impl Projections {
+    /// `names`: of the three linears and the two norms.
+    fn new(config: &MmditConfig, names: [&str; 5], scope: &Scope<'_>) -> Result<Self> {
+        let width = config.width();
+        let linear = |name: &str| Linear::new(width, width, &scope.at(name));
+        let norm = |name: &str| RmsNorm::new(config.attention_head_dim, EPS, &scope.at(name));
+        let norms = match config.qk_norm {
+            Some(_) => Some((norm(names[3])?, norm(names[4])?)),
+            None => None,
+        };
+        Ok(Self { q: linear(names[0])?, k: linear(names[1])?, v: linear(names[2])?, norms })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<[Tensor; 3]> {
+        let (q, k) = (self.q.forward(x, context)?, self.k.forward(x, context)?);
+        let v = self.v.forward(x, context)?;
+        Ok(match &self.norms {
+            Some((norm_q, norm_k)) => [norm_q.forward(&q)?, norm_k.forward(&k)?, v],
+            None => [q, k, v],
+        })
+    }
+}
+
+/// GELU feed-forward.
+struct FeedForward {
+    proj: Linear,
+    out: Linear,
+}
+
+impl FeedForward {
+    fn new(width: usize, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self {
+            proj: Linear::new(width, 4 * width, &scope.at("net.0.proj"))?,
+            out: Linear::new(4 * width, width, &scope.at("net.2"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let x = self.proj.forward(x, context)?;
+        let x = {
+            let _span = tracing::trace_span!("activation").entered();
+            ops::activation(Activation::GeluTanh, &x)?
+        };
+        Ok(self.out.forward(&x, context)?)
+    }
+}
+
+const IMAGE: [&str; 5] = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
+const TEXT: [&str; 5] = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
+
+/// The image-only attention of SD3.5-medium's first blocks.
+struct DualAttention {
+    projections: Projections,
+    to_out: Linear,
+}
+
+/// The text stream of a block after attention; the last block has none.
+struct TextOutput {
+    to_add_out: Linear,
+    ff_context: FeedForward,
+}
+
+struct JointBlock {
+    norm1: Linear,
+    norm1_context: Linear,
+    image: Projections,
+    text: Projections,
+    to_out: Linear,
+    dual: Option<DualAttention>,
+    ff: FeedForward,
+    text_output: Option<TextOutput>,
+    heads: usize,
+}
+
+impl JointBlock {
+    fn new(config: &MmditConfig, index: usize, scope: &Scope<'_>) -> Result<Self> {
+        let width = config.width();
+        let (dual, last) = (config.dual(index), config.context_pre_only(index));
+        let attn = scope.at("attn");
+        let to_out = |scope: Scope<'_>| Linear::new(width, width, &scope.at("to_out.0"));
+        let dual_attention = match dual {
+            true => {
+                let scope = scope.at("attn2");
+                let projections = Projections::new(config, IMAGE, &scope)?;
+                Some(DualAttention { projections, to_out: to_out(scope)? })
+            }
+            false => None,
+        };
+        let text_output = match last {
+            true => None,
+            false => Some(TextOutput {
+                to_add_out: Linear::new(width, width, &attn.at("to_add_out"))?,
+                ff_context: FeedForward::new(width, &scope.at("ff_context"))?,
+            }),
+        };
+        let modulation = |count, name: &str| Linear::new(width, count * width, &scope.at(name).at("linear"));
+        Ok(Self {
+            norm1: modulation(if dual { 9 } else { 6 }, "norm1")?,
+            norm1_context: modulation(if last { 2 } else { 6 }, "norm1_context")?,
+            image: Projections::new(config, IMAGE, &attn)?,
+            text: Projections::new(config, TEXT, &attn)?,
+            to_out: to_out(attn.clone())?,
+            dual: dual_attention,
+            ff: FeedForward::new(width, &scope.at("ff"))?,
+            text_output,
+            heads: config.num_attention_heads,
+        })
+    }
+
+    /// One block over both streams; `time` is SiLU of the time and text embedding. The text stream of the last block
+    /// comes back as it went in.
+    fn forward(&self, x: Tensor, text: Tensor, time: &Tensor, context: &Context<'_>) -> Result<(Tensor, Tensor)> {
+        let image = Modulation::new(&self.norm1, time, context)?;
+        let words = Modulation::new(&self.norm1_context, time, context)?;
+        let tokens = x.dim(1)?;
+
+        // AdaLayerNormZero orders its parts shift, scale, gate; AdaLayerNormContinuous scale, shift.
+        let norm_x = modulate(&x, &image.part(1)?, &image.part(0)?)?;
+        let norm_text = match self.text_output {
+            Some(_) => modulate(&text, &words.part(1)?, &words.part(0)?)?,
+            None => modulate(&text, &words.part(0)?, &words.part(1)?)?,
+        };
+        let [q, k, v] = self.image.forward(&norm_x, context)?;
+        let [text_q, text_k, text_v] = self.text.forward(&norm_text, context)?;
+        let attention = {
+            let _span = tracing::trace_span!("attention").entered();
+            let join = |a: &Tensor, b: &Tensor| Tensor::cat(&[a, b], 1);
+            ops::attention(&join(&q, &text_q)?, &join(&k, &text_k)?, &join(&v, &text_v)?, self.heads, false)?
+        };
+        let y = self.to_out.forward(&attention.narrow(1, 0, tokens)?.contiguous()?, context)?;
+        // The second attention reads the block's input, so it is normalised before the first is added.
+        let dual_input = match self.dual {
+            Some(_) => Some(modulate(&x, &image.part(7)?, &image.part(6)?)?),
+            None => None,
+        };
+        let mut x = gated(&x, &image.part(2)?, &y)?;
+        if let (Some(dual), Some(input)) = (&self.dual, dual_input) {
+            let [q, k, v] = dual.projections.forward(&input, context)?;
+            let y = {
+                let _span = tracing::trace_span!("attention").entered();
+                ops::attention(&q, &k, &v, self.heads, false)?
+            };
+            x = gated(&x, &image.part(8)?, &dual.to_out.forward(&y, context)?)?;
+        }
+        let y = self.ff.forward(&modulate(&x, &image.part(4)?, &image.part(3)?)?, context)?;
+        x = gated(&x, &image.part(5)?, &y)?;
+
+        let Some(output) = &self.text_output else { return Ok((x, text)) };
+        let y = attention.narrow(1, tokens, text.dim(1)?)?.contiguous()?;
+        let text = gated(&text, &words.part(2)?, &output.to_add_out.forward(&y, context)?)?;
+        let y = output.ff_context.forward(&modulate(&text, &words.part(4)?, &words.part(3)?)?, context)?;
+        Ok((x, gated(&text, &words.part(5)?, &y)?))
+    }
+}
+
+/// The parts into which a modulation linear's output is cut.
+struct Modulation {
+    values: Tensor,
+    width: usize,
+}
+
+impl Modulation {
+    fn new(linear: &Linear, time: &Tensor, context: &Context<'_>) -> Result<Self> {
+        Ok(Self { values: linear.forward(time, context)?, width: time.dim(D::Minus1)? })
+    }
+
+    fn part(&self, index: usize) -> Result<Tensor> {
+        Ok(self.values.narrow(1, index * self.width, self.width)?)
+    }
+}
+
+fn modulate(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    let _span = tracing::trace_span!("norm").entered();
+    Ok(ops::layer_norm_modulated(x, scale, shift, EPS)?)
+}
+
+fn gated(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let _span = tracing::trace_span!("residual").entered();
+    Ok(ops::gated_add(x, gate, y)?)
+}
+
+/// Two linears with SiLU between.
+struct Embedder {
+    linear_1: Linear,
+    linear_2: Linear,
+}
+
+impl Embedder {
+    fn new(inputs: usize, width: usize, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self {
+            linear_1: Linear::new(inputs, width, &scope.at("linear_1"))?,
+            linear_2: Linear::new(width, width, &scope.at("linear_2"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let x = ops::activation(Activation::Silu, &self.linear_1.forward(x, context)?)?;
+        Ok(self.linear_2.forward(&x, context)?)
+    }
+}
+
+/// `SD3Transformer2DModel`.
+pub struct Mmdit {
+    config: MmditConfig,
+    proj: Conv2d,
+    pos_embed: Tensor,
+    timestep_embedder: Embedder,
+    text_embedder: Embedder,
+    context_embedder: Linear,
+    transformer_blocks: Vec<JointBlock>,
+    norm_out: Linear,
+    proj_out: Linear,
+}
+
+impl Mmdit {
+    /// Builds the model.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn new(config: &MmditConfig, scope: &Scope<'_>) -> Result<Self> {
+        let (width, patch) = (config.width(), config.patch_size);
+        let positions = config.pos_embed_max_size;
+        let pos_embed = scope.at("pos_embed");
+        let embedders = scope.at("time_text_embed");
+        let block = |i| JointBlock::new(config, i, &scope.at(format!("transformer_blocks.{i}")));
+        Ok(Self {
+            proj: Conv2d::new((config.in_channels, width), patch, patch, (0, 0), &pos_embed.at("proj"))?,
+            pos_embed: pos_embed.get("pos_embed", (1, positions * positions, width))?,
+            timestep_embedder: Embedder::new(TIME_CHANNELS, width, &embedders.at("timestep_embedder"))?,
+            text_embedder: Embedder::new(config.pooled_projection_dim, width, &embedders.at("text_embedder"))?,
+            context_embedder: Linear::new(config.joint_attention_dim, width, &scope.at("context_embedder"))?,
+            transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
+            norm_out: Linear::new(width, 2 * width, &scope.at("norm_out.linear"))?,
+            proj_out: Linear::new(width, patch * patch * config.out_channels(), &scope.at("proj_out"))?,
+            config: config.clone(),
+        })
+    }
+
+    /// The middle `height` x `width` of the square table of positions: 1 x tokens x channels.
+    fn positions(&self, height: usize, width: usize) -> Result<Tensor> {
+        let side = self.config.pos_embed_max_size;
+        if height > side || width > side {
+            let problem = format!("{height} x {width} tokens, and the model has positions for {side} x {side}");
+            return Err(Error::Request(problem));
+        }
+        let channels = self.pos_embed.dim(2)?;
+        let table = self.pos_embed.reshape((side, side, channels))?;
+        let table = table.narrow(0, (side - height) / 2, height)?.narrow(1, (side - width) / 2, width)?;
+        Ok(table.reshape((1, height * width, channels))?)
+    }
+}
+
+/// Cosines, then sines, of t times 128 frequencies from 1 down to 1/10000: samples x 256.
+fn timestep_embedding(timesteps: &[f32]) -> Result<Tensor> {
+    let half = TIME_CHANNELS / 2;
+    let frequency = |i: usize| (-(10000f32.ln()) * i as f32 / half as f32).exp();
+    let mut values = Vec::with_capacity(timesteps.len() * TIME_CHANNELS);
+    for &t in timesteps {
+        values.extend((0..half).map(|i| (t * frequency(i)).cos()));
+        values.extend((0..half).map(|i| (t * frequency(i)).sin()));
+    }
+    Ok(Tensor::from_vec(values, (timesteps.len(), TIME_CHANNELS), &Device::Cpu)?)
+}
+
+impl Denoiser for Mmdit {
+    fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
+        let (samples, _, height, width) = latents.dims4()?;
+        let patch = self.config.patch_size;
+        if height % patch != 0 || width % patch != 0 {
+            return Err(Error::Request(format!("latents of {height} x {width} do not divide into patches of {patch}")));
+        }
+        let (rows, columns) = (height / patch, width / patch);
+        let x = self.proj.forward(latents)?.flatten_from(2)?.transpose(1, 2)?;
+        let mut x = x.broadcast_add(&self.positions(rows, columns)?)?;
+        let time = self.timestep_embedder.forward(&timestep_embedding(timesteps)?, context)?;
+        let time = (time + self.text_embedder.forward(&conditioning.pooled, context)?)?;
+        let time = ops::activation(Activation::Silu, &time)?;
+        let mut text = self.context_embedder.forward(&conditioning.text, context)?;
+        for block in &self.transformer_blocks {
+            (x, text) = block.forward(x, text, &time, context)?;
+        }
+        let output = Modulation::new(&self.norm_out, &time, context)?;
+        let x = modulate(&x, &output.part(0)?, &output.part(1)?)?;
+        let x = self.proj_out.forward(&x, context)?;
+        let channels = self.config.out_channels();
+        let x = x.reshape((samples, rows, columns, patch, patch, channels))?.permute((0, 5, 1, 3, 2, 4))?;
+        Ok(x.reshape((samples, channels, height, width))?)
+    }
+}

@@ -1,0 +1,259 @@
+//! From prompts to pictures.
+
+use crate::clip::ClipTextModel;
+use crate::error::{Error, Result};
+use crate::folder::ModelFolder;
+use crate::mmdit::Mmdit;
+use crate::noise::noise;
+use crate::scheduler::FlowMatchEulerConfig;
+use crate::structure::Structure;
+use crate::tokenizer::ClipTokenizer;
+use crate::vae::AutoencoderKl;
+use candle_core::{DType, Device, Tensor};
+use secateur_nn::{Context, Parameters, Probe, Step};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// What a denoiser is told beside the latents and the time.
+#[derive(Clone, Debug)]
+pub struct Conditioning {
+    /// Text states: samples x tokens x width.
+    pub text: Tensor,
+    /// Pooled text: samples x width.
+    pub pooled: Tensor,
+}
+
+impl Conditioning {
+    fn cat(&self, other: &Self) -> Result<Self> {
+        Ok(Self {
+            text: Tensor::cat(&[&self.text, &other.text], 0)?,
+            pooled: Tensor::cat(&[&self.pooled, &other.pooled], 0)?,
+        })
+    }
+
+    fn repeat(&self, samples: usize) -> Result<Self> {
+        let (_, tokens, width) = self.text.dims3()?;
+        Ok(Self {
+            text: self.text.broadcast_as((samples, tokens, width))?.contiguous()?,
+            pooled: self.pooled.broadcast_as((samples, self.pooled.dim(1)?))?.contiguous()?,
+        })
+    }
+}
+
+/// The network that is called at every step.
+pub trait Denoiser: Send + Sync {
+    /// Predicts noise or velocity for `latents` (samples x channels x height x width) at `timesteps` (one a sample).
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or the context's probe objects.
+    fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+        context: &Context<'_>,
+    ) -> Result<Tensor>;
+}
+
+/// Told about progress; may end the work.
+pub trait Observer {
+    /// A stage of `total` units begins.
+    fn begin(&self, stage: &str, total: usize, unit: &str) {
+        let _ = (stage, total, unit);
+    }
+
+    /// `amount` more units are done.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] to stop.
+    fn advance(&self, amount: usize) -> Result<()> {
+        let _ = amount;
+        Ok(())
+    }
+}
+
+/// Nobody is interested.
+impl Observer for () {}
+
+/// How to sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale; 1 or less switches guidance off.
+    pub guidance: f64,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Images at a time.
+    pub batch: usize,
+}
+
+/// A text-to-image pipeline with its weights.
+pub struct Pipeline {
+    folder: ModelFolder,
+    parameters: Parameters,
+    denoiser: Mmdit,
+    scheduler: FlowMatchEulerConfig,
+    encoders: Vec<(ClipTokenizer, ClipTextModel)>,
+    vae: AutoencoderKl,
+}
+
+impl Pipeline {
+    /// Loads all components.
+    ///
+    /// # Errors
+    /// If a component's files cannot be read or do not fit each other.
+    pub fn open(folder: ModelFolder) -> Result<Self> {
+        let (path, variant) = (folder.path().to_owned(), folder.variant().map(str::to_owned));
+        let parameters = folder.checkpoint().load()?;
+        let denoiser = build(&folder, &parameters)?;
+        let mut encoders = Vec::new();
+        for (tokenizer, encoder) in [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")] {
+            let tokenizer = ClipTokenizer::open(&path.join(tokenizer))?;
+            encoders.push((tokenizer, ClipTextModel::open(&path.join(encoder), variant.as_deref())?));
+        }
+        Ok(Self {
+            scheduler: FlowMatchEulerConfig::open(&path.join("scheduler/scheduler_config.json"))?,
+            vae: AutoencoderKl::open(&path.join("vae"), variant.as_deref())?,
+            folder,
+            parameters,
+            denoiser,
+            encoders,
+        })
+    }
+
+    /// The folder it came from.
+    #[must_use]
+    pub fn folder(&self) -> &ModelFolder {
+        &self.folder
+    }
+
+    /// The denoiser's weights.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The denoiser.
+    #[must_use]
+    pub fn denoiser(&self) -> &dyn Denoiser {
+        &self.denoiser
+    }
+
+    /// The autoencoder.
+    #[must_use]
+    pub fn vae(&self) -> &AutoencoderKl {
+        &self.vae
+    }
+
+    /// The denoiser's description of itself.
+    #[must_use]
+    pub fn structure(&self) -> Structure {
+        self.folder.structure()
+    }
+
+    /// Sets denoiser weights, by parameter name, and builds the denoiser again from them.
+    ///
+    /// # Errors
+    /// If a name is unknown or a shape differs.
+    pub fn replace(&mut self, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+        for (name, weight) in weights {
+            self.parameters.replace(name, weight.clone())?;
+        }
+        self.denoiser = build(&self.folder, &self.parameters)?;
+        Ok(())
+    }
+
+    /// Text states and pooled text of prompts: both CLIP encoders side by side in width, padded with zeros to the
+    /// denoiser's, followed by zeros in the place of T5's tokens.
+    ///
+    /// # Errors
+    /// If a prompt cannot be tokenized.
+    pub fn encode_prompts(&self, prompts: &[String]) -> Result<Conditioning> {
+        let (mut states, mut pooled) = (Vec::new(), Vec::new());
+        for (tokenizer, encoder) in &self.encoders {
+            let output = encoder.forward(&tokenizer.encode_batch(prompts)?)?;
+            states.push(output.penultimate);
+            pooled.push(output.pooled);
+        }
+        let clip = Tensor::cat(&states, 2)?;
+        let (samples, tokens, width) = clip.dims3()?;
+        let joint = self.folder.denoiser().joint_attention_dim;
+        if width > joint {
+            let problem = format!("CLIP states of width {width} do not fit a joint_attention_dim of {joint}");
+            return Err(Error::Request(problem));
+        }
+        let missing = self.folder.manifest().generation.max_sequence_length;
+        let clip = clip.pad_with_zeros(2, 0, joint - width)?;
+        let absent = Tensor::zeros((samples, missing, joint), DType::F32, &Device::Cpu)?;
+        debug_assert_eq!(tokens + missing, self.folder.geometry().text);
+        Ok(Conditioning { text: Tensor::cat(&[&clip, &absent], 1)?, pooled: Tensor::cat(&pooled, 1)? })
+    }
+
+    /// Shape of one image's latents: channels x height x width.
+    #[must_use]
+    pub fn latent_shape(&self) -> [usize; 3] {
+        let (height, width) = self.folder.geometry().latent;
+        [self.folder.denoiser().in_channels, height, width]
+    }
+
+    /// Denoises `latents` (samples x channels x height x width of noise) step by step; `after` sees the latents
+    /// after each step.
+    ///
+    /// # Errors
+    /// If a shape does not fit, or the probe or `after` objects.
+    pub fn denoise(
+        &self,
+        mut latents: Tensor,
+        prompts: &[String],
+        sampling: &Sampling,
+        probe: Option<&dyn Probe>,
+        mut after: impl FnMut(Step, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let (samples, _, height, width) = latents.dims4()?;
+        let patch = self.folder.denoiser().patch_size;
+        let schedule = self.scheduler.schedule(sampling.steps, (height / patch) * (width / patch))?;
+        let guided = sampling.guidance > 1.0;
+        let mut conditioning = self.encode_prompts(prompts)?;
+        if guided {
+            let empty = self.encode_prompts(&[String::new()])?.repeat(samples)?;
+            conditioning = empty.cat(&conditioning)?;
+        }
+        for (index, &timestep) in schedule.timesteps().iter().enumerate() {
+            let step = Step { index, count: sampling.steps };
+            let context = Context { step, probe };
+            let velocity = if guided {
+                let both = Tensor::cat(&[&latents, &latents], 0)?;
+                let both = self.denoiser.forward(&both, &vec![timestep; 2 * samples], &conditioning, &context)?;
+                let (free, told) = (both.narrow(0, 0, samples)?, both.narrow(0, samples, samples)?);
+                (&free + ((told - &free)? * sampling.guidance)?)?
+            } else {
+                self.denoiser.forward(&latents, &vec![timestep; samples], &conditioning, &context)?
+            };
+            latents = schedule.step(index, &latents, &velocity)?;
+            after(step, &latents)?;
+        }
+        Ok(latents)
+    }
+
+    /// Final latents of the images `images` of a run: image i is made of prompt i and of noise that depends on the
+    /// seed and i alone. `observer` is advanced by the samples of a batch at every step.
+    ///
+    /// # Errors
+    /// As [`Pipeline::denoise`].
+    pub fn sample(
+        &self,
+        prompts: &[String],
+        images: Range<usize>,
+        sampling: &Sampling,
+        probe: Option<&dyn Probe>,
+        observer: &dyn Observer,
+    ) -> Result<Tensor> {
+        let start = noise(sampling.seed, images.clone(), &self.latent_shape())?;
+        self.denoise(start, &prompts[images.clone()], sampling, probe, |_, _| observer.advance(images.len()))
+    }
+}
+
+fn build(folder: &ModelFolder, parameters: &Parameters) -> Result<Mmdit> {
+    parameters.build(|scope| Mmdit::new(folder.denoiser(), &scope))
+}

@@ -1,0 +1,352 @@
+//! AutoencoderKL: between pictures and latents.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result, read_json};
+use candle_core::Tensor;
+use secateur_nn::{Context, Conv2d, GroupNorm, Linear, Scope, ops};
+use serde::Deserialize;
+use std::path::Path;
+
+/// Configuration of an `AutoencoderKL`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AutoencoderKlConfig {
+    in_channels: usize,
+    out_channels: usize,
+    latent_channels: usize,
+    block_out_channels: Vec<usize>,
+    down_block_types: Vec<String>,
+    up_block_types: Vec<String>,
+    layers_per_block: usize,
+    norm_num_groups: usize,
+    act_fn: String,
+    /// Latents are multiplied by this after encoding.
+    pub scaling_factor: f64,
+    /// ... after this is taken off.
+    #[serde(default)]
+    pub shift_factor: Option<f64>,
+    #[serde(default = "yes")]
+    mid_block_add_attention: bool,
+    #[serde(default = "yes")]
+    use_quant_conv: bool,
+    #[serde(default = "yes")]
+    use_post_quant_conv: bool,
+    #[serde(default)]
+    latents_mean: Option<Vec<f64>>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl AutoencoderKlConfig {
+    /// Reads a component's `config.json`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or asks for something that is not supported.
+    pub fn open(path: &Path) -> Result<Self> {
+        let config: Self = read_json(path)?;
+        let unsupported = |what: String| Err(Error::invalid(path, format!("{what} is not supported")));
+        let (down, up) = (&config.down_block_types, &config.up_block_types);
+        if let Some(block) = down.iter().find(|b| *b != "DownEncoderBlock2D") {
+            return unsupported(format!("down block {block}"));
+        }
+        if let Some(block) = up.iter().find(|b| *b != "UpDecoderBlock2D") {
+            return unsupported(format!("up block {block}"));
+        }
+        if config.act_fn != "silu" {
+            return unsupported(format!("act_fn {:?}", config.act_fn));
+        }
+        if config.latents_mean.is_some() {
+            return unsupported("latents_mean".into());
+        }
+        let channels = &config.block_out_channels;
+        if channels.is_empty() || channels.len() != down.len() || channels.len() != up.len() {
+            let problem = "block_out_channels, down_block_types and up_block_types differ in length";
+            return Err(Error::invalid(path, problem));
+        }
+        if config.norm_num_groups == 0 || channels.iter().any(|c| c % config.norm_num_groups != 0) {
+            let groups = config.norm_num_groups;
+            return Err(Error::invalid(path, format!("channels {channels:?} do not divide into {groups} groups")));
+        }
+        Ok(config)
+    }
+
+    /// Pixels a latent, in one direction.
+    #[must_use]
+    pub fn factor(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+}
+
+const EPS: f32 = 1e-6;
+
+struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    fn new(inputs: usize, outputs: usize, groups: usize, scope: &Scope<'_>) -> Result<Self> {
+        let conv_shortcut = if inputs == outputs {
+            None
+        } else {
+            Some(Conv2d::new((inputs, outputs), 1, 1, (0, 0), &scope.at("conv_shortcut"))?)
+        };
+        Ok(Self {
+            norm1: GroupNorm::new(groups, inputs, EPS, &scope.at("norm1"))?,
+            conv1: Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope.at("conv1"))?,
+            norm2: GroupNorm::new(groups, outputs, EPS, &scope.at("norm2"))?,
+            conv2: Conv2d::new((outputs, outputs), 3, 1, (1, 1), &scope.at("conv2"))?,
+            conv_shortcut,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
+        match &self.conv_shortcut {
+            Some(shortcut) => Ok((shortcut.forward(x)? + y)?),
+            None => Ok((x + y)?),
+        }
+    }
+}
+
+/// Self-attention of one head over the pixels.
+struct AttentionBlock {
+    group_norm: GroupNorm,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+}
+
+impl AttentionBlock {
+    fn new(channels: usize, groups: usize, scope: &Scope<'_>) -> Result<Self> {
+        let linear = |name: &str| Linear::new(channels, channels, &scope.at(name));
+        Ok(Self {
+            group_norm: GroupNorm::new(groups, channels, EPS, &scope.at("group_norm"))?,
+            to_q: linear("to_q")?,
+            to_k: linear("to_k")?,
+            to_v: linear("to_v")?,
+            to_out: linear("to_out.0")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let context = Context::default();
+        let y = self.group_norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+        let (q, k) = (self.to_q.forward(&y, &context)?, self.to_k.forward(&y, &context)?);
+        let y = ops::attention(&q, &k, &self.to_v.forward(&y, &context)?, 1, false)?;
+        let y = self.to_out.forward(&y, &context)?;
+        Ok((x + y.transpose(1, 2)?.reshape(x.shape())?)?)
+    }
+}
+
+struct MidBlock {
+    first: ResnetBlock,
+    attention: Option<AttentionBlock>,
+    second: ResnetBlock,
+}
+
+impl MidBlock {
+    fn new(channels: usize, config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
+        let groups = config.norm_num_groups;
+        let attention = match config.mid_block_add_attention {
+            true => Some(AttentionBlock::new(channels, groups, &scope.at("attentions.0"))?),
+            false => None,
+        };
+        Ok(Self {
+            first: ResnetBlock::new(channels, channels, groups, &scope.at("resnets.0"))?,
+            attention,
+            second: ResnetBlock::new(channels, channels, groups, &scope.at("resnets.1"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = self.first.forward(x)?;
+        if let Some(attention) = &self.attention {
+            x = attention.forward(&x)?;
+        }
+        self.second.forward(&x)
+    }
+}
+
+/// Residual blocks, then a change of resolution on all levels but the last.
+struct Level {
+    resnets: Vec<ResnetBlock>,
+    resample: Option<Conv2d>,
+}
+
+struct Encoder {
+    conv_in: Conv2d,
+    levels: Vec<Level>,
+    mid_block: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+struct Decoder {
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    levels: Vec<Level>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+/// `AutoencoderKL`.
+pub struct AutoencoderKl {
+    config: AutoencoderKlConfig,
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+}
+
+impl AutoencoderKl {
+    /// Opens a component folder.
+    ///
+    /// # Errors
+    /// If its files cannot be read or do not fit each other.
+    pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
+        let config = AutoencoderKlConfig::open(&folder.join("config.json"))?;
+        let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", variant)?;
+        checkpoint.load()?.build(|scope| Self::new(&config, &scope))
+    }
+
+    /// Builds the model.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn new(config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
+        let (groups, latent) = (config.norm_num_groups, config.latent_channels);
+        let convolution = |inputs, outputs, scope: Scope<'_>| Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope);
+        let channels = &config.block_out_channels;
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let level = |inputs: usize, outputs: usize, count: usize, scope: &Scope<'_>| -> Result<Vec<ResnetBlock>> {
+            let block = |i| ResnetBlock::new(if i == 0 { inputs } else { outputs }, outputs, groups, &scope.at(i));
+            (0..count).map(block).collect()
+        };
+
+        let scope_in = scope.at("encoder");
+        let mut levels = Vec::new();
+        let mut width = first;
+        for (index, &outputs) in channels.iter().enumerate() {
+            let scope = scope_in.at(format!("down_blocks.{index}"));
+            let resnets = level(width, outputs, config.layers_per_block, &scope.at("resnets"))?;
+            let resample = match index + 1 == channels.len() {
+                // diffusers pads right and below only.
+                false => Some(Conv2d::new((outputs, outputs), 3, 2, (0, 1), &scope.at("downsamplers.0.conv"))?),
+                true => None,
+            };
+            levels.push(Level { resnets, resample });
+            width = outputs;
+        }
+        let encoder = Encoder {
+            conv_in: convolution(config.in_channels, first, scope_in.at("conv_in"))?,
+            levels,
+            mid_block: MidBlock::new(last, config, &scope_in.at("mid_block"))?,
+            conv_norm_out: GroupNorm::new(groups, last, EPS, &scope_in.at("conv_norm_out"))?,
+            conv_out: convolution(last, 2 * latent, scope_in.at("conv_out"))?,
+        };
+
+        let scope_out = scope.at("decoder");
+        let mut levels = Vec::new();
+        let mut width = last;
+        for (index, &outputs) in channels.iter().rev().enumerate() {
+            let scope = scope_out.at(format!("up_blocks.{index}"));
+            let resnets = level(width, outputs, config.layers_per_block + 1, &scope.at("resnets"))?;
+            let resample = match index + 1 == channels.len() {
+                false => Some(convolution(outputs, outputs, scope.at("upsamplers.0.conv"))?),
+                true => None,
+            };
+            levels.push(Level { resnets, resample });
+            width = outputs;
+        }
+        let decoder = Decoder {
+            conv_in: convolution(latent, last, scope_out.at("conv_in"))?,
+            mid_block: MidBlock::new(last, config, &scope_out.at("mid_block"))?,
+            levels,
+            conv_norm_out: GroupNorm::new(groups, first, EPS, &scope_out.at("conv_norm_out"))?,
+            conv_out: convolution(first, config.out_channels, scope_out.at("conv_out"))?,
+        };
+
+        let pointwise = |wanted: bool, channels: usize, name: &str| -> Result<Option<Conv2d>> {
+            Ok(match wanted {
+                true => Some(Conv2d::new((channels, channels), 1, 1, (0, 0), &scope.at(name))?),
+                false => None,
+            })
+        };
+        Ok(Self {
+            encoder,
+            decoder,
+            quant_conv: pointwise(config.use_quant_conv, 2 * latent, "quant_conv")?,
+            post_quant_conv: pointwise(config.use_post_quant_conv, latent, "post_quant_conv")?,
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &AutoencoderKlConfig {
+        &self.config
+    }
+
+    /// Pictures in [-1, 1] (samples x 3 x height x width) to mean and log-variance of the latents (samples x channels
+    /// x height / factor x width / factor each), without scaling.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn encode(&self, pictures: &Tensor) -> Result<(Tensor, Tensor)> {
+        let mut x = self.encoder.conv_in.forward(pictures)?;
+        for level in &self.encoder.levels {
+            for resnet in &level.resnets {
+                x = resnet.forward(&x)?;
+            }
+            if let Some(convolution) = &level.resample {
+                x = convolution.forward(&x)?;
+            }
+        }
+        x = self.encoder.mid_block.forward(&x)?;
+        x = self.encoder.conv_out.forward(&self.encoder.conv_norm_out.forward_silu(&x)?)?;
+        if let Some(convolution) = &self.quant_conv {
+            x = convolution.forward(&x)?;
+        }
+        let latent = self.config.latent_channels;
+        Ok((x.narrow(1, 0, latent)?, x.narrow(1, latent, latent)?.clamp(-30f32, 20f32)?))
+    }
+
+    /// Latents without scaling (samples x channels x height x width) to pictures in [-1, 1].
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut x = match &self.post_quant_conv {
+            Some(convolution) => convolution.forward(latents)?,
+            None => latents.clone(),
+        };
+        x = self.decoder.mid_block.forward(&self.decoder.conv_in.forward(&x)?)?;
+        for level in &self.decoder.levels {
+            for resnet in &level.resnets {
+                x = resnet.forward(&x)?;
+            }
+            if let Some(convolution) = &level.resample {
+                let (_, _, height, width) = x.dims4()?;
+                x = convolution.forward(&x.upsample_nearest2d(2 * height, 2 * width)?)?;
+            }
+        }
+        Ok(self.decoder.conv_out.forward(&self.decoder.conv_norm_out.forward_silu(&x)?)?)
+    }
+
+    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn pictures(&self, latents: &Tensor) -> Result<Tensor> {
+        let latents = latents.affine(1.0 / self.config.scaling_factor, self.config.shift_factor.unwrap_or(0.0))?;
+        let pictures = self.decode(&latents)?.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
+        Ok(pictures.permute((0, 2, 3, 1))?.contiguous()?)
+    }
+}

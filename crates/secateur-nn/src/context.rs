@@ -1,0 +1,71 @@
+use crate::Result;
+use candle_core::Tensor;
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+/// The name of a layer in its checkpoint, such as `transformer_blocks.0.attn.to_q`; cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerName(Arc<str>);
+
+impl LayerName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of the layer's weight in the checkpoint.
+    #[must_use]
+    pub fn weight(&self) -> String {
+        format!("{}.weight", self.0)
+    }
+}
+
+impl<T: Into<Arc<str>>> From<T> for LayerName {
+    fn from(name: T) -> Self {
+        Self(name.into())
+    }
+}
+
+impl Borrow<str> for LayerName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LayerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for LayerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A denoising step: of the sampler, not of the model calls, of which some samplers make several a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// 0 is the first, noisiest one.
+    pub index: usize,
+    /// Steps of the whole run.
+    pub count: usize,
+}
+
+/// Watches the inputs of linear layers; calibration is one implementation.
+pub trait Probe {
+    /// `x` (... x inputs) is about to go through `layer`. An error ends the forward pass.
+    fn linear_input(&self, layer: &LayerName, x: &Tensor, step: Step) -> Result<()>;
+}
+
+/// What is passed down a forward; empty, it costs nothing.
+#[derive(Clone, Copy, Default)]
+pub struct Context<'a> {
+    /// The denoising step under way.
+    pub step: Step,
+    /// Who watches, if anybody.
+    pub probe: Option<&'a dyn Probe>,
+}

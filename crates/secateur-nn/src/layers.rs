@@ -1,0 +1,196 @@
+use crate::{Context, LayerName, Result, Scope};
+use candle_core::Tensor;
+use secateur_kernels::ops;
+use tracing::trace_span;
+
+/// y = x W^T + b, the weight outputs x inputs.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    name: LayerName,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// A layer with bias.
+    ///
+    /// # Errors
+    /// See [`Scope::get`].
+    pub fn new(inputs: usize, outputs: usize, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self { bias: Some(scope.get("bias", outputs)?), ..Self::without_bias(inputs, outputs, scope)? })
+    }
+
+    /// A layer without bias.
+    ///
+    /// # Errors
+    /// See [`Scope::get`].
+    pub fn without_bias(inputs: usize, outputs: usize, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self { name: scope.layer_name(), weight: scope.get("weight", (outputs, inputs))?, bias: None })
+    }
+
+    /// `x` (... x inputs) to ... x outputs.
+    ///
+    /// # Errors
+    /// If the shape does not fit, or the probe objects.
+    pub fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        if let Some(probe) = context.probe {
+            probe.linear_input(&self.name, x, context.step)?;
+        }
+        let _span = trace_span!("linear").entered();
+        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+    }
+}
+
+/// A square convolution, weight outputs x inputs x kernel x kernel, with bias.
+#[derive(Clone, Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Tensor,
+    stride: usize,
+    padding: (usize, usize),
+}
+
+impl Conv2d {
+    /// `padding` counts the zeros before (top, left) and after (bottom, right).
+    ///
+    /// # Errors
+    /// See [`Scope::get`].
+    pub fn new(
+        (inputs, outputs): (usize, usize),
+        kernel: usize,
+        stride: usize,
+        padding: (usize, usize),
+        scope: &Scope<'_>,
+    ) -> Result<Self> {
+        let weight = scope.get("weight", (outputs, inputs, kernel, kernel))?;
+        Ok(Self { weight, bias: scope.get("bias", outputs)?, stride, padding })
+    }
+
+    /// `x` samples x inputs x height x width.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _span = trace_span!("convolution").entered();
+        Ok(ops::conv2d(x, &self.weight, &self.bias, self.stride, self.padding)?)
+    }
+}
+
+/// Layer norm with weight and bias.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Over the last `width` elements.
+    ///
+    /// # Errors
+    /// See [`Scope::get`].
+    pub fn new(width: usize, eps: f32, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self { weight: scope.get("weight", width)?, bias: scope.get("bias", width)?, eps })
+    }
+
+    /// `x` ... x width.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _span = trace_span!("norm").entered();
+        Ok(ops::layer_norm_affine(x, &self.weight, &self.bias, self.eps)?)
+    }
+}
+
+/// RMS norm with weight, over successive groups of its width: one head each in a qk-norm.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Over groups of `width` elements.
+    ///
+    /// # Errors
+    /// See [`Scope::get`].
+    pub fn new(width: usize, eps: f32, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self { weight: scope.get("weight", width)?, eps })
+    }
+
+    /// `x` ... x a multiple of width.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _span = trace_span!("norm").entered();
+        Ok(ops::rms_norm(x, &self.weight, self.eps)?)
+    }
+}
+
+/// Group norm with weight and bias, over channels-first images.
+#[derive(Clone, Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f32,
+}
+
+impl GroupNorm {
+    /// `channels` in `groups`.
+    ///
+    /// # Errors
+    /// See [`Scope::get`].
+    pub fn new(groups: usize, channels: usize, eps: f32, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self { weight: scope.get("weight", channels)?, bias: scope.get("bias", channels)?, groups, eps })
+    }
+
+    /// `x` samples x channels x height x width.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, false)
+    }
+
+    /// Group norm, then SiLU.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, true)
+    }
+
+    fn run(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
+        let _span = trace_span!("norm").entered();
+        Ok(ops::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, silu)?)
+    }
+}
+
+/// A table of vectors, looked up by index.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    weight: Tensor,
+}
+
+impl Embedding {
+    /// `count` vectors of `width`.
+    ///
+    /// # Errors
+    /// See [`Scope::get`].
+    pub fn new(count: usize, width: usize, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self { weight: scope.get("weight", (count, width))? })
+    }
+
+    /// `ids` samples x tokens (u32) to samples x tokens x width.
+    ///
+    /// # Errors
+    /// If an index is out of range.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (samples, tokens) = ids.dims2()?;
+        let rows = self.weight.index_select(&ids.flatten_all()?, 0)?;
+        Ok(rows.reshape((samples, tokens, self.weight.dim(1)?))?)
+    }
+}

@@ -1,0 +1,41 @@
+//! Layers under their checkpoint names, and the probe that watches their inputs.
+//!
+//! A layer knows its name in the checkpoint and how to multiply; nothing of diffusion, files or compression.
+//! [`Parameters`] are the named tensors of one component; a model is built from them through a [`Scope`], which
+//! gathers everything that does not fit into one error.
+
+mod context;
+mod layers;
+mod parameters;
+
+pub use context::{Context, LayerName, Probe, Step};
+pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm};
+pub use parameters::{Parameters, Scope};
+pub use secateur_kernels::{Activation, ops};
+
+/// What can go wrong in a layer or while building one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tensors of a component are not those its configuration asks for.
+    #[error("{origin}: the weights do not fit the configuration: {problems}")]
+    Parameters {
+        /// The component's folder or file.
+        origin: String,
+        /// Missing, unexpected and misshapen parameters, at most ten of each, with counts.
+        problems: String,
+    },
+    /// A layer met something it cannot work with.
+    #[error("layer {layer}: {problem}")]
+    Layer {
+        /// The layer's checkpoint name.
+        layer: LayerName,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;

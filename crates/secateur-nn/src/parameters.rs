@@ -1,0 +1,148 @@
+use crate::{Error, LayerName, Result};
+use candle_core::{DType, Device, Shape, Tensor};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The named tensors of one component of a pipeline, as its checkpoint names them.
+///
+/// Tensors are shared, not copied, with the models built from them: replacing one and building again is cheap.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    origin: String,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Parameters {
+    /// `origin` (a folder or file) is named in errors.
+    pub fn new(origin: impl Into<String>, tensors: BTreeMap<String, Tensor>) -> Self {
+        Self { origin: origin.into(), tensors }
+    }
+
+    /// Where the tensors come from.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The tensor of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// Puts `tensor` in the place of the parameter `name`, which must exist with the same shape.
+    ///
+    /// # Errors
+    /// If there is no such parameter, or its shape differs.
+    pub fn replace(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        match self.tensors.get_mut(name) {
+            Some(old) if old.dims() == tensor.dims() => *old = tensor,
+            Some(old) => {
+                let problem = format!("a weight of {:?} cannot take the place of {:?}", tensor.dims(), old.dims());
+                return Err(Error::Layer { layer: name.into(), problem });
+            }
+            None => return Err(Error::Layer { layer: name.into(), problem: "no such parameter".into() }),
+        }
+        Ok(())
+    }
+
+    /// All parameters in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Builds a model. Parameters that `construct` wanted and did not find, or found in another shape, and those it
+    /// never asked for, are gathered into one error.
+    ///
+    /// # Errors
+    /// [`Error::Parameters`], or what `construct` returns.
+    pub fn build<T, E: From<Error>>(
+        &self,
+        construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let ledger = RefCell::new(Ledger::default());
+        let built = construct(Scope { parameters: self, ledger: &ledger, prefix: String::new() })?;
+        let mut ledger = ledger.into_inner();
+        ledger.unexpected = self.tensors.keys().filter(|name| !ledger.used.contains(*name)).cloned().collect();
+        let kinds =
+            [("missing", &ledger.missing), ("of another shape", &ledger.misshapen), ("unexpected", &ledger.unexpected)];
+        let problems: Vec<String> =
+            kinds.iter().filter(|(_, names)| !names.is_empty()).map(|(kind, names)| list(kind, names)).collect();
+        if problems.is_empty() {
+            Ok(built)
+        } else {
+            Err(Error::Parameters { origin: self.origin.clone(), problems: problems.join("; ") }.into())
+        }
+    }
+}
+
+fn list(kind: &str, names: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = if names.len() > SHOWN { ", ..." } else { "" };
+    format!("{} {kind} ({shown}{more})", names.len())
+}
+
+#[derive(Default)]
+struct Ledger {
+    used: BTreeSet<String>,
+    missing: Vec<String>,
+    misshapen: Vec<String>,
+    unexpected: Vec<String>,
+}
+
+/// A place in the tree of parameter names, from which layers take what they need.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    parameters: &'a Parameters,
+    ledger: &'a RefCell<Ledger>,
+    prefix: String,
+}
+
+impl Scope<'_> {
+    /// The scope below `name`, which may hold dots.
+    #[must_use]
+    pub fn at(&self, name: impl std::fmt::Display) -> Self {
+        Self { prefix: self.path(&name.to_string()), ..self.clone() }
+    }
+
+    /// The name of this place: the name of the layer built here.
+    #[must_use]
+    pub fn layer_name(&self) -> LayerName {
+        self.prefix.as_str().into()
+    }
+
+    /// Whether the checkpoint holds a parameter `name` here.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.parameters.tensors.contains_key(&self.path(name))
+    }
+
+    /// The parameter `name` of that shape. One that is missing or misshapen is noted, and a placeholder returned, so
+    /// that [`Parameters::build`] can tell about all of them at once.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        let (path, shape) = (self.path(name), shape.into());
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.used.insert(path.clone());
+        match self.parameters.tensors.get(&path) {
+            Some(tensor) if *tensor.shape() == shape => return Ok(tensor.clone()),
+            Some(tensor) => {
+                ledger.misshapen.push(format!("{path}: {:?} in the file, {:?} wanted", tensor.dims(), shape.dims()));
+            }
+            None => ledger.missing.push(path),
+        }
+        Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+    }
+
+    /// Accepts a parameter that the model does not need, such as a stored constant.
+    pub fn ignore(&self, name: &str) {
+        self.ledger.borrow_mut().used.insert(self.path(name));
+    }
+
+    fn path(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}

@@ -1,0 +1,102 @@
+//! The Hessian of a layer's output error: damping, its factor, and the error that it measures.
+
+use crate::error::{Error, Result};
+use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_inverse::invert_lower_triangular;
+use faer::{Accum, Mat, MatMut, MatRef, Side};
+use secateur_kernels::linear::parallelism;
+use secateur_nn::LayerName;
+
+/// Damping of the reference, relative to the mean of the diagonal.
+const DAMPING: f64 = 0.01;
+/// How often a Hessian that is not positive definite gets ten times the damping.
+const ESCALATIONS: u32 = 6;
+
+/// U, upper triangular with H^-1 = U^T U: U_jj^2 is the curvature that removing weight j meets once the columns
+/// before it are fixed, and U_ij / U_ii how much column j makes up for an error in column i.
+#[derive(Clone, Debug)]
+pub struct Factor {
+    /// d x d, row-major; zero below the diagonal.
+    pub values: Vec<f32>,
+    /// Columns that no input ever reaches (H_jj = 0).
+    pub dead: Vec<usize>,
+    /// What was added to the diagonal, relative to its mean.
+    pub damping: f64,
+}
+
+impl Factor {
+    /// Factors the Hessian `hessian` (d x d, row-major, symmetric) of the input of `layer`, in f64.
+    ///
+    /// With H = R R^T, R upper triangular, U = R^-1: one Cholesky factorisation of the matrix with rows and columns
+    /// reversed, and one triangular inverse; H itself is never inverted. Where H is not positive definite, the
+    /// damping is raised tenfold until it is.
+    ///
+    /// # Errors
+    /// If the Hessian holds values that are not finite, or no damping helps.
+    pub fn new(hessian: &[f32], layer: &LayerName) -> Result<Self> {
+        let columns = hessian.len().isqrt();
+        let diagonal = |j: usize| f64::from(hessian[j * columns + j]);
+        let dead: Vec<usize> = (0..columns).filter(|&j| diagonal(j) == 0.0).collect();
+        let mut diagonals: Vec<f64> = (0..columns).map(diagonal).collect();
+        dead.iter().for_each(|&j| diagonals[j] = 1.0);
+        let mean = diagonals.iter().sum::<f64>() / columns.max(1) as f64;
+        if !mean.is_finite() || mean < 0.0 {
+            return Err(Error::layer(layer, "the Hessian of its input is not finite"));
+        }
+        for escalation in 0..=ESCALATIONS {
+            let damping = DAMPING * 10f64.powi(escalation as i32);
+            let last = columns.wrapping_sub(1);
+            let reversed = Mat::from_fn(columns, columns, |i, j| {
+                let (i, j) = (last - i, last - j);
+                if i == j { diagonals[i] + damping * mean } else { f64::from(hessian[i * columns + j]) }
+            });
+            let Ok(cholesky) = reversed.llt(Side::Lower) else { continue };
+            let mut inverse = Mat::<f64>::zeros(columns, columns);
+            invert_lower_triangular(inverse.as_mut(), cholesky.L(), parallelism());
+            let mut values = vec![0f32; columns * columns];
+            for i in 0..columns {
+                for j in i..columns {
+                    values[i * columns + j] = inverse[(last - i, last - j)] as f32;
+                }
+            }
+            if values.iter().all(|value| value.is_finite()) {
+                return Ok(Self { values, dead, damping });
+            }
+        }
+        Err(Error::layer(layer, "the Hessian of its input is not positive definite, however much it is damped"))
+    }
+
+    /// Bytes that [`Factor::new`] takes for `columns` columns: three matrices in f64 and the result.
+    #[must_use]
+    pub fn scratch(columns: usize) -> u64 {
+        (columns * columns * (3 * size_of::<f64>() + size_of::<f32>())) as u64
+    }
+}
+
+/// The relative error of a layer's output over the calibration: tr(D H D^T) / tr(W H W^T) with D = `pruned` - `weight`
+/// (both rows x d, row-major). 0 where the weight's own output is 0.
+#[must_use]
+pub fn hessian_error(weight: &[f32], pruned: &[f32], hessian: &[f32]) -> f64 {
+    let columns = hessian.len().isqrt();
+    let difference: Vec<f32> = weight.iter().zip(pruned).map(|(w, p)| p - w).collect();
+    let total = energy(weight, hessian, columns);
+    if total > 0.0 { energy(&difference, hessian, columns) / total } else { 0.0 }
+}
+
+/// tr(W H W^T).
+fn energy(weight: &[f32], hessian: &[f32], columns: usize) -> f64 {
+    if columns == 0 || weight.is_empty() {
+        return 0.0;
+    }
+    let rows = weight.len() / columns;
+    let mut product = vec![0f32; weight.len()];
+    matmul(
+        MatMut::from_row_major_slice_mut(&mut product, rows, columns),
+        Accum::Replace,
+        MatRef::from_row_major_slice(weight, rows, columns),
+        MatRef::from_row_major_slice(hessian, columns, columns),
+        1.0,
+        parallelism(),
+    );
+    weight.iter().zip(&product).map(|(&w, &p)| f64::from(w) * f64::from(p)).sum()
+}

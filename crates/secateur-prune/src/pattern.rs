@@ -1,0 +1,74 @@
+use crate::error::Error;
+use std::fmt;
+use std::str::FromStr;
+
+/// Where zeros may fall in a layer's weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pattern {
+    /// Anywhere: this share of all weights.
+    Unstructured(f64),
+    /// `pruned` of every `group` successive weights of a row: 2:4, 4:8, ...
+    SemiStructured {
+        /// Weights that go.
+        pruned: usize,
+        /// Weights in a group.
+        group: usize,
+    },
+}
+
+impl Pattern {
+    /// Zeros anywhere, `sparsity` of all weights.
+    ///
+    /// # Errors
+    /// If the sparsity is not in [0, 1).
+    pub fn unstructured(sparsity: f64) -> Result<Self, Error> {
+        if (0.0..1.0).contains(&sparsity) {
+            return Ok(Self::Unstructured(sparsity));
+        }
+        Err(Error::Request(format!("sparsity {sparsity} is not in [0, 1): give the share of weights to remove")))
+    }
+
+    /// The share of weights removed.
+    #[must_use]
+    pub fn sparsity(&self) -> f64 {
+        match *self {
+            Self::Unstructured(sparsity) => sparsity,
+            Self::SemiStructured { pruned, group } => pruned as f64 / group as f64,
+        }
+    }
+
+    /// Why a weight of that many columns cannot have this pattern, if so.
+    #[must_use]
+    pub fn obstacle(&self, columns: usize) -> Option<String> {
+        match *self {
+            Self::SemiStructured { group, .. } if columns % group != 0 => {
+                let problem = format!("{columns} columns do not divide into groups of {group}");
+                Some(problem + ": exclude the layer, or choose another pattern")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = Error;
+
+    /// Reads `N:M`: N of every M successive weights go.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let parts = text.split_once(':').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
+        match parts {
+            Some((pruned, group)) if 0 < pruned && pruned < group => Ok(Self::SemiStructured { pruned, group }),
+            Some(_) => Err(Error::Request(format!("pattern {text}: of N:M, N must be at least 1 and less than M"))),
+            None => Err(Error::Request(format!("pattern {text:?} is not of the form N:M, such as 2:4"))),
+        }
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unstructured(sparsity) => write!(f, "{} %", (sparsity * 1e6).round() / 1e4),
+            Self::SemiStructured { pruned, group } => write!(f, "{pruned}:{group}"),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What calibration leaves: plain data, in memory or on disk.
+
+use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
+use candle_core::{Device, Tensor};
+use secateur_kernels::gram;
+use secateur_models::{Checkpoint, OutputFolder};
+use secateur_nn::LayerName;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// Statistics of one distinct layer input of width d.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputStatistics {
+    /// H = 2 / (sum of a_t) * sum of a_t X_t^T X_t, where a_t is the weight of the step and every sample counts once
+    /// (OBS-Diff, eq. 5): d x d, symmetric, row-major.
+    pub hessian: Vec<f32>,
+    /// Sum of squares of each column over all rows, unweighted: d.
+    pub squares: Vec<f32>,
+    /// Rows seen.
+    pub rows: u64,
+}
+
+/// Sums while calibration runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Accumulator {
+    gram: Vec<f32>,
+    squares: Vec<f64>,
+    rows: u64,
+    weight: f64,
+}
+
+impl Accumulator {
+    pub(crate) fn new(width: usize) -> Self {
+        Self { gram: vec![0.0; width * width], squares: vec![0.0; width], rows: 0, weight: 0.0 }
+    }
+
+    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`.
+    pub(crate) fn add(&mut self, x: &[f32], samples: usize, weight: f64) {
+        let width = self.squares.len();
+        gram::add_gram(x, width, weight as f32, &mut self.gram);
+        gram::add_column_squares(x, &mut self.squares);
+        self.rows += (x.len() / width.max(1)) as u64;
+        self.weight += weight * samples as f64;
+    }
+
+    /// Whether all that was added was finite.
+    pub(crate) fn is_finite(&self) -> bool {
+        self.squares.iter().all(|square| square.is_finite())
+    }
+
+    pub(crate) fn finish(mut self) -> InputStatistics {
+        let width = self.squares.len();
+        gram::symmetrise(&mut self.gram, width);
+        let scale = if self.weight > 0.0 { (2.0 / self.weight) as f32 } else { 0.0 };
+        self.gram.iter_mut().for_each(|h| *h *= scale);
+        let squares = self.squares.iter().map(|&square| square as f32).collect();
+        InputStatistics { hessian: self.gram, squares, rows: self.rows }
+    }
+}
+
+impl InputStatistics {
+    /// Width of the input.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.squares.len()
+    }
+}
+
+/// Statistics of a whole model on disk: a folder with `statistics.json`, the fingerprint, and
+/// `statistics.safetensors`.
+#[derive(Debug)]
+pub struct SavedStatistics {
+    folder: PathBuf,
+    checkpoint: Checkpoint,
+    saved: Saved,
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Saved {
+    format_version: u32,
+    fingerprint: Fingerprint,
+    rows: BTreeMap<String, u64>,
+}
+
+const FILE: &str = "statistics";
+
+impl SavedStatistics {
+    /// Writes statistics to a new folder.
+    ///
+    /// # Errors
+    /// If the folder exists (and `replace` is not given) or cannot be written.
+    pub fn write(
+        folder: &Path,
+        replace: bool,
+        statistics: &BTreeMap<LayerName, InputStatistics>,
+        fingerprint: &Fingerprint,
+    ) -> Result<()> {
+        let output = OutputFolder::create(folder, replace, &[])?;
+        let mut tensors = HashMap::new();
+        for (name, input) in statistics {
+            let width = input.width();
+            let hessian = Tensor::from_slice(&input.hessian, (width, width), &Device::Cpu)?;
+            let squares = Tensor::from_slice(&input.squares, width, &Device::Cpu)?;
+            tensors.insert(format!("{name}.hessian"), hessian);
+            tensors.insert(format!("{name}.squares"), squares);
+        }
+        let path = output.path().join(format!("{FILE}.safetensors"));
+        candle_core::safetensors::save(&tensors, path)?;
+        let saved = Saved {
+            format_version: 1,
+            fingerprint: fingerprint.clone(),
+            rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
+        };
+        let path = output.path().join(format!("{FILE}.json"));
+        let json = serde_json::to_string_pretty(&saved).map_err(|e| Error::statistics(&path, e))?;
+        std::fs::write(&path, json + "\n").map_err(|e| Error::statistics(&path, e))?;
+        Ok(output.finish()?)
+    }
+
+    /// Opens a statistics folder made with the same model, prompts and settings.
+    ///
+    /// # Errors
+    /// If it cannot be read, or something differs: the error says what.
+    pub fn open(folder: &Path, expected: &Fingerprint) -> Result<Self> {
+        let path = folder.join(format!("{FILE}.json"));
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::statistics(&path, e))?;
+        let saved: Saved = serde_json::from_str(&text).map_err(|e| Error::statistics(&path, e))?;
+        if saved.format_version != 1 {
+            let problem = format!("format_version {} is not understood", saved.format_version);
+            return Err(Error::statistics(&path, problem));
+        }
+        let differences = saved.fingerprint.differences(expected);
+        if !differences.is_empty() {
+            let problem = format!("made with other settings: {}", differences.join("; "));
+            return Err(Error::statistics(folder, problem));
+        }
+        Ok(Self { folder: folder.to_owned(), checkpoint: Checkpoint::open(folder, FILE, None)?, saved })
+    }
+
+    /// The statistics of one input.
+    ///
+    /// # Errors
+    /// If they are not there or damaged.
+    pub fn input(&self, name: &LayerName, width: usize) -> Result<InputStatistics> {
+        let Some(&rows) = self.saved.rows.get(name.as_str()) else {
+            return Err(Error::statistics(&self.folder, format!("no statistics of the input of {name}")));
+        };
+        let hessian = self.checkpoint.read(&format!("{name}.hessian"))?;
+        let squares = self.checkpoint.read(&format!("{name}.squares"))?;
+        if hessian.dims() != [width, width] || squares.dims() != [width] {
+            let problem = format!("the Hessian of {name} is {:?}, {width} x {width} wanted", hessian.dims());
+            return Err(Error::statistics(&self.folder, problem));
+        }
+        Ok(InputStatistics { hessian: hessian.flatten_all()?.to_vec1()?, squares: squares.to_vec1()?, rows })
+    }
+}

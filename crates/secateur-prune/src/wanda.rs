@@ -1,0 +1,42 @@
+//! Wanda: weights times the norm of what they multiply.
+
+use crate::error::{Error, Result};
+use crate::magnitude::prune_lowest;
+use crate::method::{LayerWeight, Method, Solved};
+use crate::pattern::Pattern;
+use crate::statistics::InputStatistics;
+use rayon::prelude::*;
+
+/// |W_ij| * sqrt(sum of x_j^2 / n), the lowest of every output row; no update of what is left.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanda;
+
+impl Method for Wanda {
+    fn name(&self) -> &'static str {
+        "wanda"
+    }
+
+    fn prune(&self, layers: &mut [LayerWeight], statistics: &InputStatistics, pattern: Pattern) -> Result<Solved> {
+        let rows = statistics.rows.max(1) as f32;
+        let norms: Vec<f32> = statistics.squares.iter().map(|square| (square / rows).sqrt()).collect();
+        for layer in layers {
+            if let Some(problem) = pattern.obstacle(layer.columns) {
+                return Err(Error::layer(&layer.layer, problem));
+            }
+            layer.values.par_chunks_exact_mut(layer.columns.max(1)).for_each(|row| match pattern {
+                Pattern::Unstructured(share) => prune_lowest(row, share, |j, w| w.abs() * norms[j]),
+                Pattern::SemiStructured { pruned, group } => {
+                    let share = pruned as f64 / group as f64;
+                    for (w, norms) in row.chunks_exact_mut(group).zip(norms.chunks_exact(group)) {
+                        prune_lowest(w, share, |j, w| w.abs() * norms[j]);
+                    }
+                }
+            });
+        }
+        Ok(Solved::default())
+    }
+
+    fn scratch(&self, _: usize, columns: usize) -> u64 {
+        (columns * size_of::<u64>() * rayon::current_num_threads()) as u64
+    }
+}

@@ -1,0 +1,116 @@
+//! The solver against the reference implementation's (`tests/goldens/README.md`).
+
+use candle_core::{Device, Tensor};
+use secateur_models::{Block, Layer, Operation, Prunable, Structure, UnitKind};
+use secateur_nn::{LayerName, Probe, Step};
+use secateur_prune::{
+    Calibrator, InputStatistics, LayerWeight, Method, Obs, Packages, Pattern, Plan, Selection, hessian_error,
+};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+fn fixture() -> Option<HashMap<String, Tensor>> {
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
+    let folder = std::env::var_os("SECATEUR_GOLDENS").map_or_else(own, PathBuf::from);
+    let path = folder.join("obs/obs.safetensors");
+    // A folder without it compares nothing here, and that is an error (obs_something_is_compared).
+    if !path.exists() {
+        println!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(candle_core::safetensors::load(path, &Device::Cpu).unwrap())
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn layer(weight: &Tensor) -> LayerWeight {
+    let (rows, columns) = weight.dims2().unwrap();
+    LayerWeight { layer: "layer".into(), rows, columns, values: values(weight) }
+}
+
+/// Statistics that the calibrator gathers from `x` (steps x rows x columns), one batch of one sample a step.
+fn calibrated(x: &Tensor, weights: &[f32]) -> InputStatistics {
+    let (steps, rows, columns) = x.dims3().unwrap();
+    let name: LayerName = "layer".into();
+    let linear = Layer {
+        name: name.clone(),
+        operation: Operation::Linear { rows, inputs: columns, outputs: 1 },
+        prunable: Some(Prunable { unit: UnitKind::FeedForwardDown, input: name.clone() }),
+    };
+    let structure = Structure { blocks: vec![Block { name: "block".into(), layers: vec![linear] }] };
+    let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let calibrator = Calibrator::new(&plan.packages[0], weights.iter().map(|&w| f64::from(w)).collect());
+    for index in 0..steps {
+        let step = Step { index, count: steps };
+        calibrator.linear_input(&name, &x.narrow(0, index, 1).unwrap(), step).unwrap();
+    }
+    calibrator.finish().remove(&name).unwrap()
+}
+
+#[test]
+fn obs_something_is_compared() {
+    assert!(fixture().is_some(), "the folder of fixtures holds no obs/obs.safetensors");
+}
+
+#[test]
+fn obs_hessian_is_the_references() {
+    let Some(golden) = fixture() else { return };
+    let statistics = calibrated(&golden["x"], &values(&golden["timestep_weights"]));
+    let want = values(&golden["hessian"]);
+    let norm = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let difference: Vec<f32> = statistics.hessian.iter().zip(&want).map(|(a, b)| a - b).collect();
+    let error = norm(&difference) / norm(&want);
+    println!("relative error {error:.2e}");
+    assert!(error < 1e-4, "relative error {error:.2e}");
+}
+
+fn solved_as_reference(case: &str, pattern: Pattern) {
+    let Some(golden) = fixture() else { return };
+    let Some(want) = golden.get(case) else {
+        println!("skipped: obs.safetensors has no {case}");
+        return;
+    };
+    let statistics = calibrated(&golden["x"], &values(&golden["timestep_weights"]));
+    let before = layer(&golden["weight"]);
+    let mut after = [before.clone()];
+    let solved = Obs.prune(&mut after, &statistics, pattern).unwrap();
+    assert_eq!(solved.damping, 0.01);
+    let [after] = after;
+    let want = values(want);
+
+    let same = after.values.iter().zip(&want).filter(|(a, b)| (**a == 0.0) == (**b == 0.0)).count();
+    let agreement = same as f64 / want.len() as f64;
+    let hessian = values(&golden["hessian"]);
+    let (ours, theirs) =
+        (hessian_error(&before.values, &after.values, &hessian), hessian_error(&before.values, &want, &hessian));
+    let scale = want.iter().fold(0f32, |scale, w| scale.max(w.abs()));
+    let furthest = after.values.iter().zip(&want).fold(0f32, |d, (a, b)| d.max((a - b).abs()));
+    println!("{case}: masks agree on {:.3} %, error {ours:.6} against {theirs:.6}", 100.0 * agreement);
+    assert!(agreement >= 0.999, "masks agree on {agreement}");
+    assert!(ours <= theirs * 1.001, "error {ours} against {theirs}");
+    if agreement == 1.0 {
+        assert!(furthest <= 1e-4 * scale, "weights differ by {furthest}, the largest is {scale}");
+    }
+}
+
+#[test]
+fn obs_50_percent() {
+    solved_as_reference("unstructured_50", Pattern::Unstructured(0.5));
+}
+
+#[test]
+fn obs_70_percent() {
+    solved_as_reference("unstructured_70", Pattern::Unstructured(0.7));
+}
+
+#[test]
+fn obs_2_4() {
+    solved_as_reference("nm_2_4", "2:4".parse().unwrap());
+}
+
+#[test]
+fn obs_4_8() {
+    solved_as_reference("nm_4_8", "4:8".parse().unwrap());
+}

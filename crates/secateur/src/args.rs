@@ -1,0 +1,217 @@
+//! The command line.
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use secateur_prune::{Magnitude, Method, Obs, Wanda, Weighting};
+use std::path::PathBuf;
+
+/// Make a diffusion model smaller and faster, and see what it cost.
+///
+/// Exit codes: 0 done; 1 something failed, and nothing was written; 2 the command line is wrong; 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// Replace an output folder that exists
+    #[arg(long, global = true)]
+    pub(crate) force: bool,
+    /// No progress
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Remove weights: calibrate, prune, save, and report what it cost
+    Prune(PruneArgs),
+    /// Make pictures from prompts
+    Generate(GenerateArgs),
+    /// Show layers, shapes, parameters, zeros and multiply-accumulates
+    Inspect(InspectArgs),
+    /// Make pictures of two models from the same noise and score them
+    Compare(CompareArgs),
+}
+
+/// A model folder.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// Model folder in the diffusers layout [default: models/emoji-mmdit under the current folder]
+    pub(crate) model: Option<PathBuf>,
+    /// Variant of the weight files, such as fp16 [default: the plain files, or the only variant there is]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) variant: Option<String>,
+}
+
+/// How to sample; the defaults travel with the model.
+#[derive(Debug, Args)]
+pub(crate) struct SamplingArgs {
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) steps: Option<usize>,
+    /// Guidance scale; 1 switches it off [default: the model's]
+    #[arg(long, value_name = "G")]
+    pub(crate) guidance: Option<f64>,
+    /// Seed of the noise
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Images at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
+    pub(crate) batch: usize,
+}
+
+/// How to score pictures against their prompts.
+#[derive(Debug, Args)]
+pub(crate) struct ScoreArgs {
+    /// CLIP folder for the text-image score [default: the model's]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) clip: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Folder for the pruned model
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    pub(crate) out: Option<PathBuf>,
+    /// How weights are chosen
+    #[arg(long, value_enum, default_value_t = MethodName::Obs)]
+    pub(crate) method: MethodName,
+    /// Share of the weights to remove, anywhere in a layer [default: 0.5]
+    #[arg(long, value_name = "SHARE", conflicts_with = "pattern")]
+    pub(crate) sparsity: Option<f64>,
+    /// Remove N of every M successive weights of a row, such as 2:4
+    #[arg(long, value_name = "N:M")]
+    pub(crate) pattern: Option<String>,
+    /// Calibration prompts, one a line [default: the first 100 of the model's own list]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Use only the first N calibration prompts
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) samples: Option<usize>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// How much each denoising step counts
+    #[arg(long, value_name = "NAME", default_value_t = Weighting::default())]
+    pub(crate) weighting: Weighting,
+    /// Prune in N module packages, each calibrated with those before it pruned
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "memory")]
+    pub(crate) packages: Option<usize>,
+    /// Memory for statistics and solver: as few packages as fit
+    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    pub(crate) memory: ByteSize,
+    /// Prune only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) include: Vec<String>,
+    /// Leave out layers whose name matches; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) exclude: Vec<String>,
+    /// Save the calibration statistics, for other sparsities later (one package)
+    #[arg(long, value_name = "DIR", conflicts_with = "statistics")]
+    pub(crate) save_statistics: Option<PathBuf>,
+    /// Use saved statistics in place of a calibration
+    #[arg(long, value_name = "DIR")]
+    pub(crate) statistics: Option<PathBuf>,
+    /// Prompts of the report, one a line [default: the model's held-out list, or a tenth of --prompts kept back]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report_prompts: Option<PathBuf>,
+    /// Pictures of each model in the report; 0 leaves the comparison out
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) report_samples: usize,
+    #[command(flatten)]
+    pub(crate) score: ScoreArgs,
+    /// Print what would be pruned, the memory and the work, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Folder for the pictures: 0000.png and so on
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Prompts, one a line [default: the first 8 of the model's held-out list]
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// A prompt; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Vec<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// Print each operation's share of the time
+    #[arg(long)]
+    pub(crate) profile: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// Reference model folder
+    pub(crate) reference: PathBuf,
+    /// Candidate model folder
+    pub(crate) candidate: PathBuf,
+    /// Variant of the weight files, such as fp16
+    #[arg(long, value_name = "NAME")]
+    pub(crate) variant: Option<String>,
+    /// Folder for a report with the pictures
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Prompts, one a line [default: the model's held-out list]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Use only the first N prompts
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
+    pub(crate) samples: usize,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) score: ScoreArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum MethodName {
+    /// OBS-Diff: Optimal Brain Surgeon with a timestep-weighted Hessian
+    Obs,
+    /// Weight times the norm of its input, per row
+    Wanda,
+    /// The smallest weights
+    Magnitude,
+}
+
+impl MethodName {
+    pub(crate) fn method(self) -> &'static dyn Method {
+        match self {
+            Self::Obs => &Obs,
+            Self::Wanda => &Wanda,
+            Self::Magnitude => &Magnitude,
+        }
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(error) => Err(format!("{error}")),
+    }
+}

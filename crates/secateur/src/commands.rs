@@ -1,0 +1,87 @@
+//! One file a command, and what they share.
+
+mod compare;
+mod generate;
+mod inspect;
+mod prune;
+
+use crate::args::{Cli, Command, ModelArgs, SamplingArgs, ScoreArgs};
+use anyhow::{Context, Result, bail};
+use secateur_models::{ClipModel, ModelFolder, Sampling, read_prompts};
+use std::path::{Path, PathBuf};
+
+/// The model that is used when none is named.
+const DEFAULT_MODEL: &str = "models/emoji-mmdit";
+
+pub(crate) fn run(cli: Cli) -> Result<()> {
+    if let Some(threads) = cli.common.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+    }
+    match cli.command {
+        Command::Prune(args) => prune::run(&args, &cli.common),
+        Command::Generate(args) => generate::run(&args, &cli.common),
+        Command::Inspect(args) => inspect::run(&args, &cli.common),
+        Command::Compare(args) => compare::run(&args, &cli.common),
+    }
+}
+
+impl ModelArgs {
+    fn open(&self) -> Result<ModelFolder> {
+        let default = Path::new(DEFAULT_MODEL);
+        let path = match &self.model {
+            Some(path) => path,
+            None if default.is_dir() => default,
+            None => bail!(
+                "no MODEL given, and there is no {DEFAULT_MODEL} here: run this in the folder of the repository, which \
+                 has it, or name a model folder in the diffusers layout"
+            ),
+        };
+        Ok(ModelFolder::open(path, self.variant.as_deref())?)
+    }
+}
+
+impl SamplingArgs {
+    fn sampling(&self, folder: &ModelFolder) -> Result<Sampling> {
+        let own = &folder.manifest().generation;
+        let guidance = self.guidance.unwrap_or(own.guidance);
+        if !guidance.is_finite() {
+            bail!("guidance {guidance} is not a number to sample with");
+        }
+        Ok(Sampling { steps: self.steps.unwrap_or(own.steps), guidance, seed: self.seed, batch: self.batch })
+    }
+}
+
+impl ScoreArgs {
+    /// The CLIP that was asked for, or the model's own, if it is there: beside the model folder, or in `models/` under
+    /// the current folder.
+    fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
+        if let Some(path) = &self.clip {
+            return Ok(Some(ClipModel::open(path)?));
+        }
+        let Some(own) = &folder.manifest().clip else { return Ok(None) };
+        let name = own.file_name().map(PathBuf::from).unwrap_or_default();
+        let candidates = [folder.path().join(own), Path::new("models").join(name)];
+        let found = candidates.iter().find(|path| path.join("config.json").is_file());
+        Ok(found.map(|path| ClipModel::open(path)).transpose()?)
+    }
+}
+
+/// Prompts of a file, or else the model's held-out ones.
+fn held_out_prompts(file: Option<&Path>, folder: &ModelFolder) -> Result<Vec<String>> {
+    match file {
+        Some(file) => Ok(read_prompts(file)?),
+        None => folder
+            .prompts(|prompts| &prompts.held_out)?
+            .with_context(|| format!("{} comes with no prompts: give --prompts FILE", folder.path().display())),
+    }
+}
+
+/// The command line, as it was given.
+fn command_line() -> String {
+    let quote = |word: String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+        if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    };
+    let words = std::env::args().enumerate().map(|(i, word)| if i == 0 { "secateur".into() } else { quote(word) });
+    words.collect::<Vec<_>>().join(" ")
+}

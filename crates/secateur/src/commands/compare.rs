@@ -1,0 +1,94 @@
+//! `secateur compare`.
+
+use super::{command_line, held_out_prompts};
+use crate::args::{Common, CompareArgs};
+use crate::format::{print, print_json};
+use crate::progress::Progress;
+use anyhow::Result;
+use secateur_eval::{Comparison, ModelSummary, Report, Samples};
+use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline};
+use std::path::Path;
+
+pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
+    let open = |path: &Path| ModelFolder::open(path, args.variant.as_deref());
+    let (reference, candidate) = (open(&args.reference)?, open(&args.candidate)?);
+    let sampling = args.sampling.sampling(&reference)?;
+    let mut prompts = held_out_prompts(args.prompts.as_deref(), &reference)?;
+    prompts.truncate(args.samples);
+    let clip = args.score.open(&reference)?;
+    let output = match &args.out {
+        Some(out) => Some(OutputFolder::create(out, common.force, &[reference.path(), candidate.path()])?),
+        None => None,
+    };
+    let progress = Progress::new(common.quiet);
+    let mut samples = Vec::new();
+    let mut models = Vec::new();
+    for folder in [reference, candidate] {
+        progress.begin("load", 0, "");
+        let name = folder.name();
+        let pipeline = Pipeline::open(folder)?;
+        models.push(model_summary(&pipeline, &name)?);
+        progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
+        samples.push(Samples::generate(&pipeline, &name, &prompts, &sampling, clip.as_ref(), &progress)?);
+    }
+    let (comparison, pictures) = samples[0].compare(&samples[1])?;
+    let (stages, peak_bytes) = progress.finish();
+    let report = Report {
+        format_version: Report::FORMAT_VERSION,
+        title: format!("{} beside {}", comparison.candidate, comparison.reference),
+        command: command_line(),
+        secateur_version: env!("CARGO_PKG_VERSION").into(),
+        seed: sampling.seed,
+        settings: serde_json::Map::new(),
+        models,
+        comparison: Some(comparison),
+        layers: Vec::new(),
+        stages,
+        peak_bytes,
+        notes: Vec::new(),
+    };
+    if let Some(output) = output {
+        report.write(&pictures, output.path())?;
+        output.finish()?;
+    }
+    if common.json {
+        return print_json(&report);
+    }
+    if let Some(comparison) = &report.comparison {
+        print(&quality(comparison))?;
+    }
+    match &args.out {
+        Some(out) => print(&format!("report: {}", out.join("report.html").display())),
+        None => Ok(()),
+    }
+}
+
+/// What a model's denoiser is made of.
+pub(super) fn model_summary(pipeline: &Pipeline, name: &str) -> Result<ModelSummary> {
+    let (mut parameters, mut zeros) = (0, 0);
+    for (_, tensor) in pipeline.parameters().iter() {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        parameters += values.len() as u64;
+        zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
+    }
+    let folder = pipeline.folder();
+    let (macs, file_bytes) = (folder.structure().macs(), folder.checkpoint().bytes());
+    Ok(ModelSummary { name: name.to_owned(), parameters, zeros, macs, file_bytes })
+}
+
+/// The scores in a few lines.
+pub(super) fn quality(comparison: &Comparison) -> String {
+    let mut lines = vec![
+        format!("pictures of {}, from the same noise as {}:", comparison.candidate, comparison.reference),
+        format!("  PSNR          {:.2} dB", comparison.psnr.mean),
+        format!("  SSIM          {:.4}", comparison.ssim.mean),
+        format!("  latent error  {:.4}", comparison.latent_error.mean),
+    ];
+    if let Some(text) = &comparison.text_image {
+        let (before, after) = (text.score_reference.mean, text.score_candidate.mean);
+        lines.push(format!("  text-image    {after:.4} ({before:.4} before), by {}", text.model));
+        let (before, after) = (100.0 * text.top1_reference, 100.0 * text.top1_candidate);
+        lines.push(format!("  top-1 of {:<4} {after:.1} % ({before:.1} % before)", text.choices));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,91 @@
+//! `secateur generate`.
+
+use super::{command_line, held_out_prompts};
+use crate::args::{Common, GenerateArgs};
+use crate::format::{print, print_json, table};
+use crate::profile::{Profile, Share};
+use crate::progress::Progress;
+use anyhow::Result;
+use secateur_eval::{Stage, split};
+use secateur_models::{Observer, OutputFolder, Pipeline};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(Serialize)]
+struct Generated {
+    command: String,
+    model: PathBuf,
+    images: Vec<Image>,
+    steps: usize,
+    guidance: f64,
+    seed: u64,
+    seconds: f64,
+    images_per_second: f64,
+    stages: Vec<Stage>,
+    peak_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operations: Option<Vec<Share>>,
+}
+
+#[derive(Serialize)]
+struct Image {
+    file: PathBuf,
+    prompt: String,
+}
+
+pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
+    let folder = args.model.open()?;
+    let sampling = args.sampling.sampling(&folder)?;
+    let prompts = match (&args.prompts, args.prompt.is_empty()) {
+        (None, false) => args.prompt.clone(),
+        (Some(file), _) => held_out_prompts(Some(file), &folder)?,
+        (None, true) => held_out_prompts(None, &folder)?.into_iter().take(8).collect(),
+    };
+    let output = OutputFolder::create(&args.out, common.force, &[folder.path()])?;
+    let progress = Progress::new(common.quiet);
+    progress.begin("load", 0, "");
+    let model = folder.path().to_owned();
+    let pipeline = Pipeline::open(folder)?;
+    let profile = args.profile.then(Profile::start);
+
+    progress.begin("generate", prompts.len() * sampling.steps, "image steps");
+    let start = Instant::now();
+    let mut images = Vec::new();
+    for first in (0..prompts.len()).step_by(sampling.batch) {
+        let batch = first..(first + sampling.batch).min(prompts.len());
+        let latents = pipeline.sample(&prompts, batch, &sampling, None, &progress)?;
+        for picture in split(&pipeline.vae().pictures(&latents)?)? {
+            let name = format!("{:04}.png", images.len());
+            picture.save_png(output.path().join(&name))?;
+            images.push(Image { file: args.out.join(name), prompt: prompts[images.len()].clone() });
+        }
+    }
+    let time = start.elapsed();
+    let (stages, peak_bytes) = progress.finish();
+    output.finish()?;
+    let operations = profile.map(|profile| profile.shares(time));
+    let seconds = time.as_secs_f64();
+    if common.json {
+        return print_json(&Generated {
+            command: command_line(),
+            model,
+            steps: sampling.steps,
+            guidance: sampling.guidance,
+            seed: sampling.seed,
+            seconds,
+            images_per_second: images.len() as f64 / seconds,
+            images,
+            stages,
+            peak_bytes,
+            operations,
+        });
+    }
+    if let Some(shares) = operations {
+        let row = |share: &Share| {
+            vec![share.operation.to_owned(), format!("{:.2} s", share.seconds), format!("{:.1} %", share.share * 100.0)]
+        };
+        print(&table(&["operation", "time", "share"], &shares.iter().map(row).collect::<Vec<_>>()))?;
+    }
+    print(&format!("{} images in {seconds:.1} s: {}", images.len(), args.out.display()))
+}

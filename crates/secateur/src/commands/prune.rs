@@ -1,0 +1,330 @@
+//! `secateur prune`.
+
+use super::command_line;
+use super::compare::{model_summary, quality};
+use crate::args::{Common, PruneArgs};
+use crate::format::{bytes, count, print, print_json, table};
+use crate::progress::Progress;
+use anyhow::{Context, Result, bail};
+use secateur_eval::{LayerReport, PicturePair, Report, Samples};
+use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, read_prompts};
+use secateur_prune::{
+    Calibration, Fingerprint, Method, Outcome, Packages, Pattern, Plan, SavedStatistics, Selection, Source, prune,
+};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::collections::HashSet;
+
+/// Calibration prompts taken from a model's own list: quality rises to about so many, then is flat.
+const SAMPLES: usize = 100;
+
+pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
+    let folder = args.model.open()?;
+    let method = args.method.method();
+    let pattern = match (&args.pattern, args.sparsity) {
+        (Some(pattern), _) => pattern.parse()?,
+        (None, sparsity) => Pattern::unstructured(sparsity.unwrap_or(0.5))?,
+    };
+    let (calibration, report_prompts, mut notes) = prompts(args, &folder)?;
+    let packages = match args.packages {
+        Some(count) => Packages::Count(count),
+        None if args.statistics.is_some() || args.save_statistics.is_some() => Packages::Count(1),
+        None => Packages::Memory(args.memory.as_u64()),
+    };
+    let plan = Plan::new(&folder.structure(), &Selection::new(&args.include, &args.exclude)?, packages, method)?;
+    if plan.packages.len() > 1 && (args.statistics.is_some() || args.save_statistics.is_some()) {
+        bail!("statistics can be saved and used again only with one package: later packages see a pruned model");
+    }
+    if let Some(layer) = plan.layers().find(|layer| pattern.obstacle(layer.columns).is_some()) {
+        bail!("layer {}: {}", layer.name, pattern.obstacle(layer.columns).unwrap_or_default());
+    }
+    let dry = DryRun::new(&folder, &plan, method, pattern, &calibration, args);
+    if args.dry_run {
+        return if common.json { print_json(&dry) } else { print(&dry.text()) };
+    }
+    let out = args.out.as_ref().context("--out DIR is needed")?;
+    let clip = args.score.open(&folder)?;
+    let output = OutputFolder::create(out, common.force, &[folder.path()])?;
+    let fingerprint = match args.statistics.is_some() || args.save_statistics.is_some() {
+        true => Some(Fingerprint::new(&folder, &calibration)?),
+        false => None,
+    };
+    let saved = match (&args.statistics, &fingerprint) {
+        (Some(path), Some(fingerprint)) => Some(SavedStatistics::open(path, fingerprint)?),
+        _ => None,
+    };
+
+    let progress = Progress::new(common.quiet);
+    progress.note(&dry.summary());
+    progress.begin("load", 0, "");
+    let name = folder.name();
+    let mut pipeline = Pipeline::open(folder)?;
+    let candidate = out.file_name().map_or_else(|| "pruned".into(), |name| name.to_string_lossy().into_owned());
+    // The report's noise is not the calibration's.
+    let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
+    let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
+    let mut models = vec![model_summary(&pipeline, &name)?];
+    let dense = evaluation.samples(&pipeline, &name)?;
+    let source = saved.as_ref().map_or(Source::Calibration(&calibration), Source::Saved);
+    let outcome = prune(&mut pipeline, &plan, method, pattern, &source, &progress)?;
+    if let (Some(path), Some(fingerprint)) = (&args.save_statistics, &fingerprint) {
+        SavedStatistics::write(path, common.force, &outcome.statistics, fingerprint)?;
+    }
+    let pruned = evaluation.samples(&pipeline, &candidate)?;
+    models.push(model_summary(&pipeline, &candidate)?);
+
+    progress.begin("save", 0, "");
+    pipeline.folder().write(output.path(), &outcome.weights)?;
+    let (comparison, pictures) = match (dense, pruned) {
+        (Some(dense), Some(pruned)) => dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?,
+        _ => (None, Vec::<PicturePair>::new()),
+    };
+    notes.extend(damped(&outcome));
+    let (stages, peak_bytes) = progress.finish();
+    let report = Report {
+        format_version: Report::FORMAT_VERSION,
+        title: format!("{name}, {pattern} pruned by {}", method.name()),
+        command: command_line(),
+        secateur_version: env!("CARGO_PKG_VERSION").into(),
+        seed: args.sampling.seed,
+        settings: settings(args, &calibration, &plan, method, pattern),
+        models,
+        comparison,
+        layers: layers(&outcome),
+        stages,
+        peak_bytes,
+        notes,
+    };
+    report.write(&pictures, output.path())?;
+    output.finish()?;
+    if common.json {
+        return print_json(&report);
+    }
+    if let Some(comparison) = &report.comparison {
+        print(&quality(comparison))?;
+    }
+    let errors: Vec<f64> = report.layers.iter().map(|layer| layer.error).collect();
+    let mean = errors.iter().sum::<f64>() / errors.len().max(1) as f64;
+    let worst = errors.iter().copied().fold(0.0, f64::max);
+    print(&format!("  layer error   {mean:.4} mean, {worst:.4} largest"))?;
+    print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display()))
+}
+
+/// Pictures for the report.
+struct Evaluation<'a> {
+    prompts: &'a [String],
+    sampling: Sampling,
+    clip: Option<&'a ClipModel>,
+    progress: &'a Progress,
+}
+
+impl Evaluation<'_> {
+    fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Option<Samples>> {
+        if self.prompts.is_empty() {
+            return Ok(None);
+        }
+        self.progress.begin(&format!("evaluate {name}"), self.prompts.len() * self.sampling.steps, "image steps");
+        let samples = Samples::generate(pipeline, name, self.prompts, &self.sampling, self.clip, self.progress)?;
+        Ok(Some(samples))
+    }
+}
+
+/// Calibration, prompts of the report, and notes: no prompt is in both.
+fn prompts(args: &PruneArgs, folder: &ModelFolder) -> Result<(Calibration, Vec<String>, Vec<String>)> {
+    let mut notes = Vec::new();
+    let own = folder.prompts(|prompts| &prompts.calibration)?;
+    let (mut calibration, from_file) = match (&args.prompts, own) {
+        (Some(file), _) => (read_prompts(file)?, true),
+        (None, Some(own)) => (own, false),
+        (None, None) => bail!("{} comes with no prompts: give --prompts FILE", folder.path().display()),
+    };
+    let mut report = match &args.report_prompts {
+        _ if args.report_samples == 0 => Vec::new(),
+        Some(file) => read_prompts(file)?,
+        None => match folder.prompts(|prompts| &prompts.held_out)? {
+            Some(held_out) => held_out,
+            None => {
+                let kept = (calibration.len() / 10).clamp(1, args.report_samples).min(calibration.len() - 1);
+                notes.push(format!("{kept} of the {} prompts were kept back for this report", calibration.len()));
+                calibration.split_off(calibration.len() - kept)
+            }
+        },
+    };
+    match (args.samples, from_file) {
+        (Some(count), _) if count > calibration.len() => {
+            bail!("--samples {count}, and there are {} calibration prompts", calibration.len());
+        }
+        (Some(count), _) => calibration.truncate(count),
+        (None, false) => calibration.truncate(SAMPLES),
+        (None, true) => {}
+    }
+    let seen: HashSet<&String> = calibration.iter().collect();
+    let before = report.len();
+    report.retain(|prompt| !seen.contains(prompt));
+    if report.len() < before {
+        notes.push(format!("{} report prompts are calibration prompts and were left out", before - report.len()));
+    }
+    if report.is_empty() && args.report_samples > 0 {
+        bail!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
+    }
+    report.truncate(args.report_samples);
+    let calibration =
+        Calibration { prompts: calibration, sampling: args.sampling.sampling(folder)?, weighting: args.weighting };
+    Ok((calibration, report, notes))
+}
+
+fn layers(outcome: &Outcome) -> Vec<LayerReport> {
+    let layer = |layer: &secateur_prune::LayerOutcome| LayerReport {
+        name: layer.name.to_string(),
+        rows: layer.rows,
+        columns: layer.columns,
+        sparsity: layer.zeros as f64 / (layer.rows * layer.columns).max(1) as f64,
+        error: layer.error,
+        damping: layer.damping,
+        package: layer.package,
+    };
+    outcome.layers.iter().map(layer).collect()
+}
+
+/// Hessians that needed more damping than usual.
+fn damped(outcome: &Outcome) -> Vec<String> {
+    let usual = outcome.layers.iter().map(|layer| layer.damping).fold(f64::INFINITY, f64::min);
+    let raised = outcome.layers.iter().filter(|layer| layer.damping > usual);
+    raised
+        .map(|l| format!("{}: damping raised to {} to make its Hessian positive definite", l.name, l.damping))
+        .collect()
+}
+
+fn settings(
+    args: &PruneArgs,
+    calibration: &Calibration,
+    plan: &Plan,
+    method: &dyn Method,
+    pattern: Pattern,
+) -> Map<String, Value> {
+    let sampling = &calibration.sampling;
+    let settings = json!({
+        "method": method.name(),
+        "pattern": pattern.to_string(),
+        "calibration prompts": calibration.prompts.len(),
+        "calibration steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "batch": sampling.batch,
+        "timestep weighting": calibration.weighting.to_string(),
+        "packages": plan.packages.len(),
+        "statistics": if args.statistics.is_some() { "saved before" } else { "of this run" },
+        "seed of the report's noise": sampling.seed.wrapping_add(1),
+        "threads": rayon::current_num_threads(),
+    });
+    match settings {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// What a run would do.
+#[derive(Serialize)]
+struct DryRun {
+    model: String,
+    method: &'static str,
+    pattern: String,
+    layers: usize,
+    weights: u64,
+    weights_removed: u64,
+    calibration_samples: usize,
+    calibration_steps: usize,
+    forward_macs: u64,
+    hessian_macs: u64,
+    memory_bytes: u64,
+    weights_bytes: u64,
+    packages: Vec<PackageRow>,
+}
+
+#[derive(Serialize)]
+struct PackageRow {
+    first: String,
+    last: String,
+    layers: usize,
+    inputs: usize,
+    statistics_bytes: u64,
+    memory_bytes: u64,
+}
+
+impl DryRun {
+    fn new(
+        folder: &ModelFolder,
+        plan: &Plan,
+        method: &dyn Method,
+        pattern: Pattern,
+        calibration: &Calibration,
+        args: &PruneArgs,
+    ) -> Self {
+        let sampling = &calibration.sampling;
+        let calls = if sampling.guidance > 1.0 { 2 } else { 1 };
+        let calls = (calls * calibration.prompts.len() * sampling.steps) as u64;
+        let passes = if args.statistics.is_some() { 0 } else { plan.packages.len() as u64 };
+        let calls_for_hessians = if args.statistics.is_some() { 0 } else { calls };
+        let weights = plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum();
+        let row = |package: &secateur_prune::Package| PackageRow {
+            first: package.layers().next().map_or_else(String::new, |layer| layer.name.to_string()),
+            last: package.layers().last().map_or_else(String::new, |layer| layer.name.to_string()),
+            layers: package.layers().count(),
+            inputs: package.inputs.len(),
+            statistics_bytes: package.statistics_bytes(),
+            memory_bytes: package.bytes(method),
+        };
+        let elements: usize = folder.checkpoint().tensors().map(|(_, info)| info.elements()).sum();
+        Self {
+            model: folder.name(),
+            method: method.name(),
+            pattern: pattern.to_string(),
+            layers: plan.layers().count(),
+            weights,
+            weights_removed: (weights as f64 * pattern.sparsity()) as u64,
+            calibration_samples: calibration.prompts.len(),
+            calibration_steps: sampling.steps,
+            forward_macs: calls * passes * folder.structure().macs(),
+            hessian_macs: calls_for_hessians * plan.hessian_macs(),
+            memory_bytes: plan.bytes(method),
+            weights_bytes: (elements * size_of::<f32>()) as u64,
+            packages: plan.packages.iter().map(row).collect(),
+        }
+    }
+
+    fn summary(&self) -> String {
+        format!(
+            "{}: {} of {} weights in {} layers, {} by {}\n\
+             {} package(s), at most {} for statistics and solver beside {} of weights; {} prompts x {} steps: {} MACs \
+             of forward passes and {} of Hessians",
+            self.model,
+            count(self.weights_removed),
+            count(self.weights),
+            self.layers,
+            self.pattern,
+            self.method,
+            self.packages.len(),
+            bytes(self.memory_bytes),
+            bytes(self.weights_bytes),
+            self.calibration_samples,
+            self.calibration_steps,
+            count(self.forward_macs),
+            count(self.hessian_macs),
+        )
+    }
+
+    fn text(&self) -> String {
+        let row = |(index, package): (usize, &PackageRow)| {
+            vec![
+                (index + 1).to_string(),
+                package.layers.to_string(),
+                package.inputs.to_string(),
+                bytes(package.statistics_bytes),
+                bytes(package.memory_bytes),
+                format!("{} ... {}", package.first, package.last),
+            ]
+        };
+        let rows: Vec<_> = self.packages.iter().enumerate().map(row).collect();
+        let header = ["package", "layers", "Hessians", "statistics", "with solver", "from ... to"];
+        format!("{}\n\n{}", self.summary(), table(&header, &rows))
+    }
+}

@@ -1,0 +1,56 @@
+//! Numbers and tables for people.
+
+use anyhow::Result;
+use serde::Serialize;
+use std::io::Write;
+
+/// Prints lines on standard output; a reader that went away ends the output quietly.
+pub(crate) fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    print(&serde_json::to_string_pretty(value)?)
+}
+
+/// 12345678 as "12.3 M".
+pub(crate) fn count(number: u64) -> String {
+    let (scale, suffix) = match number {
+        1_000_000_000_000.. => (1e12, " T"),
+        1_000_000_000.. => (1e9, " G"),
+        1_000_000.. => (1e6, " M"),
+        1_000.. => (1e3, " k"),
+        _ => return number.to_string(),
+    };
+    format!("{:.2}{suffix}", number as f64 / scale)
+}
+
+/// Bytes in binary units.
+pub(crate) fn bytes(number: u64) -> String {
+    bytesize::ByteSize(number).display().iec().to_string()
+}
+
+/// Rows in aligned columns: the first to the left, the others to the right.
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let all = || std::iter::once(header.iter().map(|h| (*h).to_owned()).collect()).chain(rows.iter().cloned());
+    let mut widths = vec![0; header.len()];
+    for row in all() {
+        let row: Vec<String> = row;
+        for (width, cell) in widths.iter_mut().zip(&row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let lines = all().map(|row: Vec<String>| {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(i, (cell, &width))| if i == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}

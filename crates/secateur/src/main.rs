@@ -1,0 +1,26 @@
+//! The command line of secateur.
+
+mod args;
+mod commands;
+mod format;
+mod memory;
+mod profile;
+mod progress;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if progress::is_interruption(&error) => {
+            progress::say("interrupted: nothing was written");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            progress::say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Progress, stages and interruption.
+
+use crate::memory;
+use anyhow::Result;
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use secateur_eval::Stage;
+use secateur_models::{Error, Observer};
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// A line on standard error.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Whether the error is the user's wish to stop.
+pub(crate) fn is_interruption(error: &anyhow::Error) -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+        && error.chain().any(|cause| cause.to_string() == Error::Interrupted.to_string())
+}
+
+/// Shows progress on standard error and keeps time and peak memory of each stage.
+pub(crate) struct Progress {
+    quiet: bool,
+    terminal: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    stages: Vec<Stage>,
+    current: Option<Current>,
+}
+
+struct Current {
+    name: String,
+    unit: String,
+    start: Instant,
+    bar: Option<ProgressBar>,
+    total: usize,
+    done: usize,
+    told: Instant,
+}
+
+/// Where there is no terminal, a line this often.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+impl Progress {
+    /// Also takes over Ctrl-C: the work ends at the next step, and everything unfinished is removed.
+    pub(crate) fn new(quiet: bool) -> Self {
+        // A second handler in one process is only possible in tests.
+        let _ = ctrlc::set_handler(|| {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+        });
+        let state = State { stages: Vec::new(), current: None };
+        Self { quiet, terminal: std::io::stderr().is_terminal(), state: Mutex::new(state) }
+    }
+
+    /// A line for people, unless they want quiet.
+    pub(crate) fn note(&self, line: &str) {
+        if !self.quiet {
+            self.lock().bar_aside(|| say(line));
+        }
+    }
+
+    /// Ends the current stage and returns all of them with their peak.
+    pub(crate) fn finish(&self) -> (Vec<Stage>, u64) {
+        let mut state = self.lock();
+        state.end(self.quiet);
+        let peak = state.stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(0);
+        (state.stages.clone(), peak.max(memory::peak()))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Fails if the user asked to stop.
+fn check() -> Result<(), Error> {
+    if INTERRUPTED.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+impl State {
+    fn bar_aside(&self, print: impl FnOnce()) {
+        match self.current.as_ref().and_then(|current| current.bar.as_ref()) {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    fn end(&mut self, quiet: bool) {
+        let Some(current) = self.current.take() else { return };
+        let seconds = current.start.elapsed().as_secs_f64();
+        if let Some(bar) = &current.bar {
+            bar.finish_and_clear();
+        }
+        if !quiet {
+            let units =
+                if current.total > 0 { format!("{} {} in ", current.done, current.unit) } else { String::new() };
+            say(&format!("{:<18} {units}{seconds:.1} s", current.name));
+        }
+        // Packages and batches of one kind are one stage.
+        let kind = current.name.split(' ').next().unwrap_or_default().to_owned();
+        let peak = memory::peak();
+        match self.stages.iter_mut().find(|stage| stage.name == kind) {
+            Some(stage) => {
+                stage.seconds += seconds;
+                stage.peak_bytes = stage.peak_bytes.max(peak);
+            }
+            None => self.stages.push(Stage { name: kind, seconds, peak_bytes: peak }),
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn begin(&self, stage: &str, total: usize, unit: &str) {
+        let mut state = self.lock();
+        state.end(self.quiet);
+        memory::reset();
+        let bar = (!self.quiet && self.terminal && total > 0).then(|| {
+            let template = "{prefix:<18} {bar:30} {pos}/{len} {msg}  {per_sec}  {eta} left";
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(total as u64).with_style(style).with_prefix(stage.to_owned());
+            bar.with_message(unit.to_owned())
+        });
+        let now = Instant::now();
+        let (name, unit) = (stage.to_owned(), unit.to_owned());
+        state.current = Some(Current { name, unit, start: now, bar, total, done: 0, told: now });
+    }
+
+    fn advance(&self, amount: usize) -> Result<(), Error> {
+        check()?;
+        let mut state = self.lock();
+        let Some(current) = &mut state.current else { return Ok(()) };
+        current.done += amount;
+        if let Some(bar) = &current.bar {
+            bar.inc(amount as u64);
+        } else if !self.quiet && current.told.elapsed() > INTERVAL && current.done < current.total {
+            current.told = Instant::now();
+            let seconds = current.start.elapsed().as_secs_f64();
+            let rate = current.done as f64 / seconds;
+            let left = Duration::from_secs_f64((current.total - current.done) as f64 / rate);
+            let (name, done, total, unit) = (&current.name, current.done, current.total, &current.unit);
+            say(&format!("{name:<18} {done}/{total} {unit}, {rate:.1}/s, {} left", HumanDuration(left)));
+        }
+        Ok(())
+    }
+}
