@@ -46,7 +46,7 @@ impl Samples {
         for start in (0..prompts.len()).step_by(batch) {
             let images = start..(start + batch).min(prompts.len());
             let latents = pipeline.sample(prompts, images, sampling, None, observer)?;
-            let pictures = pipeline.vae().pictures(&latents).map_err(secateur_models::Error::from)?;
+            let pictures = pipeline.vae().pictures(&latents)?;
             if let Some(clip) = clip {
                 embeddings.push(clip.embed_pictures(&pictures)?);
             }

@@ -44,7 +44,7 @@ pub fn activation(kind: Activation, x: &[f32], y: &mut [f32]) {
             width,
             #[inline(always)]
             |_, x, y| {
-                const SQRT_2_OVER_PI: f32 = 0.797_884_56;
+                const SQRT_2_OVER_PI: f32 = 0.797_884_6;
                 map(x, y, |x| 0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x))));
             },
         ),

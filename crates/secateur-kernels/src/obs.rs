@@ -64,16 +64,16 @@ fn row(w: &mut [f32], errors: &mut [f32], factor: &[f32], pruned: &mut [bool], c
         }
     }
     for i in 0..width {
-        if let Choice::Groups { pruned: count, group } = choice {
-            if i % group == 0 {
-                let mark = &mut pruned[i..i + group];
-                mark.fill(false);
-                for _ in 0..count {
-                    let left = (0..group).filter(|&j| !mark[j]);
-                    let least = left.min_by(|&a, &b| score(w[i + a], i + a).total_cmp(&score(w[i + b], i + b)));
-                    if let Some(least) = least {
-                        mark[least] = true;
-                    }
+        if let Choice::Groups { pruned: count, group } = choice
+            && i % group == 0
+        {
+            let mark = &mut pruned[i..i + group];
+            mark.fill(false);
+            for _ in 0..count {
+                let left = (0..group).filter(|&j| !mark[j]);
+                let least = left.min_by(|&a, &b| score(w[i + a], i + a).total_cmp(&score(w[i + b], i + b)));
+                if let Some(least) = least {
+                    mark[least] = true;
                 }
             }
         }

@@ -269,7 +269,7 @@ struct VisionModel {
 impl VisionModel {
     fn new(config: &VisionConfig, scope: &Scope<'_>) -> Result<Self> {
         let (width, patch, eps) = (config.encoder.hidden_size, config.patch_size, config.encoder.layer_norm_eps as f32);
-        if patch == 0 || config.image_size % patch != 0 {
+        if patch == 0 || !config.image_size.is_multiple_of(patch) {
             let size = config.image_size;
             return Err(Error::Request(format!("CLIP: image_size {size} is not a multiple of patch_size {patch}")));
         }

@@ -90,7 +90,7 @@ impl FlowMatchEulerConfig {
             let problem = format!("time_shift_type {:?} is not supported", config.time_shift_type);
             return Err(Error::invalid(path, problem));
         }
-        if config.num_train_timesteps == 0 || !(config.shift > 0.0) {
+        if config.num_train_timesteps == 0 || !config.shift.is_finite() || config.shift <= 0.0 {
             return Err(Error::invalid(path, "num_train_timesteps and shift must be positive"));
         }
         Ok(config)
@@ -155,10 +155,6 @@ impl FlowMatchEuler {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn config(json: &str) -> FlowMatchEulerConfig {
-        serde_json::from_str(json).unwrap()
-    }
 
     /// Values of diffusers 0.42.1, `set_timesteps(steps)`, with mu from 1024 tokens where shifting is dynamic.
     #[test]

@@ -1,5 +1,7 @@
 //! The families against values of diffusers and transformers (`tests/goldens/README.md`).
 
+#![expect(clippy::print_stdout, reason = "a test tells its figures")]
+
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{
     AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipModel, ClipTextConfig, ClipTextModel, ClipTokenizer,

@@ -41,7 +41,7 @@ impl Pattern {
     #[must_use]
     pub fn obstacle(&self, columns: usize) -> Option<String> {
         match *self {
-            Self::SemiStructured { group, .. } if columns % group != 0 => {
+            Self::SemiStructured { group, .. } if !columns.is_multiple_of(group) => {
                 let problem = format!("{columns} columns do not divide into groups of {group}");
                 Some(problem + ": exclude the layer, or choose another pattern")
             }

@@ -1,5 +1,7 @@
 //! The solver against the reference implementation's (`tests/goldens/README.md`).
 
+#![expect(clippy::print_stdout, reason = "a test tells its figures")]
+
 use candle_core::{Device, Tensor};
 use secateur_models::{Block, Layer, Operation, Prunable, Structure, UnitKind};
 use secateur_nn::{LayerName, Probe, Step};

@@ -10,6 +10,11 @@ mod progress;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// A forward pass allocates and frees the same megabytes again and again; the system's allocator would give them back
+/// and fault them in each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = args::Cli::parse();
     match commands::run(cli) {

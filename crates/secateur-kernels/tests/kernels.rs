@@ -1,0 +1,330 @@
+//! Every kernel against a plain f64 version: odd sizes, one row, no rows, non-contiguous views, NaN.
+
+use candle_core::{DType, Device, Tensor};
+use secateur_kernels::{Activation, gram, obs, ops};
+
+/// Numbers of a normal-like spread, the same every time.
+fn random(shape: &[usize], seed: u32) -> Tensor {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let mut next = || {
+        let mut sum = 0.0;
+        for _ in 0..4 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            sum += (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
+        }
+        sum * 1.7
+    };
+    let count = shape.iter().product::<usize>();
+    Tensor::from_vec((0..count).map(|_| next()).collect::<Vec<f32>>(), shape, &Device::Cpu).unwrap()
+}
+
+fn wide(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn close(what: &str, got: &Tensor, want: &[f64]) {
+    let got = wide(got);
+    assert_eq!(got.len(), want.len(), "{what}");
+    let scale = want.iter().fold(1.0f64, |scale, w| scale.max(w.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= 3e-6 * scale, "{what}[{i}]: {g} against {w}");
+    }
+}
+
+#[test]
+fn linear() {
+    for (rows, inputs, outputs) in [(1, 1, 1), (1, 7, 3), (5, 33, 17), (129, 64, 65), (0, 8, 4), (3, 5, 0)] {
+        let (x, w, b) = (random(&[rows, inputs], 1), random(&[outputs, inputs], 2), random(&[outputs], 3));
+        let (wide_x, wide_w, wide_b) = (wide(&x), wide(&w), wide(&b));
+        let plain = |bias: bool| -> Vec<f64> {
+            let at = |r: usize, o: usize| {
+                let product: f64 = (0..inputs).map(|i| wide_x[r * inputs + i] * wide_w[o * inputs + i]).sum();
+                product + if bias { wide_b[o] } else { 0.0 }
+            };
+            (0..rows).flat_map(|r| (0..outputs).map(move |o| (r, o))).map(|(r, o)| at(r, o)).collect()
+        };
+        close("linear", &ops::linear(&x, &w, Some(&b)).unwrap(), &plain(true));
+        close("linear without bias", &ops::linear(&x, &w, None).unwrap(), &plain(false));
+    }
+    let (x, w) = (random(&[4, 6], 1), random(&[3, 5], 2));
+    let error = ops::linear(&x, &w, None).unwrap_err().to_string();
+    assert!(error.contains("[4, 6]") && error.contains('5'), "{error}");
+}
+
+#[test]
+fn views_that_are_not_contiguous_give_the_same() {
+    let x = random(&[6, 4, 9], 1);
+    let view = x.transpose(0, 1).unwrap().narrow(2, 1, 7).unwrap();
+    let copy = view.contiguous().unwrap();
+    let w = random(&[7, 5], 2).t().unwrap();
+    let same = |a: Tensor, b: Tensor| assert_eq!(wide(&a), wide(&b));
+    same(ops::linear(&view, &w, None).unwrap(), ops::linear(&copy, &w.contiguous().unwrap(), None).unwrap());
+    same(ops::layer_norm(&view, 1e-5).unwrap(), ops::layer_norm(&copy, 1e-5).unwrap());
+    same(ops::activation(Activation::Gelu, &view).unwrap(), ops::activation(Activation::Gelu, &copy).unwrap());
+    same(
+        ops::attention(&view, &view, &view, 1, false).unwrap(),
+        ops::attention(&copy, &copy, &copy, 1, false).unwrap(),
+    );
+}
+
+#[test]
+fn activations() {
+    type Plain = fn(f64) -> f64;
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    // erf by its series, to f64.
+    fn erf(x: f64) -> f64 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        2.0 / std::f64::consts::PI.sqrt() * sum
+    }
+    let cases: [(Activation, Plain); 4] = [
+        (Activation::Silu, |x| x / (1.0 + (-x).exp())),
+        (Activation::QuickGelu, |x| x / (1.0 + (-1.702 * x).exp())),
+        (Activation::GeluTanh, |x| {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }),
+        (Activation::Gelu, |x| 0.5 * x * (1.0 + erf(x / 2f64.sqrt()))),
+    ];
+    assert!((sigmoid(0.0) - 0.5).abs() < 1e-15);
+    for (kind, plain) in cases {
+        for count in [0, 1, 63, 64, 65, 1000] {
+            let x = (random(&[count], 5) * 3.0).unwrap();
+            let want: Vec<f64> = wide(&x).into_iter().map(plain).collect();
+            close(&format!("{kind:?}"), &ops::activation(kind, &x).unwrap(), &want);
+        }
+        let extreme = Tensor::new(&[-1e30f32, -100.0, 100.0, 1e30, f32::NAN], &Device::Cpu).unwrap();
+        let y = ops::activation(kind, &extreme).unwrap().to_vec1::<f32>().unwrap();
+        assert!(y[0].abs() < 1e-6 && y[1].abs() < 1e-6, "{kind:?} of very negative values: {y:?}");
+        assert!((y[2] - 100.0).abs() < 1e-4 && (y[3] / 1e30 - 1.0).abs() < 1e-6, "{kind:?}: {y:?}");
+        assert!(y[4].is_nan(), "{kind:?} of NaN: {y:?}");
+    }
+}
+
+#[test]
+fn norms() {
+    for (samples, rows, width) in [(1, 1, 1), (2, 3, 5), (3, 7, 64), (1, 300, 129), (2, 0, 8)] {
+        let x = random(&[samples, rows, width], 1);
+        let (scale, shift) = (random(&[samples, width], 2), random(&[samples, width], 3));
+        let (weight, bias) = (random(&[width], 4), random(&[width], 5));
+        let eps = 1e-6f32;
+        let (mut normal, mut affine, mut modulated, mut rms) = (vec![], vec![], vec![], vec![]);
+        let (s, h, w, b) = (wide(&scale), wide(&shift), wide(&weight), wide(&bias));
+        for (row, x) in wide(&x).chunks(width).enumerate() {
+            let mean = x.iter().sum::<f64>() / width as f64;
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+            let square = x.iter().map(|x| x * x).sum::<f64>() / width as f64;
+            for (j, x) in x.iter().enumerate() {
+                let y = (x - mean) / (variance + f64::from(eps)).sqrt();
+                let at = row / rows * width + j;
+                normal.push(y);
+                affine.push(y * w[j] + b[j]);
+                modulated.push(y * (1.0 + s[at]) + h[at]);
+                rms.push(x / (square + f64::from(eps)).sqrt() * w[j]);
+            }
+        }
+        close("layer norm", &ops::layer_norm(&x, eps).unwrap(), &normal);
+        close("with weights", &ops::layer_norm_affine(&x, &weight, &bias, eps).unwrap(), &affine);
+        close("modulated", &ops::layer_norm_modulated(&x, &scale, &shift, eps).unwrap(), &modulated);
+        close("rms norm", &ops::rms_norm(&x, &weight, eps).unwrap(), &rms);
+    }
+    let x = Tensor::new(&[[1f32, f32::NAN, 2.0], [1.0, 2.0, 3.0]], &Device::Cpu).unwrap();
+    let y = ops::layer_norm(&x, 1e-6).unwrap().to_vec2::<f32>().unwrap();
+    assert!(y[0].iter().all(|y| y.is_nan()) && y[1].iter().all(|y| y.is_finite()), "{y:?}");
+}
+
+#[test]
+fn rms_norm_goes_over_heads() {
+    let (x, weight) = (random(&[2, 3, 12], 1), random(&[4], 2));
+    let heads = ops::rms_norm(&x, &weight, 1e-6).unwrap();
+    let apart = ops::rms_norm(&x.reshape((2, 3, 3, 4)).unwrap(), &weight, 1e-6).unwrap();
+    assert_eq!(wide(&heads), wide(&apart));
+    assert!(ops::rms_norm(&x, &random(&[5], 2), 1e-6).is_err());
+}
+
+#[test]
+fn group_norm() {
+    for (samples, channels, groups, side) in [(1, 4, 2, 3), (2, 6, 3, 5), (1, 32, 32, 1), (2, 16, 1, 17)] {
+        let x = random(&[samples, channels, side, side], 1);
+        let (weight, bias) = (random(&[channels], 2), random(&[channels], 3));
+        let (w, b, area) = (wide(&weight), wide(&bias), side * side);
+        let size = channels / groups * area;
+        let mut want = Vec::new();
+        for (group, x) in wide(&x).chunks(size).enumerate() {
+            let mean = x.iter().sum::<f64>() / size as f64;
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / size as f64;
+            for (i, x) in x.iter().enumerate() {
+                let c = group % groups * (channels / groups) + i / area;
+                want.push((x - mean) / (variance + 1e-5).sqrt() * w[c] + b[c]);
+            }
+        }
+        let silu: Vec<f64> = want.iter().map(|x| x / (1.0 + (-x).exp())).collect();
+        close("group norm", &ops::group_norm(&x, &weight, &bias, groups, 1e-5, false).unwrap(), &want);
+        close("with SiLU", &ops::group_norm(&x, &weight, &bias, groups, 1e-5, true).unwrap(), &silu);
+    }
+}
+
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Vec<f64> {
+    let (batch, queries, width) = q.dims3().unwrap();
+    let keys = k.dim(1).unwrap();
+    let (q, k, v, d) = (wide(q), wide(k), wide(v), width / heads);
+    let mut out = vec![0.0; batch * queries * width];
+    for b in 0..batch {
+        for h in 0..heads {
+            for i in 0..queries {
+                let seen = if causal { (i + 1).min(keys) } else { keys };
+                let score = |j: usize| {
+                    let at = |n: usize, t: usize, c: usize| (b * n + t) * width + h * d + c;
+                    (0..d).map(|c| q[at(queries, i, c)] * k[at(keys, j, c)]).sum::<f64>() / (d as f64).sqrt()
+                };
+                let scores: Vec<f64> = (0..seen).map(score).collect();
+                let peak = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - peak).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for c in 0..d {
+                    let mixed = (0..seen).map(|j| weights[j] * v[(b * keys + j) * width + h * d + c]);
+                    out[(b * queries + i) * width + h * d + c] = mixed.sum::<f64>() / total;
+                }
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn attention() {
+    let cases = [(1, 1, 1, 1, 1), (2, 3, 5, 5, 7), (1, 2, 65, 33, 16), (2, 1, 130, 130, 40), (1, 4, 7, 200, 3)];
+    for (batch, heads, queries, keys, head_dim) in cases {
+        let width = heads * head_dim;
+        let q = (random(&[batch, queries, width], 1) * 2.0).unwrap();
+        let (k, v) = (random(&[batch, keys, width], 2), random(&[batch, keys, width], 3));
+        let got = ops::attention(&q, &k, &v, heads, false).unwrap();
+        close("attention", &got, &plain_attention(&q, &k, &v, heads, false));
+        if queries == keys {
+            let got = ops::attention(&q, &k, &v, heads, true).unwrap();
+            close("causal attention", &got, &plain_attention(&q, &k, &v, heads, true));
+        }
+    }
+    let x = random(&[1, 4, 6], 1);
+    let large = (&x * 1e4).unwrap();
+    assert!(wide(&ops::attention(&large, &large, &x, 2, false).unwrap()).iter().all(|y| y.is_finite()));
+    let mut values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values[0] = f32::NAN;
+    let bad = Tensor::from_vec(values, (1, 4, 6), &Device::Cpu).unwrap();
+    assert!(wide(&ops::attention(&bad, &x, &x, 2, false).unwrap())[0].is_nan());
+    assert!(ops::attention(&x, &x, &x, 4, false).unwrap_err().to_string().contains("4 heads"));
+}
+
+#[test]
+fn convolution() {
+    // kernel, stride, padding before and after
+    let cases = [(1, 1, (0, 0)), (3, 1, (1, 1)), (3, 2, (0, 1)), (3, 2, (1, 1)), (2, 2, (0, 0))];
+    for (kernel, stride, padding) in cases {
+        for (samples, inputs, outputs, height, width) in [(1, 1, 1, 4, 4), (2, 3, 5, 7, 9), (1, 4, 2, 6, 3)] {
+            let x = random(&[samples, inputs, height, width], 1);
+            let (weight, bias) = (random(&[outputs, inputs, kernel, kernel], 2), random(&[outputs], 3));
+            let (a, w, b) = (wide(&x), wide(&weight), wide(&bias));
+            let side = |n: usize| (n + padding.0 + padding.1 - kernel) / stride + 1;
+            let mut want = Vec::new();
+            for n in 0..samples {
+                for o in 0..outputs {
+                    for oy in 0..side(height) {
+                        for ox in 0..side(width) {
+                            let mut sum = b[o];
+                            for c in 0..inputs {
+                                for ky in 0..kernel {
+                                    for kx in 0..kernel {
+                                        let y = (oy * stride + ky).wrapping_sub(padding.0);
+                                        let x = (ox * stride + kx).wrapping_sub(padding.0);
+                                        if y < height && x < width {
+                                            sum += a[((n * inputs + c) * height + y) * width + x]
+                                                * w[((o * inputs + c) * kernel + ky) * kernel + kx];
+                                        }
+                                    }
+                                }
+                            }
+                            want.push(sum);
+                        }
+                    }
+                }
+            }
+            close("conv2d", &ops::conv2d(&x, &weight, &bias, stride, padding).unwrap(), &want);
+        }
+    }
+}
+
+#[test]
+fn gated_residual() {
+    let (x, y, gate) = (random(&[2, 3, 5], 1), random(&[2, 3, 5], 2), random(&[2, 5], 3));
+    let want = x.add(&y.broadcast_mul(&gate.reshape((2, 1, 5)).unwrap()).unwrap()).unwrap();
+    close("gated", &ops::gated_add(&x, &gate, &y).unwrap(), &wide(&want));
+}
+
+#[test]
+fn gram_matrices() {
+    for (rows, columns) in [(1, 1), (1, 9), (7, 5), (300, 70), (0, 4), (64, 200)] {
+        let x = random(&[rows, columns], 1);
+        let (values, a) = (x.flatten_all().unwrap().to_vec1::<f32>().unwrap(), wide(&x));
+        let mut got = vec![0f32; columns * columns];
+        gram::add_gram(&values, columns, 0.5, &mut got);
+        gram::add_gram(&values, columns, 1.0, &mut got);
+        gram::symmetrise(&mut got, columns);
+        let mut want = vec![0.0; columns * columns];
+        for row in a.chunks(columns) {
+            for i in 0..columns {
+                for j in 0..columns {
+                    want[i * columns + j] += 1.5 * row[i] * row[j];
+                }
+            }
+        }
+        close("gram", &Tensor::from_vec(got, (columns, columns), &Device::Cpu).unwrap(), &want);
+        let mut squares = vec![1.0; columns];
+        gram::add_column_squares(&values, &mut squares);
+        for (j, square) in squares.iter().enumerate() {
+            let want = 1.0 + a.chunks(columns).map(|row| row[j] * row[j]).sum::<f64>();
+            assert!((square - want).abs() < 1e-5 * want, "column {j}: {square} against {want}");
+        }
+    }
+}
+
+#[test]
+fn elimination_removes_and_compensates() {
+    // U with a unit diagonal and one entry beside it: removing column 0 moves half of it to column 1.
+    let factor = [1.0, 0.5, 0.0, 1.0];
+    let (mut weights, mut errors) = ([1.0, 4.0, 3.0, 1.0], [0f32; 4]);
+    obs::eliminate(&mut weights, &mut errors, &factor, 2, obs::Choice::Groups { pruned: 1, group: 2 });
+    assert_eq!(weights, [0.0, 3.5, 3.0, 0.0]);
+    assert_eq!(errors, [1.0, 0.0, 0.0, 1.0]);
+    let (mut weights, mut errors) = ([1.0, 4.0, 3.0, 1.0], [0f32; 4]);
+    obs::eliminate(&mut weights, &mut errors, &factor, 2, obs::Choice::Threshold(1.0));
+    assert_eq!(weights, [0.0, 3.5, 3.0, 0.0]);
+}
+
+#[test]
+fn a_gradient_is_never_dropped_silently() {
+    let x = candle_core::Var::from_tensor(&random(&[2, 4], 1)).unwrap();
+    let error = ops::layer_norm(x.as_tensor(), 1e-5).unwrap_err().to_string();
+    assert!(error.contains("no backward"), "{error}");
+}
+
+#[test]
+fn threads_do_not_change_results() {
+    let (x, w) = (random(&[300, 96], 1), random(&[64, 96], 2));
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let y = ops::linear(&x, &w, None).unwrap();
+            let y = ops::activation(Activation::GeluTanh, &y).unwrap().reshape((2, 150, 64)).unwrap();
+            let y = ops::attention(&y, &y, &y, 4, false).unwrap();
+            let mut gram = vec![0f32; 64 * 64];
+            gram::add_gram(&y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), 64, 1.0, &mut gram);
+            (wide(&y), gram)
+        })
+    };
+    let one = run(1);
+    for threads in [2, 3, 5] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}

@@ -1,0 +1,42 @@
+//! Times the OBS solver on one layer: `solve --input FILE --sparsity 0.5 | --pattern 2:4 --repeats N` reads `weight`
+//! and `hessian` and prints one line of JSON.
+
+#![expect(clippy::print_stdout, reason = "a benchmark tells its figures")]
+
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use secateur_prune::{InputStatistics, LayerWeight, Method, Obs, Pattern, hessian_error};
+use std::time::Instant;
+
+fn main() -> Result<()> {
+    let (mut input, mut pattern, mut repeats) = (None, Pattern::Unstructured(0.5), 1);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
+        match name.as_str() {
+            "--input" => input = Some(value),
+            "--sparsity" => pattern = Pattern::unstructured(value.parse()?)?,
+            "--pattern" => pattern = value.parse()?,
+            "--repeats" => repeats = value.parse::<usize>()?,
+            _ => bail!("{name} is not an option"),
+        }
+    }
+    let input = input.context("--input FILE is needed")?;
+    let tensors = candle_core::safetensors::load(input, &Device::Cpu)?;
+    let tensor = |name: &str| tensors.get(name).with_context(|| format!("no tensor {name}"));
+    let (rows, columns) = tensor("weight")?.dims2()?;
+    let hessian = tensor("hessian")?.flatten_all()?.to_vec1::<f32>()?;
+    let values = tensor("weight")?.flatten_all()?.to_vec1::<f32>()?;
+    let layer = LayerWeight { layer: "layer".into(), rows, columns, values };
+    let statistics = InputStatistics { hessian, squares: vec![0.0; columns], rows: 0 };
+    let (mut best, mut error) = (f64::INFINITY, 0.0);
+    for _ in 0..repeats {
+        let mut pruned = [layer.clone()];
+        let start = Instant::now();
+        Obs.prune(&mut pruned, &statistics, pattern)?;
+        best = best.min(start.elapsed().as_secs_f64());
+        error = hessian_error(&layer.values, &pruned[0].values, &statistics.hessian);
+    }
+    println!("{}", serde_json::json!({"seconds": best, "error": error}));
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! The methods on cases that no fixture has: against a plain f64 version, dead columns, Hessians that are hard to factor.
+
+use secateur_models::{ModelFolder, Pipeline, Sampling};
+use secateur_prune::{
+    Calibration, Factor, InputStatistics, LayerWeight, Magnitude, Method, Obs, Packages, Pattern, Plan, Selection,
+    Source, Wanda, Weighting, hessian_error, prune,
+};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn random(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| next() + next() + next()).collect()
+}
+
+/// H = X^T X of `rows` random rows with correlated columns.
+fn hessian(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
+    let mut x = random(rows * columns, seed);
+    for row in x.chunks_mut(columns) {
+        for j in 1..columns {
+            row[j] += 0.7 * row[j - 1];
+        }
+    }
+    let mut h = vec![0f32; columns * columns];
+    for row in x.chunks(columns) {
+        for i in 0..columns {
+            for j in 0..columns {
+                h[i * columns + j] += row[i] * row[j];
+            }
+        }
+    }
+    h
+}
+
+fn statistics(hessian: Vec<f32>, rows: u64) -> InputStatistics {
+    let columns = hessian.len().isqrt();
+    let squares = (0..columns).map(|j| hessian[j * columns + j]).collect();
+    InputStatistics { hessian, squares, rows }
+}
+
+fn layer(rows: usize, columns: usize, seed: u64) -> LayerWeight {
+    LayerWeight { layer: "layer".into(), rows, columns, values: random(rows * columns, seed) }
+}
+
+/// The inverse of a matrix by Gauss-Jordan elimination.
+fn inverse(a: &[f64]) -> Vec<f64> {
+    let n = a.len().isqrt();
+    let (mut a, mut b) = (a.to_vec(), vec![0.0; n * n]);
+    (0..n).for_each(|i| b[i * n + i] = 1.0);
+    for i in 0..n {
+        let pivot = a[i * n + i];
+        for j in 0..n {
+            a[i * n + j] /= pivot;
+            b[i * n + j] /= pivot;
+        }
+        for r in (0..n).filter(|&r| r != i) {
+            let factor = a[r * n + i];
+            for j in 0..n {
+                a[r * n + j] -= factor * a[i * n + j];
+                b[r * n + j] -= factor * b[i * n + j];
+            }
+        }
+    }
+    b
+}
+
+/// The algorithm as it is written down, in f64, with explicit inverses and without blocks of updates: at column i the
+/// inverse Hessian of the columns that are left gives the score and the compensation.
+fn plain_obs(weight: &LayerWeight, hessian: &[f32], pattern: Pattern) -> Vec<f64> {
+    let (rows, n) = (weight.rows, weight.columns);
+    let mean = (0..n).map(|j| f64::from(hessian[j * n + j])).sum::<f64>() / n as f64;
+    let mut h: Vec<f64> = hessian.iter().map(|&h| f64::from(h)).collect();
+    (0..n).for_each(|j| h[j * n + j] += 0.01 * mean);
+    // Row 0 of the inverse of H restricted to the columns i.. is, divided by the root of its first element, row i of U.
+    let u: Vec<Vec<f64>> = (0..n)
+        .map(|i| {
+            let m = n - i;
+            let part: Vec<f64> = (i..n).flat_map(|r| h[r * n + i..(r + 1) * n].to_vec()).collect();
+            let inverse = inverse(&part);
+            inverse[..m].iter().map(|x| x / inverse[0].sqrt()).collect()
+        })
+        .collect();
+    let mut w: Vec<f64> = weight.values.iter().map(|&w| f64::from(w)).collect();
+    let score = |w: f64, i: usize| (w / u[i][0]).powi(2);
+    let mut mask = vec![false; rows * n];
+    for i in 0..n {
+        match pattern {
+            Pattern::Unstructured(sparsity) if i % 128 == 0 => {
+                let columns = i..(i + 128).min(n);
+                let scores = |r: usize| columns.clone().map(move |j| (r, j));
+                let mut sorted: Vec<f64> = (0..rows).flat_map(scores).map(|(r, j)| score(w[r * n + j], j)).collect();
+                sorted.sort_by(f64::total_cmp);
+                let threshold = sorted[(sorted.len() as f64 * sparsity) as usize];
+                for (r, j) in (0..rows).flat_map(scores) {
+                    mask[r * n + j] = score(w[r * n + j], j) <= threshold;
+                }
+            }
+            Pattern::SemiStructured { pruned, group } if i % group == 0 => {
+                for r in 0..rows {
+                    let mut order: Vec<usize> = (i..i + group).collect();
+                    order.sort_by(|&a, &b| score(w[r * n + a], a).total_cmp(&score(w[r * n + b], b)));
+                    order[..pruned].iter().for_each(|&j| mask[r * n + j] = true);
+                }
+            }
+            _ => {}
+        }
+        for r in (0..rows).filter(|r| mask[r * n + i]) {
+            let error = w[r * n + i] / u[i][0];
+            for (j, u) in u[i].iter().enumerate() {
+                w[r * n + i + j] -= error * u;
+            }
+            w[r * n + i] = 0.0;
+        }
+    }
+    w
+}
+
+#[test]
+fn obs_is_the_plain_algorithm() {
+    let cases = [
+        (7, 33, Pattern::Unstructured(0.5)),
+        (3, 150, Pattern::Unstructured(0.3)),
+        (1, 5, Pattern::Unstructured(0.8)),
+        (6, 140, Pattern::SemiStructured { pruned: 2, group: 4 }),
+        (4, 150, Pattern::SemiStructured { pruned: 3, group: 5 }),
+        (5, 12, Pattern::SemiStructured { pruned: 1, group: 6 }),
+    ];
+    for (rows, columns, pattern) in cases {
+        let hessian = hessian(2 * columns, columns, 3);
+        let before = layer(rows, columns, 4);
+        let want = plain_obs(&before, &hessian, pattern);
+        let mut after = [before];
+        Obs.prune(&mut after, &statistics(hessian, 1), pattern).unwrap();
+        for (i, (got, want)) in after[0].values.iter().zip(&want).enumerate() {
+            assert!((f64::from(*got) - want).abs() < 1e-4, "{pattern} {rows} x {columns} [{i}]: {got} against {want}");
+        }
+    }
+}
+
+#[test]
+fn layers_of_one_input_are_solved_as_if_alone() {
+    let statistics = statistics(hessian(100, 40, 1), 100);
+    let (a, b) = (layer(9, 40, 2), layer(3, 40, 3));
+    let mut both = [a.clone(), b.clone()];
+    Obs.prune(&mut both, &statistics, Pattern::Unstructured(0.5)).unwrap();
+    for (index, alone) in [a, b].into_iter().enumerate() {
+        let mut alone = [alone];
+        Obs.prune(&mut alone, &statistics, Pattern::Unstructured(0.5)).unwrap();
+        assert_eq!(alone[0], both[index]);
+    }
+}
+
+#[test]
+fn nothing_to_remove_changes_nothing() {
+    for method in [&Obs as &dyn Method, &Wanda, &Magnitude] {
+        let mut layers = [layer(4, 16, 1)];
+        method.prune(&mut layers, &statistics(hessian(40, 16, 2), 40), Pattern::Unstructured(0.0)).unwrap();
+        assert_eq!(layers[0], layer(4, 16, 1), "{}", method.name());
+    }
+}
+
+#[test]
+fn columns_that_no_input_reaches_are_removed() {
+    let (columns, dead) = (12, [0, 5, 11]);
+    let mut h = hessian(50, columns, 1);
+    for j in dead {
+        for i in 0..columns {
+            h[i * columns + j] = 0.0;
+            h[j * columns + i] = 0.0;
+        }
+    }
+    let factor = Factor::new(&h, &"layer".into()).unwrap();
+    assert_eq!(factor.dead, dead);
+    let before = layer(6, columns, 2);
+    for pattern in [Pattern::Unstructured(0.5), "2:4".parse().unwrap()] {
+        let mut after = [before.clone()];
+        Obs.prune(&mut after, &statistics(h.clone(), 50), pattern).unwrap();
+        let after = &after[0].values;
+        assert!(after.chunks(columns).all(|row| dead.iter().all(|&j| row[j] == 0.0)), "{pattern}");
+        assert!(after.iter().all(|w| w.is_finite()));
+        assert!(hessian_error(&before.values, after, &h) < 0.5);
+    }
+    let all_dead = statistics(vec![0.0; columns * columns], 0);
+    let mut after = [before];
+    Obs.prune(&mut after, &all_dead, Pattern::Unstructured(0.5)).unwrap();
+    assert!(after[0].values.iter().all(|w| *w == 0.0));
+}
+
+#[test]
+fn damping_is_raised_until_the_hessian_is_positive_definite() {
+    let columns = 8;
+    let mut h = hessian(40, columns, 1);
+    assert_eq!(Factor::new(&h, &"layer".into()).unwrap().damping, 0.01);
+    let mean = (0..columns).map(|j| h[j * columns + j]).sum::<f32>() / columns as f32;
+    // An eigenvalue pushed to about -0.5 of the mean: 0.01 and 0.1 of it do not help, 1 does.
+    for i in 0..columns {
+        for j in 0..columns {
+            h[i * columns + j] -= if i == j { 0.0 } else { 1.5 * mean / columns as f32 };
+        }
+    }
+    let statistics = statistics(h.clone(), 40);
+    let factor = Factor::new(&h, &"layer".into()).unwrap();
+    assert!(factor.damping > 0.01, "{}", factor.damping);
+    let mut layers = [layer(4, columns, 2)];
+    let solved = Obs.prune(&mut layers, &statistics, Pattern::Unstructured(0.5)).unwrap();
+    assert_eq!(solved.damping, factor.damping);
+    assert!(layers[0].values.iter().all(|w| w.is_finite()));
+
+    h[3] = f32::NAN;
+    h[0] = f32::NAN;
+    let error = Factor::new(&h, &"blocks.1.to_q".into()).unwrap_err().to_string();
+    assert!(error.contains("blocks.1.to_q") && error.contains("finite"), "{error}");
+}
+
+#[test]
+fn the_factor_is_of_the_inverse() {
+    let columns = 20;
+    let h = hessian(60, columns, 9);
+    let factor = Factor::new(&h, &"layer".into()).unwrap();
+    let mean = (0..columns).map(|j| f64::from(h[j * columns + j])).sum::<f64>() / columns as f64;
+    let mut damped: Vec<f64> = h.iter().map(|&h| f64::from(h)).collect();
+    (0..columns).for_each(|j| damped[j * columns + j] += 0.01 * mean);
+    let want = inverse(&damped);
+    let u = |i: usize, j: usize| f64::from(factor.values[i * columns + j]);
+    for i in 0..columns {
+        for j in 0..columns {
+            let got: f64 = (0..columns).map(|k| u(k, i) * u(k, j)).sum();
+            assert!((got - want[i * columns + j]).abs() < 1e-5 * want[0].abs().max(1.0), "{i}, {j}");
+        }
+    }
+}
+
+#[test]
+fn baselines_choose_by_their_scores() {
+    let weight = |values: &[f32]| LayerWeight { layer: "l".into(), rows: 2, columns: 4, values: values.to_vec() };
+    let w = [1.0, -2.0, 3.0, -4.0, 0.5, 0.6, 0.7, 0.8];
+    let mut h = vec![0.0; 16];
+    [100.0, 1.0, 1.0, 1.0].iter().enumerate().for_each(|(j, &s)| h[j * 5] = s);
+    let statistics = statistics(h, 4);
+    let run = |method: &dyn Method, pattern: Pattern| {
+        let mut layers = [weight(&w)];
+        method.prune(&mut layers, &statistics, pattern).unwrap();
+        let [layer] = layers;
+        layer.values
+    };
+    let half = Pattern::Unstructured(0.5);
+    assert_eq!(
+        run(&Magnitude, half),
+        [0.0, -2.0, 3.0, -4.0, 0.0, 0.0, 0.0, 0.8].map(|w: f32| if w.abs() == 0.8 { 0.0 } else { w })
+    );
+    assert_eq!(run(&Wanda, half), [1.0, 0.0, 0.0, -4.0, 0.5, 0.0, 0.0, 0.8]);
+    let pattern = "2:4".parse().unwrap();
+    assert_eq!(run(&Magnitude, pattern), [0.0, 0.0, 3.0, -4.0, 0.0, 0.0, 0.7, 0.8]);
+    assert_eq!(run(&Wanda, pattern), [1.0, 0.0, 0.0, -4.0, 0.5, 0.0, 0.0, 0.8]);
+}
+
+#[test]
+fn obs_leaves_less_error_than_the_baselines() {
+    let h = hessian(300, 96, 5);
+    let before = layer(40, 96, 6);
+    for pattern in [Pattern::Unstructured(0.5), Pattern::Unstructured(0.7), "2:4".parse().unwrap()] {
+        let error = |method: &dyn Method| {
+            let mut after = [before.clone()];
+            method.prune(&mut after, &statistics(h.clone(), 300), pattern).unwrap();
+            hessian_error(&before.values, &after[0].values, &h)
+        };
+        let (obs, wanda, magnitude) = (error(&Obs), error(&Wanda), error(&Magnitude));
+        assert!(obs < 0.8 * wanda && obs < 0.8 * magnitude, "{pattern}: {obs}, {wanda}, {magnitude}");
+    }
+}
+
+fn bundled() -> Pipeline {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-mmdit");
+    Pipeline::open(ModelFolder::open(&path, None).unwrap()).unwrap()
+}
+
+fn calibration(samples: usize, batch: usize) -> Calibration {
+    let prompts = (0..samples).map(|i| format!("picture {i}")).collect();
+    let sampling = Sampling { steps: 2, guidance: 4.0, seed: 0, batch };
+    Calibration { prompts, sampling, weighting: Weighting::LogDecrease }
+}
+
+#[test]
+fn activations_that_are_not_finite_name_layer_and_step() {
+    let mut pipeline = bundled();
+    let name = "transformer_blocks.1.ff.net.0.proj.weight";
+    let huge = pipeline.parameters().get(name).unwrap().affine(1e30, 0.0).unwrap();
+    pipeline.replace(&BTreeMap::from([(name.to_owned(), huge)])).unwrap();
+    let plan = Plan::new(&pipeline.structure(), &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let calibration = calibration(1, 1);
+    let source = Source::Calibration(&calibration);
+    let error = prune(&mut pipeline, &plan, &Obs, Pattern::Unstructured(0.5), &source, &()).unwrap_err().to_string();
+    assert!(error.contains("transformer_blocks.1.ff.net.2") && error.contains("denoising step 1"), "{error}");
+}
+
+#[test]
+fn statistics_do_not_depend_on_the_batch() {
+    let gather = |batch| {
+        let mut pipeline = bundled();
+        let selection = Selection::new(&["transformer_blocks.0.*".into()], &[]).unwrap();
+        let plan = Plan::new(&pipeline.structure(), &selection, Packages::Count(1), &Magnitude).unwrap();
+        let calibration = calibration(3, batch);
+        let source = Source::Calibration(&calibration);
+        prune(&mut pipeline, &plan, &Magnitude, Pattern::Unstructured(0.5), &source, &()).unwrap().statistics
+    };
+    let (whole, apart) = (gather(3), gather(2));
+    assert_eq!(whole.len(), 8, "one Hessian per distinct input");
+    for (name, statistics) in &whole {
+        let other = &apart[name];
+        assert_eq!(statistics.rows, other.rows);
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let difference = norm(&mut statistics.hessian.iter().zip(&other.hessian).map(|(a, b)| a - b));
+        assert!(difference < 1e-5 * norm(&mut statistics.hessian.iter().copied()), "{name}: {difference}");
+    }
+}
+
+#[test]
+fn packages_follow_the_memory() {
+    let structure = bundled().structure();
+    let plan = |packages| Plan::new(&structure, &Selection::default(), packages, &Obs);
+    let one = plan(Packages::Count(1)).unwrap();
+    assert_eq!(one.layers().count(), 93);
+    for (index, budget) in [(1, one.bytes(&Obs)), (2, one.bytes(&Obs) - 1)] {
+        let plan = plan(Packages::Memory(budget)).unwrap();
+        assert_eq!(plan.packages.len(), index);
+        assert!(plan.bytes(&Obs) <= budget);
+        assert!(plan.layers().eq(one.layers()), "every layer once, in order");
+    }
+    let sizes: Vec<usize> = plan(Packages::Count(5)).unwrap().packages.iter().map(|p| p.inputs.len()).collect();
+    assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 4, "{sizes:?}");
+    assert_eq!(plan(Packages::Count(1000)).unwrap().packages.len(), 32, "no more packages than units");
+    assert!(plan(Packages::Memory(1000)).unwrap_err().to_string().contains("at least"));
+}

@@ -1,0 +1,172 @@
+//! The table of docs/results.md: every method at every sparsity, over several seeds.
+//!
+//! `cargo run --release --example results -- models/emoji-mmdit results/emoji-mmdit --seeds 3`
+//!
+//! A seed sets the calibration prompts, their noise, and the noise of the judged pictures. Each cell is a JSON file in
+//! the output folder; a run that was stopped goes on with the cells that are missing.
+
+#![expect(clippy::print_stdout, reason = "it prints a table")]
+
+use anyhow::{Context, Result, bail};
+use secateur_eval::{Comparison, Samples, Summary};
+use secateur_models::{ClipModel, ModelFolder, Pipeline, Sampling};
+use secateur_prune::{
+    Calibration, Fingerprint, Magnitude, Method, Obs, Packages, Pattern, Plan, SavedStatistics, Selection, Source,
+    Wanda, Weighting, prune,
+};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+const METHODS: [&dyn Method; 3] = [&Obs, &Wanda, &Magnitude];
+const PATTERNS: [&str; 4] = ["0.5", "0.6", "0.7", "2:4"];
+const CALIBRATION: usize = 100;
+const JUDGED: usize = 64;
+
+#[derive(Serialize, Deserialize)]
+struct Cell {
+    comparison: Comparison,
+    mean_layer_error: f64,
+    largest_layer_error: f64,
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (model, out, seeds) = match arguments.as_slice() {
+        [model, out] => (model, out, 1),
+        [model, out, flag, seeds] if flag == "--seeds" => (model, out, seeds.parse()?),
+        _ => bail!("usage: results MODEL OUT [--seeds N]"),
+    };
+    let (model, out) = (Path::new(model), Path::new(out));
+    std::fs::create_dir_all(out)?;
+    for seed in 0..seeds {
+        for pattern in PATTERNS {
+            for method in METHODS {
+                if !cell_path(out, seed, method, pattern).exists() {
+                    Study::new(model, out, seed)?.fill()?;
+                }
+            }
+        }
+    }
+    print_table(out, seeds)
+}
+
+fn cell_path(out: &Path, seed: u64, method: &dyn Method, pattern: &str) -> PathBuf {
+    out.join(format!("seed{seed}-{}-{}.json", method.name(), pattern.replace(':', "of")))
+}
+
+/// All cells of one seed.
+struct Study<'a> {
+    model: &'a Path,
+    out: &'a Path,
+    seed: u64,
+    clip: ClipModel,
+    prompts: Vec<String>,
+    calibration: Calibration,
+}
+
+impl<'a> Study<'a> {
+    fn new(model: &'a Path, out: &'a Path, seed: u64) -> Result<Self> {
+        let folder = ModelFolder::open(model, None)?;
+        let manifest = folder.manifest();
+        let clip = ClipModel::open(&model.join(manifest.clip.as_ref().context("the model names no CLIP")?))?;
+        let list = folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
+        let chosen = list.into_iter().skip(seed as usize * CALIBRATION).take(CALIBRATION).collect::<Vec<_>>();
+        if chosen.len() < CALIBRATION {
+            bail!("too few calibration prompts for seed {seed}");
+        }
+        let held_out = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
+        let (steps, guidance) = (manifest.generation.steps, manifest.generation.guidance);
+        let sampling = Sampling { steps, guidance, seed, batch: 8 };
+        let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default() };
+        Ok(Self { model, out, seed, clip, prompts: held_out.into_iter().take(JUDGED).collect(), calibration })
+    }
+
+    fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Samples> {
+        let sampling = Sampling { seed: self.seed + 1000, ..self.calibration.sampling.clone() };
+        Ok(Samples::generate(pipeline, name, &self.prompts, &sampling, Some(&self.clip), &())?)
+    }
+
+    /// Makes the cells that are missing.
+    fn fill(&self) -> Result<()> {
+        let open = || ModelFolder::open(self.model, None);
+        let folder = open()?;
+        let plan = |method| Plan::new(&folder.structure(), &Selection::default(), Packages::Count(1), method);
+        let fingerprint = Fingerprint::new(&folder, &self.calibration)?;
+        let path = self.out.join(format!("seed{}-statistics", self.seed));
+        if !path.exists() {
+            println!("seed {}: calibrate", self.seed);
+            let source = Source::Calibration(&self.calibration);
+            let pattern = Pattern::unstructured(0.5)?;
+            let outcome = prune(&mut Pipeline::open(open()?)?, &plan(&Magnitude)?, &Magnitude, pattern, &source, &())?;
+            SavedStatistics::write(&path, false, &outcome.statistics, &fingerprint)?;
+        }
+        let statistics = SavedStatistics::open(&path, &fingerprint)?;
+        println!("seed {}: dense", self.seed);
+        let dense = self.samples(&Pipeline::open(open()?)?, "dense")?;
+        for text in PATTERNS {
+            let pattern = if text.contains(':') { text.parse()? } else { Pattern::unstructured(text.parse()?)? };
+            for method in METHODS {
+                let path = cell_path(self.out, self.seed, method, text);
+                if path.exists() {
+                    continue;
+                }
+                println!("seed {}: {} {pattern}", self.seed, method.name());
+                let mut pipeline = Pipeline::open(open()?)?;
+                let outcome = prune(&mut pipeline, &plan(method)?, method, pattern, &Source::Saved(&statistics), &())?;
+                let (comparison, _) = dense.compare(&self.samples(&pipeline, method.name())?)?;
+                let errors = Summary::of(&outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>())?;
+                let cell = Cell { comparison, mean_layer_error: errors.mean, largest_layer_error: errors.maximum };
+                let partial = path.with_extension("partial");
+                std::fs::write(&partial, serde_json::to_string_pretty(&cell)?)?;
+                std::fs::rename(partial, path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Mean over the seeds, and their sample standard deviation where there are several.
+fn spread(values: &[f64], digits: usize) -> Result<String> {
+    let summary = Summary::of(values)?;
+    let mean = format!("{:.digits$}", summary.mean);
+    Ok(if values.len() > 1 { format!("{mean} ± {:.digits$}", summary.standard_deviation) } else { mean })
+}
+
+fn print_table(out: &Path, seeds: u64) -> Result<()> {
+    let read = |seed, method, pattern| -> Result<Cell> {
+        Ok(serde_json::from_str(&std::fs::read_to_string(cell_path(out, seed, method, pattern))?)?)
+    };
+    println!("| | PSNR dB | SSIM | text-image score | top-1 of {JUDGED} | mean / largest layer error |");
+    println!("|---|---|---|---|---|---|");
+    let text = |cell: &Cell| cell.comparison.text_image.clone().context("no text-image score");
+    for (row, pattern) in PATTERNS.into_iter().enumerate() {
+        for method in METHODS {
+            let cells = (0..seeds).map(|seed| read(seed, method, pattern)).collect::<Result<Vec<_>>>()?;
+            let texts = cells.iter().map(text).collect::<Result<Vec<_>>>()?;
+            let of =
+                |value: &dyn Fn(&Cell) -> f64, digits| spread(&cells.iter().map(value).collect::<Vec<_>>(), digits);
+            if row == 0 && method.name() == METHODS[0].name() {
+                let scores = texts.iter().map(|text| text.score_reference.mean).collect::<Vec<_>>();
+                let top = texts.iter().map(|text| text.top1_reference).collect::<Vec<_>>();
+                println!("| dense | - | - | {} | {} | - |", spread(&scores, 3)?, spread(&top, 3)?);
+            }
+            let name = match pattern.parse::<f64>() {
+                Ok(share) => format!("{:.0} %", share * 100.0),
+                Err(_) => pattern.to_owned(),
+            };
+            let scores = texts.iter().map(|text| text.score_candidate.mean).collect::<Vec<_>>();
+            let top = texts.iter().map(|text| text.top1_candidate).collect::<Vec<_>>();
+            println!(
+                "| {} {name} | {} | {} | {} | {} | {} / {} |",
+                method.name(),
+                of(&|cell| cell.comparison.psnr.mean, 2)?,
+                of(&|cell| cell.comparison.ssim.mean, 3)?,
+                spread(&scores, 3)?,
+                spread(&top, 3)?,
+                of(&|cell| cell.mean_layer_error, 4)?,
+                of(&|cell| cell.largest_layer_error, 3)?,
+            );
+        }
+    }
+    Ok(())
+}

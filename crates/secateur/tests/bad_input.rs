@@ -1,0 +1,262 @@
+//! Bad input: a clear error that names the file or the layer, a non-zero exit, nothing written, the input untouched.
+
+mod common;
+
+use common::{entries, fail, model, secateur, text};
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The bundled model in a new folder: links, but for `changed`, which is copied.
+fn copy(folder: &Path, changed: &str) -> PathBuf {
+    let target = folder.join("model");
+    std::fs::create_dir(&target).unwrap();
+    for name in entries(&model()) {
+        let (source, link) = (model().join(&name), target.join(&name));
+        if name != changed.split('/').next().unwrap() {
+            symlink(source, link).unwrap();
+        } else if source.is_dir() {
+            std::fs::create_dir(&link).unwrap();
+            for file in entries(&source) {
+                std::fs::copy(source.join(&file), link.join(&file)).unwrap();
+            }
+        } else {
+            std::fs::copy(source, link).unwrap();
+        }
+    }
+    target
+}
+
+fn prune(model: &Path, out: &Path) -> Command {
+    let mut command = secateur();
+    command.arg("prune").arg(model).arg("--out").arg(out);
+    command.args(["--samples", "2", "--steps", "2", "--report-samples", "0", "--quiet"]);
+    command
+}
+
+/// Prunes a copy of the model in which `change` has been at `file`; the error must hold all of `words`.
+fn refused(file: &str, change: impl FnOnce(&Path), words: &[&str]) {
+    let temporary = tempfile::tempdir().unwrap();
+    let model = copy(temporary.path(), file);
+    change(&model.join(file));
+    let out = temporary.path().join("out");
+    let error = fail(&mut prune(&model, &out), 1);
+    for word in words {
+        assert!(error.contains(word), "{word:?} is not in {error:?}");
+    }
+    assert_eq!(entries(temporary.path()), ["model"], "something was written");
+}
+
+const WEIGHTS: &str = "transformer/diffusion_pytorch_model.safetensors";
+
+fn edit_json(path: &Path, key: &str, value: serde_json::Value) {
+    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    json[key] = value;
+    std::fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn a_folder_that_is_no_model() {
+    let temporary = tempfile::tempdir().unwrap();
+    let error = fail(&mut prune(temporary.path(), &temporary.path().join("out")), 1);
+    assert!(error.contains("no model_index.json"), "{error}");
+    let error = fail(secateur().args(["inspect"]).current_dir(temporary.path()), 1);
+    assert!(error.contains("no MODEL given") && error.contains("models/emoji-mmdit"), "{error}");
+}
+
+#[test]
+fn a_missing_component() {
+    refused("vae", |path| std::fs::remove_dir_all(path).unwrap(), &["vae", "missing"]);
+    refused(WEIGHTS, |path| std::fs::remove_file(path).unwrap(), &["transformer", "no diffusion_pytorch_model"]);
+}
+
+#[test]
+fn an_unknown_class() {
+    let class = |path: &Path| edit_json(path, "_class_name", "KandinskyPipeline".into());
+    refused("model_index.json", class, &["model_index.json", "KandinskyPipeline", "not supported"]);
+    let vae = |path: &Path| edit_json(path, "vae", serde_json::json!(["diffusers", "AutoencoderTiny"]));
+    refused("model_index.json", vae, &["vae is AutoencoderTiny"]);
+    let scheduler = |path: &Path| edit_json(path, "use_karras_sigmas", true.into());
+    refused("scheduler/scheduler_config.json", scheduler, &["use_karras_sigmas is not supported"]);
+}
+
+#[test]
+fn a_damaged_weight_file() {
+    let cut = |path: &Path| {
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(1_000_000).unwrap();
+    };
+    refused(WEIGHTS, cut, &[WEIGHTS, "cut short"]);
+    let longer = |path: &Path| {
+        std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(&[0; 64]).unwrap();
+    };
+    refused(WEIGHTS, longer, &[WEIGHTS, "oversized"]);
+    let header = |path: &Path| std::fs::write(path, u64::MAX.to_le_bytes()).unwrap();
+    refused(WEIGHTS, header, &[WEIGHTS, "not a safetensors file"]);
+    refused(WEIGHTS, |path| std::fs::write(path, b"PK\x03\x04 and so on").unwrap(), &["pickle"]);
+    refused(WEIGHTS, |path| std::fs::write(path, b"x").unwrap(), &[WEIGHTS, "1 bytes"]);
+    refused(WEIGHTS, |path| std::fs::write(path, b"\x08\0\0\0\0\0\0\0{\"a\":1}}").unwrap(), &["bad header"]);
+}
+
+/// Rewrites the weight file with one tensor changed.
+fn change_tensor(path: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>, &mut serde_json::Value)) {
+    let bytes = std::fs::read(path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let mut data = bytes[8 + length..].to_vec();
+    let info = &mut header[name];
+    let offsets: Vec<usize> = serde_json::from_value(info["data_offsets"].clone()).unwrap();
+    let mut part = data[offsets[0]..offsets[1]].to_vec();
+    change(&mut part, info);
+    data[offsets[0]..offsets[1]].copy_from_slice(&part);
+    let header = header.to_string();
+    let parts = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+    std::fs::write(path, parts).unwrap();
+}
+
+#[test]
+fn weights_that_do_not_fit() {
+    const LAYER: &str = "transformer_blocks.2.attn.to_q.weight";
+    let nan = |path: &Path| change_tensor(path, LAYER, |data, _| data[..2].copy_from_slice(&[0x00, 0x7e]));
+    refused(WEIGHTS, nan, &[WEIGHTS, LAYER, "NaN"]);
+    let dtype = |path: &Path| change_tensor(path, LAYER, |_, info| info["dtype"] = "I16".into());
+    refused(WEIGHTS, dtype, &[WEIGHTS, LAYER, "I16"]);
+    let shape = |path: &Path| change_tensor(path, LAYER, |_, info| info["shape"] = serde_json::json!([128, 512]));
+    refused(WEIGHTS, shape, &["transformer", LAYER, "[128, 512]", "[256, 256]"]);
+    let fewer = |path: &Path| edit_json(path, "num_layers", 7.into());
+    refused("transformer/config.json", fewer, &["unexpected (transformer_blocks.", "..."]);
+    let more = |path: &Path| edit_json(path, "num_layers", 9.into());
+    refused("transformer/config.json", more, &["missing (transformer_blocks."]);
+    let heads = |path: &Path| edit_json(path, "num_attention_heads", 6.into());
+    refused("transformer/config.json", heads, &["caption_projection_dim 256 differs"]);
+}
+
+#[test]
+fn an_index_that_points_outside() {
+    let index = |path: &Path| {
+        let map =
+            serde_json::json!({"weight_map": {"pos_embed.proj.bias": "../vae/diffusion_pytorch_model.safetensors"}});
+        std::fs::write(path.with_extension("safetensors.index.json"), map.to_string()).unwrap();
+    };
+    refused(WEIGHTS, index, &["points outside its folder"]);
+}
+
+/// An error of the request: nothing is written, and the error holds the words.
+fn request(options: &[&str], code: i32, words: &[&str]) {
+    let temporary = tempfile::tempdir().unwrap();
+    let error = fail(prune(&model(), &temporary.path().join("out")).args(options), code);
+    for word in words {
+        assert!(error.contains(word), "{word:?} is not in {error:?}");
+    }
+    assert!(entries(temporary.path()).is_empty());
+}
+
+#[test]
+fn sparsities_and_patterns() {
+    for sparsity in ["1", "1.5", "NaN"] {
+        request(&["--sparsity", sparsity], 1, &["not in [0, 1)"]);
+    }
+    request(&["--sparsity=-0.1"], 1, &["not in [0, 1)"]);
+    request(&["--sparsity", "half"], 2, &["half"]);
+    request(&["--pattern", "4:4"], 1, &["4:4", "less than M"]);
+    request(&["--pattern", "0:4"], 1, &["0:4", "at least 1"]);
+    request(&["--pattern", "two:4"], 1, &["N:M"]);
+    request(&["--pattern", "3:7"], 1, &["layer transformer_blocks.0.attn.to_q", "256 columns", "groups of 7"]);
+    request(&["--sparsity", "0.5", "--pattern", "2:4"], 2, &["cannot be used with"]);
+}
+
+#[test]
+fn options_that_leave_nothing_to_do() {
+    request(&["--include", "no_such_layer"], 1, &["no layer to prune", "93"]);
+    request(&["--include", "[bad"], 1, &["bad glob"]);
+    request(&["--memory", "1KiB"], 1, &["at least", "MiB"]);
+    request(&["--weighting", "cubic"], 2, &["cubic", "log-decrease"]);
+    request(&["--steps", "0"], 2, &["at least 1"]);
+    request(&["--guidance", "NaN"], 1, &["guidance NaN"]);
+    request(&["--clip", "no/such/clip"], 1, &["no/such/clip"]);
+    request(&["--statistics", "no/such/folder"], 1, &["no/such/folder"]);
+}
+
+#[test]
+fn prompts_that_cannot_be_read() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = temporary.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let missing = temporary.path().join("missing.txt").display().to_string();
+    request(&["--prompts", &missing], 1, &["missing.txt"]);
+    request(&["--prompts", &temporary.path().display().to_string()], 1, &[&temporary.path().display().to_string()]);
+    request(&["--prompts", &file("binary.txt", &[0xff, 0xfe, 0x00])], 1, &["binary.txt"]);
+    request(&["--prompts", &file("empty.txt", b"\n  \n")], 1, &["empty.txt", "no prompts"]);
+    request(&["--prompts", &file("one.txt", b"a cat\n"), "--samples", "5"], 1, &["--samples 5"]);
+}
+
+#[test]
+fn an_output_that_cannot_be_written() {
+    let temporary = tempfile::tempdir().unwrap();
+    let existing = temporary.path().join("existing");
+    std::fs::create_dir(&existing).unwrap();
+    std::fs::write(existing.join("mine.txt"), "mine").unwrap();
+    let error = fail(&mut prune(&model(), &existing), 1);
+    assert!(error.contains("exists already") && error.contains("--force"), "{error}");
+    let error = fail(&mut prune(&model(), &existing.join("mine.txt").join("out")), 1);
+    assert!(error.contains("mine.txt"), "{error}");
+    assert_eq!(std::fs::read_to_string(existing.join("mine.txt")).unwrap(), "mine");
+    for out in [model(), model().join("pruned"), model().parent().unwrap().to_owned()] {
+        let error = fail(prune(&model(), &out).arg("--force"), 1);
+        assert!(error.contains("overlap"), "{error}");
+    }
+    assert!(!model().join("pruned").exists());
+    assert_eq!(entries(temporary.path()), ["existing"]);
+}
+
+#[test]
+fn force_replaces_the_folder_whole() {
+    let temporary = tempfile::tempdir().unwrap();
+    let out = temporary.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("old.txt"), "old").unwrap();
+    let options = ["--prompt", "a cat", "--steps", "1", "--quiet", "--force"];
+    common::succeed(secateur().arg("generate").args(options).arg("--out").arg(&out));
+    assert_eq!(entries(&out), ["0000.png"]);
+    assert_eq!(entries(temporary.path()), ["out"]);
+}
+
+/// A limit on the size of files stands for a full disk: writing fails in the middle.
+#[test]
+fn a_disk_that_is_full() {
+    let temporary = tempfile::tempdir().unwrap();
+    let script = r#"trap '' XFSZ; ulimit -f 8192; exec "$@""#;
+    let inner = prune(&model(), &temporary.path().join("out"));
+    let mut limited = Command::new("bash");
+    limited.args(["-c", script, "limited"]).arg(inner.get_program()).args(inner.get_args());
+    limited.current_dir(common::project());
+    let error = fail(&mut limited, 1);
+    assert!(error.contains(WEIGHTS) && error.contains("File too large"), "{error}");
+    assert!(entries(temporary.path()).is_empty());
+}
+
+#[test]
+fn ctrl_c_leaves_nothing() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut command = secateur();
+    command.arg("prune").arg("--out").arg(temporary.path().join("out")).args(["--samples", "50"]);
+    let child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // The temporary folder appears once the work has begun.
+    let start = Instant::now();
+    while entries(temporary.path()).is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("interrupted: nothing was written"));
+    assert!(entries(temporary.path()).is_empty());
+}
