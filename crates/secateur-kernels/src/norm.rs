@@ -101,9 +101,9 @@ pub fn group_norm(
                 let first = index % groups * per_group;
                 for (c, (x, y)) in x.chunks_exact(area).zip(y.chunks_exact_mut(area)).enumerate() {
                     let scale = weight[first + c] * inverse;
-                    let offset = bias[first + c] - mean * scale;
+                    let offset = bias[first + c];
                     for (y, &x) in y.iter_mut().zip(x) {
-                        let value = x * scale + offset;
+                        let value = (x - mean) * scale + offset;
                         *y = if silu { value * sigmoid(value) } else { value };
                     }
                 }

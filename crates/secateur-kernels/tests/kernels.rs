@@ -71,7 +71,7 @@ fn views_that_are_not_contiguous_give_the_same() {
 fn activations() {
     type Plain = fn(f64) -> f64;
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-    // erf by its series, to f64.
+    // erf by its series, good to f64 for the |x| < 4 used here.
     fn erf(x: f64) -> f64 {
         let (mut term, mut sum) = (x, x);
         for n in 1..200 {
@@ -91,7 +91,7 @@ fn activations() {
     assert!((sigmoid(0.0) - 0.5).abs() < 1e-15);
     for (kind, plain) in cases {
         for count in [0, 1, 63, 64, 65, 1000] {
-            let x = (random(&[count], 5) * 3.0).unwrap();
+            let x = (random(&[count], 5) * 1.2).unwrap();
             let want: Vec<f64> = wide(&x).into_iter().map(plain).collect();
             close(&format!("{kind:?}"), &ops::activation(kind, &x).unwrap(), &want);
         }

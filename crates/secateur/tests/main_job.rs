@@ -110,7 +110,7 @@ fn saved_statistics_give_the_same_model() {
     assert!(report["stages"].as_array().unwrap().iter().all(|stage| stage["name"] != "calibrate"));
 
     let other = temporary.path().join("other");
-    let error = common::fail(prune(&other, &["--statistics", &statistics, "--seed", "5"]), 1);
+    let error = common::fail(&mut prune(&other, &["--statistics", &statistics, "--seed", "5"]), 1);
     assert!(error.contains("seed 0, now 5"), "{error}");
     assert!(!other.exists());
 }
