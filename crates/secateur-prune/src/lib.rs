@@ -3,6 +3,31 @@
 //! Data flows one way: a [`Plan`] says which layers, in which packages; calibration runs the model and gathers one
 //! [`InputStatistics`] per distinct layer input; a [`Method`] turns weights and statistics into pruned weights. A
 //! method never runs a model, and nothing here names one.
+//!
+//! The main job, on one prompt and two steps to be quick:
+//!
+//! ```
+//! use secateur_models::{ModelFolder, OutputFolder, Pipeline, Sampling};
+//! use secateur_prune::{Calibration, Obs, Packages, Pattern, Plan, Selection, Source, Weighting, prune};
+//! # let temporary = tempfile::tempdir()?;
+//! # let out = temporary.path().join("pruned");
+//!
+//! let folder = ModelFolder::open("../../models/emoji-mmdit".as_ref(), None)?;
+//! let prompts = vec!["red apple, noto style emoji".to_owned()];
+//! let sampling = Sampling { steps: 2, guidance: 4.0, seed: 0, batch: 8 };
+//! let calibration = Calibration { prompts, sampling, weighting: Weighting::LogDecrease };
+//! let plan = Plan::new(&folder.structure(), &Selection::default(), Packages::Count(1), &Obs)?;
+//! let output = OutputFolder::create(&out, false, &[folder.path()])?;
+//!
+//! let mut pipeline = Pipeline::open(folder)?;
+//! let source = Source::Calibration(&calibration);
+//! let outcome = prune(&mut pipeline, &plan, &Obs, Pattern::unstructured(0.5)?, &source, &())?;
+//! pipeline.folder().write(output.path(), &outcome.weights)?;
+//! output.finish()?;
+//! # assert_eq!(outcome.layers.len(), 93);
+//! # assert!(out.join("model_index.json").exists());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod calibrate;
 mod driver;

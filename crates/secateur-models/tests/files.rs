@@ -1,0 +1,157 @@
+//! Weight files as people have them: sharded, of variants, of other types; read, and written back the same way.
+
+use candle_core::{DType, Device, Tensor};
+use secateur_models::{Checkpoint, ModelFolder, OutputFolder, Pipeline};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+const STEM: &str = "diffusion_pytorch_model";
+
+fn bundled() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-mmdit").canonicalize().unwrap()
+}
+
+fn weights() -> HashMap<String, Tensor> {
+    let file = bundled().join("transformer").join(format!("{STEM}.safetensors"));
+    candle_core::safetensors::load(file, &Device::Cpu).unwrap()
+}
+
+/// The bundled model with links to all but the weights of the transformer, which `write` makes.
+fn model(folder: &Path, write: impl FnOnce(&Path)) -> PathBuf {
+    let target = folder.join("model");
+    std::fs::create_dir_all(target.join("transformer")).unwrap();
+    for entry in std::fs::read_dir(bundled()).unwrap() {
+        let name = entry.unwrap().file_name();
+        if name != "transformer" {
+            std::os::unix::fs::symlink(bundled().join(&name), target.join(&name)).unwrap();
+        }
+    }
+    std::fs::copy(bundled().join("transformer/config.json"), target.join("transformer/config.json")).unwrap();
+    write(&target.join("transformer"));
+    target
+}
+
+/// Two shards and their index.
+fn shards(folder: &Path, variant: &str, dtype: DType) {
+    let (mut first, mut second, mut map) = (HashMap::new(), HashMap::new(), BTreeMap::new());
+    let name = |n: usize| format!("{STEM}{variant}-0000{n}-of-00002.safetensors");
+    for (i, (key, tensor)) in weights().into_iter().enumerate() {
+        let shard = if i % 3 == 0 { &mut first } else { &mut second };
+        map.insert(key.clone(), name(if i % 3 == 0 { 1 } else { 2 }));
+        shard.insert(key, tensor.to_dtype(dtype).unwrap());
+    }
+    candle_core::safetensors::save(&first, folder.join(name(1))).unwrap();
+    candle_core::safetensors::save(&second, folder.join(name(2))).unwrap();
+    let index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map});
+    let path = folder.join(format!("{STEM}.safetensors.index{variant}.json"));
+    std::fs::write(path, index.to_string()).unwrap();
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Writes the model with one weight replaced by zeros, and opens what was written.
+fn write_back(model: &Path, variant: Option<&str>, out: &Path) -> ModelFolder {
+    let folder = ModelFolder::open(model, variant).unwrap();
+    let name = "transformer_blocks.4.ff.net.2.weight";
+    let zeros = folder.checkpoint().read(name).unwrap().zeros_like().unwrap();
+    let output = OutputFolder::create(out, false, &[model]).unwrap();
+    folder.write(output.path(), &BTreeMap::from([(name.to_owned(), zeros)])).unwrap();
+    output.finish().unwrap();
+    let written = ModelFolder::open(out, variant).unwrap();
+    for (key, info) in folder.checkpoint().tensors() {
+        assert_eq!(written.checkpoint().tensor(key).map(|t| (t.dtype, &t.shape)), Some((info.dtype, &info.shape)));
+        let (before, after) = (folder.checkpoint().read(key).unwrap(), written.checkpoint().read(key).unwrap());
+        if key == name {
+            assert!(values(&after).iter().all(|w| *w == 0.0));
+        } else {
+            assert_eq!(values(&before), values(&after), "{key}");
+        }
+    }
+    Pipeline::open(written.clone()).unwrap();
+    written
+}
+
+#[test]
+fn shards_are_read_and_written() {
+    let temporary = tempfile::tempdir().unwrap();
+    let source = model(temporary.path(), |folder| shards(folder, "", DType::BF16));
+    let written = write_back(&source, None, &temporary.path().join("out"));
+    let mut files: Vec<String> =
+        written.checkpoint().paths().map(|p| p.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    files.sort();
+    let names = [1, 2].map(|n| format!("{STEM}-0000{n}-of-00002.safetensors"));
+    assert_eq!(files, names);
+}
+
+#[test]
+fn types_are_kept() {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let temporary = tempfile::tempdir().unwrap();
+        let source = model(temporary.path(), |folder| {
+            let tensors: HashMap<_, _> =
+                weights().into_iter().map(|(key, tensor)| (key, tensor.to_dtype(dtype).unwrap())).collect();
+            candle_core::safetensors::save(&tensors, folder.join(format!("{STEM}.safetensors"))).unwrap();
+        });
+        write_back(&source, None, &temporary.path().join("out"));
+    }
+}
+
+#[test]
+fn variants_are_chosen() {
+    let temporary = tempfile::tempdir().unwrap();
+    let source = model(temporary.path(), |folder| shards(folder, ".fp16", DType::F16));
+    // The only variant there is needs no name; an unknown one is an error that lists what there is.
+    ModelFolder::open(&source, None).unwrap();
+    let error = ModelFolder::open(&source, Some("ema")).unwrap_err().to_string();
+    assert!(error.contains("\"ema\"") && error.contains("fp16"), "{error}");
+
+    shards(&source.join("transformer"), "", DType::F32);
+    let plain = ModelFolder::open(&source, None).unwrap();
+    let half = ModelFolder::open(&source, Some("fp16")).unwrap();
+    assert!(half.checkpoint().bytes() < plain.checkpoint().bytes());
+
+    // A saved model holds the variant that was opened alone: the other would still be the model as it was.
+    std::fs::write(source.join("transformer/diffusion_pytorch_model.bin"), "a pickle").unwrap();
+    let out = temporary.path().join("out");
+    let output = OutputFolder::create(&out, false, &[&source]).unwrap();
+    plain.write(output.path(), &BTreeMap::new()).unwrap();
+    output.finish().unwrap();
+    let mut names: Vec<String> = std::fs::read_dir(out.join("transformer"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    let shard = |n: usize| format!("{STEM}-0000{n}-of-00002.safetensors");
+    assert_eq!(names, ["config.json".into(), shard(1), shard(2), format!("{STEM}.safetensors.index.json")]);
+}
+
+#[test]
+fn an_index_that_lies_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let source = model(temporary.path(), |folder| shards(folder, "", DType::F16));
+    let folder = source.join("transformer");
+    std::fs::remove_file(folder.join(format!("{STEM}-00002-of-00002.safetensors"))).unwrap();
+    let error = ModelFolder::open(&source, None).unwrap_err().to_string();
+    assert!(error.contains("00002-of-00002"), "{error}");
+    let index = serde_json::json!({"weight_map": {"no.such.tensor": format!("{STEM}-00001-of-00002.safetensors")}});
+    std::fs::write(folder.join(format!("{STEM}.safetensors.index.json")), index.to_string()).unwrap();
+    let error = Checkpoint::open(&folder, STEM, None).unwrap_err().to_string();
+    assert!(error.contains("no.such.tensor"), "{error}");
+}
+
+#[test]
+fn a_weight_that_does_not_fit_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = ModelFolder::open(&bundled(), None).unwrap();
+    let wrong = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
+    for (name, words) in [("transformer_blocks.0.attn.to_q.weight", "[2, 2]"), ("no.such.weight", "no.such.weight")] {
+        let output = OutputFolder::create(&temporary.path().join("out"), false, &[]).unwrap();
+        let weights = BTreeMap::from([(name.to_owned(), wrong.clone())]);
+        let error = folder.write(output.path(), &weights).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        drop(output);
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
+    }
+}
