@@ -139,7 +139,7 @@ pub struct Stage {
     pub name: String,
     /// Wall-clock time in seconds.
     pub seconds: f64,
-    /// Peak memory of the process up to the end of the stage, in bytes.
+    /// Peak memory of the process during the stage, in bytes; up to its end where the system cannot tell more.
     pub peak_bytes: u64,
 }
 

@@ -3,7 +3,7 @@
 //! Every kernel is a function of contiguous `f32` slices, multithreaded with rayon, vectorised through run-time
 //! dispatch, with the same result for any number of threads. [`ops`] hooks them into candle tensors.
 //!
-//! None of them has a backward: a gradient through one of them is an error from candle, never silently dropped.
+//! None of them has a backward: a gradient wanted through one of them is an error, never silently dropped.
 
 pub mod activation;
 pub mod attention;

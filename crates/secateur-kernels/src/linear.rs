@@ -33,6 +33,9 @@ pub fn linear(x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &mut [f32], in
     matmul(y, accumulate, weight, x, 1.0, parallelism());
 }
 
+/// Patch elements that a convolution holds at a time.
+const BAND: usize = 4 << 20;
+
 /// The shape of a square-kernel convolution over channels-first images.
 #[derive(Clone, Copy, Debug)]
 pub struct Convolution {
@@ -66,27 +69,37 @@ impl Convolution {
         if image == 0 || area == 0 || outputs == 0 {
             return;
         }
-        let mut patches = vec![0f32; depth * area];
+        // Patches of a band of output rows at a time: all of them would be kernel^2 times the picture.
+        let band = (BAND / (depth * width)).clamp(1, height);
+        let mut patches = vec![0f32; depth * band * width];
         for (x, y) in x.chunks_exact(image).zip(y.chunks_exact_mut(outputs * area)) {
-            self.patches(x, &mut patches);
             y.par_chunks_mut(area).zip(bias).for_each(|(y, &b)| y.fill(b));
-            let y = MatMut::from_row_major_slice_mut(y, outputs, area);
-            let weight = MatRef::from_row_major_slice(weight, outputs, depth);
-            let patches = MatRef::from_row_major_slice(&patches, depth, area);
-            matmul(y, Accum::Add, weight, patches, 1.0, parallelism());
+            for first in (0..height).step_by(band) {
+                let rows = band.min(height - first);
+                let pixels = rows * width;
+                let patches = &mut patches[..depth * pixels];
+                self.patches(x, first, patches);
+                let y = MatMut::from_row_major_slice_mut(&mut *y, outputs, area).subcols_mut(first * width, pixels);
+                let weight = MatRef::from_row_major_slice(weight, outputs, depth);
+                let patches = MatRef::from_row_major_slice(patches, depth, pixels);
+                matmul(y, Accum::Add, weight, patches, 1.0, parallelism());
+            }
         }
     }
 
-    /// Row (c, ky, kx) of `patches` holds, for every output pixel, the input pixel under that tap.
-    fn patches(&self, x: &[f32], patches: &mut [f32]) {
-        let (height, width) = self.output_size();
+    /// Row (c, ky, kx) of `patches` holds, for every output pixel from output row `first` on, the input pixel under that
+    /// tap.
+    fn patches(&self, x: &[f32], first: usize, patches: &mut [f32]) {
         let (kernel, stride, before) = (self.kernel, self.stride, self.padding.0);
         let (in_height, in_width) = self.size;
-        patches.par_chunks_mut(height * width).enumerate().for_each(|(row, patch)| {
+        let width = self.output_size().1;
+        let depth = self.channels * kernel * kernel;
+        let pixels = patches.len() / depth;
+        patches.par_chunks_mut(pixels).enumerate().for_each(|(row, patch)| {
             let (channel, ky, kx) = (row / (kernel * kernel), row / kernel % kernel, row % kernel);
             let plane = &x[channel * in_height * in_width..][..in_height * in_width];
             for (oy, line) in patch.chunks_exact_mut(width).enumerate() {
-                let iy = (oy * stride + ky).wrapping_sub(before);
+                let iy = ((first + oy) * stride + ky).wrapping_sub(before);
                 if iy >= in_height {
                     line.fill(0.0);
                     continue;

@@ -5,8 +5,6 @@ use rayon::prelude::*;
 
 /// What follows the normalisation of a row of `width` elements.
 pub enum Affine<'a> {
-    /// Nothing.
-    None,
     /// y * weight + bias, both of `width`.
     Elementwise(&'a [f32], &'a [f32]),
     /// y * (1 + scale) + shift, both samples x `width`; each sample covers `rows` successive rows (adaptive norm).
@@ -32,11 +30,6 @@ pub fn layer_norm(x: &[f32], y: &mut [f32], width: usize, eps: f32, affine: &Aff
             let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
             let inverse = 1.0 / (variance + eps).sqrt();
             match affine {
-                Affine::None => {
-                    for (y, &x) in y.iter_mut().zip(x) {
-                        *y = (x - mean) * inverse;
-                    }
-                }
                 Affine::Elementwise(weight, bias) => {
                     for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(*weight).zip(*bias) {
                         *y = (x - mean) * inverse * w + b;

@@ -38,10 +38,20 @@ fn last_dim(name: &str, x: &Tensor, width: usize) -> Result<()> {
     bail!("{name}: the last dimension of the input {:?} should be {width}", x.dims())
 }
 
+fn same_width(name: &str, bias: &Tensor, width: usize) -> Result<()> {
+    if bias.dims() == [width] {
+        return Ok(());
+    }
+    bail!("{name}: a bias of {:?} does not fit {width} outputs", bias.dims())
+}
+
 /// x W^T + bias over the last dimension of `x`; `weight` is outputs x inputs, `bias` outputs.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     last_dim("linear", x, inputs)?;
+    if let Some(bias) = bias {
+        same_width("linear", bias, outputs)?;
+    }
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = outputs;
@@ -61,6 +71,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding
     if channels != inputs || kernel != other || padded < kernel {
         bail!("conv2d: input {:?} does not fit a weight of {:?}", x.dims(), weight.dims());
     }
+    same_width("conv2d", bias, outputs)?;
     let convolution = Convolution { channels, size: (height, width), kernel, stride, padding };
     let (height, width) = convolution.output_size();
     apply("conv2d", &[x, weight, bias], (samples, outputs, height, width), |data, y| {
@@ -73,16 +84,11 @@ pub fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     apply("activation", &[x], x.shape(), |data, y| activation::activation(kind, data[0], y))
 }
 
-/// Layer norm over the last dimension, without weights.
-pub fn layer_norm(x: &Tensor, eps: f32) -> Result<Tensor> {
-    let width = x.dim(candle_core::D::Minus1)?;
-    apply("layer_norm", &[x], x.shape(), |data, y| norm::layer_norm(data[0], y, width, eps, &Affine::None))
-}
-
 /// Layer norm over the last dimension, times `weight` plus `bias`.
 pub fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
     let width = weight.elem_count();
     last_dim("layer_norm", x, width)?;
+    same_width("layer_norm", bias, width)?;
     apply("layer_norm", &[x, weight, bias], x.shape(), |data, y| {
         norm::layer_norm(data[0], y, width, eps, &Affine::Elementwise(data[1], data[2]));
     })
@@ -116,6 +122,7 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps
     if x.dims().get(1) != Some(&channels) || groups == 0 || channels % groups != 0 {
         bail!("group_norm: input {:?} does not fit {channels} channels in {groups} groups", x.dims());
     }
+    same_width("group_norm", bias, channels)?;
     apply("group_norm", &[x, weight, bias], x.shape(), |data, y| {
         norm::group_norm(data[0], y, (data[1], data[2]), (groups, area), eps, silu);
     })

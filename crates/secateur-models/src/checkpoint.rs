@@ -74,7 +74,9 @@ impl TensorFile {
         let header: Metadata =
             serde_json::from_slice(&header).map_err(|error| Error::invalid(path, format!("bad header: {error}")))?;
         let header_bytes = 8 + length;
-        let promised = header_bytes + header.data_len() as u64;
+        let Some(promised) = header_bytes.checked_add(header.data_len() as u64) else {
+            return Err(Error::invalid(path, "cut short: its header promises more than any file can hold"));
+        };
         if promised != bytes {
             let state = if promised > bytes { "cut short" } else { "oversized" };
             return Err(Error::invalid(path, format!("{state}: {bytes} bytes, its header promises {promised}")));
@@ -104,7 +106,6 @@ impl TensorFile {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
-            Dtype::F64 => DType::F64,
             Dtype::I64 => DType::I64,
             other => {
                 let problem = format!("tensor {name} is {other:?}; weights of F32, F16 and BF16 are supported");
@@ -126,7 +127,7 @@ impl TensorFile {
 }
 
 /// Whether every element is a number.
-fn is_finite(tensor: &Tensor) -> Result<bool> {
+pub(crate) fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
     // x * 0 is 0 for every finite x and NaN otherwise.
     let sum = tensor.flatten_all()?.affine(0.0, 0.0)?.sum_all()?.to_scalar::<f32>()?;
     Ok(sum == 0.0)
@@ -148,8 +149,8 @@ struct Index {
 
 impl Checkpoint {
     /// Finds and checks the files of a component, without reading weights: `stem` is `diffusion_pytorch_model` or
-    /// `model`; `variant` the part of the file name between it and the ending (`fp16`). Without a variant the plain
-    /// files are taken, or else those of the only variant there is.
+    /// `model`; `variant` the part of the file name between it and the ending (`fp16`). Where there is no such variant,
+    /// or none is asked for, the plain files are taken, or else those of the only variant there is.
     ///
     /// # Errors
     /// If there are no such files, more than one variant to choose from, or files that are damaged.
@@ -157,7 +158,8 @@ impl Checkpoint {
         let variants = variants(folder, stem)?;
         let chosen = match variant {
             Some(variant) if variants.contains(variant) => variant.to_owned(),
-            None if variants.contains("") => String::new(),
+            // Not every component of a folder has every variant.
+            _ if variants.contains("") => String::new(),
             None if variants.len() == 1 => variants.into_iter().next().unwrap_or_default(),
             _ => {
                 let found: Vec<_> = variants.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
@@ -253,7 +255,7 @@ impl Checkpoint {
 }
 
 /// The variants of a component's weights, "" for none.
-fn variants(folder: &Path, stem: &str) -> Result<std::collections::BTreeSet<String>> {
+pub(crate) fn variants(folder: &Path, stem: &str) -> Result<std::collections::BTreeSet<String>> {
     let mut found = std::collections::BTreeSet::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let name = entry.map_err(Error::io(folder))?.file_name();
@@ -263,9 +265,11 @@ fn variants(folder: &Path, stem: &str) -> Result<std::collections::BTreeSet<Stri
         } else {
             rest.strip_suffix(".safetensors").filter(|rest| !rest.contains("-of-"))
         };
-        if let Some(variant) = variant {
-            found.insert(variant.trim_start_matches('.').to_owned());
-        }
+        match variant.map(|variant| (variant, variant.strip_prefix('.'))) {
+            Some(("", _)) => found.insert(String::new()),
+            Some((_, Some(variant))) => found.insert(variant.to_owned()),
+            _ => false,
+        };
     }
     Ok(found)
 }

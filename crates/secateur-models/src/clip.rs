@@ -7,6 +7,8 @@ use crate::tokenizer::ClipTokenizer;
 use candle_core::{D, DType, IndexOp, Tensor};
 use secateur_nn::{Activation, Context, Embedding, LayerNorm, Linear, Scope, ops};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// The transformer that text and vision share.
@@ -106,17 +108,34 @@ pub struct ClipTextConfig {
     encoder: EncoderConfig,
     vocab_size: usize,
     max_position_embeddings: usize,
-    #[serde(default = "default_eos")]
     eos_token_id: u32,
-    #[serde(default)]
     projection_dim: usize,
     #[serde(default)]
     architectures: Vec<String>,
 }
 
-/// The value that configurations before transformers 4.31 carry, and mean "the highest token number" by.
-fn default_eos() -> u32 {
-    2
+/// What transformers leaves out of a text configuration when it has these values.
+fn text_defaults() -> Value {
+    json!({
+        "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
+        "vocab_size": 49408, "max_position_embeddings": 77, "projection_dim": 512, "eos_token_id": 49407,
+    })
+}
+
+/// The same for a vision configuration.
+fn vision_defaults() -> Value {
+    json!({
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 224, "patch_size": 32, "num_channels": 3,
+    })
+}
+
+/// A configuration over its defaults.
+fn complete<T: DeserializeOwned>(path: &Path, mut defaults: Value, config: Option<&Value>) -> Result<T> {
+    if let (Value::Object(all), Some(Value::Object(config))) = (&mut defaults, config) {
+        all.extend(config.iter().map(|(key, value)| (key.clone(), value.clone())));
+    }
+    serde_json::from_value(defaults).map_err(|error| Error::invalid(path, error))
 }
 
 impl ClipTextConfig {
@@ -125,13 +144,7 @@ impl ClipTextConfig {
     /// # Errors
     /// If it cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        read_json(path)
-    }
-
-    /// Width of the hidden states.
-    #[must_use]
-    pub fn hidden_size(&self) -> usize {
-        self.encoder.hidden_size
+        complete(path, text_defaults(), Some(&read_json(path)?))
     }
 }
 
@@ -241,19 +254,7 @@ struct VisionConfig {
     encoder: EncoderConfig,
     image_size: usize,
     patch_size: usize,
-    #[serde(default = "rgb")]
     num_channels: usize,
-}
-
-fn rgb() -> usize {
-    3
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct ClipConfig {
-    text_config: ClipTextConfig,
-    vision_config: VisionConfig,
-    projection_dim: usize,
 }
 
 struct VisionModel {
@@ -322,20 +323,23 @@ impl ClipModel {
     /// # Errors
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path) -> Result<Self> {
-        let config: ClipConfig = read_json(&folder.join("config.json"))?;
+        let path = folder.join("config.json");
+        let config: Value = read_json(&path)?;
+        let vision: VisionConfig = complete(&path, vision_defaults(), config.get("vision_config"))?;
+        let mut text: ClipTextConfig = complete(&path, text_defaults(), config.get("text_config"))?;
+        let projection_dim = config.get("projection_dim").and_then(Value::as_u64).unwrap_or(512) as usize;
+        text.projection_dim = projection_dim;
         let tokenizer = ClipTokenizer::open(folder)?;
         let processor = ClipImageProcessor::open(&folder.join("preprocessor_config.json"))?;
         let name = folder.canonicalize().map_err(Error::io(folder))?;
         let name = name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         Checkpoint::open(folder, "model", None)?.load()?.build(|scope| {
-            let mut text_config = config.text_config.clone();
-            text_config.projection_dim = config.projection_dim;
-            let width = config.vision_config.encoder.hidden_size;
+            let width = vision.encoder.hidden_size;
             let projection = scope.at("visual_projection");
             Ok(Self {
-                text: ClipTextModel::new(&text_config, true, &scope)?,
-                vision: VisionModel::new(&config.vision_config, &scope.at("vision_model"))?,
-                visual_projection: Linear::without_bias(width, config.projection_dim, &projection)?,
+                text: ClipTextModel::new(&text, true, &scope)?,
+                vision: VisionModel::new(&vision, &scope.at("vision_model"))?,
+                visual_projection: Linear::without_bias(width, projection_dim, &projection)?,
                 logit_scale: scope.get("logit_scale", ())?,
                 tokenizer,
                 processor,

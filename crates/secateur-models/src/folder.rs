@@ -1,15 +1,17 @@
 //! A model folder in the diffusers layout: what it holds, without loading weights.
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, variants};
 use crate::error::{Error, Result, read_json};
 use crate::mmdit::MmditConfig;
+use crate::pipeline::Sampling;
 use crate::structure::{Geometry, Structure};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// How a model wants to be sampled.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Generation {
     /// Denoising steps.
@@ -27,8 +29,23 @@ impl Default for Generation {
     }
 }
 
+impl Generation {
+    /// This, with seed 0 and eight images at a time.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            steps: self.steps,
+            guidance: self.guidance,
+            max_sequence_length: self.max_sequence_length,
+            negative_prompt: String::new(),
+            seed: 0,
+            batch: 8,
+        }
+    }
+}
+
 /// Prompt lists that come with a model, relative to its folder.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Prompts {
     /// To calibrate with.
     pub calibration: PathBuf,
@@ -36,8 +53,9 @@ pub struct Prompts {
     pub held_out: PathBuf,
 }
 
-/// `secateur.json`: what a model says of itself beyond the diffusers layout. Keys that are not known are kept.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// `secateur.json`: what a model says of itself beyond the diffusers layout. Keys that are not known are left alone: a
+/// saved model gets a copy of the file.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Manifest {
     /// Version of this format.
@@ -45,14 +63,9 @@ pub struct Manifest {
     /// How to sample.
     pub generation: Generation,
     /// Prompt lists.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub prompts: Option<Prompts>,
     /// A CLIP folder that scores this model's domain, relative to the model folder.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<PathBuf>,
-    /// Everything else.
-    #[serde(flatten)]
-    pub other: Map<String, Value>,
 }
 
 /// The newest version of `secateur.json` that is understood.
@@ -80,6 +93,9 @@ const COMPONENTS: [(&str, &str); 7] = [
     ("tokenizer", "CLIPTokenizer"),
     ("tokenizer_2", "CLIPTokenizer"),
 ];
+
+/// Name of the weight files of diffusers' own components.
+const STEM: &str = "diffusion_pytorch_model";
 
 impl ModelFolder {
     /// Opens a folder: reads configurations and the headers of the denoiser's weights.
@@ -125,11 +141,27 @@ impl ModelFolder {
             let problem = format!("format_version {version} is newer than this secateur; update it");
             return Err(Error::invalid(manifest_path, problem));
         }
+        if manifest.generation.steps == 0 {
+            return Err(Error::invalid(manifest_path, "generation.steps must be at least 1"));
+        }
+        if let Some(variant) = variant {
+            let stem = |component: &str| if component.starts_with("text") { "model" } else { STEM };
+            let mut found = BTreeSet::new();
+            for component in ["transformer", "text_encoder", "text_encoder_2", "vae"] {
+                found.extend(variants(&path.join(component), stem(component))?);
+            }
+            if !found.contains(variant) {
+                let found: Vec<_> = found.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
+                let found = found.join(", ");
+                let problem = format!("no component has weights of variant {variant:?}; variants found: {found}");
+                return Err(Error::invalid(path, problem));
+            }
+        }
         let denoiser = MmditConfig::open(&path.join("transformer/config.json"))?;
         let tokenizer: Value = read_json(&path.join("tokenizer/tokenizer_config.json"))?;
         let clip_tokens = tokenizer.get("model_max_length").and_then(Value::as_u64).unwrap_or(77) as usize;
         Ok(Self {
-            checkpoint: Checkpoint::open(&path.join("transformer"), "diffusion_pytorch_model", variant)?,
+            checkpoint: Checkpoint::open(&path.join("transformer"), STEM, variant)?,
             path: path.to_owned(),
             variant: variant.map(str::to_owned),
             text_tokens: clip_tokens + manifest.generation.max_sequence_length,
@@ -179,6 +211,24 @@ impl ModelFolder {
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// Every file that the denoiser's activations depend on: all but the autoencoder's.
+    ///
+    /// # Errors
+    /// If a folder cannot be read.
+    pub fn activation_files(&self) -> Result<Vec<PathBuf>> {
+        let mut files: Vec<PathBuf> = self.checkpoint.paths().map(Path::to_owned).collect();
+        files.push(self.path.join("transformer/config.json"));
+        for component in ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"] {
+            let folder = self.path.join(component);
+            for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
+                files.push(entry.map_err(Error::io(&folder))?.path());
+            }
+        }
+        files.retain(|file| file.is_file());
+        files.sort();
+        Ok(files)
     }
 
     /// The size the model was trained for.

@@ -1,5 +1,6 @@
 //! From prompts to pictures.
 
+use crate::checkpoint::is_finite;
 use crate::clip::ClipTextModel;
 use crate::error::{Error, Result};
 use crate::folder::ModelFolder;
@@ -10,7 +11,7 @@ use crate::structure::Structure;
 use crate::tokenizer::ClipTokenizer;
 use crate::vae::AutoencoderKl;
 use candle_core::{DType, Device, Tensor};
-use secateur_nn::{Context, Parameters, Probe, Step};
+use secateur_nn::{Context, LayerName, Parameters, Probe, Step};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -82,6 +83,10 @@ pub struct Sampling {
     pub steps: usize,
     /// Guidance scale; 1 or less switches guidance off.
     pub guidance: f64,
+    /// What guidance leads away from.
+    pub negative_prompt: String,
+    /// Text tokens that stand for T5's.
+    pub max_sequence_length: usize,
     /// Seed of the noise.
     pub seed: u64,
     /// Images at a time.
@@ -165,11 +170,11 @@ impl Pipeline {
     }
 
     /// Text states and pooled text of prompts: both CLIP encoders side by side in width, padded with zeros to the
-    /// denoiser's, followed by zeros in the place of T5's tokens.
+    /// denoiser's, followed by zeros in the place of T5's `max_sequence_length` tokens.
     ///
     /// # Errors
     /// If a prompt cannot be tokenized.
-    pub fn encode_prompts(&self, prompts: &[String]) -> Result<Conditioning> {
+    pub fn encode_prompts(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning> {
         let (mut states, mut pooled) = (Vec::new(), Vec::new());
         for (tokenizer, encoder) in &self.encoders {
             let output = encoder.forward(&tokenizer.encode_batch(prompts)?)?;
@@ -177,16 +182,14 @@ impl Pipeline {
             pooled.push(output.pooled);
         }
         let clip = Tensor::cat(&states, 2)?;
-        let (samples, tokens, width) = clip.dims3()?;
+        let (samples, _, width) = clip.dims3()?;
         let joint = self.folder.denoiser().joint_attention_dim;
         if width > joint {
             let problem = format!("CLIP states of width {width} do not fit a joint_attention_dim of {joint}");
             return Err(Error::Request(problem));
         }
-        let missing = self.folder.manifest().generation.max_sequence_length;
         let clip = clip.pad_with_zeros(2, 0, joint - width)?;
-        let absent = Tensor::zeros((samples, missing, joint), DType::F32, &Device::Cpu)?;
-        debug_assert_eq!(tokens + missing, self.folder.geometry().text);
+        let absent = Tensor::zeros((samples, max_sequence_length, joint), DType::F32, &Device::Cpu)?;
         Ok(Conditioning { text: Tensor::cat(&[&clip, &absent], 1)?, pooled: Tensor::cat(&pooled, 1)? })
     }
 
@@ -214,21 +217,29 @@ impl Pipeline {
         let patch = self.folder.denoiser().patch_size;
         let schedule = self.scheduler.schedule(sampling.steps, (height / patch) * (width / patch))?;
         let guided = sampling.guidance > 1.0;
-        let mut conditioning = self.encode_prompts(prompts)?;
+        let encode = |prompts: &[String]| self.encode_prompts(prompts, sampling.max_sequence_length);
+        let mut conditioning = encode(prompts)?;
         if guided {
-            let empty = self.encode_prompts(&[String::new()])?.repeat(samples)?;
-            conditioning = empty.cat(&conditioning)?;
+            let negative = encode(std::slice::from_ref(&sampling.negative_prompt))?.repeat(samples)?;
+            conditioning = negative.cat(&conditioning)?;
         }
         for (index, &timestep) in schedule.timesteps().iter().enumerate() {
             let step = Step { index, count: sampling.steps };
             let context = Context { step, probe };
+            let input = if guided { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
+            let timesteps = vec![timestep; input.dim(0)?];
+            let output = self.denoiser.forward(&input, &timesteps, &conditioning, &context)?;
+            if !is_finite(&output)? {
+                let context = Context { step, probe: Some(&FiniteProbe) };
+                self.denoiser.forward(&input, &timesteps, &conditioning, &context)?;
+                let problem = format!("the denoiser's output is not finite at denoising step {}", index + 1);
+                return Err(Error::Request(problem));
+            }
             let velocity = if guided {
-                let both = Tensor::cat(&[&latents, &latents], 0)?;
-                let both = self.denoiser.forward(&both, &vec![timestep; 2 * samples], &conditioning, &context)?;
-                let (free, told) = (both.narrow(0, 0, samples)?, both.narrow(0, samples, samples)?);
+                let (free, told) = (output.narrow(0, 0, samples)?, output.narrow(0, samples, samples)?);
                 (&free + ((told - &free)? * sampling.guidance)?)?
             } else {
-                self.denoiser.forward(&latents, &vec![timestep; samples], &conditioning, &context)?
+                output
             };
             latents = schedule.step(index, &latents, &velocity)?;
             after(step, &latents)?;
@@ -251,6 +262,19 @@ impl Pipeline {
     ) -> Result<Tensor> {
         let start = noise(sampling.seed, images.clone(), &self.latent_shape())?;
         self.denoise(start, &prompts[images.clone()], sampling, probe, |_, _| observer.advance(images.len()))
+    }
+}
+
+/// Names the first layer whose input is not finite.
+struct FiniteProbe;
+
+impl Probe for FiniteProbe {
+    fn linear_input(&self, layer: &LayerName, x: &Tensor, step: Step) -> secateur_nn::Result<()> {
+        if is_finite(x)? {
+            return Ok(());
+        }
+        let problem = format!("its input holds NaN or infinite values at denoising step {}", step.index + 1);
+        Err(secateur_nn::Error::Layer { layer: layer.clone(), problem })
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::checkpoint::{Checkpoint, TensorFile};
 use crate::error::{Error, Result};
 use crate::folder::ModelFolder;
+use crate::pipeline::Observer;
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
@@ -32,9 +33,9 @@ impl OutputFolder {
         let parent = parent.canonicalize().map_err(Error::io(parent))?;
         let target = parent.join(name);
         for input in inputs {
-            let Ok(input) = input.canonicalize() else { continue };
+            let input = input.canonicalize().unwrap_or_else(|_| input.to_path_buf());
             if target.starts_with(&input) || input.starts_with(&target) {
-                let problem = format!("the output folder and the input {} overlap", input.display());
+                let problem = format!("the output folder and {} overlap", input.display());
                 return Err(Error::invalid(target, problem));
             }
         }
@@ -78,7 +79,11 @@ impl OutputFolder {
         let old = self.work.path().join("replaced");
         std::fs::rename(&self.target, &old).map_err(Error::io(&self.target))?;
         if let Err(error) = std::fs::rename(&self.content, &self.target) {
-            std::fs::rename(&old, &self.target).map_err(Error::io(&self.target))?;
+            if std::fs::rename(&old, &self.target).is_err() {
+                let kept = self.work.keep();
+                let problem = format!("{error}; what was there before is in {}", kept.join("replaced").display());
+                return Err(Error::invalid(self.target, problem));
+            }
             return Err(Error::io(&self.target)(error));
         }
         Ok(())
@@ -87,8 +92,10 @@ impl OutputFolder {
 
 /// A tensor with its values rounded to `dtype` (F32, F16 or BF16), in f32: what comes back after saving.
 ///
+/// A value out of the range of `dtype` becomes infinite.
+///
 /// # Errors
-/// If `dtype` is none of these, or a value is out of its range.
+/// If `dtype` is none of these.
 pub fn cast(tensor: &Tensor, dtype: Dtype) -> Result<Tensor> {
     Ok(tensor.to_dtype(candle_dtype(dtype)?)?.to_dtype(DType::F32)?)
 }
@@ -106,22 +113,23 @@ impl ModelFolder {
     /// Writes the whole pipeline folder into the existing folder `destination`, with `weights` (by parameter name, in
     /// the shapes of the checkpoint) in the place of the denoiser's: same files, names, shapes and types, tensor by
     /// tensor, so that one tensor at a time is in memory. Weight files other than those that were opened stay behind.
+    /// The observer is advanced by every tensor.
     ///
     /// # Errors
-    /// If something cannot be read or written, or a weight does not fit.
-    pub fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+    /// If something cannot be read or written, a weight does not fit, or the observer interrupts.
+    pub fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>, observer: &dyn Observer) -> Result<()> {
         let denoiser = self.path().join(self.denoiser_component());
         copy_folder(self.path(), destination, &|path: &Path| {
             let weights = is_weights(path);
             // Single-file checkpoints and other variants would still be the model as it was.
             !(weights && (path.parent() == Some(self.path()) || path.starts_with(&denoiser)))
         })?;
-        self.checkpoint().write(&destination.join(self.denoiser_component()), weights)
+        self.checkpoint().write(&destination.join(self.denoiser_component()), weights, observer)
     }
 }
 
 impl Checkpoint {
-    fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+    fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>, observer: &dyn Observer) -> Result<()> {
         for name in weights.keys() {
             if self.tensor(name).is_none() {
                 return Err(Error::invalid(self.folder(), format!("no tensor {name} to replace")));
@@ -131,14 +139,14 @@ impl Checkpoint {
             copy_file(index, &destination.join(index.file_name().unwrap_or_default()))?;
         }
         for file in &self.files {
-            file.write(&destination.join(file.path.file_name().unwrap_or_default()), weights)?;
+            file.write(&destination.join(file.path.file_name().unwrap_or_default()), weights, observer)?;
         }
         Ok(())
     }
 }
 
 impl TensorFile {
-    fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+    fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>, observer: &dyn Observer) -> Result<()> {
         let failed = || Error::io(destination);
         let mut output = std::io::BufWriter::new(File::create_new(destination).map_err(failed())?);
         // Types and shapes stay, so the header is the same to the byte.
@@ -148,6 +156,7 @@ impl TensorFile {
         let mut tensors: Vec<_> = self.tensors.iter().collect();
         tensors.sort_by_key(|(_, info)| info.position());
         for (name, info) in tensors {
+            observer.advance(1)?;
             match weights.get(name) {
                 Some(weight) if weight.dims() == info.shape => {
                     let bytes =

@@ -93,6 +93,11 @@ impl FlowMatchEulerConfig {
         if config.num_train_timesteps == 0 || !config.shift.is_finite() || config.shift <= 0.0 {
             return Err(Error::invalid(path, "num_train_timesteps and shift must be positive"));
         }
+        let dynamic = config.use_dynamic_shifting;
+        if (dynamic && config.max_image_seq_len <= config.base_image_seq_len) || config.shift_terminal == Some(1.0) {
+            let problem = "max_image_seq_len must exceed base_image_seq_len, and shift_terminal be less than 1";
+            return Err(Error::invalid(path, problem));
+        }
         Ok(config)
     }
 

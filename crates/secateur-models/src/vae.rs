@@ -70,12 +70,6 @@ impl AutoencoderKlConfig {
         }
         Ok(config)
     }
-
-    /// Pixels a latent, in one direction.
-    #[must_use]
-    pub fn factor(&self) -> usize {
-        1 << (self.block_out_channels.len() - 1)
-    }
 }
 
 const EPS: f32 = 1e-6;
@@ -288,12 +282,6 @@ impl AutoencoderKl {
         })
     }
 
-    /// The configuration.
-    #[must_use]
-    pub fn config(&self) -> &AutoencoderKlConfig {
-        &self.config
-    }
-
     /// Pictures in [-1, 1] (samples x 3 x height x width) to mean and log-variance of the latents (samples x channels
     /// x height / factor x width / factor each), without scaling.
     ///
@@ -340,13 +328,18 @@ impl AutoencoderKl {
         Ok(self.decoder.conv_out.forward(&self.decoder.conv_norm_out.forward_silu(&x)?)?)
     }
 
-    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3.
+    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3. They are decoded one at a
+    /// time: at full size a picture takes gigabytes on its way.
     ///
     /// # Errors
     /// If the shape does not fit.
     pub fn pictures(&self, latents: &Tensor) -> Result<Tensor> {
         let latents = latents.affine(1.0 / self.config.scaling_factor, self.config.shift_factor.unwrap_or(0.0))?;
-        let pictures = self.decode(&latents)?.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
-        Ok(pictures.permute((0, 2, 3, 1))?.contiguous()?)
+        let mut pictures = Vec::new();
+        for sample in 0..latents.dim(0)? {
+            let picture = self.decode(&latents.narrow(0, sample, 1)?)?.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
+            pictures.push(picture.permute((0, 2, 3, 1))?.contiguous()?);
+        }
+        Ok(Tensor::cat(&pictures, 0)?)
     }
 }

@@ -1,5 +1,7 @@
 //! Weight files as people have them: sharded, of variants, of other types; read, and written back the same way.
 
+#![cfg(unix)]
+
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{Checkpoint, ModelFolder, OutputFolder, Pipeline};
 use std::collections::{BTreeMap, HashMap};
@@ -57,7 +59,7 @@ fn write_back(model: &Path, variant: Option<&str>, out: &Path) -> ModelFolder {
     let name = "transformer_blocks.4.ff.net.2.weight";
     let zeros = folder.checkpoint().read(name).unwrap().zeros_like().unwrap();
     let output = OutputFolder::create(out, false, &[model]).unwrap();
-    folder.write(output.path(), &BTreeMap::from([(name.to_owned(), zeros)])).unwrap();
+    folder.write(output.path(), &BTreeMap::from([(name.to_owned(), zeros)]), &()).unwrap();
     output.finish().unwrap();
     let written = ModelFolder::open(out, variant).unwrap();
     for (key, info) in folder.checkpoint().tensors() {
@@ -116,7 +118,7 @@ fn variants_are_chosen() {
     std::fs::write(source.join("transformer/diffusion_pytorch_model.bin"), "a pickle").unwrap();
     let out = temporary.path().join("out");
     let output = OutputFolder::create(&out, false, &[&source]).unwrap();
-    plain.write(output.path(), &BTreeMap::new()).unwrap();
+    plain.write(output.path(), &BTreeMap::new(), &()).unwrap();
     output.finish().unwrap();
     let mut names: Vec<String> = std::fs::read_dir(out.join("transformer"))
         .unwrap()
@@ -149,7 +151,7 @@ fn a_weight_that_does_not_fit_is_refused() {
     for (name, words) in [("transformer_blocks.0.attn.to_q.weight", "[2, 2]"), ("no.such.weight", "no.such.weight")] {
         let output = OutputFolder::create(&temporary.path().join("out"), false, &[]).unwrap();
         let weights = BTreeMap::from([(name.to_owned(), wrong.clone())]);
-        let error = folder.write(output.path(), &weights).unwrap_err().to_string();
+        let error = folder.write(output.path(), &weights, &()).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
         drop(output);
         assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);

@@ -102,13 +102,12 @@ fn mmdit_step() {
     let want = tensors(&path);
     let pipeline = Pipeline::open(ModelFolder::open(&model("mmdit"), None).unwrap()).unwrap();
     let length = cases()["mmdit"]["max_sequence_length"].as_u64().unwrap() as usize;
-    assert_eq!(pipeline.folder().manifest().generation.max_sequence_length, length);
-    let prompts = pipeline.encode_prompts(&prompts()).unwrap();
+    let prompts = pipeline.encode_prompts(&prompts(), length).unwrap();
     close("context", &prompts.text, &want["context"], 1e-4);
     close("pooled", &prompts.pooled, &want["pooled"], 1e-4);
     let samples = want["null_context"].dim(0).unwrap();
     let negative = cases()["negative_prompt"].as_str().unwrap().to_owned();
-    let null = pipeline.encode_prompts(&vec![negative; samples]).unwrap();
+    let null = pipeline.encode_prompts(&vec![negative; samples], length).unwrap();
     close("null context", &null.text, &want["null_context"], 1e-4);
     close("null pooled", &null.pooled, &want["null_pooled"], 1e-4);
 
@@ -124,7 +123,14 @@ fn mmdit_run() {
     let want = tensors(&path);
     let case = &cases()["mmdit"];
     let steps = case["steps"].as_u64().unwrap() as usize;
-    let sampling = Sampling { steps, guidance: case["guidance"].as_f64().unwrap(), seed: 0, batch: 2 };
+    let sampling = Sampling {
+        steps,
+        guidance: case["guidance"].as_f64().unwrap(),
+        negative_prompt: cases()["negative_prompt"].as_str().unwrap().into(),
+        max_sequence_length: case["max_sequence_length"].as_u64().unwrap() as usize,
+        seed: 0,
+        batch: prompts().len(),
+    };
     let pipeline = Pipeline::open(ModelFolder::open(&model("mmdit"), None).unwrap()).unwrap();
     let mut seen = Vec::new();
     let record = |_, latents: &Tensor| {
@@ -134,7 +140,9 @@ fn mmdit_run() {
     let latents = pipeline.denoise(want["noise"].clone(), &prompts(), &sampling, None, record).unwrap();
     assert_eq!(seen.len(), steps);
     close("after the first step", &seen[0], &want["after_first"], 1e-3);
-    close("after half", &seen[steps / 2 - 1], &want["after_half"], 1e-3);
+    if steps > 1 {
+        close("after half", &seen[steps / 2 - 1], &want["after_half"], 1e-3);
+    }
     close("latents", &latents, &want["latents"], 1e-3);
     close("image", &pipeline.vae().pictures(&latents).unwrap(), &want["image"], 1e-3);
 }

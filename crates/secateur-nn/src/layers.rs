@@ -1,4 +1,4 @@
-use crate::{Context, LayerName, Result, Scope};
+use crate::{Context, Error, LayerName, Result, Scope};
 use candle_core::Tensor;
 use secateur_kernels::ops;
 use tracing::trace_span;
@@ -34,6 +34,11 @@ impl Linear {
     /// If the shape does not fit, or the probe objects.
     pub fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         if let Some(probe) = context.probe {
+            let inputs = self.weight.dim(1)?;
+            if x.dims().last() != Some(&inputs) {
+                let problem = format!("an input of {:?}, and {inputs} columns in its weight", x.dims());
+                return Err(Error::Layer { layer: self.name.clone(), problem });
+            }
             probe.linear_input(&self.name, x, context.step)?;
         }
         let _span = trace_span!("linear").entered();

@@ -18,12 +18,6 @@ impl Parameters {
         Self { origin: origin.into(), tensors }
     }
 
-    /// Where the tensors come from.
-    #[must_use]
-    pub fn origin(&self) -> &str {
-        &self.origin
-    }
-
     /// The tensor of that name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Tensor> {

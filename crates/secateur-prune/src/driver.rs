@@ -3,9 +3,9 @@
 use crate::calibrate::{Calibration, calibrate};
 use crate::error::{Error, Result};
 use crate::hessian::hessian_error;
-use crate::method::{LayerWeight, Method};
+use crate::method::{LayerWeight, Method, Solved};
 use crate::pattern::Pattern;
-use crate::plan::{Package, Plan, SharedInput};
+use crate::plan::{Plan, SharedInput};
 use crate::statistics::{InputStatistics, SavedStatistics};
 use candle_core::{Device, Tensor};
 use secateur_models::{Observer, Pipeline, cast};
@@ -38,7 +38,7 @@ pub struct Outcome {
     pub weights: BTreeMap<String, Tensor>,
     /// The pruned layers in execution order.
     pub layers: Vec<LayerOutcome>,
-    /// The statistics of the last package.
+    /// The statistics of the model as it was: where it was calibrated in one package, and else none.
     pub statistics: BTreeMap<LayerName, InputStatistics>,
 }
 
@@ -68,6 +68,10 @@ pub fn prune(
             return Err(Error::layer(&layer.name, problem));
         }
     }
+    if plan.packages.len() > 1 && matches!(source, Source::Saved(_)) {
+        let problem = "saved statistics serve one package: later ones would have to see the model as pruned so far";
+        return Err(Error::Request(problem.into()));
+    }
     let mut outcome = Outcome::default();
     for (index, package) in plan.packages.iter().enumerate() {
         let of = |stage: &str| match plan.packages.len() {
@@ -81,63 +85,73 @@ pub fn prune(
             outcome.statistics = calibrate(pipeline, package, calibration, observer)?;
         }
         observer.begin(&of("solve"), package.layers().count(), "layers");
-        let weights = solve(pipeline, package, method, pattern, source, index, &mut outcome, observer)?;
-        pipeline.replace(&weights)?;
-        outcome.weights.extend(weights);
+        for input in &package.inputs {
+            let loaded;
+            let statistics = match source {
+                Source::Saved(saved) => {
+                    loaded = saved.input(&input.name, input.width())?;
+                    &loaded
+                }
+                Source::Calibration(_) => outcome
+                    .statistics
+                    .get(&input.name)
+                    .ok_or_else(|| Error::layer(&input.name, "no statistics: the model ran without calling it"))?,
+            };
+            for solved in solve(pipeline, input, method, pattern, statistics)? {
+                outcome.layers.push(LayerOutcome { package: index, ..solved.outcome });
+                let weights = BTreeMap::from([(solved.parameter, solved.weight)]);
+                pipeline.replace(&weights)?;
+                outcome.weights.extend(weights);
+                observer.advance(1)?;
+            }
+        }
+    }
+    if plan.packages.len() > 1 {
+        outcome.statistics.clear();
     }
     Ok(outcome)
 }
 
-#[expect(clippy::too_many_arguments)]
+/// A layer's new weight and what became of it.
+struct SolvedLayer {
+    parameter: String,
+    weight: Tensor,
+    outcome: LayerOutcome,
+}
+
+/// Prunes the layers of one input.
 fn solve(
     pipeline: &Pipeline,
-    package: &Package,
+    input: &SharedInput,
     method: &dyn Method,
     pattern: Pattern,
-    source: &Source<'_>,
-    index: usize,
-    outcome: &mut Outcome,
-    observer: &dyn Observer,
-) -> Result<BTreeMap<String, Tensor>> {
-    let mut weights = BTreeMap::new();
-    for input in &package.inputs {
-        let loaded;
-        let statistics = match source {
-            Source::Saved(saved) => {
-                loaded = saved.input(&input.name, input.width())?;
-                &loaded
-            }
-            Source::Calibration(_) => outcome.statistics.get(&input.name).ok_or_else(|| {
-                Error::layer(&input.name, "the model ran without ever calling it, so there is nothing to calibrate on")
-            })?,
-        };
-        let before = read_weights(pipeline, input)?;
-        let mut after = before.clone();
-        let solved = method.prune(&mut after, statistics, pattern)?;
-        for (old, new) in before.iter().zip(&after) {
-            let name = old.layer.weight();
-            let dtype = pipeline.folder().checkpoint().tensor(&name).map(|info| info.dtype);
-            let dtype = dtype.ok_or_else(|| Error::layer(&old.layer, "not in the checkpoint"))?;
-            let tensor = Tensor::from_slice(&new.values, (new.rows, new.columns), &Device::Cpu)?;
-            let tensor = cast(&tensor, dtype)?;
-            let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-            if values.iter().any(|value| !value.is_finite()) {
-                return Err(Error::layer(&old.layer, format!("its pruned weight does not fit {dtype:?}")));
-            }
-            outcome.layers.push(LayerOutcome {
-                name: old.layer.clone(),
-                rows: old.rows,
-                columns: old.columns,
-                zeros: values.iter().filter(|value| **value == 0.0).count(),
-                error: hessian_error(&old.values, &values, &statistics.hessian),
-                damping: solved.damping,
-                package: index,
-            });
-            weights.insert(name, tensor);
-            observer.advance(1)?;
+    statistics: &InputStatistics,
+) -> Result<Vec<SolvedLayer>> {
+    let before = read_weights(pipeline, input)?;
+    let mut after = before.clone();
+    let Solved { damping } = method.prune(&mut after, statistics, pattern)?;
+    let finish = |(old, new): (&LayerWeight, &LayerWeight)| {
+        let parameter = old.layer.weight();
+        let dtype = pipeline.folder().checkpoint().tensor(&parameter).map(|info| info.dtype);
+        let dtype = dtype.ok_or_else(|| Error::layer(&old.layer, "not in the checkpoint"))?;
+        let weight = Tensor::from_slice(&new.values, (new.rows, new.columns), &Device::Cpu)?;
+        let weight = cast(&weight, dtype)?;
+        let values = weight.flatten_all()?.to_vec1::<f32>()?;
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(Error::layer(&old.layer, format!("its pruned weight does not fit {dtype:?}")));
         }
-    }
-    Ok(weights)
+        let outcome = LayerOutcome {
+            name: old.layer.clone(),
+            rows: old.rows,
+            columns: old.columns,
+            zeros: values.iter().filter(|value| **value == 0.0).count(),
+            error: hessian_error(&old.values, &values, &statistics.hessian),
+            damping,
+            package: 0,
+        };
+        Ok(SolvedLayer { parameter, weight, outcome })
+    };
+    before.iter().zip(&after).map(finish).collect()
 }
 
 fn read_weights(pipeline: &Pipeline, input: &SharedInput) -> Result<Vec<LayerWeight>> {

@@ -3,13 +3,11 @@ use secateur_models::{Error, ModelFolder, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 
 /// What statistics depend on. Batch size and threads are not in it: they change rounding alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// SHA-256 of the denoiser's names, shapes and types and of the first 64 KiB of each weight file and every MiB
-    /// after it.
+    /// SHA-256 of all files that the activations depend on: the denoiser, text encoders, tokenizers and scheduler.
     pub model: String,
     /// SHA-256 of the prompts.
     pub prompts: String,
@@ -19,6 +17,10 @@ pub struct Fingerprint {
     pub steps: usize,
     /// Guidance scale.
     pub guidance: f64,
+    /// What guidance leads away from.
+    pub negative_prompt: String,
+    /// Text tokens that stand for T5's.
+    pub max_sequence_length: usize,
     /// Seed of the noise.
     pub seed: u64,
     /// Name of the timestep weighting.
@@ -37,6 +39,8 @@ impl Fingerprint {
             samples: calibration.prompts.len(),
             steps: calibration.sampling.steps,
             guidance: calibration.sampling.guidance,
+            negative_prompt: calibration.sampling.negative_prompt.clone(),
+            max_sequence_length: calibration.sampling.max_sequence_length,
             seed: calibration.sampling.seed,
             weighting: calibration.weighting.to_string(),
         })
@@ -57,6 +61,9 @@ impl Fingerprint {
         compare("samples", self.samples.to_string(), expected.samples.to_string());
         compare("steps", self.steps.to_string(), expected.steps.to_string());
         compare("guidance", self.guidance.to_string(), expected.guidance.to_string());
+        compare("negative prompt", self.negative_prompt.clone(), expected.negative_prompt.clone());
+        let (found, now) = (self.max_sequence_length.to_string(), expected.max_sequence_length.to_string());
+        compare("max_sequence_length", found, now);
         compare("seed", self.seed.to_string(), expected.seed.to_string());
         compare("weighting", self.weighting.clone(), expected.weighting.clone());
         differences
@@ -66,26 +73,18 @@ impl Fingerprint {
 fn digest(parts: impl Iterator<Item = impl AsRef<[u8]>>) -> String {
     let mut hash = Sha256::new();
     parts.for_each(|part| hash.update(part));
+    hexadecimal(hash)
+}
+
+fn hexadecimal(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reading all of a large model only to recognise it would cost minutes.
 fn model(folder: &ModelFolder) -> Result<String> {
-    const SAMPLE: u64 = 64 * 1024;
-    const STRIDE: u64 = 1024 * 1024;
-    let mut parts = Vec::new();
-    for (name, info) in folder.checkpoint().tensors() {
-        parts.push(format!("{name} {:?} {:?}\n", info.dtype, info.shape).into_bytes());
+    let mut hash = Sha256::new();
+    for path in folder.activation_files()? {
+        let mut file = File::open(&path).map_err(Error::io(&path))?;
+        std::io::copy(&mut file, &mut hash).map_err(Error::io(&path))?;
     }
-    for path in folder.checkpoint().paths() {
-        let mut file = File::open(path).map_err(Error::io(path))?;
-        let bytes = file.metadata().map_err(Error::io(path))?.len();
-        for start in (0..bytes).step_by(STRIDE as usize) {
-            let mut sample = Vec::new();
-            file.seek(SeekFrom::Start(start)).map_err(Error::io(path))?;
-            Read::by_ref(&mut file).take(SAMPLE).read_to_end(&mut sample).map_err(Error::io(path))?;
-            parts.push(sample);
-        }
-    }
-    Ok(digest(parts.into_iter()))
+    Ok(hexadecimal(hash))
 }

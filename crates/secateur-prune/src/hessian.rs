@@ -7,8 +7,6 @@ use faer::{Accum, Mat, MatMut, MatRef, Side};
 use secateur_kernels::linear::parallelism;
 use secateur_nn::LayerName;
 
-/// Damping of the reference, relative to the mean of the diagonal.
-const DAMPING: f64 = 0.01;
 /// How often a Hessian that is not positive definite gets ten times the damping.
 const ESCALATIONS: u32 = 6;
 
@@ -25,6 +23,9 @@ pub struct Factor {
 }
 
 impl Factor {
+    /// The usual damping, relative to the mean of the diagonal (the reference's).
+    pub const DAMPING: f64 = 0.01;
+
     /// Factors the Hessian `hessian` (d x d, row-major, symmetric) of the input of `layer`, in f64.
     ///
     /// With H = R R^T, R upper triangular, U = R^-1: one Cholesky factorisation of the matrix with rows and columns
@@ -44,7 +45,7 @@ impl Factor {
             return Err(Error::layer(layer, "the Hessian of its input is not finite"));
         }
         for escalation in 0..=ESCALATIONS {
-            let damping = DAMPING * 10f64.powi(escalation as i32);
+            let damping = Self::DAMPING * 10f64.powi(escalation as i32);
             let last = columns.wrapping_sub(1);
             let reversed = Mat::from_fn(columns, columns, |i, j| {
                 let (i, j) = (last - i, last - j);

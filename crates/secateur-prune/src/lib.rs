@@ -14,7 +14,7 @@
 //!
 //! let folder = ModelFolder::open("../../models/emoji-mmdit".as_ref(), None)?;
 //! let prompts = vec!["red apple, noto style emoji".to_owned()];
-//! let sampling = Sampling { steps: 2, guidance: 4.0, seed: 0, batch: 8 };
+//! let sampling = Sampling { steps: 2, ..folder.manifest().generation.sampling() };
 //! let calibration = Calibration { prompts, sampling, weighting: Weighting::LogDecrease };
 //! let plan = Plan::new(&folder.structure(), &Selection::default(), Packages::Count(1), &Obs)?;
 //! let output = OutputFolder::create(&out, false, &[folder.path()])?;
@@ -22,7 +22,7 @@
 //! let mut pipeline = Pipeline::open(folder)?;
 //! let source = Source::Calibration(&calibration);
 //! let outcome = prune(&mut pipeline, &plan, &Obs, Pattern::unstructured(0.5)?, &source, &())?;
-//! pipeline.folder().write(output.path(), &outcome.weights)?;
+//! pipeline.folder().write(output.path(), &outcome.weights, &())?;
 //! output.finish()?;
 //! # assert_eq!(outcome.layers.len(), 93);
 //! # assert!(out.join("model_index.json").exists());

@@ -76,6 +76,14 @@ impl SharedInput {
     fn statistics_bytes(&self) -> u64 {
         (self.width() * self.width() * size_of::<f32>()) as u64
     }
+
+    /// The method's scratch, and the weights of these layers: as they were, as they become, rounded as a tensor and as
+    /// values, and the two products of the error.
+    fn solver_bytes(&self, method: &dyn Method) -> u64 {
+        let weights: usize = self.layers.iter().map(|layer| layer.rows * layer.columns * size_of::<f32>()).sum();
+        let scratch = self.layers.iter().map(|layer| method.scratch(layer.rows, layer.columns)).max();
+        scratch.unwrap_or(0) + 6 * weights as u64
+    }
 }
 
 /// Units that are calibrated and pruned together.
@@ -104,16 +112,12 @@ impl Package {
         self.inputs.iter().map(SharedInput::statistics_bytes).sum()
     }
 
-    /// Bytes of statistics and of the method's scratch, at their largest.
+    /// Bytes of statistics and solver at their largest.
     #[must_use]
     pub fn bytes(&self, method: &dyn Method) -> u64 {
-        let scratch = self.layers().map(|l| method.scratch(l.rows, l.columns) + 4 * weight_bytes(l));
-        self.statistics_bytes() + scratch.max().unwrap_or(0)
+        let solver = self.inputs.iter().map(|input| input.solver_bytes(method));
+        self.statistics_bytes() + solver.max().unwrap_or(0)
     }
-}
-
-fn weight_bytes(layer: &PlannedLayer) -> u64 {
-    (layer.rows * layer.columns * size_of::<f32>()) as u64
 }
 
 impl Plan {

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use candle_core::{Device, Tensor};
 use secateur_kernels::gram;
-use secateur_models::{Checkpoint, OutputFolder};
+use secateur_models::Checkpoint;
 use secateur_nn::LayerName;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -86,17 +86,15 @@ struct Saved {
 const FILE: &str = "statistics";
 
 impl SavedStatistics {
-    /// Writes statistics to a new folder.
+    /// Writes statistics into an existing folder.
     ///
     /// # Errors
-    /// If the folder exists (and `replace` is not given) or cannot be written.
+    /// If it cannot be written.
     pub fn write(
         folder: &Path,
-        replace: bool,
         statistics: &BTreeMap<LayerName, InputStatistics>,
         fingerprint: &Fingerprint,
     ) -> Result<()> {
-        let output = OutputFolder::create(folder, replace, &[])?;
         let mut tensors = HashMap::new();
         for (name, input) in statistics {
             let width = input.width();
@@ -105,17 +103,16 @@ impl SavedStatistics {
             tensors.insert(format!("{name}.hessian"), hessian);
             tensors.insert(format!("{name}.squares"), squares);
         }
-        let path = output.path().join(format!("{FILE}.safetensors"));
+        let path = folder.join(format!("{FILE}.safetensors"));
         candle_core::safetensors::save(&tensors, path)?;
         let saved = Saved {
             format_version: 1,
             fingerprint: fingerprint.clone(),
             rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
         };
-        let path = output.path().join(format!("{FILE}.json"));
+        let path = folder.join(format!("{FILE}.json"));
         let json = serde_json::to_string_pretty(&saved).map_err(|e| Error::statistics(&path, e))?;
-        std::fs::write(&path, json + "\n").map_err(|e| Error::statistics(&path, e))?;
-        Ok(output.finish()?)
+        std::fs::write(&path, json + "\n").map_err(|e| Error::statistics(&path, e))
     }
 
     /// Opens a statistics folder made with the same model, prompts and settings.

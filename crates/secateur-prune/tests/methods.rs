@@ -1,9 +1,11 @@
 //! The methods on cases that no fixture has: against a plain f64 version, dead columns, Hessians that are hard to factor.
 
+use candle_core::{Device, Tensor};
 use secateur_models::{ModelFolder, Pipeline, Sampling};
+use secateur_nn::{Probe, Step};
 use secateur_prune::{
-    Calibration, Factor, InputStatistics, LayerWeight, Magnitude, Method, Obs, Packages, Pattern, Plan, Selection,
-    Source, Wanda, Weighting, hessian_error, prune,
+    Calibration, Calibrator, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs, Packages,
+    Pattern, Plan, SavedStatistics, Selection, Source, Wanda, Weighting, hessian_error, prune,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -279,7 +281,7 @@ fn bundled() -> Pipeline {
 
 fn calibration(samples: usize, batch: usize) -> Calibration {
     let prompts = (0..samples).map(|i| format!("picture {i}")).collect();
-    let sampling = Sampling { steps: 2, guidance: 4.0, seed: 0, batch };
+    let sampling = Sampling { steps: 2, batch, ..bundled().folder().manifest().generation.sampling() };
     Calibration { prompts, sampling, weighting: Weighting::LogDecrease }
 }
 
@@ -315,6 +317,43 @@ fn statistics_do_not_depend_on_the_batch() {
         let difference = norm(&mut statistics.hessian.iter().zip(&other.hessian).map(|(a, b)| a - b));
         assert!(difference < 1e-5 * norm(&mut statistics.hessian.iter().copied()), "{name}: {difference}");
     }
+}
+
+#[test]
+fn the_weight_follows_the_step_and_not_the_call() {
+    let pipeline = bundled();
+    let selection = Selection::new(&["transformer_blocks.0.attn.to_q".into()], &[]).unwrap();
+    let plan = Plan::new(&pipeline.structure(), &selection, Packages::Count(1), &Magnitude).unwrap();
+    let name = plan.layers().next().unwrap().name.clone();
+    let x = |value: f32| Tensor::full(value, (1, 3, 256), &Device::Cpu).unwrap();
+    // A sampler that calls the model twice in its first step.
+    let calibrator = Calibrator::new(&plan.packages[0], vec![1.2, 0.8]);
+    for (index, value) in [(0, 1.0), (0, 2.0), (1, 4.0)] {
+        calibrator.linear_input(&name, &x(value), Step { index, count: 2 }).unwrap();
+    }
+    let statistics = calibrator.finish().remove(&name).unwrap();
+    let want = 2.0 / (1.2 + 1.2 + 0.8) * 3.0 * (1.2 + 1.2 * 4.0 + 0.8 * 16.0);
+    assert!((f64::from(statistics.hessian[5]) - want).abs() < 1e-4 * want, "{}, {want}", statistics.hessian[5]);
+    assert_eq!((statistics.rows, statistics.squares[0]), (9, 3.0 * 21.0));
+    let error = Calibrator::new(&plan.packages[0], vec![1.0])
+        .linear_input(&name, &x(f32::NAN), Step { index: 0, count: 1 })
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("to_q") && error.contains("step 1"), "{error}");
+}
+
+#[test]
+fn saved_statistics_serve_one_package() {
+    let mut pipeline = bundled();
+    let plan = Plan::new(&pipeline.structure(), &Selection::default(), Packages::Count(2), &Obs).unwrap();
+    let calibration = calibration(1, 1);
+    let fingerprint = Fingerprint::new(pipeline.folder(), &calibration).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    SavedStatistics::write(folder.path(), &BTreeMap::new(), &fingerprint).unwrap();
+    let saved = SavedStatistics::open(folder.path(), &fingerprint).unwrap();
+    let pattern = Pattern::Unstructured(0.5);
+    let error = prune(&mut pipeline, &plan, &Obs, pattern, &Source::Saved(&saved), &()).unwrap_err().to_string();
+    assert!(error.contains("one package"), "{error}");
 }
 
 #[test]

@@ -9,7 +9,7 @@
 
 use anyhow::{Context, Result, bail};
 use secateur_eval::{Comparison, Samples, Summary};
-use secateur_models::{ClipModel, ModelFolder, Pipeline, Sampling};
+use secateur_models::{ClipModel, ModelFolder, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
     Calibration, Fingerprint, Magnitude, Method, Obs, Packages, Pattern, Plan, SavedStatistics, Selection, Source,
     Wanda, Weighting, prune,
@@ -38,12 +38,13 @@ fn main() -> Result<()> {
     };
     let (model, out) = (Path::new(model), Path::new(out));
     std::fs::create_dir_all(out)?;
-    for seed in 0..seeds {
-        for pattern in PATTERNS {
-            for method in METHODS {
-                if !cell_path(out, seed, method, pattern).exists() {
-                    Study::new(model, out, seed)?.fill()?;
-                }
+    // The first pattern over all seeds comes first: it is the one whose spread matters most.
+    for patterns in [&PATTERNS[..1], &PATTERNS[1..]] {
+        for seed in 0..seeds {
+            let missing =
+                |pattern: &&str| METHODS.iter().any(|method| !cell_path(out, seed, *method, pattern).exists());
+            if patterns.iter().any(missing) {
+                Study::new(model, out, seed)?.fill(patterns)?;
             }
         }
     }
@@ -75,8 +76,7 @@ impl<'a> Study<'a> {
             bail!("too few calibration prompts for seed {seed}");
         }
         let held_out = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
-        let (steps, guidance) = (manifest.generation.steps, manifest.generation.guidance);
-        let sampling = Sampling { steps, guidance, seed, batch: 8 };
+        let sampling = Sampling { seed, ..manifest.generation.sampling() };
         let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default() };
         Ok(Self { model, out, seed, clip, prompts: held_out.into_iter().take(JUDGED).collect(), calibration })
     }
@@ -87,7 +87,7 @@ impl<'a> Study<'a> {
     }
 
     /// Makes the cells that are missing.
-    fn fill(&self) -> Result<()> {
+    fn fill(&self, patterns: &[&str]) -> Result<()> {
         let open = || ModelFolder::open(self.model, None);
         let folder = open()?;
         let plan = |method| Plan::new(&folder.structure(), &Selection::default(), Packages::Count(1), method);
@@ -98,12 +98,14 @@ impl<'a> Study<'a> {
             let source = Source::Calibration(&self.calibration);
             let pattern = Pattern::unstructured(0.5)?;
             let outcome = prune(&mut Pipeline::open(open()?)?, &plan(&Magnitude)?, &Magnitude, pattern, &source, &())?;
-            SavedStatistics::write(&path, false, &outcome.statistics, &fingerprint)?;
+            let output = OutputFolder::create(&path, false, &[])?;
+            SavedStatistics::write(output.path(), &outcome.statistics, &fingerprint)?;
+            output.finish()?;
         }
         let statistics = SavedStatistics::open(&path, &fingerprint)?;
         println!("seed {}: dense", self.seed);
         let dense = self.samples(&Pipeline::open(open()?)?, "dense")?;
-        for text in PATTERNS {
+        for &text in patterns {
             let pattern = if text.contains(':') { text.parse()? } else { Pattern::unstructured(text.parse()?)? };
             for method in METHODS {
                 let path = cell_path(self.out, self.seed, method, text);

@@ -64,6 +64,9 @@ pub(crate) struct SamplingArgs {
     /// Guidance scale; 1 switches it off [default: the model's]
     #[arg(long, value_name = "G")]
     pub(crate) guidance: Option<f64>,
+    /// What guidance leads away from
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) negative_prompt: String,
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
@@ -110,7 +113,7 @@ pub(crate) struct PruneArgs {
     /// Prune in N module packages, each calibrated with those before it pruned
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "memory")]
     pub(crate) packages: Option<usize>,
-    /// Memory for statistics and solver: as few packages as fit
+    /// Memory for statistics and solver, beside the model: as few packages as fit
     #[arg(long, value_name = "SIZE", default_value = "4GiB")]
     pub(crate) memory: ByteSize,
     /// Prune only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated

@@ -47,22 +47,47 @@ impl SamplingArgs {
         if !guidance.is_finite() {
             bail!("guidance {guidance} is not a number to sample with");
         }
-        Ok(Sampling { steps: self.steps.unwrap_or(own.steps), guidance, seed: self.seed, batch: self.batch })
+        Ok(Sampling {
+            steps: self.steps.unwrap_or(own.steps),
+            guidance,
+            negative_prompt: self.negative_prompt.clone(),
+            seed: self.seed,
+            batch: self.batch,
+            ..own.sampling()
+        })
     }
 }
 
 impl ScoreArgs {
     /// The CLIP that was asked for, or the model's own, if it is there: beside the model folder, or in `models/` under
     /// the current folder.
-    fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
+    fn path(&self, folder: &ModelFolder) -> Option<PathBuf> {
         if let Some(path) = &self.clip {
-            return Ok(Some(ClipModel::open(path)?));
+            return Some(path.clone());
         }
-        let Some(own) = &folder.manifest().clip else { return Ok(None) };
+        let own = folder.manifest().clip.as_ref()?;
         let name = own.file_name().map(PathBuf::from).unwrap_or_default();
         let candidates = [folder.path().join(own), Path::new("models").join(name)];
-        let found = candidates.iter().find(|path| path.join("config.json").is_file());
-        Ok(found.map(|path| ClipModel::open(path)).transpose()?)
+        candidates.into_iter().find(|path| path.join("config.json").is_file())
+    }
+
+    fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
+        Ok(self.path(folder).map(|path| ClipModel::open(&path)).transpose()?)
+    }
+}
+
+/// What a report says where there is no text-image score.
+const NO_CLIP: &str = "no text-image score: the model names no CLIP that is there; --clip DIR gives one";
+
+/// Two names for two folders: their last parts, or their paths where those are the same.
+fn names(reference: &Path, candidate: &Path) -> (String, String) {
+    let last = |path: &Path| {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    };
+    match (last(reference), last(candidate)) {
+        (a, b) if a == b => (reference.display().to_string(), candidate.display().to_string()),
+        names => names,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Bad input: a clear error that names the file or the layer, a non-zero exit, nothing written, the input untouched.
 
+#![cfg(unix)]
+
 mod common;
 
 use common::{entries, fail, model, secateur, text};
@@ -215,6 +217,28 @@ fn an_output_that_cannot_be_written() {
 }
 
 #[test]
+fn an_output_that_would_swallow_an_input() {
+    let temporary = tempfile::tempdir().unwrap();
+    let inputs = temporary.path().join("inputs");
+    std::fs::create_dir(&inputs).unwrap();
+    std::fs::write(inputs.join("prompts.txt"), "a cat\na dog\n").unwrap();
+    let prompts = inputs.join("prompts.txt").display().to_string();
+    let error = fail(prune(&model(), &inputs).args(["--force", "--prompts", &prompts]), 1);
+    assert!(error.contains("overlap"), "{error}");
+    let out = temporary.path().join("out");
+    for statistics in [&model(), &out] {
+        let statistics = statistics.display().to_string();
+        let error = fail(prune(&model(), &out).args(["--force", "--save-statistics", &statistics]), 1);
+        assert!(error.contains("overlap"), "{error}");
+    }
+    let existing = inputs.display().to_string();
+    let error = fail(prune(&model(), &out).args(["--save-statistics", &existing]), 1);
+    assert!(error.contains("exists already"), "{error}");
+    assert_eq!(entries(temporary.path()), ["inputs"]);
+    assert_eq!(entries(&inputs), ["prompts.txt"]);
+}
+
+#[test]
 fn force_replaces_the_folder_whole() {
     let temporary = tempfile::tempdir().unwrap();
     let out = temporary.path().join("out");
@@ -244,7 +268,8 @@ fn a_disk_that_is_full() {
 fn ctrl_c_leaves_nothing() {
     let temporary = tempfile::tempdir().unwrap();
     let mut command = secateur();
-    command.arg("prune").arg("--out").arg(temporary.path().join("out")).args(["--samples", "50"]);
+    command.arg("prune").arg("--out").arg(temporary.path().join("out"));
+    command.args(["--samples", "50", "--report-samples", "0"]);
     let child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     // The temporary folder appears once the work has begun.
     let start = Instant::now();

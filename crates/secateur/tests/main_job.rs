@@ -131,7 +131,7 @@ fn packages_see_the_model_as_pruned_so_far() {
 }
 
 #[test]
-fn threads_and_batches_do_not_matter() {
+fn threads_do_not_matter() {
     let temporary = tempfile::tempdir().unwrap();
     let run = |name: &str, options: &[&str]| {
         let out = temporary.path().join(name);

@@ -23,15 +23,12 @@ pub(super) fn sentence(report: &Report) -> String {
     sentence + "."
 }
 
-/// The reference and the candidate: those of the comparison, or else the first and the last model.
+/// The reference and the candidate: the first and the last model.
 pub(super) fn compared(report: &Report) -> Option<(&ModelSummary, &ModelSummary)> {
-    let named = |name: &str| report.models.iter().find(|model| model.name == name);
-    let of_comparison =
-        report.comparison.as_ref().and_then(|pair| Some((named(&pair.reference)?, named(&pair.candidate)?)));
-    of_comparison.or(match report.models.as_slice() {
+    match report.models.as_slice() {
         [first, .., last] => Some((first, last)),
         _ => None,
-    })
+    }
 }
 
 /// Share of the weights of `layers` that are zero or gone.
@@ -52,7 +49,7 @@ fn removed_weights(layers: &[LayerReport], models: Option<(&ModelSummary, &Model
     }
     let share = share_in_words(mean_sparsity(changed.iter().copied()));
     // Weights of removed rows and columns are not in the file any more, so they are not zeros.
-    let gone = models.is_some_and(|(reference, candidate)| candidate.zeros <= reference.zeros);
+    let gone = models.is_some_and(|(reference, candidate)| candidate.parameters < reference.parameters);
     let state = if gone { "have been removed" } else { "are zero" };
     Some(format!("{share} of the weights of {} {state}", counted(changed.len(), "layer")))
 }

@@ -1,6 +1,6 @@
 //! `secateur compare`.
 
-use super::{command_line, held_out_prompts};
+use super::{NO_CLIP, command_line, held_out_prompts, names};
 use crate::args::{Common, CompareArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;
@@ -15,17 +15,20 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let sampling = args.sampling.sampling(&reference)?;
     let mut prompts = held_out_prompts(args.prompts.as_deref(), &reference)?;
     prompts.truncate(args.samples);
+    let clip_path = args.score.path(&reference);
     let clip = args.score.open(&reference)?;
+    let progress = Progress::new(common.quiet);
+    let inputs = [Some(reference.path()), Some(candidate.path()), args.prompts.as_deref(), clip_path.as_deref()];
+    let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     let output = match &args.out {
-        Some(out) => Some(OutputFolder::create(out, common.force, &[reference.path(), candidate.path()])?),
+        Some(out) => Some(OutputFolder::create(out, common.force, &inputs)?),
         None => None,
     };
-    let progress = Progress::new(common.quiet);
+    let (first, second) = names(&args.reference, &args.candidate);
     let mut samples = Vec::new();
     let mut models = Vec::new();
-    for folder in [reference, candidate] {
+    for (folder, name) in [(reference, first), (candidate, second)] {
         progress.begin("load", 0, "");
-        let name = folder.name();
         let pipeline = Pipeline::open(folder)?;
         models.push(model_summary(&pipeline, &name)?);
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
@@ -45,7 +48,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         layers: Vec::new(),
         stages,
         peak_bytes,
-        notes: Vec::new(),
+        notes: if clip.is_none() { vec![NO_CLIP.into()] } else { Vec::new() },
     };
     if let Some(output) = output {
         report.write(&pictures, output.path())?;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use secateur_eval::{Stage, split};
 use secateur_models::{Observer, OutputFolder, Pipeline};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(Serialize)]
@@ -42,8 +42,9 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
         (Some(file), _) => held_out_prompts(Some(file), &folder)?,
         (None, true) => held_out_prompts(None, &folder)?.into_iter().take(8).collect(),
     };
-    let output = OutputFolder::create(&args.out, common.force, &[folder.path()])?;
     let progress = Progress::new(common.quiet);
+    let inputs: Vec<&Path> = std::iter::once(folder.path()).chain(args.prompts.as_deref()).collect();
+    let output = OutputFolder::create(&args.out, common.force, &inputs)?;
     progress.begin("load", 0, "");
     let model = folder.path().to_owned();
     let pipeline = Pipeline::open(folder)?;

@@ -1,7 +1,7 @@
 //! `secateur prune`.
 
-use super::command_line;
 use super::compare::{model_summary, quality};
+use super::{NO_CLIP, command_line, names};
 use crate::args::{Common, PruneArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
@@ -9,11 +9,13 @@ use anyhow::{Context, Result, bail};
 use secateur_eval::{LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, read_prompts};
 use secateur_prune::{
-    Calibration, Fingerprint, Method, Outcome, Packages, Pattern, Plan, SavedStatistics, Selection, Source, prune,
+    Calibration, Factor, Fingerprint, Method, Outcome, Packages, Pattern, Plan, SavedStatistics, Selection, Source,
+    prune,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 /// Calibration prompts taken from a model's own list: quality rises to about so many, then is flat.
 const SAMPLES: usize = 100;
@@ -28,23 +30,43 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let (calibration, report_prompts, mut notes) = prompts(args, &folder)?;
     let packages = match args.packages {
         Some(count) => Packages::Count(count),
-        None if args.statistics.is_some() || args.save_statistics.is_some() => Packages::Count(1),
+        // Saved statistics are read one input at a time.
+        None if args.statistics.is_some() => Packages::Count(1),
         None => Packages::Memory(args.memory.as_u64()),
     };
     let plan = Plan::new(&folder.structure(), &Selection::new(&args.include, &args.exclude)?, packages, method)?;
-    if plan.packages.len() > 1 && (args.statistics.is_some() || args.save_statistics.is_some()) {
-        bail!("statistics can be saved and used again only with one package: later packages see a pruned model");
+    let one = plan.packages.len() == 1;
+    if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
+        bail!(
+            "statistics can be saved and used again only with one package, as later packages see a pruned model; this \
+             plan has {}: with --packages 1 or more --memory it has one",
+            plan.packages.len()
+        );
     }
     if let Some(layer) = plan.layers().find(|layer| pattern.obstacle(layer.columns).is_some()) {
         bail!("layer {}: {}", layer.name, pattern.obstacle(layer.columns).unwrap_or_default());
     }
-    let dry = DryRun::new(&folder, &plan, method, pattern, &calibration, args);
+    let dry = DryRun::new(&folder, &plan, method, pattern, &calibration, report_prompts.len(), args);
     if args.dry_run {
         return if common.json { print_json(&dry) } else { print(&dry.text()) };
     }
     let out = args.out.as_ref().context("--out DIR is needed")?;
     let clip = args.score.open(&folder)?;
-    let output = OutputFolder::create(out, common.force, &[folder.path()])?;
+    if clip.is_none() && !report_prompts.is_empty() {
+        notes.push(NO_CLIP.into());
+    }
+    // From here on Ctrl-C ends the work in order, and the temporary folders go with it.
+    let progress = Progress::new(common.quiet);
+    let clip_path = args.score.path(&folder);
+    let files = [&args.prompts, &args.report_prompts, &args.statistics, &clip_path];
+    let mut inputs: Vec<&Path> = files.into_iter().flatten().map(PathBuf::as_path).collect();
+    inputs.push(folder.path());
+    let output = OutputFolder::create(out, common.force, &inputs)?;
+    inputs.push(output.target());
+    let statistics_output = match &args.save_statistics {
+        Some(path) => Some(OutputFolder::create(path, common.force, &inputs)?),
+        None => None,
+    };
     let fingerprint = match args.statistics.is_some() || args.save_statistics.is_some() {
         true => Some(Fingerprint::new(&folder, &calibration)?),
         false => None,
@@ -54,12 +76,10 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         _ => None,
     };
 
-    let progress = Progress::new(common.quiet);
     progress.note(&dry.summary());
     progress.begin("load", 0, "");
-    let name = folder.name();
+    let (name, candidate) = names(folder.path(), out);
     let mut pipeline = Pipeline::open(folder)?;
-    let candidate = out.file_name().map_or_else(|| "pruned".into(), |name| name.to_string_lossy().into_owned());
     // The report's noise is not the calibration's.
     let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
     let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
@@ -67,14 +87,14 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let dense = evaluation.samples(&pipeline, &name)?;
     let source = saved.as_ref().map_or(Source::Calibration(&calibration), Source::Saved);
     let outcome = prune(&mut pipeline, &plan, method, pattern, &source, &progress)?;
-    if let (Some(path), Some(fingerprint)) = (&args.save_statistics, &fingerprint) {
-        SavedStatistics::write(path, common.force, &outcome.statistics, fingerprint)?;
-    }
     let pruned = evaluation.samples(&pipeline, &candidate)?;
     models.push(model_summary(&pipeline, &candidate)?);
 
-    progress.begin("save", 0, "");
-    pipeline.folder().write(output.path(), &outcome.weights)?;
+    progress.begin("save", pipeline.parameters().iter().count(), "tensors");
+    pipeline.folder().write(output.path(), &outcome.weights, &progress)?;
+    if let (Some(output), Some(fingerprint)) = (&statistics_output, &fingerprint) {
+        SavedStatistics::write(output.path(), &outcome.statistics, fingerprint)?;
+    }
     let (comparison, pictures) = match (dense, pruned) {
         (Some(dense), Some(pruned)) => dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?,
         _ => (None, Vec::<PicturePair>::new()),
@@ -97,6 +117,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     };
     report.write(&pictures, output.path())?;
     output.finish()?;
+    statistics_output.map(OutputFolder::finish).transpose()?;
     if common.json {
         return print_json(&report);
     }
@@ -132,11 +153,12 @@ impl Evaluation<'_> {
 /// Calibration, prompts of the report, and notes: no prompt is in both.
 fn prompts(args: &PruneArgs, folder: &ModelFolder) -> Result<(Calibration, Vec<String>, Vec<String>)> {
     let mut notes = Vec::new();
-    let own = folder.prompts(|prompts| &prompts.calibration)?;
-    let (mut calibration, from_file) = match (&args.prompts, own) {
-        (Some(file), _) => (read_prompts(file)?, true),
-        (None, Some(own)) => (own, false),
-        (None, None) => bail!("{} comes with no prompts: give --prompts FILE", folder.path().display()),
+    let (mut calibration, from_file) = match &args.prompts {
+        Some(file) => (read_prompts(file)?, true),
+        None => match folder.prompts(|prompts| &prompts.calibration)? {
+            Some(own) => (own, false),
+            None => bail!("{} comes with no prompts: give --prompts FILE", folder.path().display()),
+        },
     };
     let mut report = match &args.report_prompts {
         _ if args.report_samples == 0 => Vec::new(),
@@ -188,8 +210,7 @@ fn layers(outcome: &Outcome) -> Vec<LayerReport> {
 
 /// Hessians that needed more damping than usual.
 fn damped(outcome: &Outcome) -> Vec<String> {
-    let usual = outcome.layers.iter().map(|layer| layer.damping).fold(f64::INFINITY, f64::min);
-    let raised = outcome.layers.iter().filter(|layer| layer.damping > usual);
+    let raised = outcome.layers.iter().filter(|layer| layer.damping > Factor::DAMPING);
     raised
         .map(|l| format!("{}: damping raised to {} to make its Hessian positive definite", l.name, l.damping))
         .collect()
@@ -235,6 +256,7 @@ struct DryRun {
     calibration_steps: usize,
     forward_macs: u64,
     hessian_macs: u64,
+    report_macs: u64,
     memory_bytes: u64,
     weights_bytes: u64,
     packages: Vec<PackageRow>,
@@ -257,11 +279,13 @@ impl DryRun {
         method: &dyn Method,
         pattern: Pattern,
         calibration: &Calibration,
+        judged: usize,
         args: &PruneArgs,
     ) -> Self {
         let sampling = &calibration.sampling;
-        let calls = if sampling.guidance > 1.0 { 2 } else { 1 };
-        let calls = (calls * calibration.prompts.len() * sampling.steps) as u64;
+        let calls = |prompts: usize| (if sampling.guidance > 1.0 { 2 } else { 1 } * prompts * sampling.steps) as u64;
+        let report_macs = calls(2 * judged) * folder.structure().macs();
+        let calls = calls(calibration.prompts.len());
         let passes = if args.statistics.is_some() { 0 } else { plan.packages.len() as u64 };
         let calls_for_hessians = if args.statistics.is_some() { 0 } else { calls };
         let weights = plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum();
@@ -285,6 +309,7 @@ impl DryRun {
             calibration_steps: sampling.steps,
             forward_macs: calls * passes * folder.structure().macs(),
             hessian_macs: calls_for_hessians * plan.hessian_macs(),
+            report_macs,
             memory_bytes: plan.bytes(method),
             weights_bytes: (elements * size_of::<f32>()) as u64,
             packages: plan.packages.iter().map(row).collect(),
@@ -295,7 +320,7 @@ impl DryRun {
         format!(
             "{}: {} of {} weights in {} layers, {} by {}\n\
              {} package(s), at most {} for statistics and solver beside {} of weights; {} prompts x {} steps: {} MACs \
-             of forward passes and {} of Hessians",
+             of forward passes and {} of Hessians; {} for the pictures of the report",
             self.model,
             count(self.weights_removed),
             count(self.weights),
@@ -309,6 +334,7 @@ impl DryRun {
             self.calibration_steps,
             count(self.forward_macs),
             count(self.hessian_macs),
+            count(self.report_macs),
         )
     }
 
