@@ -66,12 +66,13 @@ class Generate:
         options = ["--prompts", prompts, "--steps", 25, "--guidance", 4, "--batch", 8]
         options += ["--threads", threads]
         ours = [SECATEUR, "generate", MODEL, *options, "--seed", 0, "--out", folder / self.name]
-        self.our_command = [*ours, "--force", "--quiet", "--json"]
+        self.our_command = [*ours, "--profile", "--force", "--quiet", "--json"]
         self.peer_command = [sys.executable, PEER / "generate.py", "--model", MODEL, *options]
 
     def our_result(self, report):
         """The seconds of our run."""
-        return seconds_of(report, ["generate"])
+        shares = {part["operation"]: part["share"] for part in report["operations"]}
+        return seconds_of(report, ["generate"]) | {"operations": shares}
 
     def peer_result(self, report):
         """The seconds of the peer's run."""
@@ -161,6 +162,8 @@ def measure(case, repeats, threads):
         "peer": min(result["seconds"] for result in peer),
     }
     row["ratio"] = row["ours"] / row["peer"]
+    if "operations" in ours[-1]:
+        row["operations"] = ours[-1]["operations"]
     if "error" in ours[0]:
         row |= {"our_error": ours[0]["error"], "peer_error": peer[0]["error"]}
     if case.name in GOALS:
@@ -197,6 +200,10 @@ def main():
                 case.prepare(Path(folder), arguments.threads)
                 rows.append(measure(case, arguments.repeats, arguments.threads))
                 print(line(rows[-1]), flush=True)
+    for row in rows:
+        if "operations" in row:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in row["operations"].items())
+            print(f"\n{row['case']}, share of our time: {shares}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 

@@ -3,7 +3,8 @@
 //! `cargo run --release --example results -- models/emoji-mmdit results/emoji-mmdit --seeds 3`
 //!
 //! A seed sets the calibration prompts, their noise, and the noise of the judged pictures. Each cell is a JSON file in
-//! the output folder; a run that was stopped goes on with the cells that are missing.
+//! the output folder; a run that was stopped goes on with the cells that are missing, and
+//! `results --table results/emoji-mmdit` prints what there is.
 
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 
@@ -32,9 +33,10 @@ struct Cell {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (model, out, seeds) = match arguments.as_slice() {
+        [flag, out] if flag == "--table" => return print_table(Path::new(out), 100),
         [model, out] => (model, out, 1),
         [model, out, flag, seeds] if flag == "--seeds" => (model, out, seeds.parse()?),
-        _ => bail!("usage: results MODEL OUT [--seeds N]"),
+        _ => bail!("usage: results MODEL OUT [--seeds N], or results --table OUT"),
     };
     let (model, out) = (Path::new(model), Path::new(out));
     std::fs::create_dir_all(out)?;
@@ -138,19 +140,25 @@ fn print_table(out: &Path, seeds: u64) -> Result<()> {
     let read = |seed, method, pattern| -> Result<Cell> {
         Ok(serde_json::from_str(&std::fs::read_to_string(cell_path(out, seed, method, pattern))?)?)
     };
-    println!("| | PSNR dB | SSIM | text-image score | top-1 of {JUDGED} | mean / largest layer error |");
-    println!("|---|---|---|---|---|---|");
+    println!("| | seeds | PSNR dB | SSIM | text-image score | top-1 of {JUDGED} | mean / largest layer error |");
+    println!("|---|---|---|---|---|---|---|");
     let text = |cell: &Cell| cell.comparison.text_image.clone().context("no text-image score");
     for (row, pattern) in PATTERNS.into_iter().enumerate() {
         for method in METHODS {
-            let cells = (0..seeds).map(|seed| read(seed, method, pattern)).collect::<Result<Vec<_>>>()?;
+            // A run that was stopped has cells of fewer seeds.
+            let done = (0..seeds).filter(|seed| cell_path(out, *seed, method, pattern).exists());
+            let cells = done.map(|seed| read(seed, method, pattern)).collect::<Result<Vec<_>>>()?;
+            if cells.is_empty() {
+                continue;
+            }
             let texts = cells.iter().map(text).collect::<Result<Vec<_>>>()?;
             let of =
                 |value: &dyn Fn(&Cell) -> f64, digits| spread(&cells.iter().map(value).collect::<Vec<_>>(), digits);
             if row == 0 && method.name() == METHODS[0].name() {
                 let scores = texts.iter().map(|text| text.score_reference.mean).collect::<Vec<_>>();
                 let top = texts.iter().map(|text| text.top1_reference).collect::<Vec<_>>();
-                println!("| dense | - | - | {} | {} | - |", spread(&scores, 3)?, spread(&top, 3)?);
+                let (count, scores, top) = (cells.len(), spread(&scores, 3)?, spread(&top, 3)?);
+                println!("| dense | {count} | - | - | {scores} | {top} | - |");
             }
             let name = match pattern.parse::<f64>() {
                 Ok(share) => format!("{:.0} %", share * 100.0),
@@ -159,8 +167,9 @@ fn print_table(out: &Path, seeds: u64) -> Result<()> {
             let scores = texts.iter().map(|text| text.score_candidate.mean).collect::<Vec<_>>();
             let top = texts.iter().map(|text| text.top1_candidate).collect::<Vec<_>>();
             println!(
-                "| {} {name} | {} | {} | {} | {} | {} / {} |",
+                "| {} {name} | {} | {} | {} | {} | {} | {} / {} |",
                 method.name(),
+                cells.len(),
                 of(&|cell| cell.comparison.psnr.mean, 2)?,
                 of(&|cell| cell.comparison.ssim.mean, 3)?,
                 spread(&scores, 3)?,

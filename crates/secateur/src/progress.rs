@@ -2,9 +2,10 @@
 
 use crate::memory;
 use anyhow::Result;
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use secateur_eval::Stage;
 use secateur_models::{Error, Observer};
+use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -124,8 +125,13 @@ impl Observer for Progress {
         state.end(self.quiet);
         memory::reset();
         let bar = (!self.quiet && self.terminal && total > 0).then(|| {
-            let template = "{prefix:<18} {bar:30} {pos}/{len} {msg}  {per_sec}  {eta} left";
+            let template = "{prefix:<18} {bar:30} {pos}/{len} {msg}  {rate}  {eta} left";
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
+                // A bar that cannot be drawn is no reason to stop.
+                let _ = write!(text, "{:.1}/s", state.per_sec());
+            };
+            let style = style.with_key("rate", rate);
             let bar = ProgressBar::new(total as u64).with_style(style).with_prefix(stage.to_owned());
             bar.with_message(unit.to_owned())
         });
