@@ -18,6 +18,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "All commands")]
 pub(crate) struct Common {
     /// Replace an output folder that exists
     #[arg(long, global = true)]
@@ -107,7 +108,8 @@ pub(crate) struct PruneArgs {
     pub(crate) samples: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
-    /// How much each denoising step counts
+    /// How much each denoising step counts, between 0.8 and 1.2: uniform, linear-decrease, linear-increase,
+    /// log-decrease or log-increase
     #[arg(long, value_name = "NAME", default_value_t = Weighting::default())]
     pub(crate) weighting: Weighting,
     /// Prune in N module packages, each calibrated with those before it pruned
