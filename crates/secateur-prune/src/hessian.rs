@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{Accum, Mat, MatMut, MatRef, Side};
+use rayon::prelude::*;
 use secateur_kernels::linear::parallelism;
 use secateur_nn::LayerName;
 
@@ -47,19 +48,27 @@ impl Factor {
         for escalation in 0..=ESCALATIONS {
             let damping = Self::DAMPING * 10f64.powi(escalation as i32);
             let last = columns.wrapping_sub(1);
+            // H is symmetric: read along its rows, as `from_fn` goes down its columns.
             let reversed = Mat::from_fn(columns, columns, |i, j| {
                 let (i, j) = (last - i, last - j);
-                if i == j { diagonals[i] + damping * mean } else { f64::from(hessian[i * columns + j]) }
+                if i == j { diagonals[i] + damping * mean } else { f64::from(hessian[j * columns + i]) }
             });
             let Ok(cholesky) = reversed.llt(Side::Lower) else { continue };
             let mut inverse = Mat::<f64>::zeros(columns, columns);
             invert_lower_triangular(inverse.as_mut(), cholesky.L(), parallelism());
             let mut values = vec![0f32; columns * columns];
-            for i in 0..columns {
-                for j in i..columns {
-                    values[i * columns + j] = inverse[(last - i, last - j)] as f32;
+            // A band of rows at a time, so that both the rows of U and the columns of the inverse stay in the cache.
+            const BAND: usize = 32;
+            values.par_chunks_mut((BAND * columns).max(1)).enumerate().for_each(|(band, rows)| {
+                let first = band * BAND;
+                for j in first..columns {
+                    let count = (rows.len() / columns).min(j - first + 1);
+                    let column = inverse.col(last - j);
+                    for i in 0..count {
+                        rows[i * columns + j] = column[last - first - i] as f32;
+                    }
                 }
-            }
+            });
             if values.iter().all(|value| value.is_finite()) {
                 return Ok(Self { values, dead, damping });
             }
