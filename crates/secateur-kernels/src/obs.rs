@@ -51,6 +51,9 @@ pub fn eliminate(weights: &mut [f32], errors: &mut [f32], factor: &[f32], width:
     });
 }
 
+/// Columns updated together.
+const LANE: usize = 16;
+
 #[inline(always)]
 fn row(w: &mut [f32], errors: &mut [f32], factor: &[f32], pruned: &mut [bool], choice: Choice) {
     let width = w.len();
@@ -83,10 +86,19 @@ fn row(w: &mut [f32], errors: &mut [f32], factor: &[f32], pruned: &mut [bool], c
         }
         let error = w[i] / factor[i * width + i];
         errors[i] = error;
-        w[i] = 0.0;
-        let line = &factor[i * width + i + 1..(i + 1) * width];
-        for (w, &u) in w[i + 1..].iter_mut().zip(line) {
+        // From the lane that holds column i on: U is zero left of its diagonal, so that the columns before i keep their
+        // values, and whole lanes need no remainder.
+        let start = i / LANE * LANE;
+        let line = &factor[i * width + start..(i + 1) * width];
+        let (mut lanes, mut lines) = (w[start..].chunks_exact_mut(LANE), line.chunks_exact(LANE));
+        for (w, u) in (&mut lanes).zip(&mut lines) {
+            for (w, &u) in w.iter_mut().zip(u) {
+                *w -= error * u;
+            }
+        }
+        for (w, &u) in lanes.into_remainder().iter_mut().zip(lines.remainder()) {
             *w -= error * u;
         }
+        w[i] = 0.0;
     }
 }
