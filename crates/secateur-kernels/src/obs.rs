@@ -86,8 +86,8 @@ fn row(w: &mut [f32], errors: &mut [f32], factor: &[f32], pruned: &mut [bool], c
         }
         let error = w[i] / factor[i * width + i];
         errors[i] = error;
-        // From the lane that holds column i on: U is zero left of its diagonal, so that the columns before i keep their
-        // values, and whole lanes need no remainder.
+        // From the lane that holds column i on, so that lanes are whole wherever i stands: U is zero left of its
+        // diagonal, and the columns before i keep their values.
         let start = i / LANE * LANE;
         let line = &factor[i * width + start..(i + 1) * width];
         let (mut lanes, mut lines) = (w[start..].chunks_exact_mut(LANE), line.chunks_exact(LANE));

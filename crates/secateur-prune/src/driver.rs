@@ -97,13 +97,15 @@ pub fn prune(
                     .get(&input.name)
                     .ok_or_else(|| Error::layer(&input.name, "no statistics: the model ran without calling it"))?,
             };
-            for solved in solve(pipeline, input, method, pattern, statistics)? {
-                outcome.layers.push(LayerOutcome { package: index, ..solved.outcome });
-                let weights = BTreeMap::from([(solved.parameter, solved.weight)]);
-                pipeline.replace(&weights)?;
-                outcome.weights.extend(weights);
+            let mut weights = BTreeMap::new();
+            for solved in solve(pipeline, input, method, pattern, statistics, index)? {
+                outcome.layers.push(solved.outcome);
+                weights.insert(solved.parameter, solved.weight);
                 observer.advance(1)?;
             }
+            // At once, so that the old weights do not stay in memory beside the new ones of a whole package.
+            pipeline.replace(&weights)?;
+            outcome.weights.extend(weights);
         }
     }
     if plan.packages.len() > 1 {
@@ -126,6 +128,7 @@ fn solve(
     method: &dyn Method,
     pattern: Pattern,
     statistics: &InputStatistics,
+    package: usize,
 ) -> Result<Vec<SolvedLayer>> {
     let before = read_weights(pipeline, input)?;
     let mut after = before.clone();
@@ -147,7 +150,7 @@ fn solve(
             zeros: values.iter().filter(|value| **value == 0.0).count(),
             error: hessian_error(&old.values, &values, &statistics.hessian),
             damping,
-            package: 0,
+            package,
         };
         Ok(SolvedLayer { parameter, weight, outcome })
     };
