@@ -1,9 +1,11 @@
-//! Scaled dot-product attention without an n x n buffer for the whole batch.
+//! Scaled dot-product attention in blocks of queries and keys, with the softmax kept up to date as keys come along
+//! (FlashAttention, Dao et al. 2022): no queries x keys matrix.
 
-use crate::simd::{dispatch, exp, sum};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use crate::product::{Panels, Start, Strips, multiply, with_scratch};
+use crate::simd::{Vector, dispatch, map, map_with, maximum, sum};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::cell::Cell;
 
 /// The shape of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -20,74 +22,249 @@ pub struct Shape {
     pub head_dim: usize,
 }
 
-/// Rows of scores held at a time by one thread.
-const BLOCK: usize = 64;
+/// What is done to the scores before the softmax.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// Multiplies them.
+    pub scale: f32,
+    /// Added then: one for each key.
+    pub key_bias: Option<&'a [f32]>,
+    /// Token i sees the keys 0..=i only.
+    pub causal: bool,
+}
 
-/// softmax(scale * Q K^T) V for every head. `q` and `output` are batch x queries x (heads * head_dim), `k` and `v`
-/// batch x keys x (heads * head_dim), row-major, as the projections leave them. With `causal`, token i sees the
-/// keys 0..=i.
-pub fn attention(q: &[f32], k: &[f32], v: &[f32], output: &mut [f32], shape: Shape, scale: f32, causal: bool) {
+/// Queries whose scores are held at a time by one thread.
+const QUERIES: usize = 32;
+/// Keys at a time.
+const KEYS: usize = 512;
+
+/// softmax(scale * Q K^T + bias) V for every head. `q` and `output` are batch x queries x (heads * head_dim), `k` and
+/// `v` batch x keys x (heads * head_dim), row-major, as the projections leave them.
+pub fn attention(q: &[f32], k: &[f32], v: &[f32], output: &mut [f32], shape: Shape, scores: Scores<'_>) {
     let Shape { batch, heads, queries, keys, head_dim } = shape;
     let width = heads * head_dim;
     if output.is_empty() || keys == 0 {
         return;
     }
-    let blocks = queries.div_ceil(BLOCK);
-    // Every (sample, block of queries) owns successive rows of the output: threads share nothing.
-    let mut parts: Vec<(usize, usize, &mut [f32])> = Vec::with_capacity(batch * blocks);
-    for (sample, rows) in output.chunks_exact_mut(queries * width).enumerate() {
-        for (block, rows) in rows.chunks_mut(BLOCK * width).enumerate() {
-            parts.push((sample, block * BLOCK, rows));
+    // A task is a stretch of the queries of one head: as few as keep all threads busy, since each packs all keys.
+    let parts = (4 * rayon::current_num_threads()).div_ceil(batch * heads).min(queries.div_ceil(QUERIES));
+    let part = queries.div_ceil(parts).next_multiple_of(QUERIES);
+    let parts = queries.div_ceil(part);
+    let mut tasks: Vec<Vec<&mut [f32]>> = (0..batch * heads * parts).map(|_| Vec::with_capacity(part)).collect();
+    for (token, row) in output.chunks_exact_mut(width).enumerate() {
+        let (sample, query) = (token / queries, token % queries);
+        for (head, piece) in row.chunks_exact_mut(head_dim).enumerate() {
+            tasks[(sample * heads + head) * parts + query / part].push(piece);
         }
     }
-    parts.into_par_iter().for_each_init(
-        || vec![0f32; BLOCK * keys],
-        |scores, (sample, first, output)| {
-            let rows = output.len() / width;
-            for head in 0..heads {
-                let at = |data, tokens: usize, token: usize, count| {
-                    let start = (sample * tokens + token) * width;
-                    let data: &[f32] = data;
-                    MatRef::from_row_major_slice_with_stride(&data[start..start + count * width], count, width, width)
-                        .subcols(head * head_dim, head_dim)
-                };
-                let (q, k, v) = (at(q, queries, first, rows), at(k, keys, 0, keys), at(v, keys, 0, keys));
-                let scores = &mut scores[..rows * keys];
-                let matrix = MatMut::from_row_major_slice_mut(scores, rows, keys);
-                matmul(matrix, Accum::Replace, q, k.transpose(), scale, Par::Seq);
-                for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
-                    softmax(scores, if causal { first + row + 1 } else { keys });
-                }
-                let output = MatMut::from_row_major_slice_mut(output, rows, width);
-                let output = output.subcols_mut(head * head_dim, head_dim);
-                let scores = MatRef::from_row_major_slice(scores, rows, keys);
-                matmul(output, Accum::Replace, scores, v, 1.0, Par::Seq);
-            }
-        },
-    );
+    tasks.into_par_iter().enumerate().for_each(|(task, mut output)| {
+        let (sample, head) = (task / parts / heads, task / parts % heads);
+        let stream = |data, tokens: usize| Stream::new(data, sample * tokens * width + head * head_dim, width);
+        let (q, k, v) = (stream(q, queries), stream(k, keys), stream(v, keys));
+        let first = task % parts * part;
+        with_scratch(&WORKSPACE, |workspace| {
+            workspace.run(q.skip(first), k, v, &mut output, shape, scores, first);
+        });
+    });
 }
 
-/// Softmax of the first `visible` scores; the others become zero.
-fn softmax(scores: &mut [f32], visible: usize) {
-    let (scores, hidden) = scores.split_at_mut(visible.min(scores.len()));
-    hidden.fill(0.0);
-    dispatch(
-        #[inline(always)]
-        || {
-            let mut peak = [f32::NEG_INFINITY; 16];
-            for chunk in scores.chunks(16) {
-                for (peak, &s) in peak.iter_mut().zip(chunk) {
-                    *peak = if s > *peak { s } else { *peak };
+thread_local! {
+    static WORKSPACE: Cell<Workspace> = Cell::default();
+}
+
+/// The rows of one head of one sample.
+#[derive(Clone, Copy)]
+struct Stream<'a> {
+    data: &'a [f32],
+    stride: usize,
+}
+
+impl<'a> Stream<'a> {
+    fn new(data: &'a [f32], start: usize, stride: usize) -> Self {
+        Self { data: &data[start..], stride }
+    }
+
+    fn skip(self, rows: usize) -> Self {
+        Self { data: &self.data[rows * self.stride..], ..self }
+    }
+
+    fn row(self, index: usize) -> &'a [f32] {
+        &self.data[index * self.stride..]
+    }
+}
+
+/// What a thread needs.
+#[derive(Default)]
+struct Workspace {
+    keys: Panels,
+    values: Panels,
+    left: Strips,
+    scores: Vec<f32>,
+    /// Greatest score and sum of exponentials so far, a query each.
+    state: Vec<(f32, f32)>,
+}
+
+impl Workspace {
+    /// Attention of the queries that `output` has rows for; `first` is the number of the first.
+    #[expect(clippy::too_many_arguments, reason = "three streams and where they are")]
+    fn run(
+        &mut self,
+        q: Stream<'_>,
+        k: Stream<'_>,
+        v: Stream<'_>,
+        output: &mut [&mut [f32]],
+        shape: Shape,
+        scores: Scores<'_>,
+        first: usize,
+    ) {
+        let Shape { keys, head_dim, .. } = shape;
+        self.state.clear();
+        self.state.resize(output.len(), (f32::NEG_INFINITY, 0.0));
+        for start in (0..keys).step_by(KEYS) {
+            let count = KEYS.min(keys - start);
+            self.keys.set_transposed(head_dim, count, |key| k.row(start + key));
+            self.values.set_rows(count, head_dim, |key| v.row(start + key));
+            for (block, output) in output.chunks_mut(QUERIES).enumerate() {
+                let rows = output.len();
+                let query = block * QUERIES;
+                self.scores.resize(rows * count, 0.0);
+                let mut lines: Vec<&mut [f32]> = self.scores.chunks_exact_mut(count).collect();
+                self.left.set_rows(rows, head_dim, |row| &q.row(query + row)[..head_dim]);
+                multiply(&self.left, &self.keys, 0..self.keys.count(), Start::Zero, &mut lines);
+                for (row, ((line, output), state)) in
+                    lines.into_iter().zip(output.iter_mut()).zip(&mut self.state[query..]).enumerate()
+                {
+                    let visible = if scores.causal { (first + query + row + 1).saturating_sub(start) } else { count };
+                    let bias = scores.key_bias.map(|bias| &bias[start..start + count]);
+                    let kept = update(line, visible.min(count), scores.scale, bias, state);
+                    if start > 0 && kept != 1.0 {
+                        output.iter_mut().for_each(|y| *y *= kept);
+                    }
                 }
+                self.left.set_rows(rows, count, |row| &self.scores[row * count..][..count]);
+                let so_far = if start == 0 { Start::Zero } else { Start::Output };
+                multiply(&self.left, &self.values, 0..self.values.count(), so_far, output);
             }
-            let peak = peak.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            for s in scores.iter_mut() {
-                *s = exp(*s - peak);
+        }
+        for (output, (_, total)) in output.iter_mut().zip(&self.state) {
+            let inverse = 1.0 / total;
+            output.iter_mut().for_each(|y| *y *= inverse);
+        }
+    }
+}
+
+/// Turns a line of scores into exponentials relative to the greatest so far; those from `visible` on become zero. Gives
+/// the factor that brings earlier sums to the new reference.
+fn update(line: &mut [f32], visible: usize, scale: f32, bias: Option<&[f32]>, state: &mut (f32, f32)) -> f32 {
+    let (scores, hidden) = line.split_at_mut(visible);
+    hidden.fill(0.0);
+    if scores.is_empty() { 1.0 } else { dispatch(Update { scores, scale, bias, state }) }
+}
+
+struct Update<'a> {
+    scores: &'a mut [f32],
+    scale: f32,
+    bias: Option<&'a [f32]>,
+    state: &'a mut (f32, f32),
+}
+
+impl WithSimd for Update<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let Self { scores, mut scale, bias, state } = self;
+        if let Some(bias) = bias {
+            let factor = Vector::of(simd, scale);
+            map_with(
+                simd,
+                bias,
+                scores,
+                #[inline(always)]
+                |bias, s| s.mul_add(factor, bias),
+            );
+            scale = 1.0;
+        }
+        let (peak, total) = *state;
+        let peak_now = (maximum(simd, scores) * scale).max(peak);
+        let (factor, offset) = (Vector::of(simd, scale), Vector::of(simd, -peak_now));
+        map(
+            simd,
+            scores,
+            #[inline(always)]
+            |s| s.mul_add(factor, offset).exp(),
+        );
+        let kept = if peak == peak_now { 1.0 } else { (peak - peak_now).exp() };
+        *state = (peak_now, total * kept + sum(simd, scores, #[inline(always)] |s| s));
+        kept
+    }
+}
+
+/// The gradients of q, k and v (in the layout of each), for the gradient `gy` of the output.
+pub(crate) fn gradients(
+    [q, k, v]: [&[f32]; 3],
+    gy: &[f32],
+    shape: Shape,
+    scores: Scores<'_>,
+    [gq, gk, gv]: [&mut [f32]; 3],
+) {
+    let Shape { heads, queries, keys, head_dim, .. } = shape;
+    let width = heads * head_dim;
+    if gq.is_empty() || gk.is_empty() {
+        return;
+    }
+    /// The pieces of the rows that belong to each (sample, head).
+    fn by_head(gradient: &mut [f32], tokens: usize, heads: usize, head_dim: usize) -> Vec<Vec<&mut [f32]>> {
+        let samples = gradient.len() / (tokens * heads * head_dim);
+        let mut pieces: Vec<Vec<&mut [f32]>> = (0..samples * heads).map(|_| Vec::with_capacity(tokens)).collect();
+        for (token, row) in gradient.chunks_exact_mut(heads * head_dim).enumerate() {
+            for (head, piece) in row.chunks_exact_mut(head_dim).enumerate() {
+                pieces[token / tokens * heads + head].push(piece);
             }
-            let inverse = 1.0 / sum(scores, |s| s);
-            for s in scores.iter_mut() {
-                *s *= inverse;
-            }
-        },
-    );
+        }
+        pieces
+    }
+    let pieces = (by_head(gq, queries, heads, head_dim), by_head(gk, keys, heads, head_dim));
+    let pieces = (pieces.0, pieces.1, by_head(gv, keys, heads, head_dim));
+    pieces.into_par_iter().enumerate().for_each(|(task, (mut gq, mut gk, mut gv))| {
+        let (sample, head) = (task / heads, task % heads);
+        let stream = |data, tokens: usize| Stream::new(data, sample * tokens * width + head * head_dim, width);
+        let (q, k, v, gy) = (stream(q, queries), stream(k, keys), stream(v, keys), stream(gy, queries));
+        let (mut left, mut right) = (Strips::default(), Panels::default());
+        // P = softmax(scale Q K^T + bias)
+        let mut p = vec![0f32; queries * keys];
+        left.set_rows(queries, head_dim, |query| &q.row(query)[..head_dim]);
+        right.set_transposed(head_dim, keys, |key| k.row(key));
+        multiply(&left, &right, 0..right.count(), Start::Zero, &mut lines(&mut p, keys));
+        for (query, line) in p.chunks_exact_mut(keys).enumerate() {
+            let visible = if scores.causal { (query + 1).min(keys) } else { keys };
+            let mut state = (f32::NEG_INFINITY, 0.0);
+            update(line, visible, scores.scale, scores.key_bias, &mut state);
+            line.iter_mut().for_each(|p| *p /= state.1);
+        }
+        // gV = P^T gY
+        left.set_columns(keys, queries, |query| &p[query * keys..], |_| 1.0);
+        right.set_rows(queries, head_dim, |query| gy.row(query));
+        multiply(&left, &right, 0..right.count(), Start::Zero, &mut gv);
+        // gS = scale P * (gP - rows' sums of gP * P), gP = gY V^T
+        let mut gs = vec![0f32; queries * keys];
+        left.set_rows(queries, head_dim, |query| &gy.row(query)[..head_dim]);
+        right.set_transposed(head_dim, keys, |key| v.row(key));
+        multiply(&left, &right, 0..right.count(), Start::Zero, &mut lines(&mut gs, keys));
+        for (g, p) in gs.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
+            let dot: f32 = g.iter().zip(p).map(|(g, p)| g * p).sum();
+            g.iter_mut().zip(p).for_each(|(g, p)| *g = scores.scale * p * (*g - dot));
+        }
+        // gQ = gS K, gK = gS^T Q
+        left.set_rows(queries, keys, |query| &gs[query * keys..][..keys]);
+        right.set_rows(keys, head_dim, |key| k.row(key));
+        multiply(&left, &right, 0..right.count(), Start::Zero, &mut gq);
+        left.set_columns(keys, queries, |query| &gs[query * keys..], |_| 1.0);
+        right.set_rows(queries, head_dim, |query| q.row(query));
+        multiply(&left, &right, 0..right.count(), Start::Zero, &mut gk);
+    });
+}
+
+fn lines(matrix: &mut [f32], columns: usize) -> Vec<&mut [f32]> {
+    matrix.chunks_exact_mut(columns).collect()
 }

@@ -1,17 +1,21 @@
-//! CPU kernels for diffusion models: attention, norms, activations, Gram matrices.
+//! CPU kernels for diffusion models: products, attention, convolution, norms, activations, Gram matrices, and the OBS
+//! solver's inner loop.
 //!
 //! Every kernel is a function of contiguous `f32` slices, multithreaded with rayon, vectorised through run-time
-//! dispatch, with the same result for any number of threads. [`ops`] hooks them into candle tensors.
-//!
-//! None of them has a backward: a gradient wanted through one of them is an error, never silently dropped.
+//! dispatch, with the same result for any number of threads. [`ops`] hooks them into candle tensors, with a backward for
+//! each.
 
 pub mod activation;
 pub mod attention;
+pub mod convolution;
 pub mod gram;
 pub mod linear;
 pub mod norm;
 pub mod obs;
 pub mod ops;
+pub mod product;
 mod simd;
+mod transpose;
 
 pub use activation::Activation;
+pub use product::{Panels, Strips};

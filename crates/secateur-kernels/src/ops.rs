@@ -1,34 +1,191 @@
-//! The kernels on candle tensors (`f32`, on the CPU): inputs of any layout, contiguous outputs.
+//! The kernels on candle tensors (`f32`, on the CPU): inputs of any layout, contiguous outputs, and gradients of all
+//! inputs through candle's graph.
 
 use crate::activation::{self, Activation};
-use crate::attention::{self, Shape as AttentionShape};
-use crate::linear::{self, Convolution};
+use crate::attention::{self, Scores, Shape as AttentionShape};
+use crate::convolution::Convolution;
+use crate::linear;
 use crate::norm::{self, Affine};
-use candle_core::{Result, Shape, Storage, Tensor, bail};
+use crate::product::{Panels, Strips};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+use std::sync::Arc;
 
-/// Runs `body` over the elements of `inputs` and a zeroed output of `shape`.
-fn apply(
-    name: &str,
-    inputs: &[&Tensor],
-    shape: impl Into<Shape>,
-    body: impl FnOnce(&[&[f32]], &mut [f32]),
-) -> Result<Tensor> {
-    if inputs.iter().any(|t| t.track_op()) {
-        bail!("{name}: this kernel has no backward, and a gradient is wanted through it");
-    }
-    let inputs = inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
-    let guards: Vec<_> = inputs.iter().map(|t| t.storage_and_layout()).collect();
+/// What a backward pass is given.
+struct Backward<'a> {
+    /// The inputs of the forward pass.
+    inputs: &'a [&'a [f32]],
+    /// Its output.
+    output: &'a [f32],
+    /// The gradient of the output.
+    gradient: &'a [f32],
+    /// Which inputs a gradient is wanted of.
+    wanted: &'a [bool],
+}
+
+/// A kernel as a node of candle's graph.
+struct Kernel<F, B> {
+    name: &'static str,
+    shape: Shape,
+    forward: F,
+    backward: B,
+}
+
+/// Runs `body` on the elements of contiguous tensors.
+fn with_slices<R>(name: &str, tensors: &[&Tensor], body: impl FnOnce(&[&[f32]]) -> R) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
     let mut slices = Vec::with_capacity(guards.len());
     for (storage, layout) in &guards {
-        match (&**storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(storage), Some((start, end))) => slices.push(&storage.as_slice::<f32>()?[start..end]),
+        match &**storage {
+            Storage::Cpu(storage) => slices.push(slice(name, storage, layout)?),
             _ => bail!("{name}: this kernel runs on the CPU"),
         }
     }
-    let shape = shape.into();
-    let mut output = vec![0f32; shape.elem_count()];
-    body(&slices, &mut output);
-    Tensor::from_vec(output, shape, &candle_core::Device::Cpu)
+    Ok(body(&slices))
+}
+
+fn slice<'a>(name: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("{name}: an input is not contiguous") };
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// Zeros, written by all threads: for a large output that takes as long as many a kernel.
+fn zeros(count: usize) -> Vec<f32> {
+    const LARGE: usize = 64 * 1024;
+    if count < LARGE { vec![0.0; count] } else { rayon::iter::repeat_n(0.0, count).collect() }
+}
+
+impl<F, B> Kernel<F, B>
+where
+    F: Fn(&[&[f32]], &mut [f32]),
+    B: Fn(&Backward<'_>, &mut [Vec<f32>]),
+{
+    fn forward(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
+        let slices = inputs.iter().map(|(storage, layout)| slice(self.name, storage, layout)).collect::<Result<Vec<_>>>()?;
+        let mut output = zeros(self.shape.elem_count());
+        (self.forward)(&slices, &mut output);
+        Ok((CpuStorage::F32(output), self.shape.clone()))
+    }
+
+    fn backward<const N: usize>(
+        &self,
+        inputs: [&Tensor; N],
+        output: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; N]> {
+        let wanted = inputs.map(Tensor::track_op);
+        let mut gradients: Vec<Vec<f32>> = inputs.iter().map(|input| vec![0f32; input.elem_count()]).collect();
+        let gradient = gradient.contiguous()?;
+        let mut tensors = inputs.to_vec();
+        tensors.extend([output, &gradient]);
+        with_slices(self.name, &tensors, |slices| {
+            let (inputs, rest) = slices.split_at(N);
+            let given = Backward { inputs, output: rest[0], gradient: rest[1], wanted: &wanted };
+            (self.backward)(&given, &mut gradients);
+        })?;
+        let mut results = [const { None }; N];
+        for (((result, input), gradient), wanted) in results.iter_mut().zip(inputs).zip(gradients).zip(wanted) {
+            if wanted {
+                *result = Some(Tensor::from_vec(gradient, input.shape(), input.device())?);
+            }
+        }
+        Ok(results)
+    }
+}
+
+impl<F, B> CustomOp1 for Kernel<F, B>
+where
+    F: Fn(&[&[f32]], &mut [f32]),
+    B: Fn(&Backward<'_>, &mut [Vec<f32>]),
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[(storage, layout)])
+    }
+
+    fn bwd(&self, x: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let [x] = self.backward([x], output, gradient)?;
+        Ok(x)
+    }
+}
+
+impl<F, B> CustomOp2 for Kernel<F, B>
+where
+    F: Fn(&[&[f32]], &mut [f32]),
+    B: Fn(&Backward<'_>, &mut [Vec<f32>]),
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[(s1, l1), (s2, l2)])
+    }
+
+    fn bwd(&self, x: &Tensor, y: &Tensor, out: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok(self.backward([x, y], out, gradient)?.into())
+    }
+}
+
+impl<F, B> CustomOp3 for Kernel<F, B>
+where
+    F: Fn(&[&[f32]], &mut [f32]),
+    B: Fn(&Backward<'_>, &mut [Vec<f32>]),
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[(s1, l1), (s2, l2), (s3, l3)])
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        z: &Tensor,
+        out: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Ok(self.backward([x, y, z], out, gradient)?.into())
+    }
+}
+
+/// Puts a kernel of one to three inputs into the graph. `forward` fills a zeroed output of `shape`; `backward` adds to
+/// zeroed gradients of the inputs.
+fn apply(
+    name: &'static str,
+    inputs: &[&Tensor],
+    shape: impl Into<Shape>,
+    forward: impl Fn(&[&[f32]], &mut [f32]) + Send + Sync + 'static,
+    backward: impl Fn(&Backward<'_>, &mut [Vec<f32>]) + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let kernel = Kernel { name, shape: shape.into(), forward, backward };
+    let inputs = inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+    match inputs.as_slice() {
+        [x] => x.apply_op1(kernel),
+        [x, y] => x.apply_op2(y, kernel),
+        [x, y, z] => x.apply_op3(y, z, kernel),
+        _ => bail!("{name}: {} inputs", inputs.len()),
+    }
+}
+
+/// The vectors behind a slice of gradients.
+fn split<const N: usize>(gradients: &mut [Vec<f32>]) -> [&mut Vec<f32>; N] {
+    let mut gradients = gradients.iter_mut();
+    std::array::from_fn(|_| gradients.next().expect("a gradient for every input"))
 }
 
 fn last_dim(name: &str, x: &Tensor, width: usize) -> Result<()> {
@@ -45,43 +202,180 @@ fn same_width(name: &str, bias: &Tensor, width: usize) -> Result<()> {
     bail!("{name}: a bias of {:?} does not fit {width} outputs", bias.dims())
 }
 
-/// x W^T + bias over the last dimension of `x`; `weight` is outputs x inputs, `bias` outputs.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+/// Packs a weight (outputs x inputs) for [`linear`]. As much memory again as the weight.
+pub fn pack(weight: &Tensor) -> Result<Arc<Panels>> {
+    let (_, inputs) = weight.dims2()?;
+    let weight = weight.contiguous()?;
+    with_slices("linear", &[&weight], |data| Arc::new(Panels::transposed(data[0], inputs)))
+}
+
+/// x W^T + bias over the last dimension of `x`; `weight` is outputs x inputs, `panels` what [`pack`] made of it, `bias`
+/// outputs.
+pub fn linear(x: &Tensor, weight: &Tensor, panels: &Arc<Panels>, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_then(x, weight, panels, bias, None)
+}
+
+/// [`linear`], then a pointwise activation while the result is in the cache.
+pub fn linear_activated(
+    x: &Tensor,
+    weight: &Tensor,
+    panels: &Arc<Panels>,
+    bias: Option<&Tensor>,
+    kind: Activation,
+) -> Result<Tensor> {
+    // The activation's gradient needs its input, which the fused form does not keep.
+    if [Some(x), Some(weight), bias].into_iter().flatten().any(Tensor::track_op) {
+        return activation(kind, &linear(x, weight, panels, bias)?);
+    }
+    linear_then(x, weight, panels, bias, Some(kind))
+}
+
+fn linear_then(
+    x: &Tensor,
+    weight: &Tensor,
+    panels: &Arc<Panels>,
+    bias: Option<&Tensor>,
+    kind: Option<Activation>,
+) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     last_dim("linear", x, inputs)?;
     if let Some(bias) = bias {
         same_width("linear", bias, outputs)?;
     }
+    if (panels.depth(), panels.columns()) != (inputs, outputs) && weight.elem_count() > 0 {
+        bail!("linear: a packed weight of {} x {} is not that of {outputs} x {inputs}", panels.columns(), panels.depth());
+    }
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = outputs;
     }
+    let panels = Arc::clone(panels);
     let tensors: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
-    apply("linear", &tensors, shape, |data, y| {
-        linear::linear(data[0], data[1], data.get(2).copied(), y, inputs);
-    })
+    let forward = move |data: &[&[f32]], y: &mut [f32]| {
+        linear::linear(data[0], &panels, data.get(2).copied(), kind, y);
+    };
+    let backward = move |given: &Backward<'_>, gradients: &mut [Vec<f32>]| {
+        let size = (inputs, outputs);
+        if given.wanted[0] {
+            linear::input_gradient(given.gradient, given.inputs[1], size, &mut gradients[0]);
+        }
+        if given.wanted[1] {
+            linear::weight_gradient(given.inputs[0], given.gradient, size, &mut gradients[1]);
+        }
+        if let Some(bias) = gradients.get_mut(2) {
+            for row in given.gradient.chunks_exact(outputs.max(1)) {
+                bias.iter_mut().zip(row).for_each(|(b, g)| *b += g);
+            }
+        }
+    };
+    apply("linear", &tensors, shape, forward, backward)
 }
 
-/// Convolution of `x` (samples x channels x height x width) with `weight` (outputs x channels x kernel x kernel) and
-/// `bias` (outputs); `padding` zeros before and after in both directions.
-pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding: (usize, usize)) -> Result<Tensor> {
+/// Packs a weight (outputs x channels x kernel x kernel) for [`conv2d`]. As much memory again as the weight.
+pub fn pack_convolution(weight: &Tensor) -> Result<Arc<Strips>> {
+    let (outputs, ..) = weight.dims4()?;
+    let weight = weight.contiguous()?;
+    with_slices("conv2d", &[&weight], |data| Arc::new(Convolution::pack(data[0], outputs)))
+}
+
+/// Convolution of `x` (samples x channels x height x width) with `weight` (outputs x channels x kernel x kernel; `strips`
+/// is what [`pack_convolution`] made of it) and `bias` (outputs); `padding` zeros before and after in both directions.
+pub fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    strips: &Arc<Strips>,
+    bias: &Tensor,
+    stride: usize,
+    padding: (usize, usize),
+) -> Result<Tensor> {
     let (samples, channels, height, width) = x.dims4()?;
     let (outputs, inputs, kernel, other) = weight.dims4()?;
     let padded = height.min(width) + padding.0 + padding.1;
-    if channels != inputs || kernel != other || padded < kernel {
-        bail!("conv2d: input {:?} does not fit a weight of {:?}", x.dims(), weight.dims());
+    if channels != inputs || kernel != other || padded < kernel || kernel == 0 || stride == 0 {
+        bail!("conv2d: input {:?} does not fit a weight of {:?} with stride {stride}", x.dims(), weight.dims());
     }
     same_width("conv2d", bias, outputs)?;
     let convolution = Convolution { channels, size: (height, width), kernel, stride, padding };
     let (height, width) = convolution.output_size();
-    apply("conv2d", &[x, weight, bias], (samples, outputs, height, width), |data, y| {
-        convolution.run(data[0], data[1], data[2], y);
-    })
+    let strips = Arc::clone(strips);
+    apply(
+        "conv2d",
+        &[x, weight, bias],
+        (samples, outputs, height, width),
+        move |data, y| convolution.run(data[0], &strips, data[2], y),
+        move |given, gradients| {
+            let [gx, gweight, gbias] = split(gradients);
+            if given.wanted[0] {
+                convolution.input_gradient(given.gradient, given.inputs[1], gx);
+            }
+            if given.wanted[1] {
+                convolution.weight_gradient(given.inputs[0], given.gradient, gweight);
+            }
+            for (plane, gradient) in given.gradient.chunks_exact((height * width).max(1)).enumerate() {
+                gbias[plane % outputs] += gradient.iter().sum::<f32>();
+            }
+        },
+    )
 }
 
 /// A pointwise activation.
 pub fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
-    apply("activation", &[x], x.shape(), |data, y| activation::activation(kind, data[0], y))
+    apply(
+        "activation",
+        &[x],
+        x.shape(),
+        move |data, y| activation::activation(kind, data[0], y),
+        move |given, gradients| {
+            activation::activation_gradient(kind, given.inputs[0], given.gradient, &mut gradients[0]);
+        },
+    )
+}
+
+/// GEGLU over the last dimension: its first half times GELU (with the error function) of its second.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let Some(last) = shape.last_mut().filter(|last| **last % 2 == 0) else {
+        bail!("geglu: the last dimension of the input {:?} should be even", x.dims());
+    };
+    *last /= 2;
+    let width = *last;
+    apply(
+        "geglu",
+        &[x],
+        shape,
+        move |data, y| activation::geglu(data[0], y, width),
+        move |given, gradients| {
+            activation::geglu_gradient(given.inputs[0], given.gradient, &mut gradients[0], width);
+        },
+    )
+}
+
+/// Softmax over the last dimension.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(candle_core::D::Minus1)?;
+    apply(
+        "softmax",
+        &[x],
+        x.shape(),
+        move |data, y| activation::softmax(data[0], y, width),
+        move |given, gradients| {
+            activation::softmax_gradient(given.output, given.gradient, &mut gradients[0], width);
+        },
+    )
+}
+
+/// `x` (samples x channels x height x width) with every pixel `factor` x `factor` times.
+pub fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
+    let (samples, channels, height, width) = x.dims4()?;
+    apply(
+        "upsample_nearest",
+        &[x],
+        (samples, channels, height * factor, width * factor),
+        move |data, y| activation::upsample_nearest(data[0], y, width, factor),
+        move |given, gradients| {
+            activation::upsample_nearest_gradient(given.gradient, &mut gradients[0], width, factor);
+        },
+    )
 }
 
 /// Layer norm over the last dimension, times `weight` plus `bias`.
@@ -89,9 +383,19 @@ pub fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     let width = weight.elem_count();
     last_dim("layer_norm", x, width)?;
     same_width("layer_norm", bias, width)?;
-    apply("layer_norm", &[x, weight, bias], x.shape(), |data, y| {
-        norm::layer_norm(data[0], y, width, eps, &Affine::Elementwise(data[1], data[2]));
-    })
+    let rows = x.elem_count() / width.max(1);
+    apply(
+        "layer_norm",
+        &[x, weight, bias],
+        x.shape(),
+        move |data, y| norm::layer_norm(data[0], y, width, eps, Affine::Elementwise(data[1], data[2])),
+        move |given, gradients| {
+            let [gx, gweight, gbias] = split(gradients);
+            let &[x, weight, bias] = given.inputs else { return };
+            norm::layer_norm_gradient(x, given.gradient, gx, width, eps, Affine::Elementwise(weight, bias));
+            norm::layer_norm_affine_gradient(x, given.gradient, (gweight, gbias), (rows, width), eps);
+        },
+    )
 }
 
 /// Adaptive layer norm of `x` (samples x tokens x width): layer norm, times 1 + `scale`, plus `shift` (samples x
@@ -101,10 +405,22 @@ pub fn layer_norm_modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32
     if scale.dims() != [samples, width] || shift.dims() != [samples, width] {
         bail!("layer_norm: input {:?} does not fit a modulation of {:?}", x.dims(), scale.dims());
     }
-    apply("layer_norm", &[x, scale, shift], x.shape(), |data, y| {
-        let modulation = Affine::Modulated { scale: data[1], shift: data[2], rows };
-        norm::layer_norm(data[0], y, width, eps, &modulation);
-    })
+    apply(
+        "layer_norm",
+        &[x, scale, shift],
+        x.shape(),
+        move |data, y| {
+            let modulation = Affine::Modulated { scale: data[1], shift: data[2], rows };
+            norm::layer_norm(data[0], y, width, eps, modulation);
+        },
+        move |given, gradients| {
+            let [gx, gscale, gshift] = split(gradients);
+            let &[x, scale, shift] = given.inputs else { return };
+            let modulation = Affine::Modulated { scale, shift, rows };
+            norm::layer_norm_gradient(x, given.gradient, gx, width, eps, modulation);
+            norm::layer_norm_affine_gradient(x, given.gradient, (gscale, gshift), (rows, width), eps);
+        },
+    )
 }
 
 /// RMS norm over groups of `weight.elem_count()` successive elements: the last dimension, or the heads in it.
@@ -113,7 +429,17 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     if width == 0 || last % width != 0 {
         bail!("rms_norm: the last dimension of the input {:?} is not a multiple of {width}", x.dims());
     }
-    apply("rms_norm", &[x, weight], x.shape(), |data, y| norm::rms_norm(data[0], y, data[1], eps))
+    apply(
+        "rms_norm",
+        &[x, weight],
+        x.shape(),
+        move |data, y| norm::rms_norm(data[0], y, data[1], eps),
+        move |given, gradients| {
+            let [gx, gweight] = split(gradients);
+            norm::rms_norm_gradient(given.inputs[0], given.gradient, gx, given.inputs[1], eps);
+            norm::rms_norm_weight_gradient(given.inputs[0], given.gradient, gweight, eps);
+        },
+    )
 }
 
 /// Group norm of `x` (samples x channels x ...), then SiLU if `silu`.
@@ -123,26 +449,58 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps
         bail!("group_norm: input {:?} does not fit {channels} channels in {groups} groups", x.dims());
     }
     same_width("group_norm", bias, channels)?;
-    apply("group_norm", &[x, weight, bias], x.shape(), |data, y| {
-        norm::group_norm(data[0], y, (data[1], data[2]), (groups, area), eps, silu);
-    })
+    apply(
+        "group_norm",
+        &[x, weight, bias],
+        x.shape(),
+        move |data, y| norm::group_norm(data[0], y, (data[1], data[2]), (groups, area), eps, silu),
+        move |given, gradients| {
+            let [gx, gweight, gbias] = split(gradients);
+            let &[x, weight, bias] = given.inputs else { return };
+            let (affine, size) = ((weight, bias), (groups, area));
+            norm::group_norm_gradient(x, given.gradient, gx, (gweight, gbias), affine, size, eps, silu);
+        },
+    )
 }
 
-/// softmax(Q K^T / sqrt(head width)) V for every head: `q` samples x queries x (heads * head width), `k` and `v`
-/// samples x keys x the same; with `causal`, token i sees the keys 0..=i.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+/// softmax(Q K^T / sqrt(head width) + bias) V for every head: `q` samples x queries x (heads * head width), `k` and `v`
+/// samples x keys x the same; `key_bias`, where given, has one number a key; with `causal`, token i sees the keys 0..=i.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    key_bias: Option<Arc<[f32]>>,
+    causal: bool,
+) -> Result<Tensor> {
     let (batch, queries, width) = q.dims3()?;
     let keys = k.dim(1)?;
     if k.dims() != [batch, keys, width] || k.dims() != v.dims() || heads == 0 || width % heads != 0 {
         let (q, k, v) = (q.dims(), k.dims(), v.dims());
         bail!("attention: queries {q:?}, keys {k:?} and values {v:?} do not fit {heads} heads");
     }
+    if let Some(bias) = key_bias.as_ref().filter(|bias| bias.len() != keys) {
+        bail!("attention: a bias of {} does not fit {keys} keys", bias.len());
+    }
     let head_dim = width / heads;
     let shape = AttentionShape { batch, heads, queries, keys, head_dim };
     let scale = 1.0 / (head_dim as f32).sqrt();
-    apply("attention", &[q, k, v], q.shape(), |data, y| {
-        attention::attention(data[0], data[1], data[2], y, shape, scale, causal);
-    })
+    let bias = key_bias.clone();
+    apply(
+        "attention",
+        &[q, k, v],
+        q.shape(),
+        move |data, y| {
+            let scores = Scores { scale, key_bias: bias.as_deref(), causal };
+            attention::attention(data[0], data[1], data[2], y, shape, scores);
+        },
+        move |given, gradients| {
+            let [gq, gk, gv] = split(gradients);
+            let &[q, k, v] = given.inputs else { return };
+            let scores = Scores { scale, key_bias: key_bias.as_deref(), causal };
+            attention::gradients([q, k, v], given.gradient, shape, scores, [gq, gk, gv]);
+        },
+    )
 }
 
 /// `x` + `gate` * `y`: `x` and `y` samples x tokens x width, `gate` samples x width (gated residual).
@@ -151,7 +509,15 @@ pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     if y.dims() != x.dims() || gate.dims() != [samples, width] {
         bail!("gated_add: {:?} + {:?} * {:?} do not fit", x.dims(), gate.dims(), y.dims());
     }
-    apply("gated_add", &[x, gate, y], x.shape(), |data, out| {
-        norm::gated_add(data[0], data[1], data[2], out, (rows, width));
-    })
+    apply(
+        "gated_add",
+        &[x, gate, y],
+        x.shape(),
+        move |data, out| norm::gated_add(data[0], data[1], data[2], out, (rows, width)),
+        move |given, gradients| {
+            let [gx, ggate, gy] = split(gradients);
+            gx.copy_from_slice(given.gradient);
+            norm::gated_add_gradient((given.inputs[1], given.inputs[2]), given.gradient, (ggate, gy), (rows, width));
+        },
+    )
 }

@@ -4,8 +4,8 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, read_json};
 use crate::preprocess::ClipImageProcessor;
 use crate::tokenizer::ClipTokenizer;
-use candle_core::{D, DType, IndexOp, Tensor};
-use secateur_nn::{Activation, Context, Embedding, LayerNorm, Linear, Scope, ops};
+use candle_core::{D, IndexOp, Tensor};
+use secateur_nn::{Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Scope, ops};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -91,10 +91,9 @@ impl Encoder {
             let y = layer.layer_norm1.forward(&x)?;
             let (q, k) = (layer.q_proj.forward(&y, &context)?, layer.k_proj.forward(&y, &context)?);
             let v = layer.v_proj.forward(&y, &context)?;
-            let y = ops::attention(&q, &k, &v, self.heads, self.causal)?;
+            let y = ops::attention(&q, &k, &v, self.heads, None, self.causal)?;
             x = (x + layer.out_proj.forward(&y, &context)?)?;
-            let y = layer.fc1.forward(&layer.layer_norm2.forward(&x)?, &context)?;
-            let y = ops::activation(self.activation, &y)?;
+            let y = layer.fc1.forward_activated(&layer.layer_norm2.forward(&x)?, self.activation, &context)?;
             x = (x + layer.fc2.forward(&y, &context)?)?;
         }
         Ok((penultimate, x))
@@ -258,7 +257,7 @@ struct VisionConfig {
 }
 
 struct VisionModel {
-    patch_embedding: Tensor,
+    patch_embedding: Conv2d,
     class_embedding: Tensor,
     position_embedding: Tensor,
     pre_layrnorm: LayerNorm,
@@ -278,9 +277,13 @@ impl VisionModel {
         let embeddings = scope.at("embeddings");
         embeddings.ignore("position_ids");
         Ok(Self {
-            patch_embedding: embeddings
-                .at("patch_embedding")
-                .get("weight", (width, config.num_channels, patch, patch))?,
+            patch_embedding: Conv2d::without_bias(
+                (config.num_channels, width),
+                patch,
+                patch,
+                (0, 0),
+                &embeddings.at("patch_embedding"),
+            )?,
             class_embedding: embeddings.get("class_embedding", width)?,
             position_embedding: embeddings.at("position_embedding").get("weight", (tokens, width))?,
             pre_layrnorm: LayerNorm::new(width, eps, &scope.at("pre_layrnorm"))?,
@@ -294,10 +297,7 @@ impl VisionModel {
     fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         let samples = pixels.dim(0)?;
         let width = self.config.encoder.hidden_size;
-        let no_bias = Tensor::zeros(width, DType::F32, pixels.device())?;
-        let patch = self.config.patch_size;
-        let patches = ops::conv2d(pixels, &self.patch_embedding, &no_bias, patch, (0, 0))?;
-        let patches = patches.flatten_from(2)?.transpose(1, 2)?;
+        let patches = self.patch_embedding.forward(pixels)?.flatten_from(2)?.transpose(1, 2)?;
         let class = self.class_embedding.reshape((1, 1, width))?.broadcast_as((samples, 1, width))?;
         let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position_embedding)?;
         let (_, last) = self.encoder.forward(self.pre_layrnorm.forward(&x)?)?;

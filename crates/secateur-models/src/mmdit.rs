@@ -216,11 +216,7 @@ impl FeedForward {
     }
 
     fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let x = self.proj.forward(x, context)?;
-        let x = {
-            let _span = tracing::trace_span!("activation").entered();
-            ops::activation(Activation::GeluTanh, &x)?
-        };
+        let x = self.proj.forward_activated(x, Activation::GeluTanh, context)?;
         Ok(self.out.forward(&x, context)?)
     }
 }
@@ -305,7 +301,7 @@ impl JointBlock {
         let attention = {
             let _span = tracing::trace_span!("attention").entered();
             let join = |a: &Tensor, b: &Tensor| Tensor::cat(&[a, b], 1);
-            ops::attention(&join(&q, &text_q)?, &join(&k, &text_k)?, &join(&v, &text_v)?, self.heads, false)?
+            ops::attention(&join(&q, &text_q)?, &join(&k, &text_k)?, &join(&v, &text_v)?, self.heads, None, false)?
         };
         let y = self.to_out.forward(&attention.narrow(1, 0, tokens)?.contiguous()?, context)?;
         // The second attention reads the block's input, so it is normalised before the first is added.
@@ -318,7 +314,7 @@ impl JointBlock {
             let [q, k, v] = dual.projections.forward(&input, context)?;
             let y = {
                 let _span = tracing::trace_span!("attention").entered();
-                ops::attention(&q, &k, &v, self.heads, false)?
+                ops::attention(&q, &k, &v, self.heads, None, false)?
             };
             x = gated(&x, &image.part(8)?, &dual.to_out.forward(&y, context)?)?;
         }
@@ -374,7 +370,7 @@ impl Embedder {
     }
 
     fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let x = ops::activation(Activation::Silu, &self.linear_1.forward(x, context)?)?;
+        let x = self.linear_1.forward_activated(x, Activation::Silu, context)?;
         Ok(self.linear_2.forward(&x, context)?)
     }
 }

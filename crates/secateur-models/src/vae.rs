@@ -133,7 +133,7 @@ impl AttentionBlock {
         let context = Context::default();
         let y = self.group_norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
         let (q, k) = (self.to_q.forward(&y, &context)?, self.to_k.forward(&y, &context)?);
-        let y = ops::attention(&q, &k, &self.to_v.forward(&y, &context)?, 1, false)?;
+        let y = ops::attention(&q, &k, &self.to_v.forward(&y, &context)?, 1, None, false)?;
         let y = self.to_out.forward(&y, &context)?;
         Ok((x + y.transpose(1, 2)?.reshape(x.shape())?)?)
     }
@@ -321,8 +321,7 @@ impl AutoencoderKl {
                 x = resnet.forward(&x)?;
             }
             if let Some(convolution) = &level.resample {
-                let (_, _, height, width) = x.dims4()?;
-                x = convolution.forward(&x.upsample_nearest2d(2 * height, 2 * width)?)?;
+                x = convolution.forward(&ops::upsample_nearest(&x, 2)?)?;
             }
         }
         Ok(self.decoder.conv_out.forward(&self.decoder.conv_norm_out.forward_silu(&x)?)?)

@@ -1,6 +1,7 @@
 use crate::{Context, Error, LayerName, Result, Scope};
 use candle_core::Tensor;
-use secateur_kernels::ops;
+use secateur_kernels::{Activation, Panels, Strips, ops};
+use std::sync::{Arc, OnceLock};
 use tracing::trace_span;
 
 /// y = x W^T + b, the weight outputs x inputs.
@@ -9,6 +10,8 @@ pub struct Linear {
     name: LayerName,
     weight: Tensor,
     bias: Option<Tensor>,
+    /// The weight as products read it, made when first needed.
+    panels: OnceLock<Arc<Panels>>,
 }
 
 impl Linear {
@@ -25,7 +28,8 @@ impl Linear {
     /// # Errors
     /// See [`Scope::get`].
     pub fn without_bias(inputs: usize, outputs: usize, scope: &Scope<'_>) -> Result<Self> {
-        Ok(Self { name: scope.layer_name(), weight: scope.get("weight", (outputs, inputs))?, bias: None })
+        let weight = scope.get("weight", (outputs, inputs))?;
+        Ok(Self { name: scope.layer_name(), weight, bias: None, panels: OnceLock::new() })
     }
 
     /// `x` (... x inputs) to ... x outputs.
@@ -33,16 +37,39 @@ impl Linear {
     /// # Errors
     /// If the shape does not fit, or the probe objects.
     pub fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        if let Some(probe) = context.probe {
-            let inputs = self.weight.dim(1)?;
-            if x.dims().last() != Some(&inputs) {
-                let problem = format!("an input of {:?}, and {inputs} columns in its weight", x.dims());
-                return Err(Error::Layer { layer: self.name.clone(), problem });
-            }
-            probe.linear_input(&self.name, x, context.step)?;
-        }
+        self.watch(x, context)?;
         let _span = trace_span!("linear").entered();
-        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+        Ok(ops::linear(x, &self.weight, self.panels()?, self.bias.as_ref())?)
+    }
+
+    /// [`Linear::forward`], then an activation.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_activated(&self, x: &Tensor, activation: Activation, context: &Context<'_>) -> Result<Tensor> {
+        self.watch(x, context)?;
+        let _span = trace_span!("linear").entered();
+        Ok(ops::linear_activated(x, &self.weight, self.panels()?, self.bias.as_ref(), activation)?)
+    }
+
+    fn watch(&self, x: &Tensor, context: &Context<'_>) -> Result<()> {
+        let Some(probe) = context.probe else { return Ok(()) };
+        let inputs = self.weight.dim(1)?;
+        if x.dims().last() != Some(&inputs) {
+            let problem = format!("an input of {:?}, and {inputs} columns in its weight", x.dims());
+            return Err(Error::Layer { layer: self.name.clone(), problem });
+        }
+        probe.linear_input(&self.name, x, context.step)
+    }
+
+    fn panels(&self) -> Result<&Arc<Panels>> {
+        match self.panels.get() {
+            Some(panels) => Ok(panels),
+            None => {
+                let panels = ops::pack(&self.weight)?;
+                Ok(self.panels.get_or_init(|| panels))
+            }
+        }
     }
 }
 
@@ -50,6 +77,8 @@ impl Linear {
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     weight: Tensor,
+    /// The weight as products read it, made when first needed.
+    strips: OnceLock<Arc<Strips>>,
     bias: Tensor,
     stride: usize,
     padding: (usize, usize),
@@ -67,8 +96,24 @@ impl Conv2d {
         padding: (usize, usize),
         scope: &Scope<'_>,
     ) -> Result<Self> {
+        let bias = scope.get("bias", outputs)?;
+        Ok(Self { bias, ..Self::without_bias((inputs, outputs), kernel, stride, padding, scope)? })
+    }
+
+    /// [`Conv2d::new`] for a checkpoint without a bias.
+    ///
+    /// # Errors
+    /// See [`Scope::get`].
+    pub fn without_bias(
+        (inputs, outputs): (usize, usize),
+        kernel: usize,
+        stride: usize,
+        padding: (usize, usize),
+        scope: &Scope<'_>,
+    ) -> Result<Self> {
         let weight = scope.get("weight", (outputs, inputs, kernel, kernel))?;
-        Ok(Self { weight, bias: scope.get("bias", outputs)?, stride, padding })
+        let bias = Tensor::zeros(outputs, weight.dtype(), weight.device())?;
+        Ok(Self { weight, strips: OnceLock::new(), bias, stride, padding })
     }
 
     /// `x` samples x inputs x height x width.
@@ -77,7 +122,14 @@ impl Conv2d {
     /// If the shape does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let _span = trace_span!("convolution").entered();
-        Ok(ops::conv2d(x, &self.weight, &self.bias, self.stride, self.padding)?)
+        let strips = match self.strips.get() {
+            Some(strips) => strips,
+            None => {
+                let strips = ops::pack_convolution(&self.weight)?;
+                self.strips.get_or_init(|| strips)
+            }
+        };
+        Ok(ops::conv2d(x, &self.weight, strips, &self.bias, self.stride, self.padding)?)
     }
 }
 

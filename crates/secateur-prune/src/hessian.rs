@@ -1,11 +1,10 @@
 //! The Hessian of a layer's output error: damping, its factor, and the error that it measures.
 
 use crate::error::{Error, Result};
-use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Accum, Mat, MatMut, MatRef, Side};
+use faer::{Mat, Par, Side};
 use rayon::prelude::*;
-use secateur_kernels::linear::parallelism;
+use secateur_kernels::{Panels, linear::linear};
 use secateur_nn::LayerName;
 
 /// How often a Hessian that is not positive definite gets ten times the damping.
@@ -55,7 +54,7 @@ impl Factor {
             });
             let Ok(cholesky) = reversed.llt(Side::Lower) else { continue };
             let mut inverse = Mat::<f64>::zeros(columns, columns);
-            invert_lower_triangular(inverse.as_mut(), cholesky.L(), parallelism());
+            invert_lower_triangular(inverse.as_mut(), cholesky.L(), Par::rayon(0));
             let mut values = vec![0f32; columns * columns];
             // A band of rows at a time, so that both the rows of U and the columns of the inverse stay in the cache.
             const BAND: usize = 32;
@@ -98,15 +97,8 @@ fn energy(weight: &[f32], hessian: &[f32], columns: usize) -> f64 {
     if columns == 0 || weight.is_empty() {
         return 0.0;
     }
-    let rows = weight.len() / columns;
     let mut product = vec![0f32; weight.len()];
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut product, rows, columns),
-        Accum::Replace,
-        MatRef::from_row_major_slice(weight, rows, columns),
-        MatRef::from_row_major_slice(hessian, columns, columns),
-        1.0,
-        parallelism(),
-    );
+    // H is its own transpose.
+    linear(weight, &Panels::transposed(hessian, columns), None, None, &mut product);
     weight.iter().zip(&product).map(|(&w, &p)| f64::from(w) * f64::from(p)).sum()
 }

@@ -38,8 +38,8 @@ impl Accumulator {
     /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`.
     pub(crate) fn add(&mut self, x: &[f32], samples: usize, weight: f64) {
         let width = self.squares.len();
-        gram::add_gram(x, width, weight as f32, &mut self.gram);
-        gram::add_column_squares(x, &mut self.squares);
+        gram::add_gram(x, width, |_| weight as f32, &mut self.gram);
+        gram::add_column_squares(x, |_| 1.0, &mut self.squares);
         self.rows += (x.len() / width.max(1)) as u64;
         self.weight += weight * samples as f64;
     }

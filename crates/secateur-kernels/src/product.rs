@@ -1,0 +1,421 @@
+//! Matrix products: the kernel under linears, convolutions, attention, Gram matrices and the OBS solver.
+//!
+//! A product is cut into tiles of a few rows x 3 vectors, which stay in registers while the shared dimension passes by
+//! (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). The right factor is packed so that
+//! a tile reads it in order ([`Panels`]), once for weights; the left one is read where it lies.
+//!
+//! Every element is one chain of multiply-adds in the order of the shared dimension, however the work is cut: results do
+//! not depend on the number of threads.
+
+use crate::simd::{Vector, dispatch, lanes};
+use crate::transpose::transpose;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+use std::cell::Cell;
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::thread::LocalKey;
+
+/// Vectors in a full tile's row.
+const VECTORS: usize = 3;
+/// Depth that passes by a tile at a time: a panel of it stays in the second-level cache.
+const DEPTH: usize = 256;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Elements of the left factor that a task goes over again and again: half of a second-level cache.
+const LEFT: usize = 64 * 1024;
+
+/// The right factor of a product, depth x columns, in panels of 3 vectors' width, each row after row; the last one is as
+/// many whole vectors wide as it needs.
+#[derive(Debug, Default)]
+pub struct Panels {
+    storage: Vec<f32>,
+    /// Where the panels begin in the storage: at a cache line, as every vector in them then does.
+    start: usize,
+    depth: usize,
+    columns: usize,
+}
+
+impl Panels {
+    /// The factor W^T: row j of `weight` (rows of `depth` elements, one after another) is its column j.
+    #[must_use]
+    pub fn transposed(weight: &[f32], depth: usize) -> Self {
+        let columns = weight.len().checked_div(depth).unwrap_or(0);
+        let mut panels = Self::default();
+        panels.reset(depth, columns);
+        let width = panels.width();
+        panels.values_mut().par_chunks_mut((width * depth).max(1)).enumerate().for_each(|(index, panel)| {
+            let first = index * width;
+            let row = |column: usize| &weight[(first + column) * depth..][..depth];
+            transpose(width.min(columns - first), depth, row, panel, panel.len() / depth);
+        });
+        panels
+    }
+
+    /// The factor whose row p is `row(p)`, of `columns` elements.
+    #[must_use]
+    pub fn from_rows<'a>(depth: usize, columns: usize, row: impl Fn(usize) -> &'a [f32] + Sync) -> Self {
+        let mut panels = Self::default();
+        panels.reset(depth, columns);
+        let width = panels.width();
+        panels.values_mut().par_chunks_mut((width * depth).max(1)).enumerate().for_each(|(index, panel)| {
+            let first = index * width;
+            copy_into(panel, width.min(columns - first), |p| &row(p)[first..]);
+        });
+        panels
+    }
+
+    /// As [`Panels::transposed`] on one thread and in the place of what was there: column j is
+    /// `row(j)`, of `depth` elements.
+    pub(crate) fn set_transposed<'a>(&mut self, depth: usize, columns: usize, row: impl Fn(usize) -> &'a [f32]) {
+        self.reset(depth, columns);
+        let width = self.width();
+        for (index, panel) in self.values_mut().chunks_mut((width * depth).max(1)).enumerate() {
+            let first = index * width;
+            transpose(width.min(columns - first), depth, |column| row(first + column), panel, panel.len() / depth);
+        }
+    }
+
+    /// As [`Panels::from_rows`] on one thread and in the place of what was there.
+    pub(crate) fn set_rows<'a>(&mut self, depth: usize, columns: usize, row: impl Fn(usize) -> &'a [f32]) {
+        self.reset(depth, columns);
+        let width = self.width();
+        for (index, panel) in self.values_mut().chunks_mut((width * depth).max(1)).enumerate() {
+            let first = index * width;
+            copy_into(panel, width.min(columns - first), |p| &row(p)[first..]);
+        }
+    }
+
+    /// Makes room for one panel of `columns` columns and has `fill` write its rows: (p, `columns` elements).
+    pub(crate) fn set_panel(&mut self, depth: usize, columns: usize, mut fill: impl FnMut(usize, &mut [f32])) {
+        assert!(columns <= self.width());
+        self.reset(depth, columns);
+        let stride = padded(columns);
+        for (p, line) in self.values_mut().chunks_exact_mut(stride.max(1)).enumerate() {
+            fill(p, &mut line[..columns]);
+        }
+    }
+
+    fn reset(&mut self, depth: usize, columns: usize) {
+        let width = self.width();
+        let padded = columns / width * width + padded(columns % width);
+        (self.depth, self.columns) = (depth, columns);
+        // What is left of an earlier factor in the padding ends up in columns that are never stored.
+        self.storage.resize(depth * padded + LINE / size_of::<f32>(), 0.0);
+        self.start = self.storage.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+    }
+
+    fn values(&self) -> &[f32] {
+        let end = self.storage.len().saturating_sub(LINE / size_of::<f32>());
+        &self.storage[self.start..self.start + end]
+    }
+
+    fn values_mut(&mut self) -> &mut [f32] {
+        let end = self.storage.len().saturating_sub(LINE / size_of::<f32>());
+        &mut self.storage[self.start..self.start + end]
+    }
+
+    /// Columns of a full panel.
+    pub(crate) fn width(&self) -> usize {
+        VECTORS * lanes()
+    }
+
+    /// Rows of the factor: the shared dimension.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Columns of the factor.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Panels.
+    pub(crate) fn count(&self) -> usize {
+        self.columns.div_ceil(self.width())
+    }
+
+    /// A panel and the distance of its rows.
+    pub(crate) fn panel(&self, index: usize) -> (&[f32], usize) {
+        let start = index * self.width() * self.depth;
+        let stride = padded(self.width().min(self.columns - index * self.width()));
+        (&self.values()[start..start + stride * self.depth], stride)
+    }
+}
+
+/// The next multiple of the vector's width.
+fn padded(columns: usize) -> usize {
+    columns.next_multiple_of(lanes())
+}
+
+/// Lines of a panel from successive rows.
+fn copy_into<'a>(panel: &mut [f32], columns: usize, row: impl Fn(usize) -> &'a [f32]) {
+    for (p, line) in panel.chunks_exact_mut(padded(columns).max(1)).enumerate() {
+        line[..columns].copy_from_slice(&row(p)[..columns]);
+    }
+}
+
+/// The left factor of a product, rows x depth, in strips of as many rows as a tile has, each column after column.
+#[derive(Debug, Default)]
+pub struct Strips {
+    values: Vec<f32>,
+    rows: usize,
+    depth: usize,
+}
+
+/// Rows of a tile: its sums, a row of the panel and an element of the left factor fill the registers.
+const fn strip_rows(registers: usize) -> usize {
+    if registers >= 32 { 8 } else { 4 }
+}
+
+impl Strips {
+    /// The factor whose row i is `row(i)`, of `depth` elements.
+    #[must_use]
+    pub fn from_rows<'a>(rows: usize, depth: usize, row: impl Fn(usize) -> &'a [f32]) -> Self {
+        let mut strips = Self::default();
+        strips.set_rows(rows, depth, row);
+        strips
+    }
+
+    /// As [`Strips::from_rows`], in the place of what was there.
+    pub(crate) fn set_rows<'a>(&mut self, rows: usize, depth: usize, row: impl Fn(usize) -> &'a [f32]) {
+        self.reset(rows, depth);
+        let height = registers_rows();
+        for (strip, lines) in self.values.chunks_mut((height * depth).max(1)).enumerate() {
+            let count = height.min(rows - strip * height);
+            transpose(count, depth, |i| row(strip * height + i), lines, height);
+        }
+    }
+
+    /// The factor whose column p is `column(p)`, of at least `rows` elements, times `weight(p)`, in the place of what was
+    /// there.
+    pub(crate) fn set_columns<'a>(
+        &mut self,
+        rows: usize,
+        depth: usize,
+        column: impl Fn(usize) -> &'a [f32],
+        weight: impl Fn(usize) -> f32,
+    ) {
+        self.reset(rows, depth);
+        let height = registers_rows();
+        for (strip, lines) in self.values.chunks_mut((height * depth).max(1)).enumerate() {
+            let first = strip * height;
+            let count = height.min(rows - first);
+            for (p, line) in lines.chunks_exact_mut(height).enumerate() {
+                let (values, weight) = (&column(p)[first..first + count], weight(p));
+                line.iter_mut().zip(values).for_each(|(line, x)| *line = weight * x);
+            }
+        }
+    }
+
+    fn reset(&mut self, rows: usize, depth: usize) {
+        (self.rows, self.depth) = (rows, depth);
+        // What is left of an earlier factor in the padding ends up in rows that are never stored.
+        self.values.resize(rows.next_multiple_of(registers_rows()) * depth, 0.0);
+    }
+}
+
+/// [`strip_rows`] of this machine.
+fn registers_rows() -> usize {
+    struct Count;
+    impl WithSimd for Count {
+        type Output = usize;
+
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            strip_rows(S::REGISTER_COUNT)
+        }
+    }
+    static ROWS: OnceLock<usize> = OnceLock::new();
+    *ROWS.get_or_init(|| dispatch(Count))
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// Nothing.
+    Zero,
+    /// To every row, as long as the right factor has columns.
+    Bias(&'a [f32]),
+    /// What the output holds.
+    Output,
+}
+
+/// `output` = `start` + left factor * `right` on all threads; `output` has a slice a row, and `pack` packs some rows of
+/// the left factor. `finish` is called with every piece of a row once it is done, while it is in the cache.
+pub(crate) fn product(
+    pack: impl Fn(Range<usize>, &mut Strips) + Sync,
+    right: &Panels,
+    start: Start<'_>,
+    output: Vec<&mut [f32]>,
+    finish: impl Fn(&mut [f32]) + Sync,
+) {
+    let (rows, panels) = (output.len(), right.count());
+    if rows == 0 || panels == 0 {
+        return;
+    }
+    // Enough tasks for the threads to end together, first by rows, and where these are few by panels as well.
+    let threads = rayon::current_num_threads();
+    let height = registers_rows();
+    let most = (LEFT / right.depth.clamp(1, DEPTH)).max(height);
+    let chunk = rows.div_ceil(4 * threads).min(most).next_multiple_of(height);
+    let chunks = rows.div_ceil(chunk);
+    let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(chunks) };
+    let group = panels.div_ceil(wanted);
+    let groups = panels.div_ceil(group);
+    let width = group * right.width();
+    let mut tasks: Vec<Vec<&mut [f32]>> = (0..chunks * groups).map(|_| Vec::with_capacity(chunk)).collect();
+    for (row, output) in output.into_iter().enumerate() {
+        for (index, piece) in output.chunks_mut(width).enumerate() {
+            tasks[row / chunk * groups + index].push(piece);
+        }
+    }
+    tasks.into_par_iter().enumerate().for_each(|(task, mut output)| {
+        let (row, first) = (task / groups * chunk, task % groups * group);
+        with_scratch(&LEFT_FACTOR, |left| {
+            pack(row..row + output.len(), left);
+            multiply(left, right, first..(first + group).min(panels), start, &mut output);
+        });
+        output.into_iter().for_each(&finish);
+    });
+}
+
+thread_local! {
+    static LEFT_FACTOR: Cell<Strips> = Cell::default();
+}
+
+/// Runs `body` with what this thread left there the last time: packing buffers that need no new memory.
+pub(crate) fn with_scratch<T: Default, R>(scratch: &'static LocalKey<Cell<T>>, body: impl FnOnce(&mut T) -> R) -> R {
+    let mut taken = scratch.take();
+    let result = body(&mut taken);
+    scratch.set(taken);
+    result
+}
+
+/// The columns of some panels of a product, on one thread: `output` has a slice for each row of `left`, which begins with
+/// the first of these columns.
+pub(crate) fn multiply(
+    left: &Strips,
+    right: &Panels,
+    panels: Range<usize>,
+    start: Start<'_>,
+    output: &mut [&mut [f32]],
+) {
+    debug_assert_eq!((left.rows, left.depth), (output.len(), right.depth));
+    dispatch(Multiply { left, right, panels, start, output });
+}
+
+struct Multiply<'a, 'o> {
+    left: &'a Strips,
+    right: &'a Panels,
+    panels: Range<usize>,
+    start: Start<'a>,
+    output: &'a mut [&'o mut [f32]],
+}
+
+impl WithSimd for Multiply<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if S::REGISTER_COUNT >= 32 {
+            self.run::<S, { strip_rows(32) }>(simd);
+        } else {
+            self.run::<S, { strip_rows(16) }>(simd);
+        }
+    }
+}
+
+impl Multiply<'_, '_> {
+    #[inline(always)]
+    fn run<S: Simd, const M: usize>(self, simd: S) {
+        let Self { left, right, panels, start, output } = self;
+        let (width, depth) = (right.width(), right.depth);
+        let (strips, _) = left.values.as_chunks::<M>();
+        let mut first = 0;
+        loop {
+            let end = (first + DEPTH).min(depth);
+            let start = if first == 0 { start } else { Start::Output };
+            for index in panels.clone() {
+                let (panel, stride) = right.panel(index);
+                let panel = S::as_simd_f32s(&panel[first * stride..end * stride]).0;
+                let column = (index - panels.start) * width;
+                let columns = column..column + width.min(right.columns - index * width);
+                let start = match start {
+                    Start::Bias(bias) => Start::Bias(&bias[index * width..][..columns.len()]),
+                    other => other,
+                };
+                for (strip, output) in output.chunks_mut(M).enumerate() {
+                    let left = &strips[strip * depth + first..strip * depth + end];
+                    match stride / S::F32_LANES {
+                        1 => tile::<S, M, 1>(simd, left, panel, start, output, columns.clone()),
+                        2 => tile::<S, M, 2>(simd, left, panel, start, output, columns.clone()),
+                        _ => tile::<S, M, VECTORS>(simd, left, panel, start, output, columns.clone()),
+                    }
+                }
+            }
+            first = end;
+            if first >= depth {
+                break;
+            }
+        }
+    }
+}
+
+/// Up to M rows of some columns of the output.
+#[inline(always)]
+fn tile<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    left: &[[f32; M]],
+    panel: &[S::f32s],
+    start: Start<'_>,
+    output: &mut [&mut [f32]],
+    columns: Range<usize>,
+) {
+    let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    match start {
+        Start::Zero => {}
+        Start::Bias(bias) => sums = [load(simd, bias); M],
+        Start::Output => {
+            for (sums, output) in sums.iter_mut().zip(output.iter()) {
+                *sums = load(simd, &output[columns.clone()]);
+            }
+        }
+    }
+    let sums = sum_up(simd, sums, left, panel.as_chunks::<V>().0);
+    for (sums, output) in sums.iter().zip(output) {
+        for (&sum, part) in sums.iter().zip(output[columns.clone()].chunks_mut(S::F32_LANES)) {
+            Vector::new(simd, sum).store(part);
+        }
+    }
+}
+
+/// A tile's sums, by value so that they stay in registers.
+#[inline(always)]
+fn sum_up<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    mut sums: [[S::f32s; V]; M],
+    left: &[[f32; M]],
+    lines: &[[S::f32s; V]],
+) -> [[S::f32s; V]; M] {
+    for (left, line) in left.iter().zip(lines) {
+        for i in 0..M {
+            let x = simd.splat_f32s(left[i]);
+            for v in 0..V {
+                sums[i][v] = simd.mul_add_e_f32s(x, line[v], sums[i][v]);
+            }
+        }
+    }
+    sums
+}
+
+/// Up to V vectors from a slice, zeros after its end.
+#[inline(always)]
+fn load<S: Simd, const V: usize>(simd: S, values: &[f32]) -> [S::f32s; V] {
+    let mut vectors = [simd.splat_f32s(0.0); V];
+    for (v, part) in values.chunks(S::F32_LANES).enumerate().take(V) {
+        vectors[v] = Vector::load(simd, part).value;
+    }
+    vectors
+}
