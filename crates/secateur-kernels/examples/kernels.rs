@@ -75,7 +75,7 @@ fn gram_case(rows: usize, columns: usize) -> Result<Case> {
     let mut gram = vec![0f32; columns * columns];
     let operations = rows * columns * columns;
     let body = move || {
-        gram::add_gram(&x, columns, |_| 1.0, &mut gram);
+        gram::add_gram(rows, columns, |row| &x[row * columns..][..columns], |_| 1.0, &mut gram);
         black_box(&mut gram);
         Ok(())
     };

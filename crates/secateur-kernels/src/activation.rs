@@ -220,7 +220,13 @@ impl Row for Softmax {
             #[inline(always)]
             |x, _| (x - peak).exp(),
         );
-        let inverse = 1.0 / sum(simd, y, #[inline(always)] |y| y);
+        let inverse = 1.0
+            / sum(
+                simd,
+                y,
+                #[inline(always)]
+                |y| y,
+            );
         map(
             simd,
             y,

@@ -195,7 +195,16 @@ impl WithSimd for Update<'_> {
             |s| s.mul_add(factor, offset).exp(),
         );
         let kept = if peak == peak_now { 1.0 } else { (peak - peak_now).exp() };
-        *state = (peak_now, total * kept + sum(simd, scores, #[inline(always)] |s| s));
+        *state = (
+            peak_now,
+            total * kept
+                + sum(
+                    simd,
+                    scores,
+                    #[inline(always)]
+                    |s| s,
+                ),
+        );
         kept
     }
 }

@@ -39,7 +39,12 @@ impl<'a> Affine<'a> {
 #[inline(always)]
 fn moments<S: Simd>(simd: S, x: &[f32], eps: f32) -> (f32, f32) {
     let count = x.len() as f32;
-    let mean = sum(simd, x, #[inline(always)] |x| x) / count;
+    let mean = sum(
+        simd,
+        x,
+        #[inline(always)]
+        |x| x,
+    ) / count;
     let variance = sum(
         simd,
         x,
@@ -52,7 +57,14 @@ fn moments<S: Simd>(simd: S, x: &[f32], eps: f32) -> (f32, f32) {
 /// 1 / sqrt(mean x^2 + eps).
 #[inline(always)]
 fn inverse_root<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
-    1.0 / (sum(simd, x, #[inline(always)] |x| x * x) / x.len() as f32 + eps).sqrt()
+    1.0 / (sum(
+        simd,
+        x,
+        #[inline(always)]
+        |x| x * x,
+    ) / x.len() as f32
+        + eps)
+        .sqrt()
 }
 
 /// y = (x - mean) * inverse * (offset + factor) + term.
@@ -128,7 +140,12 @@ fn group_moments<S: Simd>(simd: S, x: &[f32], area: usize, eps: f32) -> (f32, f3
     let size = x.len() as f64;
     let (mut mean, mut variance) = (0f64, 0f64);
     for plane in x.chunks_exact(area) {
-        mean += f64::from(sum(simd, plane, #[inline(always)] |x| x)) / size;
+        mean += f64::from(sum(
+            simd,
+            plane,
+            #[inline(always)]
+            |x| x,
+        )) / size;
     }
     let mean = mean as f32;
     for plane in x.chunks_exact(area) {
@@ -229,7 +246,16 @@ pub fn gated_add(x: &[f32], gate: &[f32], y: &[f32], out: &mut [f32], (rows, wid
 #[inline(always)]
 fn row_gradient<S: Simd>(simd: S, x: &[f32], g: &mut [f32], (mean, inverse): (f32, f32), centred: bool) {
     let count = x.len() as f32;
-    let mean_g = if centred { sum(simd, g, #[inline(always)] |g| g) / count } else { 0.0 };
+    let mean_g = if centred {
+        sum(
+            simd,
+            g,
+            #[inline(always)]
+            |g| g,
+        ) / count
+    } else {
+        0.0
+    };
     let mut slope = 0.0;
     for (x, g) in x.chunks(256).zip(g.chunks(256)) {
         slope += x.iter().zip(g).map(|(x, g)| g * (x - mean)).sum::<f32>();

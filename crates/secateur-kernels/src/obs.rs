@@ -136,7 +136,8 @@ impl WithSimd for Eliminate<'_> {
             if let Choice::Share(_) = part.choice {
                 for (i, (goes, &w)) in goes.iter_mut().zip(&w).enumerate() {
                     let ratio = simd.div_f32s(w, simd.splat_f32s(part.factor[i * width + i]));
-                    let least = simd.less_than_or_equal_f32s(simd.mul_f32s(ratio, ratio), simd.splat_f32s(part.threshold));
+                    let least =
+                        simd.less_than_or_equal_f32s(simd.mul_f32s(ratio, ratio), simd.splat_f32s(part.threshold));
                     *goes = simd.select_f32s(least, simd.splat_f32s(1.0), zero);
                 }
             }
@@ -204,11 +205,8 @@ fn choose<S: Simd>(simd: S, w: &[S::f32s], factor: &[f32], width: usize, pruned:
         let (mut rank, mine) = (zero, score(a));
         for b in (0..w.len()).filter(|&b| b != a) {
             let other = score(b);
-            let before = if b < a {
-                simd.less_than_or_equal_f32s(other, mine)
-            } else {
-                simd.less_than_f32s(other, mine)
-            };
+            let before =
+                if b < a { simd.less_than_or_equal_f32s(other, mine) } else { simd.less_than_f32s(other, mine) };
             rank = simd.add_f32s(rank, simd.select_f32s(before, one, zero));
         }
         let last = simd.splat_f32s(pruned as f32 - 0.5);

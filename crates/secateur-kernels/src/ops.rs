@@ -52,7 +52,14 @@ fn slice<'a>(name: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
 /// Zeros, written by all threads: for a large output that takes as long as many a kernel.
 fn zeros(count: usize) -> Vec<f32> {
     const LARGE: usize = 64 * 1024;
-    if count < LARGE { vec![0.0; count] } else { rayon::iter::repeat_n(0.0, count).collect() }
+    const PIECE: usize = 256;
+    if count < LARGE {
+        return vec![0.0; count];
+    }
+    let pieces: Vec<_> = rayon::iter::repeat_n([0f32; PIECE], count.div_ceil(PIECE)).with_min_len(64).collect();
+    let mut zeros = pieces.into_flattened();
+    zeros.truncate(count);
+    zeros
 }
 
 impl<F, B> Kernel<F, B>
@@ -61,7 +68,8 @@ where
     B: Fn(&Backward<'_>, &mut [Vec<f32>]),
 {
     fn forward(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
-        let slices = inputs.iter().map(|(storage, layout)| slice(self.name, storage, layout)).collect::<Result<Vec<_>>>()?;
+        let slices =
+            inputs.iter().map(|(storage, layout)| slice(self.name, storage, layout)).collect::<Result<Vec<_>>>()?;
         let mut output = zeros(self.shape.elem_count());
         (self.forward)(&slices, &mut output);
         Ok((CpuStorage::F32(output), self.shape.clone()))
@@ -243,7 +251,11 @@ fn linear_then(
         same_width("linear", bias, outputs)?;
     }
     if (panels.depth(), panels.columns()) != (inputs, outputs) && weight.elem_count() > 0 {
-        bail!("linear: a packed weight of {} x {} is not that of {outputs} x {inputs}", panels.columns(), panels.depth());
+        bail!(
+            "linear: a packed weight of {} x {} is not that of {outputs} x {inputs}",
+            panels.columns(),
+            panels.depth()
+        );
     }
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {

@@ -334,7 +334,9 @@ mod tests {
             let x = i as f32 * 0.01;
             let wide = f64::from(x);
             let close = |name: &'static str, want: f64, scale: f64| {
-                for (got, unit) in [(dispatch(One(x, name)), "vector"), (One(x, name).with_simd(pulp::Scalar), "scalar")] {
+                for (got, unit) in
+                    [(dispatch(One(x, name)), "vector"), (One(x, name).with_simd(pulp::Scalar), "scalar")]
+                {
                     let error = (f64::from(got) - want).abs() / scale;
                     assert!(error < 4e-7, "{name}({x}), {unit}: {got} against {want}, error {error:e}");
                 }

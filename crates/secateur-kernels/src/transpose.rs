@@ -46,7 +46,7 @@ fn transpose_whole_tiles<'a>(
     let Some(simd) = *AVX.get_or_init(V3::try_new) else { return (0, 0) };
     let (rows, elements) = (count / x86::SIDE * x86::SIDE, depth / x86::SIDE * x86::SIDE);
     for first in (0..rows).step_by(x86::SIDE) {
-        let rows: [&[f32]; x86::SIDE] = std::array::from_fn(|i| &row(first + i)[..elements]);
+        let rows: [&[[f32; x86::SIDE]]; x86::SIDE] = std::array::from_fn(|i| row(first + i)[..elements].as_chunks().0);
         simd.vectorize(x86::Tiles { simd, rows, first, out: &mut *out, stride });
     }
     (rows, elements)
@@ -62,7 +62,8 @@ mod x86 {
 
     pub(super) struct Tiles<'a> {
         pub(super) simd: V3,
-        pub(super) rows: [&'a [f32]; SIDE],
+        /// In pieces of a tile's width.
+        pub(super) rows: [&'a [[f32; SIDE]]; SIDE],
         /// Where a line of the output begins.
         pub(super) first: usize,
         pub(super) out: &'a mut [f32],
@@ -75,21 +76,21 @@ mod x86 {
         #[inline(always)]
         fn call(self) {
             let Self { simd, rows, first, out, stride } = self;
-            let mut p = 0;
-            while p < rows[0].len() {
-                let mut tile = [f32x8(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0); SIDE];
-                for i in 0..SIDE {
-                    if let Some(row) = rows[i][p..].first_chunk::<SIDE>() {
-                        tile[i] = cast(*row);
-                    }
-                }
+            let [a, b, c, d, e, f, g, h] = rows;
+            let rows = a.iter().zip(b).zip(c).zip(d).zip(e).zip(f).zip(g).zip(h);
+            // The last line of the output may end with the tile.
+            let mut rest = &mut out[first..];
+            for (((((((a, b), c), d), e), f), g), h) in rows {
+                let tile = [cast(*a), cast(*b), cast(*c), cast(*d), cast(*e), cast(*f), cast(*g), cast(*h)];
                 let tile = transpose(simd, tile);
-                for i in 0..SIDE {
-                    if let Some(line) = out[(p + i) * stride + first..].first_chunk_mut::<SIDE>() {
-                        *line = cast(tile[i]);
+                let end = (SIDE * stride).min(rest.len());
+                let (lines, others) = rest.split_at_mut(end);
+                rest = others;
+                for (line, values) in lines.chunks_mut(stride).zip(tile) {
+                    if let Some(line) = line.first_chunk_mut::<SIDE>() {
+                        *line = cast(values);
                     }
                 }
-                p += SIDE;
             }
         }
     }

@@ -7,6 +7,7 @@ use candle_core::{D, Device, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, Linear, RmsNorm, Scope, ops};
 use serde::Deserialize;
 use std::path::Path;
+use std::sync::Arc;
 
 const EPS: f32 = 1e-6;
 /// Width of the sinusoidal timestep embedding.
@@ -285,7 +286,15 @@ impl JointBlock {
 
     /// One block over both streams; `time` is SiLU of the time and text embedding. The text stream of the last block
     /// comes back as it went in.
-    fn forward(&self, x: Tensor, text: Tensor, time: &Tensor, context: &Context<'_>) -> Result<(Tensor, Tensor)> {
+    fn forward(
+        &self,
+        x: Tensor,
+        text: Tensor,
+        time: &Tensor,
+        multiplicity: Option<&Multiplicity>,
+        context: &Context<'_>,
+    ) -> Result<(Tensor, Tensor)> {
+        let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
         let image = Modulation::new(&self.norm1, time, context)?;
         let words = Modulation::new(&self.norm1_context, time, context)?;
         let tokens = x.dim(1)?;
@@ -297,11 +306,12 @@ impl JointBlock {
             None => modulate(&text, &words.part(0)?, &words.part(1)?)?,
         };
         let [q, k, v] = self.image.forward(&norm_x, context)?;
-        let [text_q, text_k, text_v] = self.text.forward(&norm_text, context)?;
+        let [text_q, text_k, text_v] = self.text.forward(&norm_text, &text_context)?;
         let attention = {
             let _span = tracing::trace_span!("attention").entered();
             let join = |a: &Tensor, b: &Tensor| Tensor::cat(&[a, b], 1);
-            ops::attention(&join(&q, &text_q)?, &join(&k, &text_k)?, &join(&v, &text_v)?, self.heads, None, false)?
+            let bias = multiplicity.map(|m| Arc::clone(&m.key_bias));
+            ops::attention(&join(&q, &text_q)?, &join(&k, &text_k)?, &join(&v, &text_v)?, self.heads, bias, false)?
         };
         let y = self.to_out.forward(&attention.narrow(1, 0, tokens)?.contiguous()?, context)?;
         // The second attention reads the block's input, so it is normalised before the first is added.
@@ -323,10 +333,20 @@ impl JointBlock {
 
         let Some(output) = &self.text_output else { return Ok((x, text)) };
         let y = attention.narrow(1, tokens, text.dim(1)?)?.contiguous()?;
-        let text = gated(&text, &words.part(2)?, &output.to_add_out.forward(&y, context)?)?;
-        let y = output.ff_context.forward(&modulate(&text, &words.part(4)?, &words.part(3)?)?, context)?;
+        let text = gated(&text, &words.part(2)?, &output.to_add_out.forward(&y, &text_context)?)?;
+        let y = modulate(&text, &words.part(4)?, &words.part(3)?)?;
+        let y = output.ff_context.forward(&y, &text_context)?;
         Ok((x, gated(&text, &words.part(5)?, &y)?))
     }
+}
+
+/// Text tokens that stand for several equal ones.
+struct Multiplicity {
+    /// Of each text token.
+    of_text: Arc<[f32]>,
+    /// ln m for each token of the joint attention, image first: m equal keys weigh as much as one with ln m added to
+    /// its score.
+    key_bias: Arc<[f32]>,
 }
 
 /// The parts into which a modulation linear's output is cut.
@@ -457,9 +477,14 @@ impl Denoiser for Mmdit {
         let time = self.timestep_embedder.forward(&timestep_embedding(timesteps)?, context)?;
         let time = (time + self.text_embedder.forward(&conditioning.pooled, context)?)?;
         let time = ops::activation(Activation::Silu, &time)?;
-        let mut text = self.context_embedder.forward(&conditioning.text, context)?;
+        let multiplicity = conditioning.multiplicity.as_ref().map(|of_text| {
+            let key_bias = std::iter::repeat_n(0.0, rows * columns).chain(of_text.iter().map(|m| m.ln()));
+            Multiplicity { of_text: Arc::clone(of_text), key_bias: key_bias.collect() }
+        });
+        let text_context = Context { multiplicity: conditioning.multiplicity.as_deref(), ..*context };
+        let mut text = self.context_embedder.forward(&conditioning.text, &text_context)?;
         for block in &self.transformer_blocks {
-            (x, text) = block.forward(x, text, &time, context)?;
+            (x, text) = block.forward(x, text, &time, multiplicity.as_ref(), context)?;
         }
         let output = Modulation::new(&self.norm_out, &time, context)?;
         let x = modulate(&x, &output.part(0)?, &output.part(1)?)?;

@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use secateur_nn::{Context, LayerName, Parameters, Probe, Step};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What a denoiser is told beside the latents and the time.
 #[derive(Clone, Debug)]
@@ -22,13 +23,30 @@ pub struct Conditioning {
     pub text: Tensor,
     /// Pooled text: samples x width.
     pub pooled: Tensor,
+    /// For how many equal text tokens each one stands, one number a token, where any is not 1. A family whose text has
+    /// no positions gives the same result for one token of multiplicity m as for m equal tokens.
+    pub multiplicity: Option<Arc<[f32]>>,
 }
 
 impl Conditioning {
+    /// The same with every text token as often as it stands.
+    ///
+    /// # Errors
+    /// If the multiplicity is not of as many tokens.
+    pub fn spelled_out(&self) -> Result<Self> {
+        let Some(multiplicity) = &self.multiplicity else { return Ok(self.clone()) };
+        let tokens =
+            multiplicity.iter().zip(0u32..).flat_map(|(&times, token)| std::iter::repeat_n(token, times as usize));
+        let tokens = Tensor::from_iter(tokens, self.text.device())?;
+        Ok(Self { text: self.text.index_select(&tokens, 1)?, pooled: self.pooled.clone(), multiplicity: None })
+    }
+
+    /// Both one after another; they are of one multiplicity.
     fn cat(&self, other: &Self) -> Result<Self> {
         Ok(Self {
             text: Tensor::cat(&[&self.text, &other.text], 0)?,
             pooled: Tensor::cat(&[&self.pooled, &other.pooled], 0)?,
+            multiplicity: self.multiplicity.clone(),
         })
     }
 
@@ -37,6 +55,7 @@ impl Conditioning {
         Ok(Self {
             text: self.text.broadcast_as((samples, tokens, width))?.contiguous()?,
             pooled: self.pooled.broadcast_as((samples, self.pooled.dim(1)?))?.contiguous()?,
+            multiplicity: self.multiplicity.clone(),
         })
     }
 }
@@ -170,7 +189,8 @@ impl Pipeline {
     }
 
     /// Text states and pooled text of prompts: both CLIP encoders side by side in width, padded with zeros to the
-    /// denoiser's, followed by zeros in the place of T5's `max_sequence_length` tokens.
+    /// denoiser's, followed by zeros in the place of T5's `max_sequence_length` tokens. The zeros are equal and stay so,
+    /// as the text has no positions: one token stands for all of them.
     ///
     /// # Errors
     /// If a prompt cannot be tokenized.
@@ -189,8 +209,15 @@ impl Pipeline {
             return Err(Error::Request(problem));
         }
         let clip = clip.pad_with_zeros(2, 0, joint - width)?;
-        let absent = Tensor::zeros((samples, max_sequence_length, joint), DType::F32, &Device::Cpu)?;
-        Ok(Conditioning { text: Tensor::cat(&[&clip, &absent], 1)?, pooled: Tensor::cat(&pooled, 1)? })
+        let pooled = Tensor::cat(&pooled, 1)?;
+        if max_sequence_length == 0 {
+            return Ok(Conditioning { text: clip, pooled, multiplicity: None });
+        }
+        let absent = Tensor::zeros((samples, 1, joint), DType::F32, &Device::Cpu)?;
+        let mut multiplicity = vec![1.0; clip.dim(1)?];
+        multiplicity.push(max_sequence_length as f32);
+        let text = Tensor::cat(&[&clip, &absent], 1)?;
+        Ok(Conditioning { text, pooled, multiplicity: Some(multiplicity.into()) })
     }
 
     /// Shape of one image's latents: channels x height x width.
@@ -225,12 +252,12 @@ impl Pipeline {
         }
         for (index, &timestep) in schedule.timesteps().iter().enumerate() {
             let step = Step { index, count: sampling.steps };
-            let context = Context { step, probe };
+            let context = Context { step, probe, multiplicity: None };
             let input = if guided { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
             let timesteps = vec![timestep; input.dim(0)?];
             let output = self.denoiser.forward(&input, &timesteps, &conditioning, &context)?;
             if !is_finite(&output)? {
-                let context = Context { step, probe: Some(&FiniteProbe) };
+                let context = Context { probe: Some(&FiniteProbe), ..context };
                 self.denoiser.forward(&input, &timesteps, &conditioning, &context)?;
                 let problem = format!("the denoiser's output is not finite at denoising step {}", index + 1);
                 return Err(Error::Request(problem));
@@ -269,11 +296,11 @@ impl Pipeline {
 struct FiniteProbe;
 
 impl Probe for FiniteProbe {
-    fn linear_input(&self, layer: &LayerName, x: &Tensor, step: Step) -> secateur_nn::Result<()> {
+    fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
         if is_finite(x)? {
             return Ok(());
         }
-        let problem = format!("its input holds NaN or infinite values at denoising step {}", step.index + 1);
+        let problem = format!("its input holds NaN or infinite values at denoising step {}", context.step.index + 1);
         Err(secateur_nn::Error::Layer { layer: layer.clone(), problem })
     }
 }

@@ -102,16 +102,17 @@ fn mmdit_step() {
     let want = tensors(&path);
     let pipeline = Pipeline::open(ModelFolder::open(&model("mmdit"), None).unwrap()).unwrap();
     let length = cases()["mmdit"]["max_sequence_length"].as_u64().unwrap() as usize;
-    let prompts = pipeline.encode_prompts(&prompts(), length).unwrap();
+    let prompts = pipeline.encode_prompts(&prompts(), length).unwrap().spelled_out().unwrap();
     close("context", &prompts.text, &want["context"], 1e-4);
     close("pooled", &prompts.pooled, &want["pooled"], 1e-4);
     let samples = want["null_context"].dim(0).unwrap();
     let negative = cases()["negative_prompt"].as_str().unwrap().to_owned();
-    let null = pipeline.encode_prompts(&vec![negative; samples], length).unwrap();
+    let null = pipeline.encode_prompts(&vec![negative; samples], length).unwrap().spelled_out().unwrap();
     close("null context", &null.text, &want["null_context"], 1e-4);
     close("null pooled", &null.pooled, &want["null_pooled"], 1e-4);
 
-    let conditioning = Conditioning { text: want["context"].clone(), pooled: want["pooled"].clone() };
+    let conditioning =
+        Conditioning { text: want["context"].clone(), pooled: want["pooled"].clone(), multiplicity: None };
     let timesteps = want["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
     let out = pipeline.denoiser().forward(&want["x"], &timesteps, &conditioning, &Context::default()).unwrap();
     close("step", &out, &want["out"], 1e-4);
@@ -220,7 +221,8 @@ fn mmdit(name: &str) {
         .build(|scope| Mmdit::new(&config, &scope))
         .map_err(|e: secateur_models::Error| e)
         .unwrap();
-    let conditioning = Conditioning { text: want["context"].clone(), pooled: want["pooled"].clone() };
+    let conditioning =
+        Conditioning { text: want["context"].clone(), pooled: want["pooled"].clone(), multiplicity: None };
     let timesteps = want["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
     let out = model.forward(&want["x"], &timesteps, &conditioning, &Context::default()).unwrap();
     close(name, &out, &want["out"], 1e-4);

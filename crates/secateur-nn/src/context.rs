@@ -58,7 +58,7 @@ pub struct Step {
 /// Watches the inputs of linear layers; calibration is one implementation.
 pub trait Probe {
     /// `x` (... x inputs) is about to go through `layer`. An error ends the forward pass.
-    fn linear_input(&self, layer: &LayerName, x: &Tensor, step: Step) -> Result<()>;
+    fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> Result<()>;
 }
 
 /// What is passed down a forward; empty, it costs nothing.
@@ -68,4 +68,6 @@ pub struct Context<'a> {
     pub step: Step,
     /// Who watches, if anybody.
     pub probe: Option<&'a dyn Probe>,
+    /// For how many equal tokens each token of the layers' input stands: one number a token, where any is not 1.
+    pub multiplicity: Option<&'a [f32]>,
 }

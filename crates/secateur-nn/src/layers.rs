@@ -59,7 +59,7 @@ impl Linear {
             let problem = format!("an input of {:?}, and {inputs} columns in its weight", x.dims());
             return Err(Error::Layer { layer: self.name.clone(), problem });
         }
-        probe.linear_input(&self.name, x, context.step)
+        probe.linear_input(&self.name, x, context)
     }
 
     fn panels(&self) -> Result<&Arc<Panels>> {

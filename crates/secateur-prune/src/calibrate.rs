@@ -6,7 +6,7 @@ use crate::statistics::{Accumulator, InputStatistics};
 use crate::weighting::Weighting;
 use candle_core::{Storage, Tensor};
 use secateur_models::{Observer, Pipeline, Sampling};
-use secateur_nn::{Error as LayerError, LayerName, Probe, Step};
+use secateur_nn::{Context, Error as LayerError, LayerName, Probe};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
@@ -19,6 +19,9 @@ pub struct Calibration {
     pub sampling: Sampling,
     /// Weights of the steps.
     pub weighting: Weighting,
+    /// One of every so many tokens is summed up into the Hessians, for all of them: 1 sums up all. Tokens of one image
+    /// say much the same, and products of them are a good part of a calibration's time.
+    pub token_stride: usize,
 }
 
 /// Gathers one Hessian per distinct layer input while a model runs.
@@ -29,12 +32,13 @@ pub struct Calibrator {
 }
 
 impl Calibrator {
-    /// For the inputs of a package; `weights` are those of the denoising steps.
+    /// For the inputs of a package; `weights` are those of the denoising steps. One of every `stride` tokens is summed
+    /// up, for all of them.
     #[must_use]
-    pub fn new(package: &Package, weights: Vec<f64>) -> Self {
+    pub fn new(package: &Package, weights: Vec<f64>, stride: usize) -> Self {
         let accumulator = |input: &crate::plan::SharedInput| {
             let first = input.layers.first()?;
-            Some((first.name.clone(), (input.name.clone(), Mutex::new(Accumulator::new(first.columns)))))
+            Some((first.name.clone(), (input.name.clone(), Mutex::new(Accumulator::new(first.columns, stride.max(1))))))
         };
         Self { accumulators: package.inputs.iter().filter_map(accumulator).collect(), weights }
     }
@@ -51,7 +55,8 @@ impl Calibrator {
 }
 
 impl Probe for Calibrator {
-    fn linear_input(&self, layer: &LayerName, x: &Tensor, step: Step) -> secateur_nn::Result<()> {
+    fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
+        let step = context.step;
         let Some((_, accumulator)) = self.accumulators.get(layer) else { return Ok(()) };
         let problem = |problem: String| LayerError::Layer { layer: layer.clone(), problem };
         // The weight follows the denoising step, however often a sampler calls the model in it.
@@ -65,7 +70,7 @@ impl Probe for Calibrator {
             return Err(problem("calibration runs on the CPU".into()));
         };
         let mut accumulator = accumulator.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        accumulator.add(&storage.as_slice::<f32>()?[start..end], samples, weight);
+        accumulator.add(&storage.as_slice::<f32>()?[start..end], samples, context.multiplicity, (step.index, weight));
         if !accumulator.is_finite() {
             let step = step.index + 1;
             return Err(problem(format!("its input holds NaN or infinite values at denoising step {step}")));
@@ -82,7 +87,7 @@ pub(crate) fn calibrate(
     observer: &dyn Observer,
 ) -> Result<BTreeMap<LayerName, InputStatistics>> {
     let sampling = &calibration.sampling;
-    let calibrator = Calibrator::new(package, calibration.weighting.weights(sampling.steps));
+    let calibrator = Calibrator::new(package, calibration.weighting.weights(sampling.steps), calibration.token_stride);
     let count = calibration.prompts.len();
     for start in (0..count).step_by(sampling.batch.max(1)) {
         let images = start..(start + sampling.batch.max(1)).min(count);

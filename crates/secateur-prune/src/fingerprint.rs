@@ -25,6 +25,8 @@ pub struct Fingerprint {
     pub seed: u64,
     /// Name of the timestep weighting.
     pub weighting: String,
+    /// One of so many tokens was summed up.
+    pub token_stride: usize,
 }
 
 impl Fingerprint {
@@ -43,6 +45,7 @@ impl Fingerprint {
             max_sequence_length: calibration.sampling.max_sequence_length,
             seed: calibration.sampling.seed,
             weighting: calibration.weighting.to_string(),
+            token_stride: calibration.token_stride,
         })
     }
 
@@ -66,6 +69,7 @@ impl Fingerprint {
         compare("max_sequence_length", found, now);
         compare("seed", self.seed.to_string(), expected.seed.to_string());
         compare("weighting", self.weighting.clone(), expected.weighting.clone());
+        compare("token stride", self.token_stride.to_string(), expected.token_stride.to_string());
         differences
     }
 }

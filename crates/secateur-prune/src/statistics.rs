@@ -17,7 +17,7 @@ pub struct InputStatistics {
     pub hessian: Vec<f32>,
     /// Sum of squares of each column over all rows, unweighted: d.
     pub squares: Vec<f32>,
-    /// Rows seen.
+    /// Rows seen; those that were summed up stand for the others.
     pub rows: u64,
 }
 
@@ -26,21 +26,51 @@ pub struct InputStatistics {
 pub(crate) struct Accumulator {
     gram: Vec<f32>,
     squares: Vec<f64>,
-    rows: u64,
+    rows: f64,
     weight: f64,
+    /// One of so many tokens is summed up, for all of them.
+    stride: usize,
+}
+
+/// The tokens that are summed up at a step: one of every `stride` successive ones. Which one is mixed from the step and
+/// the place (SplitMix64), so that over the steps all are seen, on no grid, and the same whatever the batch.
+fn taken(tokens: usize, stride: usize, step: usize) -> Vec<usize> {
+    let pick = |block: usize| {
+        let mut z = ((step as u64) << 32 | block as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        block * stride + ((z ^ (z >> 31)) % stride as u64) as usize
+    };
+    (0..tokens.div_ceil(stride)).map(pick).filter(|&token| token < tokens).collect()
 }
 
 impl Accumulator {
-    pub(crate) fn new(width: usize) -> Self {
-        Self { gram: vec![0.0; width * width], squares: vec![0.0; width], rows: 0, weight: 0.0 }
+    pub(crate) fn new(width: usize, stride: usize) -> Self {
+        Self { gram: vec![0.0; width * width], squares: vec![0.0; width], rows: 0.0, weight: 0.0, stride }
     }
 
-    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`.
-    pub(crate) fn add(&mut self, x: &[f32], samples: usize, weight: f64) {
-        let width = self.squares.len();
-        gram::add_gram(x, width, |_| weight as f32, &mut self.gram);
-        gram::add_column_squares(x, |_| 1.0, &mut self.squares);
-        self.rows += (x.len() / width.max(1)) as u64;
+    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`; a token counts as often as
+    /// `multiplicity` says.
+    pub(crate) fn add(
+        &mut self,
+        x: &[f32],
+        samples: usize,
+        multiplicity: Option<&[f32]>,
+        (step, weight): (usize, f64),
+    ) {
+        let (width, stride) = (self.squares.len(), self.stride);
+        let tokens = x.len() / (width * samples).max(1);
+        let times = |token: usize| multiplicity.map_or(1.0, |times| times[token]) * stride as f32;
+        let taken = taken(tokens, stride, step);
+        let place = |index: usize| (index / taken.len(), taken[index % taken.len()]);
+        let row = |index: usize| {
+            let (sample, token) = place(index);
+            &x[(sample * tokens + token) * width..][..width]
+        };
+        let rows = samples * taken.len();
+        gram::add_gram(rows, width, row, |index| weight as f32 * times(place(index).1), &mut self.gram);
+        gram::add_column_squares(rows, row, |index| times(place(index).1), &mut self.squares);
+        self.rows += (0..rows).map(|index| f64::from(times(place(index).1))).sum::<f64>();
         self.weight += weight * samples as f64;
     }
 
@@ -55,7 +85,7 @@ impl Accumulator {
         let scale = if self.weight > 0.0 { (2.0 / self.weight) as f32 } else { 0.0 };
         self.gram.iter_mut().for_each(|h| *h *= scale);
         let squares = self.squares.iter().map(|&square| square as f32).collect();
-        InputStatistics { hessian: self.gram, squares, rows: self.rows }
+        InputStatistics { hessian: self.gram, squares, rows: self.rows.round() as u64 }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The methods on cases that no fixture has: against a plain f64 version, dead columns, Hessians that are hard to factor.
 
 use candle_core::{Device, Tensor};
-use secateur_models::{ModelFolder, Pipeline, Sampling};
-use secateur_nn::{Probe, Step};
+use secateur_models::{
+    Block, Conditioning, Layer, ModelFolder, Operation, Pipeline, Prunable, Sampling, Structure, UnitKind,
+};
+use secateur_nn::{Context, Probe, Step};
 use secateur_prune::{
     Calibration, Calibrator, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs, Packages,
     Pattern, Plan, SavedStatistics, Selection, Source, Wanda, Weighting, hessian_error, prune,
@@ -48,6 +50,16 @@ fn statistics(hessian: Vec<f32>, rows: u64) -> InputStatistics {
 
 fn layer(rows: usize, columns: usize, seed: u64) -> LayerWeight {
     LayerWeight { layer: "layer".into(), rows, columns, values: random(rows * columns, seed) }
+}
+
+/// A model of one layer.
+fn one_layer(columns: usize, tokens: usize) -> Structure {
+    let linear = Layer {
+        name: "layer".into(),
+        operation: Operation::Linear { rows: tokens, inputs: columns, outputs: 1 },
+        prunable: Some(Prunable { unit: UnitKind::FeedForwardDown, input: "layer".into() }),
+    };
+    Structure { blocks: vec![Block { name: "block".into(), layers: vec![linear] }] }
 }
 
 /// The inverse of a matrix by Gauss-Jordan elimination.
@@ -282,7 +294,7 @@ fn bundled() -> Pipeline {
 fn calibration(samples: usize, batch: usize) -> Calibration {
     let prompts = (0..samples).map(|i| format!("picture {i}")).collect();
     let sampling = Sampling { steps: 2, batch, ..bundled().folder().manifest().generation.sampling() };
-    Calibration { prompts, sampling, weighting: Weighting::LogDecrease }
+    Calibration { prompts, sampling, weighting: Weighting::LogDecrease, token_stride: 1 }
 }
 
 #[test]
@@ -327,16 +339,17 @@ fn the_weight_follows_the_step_and_not_the_call() {
     let name = plan.layers().next().unwrap().name.clone();
     let x = |value: f32| Tensor::full(value, (1, 3, 256), &Device::Cpu).unwrap();
     // A sampler that calls the model twice in its first step.
-    let calibrator = Calibrator::new(&plan.packages[0], vec![1.2, 0.8]);
+    let calibrator = Calibrator::new(&plan.packages[0], vec![1.2, 0.8], 1);
+    let at = |index, count| Context { step: Step { index, count }, ..Context::default() };
     for (index, value) in [(0, 1.0), (0, 2.0), (1, 4.0)] {
-        calibrator.linear_input(&name, &x(value), Step { index, count: 2 }).unwrap();
+        calibrator.linear_input(&name, &x(value), &at(index, 2)).unwrap();
     }
     let statistics = calibrator.finish().remove(&name).unwrap();
     let want = 2.0 / (1.2 + 1.2 + 0.8) * 3.0 * (1.2 + 1.2 * 4.0 + 0.8 * 16.0);
     assert!((f64::from(statistics.hessian[5]) - want).abs() < 1e-4 * want, "{}, {want}", statistics.hessian[5]);
     assert_eq!((statistics.rows, statistics.squares[0]), (9, 3.0 * 21.0));
-    let error = Calibrator::new(&plan.packages[0], vec![1.0])
-        .linear_input(&name, &x(f32::NAN), Step { index: 0, count: 1 })
+    let error = Calibrator::new(&plan.packages[0], vec![1.0], 1)
+        .linear_input(&name, &x(f32::NAN), &at(0, 1))
         .unwrap_err()
         .to_string();
     assert!(error.contains("to_q") && error.contains("step 1"), "{error}");
@@ -372,4 +385,72 @@ fn packages_follow_the_memory() {
     assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 4, "{sizes:?}");
     assert_eq!(plan(Packages::Count(1000)).unwrap().packages.len(), 32, "no more packages than units");
     assert!(plan(Packages::Memory(1000)).unwrap_err().to_string().contains("at least"));
+}
+
+#[test]
+fn equal_tokens_may_be_folded_into_one() {
+    let pipeline = bundled();
+    let plan = Plan::new(&pipeline.structure(), &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let prompts = ["red apple, noto style emoji".to_owned(), "cat face, twitter style emoji".to_owned()];
+    let folded = pipeline.encode_prompts(&prompts, 32).unwrap();
+    let spelled_out = folded.spelled_out().unwrap();
+    assert_eq!((folded.text.dim(1).unwrap(), spelled_out.text.dim(1).unwrap()), (33, 64));
+    let run = |conditioning: &Conditioning| {
+        let latents = secateur_models::noise(7, 0..2, &pipeline.latent_shape()).unwrap();
+        let calibrator = Calibrator::new(&plan.packages[0], vec![1.0], 1);
+        let context = Context { step: Step { index: 0, count: 1 }, probe: Some(&calibrator), multiplicity: None };
+        let output = pipeline.denoiser().forward(&latents, &[700.0; 2], conditioning, &context).unwrap();
+        (output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), calibrator.finish())
+    };
+    let difference = |a: &[f32], b: &[f32]| {
+        let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>();
+        (squares(&mut a.iter().zip(b).map(|(a, b)| a - b)) / squares(&mut b.iter().copied())).sqrt()
+    };
+    let ((output, statistics), (all_output, all_statistics)) = (run(&folded), run(&spelled_out));
+    assert!(difference(&output, &all_output) < 1e-5, "{}", difference(&output, &all_output));
+    for (name, input) in &statistics {
+        let all = &all_statistics[name];
+        assert_eq!(input.rows, all.rows, "{name}");
+        assert!(difference(&input.hessian, &all.hessian) < 1e-5, "{name}");
+        assert!(difference(&input.squares, &all.squares) < 1e-5, "{name}");
+    }
+}
+
+#[test]
+fn a_stride_leaves_the_hessian_where_it_was() {
+    let structure = one_layer(32, 64);
+    let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let name = plan.layers().next().unwrap().name.clone();
+    let steps = 40;
+    // Correlated columns, and tokens of different size.
+    let x = |step: usize| {
+        let value = |i: usize| {
+            let (token, column) = (i / 32 % 64, i % 32);
+            let phase = (step * 977 + i / 32 * 131) as f32;
+            (phase * 0.37).sin() * (1.0 + column as f32 / 32.0)
+                + (phase * 1.7 + column as f32).cos()
+                + token as f32 / 64.0
+        };
+        Tensor::from_vec((0..3 * 64 * 32).map(value).collect::<Vec<f32>>(), (3, 64, 32), &Device::Cpu).unwrap()
+    };
+    let calibrate = |stride: usize, batch: usize| {
+        let calibrator = Calibrator::new(&plan.packages[0], vec![1.0; steps], stride);
+        for index in 0..steps {
+            let context = Context { step: Step { index, count: steps }, ..Context::default() };
+            for first in (0..3).step_by(batch) {
+                let x = x(index).narrow(0, first, batch).unwrap();
+                calibrator.linear_input(&name, &x, &context).unwrap();
+            }
+        }
+        calibrator.finish().remove(&name).unwrap()
+    };
+    let (all, some) = (calibrate(1, 3), calibrate(4, 3));
+    assert_eq!((all.rows, some.rows), (3 * 64 * 40, 3 * 64 * 40));
+    let error: f64 = all.hessian.iter().zip(&some.hessian).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let norm: f64 = all.hessian.iter().map(|a| f64::from(*a).powi(2)).sum();
+    assert!((error / norm).sqrt() < 0.03, "{}", (error / norm).sqrt());
+    // Which tokens are taken does not depend on the batch.
+    let single = calibrate(4, 1);
+    let error: f64 = single.hessian.iter().zip(&some.hessian).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    assert!((error / norm).sqrt() < 1e-6, "{}", (error / norm).sqrt());
 }

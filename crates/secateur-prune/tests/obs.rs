@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Tensor};
 use secateur_models::{Block, Layer, Operation, Prunable, Structure, UnitKind};
-use secateur_nn::{LayerName, Probe, Step};
+use secateur_nn::{Context, LayerName, Probe, Step};
 use secateur_prune::{
     Calibrator, InputStatistics, LayerWeight, Method, Obs, Packages, Pattern, Plan, Selection, hessian_error,
 };
@@ -43,10 +43,10 @@ fn calibrated(x: &Tensor, weights: &[f32]) -> InputStatistics {
     };
     let structure = Structure { blocks: vec![Block { name: "block".into(), layers: vec![linear] }] };
     let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &Obs).unwrap();
-    let calibrator = Calibrator::new(&plan.packages[0], weights.iter().map(|&w| f64::from(w)).collect());
+    let calibrator = Calibrator::new(&plan.packages[0], weights.iter().map(|&w| f64::from(w)).collect(), 1);
     for index in 0..steps {
-        let step = Step { index, count: steps };
-        calibrator.linear_input(&name, &x.narrow(0, index, 1).unwrap(), step).unwrap();
+        let step = Context { step: Step { index, count: steps }, ..Context::default() };
+        calibrator.linear_input(&name, &x.narrow(0, index, 1).unwrap(), &step).unwrap();
     }
     calibrator.finish().remove(&name).unwrap()
 }

@@ -29,7 +29,7 @@ pub(crate) struct Common {
     /// Print the result as JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Threads to compute with [default: all cores]
+    /// Threads to compute with [default: the physical cores]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
 }
@@ -112,6 +112,9 @@ pub(crate) struct PruneArgs {
     /// log-decrease or log-increase
     #[arg(long, value_name = "NAME", default_value_t = Weighting::default())]
     pub(crate) weighting: Weighting,
+    /// Sum up one of every N tokens into the Hessians, for all of them; 1 sums up all
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
+    pub(crate) token_stride: usize,
     /// Prune in N module packages, each calibrated with those before it pruned
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "memory")]
     pub(crate) packages: Option<usize>,

@@ -14,15 +14,15 @@ use std::path::{Path, PathBuf};
 const DEFAULT_MODEL: &str = "models/emoji-mmdit";
 
 pub(crate) fn run(cli: Cli) -> Result<()> {
-    if let Some(threads) = cli.common.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
-    }
-    match cli.command {
+    let threads = cli.common.threads.map_or_else(num_cpus::get_physical, usize::from);
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    // Within the pool: work handed to it from outside costs a wake-up and a wait at every kernel.
+    rayon::scope(|_| match cli.command {
         Command::Prune(args) => prune::run(&args, &cli.common),
         Command::Generate(args) => generate::run(&args, &cli.common),
         Command::Inspect(args) => inspect::run(&args, &cli.common),
         Command::Compare(args) => compare::run(&args, &cli.common),
-    }
+    })
 }
 
 impl ModelArgs {

@@ -190,8 +190,12 @@ fn prompts(args: &PruneArgs, folder: &ModelFolder) -> Result<(Calibration, Vec<S
         bail!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
     }
     report.truncate(args.report_samples);
-    let calibration =
-        Calibration { prompts: calibration, sampling: args.sampling.sampling(folder)?, weighting: args.weighting };
+    let calibration = Calibration {
+        prompts: calibration,
+        sampling: args.sampling.sampling(folder)?,
+        weighting: args.weighting,
+        token_stride: args.token_stride,
+    };
     Ok((calibration, report, notes))
 }
 
@@ -229,6 +233,7 @@ fn settings(
         "pattern": pattern.to_string(),
         "calibration prompts": calibration.prompts.len(),
         "calibration steps": sampling.steps,
+        "token stride": calibration.token_stride,
         "guidance": sampling.guidance,
         "batch": sampling.batch,
         "timestep weighting": calibration.weighting.to_string(),
