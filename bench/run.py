@@ -1,7 +1,8 @@
 """Measures secateur beside diffusers and PyTorch, in turns, and prints a table of ratios.
 
 The peer's scripts run under the interpreter that runs this one. Each case is repeated, ours and the
-peer's by turns, and the best time of each counts.
+peer's by turns, and the best time of each counts. Kernels are also held against the floor: what the
+machine's rate of products and of copies, measured in the same run, would need for them.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -19,39 +21,104 @@ ROOT = Path(__file__).resolve().parents[1]
 PEER = ROOT / "bench" / "peer"
 SECATEUR = ROOT / "target" / "release" / "secateur"
 SOLVE_EXAMPLE = ROOT / "target" / "release" / "examples" / "solve"
+KERNELS_EXAMPLE = ROOT / "target" / "release" / "examples" / "kernels"
 MODEL = ROOT / "models" / "emoji-mmdit"
 
 # The most that our time may be of the peer's.
-GOALS = {"generate-8": 2.0, "solve-1536x1536-50": 1 / 3, "solve-1536x1536-2:4": 1 / 3}
+GOALS = {
+    "attention b2 h8 n4096 d40": 1.0,
+    "attention b2 h16 n256 d72": 1.0,
+    "conv 3x3 stride 1 2x320x64x64": 1.0,
+    "group norm 2x320x64x64": 1.0,
+    "layer norm 8192x320": 1.0,
+    "gelu 2x4096x1280": 1.0,
+    "silu 2x320x64x64": 1.0,
+    "gram 8192x1536": 1 / 1.7,
+    "generate-1": 1 / 2,
+    "generate-8": 1 / 1.5,
+    "solve-1536x1536-50": 1 / 5,
+    "solve-1536x1536-2:4": 1 / 5,
+    "solve-2432x2432-50": 1 / 5,
+    "solve-2432x2432-2:4": 1 / 5,
+    "solve-1536x6144-50": 1 / 3,
+    "prune": 1 / 3,
+}
 
 # A faster solve counts only if its error is at most this many times the peer's.
 ERROR_MARGIN = 1.02
 
+# Seconds that each side repeats a kernel for, in each turn.
+KERNEL_SECONDS = 0.3
 
-def run(command, threads):
-    """The JSON object that a command prints last."""
+
+def objects(text):
+    """The JSON objects in what a program printed."""
+    start = text.find("{")
+    while start >= 0:
+        value, end = json.JSONDecoder().raw_decode(text, start)
+        yield value
+        start = text.find("{", end)
+
+
+def run(command, threads, name):
+    """The JSON object that a command prints; of those that tell their case, that of `name`."""
     environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
     command = [str(part) for part in command]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
     except FileNotFoundError:
-        raise SystemExit(f"{command[0]} is not there: cargo build --release --examples") from None
+        build = "cargo build --release --examples --bins"
+        raise SystemExit(f"{command[0]} is not there: {build}") from None
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout[done.stdout.index("{") :])
+    found = [value for value in objects(done.stdout) if value.get("case", name) == name]
+    if not found:
+        raise SystemExit(f"{' '.join(command)} tells nothing of {name}")
+    return found[-1]
 
 
-def seconds_of(report, names):
-    """The seconds that secateur reports for some of its stages."""
+def stages_of(report, names):
+    """The seconds that secateur reports for each of some of its stages."""
     stages = {stage["name"]: stage["seconds"] for stage in report["stages"]}
     missing = [name for name in names if name not in stages]
     if missing:
         raise SystemExit(f"secateur reports the stages {list(stages)}, not {missing}")
-    return {"seconds": sum(stages[name] for name in names)}
+    return {name: stages[name] for name in names}
+
+
+class Kernel:
+    """One call of a kernel on random numbers, as the example `kernels` and its peer name it."""
+
+    group = "kernels"
+
+    def __init__(self, name):
+        self.name = name
+
+    def prepare(self, folder, threads):
+        """Writes nothing: both sides draw their own numbers."""
+        options = ["--only", self.name, "--seconds", KERNEL_SECONDS]
+        self.our_command = [KERNELS_EXAMPLE, *options]
+        peer = [sys.executable, PEER / "kernels.py", *options]
+        self.peer_command = [*peer, "--threads", threads]
+
+    def our_result(self, report):
+        """The seconds of our call, and the operations and bytes that it cannot do without."""
+        seconds = report["seconds"]
+        return {
+            "seconds": seconds,
+            "flop": report["gflops"] * 1e9 * seconds,
+            "bytes": report["gigabytes_per_second"] * 1e9 * seconds,
+        }
+
+    def peer_result(self, report):
+        """The seconds of the peer's call."""
+        return report
 
 
 class Generate:
     """Text encoding, denoising and decoding of held-out prompts: 25 steps, guidance 4, float32."""
+
+    group = "generate"
 
     def __init__(self, count):
         self.name = f"generate-{count}"
@@ -72,7 +139,7 @@ class Generate:
     def our_result(self, report):
         """The seconds of our run."""
         shares = {part["operation"]: part["share"] for part in report["operations"]}
-        return seconds_of(report, ["generate"]) | {"operations": shares}
+        return {"seconds": stages_of(report, ["generate"])["generate"], "operations": shares}
 
     def peer_result(self, report):
         """The seconds of the peer's run."""
@@ -81,6 +148,8 @@ class Generate:
 
 class Solve:
     """The OBS solve of one layer: 50 % or an N:M pattern."""
+
+    group = "solve"
 
     def __init__(self, rows, columns, target):
         self.name = f"solve-{rows}x{columns}-{target}"
@@ -118,27 +187,59 @@ class Solve:
 
 
 class Prune:
-    """Calibration (100 prompts) and solve of emoji-mmdit, 50 % in one package."""
+    """Calibration (100 prompts, 25 steps) and solve of emoji-mmdit, 50 % in one package.
 
-    name = "prune"
+    The rest is what each side does if not told otherwise. Ours leaves out the pictures of its
+    report, which belong to neither stage.
+    """
+
+    name = group = "prune"
 
     def prepare(self, folder, threads):
-        """Writes nothing: prompts and defaults are the model's."""
-        ours = [SECATEUR, "prune", MODEL, "--sparsity", 0.5, "--packages", 1, "--seed", 0]
-        self.our_command = [*ours, "--out", folder / "pruned", "--force", "--quiet", "--json"]
-        peer = [sys.executable, PEER / "prune.py", "--model", MODEL, "--sparsity", 0.5]
-        self.peer_command = [*peer, "--threads", threads]
+        """Writes nothing: the prompts are the model's."""
+        options = ["--sparsity", 0.5, "--steps", 25, "--seed", 0, "--threads", threads]
+        ours = [SECATEUR, "prune", MODEL, *options, "--samples", 100, "--packages", 1]
+        ours += ["--report-samples", 0, "--out", folder / "pruned"]
+        self.our_command = [*ours, "--force", "--quiet", "--json"]
+        peer = [sys.executable, PEER / "prune.py", "--model", MODEL, *options]
+        self.peer_command = [*peer, "--count", 100]
 
     def our_result(self, report):
         """The seconds of our run."""
-        return seconds_of(report, ["calibrate", "solve"])
+        stages = stages_of(report, ["calibrate", "solve"])
+        return {"seconds": sum(stages.values()), "stages": stages}
 
     def peer_result(self, report):
         """The seconds of the peer's run."""
-        return {"seconds": report["calibrate_seconds"] + report["solve_seconds"]}
+        stages = {name: report[f"{name}_seconds"] for name in ("calibrate", "solve")}
+        return {"seconds": sum(stages.values()), "stages": stages}
 
+
+# The kernel whose operations a second are taken for the machine's.
+PRODUCT = Kernel("linear 2048x2048x2048")
 
 CASES = [
+    PRODUCT,
+    Kernel("linear 1024x256x256"),
+    Kernel("linear 1024x256x1024"),
+    Kernel("linear 1024x1024x256"),
+    Kernel("linear 128x256x1024"),
+    Kernel("linear 2x256x1536"),
+    Kernel("attention b2 h8 n4096 d40"),
+    Kernel("attention b2 h16 n256 d72"),
+    Kernel("attention b16 h8 n128 d32"),
+    Kernel("conv 3x3 stride 1 2x320x64x64"),
+    Kernel("conv 3x3 stride 2 2x320x64x64"),
+    Kernel("conv 1x1 stride 1 2x320x64x64"),
+    Kernel("group norm 2x320x64x64"),
+    Kernel("layer norm 8192x320"),
+    Kernel("gelu 2x4096x1280"),
+    Kernel("gelu tanh 2x4096x1280"),
+    Kernel("silu 2x320x64x64"),
+    Kernel("softmax 16384x512"),
+    Kernel("gram 8192x1536"),
+    Kernel("gram 1024x256"),
+    Kernel("gram 1024x1024"),
     Generate(1),
     Generate(8),
     Solve(1536, 1536, "50"),
@@ -149,21 +250,60 @@ CASES = [
     Prune(),
 ]
 
+GROUPS = list(dict.fromkeys(case.group for case in CASES))
 
-def measure(case, repeats, threads):
+
+class Machine:
+    """What the machine can do at best, by which the floor of a kernel's time is reckoned."""
+
+    def __init__(self, product):
+        self.rate = product["flop"] / min(product["ours"], product["peer"])
+        self.bandwidth = copy_bandwidth()
+
+    def __str__(self):
+        rate, bandwidth = self.rate / 1e9, self.bandwidth / 1e9
+        return f"The machine: {rate:.1f} GFLOPS ({PRODUCT.name}), {bandwidth:.1f} GB/s (copy)"
+
+    def floor(self, row):
+        """The least time that a kernel's operations and bytes need, and what else to report."""
+        floor = max(row["flop"] / self.rate, row["bytes"] / self.bandwidth)
+        return {
+            "floor": floor,
+            "of_floor": floor / row["ours"],
+            "machine_flops": self.rate,
+            "machine_bytes_per_second": self.bandwidth,
+        }
+
+
+def copy_bandwidth():
+    """The bytes a second that the best copy of 256 MiB reads and writes."""
+    x = torch.ones(2**26)
+    y = torch.empty_like(x)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        y.copy_(x)
+        best = min(best, time.perf_counter() - start)
+    return 2 * x.nbytes / best
+
+
+def measure(case, folder, repeats, threads):
     """The best times of both sides, taken in turns, and whether the goal is met."""
+    case.prepare(folder, threads)
     ours, peer = [], []
     for _ in range(repeats):
-        ours.append(case.our_result(run(case.our_command, threads)))
-        peer.append(case.peer_result(run(case.peer_command, threads)))
+        ours.append(case.our_result(run(case.our_command, threads, case.name)))
+        peer.append(case.peer_result(run(case.peer_command, threads, case.name)))
+    ours, peer = (sorted(side, key=lambda result: result["seconds"]) for side in (ours, peer))
     row = {
         "case": case.name,
-        "ours": min(result["seconds"] for result in ours),
-        "peer": min(result["seconds"] for result in peer),
+        "ours": ours[0]["seconds"],
+        "peer": peer[0]["seconds"],
     }
     row["ratio"] = row["ours"] / row["peer"]
-    if "operations" in ours[-1]:
-        row["operations"] = ours[-1]["operations"]
+    row |= {key: ours[0][key] for key in ("operations", "flop", "bytes") if key in ours[0]}
+    if "stages" in ours[0]:
+        row |= {"our_stages": ours[0]["stages"], "peer_stages": peer[0]["stages"]}
     if "error" in ours[0]:
         row |= {"our_error": ours[0]["error"], "peer_error": peer[0]["error"]}
     if case.name in GOALS:
@@ -173,37 +313,77 @@ def measure(case, repeats, threads):
     return row
 
 
+def duration(seconds):
+    """A time in seconds, milliseconds or microseconds."""
+    for unit, factor in (("s", 1), ("ms", 1e3), ("us", 1e6)):
+        if seconds * factor >= 1:
+            break
+    return f"{seconds * factor:.2f} {unit}"
+
+
 def line(row):
     """A row as a line of the table."""
-    times = f"{row['ours']:.2f} s | {row['peer']:.2f} s | {row['ratio']:.2f}"
-    errors = f"{row['our_error']:.5f} / {row['peer_error']:.5f}" if "our_error" in row else ""
+    times = f"{duration(row['ours'])} | {duration(row['peer'])} | {row['ratio']:.2f}"
     goal = f"{row['goal']:.2f} | {'yes' if row['met'] else 'no'}" if "goal" in row else " | "
-    return f"| {row['case']} | {times} | {goal} | {errors} |"
+    floor = f"{row['of_floor']:.0%}" if "of_floor" in row else ""
+    errors = f"{row['our_error']:.5f} / {row['peer_error']:.5f}" if "our_error" in row else ""
+    return f"| {row['case']} | {times} | {goal} | {floor} | {errors} |"
+
+
+def details(row):
+    """What a row says beside its line of the table."""
+    if "operations" in row:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in row["operations"].items())
+        print(f"\n{row['case']}, share of our time: {shares}")
+    if "our_stages" in row:
+        pairs = [(name, ours, row["peer_stages"][name]) for name, ours in row["our_stages"].items()]
+        stages = [f"{name} {duration(ours)} / {duration(peer)}" for name, ours, peer in pairs]
+        print(f"\n{row['case']}, ours / peer: {', '.join(stages)}")
+
+
+def choose(parser, only, groups):
+    """The cases that the options name: all but prune if they name none."""
+    if not only and not groups:
+        return [case for case in CASES if case.group != "prune"]
+    for part in only:
+        if not any(part in case.name for case in CASES):
+            parser.error(f"no case is called {part}")
+    named = [case for case in CASES if any(part in case.name for part in only)]
+    return [case for case in CASES if case in named or case.group in groups]
 
 
 def main():
-    names = [case.name for case in CASES]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    only = f"a case to run, repeatable (default: all but prune): {', '.join(names)}"
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=only)
+    names = ", ".join(case.name for case in CASES)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=f"All but prune run if neither --only nor --group is given. Cases: {names}.",
+    )
+    only = "cases to run: a name or a part of it, repeatable"
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help=only)
+    group = "group of cases to run, repeatable"
+    parser.add_argument("--group", action="append", default=[], choices=GROUPS, help=group)
     parser.add_argument("--repeats", type=int, default=3, help="turns of each case")
     parser.add_argument("--threads", type=int, default=2, help="threads of both sides")
     parser.add_argument("--json", type=Path, help="file for the rows")
     arguments = parser.parse_args()
-    chosen = arguments.only or [name for name in names if name != "prune"]
+    chosen = choose(parser, arguments.only, arguments.group)
+    torch.set_num_threads(arguments.threads)
     rows = []
-    print("| case | ours | peer | ours / peer | goal | met | error, ours / peer |")
-    print("|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
-            if case.name in chosen:
-                case.prepare(Path(folder), arguments.threads)
-                rows.append(measure(case, arguments.repeats, arguments.threads))
-                print(line(rows[-1]), flush=True)
+        options = (Path(folder), arguments.repeats, arguments.threads)
+        if any(case.group == "kernels" for case in chosen):
+            product = measure(PRODUCT, *options)
+            machine = Machine(product)
+            print(f"{machine}\n")
+        header = "case | ours | peer | ours / peer | goal | met | of the floor | error, ours / peer"
+        print(f"| {header} |")
+        print("|---|---|---|---|---|---|---|---|", flush=True)
+        for case in chosen:
+            row = product if case is PRODUCT else measure(case, *options)
+            rows.append(row | machine.floor(row) if case.group == "kernels" else row)
+            print(line(rows[-1]), flush=True)
     for row in rows:
-        if "operations" in row:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in row["operations"].items())
-            print(f"\n{row['case']}, share of our time: {shares}")
+        details(row)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 

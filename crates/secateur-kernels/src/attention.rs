@@ -158,6 +158,7 @@ impl Workspace {
 fn update(line: &mut [f32], visible: usize, scale: f32, bias: Option<&[f32]>, state: &mut (f32, f32)) -> f32 {
     let (scores, hidden) = line.split_at_mut(visible);
     hidden.fill(0.0);
+    let bias = bias.map(|bias| &bias[..visible]);
     if scores.is_empty() { 1.0 } else { dispatch(Update { scores, scale, bias, state }) }
 }
 
@@ -187,6 +188,11 @@ impl WithSimd for Update<'_> {
         }
         let (peak, total) = *state;
         let peak_now = (maximum(simd, scores) * scale).max(peak);
+        if peak_now == f32::NEG_INFINITY {
+            // A bias of -inf on all keys so far (NaN is not -inf): none of them has a say.
+            scores.fill(0.0);
+            return 1.0;
+        }
         let (factor, offset) = (Vector::of(simd, scale), Vector::of(simd, -peak_now));
         map(
             simd,

@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod attention;
 pub mod convolution;
+pub mod factor;
 pub mod gram;
 pub mod linear;
 pub mod norm;

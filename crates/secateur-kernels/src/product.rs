@@ -4,7 +4,7 @@
 //! (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). The right factor is packed so that
 //! a tile reads it in order ([`Panels`]), once for weights; the left one is read where it lies.
 //!
-//! Every element is one chain of multiply-adds in the order of the shared dimension, however the work is cut: results do
+//! Every element is the sum, over stretches of the shared dimension, of a chain of multiply-adds, however the work is cut: results do
 //! not depend on the number of threads.
 
 use crate::simd::{Vector, dispatch, lanes};
@@ -41,13 +41,18 @@ impl Panels {
     #[must_use]
     pub fn transposed(weight: &[f32], depth: usize) -> Self {
         let columns = weight.len().checked_div(depth).unwrap_or(0);
+        Self::from_columns(depth, columns, |column| &weight[column * depth..][..depth])
+    }
+
+    /// The factor whose column j is `column(j)`, of `depth` elements.
+    #[must_use]
+    pub fn from_columns<'a>(depth: usize, columns: usize, column: impl Fn(usize) -> &'a [f32] + Sync) -> Self {
         let mut panels = Self::default();
         panels.reset(depth, columns);
         let width = panels.width();
         panels.values_mut().par_chunks_mut((width * depth).max(1)).enumerate().for_each(|(index, panel)| {
             let first = index * width;
-            let row = |column: usize| &weight[(first + column) * depth..][..depth];
-            transpose(width.min(columns - first), depth, row, panel, panel.len() / depth);
+            transpose(width.min(columns - first), depth, |i| column(first + i), panel, panel.len() / depth);
         });
         panels
     }
@@ -374,19 +379,17 @@ fn tile<S: Simd, const M: usize, const V: usize>(
     columns: Range<usize>,
 ) {
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
-    match start {
-        Start::Zero => {}
-        Start::Bias(bias) => sums = [load(simd, bias); M],
-        Start::Output => {
-            for (sums, output) in sums.iter_mut().zip(output.iter()) {
-                *sums = load(simd, &output[columns.clone()]);
-            }
-        }
+    if let Start::Bias(bias) = start {
+        sums = [load(simd, bias); M];
     }
     let sums = sum_up(simd, sums, left, panel.as_chunks::<V>().0);
+    // What the output holds comes last: it may be far greater than what is added, as in a Gram matrix of many rows.
+    let add = matches!(start, Start::Output);
     for (sums, output) in sums.iter().zip(output) {
         for (&sum, part) in sums.iter().zip(output[columns.clone()].chunks_mut(S::F32_LANES)) {
-            Vector::new(simd, sum).store(part);
+            let sum = Vector::new(simd, sum);
+            let sum = if add { sum + Vector::load(simd, part) } else { sum };
+            sum.store(part);
         }
     }
 }

@@ -10,7 +10,18 @@ use std::sync::OnceLock;
 #[inline(always)]
 pub(crate) fn dispatch<B: WithSimd>(body: B) -> B::Output {
     static ARCH: OnceLock<Arch> = OnceLock::new();
-    ARCH.get_or_init(Arch::new).dispatch(body)
+    ARCH.get_or_init(arch).dispatch(body)
+}
+
+/// The widest vectors of this machine, or those that the variable SECATEUR_VECTORS asks for, to compare: `none`, or on
+/// x86-64 `avx2`.
+fn arch() -> Arch {
+    match std::env::var("SECATEUR_VECTORS").as_deref() {
+        Ok("none") => Arch::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Ok("avx2") => pulp::x86::V3::try_new().map_or(Arch::Scalar, Arch::V3),
+        _ => Arch::new(),
+    }
 }
 
 /// Numbers in a vector of this machine.
@@ -125,7 +136,7 @@ impl<S: Simd> Vector<S> {
 
     /// `self` where it is more than `bound` or NaN, else `bound`.
     #[inline(always)]
-    fn at_least(self, bound: f32) -> Self {
+    pub(crate) fn at_least(self, bound: f32) -> Self {
         let bound = self.splat(bound);
         let under = self.simd.less_than_f32s(self.value, bound.value);
         Self { value: self.simd.select_f32s(under, bound.value, self.value), ..self }

@@ -1,6 +1,7 @@
 //! Every kernel against a plain f64 version: odd sizes, one row, no rows, non-contiguous views, NaN.
 
 use candle_core::{DType, Device, Tensor};
+use proptest::prelude::*;
 use secateur_kernels::{Activation, gram, obs, ops};
 
 fn linear_op(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> candle_core::Result<Tensor> {
@@ -204,7 +205,16 @@ fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: boo
 
 #[test]
 fn attention() {
-    let cases = [(1, 1, 1, 1, 1), (2, 3, 5, 5, 7), (1, 2, 65, 33, 16), (2, 1, 130, 130, 40), (1, 4, 7, 200, 3)];
+    // More than 512 keys come in several blocks.
+    let cases = [
+        (1, 1, 1, 1, 1),
+        (2, 3, 5, 5, 7),
+        (1, 2, 65, 33, 16),
+        (2, 1, 130, 130, 40),
+        (1, 4, 7, 200, 3),
+        (1, 2, 33, 1100, 5),
+        (1, 1, 600, 600, 8),
+    ];
     for (batch, heads, queries, keys, head_dim) in cases {
         let width = heads * head_dim;
         let q = (random(&[batch, queries, width], 1) * 2.0).unwrap();
@@ -299,6 +309,198 @@ fn gram_matrices() {
             assert!((square - want).abs() < 1e-5 * want, "column {j}: {square} against {want}");
         }
     }
+}
+
+#[test]
+fn a_key_of_multiplicity_m_is_m_equal_keys() {
+    let (q, k, v) = (random(&[1, 9, 12], 1), random(&[1, 4, 12], 2), random(&[1, 4, 12], 3));
+    let times = [1u32, 5, 1, 700];
+    let spelled_out: Vec<u32> =
+        times.iter().zip(0..).flat_map(|(&m, key)| std::iter::repeat_n(key, m as usize)).collect();
+    let index = Tensor::from_vec(spelled_out, 707, &Device::Cpu).unwrap();
+    let (all_k, all_v) = (k.index_select(&index, 1).unwrap(), v.index_select(&index, 1).unwrap());
+    let bias: std::sync::Arc<[f32]> = times.iter().map(|&m| (m as f32).ln()).collect();
+    let folded = ops::attention(&q, &k, &v, 3, Some(bias), false).unwrap();
+    close("folded keys", &folded, &plain_attention(&q, &all_k, &all_v, 3, false));
+    let short: std::sync::Arc<[f32]> = [0.0; 3].into();
+    assert!(ops::attention(&q, &k, &v, 3, Some(short), false).unwrap_err().to_string().contains("4 keys"));
+}
+
+#[test]
+fn a_gram_of_many_rows_stays_accurate() {
+    // A million rows, in calls as a calibration makes them; in f64 beside it.
+    let (columns, rows, calls) = (3, 4096, 245);
+    let (mut gram, mut want) = (vec![0f32; columns * columns], vec![0f64; columns * columns]);
+    for call in 0..calls {
+        let x = (random(&[rows, columns], call) + 0.3).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        gram::add_gram(rows, columns, |row| &x[row * columns..][..columns], |_| 1.0, &mut gram);
+        for row in x.chunks(columns) {
+            for i in 0..columns {
+                for j in 0..columns {
+                    want[i * columns + j] += f64::from(row[i]) * f64::from(row[j]);
+                }
+            }
+        }
+    }
+    gram::symmetrise(&mut gram, columns);
+    for (g, w) in gram.iter().zip(&want) {
+        assert!((f64::from(*g) - w).abs() < 1e-5 * w.abs(), "{g} against {w}");
+    }
+}
+
+/// A A^T / n + `ridge`, symmetric positive definite.
+fn definite(n: usize, ridge: f32, seed: u32) -> Vec<f32> {
+    let a = random(&[n, n], seed);
+    let square = (a.matmul(&a.t().unwrap()).unwrap() / n as f64).unwrap().flatten_all().unwrap();
+    let mut square = square.to_vec1::<f32>().unwrap();
+    (0..n).for_each(|i| square[i * n + i] += ridge);
+    square
+}
+
+#[test]
+fn the_factor_of_the_inverse() {
+    for n in [0, 1, 2, 63, 64, 65, 100, 129, 200, 300] {
+        let matrix = definite(n, 0.05, 7);
+        let mut u = matrix.clone();
+        secateur_kernels::factor::inverse_factor(&mut u, n).unwrap();
+        // U A U^T = 1, in f64.
+        let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|&x| f64::from(x)).collect() };
+        let (a, u) = (wide(&matrix), wide(&u));
+        for i in 0..n {
+            assert!(u[i * n..i * n + i].iter().all(|&x| x == 0.0), "{n}: below the diagonal of row {i}");
+            let row: Vec<f64> = (0..n).map(|j| (0..n).map(|k| u[i * n + k] * a[k * n + j]).sum()).collect();
+            for j in 0..n {
+                let one: f64 = (0..n).map(|k| row[k] * u[j * n + k]).sum();
+                let want = if i == j { 1.0 } else { 0.0 };
+                assert!((one - want).abs() < 2e-4, "{n}: element {i}, {j} of U A U^T is {one}");
+            }
+        }
+    }
+    let mut indefinite = definite(100, 0.05, 7);
+    indefinite[50 * 100 + 50] = -1.0;
+    assert!(secateur_kernels::factor::inverse_factor(&mut indefinite, 100).is_err());
+    assert!(secateur_kernels::factor::inverse_factor(&mut [f32::NAN], 1).is_err());
+}
+
+/// The solver's loop as it is written down, in f64: one column after another, with every column behind it updated at
+/// once.
+fn plain_solve(weight: &[f32], factor: &[f32], columns: usize, pruned: usize, group: usize) -> Vec<f64> {
+    let u: Vec<f64> = factor.iter().map(|&x| f64::from(x)).collect();
+    let mut weight: Vec<f64> = weight.iter().map(|&x| f64::from(x)).collect();
+    for row in weight.chunks_mut(columns) {
+        let mut goes = vec![false; columns];
+        for i in 0..columns {
+            if i % group == 0 {
+                let mut order: Vec<usize> = (i..i + group).collect();
+                order.sort_by(|&a, &b| {
+                    (row[a] / u[a * columns + a]).abs().total_cmp(&(row[b] / u[b * columns + b]).abs())
+                });
+                order[..pruned].iter().for_each(|&j| goes[j] = true);
+            }
+            if goes[i] {
+                let error = row[i] / u[i * columns + i];
+                for j in i..columns {
+                    row[j] -= error * u[i * columns + j];
+                }
+                row[i] = 0.0;
+            }
+        }
+    }
+    weight
+}
+
+#[test]
+fn solving_in_blocks_is_solving_column_by_column() {
+    for (rows, columns, pruned, group) in
+        [(1, 4, 2, 4), (70, 300, 2, 4), (17, 264, 5, 8), (3, 260, 1, 2), (5, 390, 2, 3)]
+    {
+        let mut factor = definite(columns, 0.3, 3);
+        secateur_kernels::factor::inverse_factor(&mut factor, columns).unwrap();
+        let weight = random(&[rows, columns], 5).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let mut solved = weight.clone();
+        obs::solve(&mut solved, &factor, obs::Choice::Groups { pruned, group });
+        let want = plain_solve(&weight, &factor, columns, pruned, group);
+        close("solved", &Tensor::from_vec(solved, (rows, columns), &Device::Cpu).unwrap(), &want);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn products_of_any_size(rows in 0usize..40, inputs in 1usize..300, outputs in 0usize..120, seed in 0u32..1000) {
+        let (x, w) = (random(&[rows, inputs], seed), random(&[outputs, inputs], seed + 1));
+        let (wide_x, wide_w) = (wide(&x), wide(&w));
+        let at = |r: usize, o: usize| (0..inputs).map(|i| wide_x[r * inputs + i] * wide_w[o * inputs + i]).sum();
+        let want: Vec<f64> = (0..rows).flat_map(|r| (0..outputs).map(move |o| (r, o))).map(|(r, o)| at(r, o)).collect();
+        close("linear", &linear_op(&x, &w, None).unwrap(), &want);
+    }
+
+    #[test]
+    fn attention_is_an_average(tokens in 1usize..70, head_dim in 1usize..70, seed in 0u32..1000, constant in -5f32..5.0) {
+        // Of equal values that value, and never beyond the greatest one.
+        let (q, k) = (random(&[2, 3, head_dim], seed), random(&[2, tokens, head_dim], seed + 1));
+        let v = Tensor::full(constant, (2, tokens, head_dim), &Device::Cpu).unwrap();
+        let y = ops::attention(&q, &k, &v, 1, None, false).unwrap();
+        close("of equal values", &y, &vec![f64::from(constant); 2 * 3 * head_dim]);
+        let v = random(&[2, tokens, head_dim], seed + 2);
+        let most = wide(&v).into_iter().fold(f64::MIN, f64::max);
+        prop_assert!(wide(&ops::attention(&q, &k, &v, 1, None, false).unwrap()).into_iter().all(|y| y <= most + 1e-5));
+    }
+
+    #[test]
+    fn softmax_does_not_mind_an_offset(width in 1usize..100, seed in 0u32..1000, offset in -1e3f32..1e3) {
+        let x = random(&[3, width], seed);
+        let y = ops::softmax(&x).unwrap();
+        for row in wide(&y).chunks(width) {
+            prop_assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-5);
+        }
+        let moved = ops::softmax(&(x + f64::from(offset)).unwrap()).unwrap();
+        for (a, b) in wide(&y).iter().zip(wide(&moved)) {
+            prop_assert!((a - b).abs() < 2e-4, "{a} against {b}");
+        }
+    }
+
+    #[test]
+    fn upsampling_keeps_sums(height in 1usize..9, width in 1usize..20, factor in 1usize..4, seed in 0u32..1000) {
+        let x = random(&[2, 3, height, width], seed);
+        let y = ops::upsample_nearest(&x, factor).unwrap();
+        prop_assert_eq!(y.dims(), [2, 3, height * factor, width * factor]);
+        let total = |t: &Tensor| wide(t).into_iter().sum::<f64>();
+        prop_assert!((total(&y) - total(&x) * (factor * factor) as f64).abs() < 1e-3);
+    }
+}
+
+#[test]
+fn other_vectors_give_the_same() {
+    // The whole file again, in a process that is told to use other vectors.
+    if std::env::var_os("SECATEUR_VECTORS").is_some() {
+        return;
+    }
+    for vectors in ["none", "avx2"] {
+        let run =
+            std::process::Command::new(std::env::current_exe().unwrap()).env("SECATEUR_VECTORS", vectors).output();
+        let run = run.unwrap();
+        assert!(run.status.success(), "{vectors}: {}", String::from_utf8_lossy(&run.stdout));
+    }
+}
+
+#[test]
+fn geglu_and_softmax() {
+    let x = random(&[5, 34], 4);
+    let half = |start| x.narrow(1, start, 17).unwrap().contiguous().unwrap();
+    let want = (half(0) * ops::activation(Activation::Gelu, &half(17)).unwrap()).unwrap();
+    close("geglu", &ops::geglu(&x).unwrap(), &wide(&want));
+    assert!(ops::geglu(&random(&[2, 3], 1)).is_err());
+    let mut want = Vec::new();
+    for row in wide(&x).chunks(34) {
+        let total: f64 = row.iter().map(|x| x.exp()).sum();
+        want.extend(row.iter().map(|x| x.exp() / total));
+    }
+    close("softmax", &ops::softmax(&x).unwrap(), &want);
+    let bad = Tensor::new(&[[0f32, f32::NAN, 1.0], [0.0, 1.0, 2.0]], &Device::Cpu).unwrap();
+    let y = ops::softmax(&bad).unwrap().to_vec2::<f32>().unwrap();
+    assert!(y[0].iter().all(|y| y.is_nan()) && y[1].iter().all(|y| y.is_finite()), "{y:?}");
 }
 
 #[test]

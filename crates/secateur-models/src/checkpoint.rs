@@ -58,7 +58,8 @@ impl TensorFile {
             return Err(Error::invalid(path, format!("only {bytes} bytes: not a safetensors file, or cut short")));
         }
         file.read_exact(&mut first).map_err(Error::io(path))?;
-        if &first[..2] == b"PK" || first[0] == 0x80 {
+        // A safetensors file begins with the length of its header, whose first byte may be any.
+        if first.starts_with(b"PK\x03\x04") || (first[0] == 0x80 && first[4..] != [0; 4]) {
             let problem = "this is a pickle, which can run code when opened: convert it to safetensors first";
             return Err(Error::invalid(path, problem));
         }

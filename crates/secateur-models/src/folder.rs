@@ -4,7 +4,7 @@ use crate::checkpoint::{Checkpoint, variants};
 use crate::error::{Error, Result, read_json};
 use crate::mmdit::MmditConfig;
 use crate::pipeline::Sampling;
-use crate::structure::{Geometry, Structure};
+use crate::structure::{Geometry, Memory, Structure};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -236,6 +236,16 @@ impl ModelFolder {
     pub fn geometry(&self) -> Geometry {
         let side = self.denoiser.sample_size;
         Geometry { latent: (side, side), text: self.text_tokens }
+    }
+
+    /// What a call takes for `samples` samples at that size. Text tokens that are equal to others are not computed, see
+    /// [`Conditioning::multiplicity`](crate::Conditioning).
+    #[must_use]
+    pub fn memory(&self, samples: usize) -> Memory {
+        let absent = self.manifest.generation.max_sequence_length.saturating_sub(1);
+        let geometry = Geometry { text: self.text_tokens - absent, ..self.geometry() };
+        let parameters = self.checkpoint.tensors().map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum();
+        self.denoiser.structure(&geometry).memory(parameters, samples)
     }
 
     /// The denoiser's description of itself, at the size it was trained for.

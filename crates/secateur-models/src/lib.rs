@@ -26,6 +26,6 @@ pub use pipeline::{Conditioning, Denoiser, Observer, Pipeline, Sampling};
 pub use preprocess::ClipImageProcessor;
 pub use save::{OutputFolder, cast};
 pub use scheduler::{FlowMatchEuler, FlowMatchEulerConfig};
-pub use structure::{Block, Geometry, Layer, Operation, Prunable, Structure, UnitKind};
+pub use structure::{Block, Geometry, Layer, Memory, Operation, Prunable, Structure, UnitKind};
 pub use tokenizer::ClipTokenizer;
 pub use vae::{AutoencoderKl, AutoencoderKlConfig};

@@ -111,7 +111,20 @@ impl MmditConfig {
                 plain("proj_out", image, width, patch * patch * self.out_channels()),
             ],
         });
-        Structure { blocks }
+        Structure { blocks, activations: self.activations(image, text) }
+    }
+
+    /// The most numbers of one sample that are alive at once, in one of three places of a block: joint attention (both
+    /// streams, what is joined of them, the result), and the feed-forward of either stream (its residual, its input or
+    /// output, its hidden layer four times as wide) beside the other one and what attention left for it. The parts of the
+    /// modulations are alive throughout.
+    fn activations(&self, image: usize, text: usize) -> usize {
+        let attention = 5 * (image + text);
+        let image_feed_forward = 6 * image + 2 * text;
+        let text_feed_forward = image + 6 * text;
+        let modulations = if self.dual_attention_layers.is_empty() { 12 } else { 15 };
+        let tokens = attention.max(image_feed_forward).max(text_feed_forward) + modulations;
+        tokens * self.width() + text * self.joint_attention_dim
     }
 
     fn block_structure(&self, index: usize, image: usize, text: usize) -> Block {
@@ -192,9 +205,10 @@ impl Projections {
         Ok(Self { q: linear(names[0])?, k: linear(names[1])?, v: linear(names[2])?, norms })
     }
 
-    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<[Tensor; 3]> {
-        let (q, k) = (self.q.forward(x, context)?, self.k.forward(x, context)?);
-        let v = self.v.forward(x, context)?;
+    fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<[Tensor; 3]> {
+        let (q, k) = (self.q.forward(&x, context)?, self.k.forward(&x, context)?);
+        let v = self.v.forward(&x, context)?;
+        drop(x);
         Ok(match &self.norms {
             Some((norm_q, norm_k)) => [norm_q.forward(&q)?, norm_k.forward(&k)?, v],
             None => [q, k, v],
@@ -216,9 +230,10 @@ impl FeedForward {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let x = self.proj.forward_activated(x, Activation::GeluTanh, context)?;
-        Ok(self.out.forward(&x, context)?)
+    fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let hidden = self.proj.forward_activated(&x, Activation::GeluTanh, context)?;
+        drop(x);
+        Ok(self.out.forward(&hidden, context)?)
     }
 }
 
@@ -229,6 +244,17 @@ const TEXT: [&str; 5] = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q
 struct DualAttention {
     projections: Projections,
     to_out: Linear,
+}
+
+impl DualAttention {
+    fn forward(&self, x: Tensor, heads: usize, context: &Context<'_>) -> Result<Tensor> {
+        let [q, k, v] = self.projections.forward(x, context)?;
+        let y = {
+            let _span = tracing::trace_span!("attention").entered();
+            ops::attention(&q, &k, &v, heads, None, false)?
+        };
+        Ok(self.to_out.forward(&y, context)?)
+    }
 }
 
 /// The text stream of a block after attention; the last block has none.
@@ -297,46 +323,58 @@ impl JointBlock {
         let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
         let image = Modulation::new(&self.norm1, time, context)?;
         let words = Modulation::new(&self.norm1_context, time, context)?;
-        let tokens = x.dim(1)?;
-
         // AdaLayerNormZero orders its parts shift, scale, gate; AdaLayerNormContinuous scale, shift.
+        let (scale, shift) = if self.text_output.is_some() { (1, 0) } else { (0, 1) };
         let norm_x = modulate(&x, &image.part(1)?, &image.part(0)?)?;
-        let norm_text = match self.text_output {
-            Some(_) => modulate(&text, &words.part(1)?, &words.part(0)?)?,
-            None => modulate(&text, &words.part(0)?, &words.part(1)?)?,
-        };
-        let [q, k, v] = self.image.forward(&norm_x, context)?;
-        let [text_q, text_k, text_v] = self.text.forward(&norm_text, &text_context)?;
-        let attention = {
-            let _span = tracing::trace_span!("attention").entered();
-            let join = |a: &Tensor, b: &Tensor| Tensor::cat(&[a, b], 1);
-            let bias = multiplicity.map(|m| Arc::clone(&m.key_bias));
-            ops::attention(&join(&q, &text_q)?, &join(&k, &text_k)?, &join(&v, &text_v)?, self.heads, bias, false)?
-        };
-        let y = self.to_out.forward(&attention.narrow(1, 0, tokens)?.contiguous()?, context)?;
-        // The second attention reads the block's input, so it is normalised before the first is added.
-        let dual_input = match self.dual {
-            Some(_) => Some(modulate(&x, &image.part(7)?, &image.part(6)?)?),
+        let norm_text = modulate(&text, &words.part(scale)?, &words.part(shift)?)?;
+        let (attention, text_attention) = self.attend(norm_x, norm_text, multiplicity, context)?;
+        // The second attention reads the block's input, so it comes before the first is added.
+        let dual = match &self.dual {
+            Some(dual) => {
+                let y = dual.forward(modulate(&x, &image.part(7)?, &image.part(6)?)?, self.heads, context)?;
+                Some((image.part(8)?, y))
+            }
             None => None,
         };
-        let mut x = gated(&x, &image.part(2)?, &y)?;
-        if let (Some(dual), Some(input)) = (&self.dual, dual_input) {
-            let [q, k, v] = dual.projections.forward(&input, context)?;
-            let y = {
-                let _span = tracing::trace_span!("attention").entered();
-                ops::attention(&q, &k, &v, self.heads, None, false)?
-            };
-            x = gated(&x, &image.part(8)?, &dual.to_out.forward(&y, context)?)?;
+        let mut x = gated(x, &image.part(2)?, self.to_out.forward(&attention, context)?)?;
+        drop(attention);
+        if let Some((gate, y)) = dual {
+            x = gated(x, &gate, y)?;
         }
-        let y = self.ff.forward(&modulate(&x, &image.part(4)?, &image.part(3)?)?, context)?;
-        x = gated(&x, &image.part(5)?, &y)?;
+        let y = self.ff.forward(modulate(&x, &image.part(4)?, &image.part(3)?)?, context)?;
+        x = gated(x, &image.part(5)?, y)?;
 
-        let Some(output) = &self.text_output else { return Ok((x, text)) };
-        let y = attention.narrow(1, tokens, text.dim(1)?)?.contiguous()?;
-        let text = gated(&text, &words.part(2)?, &output.to_add_out.forward(&y, &text_context)?)?;
+        let (Some(output), Some(attention)) = (&self.text_output, text_attention) else { return Ok((x, text)) };
+        let text = gated(text, &words.part(2)?, output.to_add_out.forward(&attention, &text_context)?)?;
+        drop(attention);
         let y = modulate(&text, &words.part(4)?, &words.part(3)?)?;
-        let y = output.ff_context.forward(&y, &text_context)?;
-        Ok((x, gated(&text, &words.part(5)?, &y)?))
+        let y = output.ff_context.forward(y, &text_context)?;
+        Ok((x, gated(text, &words.part(5)?, y)?))
+    }
+
+    /// Joint attention of both streams, which are dropped as soon as they are projected: the image's part and, where it is
+    /// read, the text's.
+    fn attend(
+        &self,
+        x: Tensor,
+        text: Tensor,
+        multiplicity: Option<&Multiplicity>,
+        context: &Context<'_>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
+        let (tokens, text_tokens) = (x.dim(1)?, text.dim(1)?);
+        let [q, k, v] = self.image.forward(x, context)?;
+        let [text_q, text_k, text_v] = self.text.forward(text, &text_context)?;
+        let _span = tracing::trace_span!("attention").entered();
+        let join = |a: Tensor, b: Tensor| Tensor::cat(&[a, b], 1);
+        let (q, k, v) = (join(q, text_q)?, join(k, text_k)?, join(v, text_v)?);
+        let bias = multiplicity.map(|m| Arc::clone(&m.key_bias));
+        let attention = ops::attention(&q, &k, &v, self.heads, bias, false)?;
+        let text = match self.text_output {
+            Some(_) => Some(attention.narrow(1, tokens, text_tokens)?.contiguous()?),
+            None => None,
+        };
+        Ok((attention.narrow(1, 0, tokens)?.contiguous()?, text))
     }
 }
 
@@ -370,9 +408,9 @@ fn modulate(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
     Ok(ops::layer_norm_modulated(x, scale, shift, EPS)?)
 }
 
-fn gated(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
+fn gated(x: Tensor, gate: &Tensor, y: Tensor) -> Result<Tensor> {
     let _span = tracing::trace_span!("residual").entered();
-    Ok(ops::gated_add(x, gate, y)?)
+    Ok(ops::gated_add(&x, gate, &y)?)
 }
 
 /// Two linears with SiLU between.

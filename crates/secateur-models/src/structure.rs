@@ -7,6 +7,27 @@ use secateur_nn::LayerName;
 pub struct Structure {
     /// Embedders first, transformer blocks, output last.
     pub blocks: Vec<Block>,
+    /// The most numbers of one sample that are alive at once in a call, beside the weights.
+    pub activations: usize,
+}
+
+/// Bytes that a call of a denoiser takes, in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    /// The parameters.
+    pub weights: u64,
+    /// The weights of linears and convolutions once more, as products read them.
+    pub packed_weights: u64,
+    /// What is computed, at its most.
+    pub activations: u64,
+}
+
+impl Memory {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.weights + self.packed_weights + self.activations
+    }
 }
 
 /// A stretch of layers that stand together: a transformer block, or the layers before or after all of them.
@@ -95,6 +116,16 @@ pub struct Geometry {
 }
 
 impl Operation {
+    /// Numbers of its weight.
+    fn weights(&self) -> u64 {
+        let weights = match *self {
+            Self::Linear { inputs, outputs, .. } => inputs * outputs,
+            Self::Convolution { inputs, outputs, kernel, .. } => inputs * outputs * kernel * kernel,
+            Self::Attention { .. } => 0,
+        };
+        weights as u64
+    }
+
     /// Multiply-accumulates for one sample.
     #[must_use]
     pub fn macs(&self) -> u64 {
@@ -111,6 +142,18 @@ impl Structure {
     /// All layers in execution order.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.blocks.iter().flat_map(|block| &block.layers)
+    }
+
+    /// Memory of a call for `samples` samples, of a model of `parameters` parameters.
+    #[must_use]
+    pub fn memory(&self, parameters: u64, samples: usize) -> Memory {
+        let packed: u64 = self.layers().map(|layer| layer.operation.weights()).sum();
+        let bytes = size_of::<f32>() as u64;
+        Memory {
+            weights: bytes * parameters,
+            packed_weights: bytes * packed,
+            activations: bytes * (self.activations * samples) as u64,
+        }
     }
 
     /// Multiply-accumulates of one call for one sample, without the doubling of guidance: linears, convolutions and

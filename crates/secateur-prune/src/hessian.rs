@@ -1,10 +1,9 @@
 //! The Hessian of a layer's output error: damping, its factor, and the error that it measures.
 
 use crate::error::{Error, Result};
-use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Mat, Par, Side};
-use rayon::prelude::*;
-use secateur_kernels::{Panels, linear::linear};
+use secateur_kernels::Panels;
+use secateur_kernels::factor::{inverse_factor, inverse_factor_scratch};
+use secateur_kernels::linear::linear;
 use secateur_nn::LayerName;
 
 /// How often a Hessian that is not positive definite gets ten times the damping.
@@ -26,11 +25,8 @@ impl Factor {
     /// The usual damping, relative to the mean of the diagonal (the reference's).
     pub const DAMPING: f64 = 0.01;
 
-    /// Factors the Hessian `hessian` (d x d, row-major, symmetric) of the input of `layer`, in f64.
-    ///
-    /// With H = R R^T, R upper triangular, U = R^-1: one Cholesky factorisation of the matrix with rows and columns
-    /// reversed, and one triangular inverse; H itself is never inverted. Where H is not positive definite, the
-    /// damping is raised tenfold until it is.
+    /// Factors the Hessian `hessian` (d x d, row-major, symmetric) of the input of `layer`, see [`inverse_factor`]; H
+    /// itself is never inverted. Where H is not positive definite, the damping is raised tenfold until it is.
     ///
     /// # Errors
     /// If the Hessian holds values that are not finite, or no damping helps.
@@ -44,41 +40,24 @@ impl Factor {
         if !mean.is_finite() || mean < 0.0 {
             return Err(Error::layer(layer, "the Hessian of its input is not finite"));
         }
+        let mut values = vec![0f32; hessian.len()];
         for escalation in 0..=ESCALATIONS {
             let damping = Self::DAMPING * 10f64.powi(escalation as i32);
-            let last = columns.wrapping_sub(1);
-            // H is symmetric: read along its rows, as `from_fn` goes down its columns.
-            let reversed = Mat::from_fn(columns, columns, |i, j| {
-                let (i, j) = (last - i, last - j);
-                if i == j { diagonals[i] + damping * mean } else { f64::from(hessian[j * columns + i]) }
-            });
-            let Ok(cholesky) = reversed.llt(Side::Lower) else { continue };
-            let mut inverse = Mat::<f64>::zeros(columns, columns);
-            invert_lower_triangular(inverse.as_mut(), cholesky.L(), Par::rayon(0));
-            let mut values = vec![0f32; columns * columns];
-            // A band of rows at a time, so that both the rows of U and the columns of the inverse stay in the cache.
-            const BAND: usize = 32;
-            values.par_chunks_mut((BAND * columns).max(1)).enumerate().for_each(|(band, rows)| {
-                let first = band * BAND;
-                for j in first..columns {
-                    let count = (rows.len() / columns).min(j - first + 1);
-                    let column = inverse.col(last - j);
-                    for i in 0..count {
-                        rows[i * columns + j] = column[last - first - i] as f32;
-                    }
-                }
-            });
-            if values.iter().all(|value| value.is_finite()) {
+            values.copy_from_slice(hessian);
+            for (j, diagonal) in diagonals.iter().enumerate() {
+                values[j * columns + j] = (diagonal + damping * mean) as f32;
+            }
+            if inverse_factor(&mut values, columns).is_ok() && values.iter().all(|value| value.is_finite()) {
                 return Ok(Self { values, dead, damping });
             }
         }
         Err(Error::layer(layer, "the Hessian of its input is not positive definite, however much it is damped"))
     }
 
-    /// Bytes that [`Factor::new`] takes for `columns` columns: three matrices in f64 and the result.
+    /// Bytes that [`Factor::new`] takes for `columns` columns, with the result.
     #[must_use]
     pub fn scratch(columns: usize) -> u64 {
-        (columns * columns * (3 * size_of::<f64>() + size_of::<f32>())) as u64
+        (columns * columns * size_of::<f32>()) as u64 + inverse_factor_scratch(columns)
     }
 }
 

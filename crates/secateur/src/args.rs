@@ -170,6 +170,12 @@ pub(crate) struct GenerateArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Print the memory that a call of the denoiser takes, in place of the layers
+    #[arg(long)]
+    pub(crate) memory: bool,
+    /// Images at a time that --memory counts with
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive, requires = "memory")]
+    pub(crate) batch: usize,
 }
 
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use crate::args::{Common, InspectArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::Result;
-use secateur_models::{ModelFolder, Observer, TensorInfo};
+use secateur_models::{Memory, ModelFolder, Observer, TensorInfo};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,6 +38,9 @@ struct LayerRow {
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
     let folder = args.model.open()?;
+    if args.memory {
+        return memory(&folder, args.batch, common);
+    }
     let progress = Progress::new(common.quiet);
     let inspection = inspect(&folder, &progress)?;
     progress.finish();
@@ -74,6 +77,34 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
         count(inspection.macs_without_attention),
         inspection.text_tokens,
     ))
+}
+
+/// Prints what a call for a batch of images takes, each of them twice where the model is guided by default.
+fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
+    let guided = folder.manifest().generation.guidance > 1.0;
+    let samples = if guided { 2 * batch } else { batch };
+    let memory = folder.memory(samples);
+    if common.json {
+        #[derive(Serialize)]
+        struct Needs {
+            model: PathBuf,
+            samples: usize,
+            #[serde(flatten)]
+            memory: Memory,
+            total: u64,
+        }
+        return print_json(&Needs { model: folder.path().to_owned(), samples, memory, total: memory.total() });
+    }
+    let parts = [
+        ("weights", memory.weights),
+        ("weights as products read them", memory.packed_weights),
+        ("activations at their most", memory.activations),
+        ("a call of the denoiser", memory.total()),
+    ];
+    let rows: Vec<_> = parts.iter().map(|(what, size)| vec![(*what).to_owned(), bytes(*size)]).collect();
+    let twice = if guided { ", each with and without its prompt" } else { "" };
+    print(&format!("{}: {batch} image(s) at a time{twice}\n", folder.name()))?;
+    print(&table(&["", "memory"], &rows))
 }
 
 fn inspect(folder: &ModelFolder, progress: &Progress) -> Result<Inspection> {
