@@ -202,7 +202,7 @@ class Prune:
         ours += ["--report-samples", 0, "--out", folder / "pruned"]
         self.our_command = [*ours, "--force", "--quiet", "--json"]
         peer = [sys.executable, PEER / "prune.py", "--model", MODEL, *options]
-        self.peer_command = [*peer, "--count", 100]
+        self.peer_command = [*peer, "--count", 100, "--batch", 8]
 
     def our_result(self, report):
         """The seconds of our run."""

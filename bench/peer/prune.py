@@ -87,7 +87,8 @@ def calibrate(pipeline, layers, prompts, defaults, batch, seed):
     calibration = Calibration(pipeline, layers, log_decrease(defaults["steps"]))
     for first in range(0, len(prompts), batch):
         calibration.start_batch()
-        pipelines.draw(pipeline, prompts[first : first + batch], defaults, seed)
+        batch_of_prompts = prompts[first : first + batch]
+        pipelines.draw(pipeline, batch_of_prompts, defaults, seed, output_type="latent")
     calibration.stop()
     return {name: hessian.sum for name, hessian in calibration.hessians.items()}
 

@@ -38,14 +38,25 @@ const QUERIES: usize = 32;
 /// Keys at a time.
 const KEYS: usize = 512;
 
-/// softmax(scale * Q K^T + bias) V for every head. `q` and `output` are batch x queries x (heads * head_dim), `k` and
-/// `v` batch x keys x (heads * head_dim), row-major, as the projections leave them.
-pub fn attention(q: &[f32], k: &[f32], v: &[f32], output: &mut [f32], shape: Shape, scores: Scores<'_>) {
+/// Keys and values of a part of the tokens: batch x tokens x (heads * head_dim) each, as the projections leave them.
+#[derive(Clone, Copy, Debug)]
+pub struct KeysValues<'a> {
+    /// K.
+    pub keys: &'a [f32],
+    /// V.
+    pub values: &'a [f32],
+}
+
+/// softmax(scale * Q K^T + bias) V for every head. `q` and `output` are batch x queries x (heads * head_dim), row-major;
+/// the keys and values are those of all `parts`, one after another in each sample.
+pub fn attention(q: &[f32], parts: &[KeysValues<'_>], output: &mut [f32], shape: Shape, scores: Scores<'_>) {
     let Shape { batch, heads, queries, keys, head_dim } = shape;
     let width = heads * head_dim;
     if output.is_empty() || keys == 0 {
         return;
     }
+    let streams: Vec<(KeysValues<'_>, usize)> =
+        parts.iter().map(|part| (*part, part.keys.len() / (batch * width))).collect();
     // A task is a stretch of the queries of one head: as few as keep all threads busy, since each packs all keys.
     let parts = (4 * rayon::current_num_threads()).div_ceil(batch * heads).min(queries.div_ceil(QUERIES));
     let part = queries.div_ceil(parts).next_multiple_of(QUERIES);
@@ -59,11 +70,14 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], output: &mut [f32], shape: Sha
     }
     tasks.into_par_iter().enumerate().for_each(|(task, mut output)| {
         let (sample, head) = (task / parts / heads, task / parts % heads);
-        let stream = |data, tokens: usize| Stream::new(data, sample * tokens * width + head * head_dim, width);
-        let (q, k, v) = (stream(q, queries), stream(k, keys), stream(v, keys));
+        let start = |tokens: usize| sample * tokens * width + head * head_dim;
         let first = task % parts * part;
+        let q = Stream::new(q, start(queries) + first * width, width);
+        let stream = |data, tokens| Stream::new(data, start(tokens), width);
+        let streams = streams.iter().filter(|(_, tokens)| *tokens > 0);
+        let keys: Vec<_> = streams.map(|&(part, n)| (stream(part.keys, n), stream(part.values, n), n)).collect();
         with_scratch(&WORKSPACE, |workspace| {
-            workspace.run(q.skip(first), k, v, &mut output, shape, scores, first);
+            workspace.run(q, &keys, &mut output, shape, scores, first);
         });
     });
 }
@@ -84,10 +98,6 @@ impl<'a> Stream<'a> {
         Self { data: &data[start..], stride }
     }
 
-    fn skip(self, rows: usize) -> Self {
-        Self { data: &self.data[rows * self.stride..], ..self }
-    }
-
     fn row(self, index: usize) -> &'a [f32] {
         &self.data[index * self.stride..]
     }
@@ -105,13 +115,12 @@ struct Workspace {
 }
 
 impl Workspace {
-    /// Attention of the queries that `output` has rows for; `first` is the number of the first.
-    #[expect(clippy::too_many_arguments, reason = "three streams and where they are")]
+    /// Attention of the queries that `output` has rows for, `q` from the first of them on, whose number is `first`; `parts`
+    /// are keys, values and their number.
     fn run(
         &mut self,
         q: Stream<'_>,
-        k: Stream<'_>,
-        v: Stream<'_>,
+        parts: &[(Stream<'_>, Stream<'_>, usize)],
         output: &mut [&mut [f32]],
         shape: Shape,
         scores: Scores<'_>,
@@ -122,8 +131,14 @@ impl Workspace {
         self.state.resize(output.len(), (f32::NEG_INFINITY, 0.0));
         for start in (0..keys).step_by(KEYS) {
             let count = KEYS.min(keys - start);
-            self.keys.set_transposed(head_dim, count, |key| k.row(start + key));
-            self.values.set_rows(count, head_dim, |key| v.row(start + key));
+            self.keys.set_transposed(head_dim, count, |key| {
+                let (part, row) = locate(parts, start + key);
+                parts[part].0.row(row)
+            });
+            self.values.set_rows(count, head_dim, |key| {
+                let (part, row) = locate(parts, start + key);
+                parts[part].1.row(row)
+            });
             for (block, output) in output.chunks_mut(QUERIES).enumerate() {
                 let rows = output.len();
                 let query = block * QUERIES;
@@ -151,6 +166,16 @@ impl Workspace {
             output.iter_mut().for_each(|y| *y *= inverse);
         }
     }
+}
+
+/// The part that a key is in, and its row there.
+fn locate(parts: &[(Stream<'_>, Stream<'_>, usize)], key: usize) -> (usize, usize) {
+    let (mut part, mut row) = (0, key);
+    while row >= parts[part].2 {
+        row -= parts[part].2;
+        part += 1;
+    }
+    (part, row)
 }
 
 /// Turns a line of scores into exponentials relative to the greatest so far; those from `visible` on become zero. Gives

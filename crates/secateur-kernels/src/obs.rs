@@ -2,7 +2,7 @@
 //! it.
 
 use crate::product::{Panels, Start, Strips, multiply};
-use crate::simd::{dispatch, lanes};
+use crate::simd::dispatch;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -28,6 +28,8 @@ const BLOCK: usize = 128;
 const STRETCH: usize = 16;
 /// Rows that a task solves: a multiple of every vector's width.
 const ROWS: usize = 64;
+/// The widest vector of any machine.
+const WIDEST: usize = 16;
 
 /// Prunes `weight` (rows x d, row-major) in place, with `factor` the upper triangular U (d x d, row-major, H^-1 =
 /// U^T U): for a weight that goes, err = w_i / U_ii, and w_j -= err * U_ij for all j > i (SparseGPT's loop, OBS-Diff's
@@ -78,8 +80,9 @@ pub fn solve_scratch(rows: usize, columns: usize, choice: Choice) -> u64 {
     let width = block.min(columns);
     let scores = if matches!(choice, Choice::Share(_)) { rows * width } else { 0 };
     let threads = rayon::current_num_threads();
-    let behind = width * columns.next_multiple_of(lanes());
-    ((behind + width * width + scores + threads * width * (ROWS + 2 * lanes())) * size_of::<f32>()) as u64
+    let of_thread = width * (2 * ROWS + 2 * WIDEST);
+    let behind = width * columns.next_multiple_of(WIDEST);
+    ((behind + width * width + scores + threads * of_thread) * size_of::<f32>()) as u64
 }
 
 /// Element int(n * share) of the sorted scores of a block.
@@ -200,7 +203,7 @@ fn choose<S: Simd>(simd: S, w: &[S::f32s], factor: &[f32], width: usize, pruned:
         let ratio = simd.div_f32s(w[i], simd.splat_f32s(factor[i * (width + 1)]));
         simd.mul_f32s(ratio, ratio)
     };
-    for a in 0..w.len() {
+    for (a, goes) in goes.iter_mut().enumerate().take(w.len()) {
         // How many go before this one.
         let (mut rank, mine) = (zero, score(a));
         for b in (0..w.len()).filter(|&b| b != a) {
@@ -210,6 +213,6 @@ fn choose<S: Simd>(simd: S, w: &[S::f32s], factor: &[f32], width: usize, pruned:
             rank = simd.add_f32s(rank, simd.select_f32s(before, one, zero));
         }
         let last = simd.splat_f32s(pruned as f32 - 0.5);
-        goes[a] = simd.select_f32s(simd.less_than_f32s(rank, last), one, zero);
+        *goes = simd.select_f32s(simd.less_than_f32s(rank, last), one, zero);
     }
 }

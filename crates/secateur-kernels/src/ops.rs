@@ -2,7 +2,7 @@
 //! inputs through candle's graph.
 
 use crate::activation::{self, Activation};
-use crate::attention::{self, Scores, Shape as AttentionShape};
+use crate::attention::{self, KeysValues, Scores, Shape as AttentionShape};
 use crate::convolution::Convolution;
 use crate::linear;
 use crate::norm::{self, Affine};
@@ -504,7 +504,7 @@ pub fn attention(
         q.shape(),
         move |data, y| {
             let scores = Scores { scale, key_bias: bias.as_deref(), causal };
-            attention::attention(data[0], data[1], data[2], y, shape, scores);
+            attention::attention(data[0], &[KeysValues { keys: data[1], values: data[2] }], y, shape, scores);
         },
         move |given, gradients| {
             let [gq, gk, gv] = split(gradients);
@@ -513,6 +513,49 @@ pub fn attention(
             attention::gradients([q, k, v], given.gradient, shape, scores, [gq, gk, gv]);
         },
     )
+}
+
+/// Self-attention over the tokens of several streams together, each with its own query, key and value (samples x tokens x
+/// (heads * head width)): the result for the tokens of each. As [`attention`] of the streams joined, without joining them.
+pub fn joint_attention(streams: &[[&Tensor; 3]], heads: usize, key_bias: Option<Arc<[f32]>>) -> Result<Vec<Tensor>> {
+    let tokens = streams.iter().map(|[q, ..]| q.dim(1)).collect::<Result<Vec<_>>>()?;
+    let all = |index: usize| streams.iter().map(|stream| stream[index]).collect::<Vec<_>>();
+    if streams.iter().flatten().any(|tensor| tensor.track_op()) {
+        // Through the graph, whose nodes take three inputs.
+        let join = |index| Tensor::cat(&all(index), 1);
+        let joined = attention(&join(0)?, &join(1)?, &join(2)?, heads, key_bias, false)?;
+        let start = |stream: usize| tokens[..stream].iter().sum();
+        return (0..streams.len()).map(|stream| joined.narrow(1, start(stream), tokens[stream])).collect();
+    }
+    let Some([first, ..]) = streams.first() else { return Ok(Vec::new()) };
+    let (batch, _, width) = first.dims3()?;
+    let keys = tokens.iter().sum();
+    for (stream, &tokens) in streams.iter().zip(&tokens) {
+        if heads == 0 || width % heads != 0 || stream.iter().any(|t| t.dims() != [batch, tokens, width]) {
+            let shapes = stream.map(Tensor::dims);
+            bail!("joint_attention: {shapes:?} do not fit {batch} samples of width {width} in {heads} heads");
+        }
+    }
+    if let Some(bias) = key_bias.as_ref().filter(|bias| bias.len() != keys) {
+        bail!("joint_attention: a bias of {} does not fit {keys} keys", bias.len());
+    }
+    let contiguous = streams.iter().flatten().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<&Tensor> = contiguous.iter().collect();
+    let head_dim = width / heads;
+    let scores = Scores { scale: 1.0 / (head_dim as f32).sqrt(), key_bias: key_bias.as_deref(), causal: false };
+    let outputs = with_slices("joint_attention", &tensors, |data| {
+        let (streams, _) = data.as_chunks::<3>();
+        let parts: Vec<_> = streams.iter().map(|&[_, keys, values]| KeysValues { keys, values }).collect();
+        let run = |(&[q, ..], &queries): (&[&[f32]; 3], &usize)| {
+            let mut output = zeros(q.len());
+            let shape = AttentionShape { batch, heads, queries, keys, head_dim };
+            attention::attention(q, &parts, &mut output, shape, scores);
+            output
+        };
+        streams.iter().zip(&tokens).map(run).collect::<Vec<_>>()
+    })?;
+    let tensor = |(output, &tokens)| Tensor::from_vec(output, (batch, tokens, width), first.device());
+    outputs.into_iter().zip(&tokens).map(tensor).collect()
 }
 
 /// `x` + `gate` * `y`: `x` and `y` samples x tokens x width, `gate` samples x width (gated residual).

@@ -25,6 +25,9 @@ const LINE: usize = 64;
 /// Elements of the left factor that a task goes over again and again: half of a second-level cache.
 const LEFT: usize = 64 * 1024;
 
+/// Rows that a task should have at least: each task reads the whole right factor from beyond its cache.
+const LEAST_ROWS: usize = 32;
+
 /// The right factor of a product, depth x columns, in panels of 3 vectors' width, each row after row; the last one is as
 /// many whole vectors wide as it needs.
 #[derive(Debug, Default)]
@@ -264,7 +267,8 @@ pub(crate) fn product(
     let threads = rayon::current_num_threads();
     let height = registers_rows();
     let most = (LEFT / right.depth.clamp(1, DEPTH)).max(height);
-    let chunk = rows.div_ceil(4 * threads).min(most).next_multiple_of(height);
+    let chunks = (4 * threads).min(rows.div_ceil(LEAST_ROWS)).max(rows.div_ceil(most));
+    let chunk = rows.div_ceil(chunks).next_multiple_of(height);
     let chunks = rows.div_ceil(chunk);
     let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(chunks) };
     let group = panels.div_ceil(wanted);

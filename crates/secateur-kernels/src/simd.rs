@@ -153,8 +153,8 @@ impl<S: Simd> Vector<S> {
     #[inline(always)]
     fn polynomial<const N: usize>(self, coefficients: [f32; N]) -> Self {
         let mut sum = self.splat(coefficients[0]);
-        for i in 1..N {
-            sum = sum.mul_add(self, self.splat(coefficients[i]));
+        for &coefficient in &coefficients[1..] {
+            sum = sum.mul_add(self, self.splat(coefficient));
         }
         sum
     }

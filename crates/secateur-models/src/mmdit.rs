@@ -344,37 +344,33 @@ impl JointBlock {
         let y = self.ff.forward(modulate(&x, &image.part(4)?, &image.part(3)?)?, context)?;
         x = gated(x, &image.part(5)?, y)?;
 
-        let (Some(output), Some(attention)) = (&self.text_output, text_attention) else { return Ok((x, text)) };
-        let text = gated(text, &words.part(2)?, output.to_add_out.forward(&attention, &text_context)?)?;
-        drop(attention);
+        let Some(output) = &self.text_output else { return Ok((x, text)) };
+        let text = gated(text, &words.part(2)?, output.to_add_out.forward(&text_attention, &text_context)?)?;
+        drop(text_attention);
         let y = modulate(&text, &words.part(4)?, &words.part(3)?)?;
         let y = output.ff_context.forward(y, &text_context)?;
         Ok((x, gated(text, &words.part(5)?, y)?))
     }
 
-    /// Joint attention of both streams, which are dropped as soon as they are projected: the image's part and, where it is
-    /// read, the text's.
+    /// Joint attention of both streams, which are dropped as soon as they are projected.
     fn attend(
         &self,
         x: Tensor,
         text: Tensor,
         multiplicity: Option<&Multiplicity>,
         context: &Context<'_>,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+    ) -> Result<(Tensor, Tensor)> {
         let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
-        let (tokens, text_tokens) = (x.dim(1)?, text.dim(1)?);
         let [q, k, v] = self.image.forward(x, context)?;
         let [text_q, text_k, text_v] = self.text.forward(text, &text_context)?;
         let _span = tracing::trace_span!("attention").entered();
-        let join = |a: Tensor, b: Tensor| Tensor::cat(&[a, b], 1);
-        let (q, k, v) = (join(q, text_q)?, join(k, text_k)?, join(v, text_v)?);
         let bias = multiplicity.map(|m| Arc::clone(&m.key_bias));
-        let attention = ops::attention(&q, &k, &v, self.heads, bias, false)?;
-        let text = match self.text_output {
-            Some(_) => Some(attention.narrow(1, tokens, text_tokens)?.contiguous()?),
-            None => None,
-        };
-        Ok((attention.narrow(1, 0, tokens)?.contiguous()?, text))
+        let streams = [[&q, &k, &v], [&text_q, &text_k, &text_v]];
+        let mut outputs = ops::joint_attention(&streams, self.heads, bias)?.into_iter();
+        match (outputs.next(), outputs.next()) {
+            (Some(x), Some(text)) => Ok((x, text)),
+            _ => Err(Error::Request("joint attention of two streams gave fewer".into())),
+        }
     }
 }
 

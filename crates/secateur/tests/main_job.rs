@@ -172,7 +172,16 @@ fn the_dry_run_writes_nothing() {
     assert_eq!(json(&text)["layers"], 93);
     assert!(entries(temporary.path()).is_empty());
     let mut plain = secateur();
-    insta::assert_snapshot!(succeed(plain.args(["prune", "--dry-run", "--packages", "4", "--pattern", "2:4"])));
+    insta::assert_snapshot!(succeed(plain.args([
+        "prune",
+        "--dry-run",
+        "--threads",
+        "2",
+        "--packages",
+        "4",
+        "--pattern",
+        "2:4"
+    ])));
 }
 
 #[test]

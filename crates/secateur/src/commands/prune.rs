@@ -263,7 +263,7 @@ struct DryRun {
     hessian_macs: u64,
     report_macs: u64,
     memory_bytes: u64,
-    weights_bytes: u64,
+    call_bytes: u64,
     packages: Vec<PackageRow>,
 }
 
@@ -302,7 +302,6 @@ impl DryRun {
             statistics_bytes: package.statistics_bytes(),
             memory_bytes: package.bytes(method),
         };
-        let elements: usize = folder.checkpoint().tensors().map(|(_, info)| info.elements()).sum();
         Self {
             model: folder.name(),
             method: method.name(),
@@ -313,10 +312,10 @@ impl DryRun {
             calibration_samples: calibration.prompts.len(),
             calibration_steps: sampling.steps,
             forward_macs: calls * passes * folder.structure().macs(),
-            hessian_macs: calls_for_hessians * plan.hessian_macs(),
+            hessian_macs: calls_for_hessians * plan.hessian_macs() / calibration.token_stride as u64,
             report_macs,
             memory_bytes: plan.bytes(method),
-            weights_bytes: (elements * size_of::<f32>()) as u64,
+            call_bytes: folder.memory(if sampling.guidance > 1.0 { 2 } else { 1 } * sampling.batch).total(),
             packages: plan.packages.iter().map(row).collect(),
         }
     }
@@ -324,7 +323,7 @@ impl DryRun {
     fn summary(&self) -> String {
         format!(
             "{}: {} of {} weights in {} layers, {} by {}\n\
-             {} package(s), at most {} for statistics and solver beside {} of weights; {} prompts x {} steps: {} MACs \
+             {} package(s), at most {} for statistics and solver beside {} for calls of the model; {} prompts x {} steps: {} MACs \
              of forward passes and {} of Hessians; {} for the pictures of the report",
             self.model,
             count(self.weights_removed),
@@ -334,7 +333,7 @@ impl DryRun {
             self.method,
             self.packages.len(),
             bytes(self.memory_bytes),
-            bytes(self.weights_bytes),
+            bytes(self.call_bytes),
             self.calibration_samples,
             self.calibration_steps,
             count(self.forward_macs),

@@ -1,0 +1,114 @@
+//! A gradient reaches every place of every family: each parameter is multiplied by a gate, and the gradient of every gate
+//! is compared with finite differences. An operation that drops a gradient silently is found wherever it stands.
+
+use candle_core::{DType, Device, Tensor, Var};
+use secateur_models::{
+    AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipTextConfig, ClipTextModel, Conditioning, Denoiser, Error,
+    Mmdit, MmditConfig,
+};
+use secateur_nn::{Context, Parameters, Scope};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(name)
+}
+
+fn io(folder: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu).unwrap()
+}
+
+/// Compares the gradients of sum(output * cotangent) with respect to a gate on each parameter, at gates of 1.
+/// `forward` builds the model and runs it.
+fn every_gate(what: &str, parameters: &Parameters, forward: impl Fn(Scope<'_>) -> Result<Tensor, Error>) {
+    let loss = |gates: &BTreeMap<String, Tensor>| -> Tensor {
+        let mut gated = parameters.clone();
+        for (name, gate) in gates {
+            let parameter = parameters.get(name).unwrap();
+            gated.replace(name, parameter.broadcast_mul(gate).unwrap()).unwrap();
+        }
+        let output = gated.build(&forward).unwrap();
+        // Waves of no period that the output could have.
+        let cotangent: Vec<f32> = (0..output.elem_count()).map(|i| (i as f32 * 1.37).sin()).collect();
+        let cotangent = Tensor::from_vec(cotangent, output.shape(), &Device::Cpu).unwrap();
+        (output * cotangent).unwrap().sum_all().unwrap()
+    };
+    let one = Tensor::new(1f32, &Device::Cpu).unwrap();
+    let names: Vec<String> = parameters.iter().map(|(name, _)| name.to_owned()).collect();
+    let gates: BTreeMap<String, Var> =
+        names.iter().map(|name| (name.clone(), Var::from_tensor(&one).unwrap())).collect();
+    let tracked = gates.iter().map(|(name, gate)| (name.clone(), gate.as_tensor().clone())).collect();
+    let gradients = loss(&tracked).backward().unwrap();
+
+    const STEP: f64 = 0.01;
+    let at = |name: &String, gate: f64| -> f64 {
+        let gate = Tensor::new(gate as f32, &Device::Cpu).unwrap();
+        f64::from(loss(&BTreeMap::from([(name.clone(), gate)])).to_scalar::<f32>().unwrap())
+    };
+    let differences: Vec<f64> =
+        names.iter().map(|name| (at(name, 1.0 + STEP) - at(name, 1.0 - STEP)) / (2.0 * STEP)).collect();
+    let largest = differences.iter().fold(0f64, |largest, d| largest.max(d.abs()));
+    assert!(largest > 0.0, "{what}: nothing depends on anything");
+    for (name, difference) in names.iter().zip(differences) {
+        let gradient = gradients.get(&gates[name]).map_or(0.0, |g| f64::from(g.to_scalar::<f32>().unwrap()));
+        let error = (gradient - difference).abs();
+        assert!(
+            error < 0.01 * difference.abs() + 1e-3 * largest,
+            "{what}, {name}: gradient {gradient}, finite difference {difference}"
+        );
+    }
+}
+
+fn mmdit(name: &str) {
+    let folder = fixture(name);
+    let given = io(&folder);
+    let config = MmditConfig::open(&folder.join("config.json")).unwrap();
+    let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+    let tokens = given["context"].dim(1).unwrap();
+    let mut multiplicity = vec![1.0; tokens];
+    multiplicity[tokens - 1] = 3.0;
+    for multiplicity in [None, Some(multiplicity.into())] {
+        let conditioning =
+            Conditioning { text: given["context"].clone(), pooled: given["pooled"].clone(), multiplicity };
+        let timesteps = given["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+        every_gate(name, &parameters, |scope| {
+            let model = Mmdit::new(&config, &scope)?;
+            model.forward(&given["x"], &timesteps, &conditioning, &Context::default())
+        });
+    }
+}
+
+#[test]
+fn sd3() {
+    mmdit("sd3_mmdit");
+}
+
+#[test]
+fn sd35_medium() {
+    mmdit("sd35_medium_mmdit");
+}
+
+#[test]
+fn autoencoder() {
+    let folder = fixture("sd_vae");
+    let config = AutoencoderKlConfig::open(&folder.join("config.json")).unwrap();
+    let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+    let picture: Vec<f32> = (0..3 * 32 * 32).map(|i| (i as f32 * 0.613).sin()).collect();
+    let picture = Tensor::from_vec(picture, (1, 3, 32, 32), &Device::Cpu).unwrap();
+    every_gate("sd_vae", &parameters, |scope| {
+        let model = AutoencoderKl::new(&config, &scope)?;
+        model.decode(&model.encode(&picture)?.0)
+    });
+}
+
+#[test]
+fn text_encoder() {
+    let folder = fixture("clip_g_text");
+    let ids = io(&folder)["ids"].to_dtype(DType::U32).unwrap();
+    let config = ClipTextConfig::open(&folder.join("config.json")).unwrap();
+    let parameters = Checkpoint::open(&folder, "model", None).unwrap().load().unwrap();
+    every_gate("clip_g_text", &parameters, |scope| {
+        let output = ClipTextModel::new(&config, true, &scope)?.forward(&ids)?;
+        Ok(Tensor::cat(&[output.penultimate.flatten_all()?, output.pooled.flatten_all()?], 0)?)
+    });
+}
