@@ -189,8 +189,8 @@ class Solve:
 class Prune:
     """Calibration (100 prompts, 25 steps) and solve of emoji-mmdit, 50 % in one package.
 
-    The rest is what each side does if not told otherwise. Ours leaves out the pictures of its
-    report, which belong to neither stage.
+    8 pictures at a time. The rest is what each side does if not told otherwise. Ours leaves out the
+    pictures of its report, which belong to neither stage.
     """
 
     name = group = "prune"

@@ -79,7 +79,7 @@ impl<'a> Study<'a> {
         }
         let held_out = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
         let sampling = Sampling { seed, ..manifest.generation.sampling() };
-        let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default(), token_stride: 4 };
+        let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default(), token_stride: 1 };
         Ok(Self { model, out, seed, clip, prompts: held_out.into_iter().take(JUDGED).collect(), calibration })
     }
 
