@@ -37,6 +37,16 @@ pub struct Panels {
     start: usize,
     depth: usize,
     columns: usize,
+    triangle: Option<Triangle>,
+}
+
+/// A square factor with zeros on one side of its diagonal, which need no products.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Triangle {
+    /// Zero below the diagonal.
+    Upper,
+    /// Zero above the diagonal.
+    Lower,
 }
 
 impl Panels {
@@ -107,7 +117,7 @@ impl Panels {
     fn reset(&mut self, depth: usize, columns: usize) {
         let width = self.width();
         let padded = columns / width * width + padded(columns % width);
-        (self.depth, self.columns) = (depth, columns);
+        (self.depth, self.columns, self.triangle) = (depth, columns, None);
         // What is left of an earlier factor in the padding ends up in columns that are never stored.
         self.storage.resize(depth * padded + LINE / size_of::<f32>(), 0.0);
         self.start = self.storage.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
@@ -121,6 +131,22 @@ impl Panels {
     fn values_mut(&mut self) -> &mut [f32] {
         let end = self.storage.len().saturating_sub(LINE / size_of::<f32>());
         &mut self.storage[self.start..self.start + end]
+    }
+
+    /// The same factor, known to be triangular.
+    pub(crate) fn triangular(mut self, triangle: Triangle) -> Self {
+        self.triangle = Some(triangle);
+        self
+    }
+
+    /// Where in the shared dimension a panel is not zero.
+    fn depths(&self, index: usize) -> Range<usize> {
+        let first = index * self.width();
+        match self.triangle {
+            None => 0..self.depth,
+            Some(Triangle::Upper) => 0..self.depth.min(first + self.width()),
+            Some(Triangle::Lower) => first.min(self.depth)..self.depth,
+        }
     }
 
     /// Columns of a full panel.
@@ -171,6 +197,8 @@ pub struct Strips {
     values: Vec<f32>,
     rows: usize,
     depth: usize,
+    /// The first column that is not zero.
+    first: usize,
 }
 
 /// Rows of a tile: its sums, a row of the panel and an element of the left factor fill the registers.
@@ -218,8 +246,13 @@ impl Strips {
         }
     }
 
+    /// Columns before this one are zero, and need no products.
+    pub(crate) fn begin_at(&mut self, first: usize) {
+        self.first = first;
+    }
+
     fn reset(&mut self, rows: usize, depth: usize) {
-        (self.rows, self.depth) = (rows, depth);
+        (self.rows, self.depth, self.first) = (rows, depth, 0);
         // What is left of an earlier factor in the padding ends up in rows that are never stored.
         self.values.resize(rows.next_multiple_of(registers_rows()) * depth, 0.0);
     }
@@ -342,11 +375,17 @@ impl Multiply<'_, '_> {
         let Self { left, right, panels, start, output } = self;
         let (width, depth) = (right.width(), right.depth);
         let (strips, _) = left.values.as_chunks::<M>();
-        let mut first = 0;
+        let mut stretch = 0;
         loop {
-            let end = (first + DEPTH).min(depth);
-            let start = if first == 0 { start } else { Start::Output };
+            let stretch_end = (stretch + DEPTH).min(depth);
             for index in panels.clone() {
+                let depths = right.depths(index);
+                let begin = depths.start.max(left.first);
+                let (first, end) = (stretch.max(begin), stretch_end.min(depths.end));
+                if first >= end && depth > 0 {
+                    continue;
+                }
+                let start = if first == begin { start } else { Start::Output };
                 let (panel, stride) = right.panel(index);
                 let panel = S::as_simd_f32s(&panel[first * stride..end * stride]).0;
                 let column = (index - panels.start) * width;
@@ -364,8 +403,8 @@ impl Multiply<'_, '_> {
                     }
                 }
             }
-            first = end;
-            if first >= depth {
+            stretch = stretch_end;
+            if stretch >= depth {
                 break;
             }
         }
