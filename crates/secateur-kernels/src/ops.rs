@@ -210,7 +210,7 @@ fn same_width(name: &str, bias: &Tensor, width: usize) -> Result<()> {
     bail!("{name}: a bias of {:?} does not fit {width} outputs", bias.dims())
 }
 
-/// Packs a weight (outputs x inputs) for [`linear`]. As much memory again as the weight.
+/// Packs a weight (outputs x inputs) for [`linear()`]. As much memory again as the weight.
 pub fn pack(weight: &Tensor) -> Result<Arc<Panels>> {
     let (_, inputs) = weight.dims2()?;
     let weight = weight.contiguous()?;
@@ -223,7 +223,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, panels: &Arc<Panels>, bias: Option<&T
     linear_then(x, weight, panels, bias, None)
 }
 
-/// [`linear`], then a pointwise activation while the result is in the cache.
+/// [`linear()`], then a pointwise activation while the result is in the cache.
 pub fn linear_activated(
     x: &Tensor,
     weight: &Tensor,
@@ -516,7 +516,7 @@ pub fn attention(
 }
 
 /// Self-attention over the tokens of several streams together, each with its own query, key and value (samples x tokens x
-/// (heads * head width)): the result for the tokens of each. As [`attention`] of the streams joined, without joining them.
+/// (heads * head width)): the result for the tokens of each. As [`attention()`] of the streams joined, without joining them.
 pub fn joint_attention(streams: &[[&Tensor; 3]], heads: usize, key_bias: Option<Arc<[f32]>>) -> Result<Vec<Tensor>> {
     let tokens = streams.iter().map(|[q, ..]| q.dim(1)).collect::<Result<Vec<_>>>()?;
     let all = |index: usize| streams.iter().map(|stream| stream[index]).collect::<Vec<_>>();
