@@ -131,7 +131,7 @@ impl Workspace {
         self.state.resize(output.len(), (f32::NEG_INFINITY, 0.0));
         for start in (0..keys).step_by(KEYS) {
             let count = KEYS.min(keys - start);
-            self.keys.set_transposed(head_dim, count, |key| {
+            self.keys.set_columns(head_dim, count, |key| {
                 let (part, row) = locate(parts, start + key);
                 parts[part].0.row(row)
             });
@@ -145,7 +145,7 @@ impl Workspace {
                 self.scores.resize(rows * count, 0.0);
                 let mut lines: Vec<&mut [f32]> = self.scores.chunks_exact_mut(count).collect();
                 self.left.set_rows(rows, head_dim, |row| &q.row(query + row)[..head_dim]);
-                multiply(&self.left, &self.keys, 0..self.keys.count(), Start::Zero, &mut lines);
+                multiply(&self.left, 0, &self.keys, 0..self.keys.count(), Start::Zero, &mut lines);
                 for (row, ((line, output), state)) in
                     lines.into_iter().zip(output.iter_mut()).zip(&mut self.state[query..]).enumerate()
                 {
@@ -158,7 +158,7 @@ impl Workspace {
                 }
                 self.left.set_rows(rows, count, |row| &self.scores[row * count..][..count]);
                 let so_far = if start == 0 { Start::Zero } else { Start::Output };
-                multiply(&self.left, &self.values, 0..self.values.count(), so_far, output);
+                multiply(&self.left, 0, &self.values, 0..self.values.count(), so_far, output);
             }
         }
         for (output, (_, total)) in output.iter_mut().zip(&self.state) {
@@ -274,8 +274,8 @@ pub(crate) fn gradients(
         // P = softmax(scale Q K^T + bias)
         let mut p = vec![0f32; queries * keys];
         left.set_rows(queries, head_dim, |query| &q.row(query)[..head_dim]);
-        right.set_transposed(head_dim, keys, |key| k.row(key));
-        multiply(&left, &right, 0..right.count(), Start::Zero, &mut lines(&mut p, keys));
+        right.set_columns(head_dim, keys, |key| k.row(key));
+        multiply(&left, 0, &right, 0..right.count(), Start::Zero, &mut lines(&mut p, keys));
         for (query, line) in p.chunks_exact_mut(keys).enumerate() {
             let visible = if scores.causal { (query + 1).min(keys) } else { keys };
             let mut state = (f32::NEG_INFINITY, 0.0);
@@ -285,12 +285,12 @@ pub(crate) fn gradients(
         // gV = P^T gY
         left.set_columns(keys, queries, |query| &p[query * keys..], |_| 1.0);
         right.set_rows(queries, head_dim, |query| gy.row(query));
-        multiply(&left, &right, 0..right.count(), Start::Zero, &mut gv);
+        multiply(&left, 0, &right, 0..right.count(), Start::Zero, &mut gv);
         // gS = scale P * (gP - rows' sums of gP * P), gP = gY V^T
         let mut gs = vec![0f32; queries * keys];
         left.set_rows(queries, head_dim, |query| &gy.row(query)[..head_dim]);
-        right.set_transposed(head_dim, keys, |key| v.row(key));
-        multiply(&left, &right, 0..right.count(), Start::Zero, &mut lines(&mut gs, keys));
+        right.set_columns(head_dim, keys, |key| v.row(key));
+        multiply(&left, 0, &right, 0..right.count(), Start::Zero, &mut lines(&mut gs, keys));
         for (g, p) in gs.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
             let dot: f32 = g.iter().zip(p).map(|(g, p)| g * p).sum();
             g.iter_mut().zip(p).for_each(|(g, p)| *g = scores.scale * p * (*g - dot));
@@ -298,10 +298,10 @@ pub(crate) fn gradients(
         // gQ = gS K, gK = gS^T Q
         left.set_rows(queries, keys, |query| &gs[query * keys..][..keys]);
         right.set_rows(keys, head_dim, |key| k.row(key));
-        multiply(&left, &right, 0..right.count(), Start::Zero, &mut gq);
+        multiply(&left, 0, &right, 0..right.count(), Start::Zero, &mut gq);
         left.set_columns(keys, queries, |query| &gs[query * keys..], |_| 1.0);
         right.set_rows(queries, head_dim, |query| q.row(query));
-        multiply(&left, &right, 0..right.count(), Start::Zero, &mut gk);
+        multiply(&left, 0, &right, 0..right.count(), Start::Zero, &mut gk);
     });
 }
 

@@ -2,10 +2,13 @@
 //! but for the panel that a thread works on (implicit GEMM).
 
 use crate::linear::rows_of;
-use crate::product::{Panels, Start, Strips, multiply, product, with_scratch};
+use crate::product::{DEPTH, Panels, Start, Strips, multiply, product, with_scratch};
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
+
+/// Panels of output pixels that a thread works on at a time, at most: each such group reads all weights once.
+const MOST_PANELS: usize = 4;
 
 thread_local! {
     static PATCHES: Cell<Panels> = Cell::default();
@@ -54,82 +57,106 @@ impl Convolution {
     /// `y` (samples x outputs x height x width) = `x` (samples x channels x ...) convolved with `weight` (outputs x
     /// channels x kernel x kernel, packed by [`Convolution::pack`]), plus `bias` (outputs).
     pub fn run(&self, x: &[f32], weight: &Strips, bias: &[f32], y: &mut [f32]) {
-        let (area, depth, outputs) = (self.output_area(), self.depth(), bias.len());
+        let (area, outputs) = (self.output_area(), bias.len());
         let image = self.channels * self.size.0 * self.size.1;
         if image == 0 || area == 0 || outputs == 0 {
             return;
         }
-        let width = Panels::default().width();
-        for (x, y) in x.chunks_exact(image).zip(y.chunks_exact_mut(outputs * area)) {
-            let mut tasks: Vec<Vec<&mut [f32]>> =
-                (0..area.div_ceil(width)).map(|_| Vec::with_capacity(outputs)).collect();
+        // Wide groups of pixels read the weights less often; but the threads should end together.
+        let panel = Panels::default().width();
+        let panels = (x.len() / image * area).div_ceil(panel);
+        let width = (panels / (4 * rayon::current_num_threads())).clamp(1, MOST_PANELS) * panel;
+        let groups = area.div_ceil(width);
+        let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
+        for y in y.chunks_exact_mut(outputs * area) {
+            let first = tasks.len();
+            tasks.resize_with(first + groups, || Vec::with_capacity(outputs));
             for plane in y.chunks_exact_mut(area) {
-                plane.chunks_mut(width).zip(&mut tasks).for_each(|(piece, task)| task.push(piece));
+                plane.chunks_mut(width).zip(&mut tasks[first..]).for_each(|(piece, task)| task.push(piece));
             }
-            tasks.into_par_iter().enumerate().for_each(|(task, mut output)| {
-                let first = task * width;
-                let pixels = first..(first + width).min(area);
-                let segments = self.segments(pixels.clone());
-                output.iter_mut().zip(bias).for_each(|(y, &b)| y.fill(b));
-                with_scratch(&PATCHES, |patches| {
-                    patches.set_panel(depth, pixels.len(), |tap, line| self.tap(x, tap, &segments, line));
-                    multiply(weight, patches, 0..1, Start::Output, &mut output);
-                });
+        }
+        tasks.into_par_iter().enumerate().for_each(|(task, mut output)| {
+            let (sample, first) = (task / groups, task % groups * width);
+            let x = &x[sample * image..][..image];
+            output.iter_mut().zip(bias).for_each(|(y, &b)| y.fill(b));
+            with_scratch(&PATCHES, |patches| {
+                self.patches_by(x, weight, first..(first + width).min(area), patches, &mut output);
             });
+        });
+    }
+
+    /// Adds the products of some output pixels, a few channels of their patches at a time.
+    fn patches_by(
+        &self,
+        x: &[f32],
+        weight: &Strips,
+        pixels: Range<usize>,
+        patches: &mut Panels,
+        output: &mut [&mut [f32]],
+    ) {
+        let (plane, taps) = (self.size.0 * self.size.1, self.kernel * self.kernel);
+        let channels = (DEPTH / taps).clamp(1, self.channels);
+        let panels: Vec<_> = (pixels.start..pixels.end)
+            .step_by(patches.width())
+            .map(|first| self.stretches(first..(first + patches.width()).min(pixels.end)))
+            .collect();
+        for (index, x) in x.chunks(channels * plane).enumerate() {
+            let depth = x.len() / plane * taps;
+            patches.set_by(depth, pixels.len(), |panel, tap, line| {
+                self.read(&x[tap / taps * plane..][..plane], &panels[panel][tap % taps], line);
+            });
+            multiply(weight, index * channels * taps, patches, 0..patches.count(), Start::Output, output);
         }
     }
 
-    /// Output pixels as stretches of one output row each: row, first column, count.
-    fn segments(&self, pixels: Range<usize>) -> Vec<(usize, usize, usize)> {
-        let width = self.output_size().1;
-        let mut segments = Vec::new();
-        let mut pixel = pixels.start;
-        while pixel < pixels.end {
-            let (row, column) = (pixel / width, pixel % width);
-            let count = (width - column).min(pixels.end - pixel);
-            segments.push((row, column, count));
-            pixel += count;
-        }
-        segments
+    /// Where each tap of a channel reads for some output pixels, which are counted from the first.
+    fn stretches(&self, pixels: Range<usize>) -> Vec<Vec<Stretch>> {
+        let taps = (0..self.kernel).flat_map(|ky| (0..self.kernel).map(move |kx| (ky, kx)));
+        taps.map(|(ky, kx)| self.stretches_of(ky, kx, pixels.clone())).collect()
     }
 
-    /// The input pixels under tap (channel, ky, kx) of an image `x`, for output pixels in segments; zero in the
-    /// padding.
-    fn tap(&self, x: &[f32], tap: usize, segments: &[(usize, usize, usize)], mut line: &mut [f32]) {
-        let (kernel, stride) = (self.kernel, self.stride);
+    fn stretches_of(&self, ky: usize, kx: usize, pixels: Range<usize>) -> Vec<Stretch> {
         let (height, width) = self.size;
-        let (channel, ky, kx) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
-        let plane = &x[channel * height * width..][..height * width];
-        for &(row, column, count) in segments {
-            let (segment, rest) = line.split_at_mut(count);
-            line = rest;
-            let y = (row * stride + ky).checked_sub(self.padding.0).filter(|&y| y < height);
-            let inside = self.inside(kx, column..column + count);
-            let Some(y) = y.filter(|_| !inside.is_empty()) else {
-                segment.fill(0.0);
-                continue;
-            };
-            let source = &plane[y * width..][..width];
-            // Output column o reads input column o * stride + kx - padding.
-            let from = inside.start * stride + kx - self.padding.0;
-            let (before, segment) = segment.split_at_mut(inside.start - column);
-            let (segment, after) = segment.split_at_mut(inside.len());
-            before.fill(0.0);
-            after.fill(0.0);
-            if stride == 1 {
-                segment.copy_from_slice(&source[from..from + segment.len()]);
+        let columns = self.output_size().1;
+        // Output column o reads input column o * stride + kx - padding, which is inside the picture for these.
+        let inside = |o: usize| (o * self.stride + kx).checked_sub(self.padding.0).is_some_and(|x| x < width);
+        let first = (0..columns).find(|&o| inside(o)).unwrap_or(columns);
+        let end = (first..columns).rev().find(|&o| inside(o)).map_or(first, |last| last + 1);
+        let rows = pixels.start / columns..pixels.end.div_ceil(columns);
+        let mut stretches = Vec::with_capacity(rows.len());
+        for row in rows {
+            let y = (row * self.stride + ky).checked_sub(self.padding.0).filter(|&y| y < height);
+            let start = (row * columns + first).max(pixels.start);
+            let end = (row * columns + end).min(pixels.end);
+            if let (Some(y), true) = (y, start < end) {
+                let input = y * width + (start - row * columns) * self.stride + kx - self.padding.0;
+                stretches.push(Stretch { pixel: start - pixels.start, input, count: end - start });
+            }
+        }
+        stretches
+    }
+
+    /// What a tap reads of a channel; zero in the padding.
+    fn read(&self, plane: &[f32], stretches: &[Stretch], line: &mut [f32]) {
+        if stretches.iter().map(|stretch| stretch.count).sum::<usize>() < line.len() {
+            line.fill(0.0);
+        }
+        for &Stretch { pixel, input, count } in stretches {
+            let line = &mut line[pixel..pixel + count];
+            if self.stride == 1 {
+                line.copy_from_slice(&plane[input..input + count]);
             } else {
-                segment.iter_mut().zip(source[from..].iter().step_by(stride)).for_each(|(s, &x)| *s = x);
+                line.iter_mut().zip(plane[input..].iter().step_by(self.stride)).for_each(|(l, &x)| *l = x);
             }
         }
     }
 
-    /// Those of some output columns (or rows) whose tap `k` is inside the picture.
-    fn inside(&self, k: usize, outputs: Range<usize>) -> Range<usize> {
-        let first = self.padding.0.saturating_sub(k).div_ceil(self.stride);
-        let end = (self.size.1 + self.padding.0).saturating_sub(k).div_ceil(self.stride);
-        let start = outputs.start.max(first);
-        start..outputs.end.min(end).max(start)
+    /// Adds `line` to where [`Convolution::read`] would have read it.
+    fn add(&self, line: &[f32], stretches: &[Stretch], plane: &mut [f32]) {
+        for &Stretch { pixel, input, count } in stretches {
+            let line = &line[pixel..pixel + count];
+            plane[input..].iter_mut().step_by(self.stride).zip(line).for_each(|(x, &g)| *x += g);
+        }
     }
 
     /// The gradient of `x`, for the gradient `gy` of `y`.
@@ -140,7 +167,7 @@ impl Convolution {
             return;
         }
         let outputs = weight.len() / depth;
-        let segments = self.segments(0..area);
+        let stretches = self.stretches(0..area);
         for (gy, gradient) in gy.chunks_exact(outputs * area).zip(gradient.chunks_exact_mut(self.channels * plane)) {
             let right = Panels::from_rows(outputs, area, |output| &gy[output * area..][..area]);
             gradient.par_chunks_exact_mut(plane).enumerate().for_each_init(
@@ -148,46 +175,42 @@ impl Convolution {
                 |(left, patches), (channel, gradient)| {
                     left.set_columns(taps, outputs, |output| &weight[output * depth + channel * taps..], |_| 1.0);
                     let mut rows: Vec<&mut [f32]> = patches.chunks_exact_mut(area).collect();
-                    multiply(left, &right, 0..right.count(), Start::Zero, &mut rows);
-                    for (tap, patch) in rows.into_iter().enumerate() {
-                        self.add_tap(patch, tap, &segments, gradient);
+                    multiply(left, 0, &right, 0..right.count(), Start::Zero, &mut rows);
+                    for (patch, stretches) in rows.into_iter().zip(&stretches) {
+                        self.add(patch, stretches, gradient);
                     }
                 },
             );
         }
     }
 
-    /// Adds what [`Convolution::tap`] would have read to where it would have read it.
-    fn add_tap(&self, mut patch: &[f32], tap: usize, segments: &[(usize, usize, usize)], plane: &mut [f32]) {
-        let (height, width) = self.size;
-        let (ky, kx) = (tap / self.kernel, tap % self.kernel);
-        for &(row, column, count) in segments {
-            let (segment, rest) = patch.split_at(count);
-            patch = rest;
-            let y = (row * self.stride + ky).checked_sub(self.padding.0).filter(|&y| y < height);
-            let inside = self.inside(kx, column..column + count);
-            let Some(y) = y.filter(|_| !inside.is_empty()) else { continue };
-            let from = y * width + inside.start * self.stride + kx - self.padding.0;
-            let segment = &segment[inside.start - column..inside.end - column];
-            plane[from..].iter_mut().step_by(self.stride).zip(segment).for_each(|(x, &g)| *x += g);
-        }
-    }
-
     /// Adds the gradient of the weight to `gradient`, for the gradient `gy` of `y`.
     pub(crate) fn weight_gradient(&self, x: &[f32], gy: &[f32], gradient: &mut [f32]) {
         let (area, depth) = (self.output_area(), self.depth());
-        let image = self.channels * self.size.0 * self.size.1;
+        let (plane, taps) = (self.size.0 * self.size.1, self.kernel * self.kernel);
+        let image = self.channels * plane;
         if gradient.is_empty() || image == 0 || area == 0 {
             return;
         }
         let outputs = gradient.len() / depth;
-        let segments = self.segments(0..area);
+        let stretches = self.stretches(0..area);
         for (x, gy) in x.chunks_exact(image).zip(gy.chunks_exact(outputs * area)) {
             let mut patches = vec![0f32; depth * area];
-            patches.par_chunks_exact_mut(area).enumerate().for_each(|(tap, line)| self.tap(x, tap, &segments, line));
+            patches.par_chunks_exact_mut(area).enumerate().for_each(|(tap, line)| {
+                self.read(&x[tap / taps * plane..][..plane], &stretches[tap % taps], line);
+            });
             let right = Panels::transposed(&patches, area);
             let rows = gradient.chunks_exact_mut(depth).collect();
             product(rows_of(gy, area), &right, Start::Output, rows, |_| ());
         }
     }
+}
+
+/// Output pixels in a row whose tap is inside the picture.
+struct Stretch {
+    /// The first of them.
+    pixel: usize,
+    /// The input pixel under the tap there; for the next ones it is a stride farther each.
+    input: usize,
+    count: usize,
 }

@@ -1,7 +1,7 @@
 //! The factor of a Hessian's inverse that the OBS solver needs, by products alone.
 
-use crate::linear::rows_of;
-use crate::product::{Panels, Start, Strips, Triangle, product};
+use crate::gram::add_upper;
+use crate::product::{Panels, Start, Strips, Triangle, product, product_in_place};
 use std::fmt;
 use std::ops::Range;
 
@@ -34,18 +34,23 @@ pub fn inverse_factor(matrix: &mut [f32], columns: usize) -> Result<(), NotPosit
     if columns == 0 {
         return Ok(());
     }
-    by_halves(matrix, columns, columns)
+    by_halves(matrix, columns, columns, &mut Panels::default())
 }
 
-/// Bytes that [`inverse_factor`] takes beside the matrix: R12 with both signs, U11 R12, and a packed factor, each of half
-/// the rows and half the columns.
+/// Bytes that [`inverse_factor`] takes beside the matrix: a packed factor of half the rows and half the columns.
 #[must_use]
 pub fn inverse_factor_scratch(columns: usize) -> u64 {
-    (4 * columns.div_ceil(2).pow(2) * size_of::<f32>()) as u64
+    let half = (columns / 2).next_multiple_of(BASE).min(columns);
+    (half * (half + BASE) * size_of::<f32>()) as u64
 }
 
 /// [`inverse_factor`] of the leading `columns` columns and rows of `matrix`, whose rows are `stride` apart.
-fn by_halves(matrix: &mut [f32], columns: usize, stride: usize) -> Result<(), NotPositiveDefinite> {
+fn by_halves(
+    matrix: &mut [f32],
+    columns: usize,
+    stride: usize,
+    packed: &mut Panels,
+) -> Result<(), NotPositiveDefinite> {
     if columns <= BASE {
         return base(matrix, columns, stride);
     }
@@ -54,42 +59,37 @@ fn by_halves(matrix: &mut [f32], columns: usize, stride: usize) -> Result<(), No
     let second = columns - first;
     let (top, bottom) = matrix.split_at_mut(first * stride);
     bottom.chunks_mut(stride).for_each(|row| row[..first].fill(0.0));
-    by_halves(&mut bottom[first..], second, stride)?;
+    by_halves(&mut bottom[first..], second, stride, packed)?;
     let u22 = |row: usize| &bottom[row * stride + first..][..second];
 
-    let mut r12 = vec![0f32; first * second];
-    let a12 = |rows: Range<usize>, left: &mut Strips| {
-        left.set_rows(rows.len(), second, |i| &top[(rows.start + i) * stride + first..][..second]);
-    };
-    let u22_transposed = Panels::from_columns(second, second, u22).triangular(Triangle::Lower);
-    product(a12, &u22_transposed, Start::Zero, rows_mut(&mut r12, second), |_| ());
-    let minus_r12: Vec<f32> = r12.iter().map(|r| -r).collect();
+    // R12 in the place of A12.
+    packed.set_columns_in_parallel(second, second, u22);
+    packed.triangular(Triangle::Lower);
+    product_in_place(right_half(top, stride, first, second), packed);
 
-    // The upper triangle, in bands of rows from their diagonal on.
-    let band = first.div_ceil(4).next_multiple_of(BASE);
-    for (index, rows) in top.chunks_mut(band * stride).enumerate() {
-        let from = index * band;
-        let a11 = rows.chunks_mut(stride).map(|row| &mut row[from..first]).collect();
-        let r12_transposed = Panels::from_columns(second, first - from, |row| &r12[(from + row) * second..][..second]);
-        product(rows_of(&minus_r12[from * second..], second), &r12_transposed, Start::Output, a11, |_| ());
-    }
-    by_halves(top, first, stride)?;
+    packed.set_columns_in_parallel(second, first, |row| &top[row * stride + first..][..second]);
+    let a11 = top.chunks_mut(stride).map(|row| &mut row[..first]).collect();
+    add_upper(packed, |_| -1.0, a11);
+    by_halves(top, first, stride, packed)?;
 
+    // -U11 R12 in the place of R12, then U12.
+    packed.set_rows_in_parallel(first, second, |row| &top[row * stride + first..][..second]);
+    let (u11, r12): (Vec<_>, Vec<_>) = top.chunks_mut(stride).map(|row| row.split_at_mut(first)).unzip();
     let u11 = |rows: Range<usize>, left: &mut Strips| {
-        left.set_rows(rows.len(), first, |i| &top[(rows.start + i) * stride..][..first]);
+        left.set_rows(rows.len(), first, |i| &*u11[rows.start + i]);
         left.begin_at(rows.start);
     };
-    let minus_r12 = Panels::from_rows(first, second, |row| &minus_r12[row * second..][..second]);
-    let mut product_11 = r12;
-    product(u11, &minus_r12, Start::Zero, rows_mut(&mut product_11, second), |_| ());
-    let u12 = top.chunks_mut(stride).map(|row| &mut row[first..first + second]).collect();
-    let u22 = Panels::from_rows(second, second, u22).triangular(Triangle::Upper);
-    product(rows_of(&product_11, second), &u22, Start::Zero, u12, |_| ());
+    let r12 = r12.into_iter().map(|row| &mut row[..second]).collect();
+    product(u11, packed, Start::Zero, r12, |row| row.iter_mut().for_each(|x| *x = -*x));
+    packed.set_rows_in_parallel(second, second, u22);
+    packed.triangular(Triangle::Upper);
+    product_in_place(right_half(top, stride, first, second), packed);
     Ok(())
 }
 
-fn rows_mut(matrix: &mut [f32], columns: usize) -> Vec<&mut [f32]> {
-    matrix.chunks_exact_mut(columns).collect()
+/// Some columns of every row.
+fn right_half(matrix: &mut [f32], stride: usize, first: usize, columns: usize) -> Vec<&mut [f32]> {
+    matrix.chunks_mut(stride).map(|row| &mut row[first..first + columns]).collect()
 }
 
 /// The same column by column, in f64.
@@ -101,19 +101,19 @@ fn base(matrix: &mut [f32], columns: usize, stride: usize) -> Result<(), NotPosi
             r[i * n + j] = f64::from(matrix[i * stride + j]);
         }
     }
-    // A_ij = sum over k >= j of R_ik R_jk.
+    // A_ij = sum over k >= j of R_ik R_jk: once column j of R is known, what it gives is taken from what is before it.
     for j in (0..n).rev() {
-        let (above, from_j) = r.split_at_mut(j * n);
-        let row = &mut from_j[..n];
-        let square = row[j] - row[j + 1..].iter().map(|x| x * x).sum::<f64>();
+        let square = r[j * n + j];
         // A pivot that rounding in f32 could have made is none; NaN is none either.
-        if square.is_nan() || square <= row[j] * f64::from(f32::EPSILON) {
+        if square.is_nan() || square <= f64::from(matrix[j * stride + j]) * f64::from(f32::EPSILON) {
             return Err(NotPositiveDefinite);
         }
-        row[j] = square.sqrt();
-        for above in above.chunks_exact_mut(n) {
-            let dot: f64 = above[j + 1..].iter().zip(&row[j + 1..]).map(|(a, b)| a * b).sum();
-            above[j] = (above[j] - dot) / row[j];
+        let pivot = square.sqrt();
+        r[j * n + j] = pivot;
+        let column: Vec<f64> = r.chunks_exact_mut(n).take(j).map(|row| row[j] / pivot).collect();
+        for (i, row) in r.chunks_exact_mut(n).enumerate().take(j) {
+            row[j] = column[i];
+            row[i..j].iter_mut().zip(&column[i..]).for_each(|(a, r)| *a -= column[i] * r);
         }
     }
     // U_ij = -(sum over i < k <= j of R_ik U_kj) / R_ii.

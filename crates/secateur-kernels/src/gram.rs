@@ -1,12 +1,21 @@
 //! Gram matrices: the symmetric rank-k update behind every Hessian.
 
-use crate::product::{Panels, Start, Strips, multiply};
+use crate::product::{Panels, Start, Strips, multiply, with_scratch};
 use crate::simd::{dispatch, map_with};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::cell::Cell;
 
 /// Rows that are summed up in registers before they are added to the matrix.
 const ROWS: usize = 1024;
+
+/// Panels of columns that make the rows which a task writes: so many times less often is the right factor read.
+const PANELS: usize = 2;
+
+thread_local! {
+    static RIGHT: Cell<Panels> = Cell::default();
+    static LEFT: Cell<Vec<Strips>> = Cell::default();
+}
 
 /// Adds x^T diag(weights) x to the upper triangle (row <= column) of `gram` (columns x columns, row-major), for a matrix x
 /// of `rows` x `columns` given by its rows. What is in the strict lower triangle afterwards is of no use: [`symmetrise`]
@@ -24,21 +33,38 @@ pub fn add_gram<'a>(
     if columns == 0 {
         return;
     }
-    for first in (0..rows).step_by(ROWS) {
-        let rows = ROWS.min(rows - first);
-        let right = Panels::from_rows(rows, columns, |index| row(first + index));
-        let width = right.width();
-        // The left factor is the same columns, weighted: it is read from the panel of the rows that a task writes.
-        let tasks = gram.par_chunks_mut(width * columns).enumerate().with_max_len(1);
-        tasks.for_each_init(Strips::default, |left, (index, gram)| {
-            let (panel, stride) = right.panel(index);
-            let count = gram.len() / columns;
-            left.set_columns(count, rows, |p| &panel[p * stride..][..stride], |p| weight(first + p));
-            let mut output: Vec<&mut [f32]> =
-                gram.chunks_exact_mut(columns).map(|row| &mut row[index * width..]).collect();
-            multiply(left, &right, index..right.count(), Start::Output, &mut output);
+    with_scratch(&RIGHT, |right| {
+        for first in (0..rows).step_by(ROWS) {
+            let rows = ROWS.min(rows - first);
+            right.set_rows_in_parallel(rows, columns, |index| row(first + index));
+            let gram = gram.chunks_exact_mut(columns).collect();
+            add_upper(right, |index| weight(first + index), gram);
+        }
+    });
+}
+
+/// Adds x^T diag(weights) x to the upper triangle of a matrix, given by its rows, for a packed x of as many columns.
+pub(crate) fn add_upper(x: &Panels, weight: impl Fn(usize) -> f32 + Sync, mut matrix: Vec<&mut [f32]>) {
+    debug_assert_eq!(matrix.len(), x.columns());
+    let width = x.width();
+    matrix.par_chunks_mut(PANELS * width).enumerate().with_max_len(1).for_each(|(task, rows)| {
+        let first = task * PANELS;
+        with_scratch(&LEFT, |left| {
+            left.resize_with(PANELS, Strips::default);
+            let mut blocks: Vec<_> = rows.chunks_mut(width).zip(left).collect();
+            // The left factor is the same columns, weighted.
+            for (index, (rows, left)) in (first..).zip(&mut blocks) {
+                let (panel, stride) = x.panel(index);
+                left.set_columns(rows.len(), x.depth(), |p| &panel[p * stride..], &weight);
+            }
+            for index in first..x.count() {
+                for (rows, left) in blocks.iter_mut().take(index + 1 - first) {
+                    let mut output: Vec<&mut [f32]> = rows.iter_mut().map(|row| &mut row[index * width..]).collect();
+                    multiply(left, 0, x, index..index + 1, Start::Output, &mut output);
+                }
+            }
         });
-    }
+    });
 }
 
 /// Copies the upper triangle of a row-major square matrix onto the lower one.

@@ -64,7 +64,7 @@ pub fn solve(weight: &mut [f32], factor: &[f32], choice: Choice) {
             // W[:, end..] -= E U[start..end, end..]; the errors are kept negated.
             let mut rows: Vec<&mut [f32]> = weight.chunks_exact_mut(columns).map(|row| &mut row[end..]).collect();
             left.set_columns(rows.len(), width, |p| &errors[p * ROWS..][..ROWS], |_| 1.0);
-            multiply(left, &behind, 0..behind.count(), Start::Output, &mut rows);
+            multiply(left, 0, &behind, 0..behind.count(), Start::Output, &mut rows);
         });
     }
 }

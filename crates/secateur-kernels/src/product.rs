@@ -1,11 +1,11 @@
 //! Matrix products: the kernel under linears, convolutions, attention, Gram matrices and the OBS solver.
 //!
 //! A product is cut into tiles of a few rows x 3 vectors, which stay in registers while the shared dimension passes by
-//! (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). The right factor is packed so that
-//! a tile reads it in order ([`Panels`]), once for weights; the left one is read where it lies.
+//! (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). Both factors are packed so that a
+//! tile reads them in order: the right one into [`Panels`], once for weights; the left one into [`Strips`], by each task.
 //!
-//! Every element is the sum, over stretches of the shared dimension, of a chain of multiply-adds, however the work is cut: results do
-//! not depend on the number of threads.
+//! Every element is the sum, over stretches of the shared dimension, of a chain of multiply-adds, however the work is
+//! cut: results do not depend on the number of threads.
 
 use crate::simd::{Vector, dispatch, lanes};
 use crate::transpose::transpose;
@@ -18,12 +18,12 @@ use std::thread::LocalKey;
 
 /// Vectors in a full tile's row.
 const VECTORS: usize = 3;
-/// Depth that passes by a tile at a time: a panel of it stays in the second-level cache.
-const DEPTH: usize = 256;
+/// Depth that passes by a tile at a time: a panel of it stays in the second-level cache, and sums are seldom stored.
+pub(crate) const DEPTH: usize = 512;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 /// Elements of the left factor that a task goes over again and again: half of a second-level cache.
-const LEFT: usize = 64 * 1024;
+const LEFT: usize = 128 * 1024;
 
 /// Rows that a task should have at least: each task reads the whole right factor from beyond its cache.
 const LEAST_ROWS: usize = 32;
@@ -61,12 +61,7 @@ impl Panels {
     #[must_use]
     pub fn from_columns<'a>(depth: usize, columns: usize, column: impl Fn(usize) -> &'a [f32] + Sync) -> Self {
         let mut panels = Self::default();
-        panels.reset(depth, columns);
-        let width = panels.width();
-        panels.values_mut().par_chunks_mut((width * depth).max(1)).enumerate().for_each(|(index, panel)| {
-            let first = index * width;
-            transpose(width.min(columns - first), depth, |i| column(first + i), panel, panel.len() / depth);
-        });
+        panels.set_columns_in_parallel(depth, columns, column);
         panels
     }
 
@@ -74,43 +69,54 @@ impl Panels {
     #[must_use]
     pub fn from_rows<'a>(depth: usize, columns: usize, row: impl Fn(usize) -> &'a [f32] + Sync) -> Self {
         let mut panels = Self::default();
-        panels.reset(depth, columns);
-        let width = panels.width();
-        panels.values_mut().par_chunks_mut((width * depth).max(1)).enumerate().for_each(|(index, panel)| {
-            let first = index * width;
-            copy_into(panel, width.min(columns - first), |p| &row(p)[first..]);
-        });
+        panels.set_rows_in_parallel(depth, columns, row);
         panels
     }
 
-    /// As [`Panels::transposed`] on one thread and in the place of what was there: column j is
-    /// `row(j)`, of `depth` elements.
-    pub(crate) fn set_transposed<'a>(&mut self, depth: usize, columns: usize, row: impl Fn(usize) -> &'a [f32]) {
+    /// As [`Panels::from_columns`], in the place of what was there.
+    pub(crate) fn set_columns_in_parallel<'a>(
+        &mut self,
+        depth: usize,
+        columns: usize,
+        column: impl Fn(usize) -> &'a [f32] + Sync,
+    ) {
         self.reset(depth, columns);
-        let width = self.width();
-        for (index, panel) in self.values_mut().chunks_mut((width * depth).max(1)).enumerate() {
-            let first = index * width;
-            transpose(width.min(columns - first), depth, |column| row(first + column), panel, panel.len() / depth);
-        }
+        let panels: Vec<_> = self.panels_mut().collect();
+        panels.into_par_iter().for_each(|(range, panel)| copy_columns(panel, depth, range, &column));
+    }
+
+    /// As [`Panels::from_rows`], in the place of what was there.
+    pub(crate) fn set_rows_in_parallel<'a>(
+        &mut self,
+        depth: usize,
+        columns: usize,
+        row: impl Fn(usize) -> &'a [f32] + Sync,
+    ) {
+        self.reset(depth, columns);
+        let panels: Vec<_> = self.panels_mut().collect();
+        panels.into_par_iter().for_each(|(range, panel)| copy_rows(panel, range, &row));
     }
 
     /// As [`Panels::from_rows`] on one thread and in the place of what was there.
     pub(crate) fn set_rows<'a>(&mut self, depth: usize, columns: usize, row: impl Fn(usize) -> &'a [f32]) {
         self.reset(depth, columns);
-        let width = self.width();
-        for (index, panel) in self.values_mut().chunks_mut((width * depth).max(1)).enumerate() {
-            let first = index * width;
-            copy_into(panel, width.min(columns - first), |p| &row(p)[first..]);
-        }
+        self.panels_mut().for_each(|(range, panel)| copy_rows(panel, range, &row));
     }
 
-    /// Makes room for one panel of `columns` columns and has `fill` write its rows: (p, `columns` elements).
-    pub(crate) fn set_panel(&mut self, depth: usize, columns: usize, mut fill: impl FnMut(usize, &mut [f32])) {
-        assert!(columns <= self.width());
+    /// As [`Panels::from_columns`] on one thread and in the place of what was there.
+    pub(crate) fn set_columns<'a>(&mut self, depth: usize, columns: usize, column: impl Fn(usize) -> &'a [f32]) {
         self.reset(depth, columns);
-        let stride = padded(columns);
-        for (p, line) in self.values_mut().chunks_exact_mut(stride.max(1)).enumerate() {
-            fill(p, &mut line[..columns]);
+        self.panels_mut().for_each(|(range, panel)| copy_columns(panel, depth, range, &column));
+    }
+
+    /// The factor whose panels `fill` writes line by line: (panel, p, elements), on one thread and in the place of what was
+    /// there.
+    pub(crate) fn set_by(&mut self, depth: usize, columns: usize, mut fill: impl FnMut(usize, usize, &mut [f32])) {
+        self.reset(depth, columns);
+        for (index, (range, panel)) in self.panels_mut().enumerate() {
+            for (p, line) in panel.chunks_exact_mut(padded(range.len())).enumerate() {
+                fill(index, p, &mut line[..range.len()]);
+            }
         }
     }
 
@@ -133,10 +139,16 @@ impl Panels {
         &mut self.storage[self.start..self.start + end]
     }
 
-    /// The same factor, known to be triangular.
-    pub(crate) fn triangular(mut self, triangle: Triangle) -> Self {
+    /// The panels with their columns.
+    fn panels_mut(&mut self) -> impl Iterator<Item = (Range<usize>, &mut [f32])> + Send {
+        let (width, columns, panel) = (self.width(), self.columns, self.width() * self.depth);
+        let panels = self.values_mut().chunks_mut(panel.max(1)).enumerate();
+        panels.map(move |(index, panel)| (index * width..(index * width + width).min(columns), panel))
+    }
+
+    /// The factor is known to be triangular.
+    pub(crate) fn triangular(&mut self, triangle: Triangle) {
         self.triangle = Some(triangle);
-        self
     }
 
     /// Where in the shared dimension a panel is not zero.
@@ -184,11 +196,16 @@ fn padded(columns: usize) -> usize {
     columns.next_multiple_of(lanes())
 }
 
-/// Lines of a panel from successive rows.
-fn copy_into<'a>(panel: &mut [f32], columns: usize, row: impl Fn(usize) -> &'a [f32]) {
-    for (p, line) in panel.chunks_exact_mut(padded(columns).max(1)).enumerate() {
-        line[..columns].copy_from_slice(&row(p)[..columns]);
+/// Some columns of a factor as a panel, from its rows.
+fn copy_rows<'a>(panel: &mut [f32], columns: Range<usize>, row: impl Fn(usize) -> &'a [f32]) {
+    for (p, line) in panel.chunks_exact_mut(padded(columns.len())).enumerate() {
+        line[..columns.len()].copy_from_slice(&row(p)[columns.clone()]);
     }
+}
+
+/// Some columns of a factor as a panel, from these columns.
+fn copy_columns<'a>(panel: &mut [f32], depth: usize, columns: Range<usize>, column: impl Fn(usize) -> &'a [f32]) {
+    transpose(columns.len(), depth, |i| column(columns.start + i), panel, padded(columns.len()));
 }
 
 /// The left factor of a product, rows x depth, in strips of as many rows as a tile has, each column after column.
@@ -235,13 +252,11 @@ impl Strips {
         weight: impl Fn(usize) -> f32,
     ) {
         self.reset(rows, depth);
-        let height = registers_rows();
-        for (strip, lines) in self.values.chunks_mut((height * depth).max(1)).enumerate() {
-            let first = strip * height;
-            let count = height.min(rows - first);
-            for (p, line) in lines.chunks_exact_mut(height).enumerate() {
-                let (values, weight) = (&column(p)[first..first + count], weight(p));
-                line.iter_mut().zip(values).for_each(|(line, x)| *line = weight * x);
+        for p in 0..depth {
+            let (values, weight) = (&column(p)[..rows], weight(p));
+            match registers_rows() {
+                8 => weigh::<8>(values, weight, &mut self.values[8 * p..], depth),
+                _ => weigh::<4>(values, weight, &mut self.values[4 * p..], depth),
             }
         }
     }
@@ -255,6 +270,19 @@ impl Strips {
         (self.rows, self.depth, self.first) = (rows, depth, 0);
         // What is left of an earlier factor in the padding ends up in rows that are never stored.
         self.values.resize(rows.next_multiple_of(registers_rows()) * depth, 0.0);
+    }
+}
+
+/// A column of a factor, weighted, into strips of M rows, which have a line for it every `depth` lines.
+fn weigh<const M: usize>(column: &[f32], weight: f32, strips: &mut [f32], depth: usize) {
+    let (whole, rest) = column.as_chunks::<M>();
+    let (lines, _) = strips.as_chunks_mut::<M>();
+    let mut lines = lines.iter_mut().step_by(depth);
+    for (values, line) in whole.iter().zip(&mut lines) {
+        *line = values.map(|x| weight * x);
+    }
+    if let Some(line) = lines.next() {
+        line.iter_mut().zip(rest).for_each(|(line, x)| *line = weight * x);
     }
 }
 
@@ -298,10 +326,7 @@ pub(crate) fn product(
     }
     // Enough tasks for the threads to end together, first by rows, and where these are few by panels as well.
     let threads = rayon::current_num_threads();
-    let height = registers_rows();
-    let most = (LEFT / right.depth.clamp(1, DEPTH)).max(height);
-    let chunks = (4 * threads).min(rows.div_ceil(LEAST_ROWS)).max(rows.div_ceil(most));
-    let chunk = rows.div_ceil(chunks).next_multiple_of(height);
+    let chunk = rows_of_a_task(rows, right.depth);
     let chunks = rows.div_ceil(chunk);
     let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(chunks) };
     let group = panels.div_ceil(wanted);
@@ -317,10 +342,29 @@ pub(crate) fn product(
         let (row, first) = (task / groups * chunk, task % groups * group);
         with_scratch(&LEFT_FACTOR, |left| {
             pack(row..row + output.len(), left);
-            multiply(left, right, first..(first + group).min(panels), start, &mut output);
+            multiply(left, 0, right, first..(first + group).min(panels), start, &mut output);
         });
         output.into_iter().for_each(&finish);
     });
+}
+
+/// Every row times `right`, in its place, on all threads.
+pub(crate) fn product_in_place(mut rows: Vec<&mut [f32]>, right: &Panels) {
+    let chunk = rows_of_a_task(rows.len(), right.depth);
+    rows.par_chunks_mut(chunk).for_each(|rows| {
+        with_scratch(&LEFT_FACTOR, |left| {
+            left.set_rows(rows.len(), right.depth, |row| &rows[row][..right.depth]);
+            multiply(left, 0, right, 0..right.count(), Start::Zero, rows);
+        });
+    });
+}
+
+/// Rows of the left factor that a task takes.
+fn rows_of_a_task(rows: usize, depth: usize) -> usize {
+    let height = registers_rows();
+    let most = (LEFT / depth.clamp(1, DEPTH)).max(height);
+    let tasks = (4 * rayon::current_num_threads()).min(rows.div_ceil(LEAST_ROWS)).max(rows.div_ceil(most));
+    rows.div_ceil(tasks.max(1)).next_multiple_of(height).max(height)
 }
 
 thread_local! {
@@ -335,21 +379,23 @@ pub(crate) fn with_scratch<T: Default, R>(scratch: &'static LocalKey<Cell<T>>, b
     result
 }
 
-/// The columns of some panels of a product, on one thread: `output` has a slice for each row of `left`, which begins with
-/// the first of these columns.
+/// The columns of some panels of a product, on one thread: `output` has a slice for each of the first rows of `left`, which
+/// begins with the first of these columns. `left` is taken from some column on, as deep as `right` is.
 pub(crate) fn multiply(
     left: &Strips,
+    column: usize,
     right: &Panels,
     panels: Range<usize>,
     start: Start<'_>,
     output: &mut [&mut [f32]],
 ) {
-    debug_assert_eq!((left.rows, left.depth), (output.len(), right.depth));
-    dispatch(Multiply { left, right, panels, start, output });
+    assert!(output.len() <= left.rows && column + right.depth <= left.depth);
+    dispatch(Multiply { left, column, right, panels, start, output });
 }
 
 struct Multiply<'a, 'o> {
     left: &'a Strips,
+    column: usize,
     right: &'a Panels,
     panels: Range<usize>,
     start: Start<'a>,
@@ -372,7 +418,7 @@ impl WithSimd for Multiply<'_, '_> {
 impl Multiply<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const M: usize>(self, simd: S) {
-        let Self { left, right, panels, start, output } = self;
+        let Self { left, column: left_column, right, panels, start, output } = self;
         let (width, depth) = (right.width(), right.depth);
         let (strips, _) = left.values.as_chunks::<M>();
         let mut stretch = 0;
@@ -380,7 +426,7 @@ impl Multiply<'_, '_> {
             let stretch_end = (stretch + DEPTH).min(depth);
             for index in panels.clone() {
                 let depths = right.depths(index);
-                let begin = depths.start.max(left.first);
+                let begin = depths.start.max(left.first.saturating_sub(left_column));
                 let (first, end) = (stretch.max(begin), stretch_end.min(depths.end));
                 if first >= end && depth > 0 {
                     continue;
@@ -395,7 +441,7 @@ impl Multiply<'_, '_> {
                     other => other,
                 };
                 for (strip, output) in output.chunks_mut(M).enumerate() {
-                    let left = &strips[strip * depth + first..strip * depth + end];
+                    let left = &strips[strip * left.depth + left_column..][first..end];
                     match stride / S::F32_LANES {
                         1 => tile::<S, M, 1>(simd, left, panel, start, output, columns.clone()),
                         2 => tile::<S, M, 2>(simd, left, panel, start, output, columns.clone()),
