@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::cell::Cell;
 
-/// Rows that are summed up in registers before they are added to the matrix.
+/// Rows that are packed at a time.
 const ROWS: usize = 1024;
 
 /// Panels of columns that make the rows which a task writes: so many times less often is the right factor read.

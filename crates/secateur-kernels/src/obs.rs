@@ -2,7 +2,7 @@
 //! it.
 
 use crate::product::{Panels, Start, Strips, multiply};
-use crate::simd::dispatch;
+use crate::simd::{MOST_LANES, dispatch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -28,8 +28,6 @@ const BLOCK: usize = 128;
 const STRETCH: usize = 16;
 /// Rows that a task solves: a multiple of every vector's width.
 const ROWS: usize = 64;
-/// The widest vector of any machine.
-const WIDEST: usize = 16;
 
 /// Prunes `weight` (rows x d, row-major) in place, with `factor` the upper triangular U (d x d, row-major, H^-1 =
 /// U^T U): for a weight that goes, err = w_i / U_ii, and w_j -= err * U_ij for all j > i (SparseGPT's loop, OBS-Diff's
@@ -80,8 +78,8 @@ pub fn solve_scratch(rows: usize, columns: usize, choice: Choice) -> u64 {
     let width = block.min(columns);
     let scores = if matches!(choice, Choice::Share(_)) { rows * width } else { 0 };
     let threads = rayon::current_num_threads();
-    let of_thread = width * (2 * ROWS + 2 * WIDEST);
-    let behind = width * columns.next_multiple_of(WIDEST);
+    let of_thread = width * (2 * ROWS + 2 * MOST_LANES);
+    let behind = width * columns.next_multiple_of(MOST_LANES);
     ((behind + width * width + scores + threads * of_thread) * size_of::<f32>()) as u64
 }
 

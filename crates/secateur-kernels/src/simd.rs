@@ -39,7 +39,7 @@ pub(crate) fn lanes() -> usize {
 }
 
 /// The most numbers that a vector holds on any machine.
-const MOST_LANES: usize = 16;
+pub(crate) const MOST_LANES: usize = 16;
 
 /// A vector of f32 with operators.
 #[derive(Clone, Copy)]
