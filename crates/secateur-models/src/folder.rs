@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, variants};
 use crate::error::{Error, Result, read_json};
+use crate::family::DenoiserConfig;
 use crate::mmdit::MmditConfig;
 use crate::pipeline::Sampling;
 use crate::structure::{Geometry, Memory, Structure};

@@ -2,9 +2,11 @@
 //!
 //! A family is a forward and a description of itself ([`Structure`]); it knows nothing of compression.
 
+mod blocks;
 mod checkpoint;
 mod clip;
 mod error;
+mod family;
 mod folder;
 mod mmdit;
 mod noise;
@@ -14,11 +16,13 @@ mod save;
 mod scheduler;
 mod structure;
 mod tokenizer;
+mod unet;
 mod vae;
 
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use clip::{ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput};
 pub use error::{Error, Result};
+pub use family::{DenoiserConfig, denoiser_config};
 pub use folder::{Generation, Manifest, ModelFolder, Prompts, read_prompts};
 pub use mmdit::{Mmdit, MmditConfig};
 pub use noise::noise;
@@ -28,4 +32,5 @@ pub use save::{OutputFolder, cast};
 pub use scheduler::{FlowMatchEuler, FlowMatchEulerConfig};
 pub use structure::{Block, Geometry, Layer, Memory, Operation, Prunable, Structure, UnitKind};
 pub use tokenizer::ClipTokenizer;
+pub use unet::{Unet, UnetConfig};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig};

@@ -1,17 +1,19 @@
 //! SD3Transformer2DModel: the joint-attention transformer (MMDiT) of SD3 and SD3.5.
 
+use crate::blocks::{Embedder, FeedForward, Gate, Sinusoids};
 use crate::error::{Error, Result, read_json};
+use crate::family::DenoiserConfig;
 use crate::pipeline::{Conditioning, Denoiser};
 use crate::structure::{Block, Geometry, Layer, Operation, Prunable, Structure, UnitKind};
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, Linear, RmsNorm, Scope, ops};
 use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
 
 const EPS: f32 = 1e-6;
-/// Width of the sinusoidal timestep embedding.
-const TIME_CHANNELS: usize = 256;
+/// How the timestep is told.
+const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
 
 /// Configuration of an `SD3Transformer2DModel`.
 #[derive(Clone, Debug, Deserialize)]
@@ -76,42 +78,6 @@ impl MmditConfig {
 
     fn dual(&self, block: usize) -> bool {
         self.dual_attention_layers.contains(&block)
-    }
-
-    /// The model's description of itself, from its configuration alone.
-    #[must_use]
-    pub fn structure(&self, geometry: &Geometry) -> Structure {
-        let width = self.width();
-        let patch = self.patch_size;
-        let image = (geometry.latent.0 / patch) * (geometry.latent.1 / patch);
-        let text = geometry.text;
-        let plain = |name: &str, rows, inputs, outputs| Layer {
-            name: name.into(),
-            operation: Operation::Linear { rows, inputs, outputs },
-            prunable: None,
-        };
-        let patch_embed =
-            Operation::Convolution { pixels: image, inputs: self.in_channels, outputs: width, kernel: patch };
-        let mut blocks = vec![Block {
-            name: "embedders".into(),
-            layers: vec![
-                Layer { name: "pos_embed.proj".into(), operation: patch_embed, prunable: None },
-                plain("time_text_embed.timestep_embedder.linear_1", 1, TIME_CHANNELS, width),
-                plain("time_text_embed.timestep_embedder.linear_2", 1, width, width),
-                plain("time_text_embed.text_embedder.linear_1", 1, self.pooled_projection_dim, width),
-                plain("time_text_embed.text_embedder.linear_2", 1, width, width),
-                plain("context_embedder", text, self.joint_attention_dim, width),
-            ],
-        }];
-        blocks.extend((0..self.num_layers).map(|index| self.block_structure(index, image, text)));
-        blocks.push(Block {
-            name: "output".into(),
-            layers: vec![
-                plain("norm_out.linear", 1, width, 2 * width),
-                plain("proj_out", image, width, patch * patch * self.out_channels()),
-            ],
-        });
-        Structure { blocks, activations: self.activations(image, text) }
     }
 
     /// The most numbers of one sample that are alive at once, in one of three places of a block: joint attention (both
@@ -184,6 +150,50 @@ impl MmditConfig {
     }
 }
 
+impl DenoiserConfig for MmditConfig {
+    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Mmdit::new(self, scope)?))
+    }
+
+    fn latent_shape(&self) -> [usize; 3] {
+        [self.in_channels, self.sample_size, self.sample_size]
+    }
+
+    fn structure(&self, geometry: &Geometry) -> Structure {
+        let width = self.width();
+        let patch = self.patch_size;
+        let image = (geometry.latent.0 / patch) * (geometry.latent.1 / patch);
+        let text = geometry.text;
+        let plain = |name: &str, rows, inputs, outputs| Layer {
+            name: name.into(),
+            operation: Operation::Linear { rows, inputs, outputs },
+            prunable: None,
+        };
+        let patch_embed =
+            Operation::Convolution { pixels: image, inputs: self.in_channels, outputs: width, kernel: patch };
+        let mut blocks = vec![Block {
+            name: "embedders".into(),
+            layers: vec![
+                Layer { name: "pos_embed.proj".into(), operation: patch_embed, prunable: None },
+                plain("time_text_embed.timestep_embedder.linear_1", 1, TIME.channels, width),
+                plain("time_text_embed.timestep_embedder.linear_2", 1, width, width),
+                plain("time_text_embed.text_embedder.linear_1", 1, self.pooled_projection_dim, width),
+                plain("time_text_embed.text_embedder.linear_2", 1, width, width),
+                plain("context_embedder", text, self.joint_attention_dim, width),
+            ],
+        }];
+        blocks.extend((0..self.num_layers).map(|index| self.block_structure(index, image, text)));
+        blocks.push(Block {
+            name: "output".into(),
+            layers: vec![
+                plain("norm_out.linear", 1, width, 2 * width),
+                plain("proj_out", image, width, patch * patch * self.out_channels()),
+            ],
+        });
+        Structure { blocks, activations: self.activations(image, text) }
+    }
+}
+
 /// Query, key and value projections of one stream, with the optional norms of query and key.
 struct Projections {
     q: Linear,
@@ -213,27 +223,6 @@ impl Projections {
             Some((norm_q, norm_k)) => [norm_q.forward(&q)?, norm_k.forward(&k)?, v],
             None => [q, k, v],
         })
-    }
-}
-
-/// GELU feed-forward.
-struct FeedForward {
-    proj: Linear,
-    out: Linear,
-}
-
-impl FeedForward {
-    fn new(width: usize, scope: &Scope<'_>) -> Result<Self> {
-        Ok(Self {
-            proj: Linear::new(width, 4 * width, &scope.at("net.0.proj"))?,
-            out: Linear::new(4 * width, width, &scope.at("net.2"))?,
-        })
-    }
-
-    fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let hidden = self.proj.forward_activated(&x, Activation::GeluTanh, context)?;
-        drop(x);
-        Ok(self.out.forward(&hidden, context)?)
     }
 }
 
@@ -293,7 +282,7 @@ impl JointBlock {
             true => None,
             false => Some(TextOutput {
                 to_add_out: Linear::new(width, width, &attn.at("to_add_out"))?,
-                ff_context: FeedForward::new(width, &scope.at("ff_context"))?,
+                ff_context: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff_context"))?,
             }),
         };
         let modulation = |count, name: &str| Linear::new(width, count * width, &scope.at(name).at("linear"));
@@ -304,7 +293,7 @@ impl JointBlock {
             text: Projections::new(config, TEXT, &attn)?,
             to_out: to_out(attn.clone())?,
             dual: dual_attention,
-            ff: FeedForward::new(width, &scope.at("ff"))?,
+            ff: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff"))?,
             text_output,
             heads: config.num_attention_heads,
         })
@@ -409,26 +398,6 @@ fn gated(x: Tensor, gate: &Tensor, y: Tensor) -> Result<Tensor> {
     Ok(ops::gated_add(&x, gate, &y)?)
 }
 
-/// Two linears with SiLU between.
-struct Embedder {
-    linear_1: Linear,
-    linear_2: Linear,
-}
-
-impl Embedder {
-    fn new(inputs: usize, width: usize, scope: &Scope<'_>) -> Result<Self> {
-        Ok(Self {
-            linear_1: Linear::new(inputs, width, &scope.at("linear_1"))?,
-            linear_2: Linear::new(width, width, &scope.at("linear_2"))?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let x = self.linear_1.forward_activated(x, Activation::Silu, context)?;
-        Ok(self.linear_2.forward(&x, context)?)
-    }
-}
-
 /// `SD3Transformer2DModel`.
 pub struct Mmdit {
     config: MmditConfig,
@@ -456,7 +425,7 @@ impl Mmdit {
         Ok(Self {
             proj: Conv2d::new((config.in_channels, width), patch, patch, (0, 0), &pos_embed.at("proj"))?,
             pos_embed: pos_embed.get("pos_embed", (1, positions * positions, width))?,
-            timestep_embedder: Embedder::new(TIME_CHANNELS, width, &embedders.at("timestep_embedder"))?,
+            timestep_embedder: Embedder::new(TIME.channels, width, &embedders.at("timestep_embedder"))?,
             text_embedder: Embedder::new(config.pooled_projection_dim, width, &embedders.at("text_embedder"))?,
             context_embedder: Linear::new(config.joint_attention_dim, width, &scope.at("context_embedder"))?,
             transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
@@ -480,18 +449,6 @@ impl Mmdit {
     }
 }
 
-/// Cosines, then sines, of t times 128 frequencies from 1 down to 1/10000: samples x 256.
-fn timestep_embedding(timesteps: &[f32]) -> Result<Tensor> {
-    let half = TIME_CHANNELS / 2;
-    let frequency = |i: usize| (-(10000f32.ln()) * i as f32 / half as f32).exp();
-    let mut values = Vec::with_capacity(timesteps.len() * TIME_CHANNELS);
-    for &t in timesteps {
-        values.extend((0..half).map(|i| (t * frequency(i)).cos()));
-        values.extend((0..half).map(|i| (t * frequency(i)).sin()));
-    }
-    Ok(Tensor::from_vec(values, (timesteps.len(), TIME_CHANNELS), &Device::Cpu)?)
-}
-
 impl Denoiser for Mmdit {
     fn forward(
         &self,
@@ -508,15 +465,15 @@ impl Denoiser for Mmdit {
         let (rows, columns) = (height / patch, width / patch);
         let x = self.proj.forward(latents)?.flatten_from(2)?.transpose(1, 2)?;
         let mut x = x.broadcast_add(&self.positions(rows, columns)?)?;
-        let time = self.timestep_embedder.forward(&timestep_embedding(timesteps)?, context)?;
-        let time = (time + self.text_embedder.forward(&conditioning.pooled, context)?)?;
+        let time = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
+        let time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
         let time = ops::activation(Activation::Silu, &time)?;
         let multiplicity = conditioning.multiplicity.as_ref().map(|of_text| {
             let key_bias = std::iter::repeat_n(0.0, rows * columns).chain(of_text.iter().map(|m| m.ln()));
             Multiplicity { of_text: Arc::clone(of_text), key_bias: key_bias.collect() }
         });
         let text_context = Context { multiplicity: conditioning.multiplicity.as_deref(), ..*context };
-        let mut text = self.context_embedder.forward(&conditioning.text, &text_context)?;
+        let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
         for block in &self.transformer_blocks {
             (x, text) = block.forward(x, text, &time, multiplicity.as_ref(), context)?;
         }

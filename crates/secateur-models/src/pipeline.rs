@@ -16,19 +16,46 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What a denoiser is told beside the latents and the time.
-#[derive(Clone, Debug)]
+/// What a denoiser is told beside the latents and the time; each family takes what it needs.
+#[derive(Clone, Debug, Default)]
 pub struct Conditioning {
     /// Text states: samples x tokens x width.
-    pub text: Tensor,
+    pub text: Option<Tensor>,
     /// Pooled text: samples x width.
-    pub pooled: Tensor,
+    pub pooled: Option<Tensor>,
+    /// What SDXL is told of sizes: samples x 6, height and width before cropping, top and left of the crop, height and
+    /// width asked for, in pixels.
+    pub time_ids: Option<Tensor>,
     /// For how many equal text tokens each one stands, one number a token, where any is not 1. A family whose text has
     /// no positions gives the same result for one token of multiplicity m as for m equal tokens.
     pub multiplicity: Option<Arc<[f32]>>,
 }
 
 impl Conditioning {
+    /// Text states.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn text(&self) -> Result<&Tensor> {
+        needed(&self.text, "text states")
+    }
+
+    /// Pooled text.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn pooled(&self) -> Result<&Tensor> {
+        needed(&self.pooled, "pooled text")
+    }
+
+    /// Sizes.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn time_ids(&self) -> Result<&Tensor> {
+        needed(&self.time_ids, "sizes (time_ids)")
+    }
+
     /// The same with every text token as often as it stands.
     ///
     /// # Errors
@@ -37,27 +64,39 @@ impl Conditioning {
         let Some(multiplicity) = &self.multiplicity else { return Ok(self.clone()) };
         let tokens =
             multiplicity.iter().zip(0u32..).flat_map(|(&times, token)| std::iter::repeat_n(token, times as usize));
-        let tokens = Tensor::from_iter(tokens, self.text.device())?;
-        Ok(Self { text: self.text.index_select(&tokens, 1)?, pooled: self.pooled.clone(), multiplicity: None })
+        let tokens = Tensor::from_iter(tokens, &Device::Cpu)?;
+        let text = self.text.as_ref().map(|text| text.index_select(&tokens, 1)).transpose()?;
+        Ok(Self { text, multiplicity: None, ..self.clone() })
     }
 
     /// Both one after another; they are of one multiplicity.
     fn cat(&self, other: &Self) -> Result<Self> {
-        Ok(Self {
-            text: Tensor::cat(&[&self.text, &other.text], 0)?,
-            pooled: Tensor::cat(&[&self.pooled, &other.pooled], 0)?,
-            multiplicity: self.multiplicity.clone(),
+        self.zip(other, |a, b| Ok(Tensor::cat(&[a, b], 0)?))
+    }
+
+    /// The same single sample several times.
+    fn repeat(&self, samples: usize) -> Result<Self> {
+        self.zip(self, |tensor, _| {
+            let mut shape = tensor.dims().to_vec();
+            shape[0] = samples;
+            Ok(tensor.broadcast_as(shape)?.contiguous()?)
         })
     }
 
-    fn repeat(&self, samples: usize) -> Result<Self> {
-        let (_, tokens, width) = self.text.dims3()?;
+    /// `join` of every tensor of both.
+    fn zip(&self, other: &Self, join: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let joined = |a: &Option<Tensor>, b: &Option<Tensor>| a.as_ref().zip(b.as_ref()).map(|(a, b)| join(a, b));
         Ok(Self {
-            text: self.text.broadcast_as((samples, tokens, width))?.contiguous()?,
-            pooled: self.pooled.broadcast_as((samples, self.pooled.dim(1)?))?.contiguous()?,
+            text: joined(&self.text, &other.text).transpose()?,
+            pooled: joined(&self.pooled, &other.pooled).transpose()?,
+            time_ids: joined(&self.time_ids, &other.time_ids).transpose()?,
             multiplicity: self.multiplicity.clone(),
         })
     }
+}
+
+fn needed<'a>(tensor: &'a Option<Tensor>, what: &str) -> Result<&'a Tensor> {
+    tensor.as_ref().ok_or_else(|| Error::Request(format!("this model needs {what}, and was given none")))
 }
 
 /// The network that is called at every step.
@@ -211,13 +250,18 @@ impl Pipeline {
         let clip = clip.pad_with_zeros(2, 0, joint - width)?;
         let pooled = Tensor::cat(&pooled, 1)?;
         if max_sequence_length == 0 {
-            return Ok(Conditioning { text: clip, pooled, multiplicity: None });
+            return Ok(Conditioning { text: Some(clip), pooled: Some(pooled), ..Conditioning::default() });
         }
         let absent = Tensor::zeros((samples, 1, joint), DType::F32, &Device::Cpu)?;
         let mut multiplicity = vec![1.0; clip.dim(1)?];
         multiplicity.push(max_sequence_length as f32);
         let text = Tensor::cat(&[&clip, &absent], 1)?;
-        Ok(Conditioning { text, pooled, multiplicity: Some(multiplicity.into()) })
+        Ok(Conditioning {
+            text: Some(text),
+            pooled: Some(pooled),
+            multiplicity: Some(multiplicity.into()),
+            ..Conditioning::default()
+        })
     }
 
     /// Shape of one image's latents: channels x height x width.

@@ -115,6 +115,25 @@ pub struct Geometry {
     pub text: usize,
 }
 
+impl Layer {
+    /// A linear that is not pruned.
+    pub(crate) fn linear(name: impl Into<LayerName>, rows: usize, inputs: usize, outputs: usize) -> Self {
+        Self { name: name.into(), operation: Operation::Linear { rows, inputs, outputs }, prunable: None }
+    }
+
+    /// A convolution to `size` (height, width), of so many channels in and out.
+    pub(crate) fn convolution(name: &str, size: (usize, usize), channels: (usize, usize), kernel: usize) -> Self {
+        let (inputs, outputs) = channels;
+        let operation = Operation::Convolution { pixels: size.0 * size.1, inputs, outputs, kernel };
+        Self { name: name.into(), operation, prunable: None }
+    }
+
+    /// The same, of a unit, for whose input `input` stands.
+    pub(crate) fn prunable(self, unit: UnitKind, input: &LayerName) -> Self {
+        Self { prunable: Some(Prunable { unit, input: input.clone() }), ..self }
+    }
+}
+
 impl Operation {
     /// Numbers of its weight.
     fn weights(&self) -> u64 {

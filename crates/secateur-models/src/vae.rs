@@ -1,9 +1,10 @@
 //! AutoencoderKL: between pictures and latents.
 
+use crate::blocks::{Norm, PixelAttention, ResnetBlock};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, read_json};
 use candle_core::Tensor;
-use secateur_nn::{Context, Conv2d, GroupNorm, Linear, Scope, ops};
+use secateur_nn::{Context, Conv2d, GroupNorm, Scope, ops};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -70,101 +71,39 @@ impl AutoencoderKlConfig {
         }
         Ok(config)
     }
-}
 
-const EPS: f32 = 1e-6;
-
-struct ResnetBlock {
-    norm1: GroupNorm,
-    conv1: Conv2d,
-    norm2: GroupNorm,
-    conv2: Conv2d,
-    conv_shortcut: Option<Conv2d>,
-}
-
-impl ResnetBlock {
-    fn new(inputs: usize, outputs: usize, groups: usize, scope: &Scope<'_>) -> Result<Self> {
-        let conv_shortcut = if inputs == outputs {
-            None
-        } else {
-            Some(Conv2d::new((inputs, outputs), 1, 1, (0, 0), &scope.at("conv_shortcut"))?)
-        };
-        Ok(Self {
-            norm1: GroupNorm::new(groups, inputs, EPS, &scope.at("norm1"))?,
-            conv1: Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope.at("conv1"))?,
-            norm2: GroupNorm::new(groups, outputs, EPS, &scope.at("norm2"))?,
-            conv2: Conv2d::new((outputs, outputs), 3, 1, (1, 1), &scope.at("conv2"))?,
-            conv_shortcut,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
-        match &self.conv_shortcut {
-            Some(shortcut) => Ok((shortcut.forward(x)? + y)?),
-            None => Ok((x + y)?),
-        }
-    }
-}
-
-/// Self-attention of one head over the pixels.
-struct AttentionBlock {
-    group_norm: GroupNorm,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-}
-
-impl AttentionBlock {
-    fn new(channels: usize, groups: usize, scope: &Scope<'_>) -> Result<Self> {
-        let linear = |name: &str| Linear::new(channels, channels, &scope.at(name));
-        Ok(Self {
-            group_norm: GroupNorm::new(groups, channels, EPS, &scope.at("group_norm"))?,
-            to_q: linear("to_q")?,
-            to_k: linear("to_k")?,
-            to_v: linear("to_v")?,
-            to_out: linear("to_out.0")?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let context = Context::default();
-        let y = self.group_norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-        let (q, k) = (self.to_q.forward(&y, &context)?, self.to_k.forward(&y, &context)?);
-        let y = ops::attention(&q, &k, &self.to_v.forward(&y, &context)?, 1, None, false)?;
-        let y = self.to_out.forward(&y, &context)?;
-        Ok((x + y.transpose(1, 2)?.reshape(x.shape())?)?)
+    fn norm(&self) -> Norm {
+        Norm { groups: self.norm_num_groups, eps: 1e-6 }
     }
 }
 
 struct MidBlock {
     first: ResnetBlock,
-    attention: Option<AttentionBlock>,
+    attention: Option<PixelAttention>,
     second: ResnetBlock,
 }
 
 impl MidBlock {
     fn new(channels: usize, config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
-        let groups = config.norm_num_groups;
+        let norm = config.norm();
         let attention = match config.mid_block_add_attention {
-            true => Some(AttentionBlock::new(channels, groups, &scope.at("attentions.0"))?),
+            true => Some(PixelAttention::new(channels, 1, norm, &scope.at("attentions.0"))?),
             false => None,
         };
         Ok(Self {
-            first: ResnetBlock::new(channels, channels, groups, &scope.at("resnets.0"))?,
+            first: ResnetBlock::new(channels, channels, None, norm, &scope.at("resnets.0"))?,
             attention,
-            second: ResnetBlock::new(channels, channels, groups, &scope.at("resnets.1"))?,
+            second: ResnetBlock::new(channels, channels, None, norm, &scope.at("resnets.1"))?,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.first.forward(x)?;
+        let context = Context::default();
+        let mut x = self.first.forward(x, None, &context)?;
         if let Some(attention) = &self.attention {
-            x = attention.forward(&x)?;
+            x = attention.forward(&x, &context)?;
         }
-        self.second.forward(&x)
+        self.second.forward(&x, None, &context)
     }
 }
 
@@ -215,12 +154,12 @@ impl AutoencoderKl {
     /// # Errors
     /// If a placeholder cannot be made.
     pub fn new(config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
-        let (groups, latent) = (config.norm_num_groups, config.latent_channels);
+        let (norm, latent) = (config.norm(), config.latent_channels);
         let convolution = |inputs, outputs, scope: Scope<'_>| Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope);
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
         let level = |inputs: usize, outputs: usize, count: usize, scope: &Scope<'_>| -> Result<Vec<ResnetBlock>> {
-            let block = |i| ResnetBlock::new(if i == 0 { inputs } else { outputs }, outputs, groups, &scope.at(i));
+            let block = |i| ResnetBlock::new(if i == 0 { inputs } else { outputs }, outputs, None, norm, &scope.at(i));
             (0..count).map(block).collect()
         };
 
@@ -242,7 +181,7 @@ impl AutoencoderKl {
             conv_in: convolution(config.in_channels, first, scope_in.at("conv_in"))?,
             levels,
             mid_block: MidBlock::new(last, config, &scope_in.at("mid_block"))?,
-            conv_norm_out: GroupNorm::new(groups, last, EPS, &scope_in.at("conv_norm_out"))?,
+            conv_norm_out: norm.over(last, &scope_in.at("conv_norm_out"))?,
             conv_out: convolution(last, 2 * latent, scope_in.at("conv_out"))?,
         };
 
@@ -263,7 +202,7 @@ impl AutoencoderKl {
             conv_in: convolution(latent, last, scope_out.at("conv_in"))?,
             mid_block: MidBlock::new(last, config, &scope_out.at("mid_block"))?,
             levels,
-            conv_norm_out: GroupNorm::new(groups, first, EPS, &scope_out.at("conv_norm_out"))?,
+            conv_norm_out: norm.over(first, &scope_out.at("conv_norm_out"))?,
             conv_out: convolution(first, config.out_channels, scope_out.at("conv_out"))?,
         };
 
@@ -291,7 +230,7 @@ impl AutoencoderKl {
         let mut x = self.encoder.conv_in.forward(pictures)?;
         for level in &self.encoder.levels {
             for resnet in &level.resnets {
-                x = resnet.forward(&x)?;
+                x = resnet.forward(&x, None, &Context::default())?;
             }
             if let Some(convolution) = &level.resample {
                 x = convolution.forward(&x)?;
@@ -318,7 +257,7 @@ impl AutoencoderKl {
         x = self.decoder.mid_block.forward(&self.decoder.conv_in.forward(&x)?)?;
         for level in &self.decoder.levels {
             for resnet in &level.resnets {
-                x = resnet.forward(&x)?;
+                x = resnet.forward(&x, None, &Context::default())?;
             }
             if let Some(convolution) = &level.resample {
                 x = convolution.forward(&ops::upsample_nearest(&x, 2)?)?;

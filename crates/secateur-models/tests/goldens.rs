@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{
     AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipModel, ClipTextConfig, ClipTextModel, ClipTokenizer,
-    Conditioning, Denoiser, Mmdit, MmditConfig, ModelFolder, Pipeline, Sampling,
+    Conditioning, ModelFolder, Pipeline, Sampling, denoiser_config,
 };
 use secateur_nn::Context;
 use serde_json::Value;
@@ -71,6 +71,10 @@ fn something_is_compared() {
         "vae.safetensors",
         "sd3_mmdit",
         "sd35_medium_mmdit",
+        "sd15_unet",
+        "sd21_unet",
+        "sdxl_unet",
+        "ddpm_unet",
         "sd_vae",
         "clip_l_text",
         "clip_g_text",
@@ -103,16 +107,19 @@ fn mmdit_step() {
     let pipeline = Pipeline::open(ModelFolder::open(&model("mmdit"), None).unwrap()).unwrap();
     let length = cases()["mmdit"]["max_sequence_length"].as_u64().unwrap() as usize;
     let prompts = pipeline.encode_prompts(&prompts(), length).unwrap().spelled_out().unwrap();
-    close("context", &prompts.text, &want["context"], 1e-4);
-    close("pooled", &prompts.pooled, &want["pooled"], 1e-4);
+    close("context", prompts.text().unwrap(), &want["context"], 1e-4);
+    close("pooled", prompts.pooled().unwrap(), &want["pooled"], 1e-4);
     let samples = want["null_context"].dim(0).unwrap();
     let negative = cases()["negative_prompt"].as_str().unwrap().to_owned();
     let null = pipeline.encode_prompts(&vec![negative; samples], length).unwrap().spelled_out().unwrap();
-    close("null context", &null.text, &want["null_context"], 1e-4);
-    close("null pooled", &null.pooled, &want["null_pooled"], 1e-4);
+    close("null context", null.text().unwrap(), &want["null_context"], 1e-4);
+    close("null pooled", null.pooled().unwrap(), &want["null_pooled"], 1e-4);
 
-    let conditioning =
-        Conditioning { text: want["context"].clone(), pooled: want["pooled"].clone(), multiplicity: None };
+    let conditioning = Conditioning {
+        text: Some(want["context"].clone()),
+        pooled: Some(want["pooled"].clone()),
+        ..Conditioning::default()
+    };
     let timesteps = want["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
     let out = pipeline.denoiser().forward(&want["x"], &timesteps, &conditioning, &Context::default()).unwrap();
     close("step", &out, &want["out"], 1e-4);
@@ -210,19 +217,19 @@ fn clip_g_text() {
     text_encoder("clip_g_text", true, "text_embeds");
 }
 
-fn mmdit(name: &str) {
+/// One call of a family's small model.
+fn denoiser(name: &str) {
     let Some(folder) = fixture(name) else { return };
     let want = tensors(&folder.join("io.safetensors"));
-    let config = MmditConfig::open(&folder.join("config.json")).unwrap();
-    let checkpoint = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap();
-    let model: Mmdit = checkpoint
-        .load()
-        .unwrap()
-        .build(|scope| Mmdit::new(&config, &scope))
-        .map_err(|e: secateur_models::Error| e)
-        .unwrap();
-    let conditioning =
-        Conditioning { text: want["context"].clone(), pooled: want["pooled"].clone(), multiplicity: None };
+    let config = denoiser_config(&folder.join("config.json")).unwrap();
+    let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+    let model = parameters.build(|scope| config.build(&scope)).unwrap();
+    let conditioning = Conditioning {
+        text: want.get("context").cloned(),
+        pooled: want.get("pooled").or(want.get("text_embeds")).cloned(),
+        time_ids: want.get("time_ids").cloned(),
+        multiplicity: None,
+    };
     let timesteps = want["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
     let out = model.forward(&want["x"], &timesteps, &conditioning, &Context::default()).unwrap();
     close(name, &out, &want["out"], 1e-4);
@@ -230,10 +237,30 @@ fn mmdit(name: &str) {
 
 #[test]
 fn sd3() {
-    mmdit("sd3_mmdit");
+    denoiser("sd3_mmdit");
 }
 
 #[test]
 fn sd35_medium() {
-    mmdit("sd35_medium_mmdit");
+    denoiser("sd35_medium_mmdit");
+}
+
+#[test]
+fn sd15() {
+    denoiser("sd15_unet");
+}
+
+#[test]
+fn sd21() {
+    denoiser("sd21_unet");
+}
+
+#[test]
+fn sdxl() {
+    denoiser("sdxl_unet");
+}
+
+#[test]
+fn ddpm() {
+    denoiser("ddpm_unet");
 }

@@ -3,12 +3,12 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use secateur_models::{
-    AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipTextConfig, ClipTextModel, Conditioning, Denoiser, Error,
-    Mmdit, MmditConfig,
+    AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipTextConfig, ClipTextModel, Conditioning, Error, denoiser_config,
 };
 use secateur_nn::{Context, Parameters, Scope};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(name)
@@ -59,23 +59,29 @@ fn every_gate(what: &str, parameters: &Parameters, forward: impl Fn(Scope<'_>) -
     }
 }
 
-fn mmdit(name: &str) {
+fn denoiser(name: &str, multiplicity: Option<Arc<[f32]>>) {
     let folder = fixture(name);
     let given = io(&folder);
-    let config = MmditConfig::open(&folder.join("config.json")).unwrap();
+    let config = denoiser_config(&folder.join("config.json")).unwrap();
     let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
-    let tokens = given["context"].dim(1).unwrap();
+    let conditioning = Conditioning {
+        text: given.get("context").cloned(),
+        pooled: given.get("pooled").or(given.get("text_embeds")).cloned(),
+        time_ids: given.get("time_ids").cloned(),
+        multiplicity,
+    };
+    let timesteps = given["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+    every_gate(name, &parameters, |scope| {
+        config.build(&scope)?.forward(&given["x"], &timesteps, &conditioning, &Context::default())
+    });
+}
+
+fn mmdit(name: &str) {
+    denoiser(name, None);
+    let tokens = io(&fixture(name))["context"].dim(1).unwrap();
     let mut multiplicity = vec![1.0; tokens];
     multiplicity[tokens - 1] = 3.0;
-    for multiplicity in [None, Some(multiplicity.into())] {
-        let conditioning =
-            Conditioning { text: given["context"].clone(), pooled: given["pooled"].clone(), multiplicity };
-        let timesteps = given["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
-        every_gate(name, &parameters, |scope| {
-            let model = Mmdit::new(&config, &scope)?;
-            model.forward(&given["x"], &timesteps, &conditioning, &Context::default())
-        });
-    }
+    denoiser(name, Some(multiplicity.into()));
 }
 
 #[test]
@@ -86,6 +92,21 @@ fn sd3() {
 #[test]
 fn sd35_medium() {
     mmdit("sd35_medium_mmdit");
+}
+
+#[test]
+fn sd15() {
+    denoiser("sd15_unet", None);
+}
+
+#[test]
+fn sdxl() {
+    denoiser("sdxl_unet", None);
+}
+
+#[test]
+fn ddpm() {
+    denoiser("ddpm_unet", None);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "an allocator that counts what the system's gives")]
 
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Checkpoint, Conditioning, Denoiser, Geometry, Mmdit, MmditConfig, ModelFolder};
+use secateur_models::{Checkpoint, Conditioning, DenoiserConfig, Geometry, MmditConfig, Operation, denoiser_config};
 use secateur_nn::{Context, Parameters};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
@@ -36,26 +36,33 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn call(model: &Mmdit, config: &MmditConfig, samples: usize, text: usize) {
-    let side = config.sample_size;
-    let latents = Tensor::randn(0f32, 1f32, (samples, config.in_channels, side, side), &Device::Cpu).unwrap();
-    let text = Tensor::randn(0f32, 1f32, (samples, text, config.joint_attention_dim), &Device::Cpu).unwrap();
-    let pooled = Tensor::zeros((samples, config.pooled_projection_dim), DType::F32, &Device::Cpu).unwrap();
-    let conditioning = Conditioning { text, pooled, multiplicity: None };
-    model.forward(&latents, &vec![500.0; samples], &conditioning, &Context::default()).unwrap();
-}
-
 /// The most that loading and calling held over what was held before, and what was said.
 fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) -> (f64, f64) {
-    let config = MmditConfig::open(config).unwrap();
-    let geometry = Geometry { latent: (config.sample_size, config.sample_size), text };
+    let config = denoiser_config(config).unwrap();
+    let [channels, height, width] = config.latent_shape();
+    let structure = config.structure(&Geometry { latent: (height, width), text });
+    let columns = |names: [&str; 2]| {
+        let mut layers =
+            structure.layers().filter(|layer| names.iter().any(|name| layer.name.as_str().ends_with(name)));
+        layers.find_map(|layer| match layer.operation {
+            Operation::Linear { inputs, .. } => Some(inputs),
+            _ => None,
+        })
+    };
+    let random = |shape: &[usize]| Tensor::randn(0f32, 1f32, shape, &Device::Cpu).unwrap();
+    let conditioning = Conditioning {
+        text: columns(["context_embedder", "attn2.to_k"]).map(|width| random(&[samples, text, width])),
+        pooled: columns(["text_embedder.linear_1"; 2]).map(|width| random(&[samples, width])),
+        ..Conditioning::default()
+    };
+    let latents = random(&[samples, channels, height, width]);
     let parameters = checkpoint.tensors().map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum();
-    let said = config.structure(&geometry).memory(parameters, samples).total() as f64;
+    let said = structure.memory(parameters, samples).total() as f64;
     let before = HELD.load(Relaxed);
     MOST.store(before, Relaxed);
     let parameters: Parameters = checkpoint.load().unwrap();
-    let model = parameters.build(|scope| Mmdit::new(&config, &scope)).unwrap();
-    call(&model, &config, samples, text);
+    let model = parameters.build(|scope| config.build(&scope)).unwrap();
+    model.forward(&latents, &vec![500.0; samples], &conditioning, &Context::default()).unwrap();
     ((MOST.load(Relaxed) - before) as f64, said)
 }
 
@@ -76,7 +83,7 @@ fn wide(folder: &Path) -> PathBuf {
     let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
     let structure = config.structure(&Geometry { latent: (48, 48), text: 40 });
     for layer in structure.layers() {
-        use secateur_models::Operation::{Attention, Convolution, Linear};
+        use Operation::{Attention, Convolution, Linear};
         let (shape, outputs) = match layer.operation {
             Linear { inputs, outputs, .. } => (vec![outputs, inputs], outputs),
             Convolution { inputs, outputs, kernel, .. } => (vec![outputs, inputs, kernel, kernel], outputs),
@@ -101,14 +108,21 @@ fn wide(folder: &Path) -> PathBuf {
 #[test]
 fn a_call_takes_what_it_is_said_to_take() {
     let folder = tempfile::tempdir().unwrap();
-    let config = wide(folder.path());
-    let checkpoint = Checkpoint::open(folder.path(), "model", None).unwrap();
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-mmdit");
-    let bundled = ModelFolder::open(&bundled, None).unwrap();
-    let own = bundled.path().join("transformer/config.json");
-    for (what, config, checkpoint, samples, text) in
-        [("wide", &config, &checkpoint, 12, 40), ("emoji-mmdit", &own, bundled.checkpoint(), 16, 33)]
-    {
+    let wide = wide(folder.path());
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+    let of = |component: &str| {
+        let folder = models.join(component);
+        (folder.join("config.json"), Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap())
+    };
+    let (mmdit, mmdit_weights) = of("emoji-mmdit/transformer");
+    let (unet, unet_weights) = of("emoji-unet/unet");
+    let wide_weights = Checkpoint::open(folder.path(), "model", None).unwrap();
+    for (what, config, checkpoint, samples, text) in [
+        ("wide", &wide, &wide_weights, 12, 40),
+        ("emoji-mmdit", &mmdit, &mmdit_weights, 16, 33),
+        ("emoji-unet, one sample", &unet, &unet_weights, 1, 32),
+        ("emoji-unet", &unet, &unet_weights, 24, 32),
+    ] {
         let (measured, said) = measure(config, checkpoint, samples, text);
         let mebibytes = |bytes: f64| bytes / f64::from(1 << 20);
         let (measured, said) = (mebibytes(measured), mebibytes(said));

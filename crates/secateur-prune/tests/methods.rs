@@ -394,7 +394,7 @@ fn equal_tokens_may_be_folded_into_one() {
     let prompts = ["red apple, noto style emoji".to_owned(), "cat face, twitter style emoji".to_owned()];
     let folded = pipeline.encode_prompts(&prompts, 32).unwrap();
     let spelled_out = folded.spelled_out().unwrap();
-    assert_eq!((folded.text.dim(1).unwrap(), spelled_out.text.dim(1).unwrap()), (33, 64));
+    assert_eq!((folded.text().unwrap().dim(1).unwrap(), spelled_out.text().unwrap().dim(1).unwrap()), (33, 64));
     let run = |conditioning: &Conditioning| {
         let latents = secateur_models::noise(7, 0..2, &pipeline.latent_shape()).unwrap();
         let calibrator = Calibrator::new(&plan.packages[0], vec![1.0], 1);

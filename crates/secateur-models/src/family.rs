@@ -1,0 +1,42 @@
+//! Denoisers of all families, by the class that a configuration names.
+
+use crate::error::{Error, Result, read_json};
+use crate::mmdit::MmditConfig;
+use crate::pipeline::Denoiser;
+use crate::structure::{Geometry, Structure};
+use crate::unet::UnetConfig;
+use secateur_nn::Scope;
+use serde_json::{Map, Value};
+use std::fmt::Debug;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The configuration of a denoiser: all that can be known of it without its weights.
+pub trait DenoiserConfig: Debug + Send + Sync {
+    /// Builds the model.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>>;
+
+    /// Shape of one image's latents at the size it was trained for: channels x height x width.
+    fn latent_shape(&self) -> [usize; 3];
+
+    /// The model's description of itself.
+    fn structure(&self, geometry: &Geometry) -> Structure;
+}
+
+/// Reads the `config.json` of a denoiser.
+///
+/// # Errors
+/// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something that is not
+/// supported.
+pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
+    let file: Map<String, Value> = read_json(path)?;
+    match file.get("_class_name").and_then(Value::as_str) {
+        Some("SD3Transformer2DModel") => Ok(Arc::new(MmditConfig::open(path)?)),
+        Some("UNet2DConditionModel" | "UNet2DModel") => Ok(Arc::new(UnetConfig::open(path)?)),
+        Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
+        None => Err(Error::invalid(path, "_class_name is missing")),
+    }
+}
