@@ -1,7 +1,8 @@
 //! The factor of a Hessian's inverse that the OBS solver needs, by products alone.
 
 use crate::gram::add_upper;
-use crate::product::{Panels, Start, Strips, Triangle, product, product_in_place};
+use crate::product::{Panels, Start, Strips, Triangle, left_scratch, product, product_in_place};
+use crate::simd::MOST_LANES;
 use std::fmt;
 use std::ops::Range;
 
@@ -37,11 +38,13 @@ pub fn inverse_factor(matrix: &mut [f32], columns: usize) -> Result<(), NotPosit
     by_halves(matrix, columns, columns, &mut Panels::default())
 }
 
-/// Bytes that [`inverse_factor`] takes beside the matrix: a packed factor of half the rows and half the columns.
+/// Bytes that [`inverse_factor`] takes beside the matrix: a packed factor of half the rows and half the columns, and for
+/// every thread a part of the left factor.
 #[must_use]
 pub fn inverse_factor_scratch(columns: usize) -> u64 {
     let half = (columns / 2).next_multiple_of(BASE).min(columns);
-    (half * (half + BASE) * size_of::<f32>()) as u64
+    let right = half * half.next_multiple_of(MOST_LANES);
+    ((right + rayon::current_num_threads() * left_scratch(half)) * size_of::<f32>()) as u64
 }
 
 /// [`inverse_factor`] of the leading `columns` columns and rows of `matrix`, whose rows are `stride` apart.

@@ -367,6 +367,11 @@ fn rows_of_a_task(rows: usize, depth: usize) -> usize {
     rows.div_ceil(tasks.max(1)).next_multiple_of(height).max(height)
 }
 
+/// Elements that every thread takes to pack a left factor of this depth.
+pub(crate) fn left_scratch(depth: usize) -> usize {
+    depth * (LEFT / depth.clamp(1, DEPTH)).max(registers_rows())
+}
+
 thread_local! {
     static LEFT_FACTOR: Cell<Strips> = Cell::default();
 }
