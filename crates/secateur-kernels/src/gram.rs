@@ -1,7 +1,7 @@
 //! Gram matrices: the symmetric rank-k update behind every Hessian.
 
-use crate::product::{Panels, Start, Strips, multiply, with_scratch};
-use crate::simd::{dispatch, map_with};
+use crate::product::{Panels, Start, Strips, VECTORS, multiply, with_scratch};
+use crate::simd::{MOST_LANES, dispatch, map_with};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -41,6 +41,15 @@ pub fn add_gram<'a>(
             add_upper(right, |index| weight(first + index), gram);
         }
     });
+}
+
+/// Bytes that [`add_gram`] takes beside the matrix, and that its threads keep for the next call: packed rows, and for every
+/// thread the part of the left factor that it works on.
+#[must_use]
+pub fn add_gram_scratch(columns: usize) -> u64 {
+    let of_thread = PANELS * VECTORS * MOST_LANES;
+    let width = columns.next_multiple_of(MOST_LANES) + rayon::current_num_threads() * of_thread;
+    (ROWS * width * size_of::<f32>()) as u64
 }
 
 /// Adds x^T diag(weights) x to the upper triangle of a matrix, given by its rows, for a packed x of as many columns.

@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use std::thread::LocalKey;
 
 /// Vectors in a full tile's row.
-const VECTORS: usize = 3;
+pub(crate) const VECTORS: usize = 3;
 /// Depth that passes by a tile at a time: a panel of it stays in the second-level cache, and sums are seldom stored.
 pub(crate) const DEPTH: usize = 512;
 /// Bytes of a cache line.

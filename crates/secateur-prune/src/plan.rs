@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::method::Method;
 use globset::{Glob, GlobSet, GlobSetBuilder};
+use secateur_kernels::gram::add_gram_scratch;
 use secateur_models::{Operation, Structure, UnitKind};
 use secateur_nn::LayerName;
 
@@ -112,11 +113,12 @@ impl Package {
         self.inputs.iter().map(SharedInput::statistics_bytes).sum()
     }
 
-    /// Bytes of statistics and solver at their largest.
+    /// Bytes of statistics, of what summing them up takes, and of the solver at its largest.
     #[must_use]
     pub fn bytes(&self, method: &dyn Method) -> u64 {
         let solver = self.inputs.iter().map(|input| input.solver_bytes(method));
-        self.statistics_bytes() + solver.max().unwrap_or(0)
+        let gram = self.inputs.iter().map(|input| add_gram_scratch(input.width()));
+        self.statistics_bytes() + gram.max().unwrap_or(0) + solver.max().unwrap_or(0)
     }
 }
 
