@@ -2,10 +2,12 @@
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
+mod common;
+
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{
     AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipModel, ClipTextConfig, ClipTextModel, ClipTokenizer,
-    Conditioning, ModelFolder, Pipeline, Sampling, denoiser_config,
+    Conditioning, ModelFolder, Pipeline, Sampling,
 };
 use secateur_nn::Context;
 use serde_json::Value;
@@ -221,17 +223,8 @@ fn clip_g_text() {
 fn denoiser(name: &str) {
     let Some(folder) = fixture(name) else { return };
     let want = tensors(&folder.join("io.safetensors"));
-    let config = denoiser_config(&folder.join("config.json")).unwrap();
     let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
-    let model = parameters.build(|scope| config.build(&scope)).unwrap();
-    let conditioning = Conditioning {
-        text: want.get("context").cloned(),
-        pooled: want.get("pooled").or(want.get("text_embeds")).cloned(),
-        time_ids: want.get("time_ids").cloned(),
-        multiplicity: None,
-    };
-    let timesteps = want["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
-    let out = model.forward(&want["x"], &timesteps, &conditioning, &Context::default()).unwrap();
+    let out = parameters.build(common::call(&folder, &want, None)).unwrap();
     close(name, &out, &want["out"], 1e-4);
 }
 

@@ -1,11 +1,11 @@
 //! A gradient reaches every place of every family: each parameter is multiplied by a gate, and the gradient of every gate
 //! is compared with finite differences. An operation that drops a gradient silently is found wherever it stands.
 
+mod common;
+
 use candle_core::{DType, Device, Tensor, Var};
-use secateur_models::{
-    AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipTextConfig, ClipTextModel, Conditioning, Error, denoiser_config,
-};
-use secateur_nn::{Context, Parameters, Scope};
+use secateur_models::{AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipTextConfig, ClipTextModel, Error};
+use secateur_nn::{Parameters, Scope};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,18 +62,8 @@ fn every_gate(what: &str, parameters: &Parameters, forward: impl Fn(Scope<'_>) -
 fn denoiser(name: &str, multiplicity: Option<Arc<[f32]>>) {
     let folder = fixture(name);
     let given = io(&folder);
-    let config = denoiser_config(&folder.join("config.json")).unwrap();
     let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
-    let conditioning = Conditioning {
-        text: given.get("context").cloned(),
-        pooled: given.get("pooled").or(given.get("text_embeds")).cloned(),
-        time_ids: given.get("time_ids").cloned(),
-        multiplicity,
-    };
-    let timesteps = given["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
-    every_gate(name, &parameters, |scope| {
-        config.build(&scope)?.forward(&given["x"], &timesteps, &conditioning, &Context::default())
-    });
+    every_gate(name, &parameters, common::call(&folder, &given, multiplicity));
 }
 
 fn mmdit(name: &str) {
