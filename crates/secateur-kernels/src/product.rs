@@ -362,14 +362,19 @@ pub(crate) fn product_in_place(mut rows: Vec<&mut [f32]>, right: &Panels) {
 /// Rows of the left factor that a task takes.
 fn rows_of_a_task(rows: usize, depth: usize) -> usize {
     let height = registers_rows();
-    let most = (LEFT / depth.clamp(1, DEPTH)).max(height);
-    let tasks = (4 * rayon::current_num_threads()).min(rows.div_ceil(LEAST_ROWS)).max(rows.div_ceil(most));
+    let least = rows.div_ceil(most_rows(depth));
+    let tasks = (4 * rayon::current_num_threads()).min(rows.div_ceil(LEAST_ROWS)).max(least);
     rows.div_ceil(tasks.max(1)).next_multiple_of(height).max(height)
+}
+
+/// The most rows of the left factor that a task takes.
+fn most_rows(depth: usize) -> usize {
+    (LEFT / depth.clamp(1, DEPTH)).max(registers_rows())
 }
 
 /// Elements that every thread takes to pack a left factor of this depth.
 pub(crate) fn left_scratch(depth: usize) -> usize {
-    depth * (LEFT / depth.clamp(1, DEPTH)).max(registers_rows())
+    depth * most_rows(depth)
 }
 
 thread_local! {

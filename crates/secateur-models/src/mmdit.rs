@@ -4,7 +4,7 @@ use crate::blocks::{Embedder, FeedForward, Gate, Sinusoids};
 use crate::error::{Error, Result, read_json};
 use crate::family::DenoiserConfig;
 use crate::pipeline::{Conditioning, Denoiser};
-use crate::structure::{Block, Geometry, Layer, Operation, Prunable, Structure, UnitKind};
+use crate::structure::{Block, Geometry, Layer, Operation, Structure, UnitKind};
 use candle_core::{D, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, Linear, RmsNorm, Scope, ops};
 use serde::Deserialize;
@@ -99,10 +99,12 @@ impl MmditConfig {
         let (width, inner) = (self.width(), 4 * self.width());
         let (dual, last) = (self.dual(index), self.context_pre_only(index));
         let mut layers = Vec::new();
-        let linear = |layer: &str, rows, inputs, outputs, prunable: Option<(UnitKind, &str)>| Layer {
-            name: format!("{prefix}.{layer}").into(),
-            operation: Operation::Linear { rows, inputs, outputs },
-            prunable: prunable.map(|(unit, input)| Prunable { unit, input: format!("{prefix}.{input}").into() }),
+        let linear = |layer: &str, rows, inputs, outputs, prunable: Option<(UnitKind, &str)>| {
+            let layer = Layer::linear(format!("{prefix}.{layer}"), rows, inputs, outputs);
+            match prunable {
+                Some((unit, input)) => layer.prunable(unit, &format!("{prefix}.{input}").into()),
+                None => layer,
+            }
         };
         let attention = |module: &str, tokens| Layer {
             name: format!("{prefix}.{module}").into(),
@@ -162,32 +164,26 @@ impl DenoiserConfig for MmditConfig {
     fn structure(&self, geometry: &Geometry) -> Structure {
         let width = self.width();
         let patch = self.patch_size;
-        let image = (geometry.latent.0 / patch) * (geometry.latent.1 / patch);
+        let size = (geometry.latent.0 / patch, geometry.latent.1 / patch);
+        let image = size.0 * size.1;
         let text = geometry.text;
-        let plain = |name: &str, rows, inputs, outputs| Layer {
-            name: name.into(),
-            operation: Operation::Linear { rows, inputs, outputs },
-            prunable: None,
-        };
-        let patch_embed =
-            Operation::Convolution { pixels: image, inputs: self.in_channels, outputs: width, kernel: patch };
         let mut blocks = vec![Block {
             name: "embedders".into(),
             layers: vec![
-                Layer { name: "pos_embed.proj".into(), operation: patch_embed, prunable: None },
-                plain("time_text_embed.timestep_embedder.linear_1", 1, TIME.channels, width),
-                plain("time_text_embed.timestep_embedder.linear_2", 1, width, width),
-                plain("time_text_embed.text_embedder.linear_1", 1, self.pooled_projection_dim, width),
-                plain("time_text_embed.text_embedder.linear_2", 1, width, width),
-                plain("context_embedder", text, self.joint_attention_dim, width),
+                Layer::convolution("pos_embed.proj", size, (self.in_channels, width), patch),
+                Layer::linear("time_text_embed.timestep_embedder.linear_1", 1, TIME.channels, width),
+                Layer::linear("time_text_embed.timestep_embedder.linear_2", 1, width, width),
+                Layer::linear("time_text_embed.text_embedder.linear_1", 1, self.pooled_projection_dim, width),
+                Layer::linear("time_text_embed.text_embedder.linear_2", 1, width, width),
+                Layer::linear("context_embedder", text, self.joint_attention_dim, width),
             ],
         }];
         blocks.extend((0..self.num_layers).map(|index| self.block_structure(index, image, text)));
         blocks.push(Block {
             name: "output".into(),
             layers: vec![
-                plain("norm_out.linear", 1, width, 2 * width),
-                plain("proj_out", image, width, patch * patch * self.out_channels()),
+                Layer::linear("norm_out.linear", 1, width, 2 * width),
+                Layer::linear("proj_out", image, width, patch * patch * self.out_channels()),
             ],
         });
         Structure { blocks, activations: self.activations(image, text) }

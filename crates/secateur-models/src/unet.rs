@@ -118,8 +118,8 @@ struct File {
     norm_eps: f32,
     #[serde(default = "usize_one")]
     downsample_padding: usize,
-    #[serde(default)]
-    flip_sin_to_cos: Option<bool>,
+    #[serde(default = "yes")]
+    flip_sin_to_cos: bool,
     #[serde(default)]
     freq_shift: f64,
     #[serde(default)]
@@ -224,11 +224,8 @@ impl UnetConfig {
         if groups == 0 || channels.iter().any(|c| *c == 0 || c % groups != 0) {
             return Err(format!("block_out_channels {channels:?} do not divide into {groups} groups"));
         }
-        let sinusoids = |channels| Sinusoids {
-            channels,
-            flip_sin_to_cos: file.flip_sin_to_cos.unwrap_or(true),
-            freq_shift: file.freq_shift,
-        };
+        let sinusoids =
+            |channels| Sinusoids { channels, flip_sin_to_cos: file.flip_sin_to_cos, freq_shift: file.freq_shift };
         let addition = match file.addition_embed_type.as_deref() {
             None => None,
             Some("text_time") => match (file.addition_time_embed_dim, file.projection_class_embeddings_input_dim) {
