@@ -27,10 +27,18 @@ pub struct Shape {
 pub struct Scores<'a> {
     /// Multiplies them.
     pub scale: f32,
-    /// Added then: one for each key.
+    /// Added then: one for each key, the same in all samples; or one for each key of each sample.
     pub key_bias: Option<&'a [f32]>,
     /// Token i sees the keys 0..=i only.
     pub causal: bool,
+}
+
+impl<'a> Scores<'a> {
+    /// Those of one sample.
+    fn of_sample(self, sample: usize, keys: usize) -> Self {
+        let one = |bias: &'a [f32]| if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] };
+        Self { key_bias: self.key_bias.map(one), ..self }
+    }
 }
 
 /// Queries whose scores are held at a time by one thread.
@@ -72,6 +80,7 @@ pub fn attention(q: &[f32], parts: &[KeysValues<'_>], output: &mut [f32], shape:
         let (sample, head) = (task / parts / heads, task / parts % heads);
         let start = |tokens: usize| sample * tokens * width + head * head_dim;
         let first = task % parts * part;
+        let scores = scores.of_sample(sample, keys);
         let q = Stream::new(q, start(queries) + first * width, width);
         let stream = |data, tokens| Stream::new(data, start(tokens), width);
         let streams = streams.iter().filter(|(_, tokens)| *tokens > 0);
@@ -268,6 +277,7 @@ pub(crate) fn gradients(
     let pieces = (pieces.0, pieces.1, by_head(gv, keys, heads, head_dim));
     pieces.into_par_iter().enumerate().for_each(|(task, (mut gq, mut gk, mut gv))| {
         let (sample, head) = (task / heads, task % heads);
+        let scores = scores.of_sample(sample, keys);
         let stream = |data, tokens: usize| Stream::new(data, sample * tokens * width + head * head_dim, width);
         let (q, k, v, gy) = (stream(q, queries), stream(k, keys), stream(v, keys), stream(gy, queries));
         let (mut left, mut right) = (Strips::default(), Panels::default());

@@ -476,7 +476,8 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps
 }
 
 /// softmax(Q K^T / sqrt(head width) + bias) V for every head: `q` samples x queries x (heads * head width), `k` and `v`
-/// samples x keys x the same; `key_bias`, where given, has one number a key; with `causal`, token i sees the keys 0..=i.
+/// samples x keys x the same; `key_bias`, where given, has one number a key, or one a key of each sample; with `causal`,
+/// token i sees the keys 0..=i.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -491,9 +492,7 @@ pub fn attention(
         let (q, k, v) = (q.dims(), k.dims(), v.dims());
         bail!("attention: queries {q:?}, keys {k:?} and values {v:?} do not fit {heads} heads");
     }
-    if let Some(bias) = key_bias.as_ref().filter(|bias| bias.len() != keys) {
-        bail!("attention: a bias of {} does not fit {keys} keys", bias.len());
-    }
+    fits("attention", key_bias.as_deref(), batch, keys)?;
     let head_dim = width / heads;
     let shape = AttentionShape { batch, heads, queries, keys, head_dim };
     let scale = 1.0 / (head_dim as f32).sqrt();
@@ -513,6 +512,16 @@ pub fn attention(
             attention::gradients([q, k, v], given.gradient, shape, scores, [gq, gk, gv]);
         },
     )
+}
+
+/// Whether a key bias is of one sample or of all.
+fn fits(name: &str, key_bias: Option<&[f32]>, batch: usize, keys: usize) -> Result<()> {
+    match key_bias.map(<[f32]>::len) {
+        Some(length) if length != keys && length != batch * keys => {
+            bail!("{name}: a bias of {length} does not fit {keys} keys of {batch} samples")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Self-attention over the tokens of several streams together, each with its own query, key and value (samples x tokens x
@@ -536,9 +545,7 @@ pub fn joint_attention(streams: &[[&Tensor; 3]], heads: usize, key_bias: Option<
             bail!("joint_attention: {shapes:?} do not fit {batch} samples of width {width} in {heads} heads");
         }
     }
-    if let Some(bias) = key_bias.as_ref().filter(|bias| bias.len() != keys) {
-        bail!("joint_attention: a bias of {} does not fit {keys} keys", bias.len());
-    }
+    fits("joint_attention", key_bias.as_deref(), batch, keys)?;
     let contiguous = streams.iter().flatten().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<&Tensor> = contiguous.iter().collect();
     let head_dim = width / heads;

@@ -1,15 +1,31 @@
 //! Denoisers of all families, by the class that a configuration names.
 
+use crate::conditioning::Conditioning;
 use crate::error::{Error, Result, read_json};
 use crate::mmdit::MmditConfig;
-use crate::pipeline::Denoiser;
 use crate::structure::{Geometry, Structure};
 use crate::unet::UnetConfig;
-use secateur_nn::Scope;
+use candle_core::Tensor;
+use secateur_nn::{Context, Scope};
 use serde_json::{Map, Value};
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
+
+/// The network that is called at every step.
+pub trait Denoiser: Send + Sync {
+    /// Predicts noise or velocity for `latents` (samples x channels x height x width) at `timesteps` (one a sample).
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or the context's probe objects.
+    fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+        context: &Context<'_>,
+    ) -> Result<Tensor>;
+}
 
 /// The configuration of a denoiser: all that can be known of it without its weights.
 pub trait DenoiserConfig: Debug + Send + Sync {
@@ -21,6 +37,11 @@ pub trait DenoiserConfig: Debug + Send + Sync {
 
     /// Shape of one image's latents at the size it was trained for: channels x height x width.
     fn latent_shape(&self) -> [usize; 3];
+
+    /// Image tokens of latents of `size` (height, width), where it cuts them into patches; else their pixels.
+    fn image_tokens(&self, size: (usize, usize)) -> usize {
+        size.0 * size.1
+    }
 
     /// The model's description of itself.
     fn structure(&self, geometry: &Geometry) -> Structure;

@@ -5,6 +5,7 @@
 mod blocks;
 mod checkpoint;
 mod clip;
+mod conditioning;
 mod error;
 mod family;
 mod folder;
@@ -21,15 +22,16 @@ mod vae;
 
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use clip::{ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput};
+pub use conditioning::{Conditioning, Multiplicity};
 pub use error::{Error, Result};
-pub use family::{DenoiserConfig, denoiser_config};
+pub use family::{Denoiser, DenoiserConfig, denoiser_config};
 pub use folder::{Generation, Manifest, ModelFolder, Prompts, read_prompts};
 pub use mmdit::{Mmdit, MmditConfig};
 pub use noise::noise;
-pub use pipeline::{Conditioning, Denoiser, Observer, Pipeline, Sampling};
+pub use pipeline::{Observer, Pipeline, Sampling};
 pub use preprocess::ClipImageProcessor;
 pub use save::{OutputFolder, cast};
-pub use scheduler::{FlowMatchEuler, FlowMatchEulerConfig};
+pub use scheduler::{Call, Run, Schedule, SchedulerConfig, scheduler_config};
 pub use structure::{Block, Geometry, Layer, Memory, Operation, Prunable, Structure, UnitKind};
 pub use tokenizer::ClipTokenizer;
 pub use unet::{Unet, UnetConfig};

@@ -1,15 +1,14 @@
 //! SD3Transformer2DModel: the joint-attention transformer (MMDiT) of SD3 and SD3.5.
 
 use crate::blocks::{Embedder, FeedForward, Gate, Sinusoids};
+use crate::conditioning::{Conditioning, Multiplicity};
 use crate::error::{Error, Result, read_json};
-use crate::family::DenoiserConfig;
-use crate::pipeline::{Conditioning, Denoiser};
+use crate::family::{Denoiser, DenoiserConfig};
 use crate::structure::{Block, Geometry, Layer, Operation, Structure, UnitKind};
 use candle_core::{D, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, Linear, RmsNorm, Scope, ops};
 use serde::Deserialize;
 use std::path::Path;
-use std::sync::Arc;
 
 const EPS: f32 = 1e-6;
 /// How the timestep is told.
@@ -161,11 +160,15 @@ impl DenoiserConfig for MmditConfig {
         [self.in_channels, self.sample_size, self.sample_size]
     }
 
+    fn image_tokens(&self, size: (usize, usize)) -> usize {
+        (size.0 / self.patch_size) * (size.1 / self.patch_size)
+    }
+
     fn structure(&self, geometry: &Geometry) -> Structure {
         let width = self.width();
         let patch = self.patch_size;
         let size = (geometry.latent.0 / patch, geometry.latent.1 / patch);
-        let image = size.0 * size.1;
+        let image = self.image_tokens(geometry.latent);
         let text = geometry.text;
         let mut blocks = vec![Block {
             name: "embedders".into(),
@@ -349,7 +352,7 @@ impl JointBlock {
         let [q, k, v] = self.image.forward(x, context)?;
         let [text_q, text_k, text_v] = self.text.forward(text, &text_context)?;
         let _span = tracing::trace_span!("attention").entered();
-        let bias = multiplicity.map(|m| Arc::clone(&m.key_bias));
+        let bias = multiplicity.map(|m| Ok::<_, Error>(m.key_bias(q.dim(1)?))).transpose()?;
         let streams = [[&q, &k, &v], [&text_q, &text_k, &text_v]];
         let mut outputs = ops::joint_attention(&streams, self.heads, bias)?.into_iter();
         match (outputs.next(), outputs.next()) {
@@ -357,15 +360,6 @@ impl JointBlock {
             _ => Err(Error::Request("joint attention of two streams gave fewer".into())),
         }
     }
-}
-
-/// Text tokens that stand for several equal ones.
-struct Multiplicity {
-    /// Of each text token.
-    of_text: Arc<[f32]>,
-    /// ln m for each token of the joint attention, image first: m equal keys weigh as much as one with ln m added to
-    /// its score.
-    key_bias: Arc<[f32]>,
 }
 
 /// The parts into which a modulation linear's output is cut.
@@ -464,11 +458,8 @@ impl Denoiser for Mmdit {
         let time = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
         let time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
         let time = ops::activation(Activation::Silu, &time)?;
-        let multiplicity = conditioning.multiplicity.as_ref().map(|of_text| {
-            let key_bias = std::iter::repeat_n(0.0, rows * columns).chain(of_text.iter().map(|m| m.ln()));
-            Multiplicity { of_text: Arc::clone(of_text), key_bias: key_bias.collect() }
-        });
-        let text_context = Context { multiplicity: conditioning.multiplicity.as_deref(), ..*context };
+        let multiplicity = conditioning.multiplicity()?;
+        let text_context = Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
         let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
         for block in &self.transformer_blocks {
             (x, text) = block.forward(x, text, &time, multiplicity.as_ref(), context)?;

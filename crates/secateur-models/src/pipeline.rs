@@ -2,11 +2,13 @@
 
 use crate::checkpoint::is_finite;
 use crate::clip::ClipTextModel;
+use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
+use crate::family::{Denoiser, DenoiserConfig};
 use crate::folder::ModelFolder;
 use crate::mmdit::Mmdit;
 use crate::noise::noise;
-use crate::scheduler::FlowMatchEulerConfig;
+use crate::scheduler::{Run, SchedulerConfig, scheduler_config};
 use crate::structure::Structure;
 use crate::tokenizer::ClipTokenizer;
 use crate::vae::AutoencoderKl;
@@ -15,104 +17,6 @@ use secateur_nn::{Context, LayerName, Parameters, Probe, Step};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// What a denoiser is told beside the latents and the time; each family takes what it needs.
-#[derive(Clone, Debug, Default)]
-pub struct Conditioning {
-    /// Text states: samples x tokens x width.
-    pub text: Option<Tensor>,
-    /// Pooled text: samples x width.
-    pub pooled: Option<Tensor>,
-    /// What SDXL is told of sizes: samples x 6, height and width before cropping, top and left of the crop, height and
-    /// width asked for, in pixels.
-    pub time_ids: Option<Tensor>,
-    /// For how many equal text tokens each one stands, one number a token, where any is not 1. A family whose text has
-    /// no positions gives the same result for one token of multiplicity m as for m equal tokens.
-    pub multiplicity: Option<Arc<[f32]>>,
-}
-
-impl Conditioning {
-    /// Text states.
-    ///
-    /// # Errors
-    /// If there are none.
-    pub fn text(&self) -> Result<&Tensor> {
-        needed(&self.text, "text states")
-    }
-
-    /// Pooled text.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn pooled(&self) -> Result<&Tensor> {
-        needed(&self.pooled, "pooled text")
-    }
-
-    /// Sizes.
-    ///
-    /// # Errors
-    /// If there are none.
-    pub fn time_ids(&self) -> Result<&Tensor> {
-        needed(&self.time_ids, "sizes (time_ids)")
-    }
-
-    /// The same with every text token as often as it stands.
-    ///
-    /// # Errors
-    /// If the multiplicity is not of as many tokens.
-    pub fn spelled_out(&self) -> Result<Self> {
-        let Some(multiplicity) = &self.multiplicity else { return Ok(self.clone()) };
-        let tokens =
-            multiplicity.iter().zip(0u32..).flat_map(|(&times, token)| std::iter::repeat_n(token, times as usize));
-        let tokens = Tensor::from_iter(tokens, &Device::Cpu)?;
-        let text = self.text.as_ref().map(|text| text.index_select(&tokens, 1)).transpose()?;
-        Ok(Self { text, multiplicity: None, ..self.clone() })
-    }
-
-    /// Both one after another; they are of one multiplicity.
-    fn cat(&self, other: &Self) -> Result<Self> {
-        self.zip(other, |a, b| Ok(Tensor::cat(&[a, b], 0)?))
-    }
-
-    /// The same single sample several times.
-    fn repeat(&self, samples: usize) -> Result<Self> {
-        self.zip(self, |tensor, _| {
-            let mut shape = tensor.dims().to_vec();
-            shape[0] = samples;
-            Ok(tensor.broadcast_as(shape)?.contiguous()?)
-        })
-    }
-
-    /// `join` of every tensor of both.
-    fn zip(&self, other: &Self, join: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Self> {
-        let joined = |a: &Option<Tensor>, b: &Option<Tensor>| a.as_ref().zip(b.as_ref()).map(|(a, b)| join(a, b));
-        Ok(Self {
-            text: joined(&self.text, &other.text).transpose()?,
-            pooled: joined(&self.pooled, &other.pooled).transpose()?,
-            time_ids: joined(&self.time_ids, &other.time_ids).transpose()?,
-            multiplicity: self.multiplicity.clone(),
-        })
-    }
-}
-
-fn needed<'a>(tensor: &'a Option<Tensor>, what: &str) -> Result<&'a Tensor> {
-    tensor.as_ref().ok_or_else(|| Error::Request(format!("this model needs {what}, and was given none")))
-}
-
-/// The network that is called at every step.
-pub trait Denoiser: Send + Sync {
-    /// Predicts noise or velocity for `latents` (samples x channels x height x width) at `timesteps` (one a sample).
-    ///
-    /// # Errors
-    /// If the shapes do not fit, or the context's probe objects.
-    fn forward(
-        &self,
-        latents: &Tensor,
-        timesteps: &[f32],
-        conditioning: &Conditioning,
-        context: &Context<'_>,
-    ) -> Result<Tensor>;
-}
 
 /// Told about progress; may end the work.
 pub trait Observer {
@@ -156,7 +60,7 @@ pub struct Pipeline {
     folder: ModelFolder,
     parameters: Parameters,
     denoiser: Mmdit,
-    scheduler: FlowMatchEulerConfig,
+    scheduler: Arc<dyn SchedulerConfig>,
     encoders: Vec<(ClipTokenizer, ClipTextModel)>,
     vae: AutoencoderKl,
 }
@@ -176,7 +80,7 @@ impl Pipeline {
             encoders.push((tokenizer, ClipTextModel::open(&path.join(encoder), variant.as_deref())?));
         }
         Ok(Self {
-            scheduler: FlowMatchEulerConfig::open(&path.join("scheduler/scheduler_config.json"))?,
+            scheduler: scheduler_config(&path.join("scheduler/scheduler_config.json"))?,
             vae: AutoencoderKl::open(&path.join("vae"), variant.as_deref())?,
             folder,
             parameters,
@@ -253,13 +157,14 @@ impl Pipeline {
             return Ok(Conditioning { text: Some(clip), pooled: Some(pooled), ..Conditioning::default() });
         }
         let absent = Tensor::zeros((samples, 1, joint), DType::F32, &Device::Cpu)?;
-        let mut multiplicity = vec![1.0; clip.dim(1)?];
-        multiplicity.push(max_sequence_length as f32);
+        let ones = Tensor::ones((samples, clip.dim(1)?), DType::F32, &Device::Cpu)?;
+        let times = Tensor::full(max_sequence_length as f32, (samples, 1), &Device::Cpu)?;
+        let multiplicity = Tensor::cat(&[&ones, &times], 1)?;
         let text = Tensor::cat(&[&clip, &absent], 1)?;
         Ok(Conditioning {
             text: Some(text),
             pooled: Some(pooled),
-            multiplicity: Some(multiplicity.into()),
+            multiplicity: Some(multiplicity),
             ..Conditioning::default()
         })
     }
@@ -271,49 +176,63 @@ impl Pipeline {
         [self.folder.denoiser().in_channels, height, width]
     }
 
-    /// Denoises `latents` (samples x channels x height x width of noise) step by step; `after` sees the latents
-    /// after each step.
+    /// Denoises `noise` (samples x channels x height x width), the start of the images `images` of a run, step by step;
+    /// `after` sees the latents after each step. Image i is made of prompt i; what noise a sampler adds on its way depends
+    /// on the seed and i alone.
     ///
     /// # Errors
     /// If a shape does not fit, or the probe or `after` objects.
     pub fn denoise(
         &self,
-        mut latents: Tensor,
+        noise: &Tensor,
         prompts: &[String],
+        images: Range<usize>,
         sampling: &Sampling,
         probe: Option<&dyn Probe>,
         mut after: impl FnMut(Step, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        let (samples, _, height, width) = latents.dims4()?;
-        let patch = self.folder.denoiser().patch_size;
-        let schedule = self.scheduler.schedule(sampling.steps, (height / patch) * (width / patch))?;
+        let (samples, channels, height, width) = noise.dims4()?;
+        let tokens = self.folder.denoiser().image_tokens((height, width));
+        let mut schedule = self.scheduler.schedule(Run { steps: sampling.steps, tokens, even_levels: false })?;
         let guided = sampling.guidance > 1.0;
         let encode = |prompts: &[String]| self.encode_prompts(prompts, sampling.max_sequence_length);
-        let mut conditioning = encode(prompts)?;
+        let mut conditioning = encode(&prompts[images.clone()])?;
         if guided {
             let negative = encode(std::slice::from_ref(&sampling.negative_prompt))?.repeat(samples)?;
             conditioning = negative.cat(&conditioning)?;
         }
-        for (index, &timestep) in schedule.timesteps().iter().enumerate() {
-            let step = Step { index, count: sampling.steps };
+        let mut draws = 0;
+        let mut draw = || {
+            draws += 1;
+            crate::noise::noise(sampling.seed, images.clone(), draws, &[channels, height, width])
+        };
+        let mut latents = noise.affine(schedule.initial_scale(), 0.0)?;
+        let calls = schedule.calls().to_vec();
+        for (index, call) in calls.iter().enumerate() {
+            let step = Step { index: call.step, count: sampling.steps };
             let context = Context { step, probe, multiplicity: None };
-            let input = if guided { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
-            let timesteps = vec![timestep; input.dim(0)?];
+            let input = schedule.scale_input(index, &latents)?;
+            let input = if guided { Tensor::cat(&[&input, &input], 0)? } else { input };
+            let timesteps = vec![call.timestep; input.dim(0)?];
             let output = self.denoiser.forward(&input, &timesteps, &conditioning, &context)?;
             if !is_finite(&output)? {
                 let context = Context { probe: Some(&FiniteProbe), ..context };
                 self.denoiser.forward(&input, &timesteps, &conditioning, &context)?;
-                let problem = format!("the denoiser's output is not finite at denoising step {}", index + 1);
+                let problem = format!("the denoiser's output is not finite at denoising step {}", step.index + 1);
                 return Err(Error::Request(problem));
             }
-            let velocity = if guided {
+            // More channels than the latents' are a variance, which no sampler here asks for.
+            let output = output.narrow(1, 0, channels)?;
+            let output = if guided {
                 let (free, told) = (output.narrow(0, 0, samples)?, output.narrow(0, samples, samples)?);
                 (&free + ((told - &free)? * sampling.guidance)?)?
             } else {
                 output
             };
-            latents = schedule.step(index, &latents, &velocity)?;
-            after(step, &latents)?;
+            latents = schedule.step(index, &latents, &output, &mut draw)?;
+            if calls.get(index + 1).is_none_or(|next| next.step != call.step) {
+                after(step, &latents)?;
+            }
         }
         Ok(latents)
     }
@@ -331,8 +250,8 @@ impl Pipeline {
         probe: Option<&dyn Probe>,
         observer: &dyn Observer,
     ) -> Result<Tensor> {
-        let start = noise(sampling.seed, images.clone(), &self.latent_shape())?;
-        self.denoise(start, &prompts[images.clone()], sampling, probe, |_, _| observer.advance(images.len()))
+        let start = noise(sampling.seed, images.clone(), 0, &self.latent_shape())?;
+        self.denoise(&start, prompts, images.clone(), sampling, probe, |_, _| observer.advance(images.len()))
     }
 }
 

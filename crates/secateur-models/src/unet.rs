@@ -4,9 +4,9 @@ use crate::blocks::{
     Embedder, Gate, Norm, PixelAttention, ResnetBlock, Sinusoids, TransformerBlock, attention_layers,
     feed_forward_layers, pixels_of, tokens_of,
 };
+use crate::conditioning::Conditioning;
 use crate::error::{Error, Result, read_json};
-use crate::family::DenoiserConfig;
-use crate::pipeline::{Conditioning, Denoiser};
+use crate::family::{Denoiser, DenoiserConfig};
 use crate::structure::{Block, Geometry, Layer, Structure};
 use candle_core::{DType, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, LayerName, Linear, Scope, ops};

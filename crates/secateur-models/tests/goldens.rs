@@ -147,7 +147,7 @@ fn mmdit_run() {
         seen.push(latents.clone());
         Ok(())
     };
-    let latents = pipeline.denoise(want["noise"].clone(), &prompts(), &sampling, None, record).unwrap();
+    let latents = pipeline.denoise(&want["noise"], &prompts(), 0..prompts().len(), &sampling, None, record).unwrap();
     assert_eq!(seen.len(), steps);
     close("after the first step", &seen[0], &want["after_first"], 1e-3);
     if steps > 1 {

@@ -8,7 +8,6 @@ use secateur_models::{AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipTextCo
 use secateur_nn::{Parameters, Scope};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(name)
@@ -59,7 +58,7 @@ fn every_gate(what: &str, parameters: &Parameters, forward: impl Fn(Scope<'_>) -
     }
 }
 
-fn denoiser(name: &str, multiplicity: Option<Arc<[f32]>>) {
+fn denoiser(name: &str, multiplicity: Option<&Tensor>) {
     let folder = fixture(name);
     let given = io(&folder);
     let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
@@ -68,10 +67,12 @@ fn denoiser(name: &str, multiplicity: Option<Arc<[f32]>>) {
 
 fn mmdit(name: &str) {
     denoiser(name, None);
-    let tokens = io(&fixture(name))["context"].dim(1).unwrap();
-    let mut multiplicity = vec![1.0; tokens];
+    let (samples, tokens, _) = io(&fixture(name))["context"].dims3().unwrap();
+    let mut multiplicity = vec![1f32; samples * tokens];
     multiplicity[tokens - 1] = 3.0;
-    denoiser(name, Some(multiplicity.into()));
+    multiplicity[tokens] = 0.0;
+    let multiplicity = Tensor::from_vec(multiplicity, (samples, tokens), &Device::Cpu).unwrap();
+    denoiser(name, Some(&multiplicity));
 }
 
 #[test]

@@ -68,6 +68,7 @@ pub struct Context<'a> {
     pub step: Step,
     /// Who watches, if anybody.
     pub probe: Option<&'a dyn Probe>,
-    /// For how many equal tokens each token of the layers' input stands: one number a token, where any is not 1.
+    /// For how many equal tokens each token of the layers' input stands, 0 for one that nothing reads: samples x tokens
+    /// numbers, where any is not 1.
     pub multiplicity: Option<&'a [f32]>,
 }

@@ -49,8 +49,8 @@ impl Accumulator {
         Self { gram: vec![0.0; width * width], squares: vec![0.0; width], rows: 0.0, weight: 0.0, stride }
     }
 
-    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`; a token counts as often as
-    /// `multiplicity` says.
+    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`; a row counts as often as
+    /// `multiplicity` (samples x tokens) says.
     pub(crate) fn add(
         &mut self,
         x: &[f32],
@@ -60,17 +60,14 @@ impl Accumulator {
     ) {
         let (width, stride) = (self.squares.len(), self.stride);
         let tokens = x.len() / (width * samples).max(1);
-        let times = |token: usize| multiplicity.map_or(1.0, |times| times[token]) * stride as f32;
         let taken = taken(tokens, stride, step);
-        let place = |index: usize| (index / taken.len(), taken[index % taken.len()]);
-        let row = |index: usize| {
-            let (sample, token) = place(index);
-            &x[(sample * tokens + token) * width..][..width]
-        };
+        let place = |index: usize| index / taken.len() * tokens + taken[index % taken.len()];
+        let row = |index: usize| &x[place(index) * width..][..width];
+        let times = |index: usize| multiplicity.map_or(1.0, |times| times[place(index)]) * stride as f32;
         let rows = samples * taken.len();
-        gram::add_gram(rows, width, row, |index| weight as f32 * times(place(index).1), &mut self.gram);
-        gram::add_column_squares(rows, row, |index| times(place(index).1), &mut self.squares);
-        self.rows += (0..rows).map(|index| f64::from(times(place(index).1))).sum::<f64>();
+        gram::add_gram(rows, width, row, |index| weight as f32 * times(index), &mut self.gram);
+        gram::add_column_squares(rows, row, times, &mut self.squares);
+        self.rows += (0..rows).map(|index| f64::from(times(index))).sum::<f64>();
         self.weight += weight * samples as f64;
     }
 

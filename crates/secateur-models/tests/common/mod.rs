@@ -5,20 +5,22 @@ use secateur_models::{Conditioning, Error, denoiser_config};
 use secateur_nn::{Context, Scope};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 
 /// A call of the denoiser of a fixture's folder, with the inputs that the fixture names.
 pub(crate) fn call(
     folder: &Path,
     given: &HashMap<String, Tensor>,
-    multiplicity: Option<Arc<[f32]>>,
+    multiplicity: Option<&Tensor>,
 ) -> impl Fn(Scope<'_>) -> Result<Tensor, Error> {
     let config = denoiser_config(&folder.join("config.json")).unwrap();
     let conditioning = Conditioning {
         text: given.get("context").cloned(),
         pooled: given.get("pooled").or(given.get("text_embeds")).cloned(),
         time_ids: given.get("time_ids").cloned(),
-        multiplicity,
+        multiplicity: multiplicity.or(given.get("mask")).cloned(),
+        labels: given.get("labels").cloned(),
+        guidance: given.get("guidance").cloned(),
+        ..Conditioning::default()
     };
     let timesteps = given["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
     let x = given["x"].clone();

@@ -1,0 +1,182 @@
+//! What a denoiser is told beside the latents and the time.
+
+use crate::error::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use std::sync::Arc;
+
+/// What a denoiser is told beside the latents and the time; each family takes what it needs. Every tensor's first
+/// dimension counts samples.
+#[derive(Clone, Debug, Default)]
+pub struct Conditioning {
+    /// Text states: samples x tokens x width.
+    pub text: Option<Tensor>,
+    /// Pooled text: samples x width.
+    pub pooled: Option<Tensor>,
+    /// What SDXL is told of sizes: samples x 6, height and width before cropping, top and left of the crop, height and
+    /// width asked for, in pixels.
+    pub time_ids: Option<Tensor>,
+    /// What PixArt is told of the size: samples x 2, height and width in pixels.
+    pub resolution: Option<Tensor>,
+    /// Class labels: samples (u32).
+    pub labels: Option<Tensor>,
+    /// Guidance scales, for a model that was trained to follow them by itself: samples.
+    pub guidance: Option<Tensor>,
+    /// For how many equal text tokens each one stands, samples x tokens, where any is not 1; 0 for one that is not to be
+    /// read. A family whose text has no positions gives the same result for one token of multiplicity m as for m equal
+    /// tokens.
+    pub multiplicity: Option<Tensor>,
+}
+
+/// What is added to the score of a key that is not to be read: its weight becomes 0 beside any other key's. It is finite
+/// so that where no key may be read all are, equally, as in diffusers.
+const HIDDEN: f32 = -10_000.0;
+
+impl Conditioning {
+    /// Text states.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn text(&self) -> Result<&Tensor> {
+        needed(&self.text, "text states")
+    }
+
+    /// Pooled text.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn pooled(&self) -> Result<&Tensor> {
+        needed(&self.pooled, "pooled text")
+    }
+
+    /// Sizes.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn time_ids(&self) -> Result<&Tensor> {
+        needed(&self.time_ids, "sizes (time_ids)")
+    }
+
+    /// Size in pixels.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn resolution(&self) -> Result<&Tensor> {
+        needed(&self.resolution, "a resolution")
+    }
+
+    /// Class labels.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn labels(&self) -> Result<&Tensor> {
+        needed(&self.labels, "class labels")
+    }
+
+    /// Guidance scales.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn guidance(&self) -> Result<&Tensor> {
+        needed(&self.guidance, "guidance scales")
+    }
+
+    /// The multiplicity of the text tokens, where any is not 1.
+    ///
+    /// # Errors
+    /// If it is not of numbers.
+    pub fn multiplicity(&self) -> Result<Option<Multiplicity>> {
+        self.multiplicity.as_ref().map(Multiplicity::new).transpose()
+    }
+
+    /// The same with every text token as often as it stands, for multiplicities that are the same in all samples.
+    ///
+    /// # Errors
+    /// If the multiplicity is not of as many tokens.
+    pub fn spelled_out(&self) -> Result<Self> {
+        let Some(multiplicity) = self.multiplicity()? else { return Ok(self.clone()) };
+        let of_sample = &multiplicity.of_text[..multiplicity.tokens];
+        let tokens =
+            of_sample.iter().zip(0u32..).flat_map(|(&times, token)| std::iter::repeat_n(token, times as usize));
+        let tokens = Tensor::from_iter(tokens, &Device::Cpu)?;
+        let text = self.text.as_ref().map(|text| text.index_select(&tokens, 1)).transpose()?;
+        Ok(Self { text, multiplicity: None, ..self.clone() })
+    }
+
+    /// Both one after another. What one of them lacks, the result lacks, but for the multiplicity, which is then 1.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub(crate) fn cat(&self, other: &Self) -> Result<Self> {
+        let ones = |own: &Self, other: &Self| -> Result<Option<Tensor>> {
+            match (&own.multiplicity, &other.multiplicity, &own.text) {
+                (None, Some(_), Some(text)) => Ok(Some(Tensor::ones(&text.dims()[..2], DType::F32, text.device())?)),
+                (own, ..) => Ok(own.clone()),
+            }
+        };
+        let first = Self { multiplicity: ones(self, other)?, ..self.clone() };
+        let second = Self { multiplicity: ones(other, self)?, ..other.clone() };
+        first.zip(&second, |a, b| Ok(Tensor::cat(&[a, b], 0)?))
+    }
+
+    /// The same single sample several times.
+    ///
+    /// # Errors
+    /// If it is not a single one.
+    pub(crate) fn repeat(&self, samples: usize) -> Result<Self> {
+        self.zip(self, |tensor, _| {
+            let mut shape = tensor.dims().to_vec();
+            shape[0] = samples;
+            Ok(tensor.broadcast_as(shape)?.contiguous()?)
+        })
+    }
+
+    /// `join` of every tensor of both.
+    fn zip(&self, other: &Self, join: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let joined =
+            |a: &Option<Tensor>, b: &Option<Tensor>| a.as_ref().zip(b.as_ref()).map(|(a, b)| join(a, b)).transpose();
+        Ok(Self {
+            text: joined(&self.text, &other.text)?,
+            pooled: joined(&self.pooled, &other.pooled)?,
+            time_ids: joined(&self.time_ids, &other.time_ids)?,
+            resolution: joined(&self.resolution, &other.resolution)?,
+            labels: joined(&self.labels, &other.labels)?,
+            guidance: joined(&self.guidance, &other.guidance)?,
+            multiplicity: joined(&self.multiplicity, &other.multiplicity)?,
+        })
+    }
+}
+
+fn needed<'a>(tensor: &'a Option<Tensor>, what: &str) -> Result<&'a Tensor> {
+    tensor.as_ref().ok_or_else(|| Error::Request(format!("this model needs {what}, and was given none")))
+}
+
+/// Text tokens that stand for several equal ones, or for none.
+#[derive(Clone, Debug)]
+pub struct Multiplicity {
+    /// Of each text token of each sample.
+    pub of_text: Arc<[f32]>,
+    /// Text tokens of a sample.
+    tokens: usize,
+}
+
+impl Multiplicity {
+    /// Of samples x tokens numbers.
+    ///
+    /// # Errors
+    /// If the tensor is not of two dimensions, or not of numbers.
+    pub fn new(multiplicity: &Tensor) -> Result<Self> {
+        let (_, tokens) = multiplicity.dims2()?;
+        Ok(Self { of_text: multiplicity.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?.into(), tokens })
+    }
+
+    /// What is added to the score of each key of each sample: ln m for a text token, as m equal keys weigh as much as one
+    /// with ln m added to its score; and 0 for the `others` keys before the text of each sample.
+    #[must_use]
+    pub fn key_bias(&self, others: usize) -> Arc<[f32]> {
+        let of_sample = |text: &[f32]| -> Vec<f32> {
+            let text = text.iter().map(|m| m.ln().max(HIDDEN));
+            std::iter::repeat_n(0.0, others).chain(text).collect()
+        };
+        self.of_text.chunks(self.tokens.max(1)).flat_map(of_sample).collect()
+    }
+}
