@@ -1,9 +1,11 @@
 //! What several families are built of.
 
+use crate::conditioning::Multiplicity;
 use crate::error::Result;
 use crate::structure::{Layer, Operation, UnitKind};
 use candle_core::{Device, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, LayerName, LayerNorm, Linear, Scope, ops};
+use serde::Deserialize;
 
 /// How group norms are made.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +96,7 @@ impl PixelAttention {
 
     pub(crate) fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         let y = tokens_of(&self.group_norm.forward(x)?)?;
-        let y = self.attention.forward(&y, &y, context)?;
+        let y = self.attention.forward(&y, &y, None, context)?;
         Ok((x + pixels_of(&y, x)?)?)
     }
 }
@@ -124,12 +126,20 @@ impl Attention {
         })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor, others: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let q = self.to_q.forward(x, context)?;
-        let (k, v) = (self.to_k.forward(others, context)?, self.to_v.forward(others, context)?);
+    /// `multiplicity`: of the `others`.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        others: &Tensor,
+        multiplicity: Option<&Multiplicity>,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
         let y = {
+            let q = self.to_q.forward(x, context)?;
+            let of_others = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
+            let (k, v) = (self.to_k.forward(others, &of_others)?, self.to_v.forward(others, &of_others)?);
             let _span = tracing::trace_span!("attention").entered();
-            ops::attention(&q, &k, &v, self.heads, None, false)?
+            ops::attention(&q, &k, &v, self.heads, multiplicity.map(|m| m.key_bias(0)), false)?
         };
         Ok(self.to_out.forward(&y, context)?)
     }
@@ -169,8 +179,11 @@ pub(crate) fn feed_forward_layers(module: &str, rows: usize, width: usize, gate:
 }
 
 /// What a feed-forward does between its linears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub(crate) enum Gate {
+    /// GELU.
+    Gelu,
     /// GELU by tanh.
     GeluTanh,
     /// Half of the first linear's outputs times GELU of the other half.
@@ -181,8 +194,30 @@ impl Gate {
     /// Outputs of the first linear a hidden neuron.
     pub(crate) fn parts(self) -> usize {
         match self {
-            Self::GeluTanh => 1,
+            Self::Gelu | Self::GeluTanh => 1,
             Self::Geglu => 2,
+        }
+    }
+
+    /// Numbers of the hidden layer alive at once, a number of the input.
+    pub(crate) fn alive(self) -> usize {
+        match self {
+            Self::Gelu | Self::GeluTanh => 4,
+            Self::Geglu => 8 + 4,
+        }
+    }
+}
+
+/// By the name that configurations give it, `activation_fn`.
+impl TryFrom<String> for Gate {
+    type Error = String;
+
+    fn try_from(name: String) -> std::result::Result<Self, String> {
+        match name.as_str() {
+            "gelu" => Ok(Self::Gelu),
+            "gelu-approximate" => Ok(Self::GeluTanh),
+            "geglu" => Ok(Self::Geglu),
+            _ => Err(format!("activation_fn {name:?} is not supported; gelu, gelu-approximate and geglu are")),
         }
     }
 }
@@ -206,6 +241,7 @@ impl FeedForward {
     /// The input is dropped as soon as it is projected.
     pub(crate) fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<Tensor> {
         let hidden = match self.gate {
+            Gate::Gelu => self.proj.forward_activated(&x, Activation::Gelu, context)?,
             Gate::GeluTanh => self.proj.forward_activated(&x, Activation::GeluTanh, context)?,
             Gate::Geglu => ops::geglu(&self.proj.forward(&x, context)?)?,
         };
@@ -242,20 +278,21 @@ impl TransformerBlock {
     pub(crate) fn forward(&self, mut x: Tensor, text: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         x = {
             let y = self.norm1.forward(&x)?;
-            (x + self.attn1.forward(&y, &y, context)?)?
+            (x + self.attn1.forward(&y, &y, None, context)?)?
         };
         x = {
             let y = self.norm2.forward(&x)?;
-            (x + self.attn2.forward(&y, text, context)?)?
+            (x + self.attn2.forward(&y, text, None, context)?)?
         };
         let y = self.norm3.forward(&x)?;
         Ok((x + self.ff.forward(y, context)?)?)
     }
 }
 
-/// `TimestepEmbedding`: two linears with SiLU between.
+/// `TimestepEmbedding`: two linears with an activation between.
 pub(crate) struct Embedder {
     linear_1: Linear,
+    activation: Activation,
     linear_2: Linear,
 }
 
@@ -263,14 +300,28 @@ impl Embedder {
     pub(crate) fn new(inputs: usize, width: usize, scope: &Scope<'_>) -> Result<Self> {
         Ok(Self {
             linear_1: Linear::new(inputs, width, &scope.at("linear_1"))?,
+            activation: Activation::Silu,
             linear_2: Linear::new(width, width, &scope.at("linear_2"))?,
         })
     }
 
+    /// `PixArtAlphaTextProjection`.
+    pub(crate) fn of_text(inputs: usize, width: usize, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self { activation: Activation::GeluTanh, ..Self::new(inputs, width, scope)? })
+    }
+
     pub(crate) fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let x = self.linear_1.forward_activated(x, Activation::Silu, context)?;
+        let x = self.linear_1.forward_activated(x, self.activation, context)?;
         Ok(self.linear_2.forward(&x, context)?)
     }
+}
+
+/// The layers of [`Embedder`] over `rows` inputs.
+pub(crate) fn embedder_layers(module: &str, rows: usize, inputs: usize, width: usize) -> [Layer; 2] {
+    [
+        Layer::linear(format!("{module}.linear_1"), rows, inputs, width),
+        Layer::linear(format!("{module}.linear_2"), rows, width, width),
+    ]
 }
 
 /// `Timesteps`: how numbers become sines and cosines.

@@ -1,8 +1,10 @@
 //! Denoisers of all families, by the class that a configuration names.
 
 use crate::conditioning::Conditioning;
+use crate::dit::DitConfig;
 use crate::error::{Error, Result, read_json};
 use crate::mmdit::MmditConfig;
+use crate::pixart::PixartConfig;
 use crate::structure::{Geometry, Structure};
 use crate::unet::UnetConfig;
 use candle_core::Tensor;
@@ -54,7 +56,16 @@ pub trait DenoiserConfig: Debug + Send + Sync {
 /// supported.
 pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
     let file: Map<String, Value> = read_json(path)?;
-    match file.get("_class_name").and_then(Value::as_str) {
+    let text = |name: &str| file.get(name).and_then(Value::as_str);
+    // Before they had classes of their own, DiT and PixArt were a Transformer2DModel with a norm_type.
+    let class = match (text("_class_name"), text("norm_type")) {
+        (Some("Transformer2DModel"), Some("ada_norm_zero")) => Some("DiTTransformer2DModel"),
+        (Some("Transformer2DModel"), Some("ada_norm_single")) => Some("PixArtTransformer2DModel"),
+        (class, _) => class,
+    };
+    match class {
+        Some("DiTTransformer2DModel") => Ok(Arc::new(DitConfig::open(path)?)),
+        Some("PixArtTransformer2DModel") => Ok(Arc::new(PixartConfig::open(path)?)),
         Some("SD3Transformer2DModel") => Ok(Arc::new(MmditConfig::open(path)?)),
         Some("UNet2DConditionModel" | "UNet2DModel") => Ok(Arc::new(UnetConfig::open(path)?)),
         Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),

@@ -1,12 +1,14 @@
 //! SD3Transformer2DModel: the joint-attention transformer (MMDiT) of SD3 and SD3.5.
 
-use crate::blocks::{Embedder, FeedForward, Gate, Sinusoids};
+use crate::blocks::{Embedder, FeedForward, Gate, Sinusoids, embedder_layers};
 use crate::conditioning::{Conditioning, Multiplicity};
 use crate::error::{Error, Result, read_json};
 use crate::family::{Denoiser, DenoiserConfig};
+use crate::modulation::Modulation;
+use crate::patches::{PatchEmbed, grid};
 use crate::structure::{Block, Geometry, Layer, Operation, Structure, UnitKind};
-use candle_core::{D, Tensor};
-use secateur_nn::{Activation, Context, Conv2d, Linear, RmsNorm, Scope, ops};
+use candle_core::Tensor;
+use secateur_nn::{Activation, Context, Linear, RmsNorm, Scope, ops};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -161,26 +163,21 @@ impl DenoiserConfig for MmditConfig {
     }
 
     fn image_tokens(&self, size: (usize, usize)) -> usize {
-        (size.0 / self.patch_size) * (size.1 / self.patch_size)
+        let (rows, columns) = grid(size, self.patch_size);
+        rows * columns
     }
 
     fn structure(&self, geometry: &Geometry) -> Structure {
         let width = self.width();
         let patch = self.patch_size;
-        let size = (geometry.latent.0 / patch, geometry.latent.1 / patch);
+        let size = grid(geometry.latent, patch);
         let image = self.image_tokens(geometry.latent);
         let text = geometry.text;
-        let mut blocks = vec![Block {
-            name: "embedders".into(),
-            layers: vec![
-                Layer::convolution("pos_embed.proj", size, (self.in_channels, width), patch),
-                Layer::linear("time_text_embed.timestep_embedder.linear_1", 1, TIME.channels, width),
-                Layer::linear("time_text_embed.timestep_embedder.linear_2", 1, width, width),
-                Layer::linear("time_text_embed.text_embedder.linear_1", 1, self.pooled_projection_dim, width),
-                Layer::linear("time_text_embed.text_embedder.linear_2", 1, width, width),
-                Layer::linear("context_embedder", text, self.joint_attention_dim, width),
-            ],
-        }];
+        let mut embedders = vec![Layer::convolution("pos_embed.proj", size, (self.in_channels, width), patch)];
+        embedders.extend(embedder_layers("time_text_embed.timestep_embedder", 1, TIME.channels, width));
+        embedders.extend(embedder_layers("time_text_embed.text_embedder", 1, self.pooled_projection_dim, width));
+        embedders.push(Layer::linear("context_embedder", text, self.joint_attention_dim, width));
+        let mut blocks = vec![Block { name: "embedders".into(), layers: embedders }];
         blocks.extend((0..self.num_layers).map(|index| self.block_structure(index, image, text)));
         blocks.push(Block {
             name: "output".into(),
@@ -313,31 +310,27 @@ impl JointBlock {
         let words = Modulation::new(&self.norm1_context, time, context)?;
         // AdaLayerNormZero orders its parts shift, scale, gate; AdaLayerNormContinuous scale, shift.
         let (scale, shift) = if self.text_output.is_some() { (1, 0) } else { (0, 1) };
-        let norm_x = modulate(&x, &image.part(1)?, &image.part(0)?)?;
-        let norm_text = modulate(&text, &words.part(scale)?, &words.part(shift)?)?;
+        let norm_x = image.norm(&x, 0, 1, EPS)?;
+        let norm_text = words.norm(&text, shift, scale, EPS)?;
         let (attention, text_attention) = self.attend(norm_x, norm_text, multiplicity, context)?;
         // The second attention reads the block's input, so it comes before the first is added.
         let dual = match &self.dual {
-            Some(dual) => {
-                let y = dual.forward(modulate(&x, &image.part(7)?, &image.part(6)?)?, self.heads, context)?;
-                Some((image.part(8)?, y))
-            }
+            Some(dual) => Some(dual.forward(image.norm(&x, 6, 7, EPS)?, self.heads, context)?),
             None => None,
         };
-        let mut x = gated(x, &image.part(2)?, self.to_out.forward(&attention, context)?)?;
+        let mut x = image.gated(x, 2, self.to_out.forward(&attention, context)?)?;
         drop(attention);
-        if let Some((gate, y)) = dual {
-            x = gated(x, &gate, y)?;
+        if let Some(y) = dual {
+            x = image.gated(x, 8, y)?;
         }
-        let y = self.ff.forward(modulate(&x, &image.part(4)?, &image.part(3)?)?, context)?;
-        x = gated(x, &image.part(5)?, y)?;
+        let y = self.ff.forward(image.norm(&x, 3, 4, EPS)?, context)?;
+        x = image.gated(x, 5, y)?;
 
         let Some(output) = &self.text_output else { return Ok((x, text)) };
-        let text = gated(text, &words.part(2)?, output.to_add_out.forward(&text_attention, &text_context)?)?;
+        let text = words.gated(text, 2, output.to_add_out.forward(&text_attention, &text_context)?)?;
         drop(text_attention);
-        let y = modulate(&text, &words.part(4)?, &words.part(3)?)?;
-        let y = output.ff_context.forward(y, &text_context)?;
-        Ok((x, gated(text, &words.part(5)?, y)?))
+        let y = output.ff_context.forward(words.norm(&text, 3, 4, EPS)?, &text_context)?;
+        Ok((x, words.gated(text, 5, y)?))
     }
 
     /// Joint attention of both streams, which are dropped as soon as they are projected.
@@ -362,36 +355,10 @@ impl JointBlock {
     }
 }
 
-/// The parts into which a modulation linear's output is cut.
-struct Modulation {
-    values: Tensor,
-    width: usize,
-}
-
-impl Modulation {
-    fn new(linear: &Linear, time: &Tensor, context: &Context<'_>) -> Result<Self> {
-        Ok(Self { values: linear.forward(time, context)?, width: time.dim(D::Minus1)? })
-    }
-
-    fn part(&self, index: usize) -> Result<Tensor> {
-        Ok(self.values.narrow(1, index * self.width, self.width)?)
-    }
-}
-
-fn modulate(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
-    let _span = tracing::trace_span!("norm").entered();
-    Ok(ops::layer_norm_modulated(x, scale, shift, EPS)?)
-}
-
-fn gated(x: Tensor, gate: &Tensor, y: Tensor) -> Result<Tensor> {
-    let _span = tracing::trace_span!("residual").entered();
-    Ok(ops::gated_add(&x, gate, &y)?)
-}
-
 /// `SD3Transformer2DModel`.
 pub struct Mmdit {
     config: MmditConfig,
-    proj: Conv2d,
+    patches: PatchEmbed,
     pos_embed: Tensor,
     timestep_embedder: Embedder,
     text_embedder: Embedder,
@@ -413,7 +380,7 @@ impl Mmdit {
         let embedders = scope.at("time_text_embed");
         let block = |i| JointBlock::new(config, i, &scope.at(format!("transformer_blocks.{i}")));
         Ok(Self {
-            proj: Conv2d::new((config.in_channels, width), patch, patch, (0, 0), &pos_embed.at("proj"))?,
+            patches: PatchEmbed::new((config.in_channels, width), patch, &pos_embed)?,
             pos_embed: pos_embed.get("pos_embed", (1, positions * positions, width))?,
             timestep_embedder: Embedder::new(TIME.channels, width, &embedders.at("timestep_embedder"))?,
             text_embedder: Embedder::new(config.pooled_projection_dim, width, &embedders.at("text_embedder"))?,
@@ -426,7 +393,7 @@ impl Mmdit {
     }
 
     /// The middle `height` x `width` of the square table of positions: 1 x tokens x channels.
-    fn positions(&self, height: usize, width: usize) -> Result<Tensor> {
+    fn positions(&self, (height, width): (usize, usize)) -> Result<Tensor> {
         let side = self.config.pos_embed_max_size;
         if height > side || width > side {
             let problem = format!("{height} x {width} tokens, and the model has positions for {side} x {side}");
@@ -447,14 +414,8 @@ impl Denoiser for Mmdit {
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
-        let (samples, _, height, width) = latents.dims4()?;
-        let patch = self.config.patch_size;
-        if height % patch != 0 || width % patch != 0 {
-            return Err(Error::Request(format!("latents of {height} x {width} do not divide into patches of {patch}")));
-        }
-        let (rows, columns) = (height / patch, width / patch);
-        let x = self.proj.forward(latents)?.flatten_from(2)?.transpose(1, 2)?;
-        let mut x = x.broadcast_add(&self.positions(rows, columns)?)?;
+        let (mut x, grid) = self.patches.forward(latents)?;
+        x = x.broadcast_add(&self.positions(grid)?)?;
         let time = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
         let time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
         let time = ops::activation(Activation::Silu, &time)?;
@@ -465,10 +426,7 @@ impl Denoiser for Mmdit {
             (x, text) = block.forward(x, text, &time, multiplicity.as_ref(), context)?;
         }
         let output = Modulation::new(&self.norm_out, &time, context)?;
-        let x = modulate(&x, &output.part(0)?, &output.part(1)?)?;
-        let x = self.proj_out.forward(&x, context)?;
-        let channels = self.config.out_channels();
-        let x = x.reshape((samples, rows, columns, patch, patch, channels))?.permute((0, 5, 1, 3, 2, 4))?;
-        Ok(x.reshape((samples, channels, height, width))?)
+        let x = self.proj_out.forward(&output.norm(&x, 1, 0, EPS)?, context)?;
+        self.patches.unpatchify(&x, grid)
     }
 }

@@ -1,12 +1,13 @@
 //! UNet2DConditionModel (SD1.x, SD2.x, SDXL) and UNet2DModel (DDPM).
 
 use crate::blocks::{
-    Embedder, Gate, Norm, PixelAttention, ResnetBlock, Sinusoids, TransformerBlock, attention_layers,
+    Embedder, Gate, Norm, PixelAttention, ResnetBlock, Sinusoids, TransformerBlock, attention_layers, embedder_layers,
     feed_forward_layers, pixels_of, tokens_of,
 };
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result, read_json};
 use crate::family::{Denoiser, DenoiserConfig};
+use crate::options;
 use crate::structure::{Block, Geometry, Layer, Structure};
 use candle_core::{DType, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, LayerName, Linear, Scope, ops};
@@ -212,12 +213,7 @@ impl UnetConfig {
             "UNet2DModel" => false,
             class => return Err(format!("_class_name {class:?} is not a UNet that is supported")),
         };
-        for (name, value) in only_supported() {
-            let same = |found: &Value| *found == value || (value.is_number() && found.as_f64() == value.as_f64());
-            if let Some(found) = file.others.get(name).filter(|found| !same(found)) {
-                return Err(format!("{name} {found} is not supported; {value} is"));
-            }
-        }
+        options::only(&file.others, &only_supported())?;
         let (down, middle, up) = file.levels(conditional)?;
         let channels = &file.block_out_channels;
         let groups = file.norm_num_groups;
@@ -373,13 +369,9 @@ impl<'a> Description<'a> {
         let config = self.config;
         let first = config.down[0].channels;
         let (mut size, mut width) = (latent, first);
-        let mut layers = vec![
-            Layer::linear("time_embedding.linear_1", 1, config.time_proj.channels, config.time),
-            Layer::linear("time_embedding.linear_2", 1, config.time, config.time),
-        ];
+        let mut layers = embedder_layers("time_embedding", 1, config.time_proj.channels, config.time).to_vec();
         if let Some(addition) = config.addition {
-            layers.push(Layer::linear("add_embedding.linear_1", 1, addition.inputs, config.time));
-            layers.push(Layer::linear("add_embedding.linear_2", 1, config.time, config.time));
+            layers.extend(embedder_layers("add_embedding", 1, addition.inputs, config.time));
         }
         layers.push(Layer::convolution("conv_in", size, (config.in_channels, first), 3));
         self.blocks.push(Block { name: "embedders".into(), layers });

@@ -70,6 +70,7 @@ fn something_is_compared() {
         "clip.safetensors",
         "mmdit_step.safetensors",
         "mmdit_run.safetensors",
+        "dit_step.safetensors",
         "vae.safetensors",
         "sd3_mmdit",
         "sd35_medium_mmdit",
@@ -77,6 +78,9 @@ fn something_is_compared() {
         "sd21_unet",
         "sdxl_unet",
         "ddpm_unet",
+        "dit_transformer",
+        "pixart_transformer",
+        "pixart_sized_transformer",
         "sd_vae",
         "clip_l_text",
         "clip_g_text",
@@ -219,13 +223,29 @@ fn clip_g_text() {
     text_encoder("clip_g_text", true, "text_embeds");
 }
 
+/// One call of a denoiser, with the inputs of a fixture.
+fn compare_denoiser(what: &str, folder: &Path, want: &Tensors, tolerance: f64) {
+    let parameters = Checkpoint::open(folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+    let out = parameters.build(common::call(folder, want, None, Context::default())).unwrap();
+    close(what, &out, &want["out"], tolerance);
+}
+
 /// One call of a family's small model.
 fn denoiser(name: &str) {
     let Some(folder) = fixture(name) else { return };
-    let want = tensors(&folder.join("io.safetensors"));
-    let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
-    let out = parameters.build(common::call(&folder, &want, None)).unwrap();
-    close(name, &out, &want["out"], 1e-4);
+    compare_denoiser(name, &folder, &tensors(&folder.join("io.safetensors")), 1e-4);
+}
+
+/// The same where the fixture's positions, which are computed and not stored, were rounded to fp16 with the weights.
+fn denoiser_of_rounded_positions(name: &str) {
+    let Some(folder) = fixture(name) else { return };
+    compare_denoiser(name, &folder, &tensors(&folder.join("io.safetensors")), 3e-4);
+}
+
+#[test]
+fn dit_step() {
+    let Some(path) = fixture("dit_step.safetensors") else { return };
+    compare_denoiser("dit_step", &model("dit").join("transformer"), &tensors(&path), 1e-4);
 }
 
 #[test]
@@ -256,4 +276,19 @@ fn sdxl() {
 #[test]
 fn ddpm() {
     denoiser("ddpm_unet");
+}
+
+#[test]
+fn dit() {
+    denoiser_of_rounded_positions("dit_transformer");
+}
+
+#[test]
+fn pixart() {
+    denoiser_of_rounded_positions("pixart_transformer");
+}
+
+#[test]
+fn pixart_sized() {
+    denoiser("pixart_sized_transformer");
 }

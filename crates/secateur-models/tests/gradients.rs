@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{DType, Device, Tensor, Var};
 use secateur_models::{AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipTextConfig, ClipTextModel, Error};
-use secateur_nn::{Parameters, Scope};
+use secateur_nn::{Context, Parameters, Scope};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -62,7 +62,7 @@ fn denoiser(name: &str, multiplicity: Option<&Tensor>) {
     let folder = fixture(name);
     let given = io(&folder);
     let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
-    every_gate(name, &parameters, common::call(&folder, &given, multiplicity));
+    every_gate(name, &parameters, common::call(&folder, &given, multiplicity, Context::default()));
 }
 
 fn mmdit(name: &str) {
@@ -98,6 +98,17 @@ fn sdxl() {
 #[test]
 fn ddpm() {
     denoiser("ddpm_unet", None);
+}
+
+#[test]
+fn dit() {
+    denoiser("dit_transformer", None);
+}
+
+#[test]
+fn pixart() {
+    denoiser("pixart_transformer", None);
+    denoiser("pixart_sized_transformer", None);
 }
 
 #[test]

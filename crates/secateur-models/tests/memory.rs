@@ -4,10 +4,10 @@
 #![expect(unsafe_code, reason = "an allocator that counts what the system's gives")]
 
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Checkpoint, Conditioning, DenoiserConfig, Geometry, MmditConfig, Operation, denoiser_config};
+use secateur_models::{Checkpoint, Conditioning, Geometry, Operation, denoiser_config};
 use secateur_nn::{Context, Parameters};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -41,7 +41,7 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
     let config = denoiser_config(config).unwrap();
     let [channels, height, width] = config.latent_shape();
     let structure = config.structure(&Geometry { latent: (height, width), text });
-    let columns = |names: [&str; 2]| {
+    let columns = |names: &[&str]| {
         let mut layers =
             structure.layers().filter(|layer| names.iter().any(|name| layer.name.as_str().ends_with(name)));
         layers.find_map(|layer| match layer.operation {
@@ -51,8 +51,10 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
     };
     let random = |shape: &[usize]| Tensor::randn(0f32, 1f32, shape, &Device::Cpu).unwrap();
     let conditioning = Conditioning {
-        text: columns(["context_embedder", "attn2.to_k"]).map(|width| random(&[samples, text, width])),
-        pooled: columns(["text_embedder.linear_1"; 2]).map(|width| random(&[samples, width])),
+        text: columns(&["context_embedder", "caption_projection.linear_1", "attn2.to_k"])
+            .map(|width| random(&[samples, text, width])),
+        pooled: columns(&["text_embedder.linear_1"]).map(|width| random(&[samples, width])),
+        labels: Some(Tensor::zeros(samples, DType::U32, &Device::Cpu).unwrap()),
         ..Conditioning::default()
     };
     let latents = random(&[samples, channels, height, width]);
@@ -66,21 +68,19 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
     ((MOST.load(Relaxed) - before) as f64, said)
 }
 
-/// A wide, short model with random weights, whose activations are a good part of its memory.
-fn wide(folder: &Path) -> PathBuf {
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-mmdit/transformer/config.json");
-    let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(bundled).unwrap()).unwrap();
-    for (name, value) in
-        [("num_layers", 2), ("sample_size", 48), ("pos_embed_max_size", 24), ("num_attention_heads", 12)]
-    {
+/// A wide, short model with random weights, whose activations are a good part of its memory: a configuration with some
+/// options changed, and the shapes of the parameters that are no layer's.
+fn wide(folder: &Path, config: &str, options: &[(&str, usize)], others: &[(&str, &[usize])]) -> PathBuf {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(config);
+    let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    for &(name, value) in options {
         config[name] = value.into();
     }
-    config["caption_projection_dim"] = (12 * 32).into();
+    std::fs::create_dir(folder).unwrap();
     let path = folder.join("config.json");
     std::fs::write(&path, config.to_string()).unwrap();
-    // The names and shapes that the model asks for are those that it misses.
-    let config = MmditConfig::open(&path).unwrap();
-    let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+    let config = denoiser_config(&path).unwrap();
+    let mut tensors: HashMap<String, Tensor> = HashMap::new();
     let structure = config.structure(&Geometry { latent: (48, 48), text: 40 });
     for layer in structure.layers() {
         use Operation::{Attention, Convolution, Linear};
@@ -89,41 +89,71 @@ fn wide(folder: &Path) -> PathBuf {
             Convolution { inputs, outputs, kernel, .. } => (vec![outputs, inputs, kernel, kernel], outputs),
             Attention { .. } => continue,
         };
-        tensors.insert(format!("{}.weight", layer.name), Tensor::randn(0f32, 0.02, shape, &Device::Cpu).unwrap());
+        tensors.insert(layer.name.weight(), Tensor::randn(0f32, 0.02, shape, &Device::Cpu).unwrap());
         tensors.insert(format!("{}.bias", layer.name), Tensor::zeros(outputs, DType::F32, &Device::Cpu).unwrap());
     }
-    for block in 0..2 {
-        for norm in ["norm_q", "norm_k", "norm_added_q", "norm_added_k"] {
-            let name = format!("transformer_blocks.{block}.attn.{norm}.weight");
-            tensors.insert(name, Tensor::ones(32, DType::F32, &Device::Cpu).unwrap());
-        }
+    for (name, shape) in others {
+        tensors.insert((*name).into(), Tensor::ones(*shape, DType::F32, &Device::Cpu).unwrap());
     }
-    let table = Tensor::zeros((1, 24 * 24, 12 * 32), DType::F32, &Device::Cpu).unwrap();
-    tensors.insert("pos_embed.pos_embed".into(), table);
-    let tensors: std::collections::HashMap<String, Tensor> = tensors.into_iter().collect();
-    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
-    path
+    candle_core::safetensors::save(&tensors, folder.join("diffusion_pytorch_model.safetensors")).unwrap();
+    folder.into()
+}
+
+fn wide_mmdit(folder: &Path) -> PathBuf {
+    const WIDTH: usize = 12 * 32;
+    let options = [
+        ("num_layers", 2),
+        ("sample_size", 48),
+        ("pos_embed_max_size", 24),
+        ("num_attention_heads", 12),
+        ("caption_projection_dim", WIDTH),
+    ];
+    let norms: Vec<String> = ["norm_q", "norm_k", "norm_added_q", "norm_added_k"]
+        .iter()
+        .flat_map(|norm| (0..2).map(move |block| format!("transformer_blocks.{block}.attn.{norm}.weight")))
+        .collect();
+    let mut others: Vec<(&str, &[usize])> = norms.iter().map(|name| (name.as_str(), &[32][..])).collect();
+    others.push(("pos_embed.pos_embed", &[1, 24 * 24, WIDTH]));
+    wide(folder, "models/emoji-mmdit/transformer/config.json", &options, &others)
+}
+
+fn wide_pixart(folder: &Path) -> PathBuf {
+    const WIDTH: usize = 12 * 32;
+    let options = [
+        ("sample_size", 48),
+        ("num_attention_heads", 12),
+        ("attention_head_dim", 32),
+        ("cross_attention_dim", WIDTH),
+        ("caption_channels", 256),
+    ];
+    let others: [(&str, &[usize]); 3] = [
+        ("transformer_blocks.0.scale_shift_table", &[6, WIDTH]),
+        ("transformer_blocks.1.scale_shift_table", &[6, WIDTH]),
+        ("scale_shift_table", &[2, WIDTH]),
+    ];
+    wide(folder, "tests/goldens/pixart_transformer/config.json", &options, &others)
 }
 
 #[test]
 fn a_call_takes_what_it_is_said_to_take() {
     let folder = tempfile::tempdir().unwrap();
-    let wide = wide(folder.path());
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
-    let of = |component: &str| {
-        let folder = models.join(component);
-        (folder.join("config.json"), Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap())
-    };
-    let (mmdit, mmdit_weights) = of("emoji-mmdit/transformer");
-    let (unet, unet_weights) = of("emoji-unet/unet");
-    let wide_weights = Checkpoint::open(folder.path(), "model", None).unwrap();
-    for (what, config, checkpoint, samples, text) in [
-        ("wide", &wide, &wide_weights, 12, 40),
-        ("emoji-mmdit", &mmdit, &mmdit_weights, 16, 33),
-        ("emoji-unet, one sample", &unet, &unet_weights, 1, 32),
-        ("emoji-unet", &unet, &unet_weights, 24, 32),
+    let wide_mmdit = wide_mmdit(&folder.path().join("mmdit"));
+    let wide_pixart = wide_pixart(&folder.path().join("pixart"));
+    let mmdit = models.join("emoji-mmdit/transformer");
+    let unet = models.join("emoji-unet/unet");
+    let dit = models.join("emoji-dit/transformer");
+    for (what, folder, samples, text) in [
+        ("wide", &wide_mmdit, 12, 40),
+        ("wide PixArt", &wide_pixart, 12, 40),
+        ("emoji-mmdit", &mmdit, 16, 33),
+        ("emoji-unet, one sample", &unet, 1, 32),
+        ("emoji-unet", &unet, 24, 32),
+        ("emoji-dit, one sample", &dit, 1, 0),
+        ("emoji-dit", &dit, 128, 0),
     ] {
-        let (measured, said) = measure(config, checkpoint, samples, text);
+        let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", None).unwrap();
+        let (measured, said) = measure(&folder.join("config.json"), &checkpoint, samples, text);
         let mebibytes = |bytes: f64| bytes / f64::from(1 << 20);
         let (measured, said) = (mebibytes(measured), mebibytes(said));
         assert!((measured / said - 1.0).abs() < 0.1, "{what}: {measured:.1} MiB measured, {said:.1} MiB said");

@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// A call of the denoiser of a fixture's folder, with the inputs that the fixture names.
-pub(crate) fn call(
+pub(crate) fn call<'a>(
     folder: &Path,
     given: &HashMap<String, Tensor>,
     multiplicity: Option<&Tensor>,
-) -> impl Fn(Scope<'_>) -> Result<Tensor, Error> {
+    context: Context<'a>,
+) -> impl Fn(Scope<'_>) -> Result<Tensor, Error> + use<'a> {
     let config = denoiser_config(&folder.join("config.json")).unwrap();
     let conditioning = Conditioning {
         text: given.get("context").cloned(),
@@ -20,9 +21,9 @@ pub(crate) fn call(
         multiplicity: multiplicity.or(given.get("mask")).cloned(),
         labels: given.get("labels").cloned(),
         guidance: given.get("guidance").cloned(),
-        ..Conditioning::default()
+        resolution: given.get("resolution").cloned(),
     };
     let timesteps = given["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
     let x = given["x"].clone();
-    move |scope| config.build(&scope)?.forward(&x, &timesteps, &conditioning, &Context::default())
+    move |scope| config.build(&scope)?.forward(&x, &timesteps, &conditioning, &context)
 }
