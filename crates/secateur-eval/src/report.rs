@@ -81,11 +81,12 @@ pub struct TextImage {
     pub score_reference: Summary,
     /// Cosine similarity of prompt and picture, for the candidate.
     pub score_candidate: Summary,
-    /// Share of the reference's pictures, in \[0, 1\], whose own prompt scores highest among all choices.
+    /// Share of the reference's pictures, in \[0, 1\], whose own text scores highest among all choices: of a model that
+    /// knows classes, how often the picture is taken for one of its class.
     pub top1_reference: f64,
-    /// Share of the candidate's pictures, in \[0, 1\], whose own prompt scores highest among all choices.
+    /// The same for the candidate.
     pub top1_candidate: f64,
-    /// Number of prompts to choose from.
+    /// Number of texts to choose from: the prompts, or one a class.
     pub choices: usize,
 }
 

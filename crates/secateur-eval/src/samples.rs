@@ -15,8 +15,17 @@ pub struct Samples {
     /// Final latents of each picture.
     latents: Vec<Vec<f32>>,
     pictures: Vec<Picture>,
-    /// Cosines of every prompt (row) with every picture (column).
-    cosines: Option<(String, Vec<Vec<f32>>)>,
+    scores: Option<Scores>,
+}
+
+/// How well pictures fit texts.
+struct Scores {
+    /// Name of the model that tells.
+    model: String,
+    /// Cosines of every text (row) with every picture (column).
+    cosines: Vec<Vec<f32>>,
+    /// The text that is each picture's own.
+    own: Vec<usize>,
 }
 
 impl Samples {
@@ -39,24 +48,26 @@ impl Samples {
             sampling: sampling.clone(),
             latents: Vec::new(),
             pictures: Vec::new(),
-            cosines: None,
+            scores: None,
         };
+        let captions = pipeline.folder().captions(prompts)?;
+        let clip = clip.zip(captions.filter(|captions| !captions.own.is_empty()));
         let mut embeddings = Vec::new();
         let batch = sampling.batch.max(1);
         for start in (0..prompts.len()).step_by(batch) {
             let images = start..(start + batch).min(prompts.len());
             let latents = pipeline.sample(prompts, images, sampling, None, observer)?;
-            let pictures = pipeline.vae().pictures(&latents)?;
-            if let Some(clip) = clip {
+            let pictures = pipeline.pictures(&latents)?;
+            if let Some((clip, _)) = &clip {
                 embeddings.push(clip.embed_pictures(&pictures)?);
             }
             samples.latents.extend(latents.flatten_from(1)?.to_vec2::<f32>()?);
             samples.pictures.extend(split(&pictures)?);
         }
-        if let (Some(clip), false) = (clip, prompts.is_empty()) {
+        if let Some((clip, captions)) = clip {
             let pictures = Tensor::cat(&embeddings, 0)?;
-            let cosines = clip.embed_texts(prompts)?.matmul(&pictures.t()?)?.to_vec2::<f32>()?;
-            samples.cosines = Some((clip.name().to_owned(), cosines));
+            let cosines = clip.embed_texts(&captions.choices)?.matmul(&pictures.t()?)?.to_vec2::<f32>()?;
+            samples.scores = Some(Scores { model: clip.name().to_owned(), cosines, own: captions.own });
         }
         Ok(samples)
     }
@@ -67,23 +78,13 @@ impl Samples {
         &self.pictures
     }
 
-    /// Cosine of each picture with its own prompt, and the share of pictures whose own prompt fits best among all.
-    fn scores(&self) -> Option<(Vec<f64>, f64)> {
-        let (_, cosines) = self.cosines.as_ref()?;
-        let own: Vec<f64> = cosines.iter().enumerate().map(|(i, row)| f64::from(row[i])).collect();
-        // A prompt that stands in the list twice fits equally well: a tie is no mistake.
-        let best = |picture: usize| cosines.iter().map(|row| row[picture]).fold(f32::NEG_INFINITY, f32::max);
-        let right = (0..own.len()).filter(|&picture| cosines[picture][picture] >= best(picture)).count();
-        let share = right as f64 / own.len().max(1) as f64;
-        Some((own, share))
-    }
-
     /// Compares `candidate` with `self`, picture by picture.
     ///
     /// # Errors
     /// If there are no pictures, or their sizes differ.
     pub fn compare(&self, candidate: &Self) -> Result<(Comparison, Vec<PicturePair>)> {
-        let (ours, theirs) = (self.scores(), candidate.scores());
+        let of = |samples: &Self| samples.scores.as_ref().map(Scores::of_pictures);
+        let (ours, theirs) = (of(self), of(candidate));
         let mut rows = Vec::new();
         let mut pairs = Vec::new();
         for (i, prompt) in self.prompts.iter().enumerate().take(candidate.prompts.len()) {
@@ -100,17 +101,15 @@ impl Samples {
             pairs.push(PicturePair { prompt: prompt.clone(), reference, candidate });
         }
         let summary = |value: &dyn Fn(&PromptRow) -> f64| Summary::of(&rows.iter().map(value).collect::<Vec<_>>());
-        let text_image = match (&ours, &theirs, &self.cosines) {
-            (Some((reference, top1_reference)), Some((changed, top1_candidate)), Some((model, cosines))) => {
-                Some(TextImage {
-                    model: model.clone(),
-                    score_reference: Summary::of(reference)?,
-                    score_candidate: Summary::of(changed)?,
-                    top1_reference: *top1_reference,
-                    top1_candidate: *top1_candidate,
-                    choices: cosines.len(),
-                })
-            }
+        let text_image = match (&ours, &theirs, &self.scores) {
+            (Some((reference, top1_reference)), Some((changed, top1_candidate)), Some(scores)) => Some(TextImage {
+                model: scores.model.clone(),
+                score_reference: Summary::of(reference)?,
+                score_candidate: Summary::of(changed)?,
+                top1_reference: *top1_reference,
+                top1_candidate: *top1_candidate,
+                choices: scores.cosines.len(),
+            }),
             _ => None,
         };
         let comparison = Comparison {
@@ -125,6 +124,18 @@ impl Samples {
             prompts: rows,
         };
         Ok((comparison, pairs))
+    }
+}
+
+impl Scores {
+    /// Cosine of each picture with its own text, and the share of pictures whose own text fits best among all.
+    fn of_pictures(&self) -> (Vec<f64>, f64) {
+        let own: Vec<f64> = self.own.iter().enumerate().map(|(i, &text)| f64::from(self.cosines[text][i])).collect();
+        // A text that stands in the list twice fits equally well: a tie is no mistake.
+        let best = |picture: usize| self.cosines.iter().map(|row| row[picture]).fold(f32::NEG_INFINITY, f32::max);
+        let right = own.iter().enumerate().filter(|&(picture, &cosine)| cosine >= f64::from(best(picture))).count();
+        let share = right as f64 / own.len().max(1) as f64;
+        (own, share)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::conditioning::Multiplicity;
 use crate::error::Result;
-use crate::structure::{Layer, Operation, UnitKind};
+use crate::structure::{Between, Block, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Slice, UnitKind};
 use candle_core::{Device, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, LayerName, LayerNorm, Linear, Scope, ops};
 use serde::Deserialize;
@@ -145,37 +145,96 @@ impl Attention {
     }
 }
 
-/// The layers of [`Attention`] of `rows` tokens of `width` to `others` (tokens, width). `shared` stands for the input of
-/// keys and values where it is not that of the queries.
-pub(crate) fn attention_layers(
-    module: &str,
-    rows: usize,
-    others: (usize, usize),
-    width: usize,
-    shared: Option<&LayerName>,
-) -> Vec<Layer> {
-    use UnitKind::{AttentionOutput, QueryKeyValue};
-    let name = |layer: &str| LayerName::from(format!("{module}.{layer}"));
-    let (q, out) = (name("to_q"), name("to_out.0"));
-    let shared = shared.unwrap_or(&q);
-    let (keys, inputs) = others;
-    let products = Operation::Attention { queries: rows, keys, width };
-    vec![
-        Layer::linear(q.clone(), rows, width, width).prunable(QueryKeyValue, &q),
-        Layer::linear(name("to_k"), keys, inputs, width).prunable(QueryKeyValue, shared),
-        Layer::linear(name("to_v"), keys, inputs, width).prunable(QueryKeyValue, shared),
-        Layer { name: module.into(), operation: products, prunable: None },
-        Layer::linear(out.clone(), rows, width, width).prunable(AttentionOutput, &out),
-    ]
+impl Block {
+    /// The layers of [`Attention`] of `rows` tokens of `width` to `others` (tokens, width). `shared` stands for the input
+    /// of keys and values where it is not that of the queries.
+    pub(crate) fn attention(
+        &mut self,
+        module: &str,
+        rows: usize,
+        others: (usize, usize),
+        (heads, width): (usize, usize),
+        shared: Option<&LayerName>,
+    ) {
+        use UnitKind::{AttentionOutput, QueryKeyValue};
+        let name = |layer: &str| LayerName::from(format!("{module}.{layer}"));
+        let [q, k, v, out] = ["to_q", "to_k", "to_v", "to_out.0"].map(name);
+        let shared = shared.unwrap_or(&q);
+        let (keys, inputs) = others;
+        let products = Operation::Attention { queries: rows, keys, width };
+        self.layers.extend([
+            Layer::linear(q.clone(), rows, width, width).prunable(QueryKeyValue, &q),
+            Layer::linear(k.clone(), keys, inputs, width).prunable(QueryKeyValue, shared),
+            Layer::linear(v.clone(), keys, inputs, width).prunable(QueryKeyValue, shared),
+            Layer { name: module.into(), operation: products, prunable: None },
+            Layer::linear(out.clone(), rows, width, width).prunable(AttentionOutput, &out),
+        ]);
+        let [query, key, value, output] = [q, k, v, out].map(Slice::whole);
+        self.heads.push(HeadGroup {
+            name: module.into(),
+            count: heads,
+            head_dim: width / heads,
+            streams: vec![HeadStream { query, key, value, output: Some(output) }],
+            between: Between::default(),
+        });
+    }
+
+    /// The layers of attention of the tokens of all `streams` to each other; `heads` counts them and gives their width.
+    pub(crate) fn joint_attention(
+        &mut self,
+        module: &str,
+        streams: &[StreamLayers<'_>],
+        (count, head_dim): (usize, usize),
+        between: Between,
+    ) {
+        use UnitKind::{AttentionOutput, QueryKeyValue};
+        let width = count * head_dim;
+        let name = |layer: &str| LayerName::from(format!("{module}.{layer}"));
+        for stream in streams {
+            let input = name(stream.projections[0]);
+            let linear = |layer: &str| Layer::linear(name(layer), stream.tokens, width, width);
+            self.layers.extend(stream.projections.map(|layer| linear(layer).prunable(QueryKeyValue, &input)));
+        }
+        let tokens = streams.iter().map(|stream| stream.tokens).sum();
+        let products = Operation::Attention { queries: tokens, keys: tokens, width };
+        self.layers.push(Layer { name: module.into(), operation: products, prunable: None });
+        for stream in streams {
+            let output = stream.output.map(|layer| Layer::linear(name(layer), stream.tokens, width, width));
+            self.layers.extend(output.map(|layer| layer.clone().prunable(AttentionOutput, &layer.name)));
+        }
+        let described = |stream: &StreamLayers<'_>| {
+            let [query, key, value] = stream.projections.map(|layer| Slice::whole(name(layer)));
+            HeadStream { query, key, value, output: stream.output.map(|layer| Slice::whole(name(layer))) }
+        };
+        let streams = streams.iter().map(described).collect();
+        self.heads.push(HeadGroup { name: module.into(), count, head_dim, streams, between });
+    }
+
+    /// The layers of [`FeedForward`] over `rows` tokens.
+    pub(crate) fn feed_forward(&mut self, module: &str, rows: usize, width: usize, gate: Gate) {
+        let [up, down] = ["net.0.proj", "net.2"].map(|layer| LayerName::from(format!("{module}.{layer}")));
+        let hidden = 4 * width;
+        self.layers.extend([
+            Layer::linear(up.clone(), rows, width, gate.parts() * hidden).prunable(UnitKind::FeedForwardUp, &up),
+            Layer::linear(down.clone(), rows, hidden, width).prunable(UnitKind::FeedForwardDown, &down),
+        ]);
+        self.neurons.push(NeuronGroup {
+            name: module.into(),
+            count: hidden,
+            up: (0..gate.parts()).map(|part| Slice { layer: up.clone(), start: part * hidden }).collect(),
+            down: Slice::whole(down),
+        });
+    }
 }
 
-/// The layers of [`FeedForward`] over `rows` tokens.
-pub(crate) fn feed_forward_layers(module: &str, rows: usize, width: usize, gate: Gate) -> Vec<Layer> {
-    let (up, down) = (LayerName::from(format!("{module}.net.0.proj")), LayerName::from(format!("{module}.net.2")));
-    vec![
-        Layer::linear(up.clone(), rows, width, gate.parts() * 4 * width).prunable(UnitKind::FeedForwardUp, &up),
-        Layer::linear(down.clone(), rows, 4 * width, width).prunable(UnitKind::FeedForwardDown, &down),
-    ]
+/// One stream of a joint attention.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StreamLayers<'a> {
+    pub(crate) tokens: usize,
+    /// Names of query, key and value.
+    pub(crate) projections: [&'a str; 3],
+    /// Name of the output; none where nothing reads the stream afterwards.
+    pub(crate) output: Option<&'a str>,
 }
 
 /// What a feed-forward does between its linears.

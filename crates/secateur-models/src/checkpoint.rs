@@ -227,6 +227,15 @@ impl Checkpoint {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
+    /// Parameters of the shapes in the files, without their values.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn placeholders(&self) -> Result<Parameters> {
+        let shapes = self.tensors().map(|(name, info)| (name.to_owned(), info.shape.clone()));
+        Ok(Parameters::placeholders(self.folder.display().to_string(), shapes)?)
+    }
+
     /// Reads one tensor as `f32`.
     ///
     /// # Errors

@@ -102,20 +102,12 @@ impl Conditioning {
         Ok(Self { text, multiplicity: None, ..self.clone() })
     }
 
-    /// Both one after another. What one of them lacks, the result lacks, but for the multiplicity, which is then 1.
+    /// Both one after another; they hold the same things.
     ///
     /// # Errors
     /// If the shapes differ.
     pub(crate) fn cat(&self, other: &Self) -> Result<Self> {
-        let ones = |own: &Self, other: &Self| -> Result<Option<Tensor>> {
-            match (&own.multiplicity, &other.multiplicity, &own.text) {
-                (None, Some(_), Some(text)) => Ok(Some(Tensor::ones(&text.dims()[..2], DType::F32, text.device())?)),
-                (own, ..) => Ok(own.clone()),
-            }
-        };
-        let first = Self { multiplicity: ones(self, other)?, ..self.clone() };
-        let second = Self { multiplicity: ones(other, self)?, ..other.clone() };
-        first.zip(&second, |a, b| Ok(Tensor::cat(&[a, b], 0)?))
+        self.zip(other, |a, b| Ok(Tensor::cat(&[a, b], 0)?))
     }
 
     /// The same single sample several times.

@@ -1,8 +1,6 @@
 //! DiTTransformer2DModel: the transformer of DiT, told a class.
 
-use crate::blocks::{
-    Attention, Embedder, FeedForward, Sinusoids, attention_layers, embedder_layers, feed_forward_layers,
-};
+use crate::blocks::{Attention, Embedder, FeedForward, Sinusoids, embedder_layers};
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result, read_json};
 use crate::family::{Denoiser, DenoiserConfig};
@@ -63,15 +61,16 @@ impl DitConfig {
         Ok(config)
     }
 
-    fn block_structure(&self, index: usize, tokens: usize) -> Block {
+    fn describe(&self, index: usize, tokens: usize) -> Block {
         let width = self.transformer.width();
         let name = format!("transformer_blocks.{index}");
-        let mut layers =
-            embedder_layers(&format!("{name}.norm1.emb.timestep_embedder"), 1, TIME.channels, width).to_vec();
-        layers.push(Layer::linear(format!("{name}.norm1.linear"), 1, width, 6 * width));
-        layers.extend(attention_layers(&format!("{name}.attn1"), tokens, (tokens, width), width, None));
-        layers.extend(feed_forward_layers(&format!("{name}.ff"), tokens, width, self.transformer.gate));
-        Block { name, layers }
+        let mut block = Block::new(&name, &[])
+            .with(embedder_layers(&format!("{name}.norm1.emb.timestep_embedder"), 1, TIME.channels, width))
+            .with([Layer::linear(format!("{name}.norm1.linear"), 1, width, 6 * width)]);
+        let heads = self.transformer.num_attention_heads;
+        block.attention(&format!("{name}.attn1"), tokens, (tokens, width), (heads, width), None);
+        block.feed_forward(&format!("{name}.ff"), tokens, width, self.transformer.gate);
+        block
     }
 }
 
@@ -84,6 +83,10 @@ impl DenoiserConfig for DitConfig {
         self.transformer.latent_shape()
     }
 
+    fn classes(&self) -> usize {
+        self.num_embeds_ada_norm
+    }
+
     fn image_tokens(&self, size: (usize, usize)) -> usize {
         self.transformer.tokens(size)
     }
@@ -91,19 +94,15 @@ impl DenoiserConfig for DitConfig {
     fn structure(&self, geometry: &Geometry) -> Structure {
         let width = self.transformer.width();
         let tokens = self.image_tokens(geometry.latent);
-        let mut blocks =
-            vec![Block { name: "embedders".into(), layers: vec![self.transformer.pos_embed_layer(geometry.latent)] }];
-        blocks.extend((0..self.transformer.num_layers).map(|index| self.block_structure(index, tokens)));
-        blocks.push(Block {
-            name: "output".into(),
-            layers: vec![
-                Layer::linear("proj_out_1", 1, width, 2 * width),
-                Layer::linear("proj_out_2", tokens, width, self.transformer.outputs()),
-            ],
-        });
+        let embedders = Block::new("embedders", &[]).with([self.transformer.pos_embed_layer(geometry.latent)]);
+        let blocks = (0..self.transformer.num_layers).map(|index| self.describe(index, tokens)).collect();
+        let output = Block::new("output", &[]).with([
+            Layer::linear("proj_out_1", 1, width, 2 * width),
+            Layer::linear("proj_out_2", tokens, width, self.transformer.outputs()),
+        ]);
         // The embeddings of all blocks, and the modulation of one.
         let activations = self.transformer.activations(tokens) + (self.transformer.num_layers + 6) * width;
-        Structure { blocks, activations }
+        Structure::chain(embedders, blocks, output, activations)
     }
 }
 

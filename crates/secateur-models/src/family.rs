@@ -8,8 +8,9 @@ use crate::pixart::PixartConfig;
 use crate::structure::{Geometry, Structure};
 use crate::unet::UnetConfig;
 use candle_core::Tensor;
-use secateur_nn::{Context, Scope};
+use secateur_nn::{Context, Parameters, Scope, Wanted};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
@@ -37,12 +38,30 @@ pub trait DenoiserConfig: Debug + Send + Sync {
     /// If a placeholder cannot be made.
     fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>>;
 
+    /// What it asks a checkpoint for, by name.
+    ///
+    /// # Errors
+    /// As [`DenoiserConfig::build`].
+    fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
+        Parameters::wanted(|scope| self.build(&scope))
+    }
+
     /// Shape of one image's latents at the size it was trained for: channels x height x width.
     fn latent_shape(&self) -> [usize; 3];
 
     /// Image tokens of latents of `size` (height, width), where it cuts them into patches; else their pixels.
     fn image_tokens(&self, size: (usize, usize)) -> usize {
         size.0 * size.1
+    }
+
+    /// Width of the text states that it reads.
+    fn text_width(&self) -> usize {
+        0
+    }
+
+    /// The classes that it knows; the label behind the last one stands for none of them.
+    fn classes(&self) -> usize {
+        0
     }
 
     /// The model's description of itself.

@@ -2,101 +2,70 @@
 
 use crate::checkpoint::{Checkpoint, variants};
 use crate::error::{Error, Result, read_json};
-use crate::family::DenoiserConfig;
-use crate::mmdit::MmditConfig;
+use crate::family::{DenoiserConfig, denoiser_config};
+use crate::manifest::{Generation, Manifest, Prompts};
 use crate::pipeline::Sampling;
+use crate::pipeline::class::{CLASSES, Component, DENOISER_STEM, PipelineClass, SCHEDULER, Subject, VAE};
+use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 use crate::structure::{Geometry, Memory, Structure};
-use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// How a model wants to be sampled.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Generation {
-    /// Denoising steps.
-    pub steps: usize,
-    /// Guidance scale; 1 or less switches guidance off.
-    pub guidance: f64,
-    /// Text tokens that stand for T5's, zero where there is no T5.
-    pub max_sequence_length: usize,
-}
+/// The classes that a model knows, from `id2label` of `model_index.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels(BTreeMap<u32, String>);
 
-impl Default for Generation {
-    /// The defaults of diffusers' `StableDiffusion3Pipeline`.
-    fn default() -> Self {
-        Self { steps: 28, guidance: 7.0, max_sequence_length: 256 }
-    }
-}
-
-impl Generation {
-    /// This, with seed 0 and eight images at a time.
-    #[must_use]
-    pub fn sampling(&self) -> Sampling {
-        Sampling {
-            steps: self.steps,
-            guidance: self.guidance,
-            max_sequence_length: self.max_sequence_length,
-            negative_prompt: String::new(),
-            seed: 0,
-            batch: 8,
+impl Labels {
+    /// The number of a label, given by its number, its name, or one of several names that commas set apart.
+    ///
+    /// # Errors
+    /// If no label is called so.
+    pub fn find(&self, text: &str) -> Result<u32> {
+        if let Ok(number) = text.parse() {
+            return Ok(number);
+        }
+        let called = |name: &str| name == text || name.split(',').any(|one| one.trim() == text);
+        match self.0.iter().find(|(_, name)| called(name)) {
+            Some((number, _)) => Ok(*number),
+            None => {
+                let some: Vec<&str> = self.0.values().take(3).map(String::as_str).collect();
+                let known = match some.is_empty() {
+                    true => "it names none, so give numbers".to_owned(),
+                    false => format!("it knows {} such as {}", self.0.len(), some.join(", ")),
+                };
+                Err(Error::Request(format!("{text:?} is not a label of this model: {known}")))
+            }
         }
     }
+
+    /// Number and name of each.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.0.iter().map(|(number, name)| (*number, name.as_str()))
+    }
 }
 
-/// Prompt lists that come with a model, relative to its folder.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Prompts {
-    /// To calibrate with.
-    pub calibration: PathBuf,
-    /// Never seen in training or calibration.
-    pub held_out: PathBuf,
-}
-
-/// `secateur.json`: what a model says of itself beyond the diffusers layout. Keys that are not known are left alone: a
-/// saved model gets a copy of the file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Manifest {
-    /// Version of this format.
-    pub format_version: u32,
-    /// How to sample.
-    pub generation: Generation,
-    /// Prompt lists.
-    pub prompts: Option<Prompts>,
-    /// A CLIP folder that scores this model's domain, relative to the model folder.
-    pub clip: Option<PathBuf>,
-}
-
-/// The newest version of `secateur.json` that is understood.
-const FORMAT_VERSION: u32 = 1;
+/// Where a model's sampler is described.
+const SCHEDULER_CONFIG: &str = "scheduler/scheduler_config.json";
 
 /// A model folder.
 #[derive(Clone, Debug)]
 pub struct ModelFolder {
     path: PathBuf,
     variant: Option<String>,
+    class: &'static PipelineClass,
+    index: Map<String, Value>,
     manifest: Manifest,
-    denoiser: MmditConfig,
-    text_tokens: usize,
+    sampler: Sampler,
+    scheduler: Arc<dyn SchedulerConfig>,
+    denoiser: Arc<dyn DenoiserConfig>,
+    /// CLIP's tokens, where the denoiser reads them.
+    clip_tokens: usize,
     checkpoint: Checkpoint,
+    /// Tensors of the checkpoint that are not parameters.
+    constants: BTreeSet<String>,
 }
-
-/// The pipeline class that is supported, and its components.
-const PIPELINE: &str = "StableDiffusion3Pipeline";
-const COMPONENTS: [(&str, &str); 7] = [
-    ("transformer", "SD3Transformer2DModel"),
-    ("vae", "AutoencoderKL"),
-    ("scheduler", "FlowMatchEulerDiscreteScheduler"),
-    ("text_encoder", "CLIPTextModelWithProjection"),
-    ("text_encoder_2", "CLIPTextModelWithProjection"),
-    ("tokenizer", "CLIPTokenizer"),
-    ("tokenizer_2", "CLIPTokenizer"),
-];
-
-/// Name of the weight files of diffusers' own components.
-const STEM: &str = "diffusion_pytorch_model";
 
 impl ModelFolder {
     /// Opens a folder: reads configurations and the headers of the denoiser's weights.
@@ -110,64 +79,48 @@ impl ModelFolder {
             return Err(Error::invalid(path, problem));
         }
         let index: Map<String, Value> = read_json(&index_path)?;
-        let class = index.get("_class_name").and_then(Value::as_str).unwrap_or("(none)");
-        if class != PIPELINE {
-            let problem = format!("_class_name {class:?} is not supported; supported: {PIPELINE}");
+        let name = index.get("_class_name").and_then(Value::as_str).unwrap_or("(none)");
+        let Some(class) = CLASSES.into_iter().find(|class| class.name == name) else {
+            let supported: Vec<&str> = CLASSES.iter().map(|class| class.name).collect();
+            let problem = format!("_class_name {name:?} is not supported; supported: {}", supported.join(", "));
             return Err(Error::invalid(&index_path, problem));
+        };
+        for component in class.components {
+            check_component(component, path, &index)?;
         }
-        for (component, expected) in COMPONENTS {
-            let found = index.get(component).and_then(|v| v.get(1)).and_then(Value::as_str);
-            let found = found.map(|class| class.strip_suffix("Fast").unwrap_or(class));
-            if found != Some(expected) {
-                let found = found.unwrap_or("nothing");
-                let problem = format!("component {component} is {found}; {expected} is supported");
-                return Err(Error::invalid(&index_path, problem));
-            }
-            if !path.join(component).is_dir() {
-                let problem = format!("component {component} is listed in model_index.json, and its folder is missing");
-                return Err(Error::invalid(path, problem));
-            }
-        }
-        if let Some(class) = index.get("text_encoder_3").and_then(|v| v.get(1)).and_then(Value::as_str) {
-            let problem = format!(
-                "text_encoder_3 is {class}, which is not supported; \
-                 SD3 also works without it: set text_encoder_3 and tokenizer_3 to [null, null]"
-            );
-            return Err(Error::invalid(&index_path, problem));
-        }
-        let manifest_path = path.join("secateur.json");
-        let manifest: Manifest = if manifest_path.is_file() { read_json(&manifest_path)? } else { Manifest::default() };
-        if manifest.format_version > FORMAT_VERSION {
-            let version = manifest.format_version;
-            let problem = format!("format_version {version} is newer than this secateur; update it");
-            return Err(Error::invalid(manifest_path, problem));
-        }
-        if manifest.generation.steps == 0 {
-            return Err(Error::invalid(manifest_path, "generation.steps must be at least 1"));
-        }
+        let found = class_of(&index, SCHEDULER.name).unwrap_or_default();
+        let Some(sampler) = Sampler::of_class(found) else {
+            return Err(Error::invalid(&index_path, format!("scheduler {found} is not supported")));
+        };
+        let manifest = Manifest::open(path)?;
         if let Some(variant) = variant {
-            let stem = |component: &str| if component.starts_with("text") { "model" } else { STEM };
-            let mut found = BTreeSet::new();
-            for component in ["transformer", "text_encoder", "text_encoder_2", "vae"] {
-                found.extend(variants(&path.join(component), stem(component))?);
-            }
-            if !found.contains(variant) {
-                let found: Vec<_> = found.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
-                let found = found.join(", ");
-                let problem = format!("no component has weights of variant {variant:?}; variants found: {found}");
-                return Err(Error::invalid(path, problem));
-            }
+            check_variant(class, path, variant)?;
         }
-        let denoiser = MmditConfig::open(&path.join("transformer/config.json"))?;
-        let tokenizer: Value = read_json(&path.join("tokenizer/tokenizer_config.json"))?;
-        let clip_tokens = tokenizer.get("model_max_length").and_then(Value::as_u64).unwrap_or(77) as usize;
+        let clip_tokens = match class.reads_clip_tokens {
+            true => {
+                let tokenizer: Value = read_json(&path.join("tokenizer/tokenizer_config.json"))?;
+                tokenizer.get("model_max_length").and_then(Value::as_u64).unwrap_or(77) as usize
+            }
+            false => 0,
+        };
+        let component = path.join(class.denoiser);
+        let denoiser = denoiser_config(&component.join("config.json"))?;
+        let checkpoint = Checkpoint::open(&component, DENOISER_STEM, variant)?;
+        // What does not fit is known before anything is read.
+        checkpoint.placeholders()?.build(|scope| denoiser.build(&scope))?;
+        let constants = denoiser.parameters()?.into_iter().filter(|(_, wanted)| wanted.constant);
         Ok(Self {
-            checkpoint: Checkpoint::open(&path.join("transformer"), STEM, variant)?,
+            denoiser,
+            checkpoint,
+            constants: constants.map(|(name, _)| name).collect(),
             path: path.to_owned(),
             variant: variant.map(str::to_owned),
-            text_tokens: clip_tokens + manifest.generation.max_sequence_length,
+            class,
+            index,
+            clip_tokens,
             manifest,
-            denoiser,
+            sampler,
+            scheduler: scheduler_config(&path.join(SCHEDULER_CONFIG), sampler)?,
         })
     }
 
@@ -196,16 +149,58 @@ impl ModelFolder {
         &self.manifest
     }
 
+    /// How it wants to be sampled.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.manifest.generation(self.class.generation)
+    }
+
+    /// What it is told to draw.
+    #[must_use]
+    pub fn subject(&self) -> Subject {
+        self.class.subject
+    }
+
+    /// The classes that it knows by name.
+    ///
+    /// # Errors
+    /// If `id2label` is not a table of numbers and names.
+    pub fn labels(&self) -> Result<Labels> {
+        let Some(labels) = self.index("id2label") else { return Ok(Labels::default()) };
+        let label = |(number, name): (&String, &Value)| Some((number.parse().ok()?, name.as_str()?.to_owned()));
+        match labels.as_object().and_then(|labels| labels.iter().map(label).collect()) {
+            Some(labels) => Ok(Labels(labels)),
+            None => {
+                let problem = "id2label is not an object of numbers and their names";
+                Err(Error::invalid(self.path.join("model_index.json"), problem))
+            }
+        }
+    }
+
+    /// An entry of `model_index.json`.
+    pub(crate) fn index(&self, key: &str) -> Option<&Value> {
+        self.index.get(key)
+    }
+
+    /// Whether a component is there.
+    pub(crate) fn has(&self, component: &str) -> bool {
+        class_of(&self.index, component).is_some()
+    }
+
+    pub(crate) fn class(&self) -> &'static PipelineClass {
+        self.class
+    }
+
     /// Configuration of the denoiser.
     #[must_use]
-    pub fn denoiser(&self) -> &MmditConfig {
-        &self.denoiser
+    pub fn denoiser(&self) -> &dyn DenoiserConfig {
+        &*self.denoiser
     }
 
     /// Name of the denoiser's component folder.
     #[must_use]
     pub fn denoiser_component(&self) -> &'static str {
-        "transformer"
+        self.class.denoiser
     }
 
     /// The denoiser's weight files.
@@ -214,15 +209,59 @@ impl ModelFolder {
         &self.checkpoint
     }
 
+    /// Whether a tensor of the denoiser's checkpoint is one of its parameters, and not a constant stored with them.
+    #[must_use]
+    pub fn is_parameter(&self, name: &str) -> bool {
+        !self.constants.contains(name)
+    }
+
+    /// Its sampler.
+    #[must_use]
+    pub fn sampler(&self) -> Sampler {
+        self.sampler
+    }
+
+    /// A run of its sampler, or of the one asked for with the same configuration, for latents of `size` (height, width).
+    ///
+    /// # Errors
+    /// See [`scheduler_config`] and [`SchedulerConfig::schedule`](crate::SchedulerConfig::schedule).
+    pub fn schedule(&self, size: (usize, usize), sampling: &Sampling) -> Result<Box<dyn Schedule>> {
+        let scheduler = match sampling.sampler {
+            Some(other) => scheduler_config(&self.path.join(SCHEDULER_CONFIG), other)?,
+            None => Arc::clone(&self.scheduler),
+        };
+        scheduler.schedule(Run {
+            steps: sampling.steps,
+            tokens: self.denoiser.image_tokens(size),
+            even_levels: self.class.even_levels,
+        })
+    }
+
+    /// Samples that the denoiser computes for one image at every call: two where guidance asks what it would draw without
+    /// the prompt.
+    #[must_use]
+    pub fn passes(&self, guidance: f64) -> usize {
+        if self.class.classifier_free && guidance > 1.0 { 2 } else { 1 }
+    }
+
+    /// Samples that the denoiser computes for one image in a whole run.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::schedule`].
+    pub fn samples_of_run(&self, sampling: &Sampling) -> Result<usize> {
+        Ok(self.passes(sampling.guidance) * self.schedule(self.geometry().latent, sampling)?.calls().len())
+    }
+
     /// Every file that the denoiser's activations depend on: all but the autoencoder's.
     ///
     /// # Errors
     /// If a folder cannot be read.
     pub fn activation_files(&self) -> Result<Vec<PathBuf>> {
         let mut files: Vec<PathBuf> = self.checkpoint.paths().map(Path::to_owned).collect();
-        files.push(self.path.join("transformer/config.json"));
-        for component in ["scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"] {
-            let folder = self.path.join(component);
+        files.push(self.path.join(self.class.denoiser).join("config.json"));
+        let others = |component: &&Component| ![self.class.denoiser, VAE.name].contains(&component.name);
+        for component in self.class.components.iter().filter(others).filter(|component| self.has(component.name)) {
+            let folder = self.path.join(component.name);
             for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
                 files.push(entry.map_err(Error::io(&folder))?.path());
             }
@@ -235,17 +274,22 @@ impl ModelFolder {
     /// The size the model was trained for.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
-        let side = self.denoiser.sample_size;
-        Geometry { latent: (side, side), text: self.text_tokens }
+        let [_, height, width] = self.denoiser.latent_shape();
+        Geometry { latent: (height, width), text: self.clip_tokens + self.generation().max_sequence_length }
     }
 
     /// What a call takes for `samples` samples at that size. Text tokens that are equal to others are not computed, see
     /// [`Conditioning::multiplicity`](crate::Conditioning).
     #[must_use]
     pub fn memory(&self, samples: usize) -> Memory {
-        let absent = self.manifest.generation.max_sequence_length.saturating_sub(1);
-        let geometry = Geometry { text: self.text_tokens - absent, ..self.geometry() };
-        let parameters = self.checkpoint.tensors().map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum();
+        let absent = |component: &&Component| component.has_weights() && !self.has(component.name);
+        let idle = match self.class.components.iter().find(absent) {
+            Some(_) => self.generation().max_sequence_length.saturating_sub(1),
+            None => 0,
+        };
+        let geometry = self.geometry();
+        let geometry = Geometry { text: geometry.text - idle, ..geometry };
+        let parameters = self.checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
         self.denoiser.structure(&geometry).memory(parameters, samples)
     }
 
@@ -262,6 +306,91 @@ impl ModelFolder {
     pub fn prompts(&self, list: impl Fn(&Prompts) -> &PathBuf) -> Result<Option<Vec<String>>> {
         self.manifest.prompts.as_ref().map(|prompts| read_prompts(&self.path.join(list(prompts)))).transpose()
     }
+
+    /// What pictures of each of `prompts` are scored against, and all that there is to choose from: one caption a label
+    /// for a model that knows classes, else the prompts themselves; nothing for a model that takes none.
+    ///
+    /// # Errors
+    /// If a prompt is no label, or the captions cannot be read or are not as many as the labels.
+    pub fn captions(&self, prompts: &[String]) -> Result<Option<Captions>> {
+        match self.class.subject {
+            Subject::Nothing => Ok(None),
+            Subject::Text => Ok(Some(Captions { choices: prompts.to_vec(), own: (0..prompts.len()).collect() })),
+            Subject::Label => self.captions_of_labels(prompts).map(Some),
+        }
+    }
+
+    fn captions_of_labels(&self, prompts: &[String]) -> Result<Captions> {
+        let labels = self.labels()?;
+        let mut choices: Vec<String> = labels.iter().map(|(_, name)| name.to_owned()).collect();
+        if let Some(file) = &self.manifest.captions {
+            let path = self.path.join(file);
+            let captions = read_prompts(&path)?;
+            if captions.len() != choices.len() {
+                let problem = format!("{} captions, and the model knows {} labels", captions.len(), choices.len());
+                return Err(Error::invalid(path, problem));
+            }
+            choices = captions;
+        }
+        let place = |prompt: &String| {
+            let label = labels.find(prompt)?;
+            let place = labels.iter().position(|(number, _)| number == label);
+            place.ok_or_else(|| Error::Request(format!("label {label} has no name to score its pictures against")))
+        };
+        Ok(Captions { own: prompts.iter().map(place).collect::<Result<_>>()?, choices })
+    }
+}
+
+/// What pictures are scored against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Captions {
+    /// All texts.
+    pub choices: Vec<String>,
+    /// For each prompt, which of them is its own.
+    pub own: Vec<usize>,
+}
+
+/// The class of a component that is there.
+fn class_of<'a>(index: &'a Map<String, Value>, component: &str) -> Option<&'a str> {
+    let class = index.get(component)?.get(1)?.as_str()?;
+    Some(class.strip_suffix("Fast").unwrap_or(class))
+}
+
+/// Whether a component is of a class that is supported, and its folder there.
+fn check_component(component: &Component, path: &Path, index: &Map<String, Value>) -> Result<()> {
+    let Component { name, classes, optional } = component;
+    match class_of(index, name) {
+        None if *optional => return Ok(()),
+        Some(class) if classes.is_empty() || classes.contains(&class) => {}
+        found => {
+            let found = found.unwrap_or("nothing");
+            let supported = if classes.is_empty() { "one" } else { &classes.join(" or ") };
+            let problem = format!("component {name} is {found}; {supported} is supported");
+            return Err(Error::invalid(path.join("model_index.json"), problem));
+        }
+    }
+    if !path.join(name).is_dir() {
+        let problem = format!("component {name} is listed in model_index.json, and its folder is missing");
+        return Err(Error::invalid(path, problem));
+    }
+    Ok(())
+}
+
+/// Whether any component has weights of that variant.
+fn check_variant(class: &PipelineClass, path: &Path, variant: &str) -> Result<()> {
+    let mut found = BTreeSet::new();
+    for component in class.components.iter().filter(|component| component.has_weights()) {
+        let folder = path.join(component.name);
+        if folder.is_dir() {
+            found.extend(variants(&folder, component.stem())?);
+        }
+    }
+    if found.contains(variant) {
+        return Ok(());
+    }
+    let found: Vec<_> = found.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
+    let problem = format!("no component has weights of variant {variant:?}; variants found: {}", found.join(", "));
+    Err(Error::invalid(path, problem))
 }
 
 /// Prompts of a text file, one a line; empty lines are left out.

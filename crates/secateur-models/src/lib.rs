@@ -2,6 +2,7 @@
 //!
 //! A family is a forward and a description of itself ([`Structure`]); it knows nothing of compression.
 
+mod autoencoder;
 mod blocks;
 mod checkpoint;
 mod clip;
@@ -10,6 +11,7 @@ mod dit;
 mod error;
 mod family;
 mod folder;
+mod manifest;
 mod mmdit;
 mod modulation;
 mod noise;
@@ -21,6 +23,7 @@ mod preprocess;
 mod save;
 mod scheduler;
 mod structure;
+mod t5;
 mod tokenizer;
 mod unet;
 mod vae;
@@ -31,15 +34,20 @@ pub use conditioning::{Conditioning, Multiplicity};
 pub use dit::{Dit, DitConfig};
 pub use error::{Error, Result};
 pub use family::{Denoiser, DenoiserConfig, denoiser_config};
-pub use folder::{Generation, Manifest, ModelFolder, Prompts, read_prompts};
+pub use folder::{Captions, Labels, ModelFolder, read_prompts};
+pub use manifest::{Generation, Manifest, Prompts};
 pub use mmdit::{Mmdit, MmditConfig};
 pub use noise::noise;
+pub use pipeline::class::Subject;
 pub use pipeline::{Observer, Pipeline, Sampling};
 pub use pixart::{Pixart, PixartConfig};
 pub use preprocess::ClipImageProcessor;
 pub use save::{OutputFolder, cast};
-pub use scheduler::{Call, Run, Schedule, SchedulerConfig, scheduler_config};
-pub use structure::{Block, Geometry, Layer, Memory, Operation, Prunable, Structure, UnitKind};
+pub use scheduler::{Call, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
+pub use structure::{
+    Between, Block, Geometry, HeadGroup, HeadStream, Layer, LowRankGroup, LowRankKind, Memory, NeuronGroup, Operation,
+    Prunable, Reader, Slice, Structure, Unit, UnitKind,
+};
 pub use tokenizer::ClipTokenizer;
 pub use unet::{Unet, UnetConfig};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig};

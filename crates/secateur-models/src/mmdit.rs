@@ -1,12 +1,12 @@
 //! SD3Transformer2DModel: the joint-attention transformer (MMDiT) of SD3 and SD3.5.
 
-use crate::blocks::{Embedder, FeedForward, Gate, Sinusoids, embedder_layers};
+use crate::blocks::{Embedder, FeedForward, Gate, Sinusoids, StreamLayers, embedder_layers};
 use crate::conditioning::{Conditioning, Multiplicity};
 use crate::error::{Error, Result, read_json};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::modulation::Modulation;
 use crate::patches::{PatchEmbed, grid};
-use crate::structure::{Block, Geometry, Layer, Operation, Structure, UnitKind};
+use crate::structure::{Between, Block, Geometry, Layer, Structure};
 use candle_core::Tensor;
 use secateur_nn::{Activation, Context, Linear, RmsNorm, Scope, ops};
 use serde::Deserialize;
@@ -20,19 +20,19 @@ const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_s
 #[derive(Clone, Debug, Deserialize)]
 pub struct MmditConfig {
     /// Height and width of the latents it was trained for.
-    pub sample_size: usize,
+    sample_size: usize,
     /// Side of a token, in latents.
-    pub patch_size: usize,
+    patch_size: usize,
     /// Latent channels.
-    pub in_channels: usize,
+    in_channels: usize,
     num_layers: usize,
     attention_head_dim: usize,
     num_attention_heads: usize,
     /// Width of the text states.
-    pub joint_attention_dim: usize,
+    joint_attention_dim: usize,
     caption_projection_dim: usize,
     /// Width of the pooled text.
-    pub pooled_projection_dim: usize,
+    pooled_projection_dim: usize,
     #[serde(default)]
     out_channels: Option<usize>,
     pos_embed_max_size: usize,
@@ -94,62 +94,30 @@ impl MmditConfig {
         tokens * self.width() + text * self.joint_attention_dim
     }
 
-    fn block_structure(&self, index: usize, image: usize, text: usize) -> Block {
-        use UnitKind::{AttentionOutput, FeedForwardDown, FeedForwardUp, QueryKeyValue};
+    fn describe(&self, index: usize, image: usize, text: usize) -> Block {
         let prefix = format!("transformer_blocks.{index}");
-        let (width, inner) = (self.width(), 4 * self.width());
+        let name = |layer: &str| format!("{prefix}.{layer}");
+        let width = self.width();
         let (dual, last) = (self.dual(index), self.context_pre_only(index));
-        let mut layers = Vec::new();
-        let linear = |layer: &str, rows, inputs, outputs, prunable: Option<(UnitKind, &str)>| {
-            let layer = Layer::linear(format!("{prefix}.{layer}"), rows, inputs, outputs);
-            match prunable {
-                Some((unit, input)) => layer.prunable(unit, &format!("{prefix}.{input}").into()),
-                None => layer,
-            }
-        };
-        let attention = |module: &str, tokens| Layer {
-            name: format!("{prefix}.{module}").into(),
-            operation: Operation::Attention { queries: tokens, keys: tokens, width },
-            prunable: None,
-        };
-        layers.push(linear("norm1.linear", 1, width, if dual { 9 } else { 6 } * width, None));
-        layers.push(linear("norm1_context.linear", 1, width, if last { 2 } else { 6 } * width, None));
-        let streams = [("attn.to_", "", image), ("attn.add_", "_proj", text)];
-        for (before, after, rows) in streams {
-            let input = format!("{before}q{after}");
-            for projection in ["q", "k", "v"] {
-                let name = format!("{before}{projection}{after}");
-                layers.push(linear(&name, rows, width, width, Some((QueryKeyValue, &input))));
-            }
-        }
+        let mut block = Block::new(&prefix, &[]).with([
+            Layer::linear(name("norm1.linear"), 1, width, if dual { 9 } else { 6 } * width),
+            Layer::linear(name("norm1_context.linear"), 1, width, if last { 2 } else { 6 } * width),
+        ]);
+        let between = Between { norm: self.qk_norm.is_some(), rotary: false };
+        let heads = (self.num_attention_heads, self.attention_head_dim);
+        let streams = [
+            StreamLayers { tokens: image, projections: IMAGE, output: Some("to_out.0") },
+            StreamLayers { tokens: text, projections: TEXT, output: if last { None } else { Some("to_add_out") } },
+        ];
+        block.joint_attention(&name("attn"), &streams, heads, between);
         if dual {
-            for name in ["attn2.to_q", "attn2.to_k", "attn2.to_v"] {
-                layers.push(linear(name, image, width, width, Some((QueryKeyValue, "attn2.to_q"))));
-            }
+            block.joint_attention(&name("attn2"), &streams[..1], heads, between);
         }
-        layers.push(attention("attn", image + text));
-        let mut single = |name: &str, rows, inputs, outputs, unit| {
-            layers.push(linear(name, rows, inputs, outputs, Some((unit, name))));
-        };
-        single("attn.to_out.0", image, width, width, AttentionOutput);
+        block.feed_forward(&name("ff"), image, width, Gate::GeluTanh);
         if !last {
-            single("attn.to_add_out", text, width, width, AttentionOutput);
+            block.feed_forward(&name("ff_context"), text, width, Gate::GeluTanh);
         }
-        if dual {
-            single("attn2.to_out.0", image, width, width, AttentionOutput);
-        }
-        single("ff.net.0.proj", image, width, inner, FeedForwardUp);
-        if !last {
-            single("ff_context.net.0.proj", text, width, inner, FeedForwardUp);
-        }
-        single("ff.net.2", image, inner, width, FeedForwardDown);
-        if !last {
-            single("ff_context.net.2", text, inner, width, FeedForwardDown);
-        }
-        if dual {
-            layers.push(attention("attn2", image));
-        }
-        Block { name: prefix, layers }
+        block
     }
 }
 
@@ -160,6 +128,10 @@ impl DenoiserConfig for MmditConfig {
 
     fn latent_shape(&self) -> [usize; 3] {
         [self.in_channels, self.sample_size, self.sample_size]
+    }
+
+    fn text_width(&self) -> usize {
+        self.joint_attention_dim
     }
 
     fn image_tokens(&self, size: (usize, usize)) -> usize {
@@ -173,20 +145,17 @@ impl DenoiserConfig for MmditConfig {
         let size = grid(geometry.latent, patch);
         let image = self.image_tokens(geometry.latent);
         let text = geometry.text;
-        let mut embedders = vec![Layer::convolution("pos_embed.proj", size, (self.in_channels, width), patch)];
-        embedders.extend(embedder_layers("time_text_embed.timestep_embedder", 1, TIME.channels, width));
-        embedders.extend(embedder_layers("time_text_embed.text_embedder", 1, self.pooled_projection_dim, width));
-        embedders.push(Layer::linear("context_embedder", text, self.joint_attention_dim, width));
-        let mut blocks = vec![Block { name: "embedders".into(), layers: embedders }];
-        blocks.extend((0..self.num_layers).map(|index| self.block_structure(index, image, text)));
-        blocks.push(Block {
-            name: "output".into(),
-            layers: vec![
-                Layer::linear("norm_out.linear", 1, width, 2 * width),
-                Layer::linear("proj_out", image, width, patch * patch * self.out_channels()),
-            ],
-        });
-        Structure { blocks, activations: self.activations(image, text) }
+        let embedders = Block::new("embedders", &[])
+            .with([Layer::convolution("pos_embed.proj", size, (self.in_channels, width), patch)])
+            .with(embedder_layers("time_text_embed.timestep_embedder", 1, TIME.channels, width))
+            .with(embedder_layers("time_text_embed.text_embedder", 1, self.pooled_projection_dim, width))
+            .with([Layer::linear("context_embedder", text, self.joint_attention_dim, width)]);
+        let blocks = (0..self.num_layers).map(|index| self.describe(index, image, text)).collect();
+        let output = Block::new("output", &[]).with([
+            Layer::linear("norm_out.linear", 1, width, 2 * width),
+            Layer::linear("proj_out", image, width, patch * patch * self.out_channels()),
+        ]);
+        Structure::chain(embedders, blocks, output, self.activations(image, text))
     }
 }
 
@@ -199,13 +168,12 @@ struct Projections {
 }
 
 impl Projections {
-    /// `names`: of the three linears and the two norms.
-    fn new(config: &MmditConfig, names: [&str; 5], scope: &Scope<'_>) -> Result<Self> {
+    fn new(config: &MmditConfig, names: [&str; 3], norms: [&str; 2], scope: &Scope<'_>) -> Result<Self> {
         let width = config.width();
         let linear = |name: &str| Linear::new(width, width, &scope.at(name));
         let norm = |name: &str| RmsNorm::new(config.attention_head_dim, EPS, &scope.at(name));
         let norms = match config.qk_norm {
-            Some(_) => Some((norm(names[3])?, norm(names[4])?)),
+            Some(_) => Some((norm(norms[0])?, norm(norms[1])?)),
             None => None,
         };
         Ok(Self { q: linear(names[0])?, k: linear(names[1])?, v: linear(names[2])?, norms })
@@ -222,8 +190,10 @@ impl Projections {
     }
 }
 
-const IMAGE: [&str; 5] = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
-const TEXT: [&str; 5] = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
+const IMAGE: [&str; 3] = ["to_q", "to_k", "to_v"];
+const TEXT: [&str; 3] = ["add_q_proj", "add_k_proj", "add_v_proj"];
+const IMAGE_NORMS: [&str; 2] = ["norm_q", "norm_k"];
+const TEXT_NORMS: [&str; 2] = ["norm_added_q", "norm_added_k"];
 
 /// The image-only attention of SD3.5-medium's first blocks.
 struct DualAttention {
@@ -269,7 +239,7 @@ impl JointBlock {
         let dual_attention = match dual {
             true => {
                 let scope = scope.at("attn2");
-                let projections = Projections::new(config, IMAGE, &scope)?;
+                let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &scope)?;
                 Some(DualAttention { projections, to_out: to_out(scope)? })
             }
             false => None,
@@ -285,8 +255,8 @@ impl JointBlock {
         Ok(Self {
             norm1: modulation(if dual { 9 } else { 6 }, "norm1")?,
             norm1_context: modulation(if last { 2 } else { 6 }, "norm1_context")?,
-            image: Projections::new(config, IMAGE, &attn)?,
-            text: Projections::new(config, TEXT, &attn)?,
+            image: Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?,
+            text: Projections::new(config, TEXT, TEXT_NORMS, &attn)?,
             to_out: to_out(attn.clone())?,
             dual: dual_attention,
             ff: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff"))?,
@@ -381,7 +351,7 @@ impl Mmdit {
         let block = |i| JointBlock::new(config, i, &scope.at(format!("transformer_blocks.{i}")));
         Ok(Self {
             patches: PatchEmbed::new((config.in_channels, width), patch, &pos_embed)?,
-            pos_embed: pos_embed.get("pos_embed", (1, positions * positions, width))?,
+            pos_embed: pos_embed.constant("pos_embed", (1, positions * positions, width))?,
             timestep_embedder: Embedder::new(TIME.channels, width, &embedders.at("timestep_embedder"))?,
             text_embedder: Embedder::new(config.pooled_projection_dim, width, &embedders.at("text_embedder"))?,
             context_embedder: Linear::new(config.joint_attention_dim, width, &scope.at("context_embedder"))?,

@@ -1,22 +1,30 @@
 //! From prompts to pictures.
 
+pub(crate) mod class;
+mod conditioner;
+mod dit;
+mod flux;
+mod pixart;
+mod stable_diffusion;
+mod stable_diffusion_3;
+mod stable_diffusion_xl;
+mod unconditional;
+
+use crate::autoencoder::{Autoencoder, pictures};
 use crate::checkpoint::is_finite;
-use crate::clip::ClipTextModel;
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
-use crate::family::{Denoiser, DenoiserConfig};
+use crate::family::Denoiser;
 use crate::folder::ModelFolder;
-use crate::mmdit::Mmdit;
 use crate::noise::noise;
-use crate::scheduler::{Run, SchedulerConfig, scheduler_config};
+use crate::scheduler::Sampler;
 use crate::structure::Structure;
-use crate::tokenizer::ClipTokenizer;
-use crate::vae::AutoencoderKl;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
+use class::VAE;
+use conditioner::Conditioner;
 use secateur_nn::{Context, LayerName, Parameters, Probe, Step};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Told about progress; may end the work.
 pub trait Observer {
@@ -47,22 +55,24 @@ pub struct Sampling {
     pub guidance: f64,
     /// What guidance leads away from.
     pub negative_prompt: String,
-    /// Text tokens that stand for T5's.
+    /// Text tokens of T5, or that stand for them.
     pub max_sequence_length: usize,
+    /// Another sampler than the model's own.
+    pub sampler: Option<Sampler>,
     /// Seed of the noise.
     pub seed: u64,
     /// Images at a time.
     pub batch: usize,
 }
 
-/// A text-to-image pipeline with its weights.
+/// A pipeline with its weights.
 pub struct Pipeline {
     folder: ModelFolder,
     parameters: Parameters,
-    denoiser: Mmdit,
-    scheduler: Arc<dyn SchedulerConfig>,
-    encoders: Vec<(ClipTokenizer, ClipTextModel)>,
-    vae: AutoencoderKl,
+    denoiser: Box<dyn Denoiser>,
+    conditioner: Box<dyn Conditioner>,
+    /// None where the denoiser works on pictures.
+    vae: Option<Autoencoder>,
 }
 
 impl Pipeline {
@@ -71,21 +81,17 @@ impl Pipeline {
     /// # Errors
     /// If a component's files cannot be read or do not fit each other.
     pub fn open(folder: ModelFolder) -> Result<Self> {
-        let (path, variant) = (folder.path().to_owned(), folder.variant().map(str::to_owned));
         let parameters = folder.checkpoint().load()?;
-        let denoiser = build(&folder, &parameters)?;
-        let mut encoders = Vec::new();
-        for (tokenizer, encoder) in [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")] {
-            let tokenizer = ClipTokenizer::open(&path.join(tokenizer))?;
-            encoders.push((tokenizer, ClipTextModel::open(&path.join(encoder), variant.as_deref())?));
-        }
+        let vae = match folder.has(VAE.name) {
+            true => Some(Autoencoder::open(&folder.path().join(VAE.name), folder.variant())?),
+            false => None,
+        };
         Ok(Self {
-            scheduler: scheduler_config(&path.join("scheduler/scheduler_config.json"))?,
-            vae: AutoencoderKl::open(&path.join("vae"), variant.as_deref())?,
+            denoiser: build(&folder, &parameters)?,
+            conditioner: (folder.class().conditioner)(&folder)?,
+            vae,
             folder,
             parameters,
-            denoiser,
-            encoders,
         })
     }
 
@@ -104,13 +110,18 @@ impl Pipeline {
     /// The denoiser.
     #[must_use]
     pub fn denoiser(&self) -> &dyn Denoiser {
-        &self.denoiser
+        &*self.denoiser
     }
 
-    /// The autoencoder.
-    #[must_use]
-    pub fn vae(&self) -> &AutoencoderKl {
-        &self.vae
+    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x channels.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn pictures(&self, latents: &Tensor) -> Result<Tensor> {
+        match &self.vae {
+            Some(vae) => vae.pictures(latents),
+            None => pictures(latents),
+        }
     }
 
     /// The denoiser's description of itself.
@@ -131,49 +142,25 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Text states and pooled text of prompts: both CLIP encoders side by side in width, padded with zeros to the
-    /// denoiser's, followed by zeros in the place of T5's `max_sequence_length` tokens. The zeros are equal and stay so,
-    /// as the text has no positions: one token stands for all of them.
+    /// What the denoiser is told for each prompt (a text, or a label's name or number), for latents of `size` (height,
+    /// width).
     ///
     /// # Errors
-    /// If a prompt cannot be tokenized.
-    pub fn encode_prompts(&self, prompts: &[String], max_sequence_length: usize) -> Result<Conditioning> {
-        let (mut states, mut pooled) = (Vec::new(), Vec::new());
-        for (tokenizer, encoder) in &self.encoders {
-            let output = encoder.forward(&tokenizer.encode_batch(prompts)?)?;
-            states.push(output.penultimate);
-            pooled.push(output.pooled);
-        }
-        let clip = Tensor::cat(&states, 2)?;
-        let (samples, _, width) = clip.dims3()?;
-        let joint = self.folder.denoiser().joint_attention_dim;
-        if width > joint {
-            let problem = format!("CLIP states of width {width} do not fit a joint_attention_dim of {joint}");
-            return Err(Error::Request(problem));
-        }
-        let clip = clip.pad_with_zeros(2, 0, joint - width)?;
-        let pooled = Tensor::cat(&pooled, 1)?;
-        if max_sequence_length == 0 {
-            return Ok(Conditioning { text: Some(clip), pooled: Some(pooled), ..Conditioning::default() });
-        }
-        let absent = Tensor::zeros((samples, 1, joint), DType::F32, &Device::Cpu)?;
-        let ones = Tensor::ones((samples, clip.dim(1)?), DType::F32, &Device::Cpu)?;
-        let times = Tensor::full(max_sequence_length as f32, (samples, 1), &Device::Cpu)?;
-        let multiplicity = Tensor::cat(&[&ones, &times], 1)?;
-        let text = Tensor::cat(&[&clip, &absent], 1)?;
-        Ok(Conditioning {
-            text: Some(text),
-            pooled: Some(pooled),
-            multiplicity: Some(multiplicity),
-            ..Conditioning::default()
-        })
+    /// If a prompt cannot be tokenized, or is no label of the model.
+    pub fn conditioning(&self, prompts: &[String], size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
+        self.conditioner.positive(prompts, self.pixels(size), sampling)
+    }
+
+    /// Height and width of pictures of latents of `size`.
+    fn pixels(&self, (height, width): (usize, usize)) -> (usize, usize) {
+        let factor = self.vae.as_ref().map_or(1, Autoencoder::factor);
+        (height * factor, width * factor)
     }
 
     /// Shape of one image's latents: channels x height x width.
     #[must_use]
     pub fn latent_shape(&self) -> [usize; 3] {
-        let (height, width) = self.folder.geometry().latent;
-        [self.folder.denoiser().in_channels, height, width]
+        self.folder.denoiser().latent_shape()
     }
 
     /// Denoises `noise` (samples x channels x height x width), the start of the images `images` of a run, step by step;
@@ -192,19 +179,18 @@ impl Pipeline {
         mut after: impl FnMut(Step, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let (samples, channels, height, width) = noise.dims4()?;
-        let tokens = self.folder.denoiser().image_tokens((height, width));
-        let mut schedule = self.scheduler.schedule(Run { steps: sampling.steps, tokens, even_levels: false })?;
-        let guided = sampling.guidance > 1.0;
-        let encode = |prompts: &[String]| self.encode_prompts(prompts, sampling.max_sequence_length);
-        let mut conditioning = encode(&prompts[images.clone()])?;
+        let size = (height, width);
+        let mut schedule = self.folder.schedule(size, sampling)?;
+        let mut conditioning = self.conditioning(&prompts[images.clone()], size, sampling)?;
+        let guided = self.folder.passes(sampling.guidance) == 2;
         if guided {
-            let negative = encode(std::slice::from_ref(&sampling.negative_prompt))?.repeat(samples)?;
-            conditioning = negative.cat(&conditioning)?;
+            let negative = self.conditioner.negative(self.pixels(size), sampling)?;
+            conditioning = negative.repeat(samples)?.cat(&conditioning)?;
         }
         let mut draws = 0;
         let mut draw = || {
             draws += 1;
-            crate::noise::noise(sampling.seed, images.clone(), draws, &[channels, height, width])
+            self::noise(sampling.seed, images.clone(), draws, &[channels, height, width])
         };
         let mut latents = noise.affine(schedule.initial_scale(), 0.0)?;
         let calls = schedule.calls().to_vec();
@@ -268,6 +254,6 @@ impl Probe for FiniteProbe {
     }
 }
 
-fn build(folder: &ModelFolder, parameters: &Parameters) -> Result<Mmdit> {
-    parameters.build(|scope| Mmdit::new(folder.denoiser(), &scope))
+fn build(folder: &ModelFolder, parameters: &Parameters) -> Result<Box<dyn Denoiser>> {
+    parameters.build(|scope| folder.denoiser().build(&scope))
 }

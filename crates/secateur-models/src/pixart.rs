@@ -1,8 +1,6 @@
 //! PixArtTransformer2DModel: the transformer of PixArt-alpha and PixArt-sigma, told a text.
 
-use crate::blocks::{
-    Attention, Embedder, FeedForward, Sinusoids, attention_layers, embedder_layers, feed_forward_layers,
-};
+use crate::blocks::{Attention, Embedder, FeedForward, Sinusoids, embedder_layers};
 use crate::conditioning::{Conditioning, Multiplicity};
 use crate::error::{Error, Result, read_json};
 use crate::family::{Denoiser, DenoiserConfig};
@@ -103,29 +101,32 @@ impl PixartConfig {
 
     fn embedders(&self, geometry: &Geometry) -> Block {
         let width = self.transformer.width();
-        let mut layers = vec![self.transformer.pos_embed_layer(geometry.latent)];
-        layers.extend(embedder_layers("adaln_single.emb.timestep_embedder", 1, TIME.channels, width));
+        let mut block = Block::new("embedders", &[])
+            .with([self.transformer.pos_embed_layer(geometry.latent)])
+            .with(embedder_layers("adaln_single.emb.timestep_embedder", 1, TIME.channels, width));
         if self.sized() {
-            layers.extend(embedder_layers("adaln_single.emb.resolution_embedder", 2, TIME.channels, width / 3));
-            layers.extend(embedder_layers("adaln_single.emb.aspect_ratio_embedder", 1, TIME.channels, width / 3));
+            block = block
+                .with(embedder_layers("adaln_single.emb.resolution_embedder", 2, TIME.channels, width / 3))
+                .with(embedder_layers("adaln_single.emb.aspect_ratio_embedder", 1, TIME.channels, width / 3));
         }
-        layers.push(Layer::linear("adaln_single.linear", 1, width, 6 * width));
-        if let Some(channels) = self.caption_channels {
-            layers.extend(embedder_layers("caption_projection", geometry.text, channels, width));
+        block = block.with([Layer::linear("adaln_single.linear", 1, width, 6 * width)]);
+        match self.caption_channels {
+            Some(channels) => block.with(embedder_layers("caption_projection", geometry.text, channels, width)),
+            None => block,
         }
-        Block { name: "embedders".into(), layers }
     }
 
-    fn block_structure(&self, index: usize, tokens: usize, text: usize) -> Block {
+    fn describe(&self, index: usize, tokens: usize, text: usize) -> Block {
         let width = self.transformer.width();
+        let heads = (self.transformer.num_attention_heads, width);
         let name = format!("transformer_blocks.{index}");
         // All blocks read the same text.
         let first_of_text = "transformer_blocks.0.attn2.to_k".into();
-        let (own, others) = ((tokens, width), (text, self.text()));
-        let mut layers = attention_layers(&format!("{name}.attn1"), tokens, own, width, None);
-        layers.extend(attention_layers(&format!("{name}.attn2"), tokens, others, width, Some(&first_of_text)));
-        layers.extend(feed_forward_layers(&format!("{name}.ff"), tokens, width, self.transformer.gate));
-        Block { name, layers }
+        let mut block = Block::new(&name, &[]);
+        block.attention(&format!("{name}.attn1"), tokens, (tokens, width), heads, None);
+        block.attention(&format!("{name}.attn2"), tokens, (text, self.text()), heads, Some(&first_of_text));
+        block.feed_forward(&format!("{name}.ff"), tokens, width, self.transformer.gate);
+        block
     }
 }
 
@@ -138,6 +139,10 @@ impl DenoiserConfig for PixartConfig {
         self.transformer.latent_shape()
     }
 
+    fn text_width(&self) -> usize {
+        self.caption_channels.unwrap_or_else(|| self.text())
+    }
+
     fn image_tokens(&self, size: (usize, usize)) -> usize {
         self.transformer.tokens(size)
     }
@@ -145,15 +150,15 @@ impl DenoiserConfig for PixartConfig {
     fn structure(&self, geometry: &Geometry) -> Structure {
         let width = self.transformer.width();
         let (tokens, text) = (self.image_tokens(geometry.latent), geometry.text);
-        let mut blocks = vec![self.embedders(geometry)];
-        blocks.extend((0..self.transformer.num_layers).map(|index| self.block_structure(index, tokens, text)));
+        let blocks = (0..self.transformer.num_layers).map(|index| self.describe(index, tokens, text)).collect();
         let proj_out = Layer::linear("proj_out", tokens, width, self.transformer.outputs());
-        blocks.push(Block { name: "output".into(), layers: vec![proj_out] });
+        let output = Block::new("output", &[]).with([proj_out]);
         // Tokens, query and result, beside key and value of the text.
         let of_text = (3 * tokens + 2 * text) * width;
         let block = self.transformer.activations(tokens).max(of_text);
         // The text, the embedding, the modulation that all blocks share and that of one.
-        Structure { blocks, activations: block + text * self.text() + (1 + 6 + 6) * width }
+        let activations = block + text * self.text() + (1 + 6 + 6) * width;
+        Structure::chain(self.embedders(geometry), blocks, output, activations)
     }
 }
 

@@ -2,12 +2,12 @@
 
 mod flow_match_euler;
 
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use candle_core::Tensor;
 use flow_match_euler::FlowMatchEulerConfig;
-use serde_json::{Map, Value};
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// One call of the model.
@@ -82,15 +82,78 @@ pub trait Schedule {
     ) -> Result<Tensor>;
 }
 
-/// Reads a `scheduler_config.json`.
+/// The samplers that are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampler {
+    /// `DDIMScheduler`, without added noise.
+    Ddim,
+    /// `DDPMScheduler`.
+    Ddpm,
+    /// `PNDMScheduler`.
+    Pndm,
+    /// `EulerDiscreteScheduler`.
+    Euler,
+    /// `EulerAncestralDiscreteScheduler`.
+    EulerAncestral,
+    /// `HeunDiscreteScheduler`.
+    Heun,
+    /// `DPMSolverMultistepScheduler`: DPM-Solver++.
+    DpmSolver,
+    /// `FlowMatchEulerDiscreteScheduler`.
+    FlowMatchEuler,
+}
+
+/// All samplers, with their names here and in diffusers.
+const SAMPLERS: [(Sampler, &str, &str); 8] = [
+    (Sampler::Ddim, "ddim", "DDIMScheduler"),
+    (Sampler::Ddpm, "ddpm", "DDPMScheduler"),
+    (Sampler::Pndm, "pndm", "PNDMScheduler"),
+    (Sampler::Euler, "euler", "EulerDiscreteScheduler"),
+    (Sampler::EulerAncestral, "euler-ancestral", "EulerAncestralDiscreteScheduler"),
+    (Sampler::Heun, "heun", "HeunDiscreteScheduler"),
+    (Sampler::DpmSolver, "dpm-solver", "DPMSolverMultistepScheduler"),
+    (Sampler::FlowMatchEuler, "flow-match-euler", "FlowMatchEulerDiscreteScheduler"),
+];
+
+impl Sampler {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        SAMPLERS.into_iter().map(|(sampler, ..)| sampler)
+    }
+
+    /// The one of that class of diffusers.
+    #[must_use]
+    pub fn of_class(class: &str) -> Option<Self> {
+        SAMPLERS.into_iter().find(|(.., name)| *name == class).map(|(sampler, ..)| sampler)
+    }
+}
+
+impl fmt::Display for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = SAMPLERS.iter().find(|(sampler, ..)| sampler == self).map_or("", |(_, name, _)| name);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Sampler {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let found = SAMPLERS.into_iter().find(|(_, known, _)| *known == name).map(|(sampler, ..)| sampler);
+        found.ok_or_else(|| {
+            let known: Vec<&str> = SAMPLERS.iter().map(|(_, name, _)| *name).collect();
+            Error::Request(format!("there is no sampler {name:?}; known are {}", known.join(", ")))
+        })
+    }
+}
+
+/// Reads a `scheduler_config.json` for a sampler, which takes from it what it knows.
 ///
 /// # Errors
-/// If it cannot be read, is of a class that is not known, or asks for something that is not supported.
-pub fn scheduler_config(path: &Path) -> Result<Arc<dyn SchedulerConfig>> {
-    let file: Map<String, Value> = read_json(path)?;
-    match file.get("_class_name").and_then(Value::as_str) {
-        Some("FlowMatchEulerDiscreteScheduler") => Ok(Arc::new(FlowMatchEulerConfig::open(path)?)),
-        Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
-        None => Err(Error::invalid(path, "_class_name is missing")),
+/// If it cannot be read, or asks for something that is not supported.
+pub fn scheduler_config(path: &Path, sampler: Sampler) -> Result<Arc<dyn SchedulerConfig>> {
+    match sampler {
+        Sampler::FlowMatchEuler => Ok(Arc::new(FlowMatchEulerConfig::open(path)?)),
+        _ => Err(Error::invalid(path, format!("_class_name {sampler:?} is not supported"))),
     }
 }

@@ -1,12 +1,19 @@
 //! What a family tells the methods about itself.
 
 use secateur_nn::LayerName;
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// The blocks of a denoiser in execution order, with every layer that multiplies.
 #[derive(Clone, Debug, Default)]
 pub struct Structure {
-    /// Embedders first, transformer blocks, output last.
+    /// Embedders first, output last.
     pub blocks: Vec<Block>,
+    /// The stretches of blocks that a denoising step may take over from the step before (DiP-GO's blocks), in execution
+    /// order.
+    pub units: Vec<Unit>,
+    /// The same in finer parts (DiP-GO's branches), where a family has any.
+    pub branches: Vec<Unit>,
     /// The most numbers of one sample that are alive at once in a call, beside the weights.
     pub activations: usize,
 }
@@ -37,6 +44,116 @@ pub struct Block {
     pub name: String,
     /// In execution order.
     pub layers: Vec<Layer>,
+    /// The blocks whose outputs it reads, beside the embedders'.
+    pub reads: Vec<usize>,
+    /// The heads of its attentions.
+    pub heads: Vec<HeadGroup>,
+    /// The neurons of its feed-forwards.
+    pub neurons: Vec<NeuronGroup>,
+}
+
+/// A stretch of blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// The common prefix of their names.
+    pub name: String,
+    /// Where they stand among the structure's blocks.
+    pub blocks: Range<usize>,
+}
+
+/// What reads a unit's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reader {
+    /// Another unit.
+    Unit(usize),
+    /// The layers behind all units.
+    Output,
+}
+
+/// Successive rows of a layer's weight, with the entries of its bias; or successive columns of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The layer.
+    pub layer: LayerName,
+    /// The first row or column.
+    pub start: usize,
+}
+
+/// The heads of one attention. Head h is made of the `head_dim` rows from `start + h * head_dim` of each query, key and
+/// value, and of as many columns of each output: they stand or fall together, over all streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadGroup {
+    /// The module's name.
+    pub name: LayerName,
+    /// Number of heads.
+    pub count: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// One; two where text and image attend jointly.
+    pub streams: Vec<HeadStream>,
+    /// What stands between the projections of query and key and their product.
+    pub between: Between,
+}
+
+/// The projections of one stream of an attention.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadStream {
+    /// Rows.
+    pub query: Slice,
+    /// Rows.
+    pub key: Slice,
+    /// Rows.
+    pub value: Slice,
+    /// Columns; none where nothing reads the stream after its attention.
+    pub output: Option<Slice>,
+}
+
+/// What stands between the projections of query and key and their product. Without any, Q K^T is a product of the
+/// projections, and low rank can be had for both together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Between {
+    /// A norm over each head.
+    pub norm: bool,
+    /// Rotary positions, which turn pairs of columns.
+    pub rotary: bool,
+}
+
+/// The hidden neurons of one feed-forward: neuron i is row `start + i` of each part of its up projection and column
+/// `start + i` of its down projection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeuronGroup {
+    /// The module's name.
+    pub name: LayerName,
+    /// Number of neurons.
+    pub count: usize,
+    /// Rows: of one part, or of two that are multiplied (GEGLU).
+    pub up: Vec<Slice>,
+    /// Columns.
+    pub down: Slice,
+}
+
+/// Projections that may be put in low rank together (SlimDiff's groups).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LowRankGroup {
+    /// The module's name.
+    pub name: LayerName,
+    /// Which ones.
+    pub kind: LowRankKind,
+    /// The width that can shrink: of a head, or the number of neurons.
+    pub rank: usize,
+    /// Why it must stay as it is, where it must.
+    pub barred: Option<&'static str>,
+}
+
+/// The kinds of [`LowRankGroup`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LowRankKind {
+    /// Query and key of every head.
+    QueryKey,
+    /// Value and output of every head.
+    ValueOutput,
+    /// Up and down projection.
+    FeedForward,
 }
 
 /// A layer that multiplies.
@@ -134,9 +251,57 @@ impl Layer {
     }
 }
 
+impl Block {
+    /// One that reads the outputs of the blocks `reads`.
+    pub(crate) fn new(name: impl Into<String>, reads: &[usize]) -> Self {
+        let (layers, heads, neurons) = (Vec::new(), Vec::new(), Vec::new());
+        Self { name: name.into(), layers, reads: reads.to_vec(), heads, neurons }
+    }
+
+    /// The same with `layers` behind its own.
+    pub(crate) fn with(mut self, layers: impl IntoIterator<Item = Layer>) -> Self {
+        self.layers.extend(layers);
+        self
+    }
+
+    /// Multiply-accumulates for one sample.
+    #[must_use]
+    pub fn macs(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.operation.macs()).sum()
+    }
+
+    /// What may be put in low rank together.
+    pub fn low_rank_groups(&self) -> impl Iterator<Item = LowRankGroup> {
+        let of_heads = self.heads.iter().flat_map(|heads| {
+            let group = |kind, barred| LowRankGroup { name: heads.name.clone(), kind, rank: heads.head_dim, barred };
+            let barred = match heads.between {
+                Between { norm: true, .. } => Some("a norm stands between the projections and their product"),
+                Between { rotary: true, .. } => Some("rotary positions stand between: only pairs of columns may go"),
+                _ => None,
+            };
+            [group(LowRankKind::QueryKey, barred), group(LowRankKind::ValueOutput, None)]
+        });
+        let of_neurons = self.neurons.iter().map(|neurons| LowRankGroup {
+            name: neurons.name.clone(),
+            kind: LowRankKind::FeedForward,
+            rank: neurons.count,
+            barred: None,
+        });
+        of_heads.chain(of_neurons)
+    }
+}
+
+impl Slice {
+    /// From the first row or column on.
+    pub(crate) fn whole(layer: impl Into<LayerName>) -> Self {
+        Self { layer: layer.into(), start: 0 }
+    }
+}
+
 impl Operation {
     /// Numbers of its weight.
-    fn weights(&self) -> u64 {
+    #[must_use]
+    pub fn weights(&self) -> u64 {
         let weights = match *self {
             Self::Linear { inputs, outputs, .. } => inputs * outputs,
             Self::Convolution { inputs, outputs, kernel, .. } => inputs * outputs * kernel * kernel,
@@ -158,6 +323,38 @@ impl Operation {
 }
 
 impl Structure {
+    /// A chain of blocks, each of which reads the one before it, between embedders and output; each can be skipped.
+    pub(crate) fn chain(embedders: Block, blocks: Vec<Block>, output: Block, activations: usize) -> Self {
+        let count = blocks.len();
+        let mut blocks: Vec<Block> = std::iter::once(embedders).chain(blocks).chain([output]).collect();
+        for (index, block) in blocks.iter_mut().enumerate().skip(1) {
+            block.reads = vec![index - 1];
+        }
+        let unit = |index: usize| Unit { name: blocks[index].name.clone(), blocks: index..index + 1 };
+        let units: Vec<Unit> = (1..=count).map(unit).collect();
+        Self { branches: units.clone(), units, blocks, activations }
+    }
+
+    /// What reads the output of each of `units`, which stand in execution order.
+    #[must_use]
+    pub fn readers(&self, units: &[Unit]) -> Vec<BTreeSet<Reader>> {
+        let unit_of = |block: usize| units.iter().position(|unit| unit.blocks.contains(&block));
+        let mut readers = vec![BTreeSet::new(); units.len()];
+        for (index, block) in self.blocks.iter().enumerate() {
+            let reader = unit_of(index);
+            for from in block.reads.iter().filter_map(|&read| unit_of(read)).filter(|&from| Some(from) != reader) {
+                readers[from].insert(reader.map_or(Reader::Output, Reader::Unit));
+            }
+        }
+        readers
+    }
+
+    /// Multiply-accumulates of a unit for one sample.
+    #[must_use]
+    pub fn unit_macs(&self, unit: &Unit) -> u64 {
+        self.blocks[unit.blocks.clone()].iter().map(Block::macs).sum()
+    }
+
     /// All layers in execution order.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.blocks.iter().flat_map(|block| &block.layers)

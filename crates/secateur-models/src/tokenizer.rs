@@ -120,3 +120,13 @@ fn definition(folder: &Path) -> Result<Value> {
         },
     }))
 }
+
+pub struct T5Tokenizer;
+impl T5Tokenizer {
+    pub fn open(_: &Path) -> Result<Self> {
+        Ok(Self)
+    }
+    pub fn encode_batch(&self, _: &[String], _: usize) -> Result<(Tensor, Tensor)> {
+        Err(Error::Request(String::new()))
+    }
+}

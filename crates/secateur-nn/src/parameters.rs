@@ -45,6 +45,30 @@ impl Parameters {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
+    /// Parameters of these shapes without values, which take no memory: to check a file against a model before it is read.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn placeholders(
+        origin: impl Into<String>,
+        shapes: impl IntoIterator<Item = (String, Vec<usize>)>,
+    ) -> Result<Self> {
+        let tensors = shapes.into_iter().map(|(name, shape)| Ok((name, placeholder(&shape.into())?)));
+        Ok(Self::new(origin, tensors.collect::<Result<_>>()?))
+    }
+
+    /// All that `construct` asks for, by name.
+    ///
+    /// # Errors
+    /// What `construct` returns.
+    pub fn wanted<T, E>(
+        construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<BTreeMap<String, Wanted>, E> {
+        let (none, ledger) = (Self::new("", BTreeMap::new()), RefCell::default());
+        construct(Scope { parameters: &none, ledger: &ledger, prefix: String::new() })?;
+        Ok(ledger.into_inner().wanted)
+    }
+
     /// Builds a model. Parameters that `construct` wanted and did not find, or found in another shape, and those it
     /// never asked for, are gathered into one error.
     ///
@@ -70,6 +94,11 @@ impl Parameters {
     }
 }
 
+/// Zeros that take no memory.
+fn placeholder(shape: &Shape) -> Result<Tensor> {
+    Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+}
+
 fn list(kind: &str, names: &[String]) -> String {
     const SHOWN: usize = 10;
     let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -77,9 +106,19 @@ fn list(kind: &str, names: &[String]) -> String {
     format!("{} {kind} ({shown}{more})", names.len())
 }
 
+/// What a model asks its checkpoint for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Stored with the weights, but never learned, and so not counted among the parameters.
+    pub constant: bool,
+}
+
 #[derive(Default)]
 struct Ledger {
     used: BTreeSet<String>,
+    wanted: BTreeMap<String, Wanted>,
     missing: Vec<String>,
     misshapen: Vec<String>,
     unexpected: Vec<String>,
@@ -118,9 +157,22 @@ impl Scope<'_> {
     /// # Errors
     /// If a placeholder cannot be made.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        let (path, shape) = (self.path(name), shape.into());
+        self.take(name, shape.into(), false)
+    }
+
+    /// [`Scope::get`] for a constant that is stored with the weights, such as a table of positions.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn constant(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.take(name, shape.into(), true)
+    }
+
+    fn take(&self, name: &str, shape: Shape, constant: bool) -> Result<Tensor> {
+        let path = self.path(name);
         let mut ledger = self.ledger.borrow_mut();
         ledger.used.insert(path.clone());
+        ledger.wanted.insert(path.clone(), Wanted { shape: shape.dims().to_vec(), constant });
         match self.parameters.tensors.get(&path) {
             Some(tensor) if *tensor.shape() == shape => return Ok(tensor.clone()),
             Some(tensor) => {
@@ -128,7 +180,7 @@ impl Scope<'_> {
             }
             None => ledger.missing.push(path),
         }
-        Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+        placeholder(&shape)
     }
 
     /// Accepts a parameter that the model does not need, such as a stored constant.

@@ -15,6 +15,8 @@ pub struct Fingerprint {
     pub samples: usize,
     /// Denoising steps.
     pub steps: usize,
+    /// Name of the sampler.
+    pub sampler: String,
     /// Guidance scale.
     pub guidance: f64,
     /// What guidance leads away from.
@@ -40,6 +42,7 @@ impl Fingerprint {
             prompts: digest(calibration.prompts.iter().map(|prompt| format!("{prompt}\n"))),
             samples: calibration.prompts.len(),
             steps: calibration.sampling.steps,
+            sampler: calibration.sampling.sampler.unwrap_or(folder.sampler()).to_string(),
             guidance: calibration.sampling.guidance,
             negative_prompt: calibration.sampling.negative_prompt.clone(),
             max_sequence_length: calibration.sampling.max_sequence_length,
@@ -63,6 +66,7 @@ impl Fingerprint {
         compare("prompts", short(&self.prompts), short(&expected.prompts));
         compare("samples", self.samples.to_string(), expected.samples.to_string());
         compare("steps", self.steps.to_string(), expected.steps.to_string());
+        compare("sampler", self.sampler.clone(), expected.sampler.clone());
         compare("guidance", self.guidance.to_string(), expected.guidance.to_string());
         compare("negative prompt", self.negative_prompt.clone(), expected.negative_prompt.clone());
         let (found, now) = (self.max_sequence_length.to_string(), expected.max_sequence_length.to_string());

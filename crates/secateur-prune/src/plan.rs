@@ -102,6 +102,14 @@ pub struct Plan {
 }
 
 impl Package {
+    /// Takes an input in; one that is there already (a text that many blocks read) gets more layers.
+    fn add(&mut self, input: &SharedInput) {
+        match self.inputs.iter_mut().find(|own| own.name == input.name) {
+            Some(own) => own.layers.extend(input.layers.iter().cloned()),
+            None => self.inputs.push(input.clone()),
+        }
+    }
+
     /// All layers.
     pub fn layers(&self) -> impl Iterator<Item = &PlannedLayer> {
         self.inputs.iter().flat_map(|input| &input.layers)
@@ -165,8 +173,10 @@ impl Plan {
     fn cut(units: &[Package], count: usize) -> Self {
         let count = count.min(units.len());
         let bound = |package: usize| package * units.len() / count;
-        let join = |package: usize| Package {
-            inputs: units[bound(package)..bound(package + 1)].iter().flat_map(|unit| unit.inputs.clone()).collect(),
+        let join = |package: usize| {
+            let mut joined = Package::default();
+            units[bound(package)..bound(package + 1)].iter().flat_map(|unit| &unit.inputs).for_each(|i| joined.add(i));
+            joined
         };
         Self { packages: (0..count).map(join).collect() }
     }
@@ -206,10 +216,7 @@ fn units(structure: &Structure, selection: &Selection) -> Vec<Package> {
                     continue;
                 }
                 let planned = PlannedLayer { name: layer.name.clone(), rows: outputs, columns: inputs, tokens: rows };
-                match unit.inputs.iter_mut().find(|input| input.name == prunable.input) {
-                    Some(input) => input.layers.push(planned),
-                    None => unit.inputs.push(SharedInput { name: prunable.input.clone(), layers: vec![planned] }),
-                }
+                unit.add(&SharedInput { name: prunable.input.clone(), layers: vec![planned] });
             }
             if !unit.inputs.is_empty() {
                 units.push(unit);

@@ -293,7 +293,7 @@ fn bundled() -> Pipeline {
 
 fn calibration(samples: usize, batch: usize) -> Calibration {
     let prompts = (0..samples).map(|i| format!("picture {i}")).collect();
-    let sampling = Sampling { steps: 2, batch, ..bundled().folder().manifest().generation.sampling() };
+    let sampling = Sampling { steps: 2, batch, ..bundled().folder().generation().sampling() };
     Calibration { prompts, sampling, weighting: Weighting::LogDecrease, token_stride: 1 }
 }
 
@@ -392,7 +392,8 @@ fn equal_tokens_may_be_folded_into_one() {
     let pipeline = bundled();
     let plan = Plan::new(&pipeline.structure(), &Selection::default(), Packages::Count(1), &Obs).unwrap();
     let prompts = ["red apple, noto style emoji".to_owned(), "cat face, twitter style emoji".to_owned()];
-    let folded = pipeline.encode_prompts(&prompts, 32).unwrap();
+    let sampling = pipeline.folder().generation().sampling();
+    let folded = pipeline.conditioning(&prompts, pipeline.folder().geometry().latent, &sampling).unwrap();
     let spelled_out = folded.spelled_out().unwrap();
     assert_eq!((folded.text().unwrap().dim(1).unwrap(), spelled_out.text().unwrap().dim(1).unwrap()), (33, 64));
     let run = |conditioning: &Conditioning| {

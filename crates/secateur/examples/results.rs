@@ -78,7 +78,7 @@ impl<'a> Study<'a> {
             bail!("too few calibration prompts for seed {seed}");
         }
         let held_out = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
-        let sampling = Sampling { seed, ..manifest.generation.sampling() };
+        let sampling = Sampling { seed, ..folder.generation().sampling() };
         let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default(), token_stride: 1 };
         Ok(Self { model, out, seed, clip, prompts: held_out.into_iter().take(JUDGED).collect(), calibration })
     }

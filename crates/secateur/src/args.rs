@@ -2,6 +2,7 @@
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use secateur_models::Sampler;
 use secateur_prune::{Magnitude, Method, Obs, Wanda, Weighting};
 use std::path::PathBuf;
 
@@ -62,6 +63,10 @@ pub(crate) struct SamplingArgs {
     /// Denoising steps [default: the model's]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) steps: Option<usize>,
+    /// Sampler: ddim, ddpm, pndm, euler, euler-ancestral, heun, dpm-solver or flow-match-euler, with the settings of the
+    /// model's own [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) sampler: Option<Sampler>,
     /// Guidance scale; 1 switches it off [default: the model's]
     #[arg(long, value_name = "G")]
     pub(crate) guidance: Option<f64>,
@@ -100,10 +105,11 @@ pub(crate) struct PruneArgs {
     /// Remove N of every M successive weights of a row, such as 2:4
     #[arg(long, value_name = "N:M")]
     pub(crate) pattern: Option<String>,
-    /// Calibration prompts, one a line [default: the first 100 of the model's own list]
+    /// Calibration prompts, one a line; labels, by name or number, for a model that knows classes [default: the first 100 of
+    /// the model's own list]
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
-    /// Use only the first N calibration prompts
+    /// Use only the first N calibration prompts; for a model that takes none, calibrate with N pictures [default there: 100]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) samples: Option<usize>,
     #[command(flatten)]
@@ -153,12 +159,15 @@ pub(crate) struct GenerateArgs {
     /// Folder for the pictures: 0000.png and so on
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Prompts, one a line [default: the first 8 of the model's held-out list]
+    /// Prompts or labels, one a line [default: the first 8 of the model's held-out list]
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub(crate) prompts: Option<PathBuf>,
-    /// A prompt; may be repeated
+    /// A prompt or label; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Vec<String>,
+    /// Use only the first N prompts; of a model that takes none, make N pictures [default there: 8]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) samples: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     /// Print each operation's share of the time
@@ -170,6 +179,9 @@ pub(crate) struct GenerateArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Read the weights too, and show how many are zero
+    #[arg(long)]
+    pub(crate) zeros: bool,
     /// Print the memory that a call of the denoiser takes, in place of the layers
     #[arg(long)]
     pub(crate) memory: bool,
@@ -193,7 +205,7 @@ pub(crate) struct CompareArgs {
     /// Prompts, one a line [default: the model's held-out list]
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
-    /// Use only the first N prompts
+    /// Use only the first N prompts; of models that take none, make N pictures
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub(crate) samples: usize,
     #[command(flatten)]

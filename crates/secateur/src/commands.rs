@@ -7,7 +7,7 @@ mod prune;
 
 use crate::args::{Cli, Command, ModelArgs, SamplingArgs, ScoreArgs};
 use anyhow::{Context, Result, bail};
-use secateur_models::{ClipModel, ModelFolder, Sampling, read_prompts};
+use secateur_models::{ClipModel, ModelFolder, Sampling, Subject, read_prompts};
 use std::path::{Path, PathBuf};
 
 /// The model that is used when none is named.
@@ -42,7 +42,7 @@ impl ModelArgs {
 
 impl SamplingArgs {
     fn sampling(&self, folder: &ModelFolder) -> Result<Sampling> {
-        let own = &folder.manifest().generation;
+        let own = folder.generation();
         let guidance = self.guidance.unwrap_or(own.guidance);
         if !guidance.is_finite() {
             bail!("guidance {guidance} is not a number to sample with");
@@ -50,6 +50,7 @@ impl SamplingArgs {
         Ok(Sampling {
             steps: self.steps.unwrap_or(own.steps),
             guidance,
+            sampler: self.sampler,
             negative_prompt: self.negative_prompt.clone(),
             seed: self.seed,
             batch: self.batch,
@@ -91,14 +92,23 @@ fn names(reference: &Path, candidate: &Path) -> (String, String) {
     }
 }
 
-/// Prompts of a file, or else the model's held-out ones.
-fn held_out_prompts(file: Option<&Path>, folder: &ModelFolder) -> Result<Vec<String>> {
-    match file {
-        Some(file) => Ok(read_prompts(file)?),
-        None => folder
+/// At most `count` prompts of a file, or else of the model's held-out list; of a model that takes none, as many numbers.
+fn held_out_prompts(file: Option<&Path>, folder: &ModelFolder, count: usize) -> Result<Vec<String>> {
+    let mut prompts = match (file, folder.subject()) {
+        (None, Subject::Nothing) => numbered(count),
+        (Some(_), Subject::Nothing) => bail!("{} takes no prompts: give --samples N", folder.path().display()),
+        (Some(file), _) => read_prompts(file)?,
+        (None, _) => folder
             .prompts(|prompts| &prompts.held_out)?
-            .with_context(|| format!("{} comes with no prompts: give --prompts FILE", folder.path().display())),
-    }
+            .with_context(|| format!("{} comes with no prompts: give --prompts FILE", folder.path().display()))?,
+    };
+    prompts.truncate(count);
+    Ok(prompts)
+}
+
+/// What stands for the prompts of a model that takes none.
+fn numbered(count: usize) -> Vec<String> {
+    (1..=count).map(|number| format!("sample {number}")).collect()
 }
 
 /// The command line, as it was given.

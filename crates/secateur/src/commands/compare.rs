@@ -13,8 +13,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let open = |path: &Path| ModelFolder::open(path, args.variant.as_deref());
     let (reference, candidate) = (open(&args.reference)?, open(&args.candidate)?);
     let sampling = args.sampling.sampling(&reference)?;
-    let mut prompts = held_out_prompts(args.prompts.as_deref(), &reference)?;
-    prompts.truncate(args.samples);
+    let prompts = held_out_prompts(args.prompts.as_deref(), &reference, args.samples)?;
     let clip_path = args.score.path(&reference);
     let clip = args.score.open(&reference)?;
     let progress = Progress::new(common.quiet);
@@ -69,12 +68,12 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
 /// What a model's denoiser is made of.
 pub(super) fn model_summary(pipeline: &Pipeline, name: &str) -> Result<ModelSummary> {
     let (mut parameters, mut zeros) = (0, 0);
-    for (_, tensor) in pipeline.parameters().iter() {
+    let folder = pipeline.folder();
+    for (_, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name)) {
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
         parameters += values.len() as u64;
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }
-    let folder = pipeline.folder();
     let (macs, file_bytes) = (folder.structure().macs(), folder.checkpoint().bytes());
     Ok(ModelSummary { name: name.to_owned(), parameters, zeros, macs, file_bytes })
 }

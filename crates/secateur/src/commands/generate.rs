@@ -5,9 +5,9 @@ use crate::args::{Common, GenerateArgs};
 use crate::format::{print, print_json, table};
 use crate::profile::{Profile, Share};
 use crate::progress::Progress;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use secateur_eval::{Stage, split};
-use secateur_models::{Observer, OutputFolder, Pipeline};
+use secateur_models::{Observer, OutputFolder, Pipeline, Subject};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,6 +17,7 @@ struct Generated {
     command: String,
     model: PathBuf,
     images: Vec<Image>,
+    sampler: String,
     steps: usize,
     guidance: f64,
     seed: u64,
@@ -37,16 +38,18 @@ struct Image {
 pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
     let folder = args.model.open()?;
     let sampling = args.sampling.sampling(&folder)?;
-    let prompts = match (&args.prompts, args.prompt.is_empty()) {
-        (None, false) => args.prompt.clone(),
-        (Some(file), _) => held_out_prompts(Some(file), &folder)?,
-        (None, true) => held_out_prompts(None, &folder)?.into_iter().take(8).collect(),
+    let prompts = match (args.prompt.as_slice(), &args.prompts, args.samples) {
+        ([_, ..], ..) if folder.subject() == Subject::Nothing => bail!("this model takes no prompts: give --samples N"),
+        (prompts @ [_, ..], _, count) => prompts.iter().take(count.unwrap_or(usize::MAX)).cloned().collect(),
+        ([], Some(file), count) => held_out_prompts(Some(file), &folder, count.unwrap_or(usize::MAX))?,
+        ([], None, count) => held_out_prompts(None, &folder, count.unwrap_or(8))?,
     };
     let progress = Progress::new(common.quiet);
     let inputs: Vec<&Path> = std::iter::once(folder.path()).chain(args.prompts.as_deref()).collect();
     let output = OutputFolder::create(&args.out, common.force, &inputs)?;
     progress.begin("load", 0, "");
     let model = folder.path().to_owned();
+    let sampler = sampling.sampler.unwrap_or(folder.sampler()).to_string();
     let pipeline = Pipeline::open(folder)?;
     let profile = args.profile.then(Profile::start);
 
@@ -56,7 +59,7 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
     for first in (0..prompts.len()).step_by(sampling.batch) {
         let batch = first..(first + sampling.batch).min(prompts.len());
         let latents = pipeline.sample(&prompts, batch, &sampling, None, &progress)?;
-        for picture in split(&pipeline.vae().pictures(&latents)?)? {
+        for picture in split(&pipeline.pictures(&latents)?)? {
             let name = format!("{:04}.png", images.len());
             picture.save_png(output.path().join(&name))?;
             images.push(Image { file: args.out.join(name), prompt: prompts[images.len()].clone() });
@@ -71,6 +74,7 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
         return print_json(&Generated {
             command: command_line(),
             model,
+            sampler,
             steps: sampling.steps,
             guidance: sampling.guidance,
             seed: sampling.seed,

@@ -81,8 +81,8 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
 
 /// Prints what a call for a batch of images takes, each of them twice where the model is guided by default.
 fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
-    let guided = folder.manifest().generation.guidance > 1.0;
-    let samples = if guided { 2 * batch } else { batch };
+    let passes = folder.passes(folder.generation().guidance);
+    let samples = passes * batch;
     let memory = folder.memory(samples);
     if common.json {
         #[derive(Serialize)]
@@ -102,7 +102,7 @@ fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
         ("a call of the denoiser", memory.total()),
     ];
     let rows: Vec<_> = parts.iter().map(|(what, size)| vec![(*what).to_owned(), bytes(*size)]).collect();
-    let twice = if guided { ", each with and without its prompt" } else { "" };
+    let twice = if passes == 2 { ", each with and without its prompt" } else { "" };
     print(&format!("{}: {batch} image(s) at a time{twice}\n", folder.name()))?;
     print(&table(&["", "memory"], &rows))
 }

@@ -1,13 +1,15 @@
 //! `secateur prune`.
 
 use super::compare::{model_summary, quality};
-use super::{NO_CLIP, command_line, names};
+use super::{NO_CLIP, command_line, names, numbered};
 use crate::args::{Common, PruneArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use secateur_eval::{LayerReport, PicturePair, Report, Samples};
-use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, read_prompts};
+use secateur_models::{
+    ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampler, Sampling, Subject, read_prompts,
+};
 use secateur_prune::{
     Calibration, Factor, Fingerprint, Method, Outcome, Packages, Pattern, Plan, SavedStatistics, Selection, Source,
     prune,
@@ -46,7 +48,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     if let Some(layer) = plan.layers().find(|layer| pattern.obstacle(layer.columns).is_some()) {
         bail!("layer {}: {}", layer.name, pattern.obstacle(layer.columns).unwrap_or_default());
     }
-    let dry = DryRun::new(&folder, &plan, method, pattern, &calibration, report_prompts.len(), args);
+    let dry = DryRun::new(&folder, &plan, method, pattern, &calibration, report_prompts.len(), args)?;
     if args.dry_run {
         return if common.json { print_json(&dry) } else { print(&dry.text()) };
     }
@@ -79,6 +81,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     progress.note(&dry.summary());
     progress.begin("load", 0, "");
     let (name, candidate) = names(folder.path(), out);
+    let sampler = calibration.sampling.sampler.unwrap_or(folder.sampler());
     let mut pipeline = Pipeline::open(folder)?;
     // The report's noise is not the calibration's.
     let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
@@ -107,7 +110,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: args.sampling.seed,
-        settings: settings(args, &calibration, &plan, method, pattern),
+        settings: settings(args, &calibration, &plan, method, pattern, sampler),
         models,
         comparison,
         layers: layers(&outcome),
@@ -150,8 +153,26 @@ impl Evaluation<'_> {
     }
 }
 
-/// Calibration, prompts of the report, and notes: no prompt is in both.
+/// Calibration, prompts of the report, and notes. No text is in both; labels are, from other noise.
 fn prompts(args: &PruneArgs, folder: &ModelFolder) -> Result<(Calibration, Vec<String>, Vec<String>)> {
+    let (calibration, report, notes) = match folder.subject() {
+        Subject::Nothing if args.prompts.is_some() || args.report_prompts.is_some() => {
+            bail!("{} takes no prompts: give --samples N, and --report-samples N", folder.path().display())
+        }
+        Subject::Nothing => (numbered(args.samples.unwrap_or(SAMPLES)), numbered(args.report_samples), Vec::new()),
+        Subject::Text | Subject::Label => prompt_lists(args, folder)?,
+    };
+    let calibration = Calibration {
+        prompts: calibration,
+        sampling: args.sampling.sampling(folder)?,
+        weighting: args.weighting,
+        token_stride: args.token_stride,
+    };
+    Ok((calibration, report, notes))
+}
+
+/// The prompts to calibrate with, those of the report, and notes.
+fn prompt_lists(args: &PruneArgs, folder: &ModelFolder) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
     let mut notes = Vec::new();
     let (mut calibration, from_file) = match &args.prompts {
         Some(file) => (read_prompts(file)?, true),
@@ -180,22 +201,18 @@ fn prompts(args: &PruneArgs, folder: &ModelFolder) -> Result<(Calibration, Vec<S
         (None, false) => calibration.truncate(SAMPLES),
         (None, true) => {}
     }
-    let seen: HashSet<&String> = calibration.iter().collect();
-    let before = report.len();
-    report.retain(|prompt| !seen.contains(prompt));
-    if report.len() < before {
-        notes.push(format!("{} report prompts are calibration prompts and were left out", before - report.len()));
+    if folder.subject() == Subject::Text {
+        let seen: HashSet<&String> = calibration.iter().collect();
+        let before = report.len();
+        report.retain(|prompt| !seen.contains(prompt));
+        if report.len() < before {
+            notes.push(format!("{} report prompts are calibration prompts and were left out", before - report.len()));
+        }
     }
     if report.is_empty() && args.report_samples > 0 {
         bail!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
     }
     report.truncate(args.report_samples);
-    let calibration = Calibration {
-        prompts: calibration,
-        sampling: args.sampling.sampling(folder)?,
-        weighting: args.weighting,
-        token_stride: args.token_stride,
-    };
     Ok((calibration, report, notes))
 }
 
@@ -226,6 +243,7 @@ fn settings(
     plan: &Plan,
     method: &dyn Method,
     pattern: Pattern,
+    sampler: Sampler,
 ) -> Map<String, Value> {
     let sampling = &calibration.sampling;
     let settings = json!({
@@ -233,6 +251,7 @@ fn settings(
         "pattern": pattern.to_string(),
         "calibration prompts": calibration.prompts.len(),
         "calibration steps": sampling.steps,
+        "sampler": sampler.to_string(),
         "token stride": calibration.token_stride,
         "guidance": sampling.guidance,
         "batch": sampling.batch,
@@ -286,9 +305,10 @@ impl DryRun {
         calibration: &Calibration,
         judged: usize,
         args: &PruneArgs,
-    ) -> Self {
+    ) -> Result<Self> {
         let sampling = &calibration.sampling;
-        let calls = |prompts: usize| (if sampling.guidance > 1.0 { 2 } else { 1 } * prompts * sampling.steps) as u64;
+        let samples = folder.samples_of_run(sampling)?;
+        let calls = |prompts: usize| (prompts * samples) as u64;
         let report_macs = calls(2 * judged) * folder.structure().macs();
         let calls = calls(calibration.prompts.len());
         let passes = if args.statistics.is_some() { 0 } else { plan.packages.len() as u64 };
@@ -302,7 +322,7 @@ impl DryRun {
             statistics_bytes: package.statistics_bytes(),
             memory_bytes: package.bytes(method),
         };
-        Self {
+        Ok(Self {
             model: folder.name(),
             method: method.name(),
             pattern: pattern.to_string(),
@@ -315,9 +335,9 @@ impl DryRun {
             hessian_macs: calls_for_hessians * plan.hessian_macs() / calibration.token_stride as u64,
             report_macs,
             memory_bytes: plan.bytes(method),
-            call_bytes: folder.memory(if sampling.guidance > 1.0 { 2 } else { 1 } * sampling.batch).total(),
+            call_bytes: folder.memory(folder.passes(sampling.guidance) * sampling.batch).total(),
             packages: plan.packages.iter().map(row).collect(),
-        }
+        })
     }
 
     fn summary(&self) -> String {

@@ -1,0 +1,104 @@
+//! `secateur.json`: what a model says of itself beyond the diffusers layout.
+
+use crate::error::{Error, Result, read_json};
+use crate::pipeline::Sampling;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// How a model wants to be sampled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Generation {
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale; 1 or less switches guidance off.
+    pub guidance: f64,
+    /// Text tokens of T5, or that stand for them.
+    pub max_sequence_length: usize,
+}
+
+impl Generation {
+    /// This, with the model's own sampler, seed 0 and eight images at a time.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            steps: self.steps,
+            guidance: self.guidance,
+            max_sequence_length: self.max_sequence_length,
+            negative_prompt: String::new(),
+            sampler: None,
+            seed: 0,
+            batch: 8,
+        }
+    }
+}
+
+/// What a model changes of its pipeline class's [`Generation`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct GenerationChanges {
+    steps: Option<usize>,
+    guidance: Option<f64>,
+    max_sequence_length: Option<usize>,
+}
+
+/// Prompt lists that come with a model, relative to its folder. Of a model that knows classes they hold labels.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Prompts {
+    /// To calibrate with.
+    pub calibration: PathBuf,
+    /// Never seen in training or calibration.
+    pub held_out: PathBuf,
+}
+
+/// The file. Keys that are not known are left alone: a saved model gets a copy of it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Manifest {
+    /// Version of this format.
+    pub format_version: u32,
+    generation: GenerationChanges,
+    /// Prompt lists.
+    pub prompts: Option<Prompts>,
+    /// A CLIP folder that scores this model's domain, relative to the model folder.
+    pub clip: Option<PathBuf>,
+    /// For a model that knows classes: what pictures of each label are scored against, in the labels' order, one a line,
+    /// relative to its folder; without it that is the label's name.
+    pub captions: Option<PathBuf>,
+}
+
+/// The newest version of the format that is understood.
+const FORMAT_VERSION: u32 = 1;
+
+impl Manifest {
+    /// Reads the file of a model folder, if it has one.
+    ///
+    /// # Errors
+    /// If it is damaged, or of a newer version.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("secateur.json");
+        if !path.is_file() {
+            return Ok(Self::default());
+        }
+        let manifest: Self = read_json(&path)?;
+        if manifest.format_version > FORMAT_VERSION {
+            let version = manifest.format_version;
+            let problem = format!("format_version {version} is newer than this secateur; update it");
+            return Err(Error::invalid(path, problem));
+        }
+        if manifest.generation.steps == Some(0) {
+            return Err(Error::invalid(path, "generation.steps must be at least 1"));
+        }
+        Ok(manifest)
+    }
+
+    /// How the model wants to be sampled, where its class says `class`.
+    #[must_use]
+    pub fn generation(&self, class: Generation) -> Generation {
+        let own = &self.generation;
+        Generation {
+            steps: own.steps.unwrap_or(class.steps),
+            guidance: own.guidance.unwrap_or(class.guidance),
+            max_sequence_length: own.max_sequence_length.unwrap_or(class.max_sequence_length),
+        }
+    }
+}

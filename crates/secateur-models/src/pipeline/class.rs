@@ -1,0 +1,93 @@
+//! The pipeline classes of diffusers, as data: what each is made of, and how it samples where a model does not say.
+
+use super::conditioner::Conditioner;
+use super::{dit, flux, pixart, stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unconditional};
+use crate::error::Result;
+use crate::folder::ModelFolder;
+use crate::manifest::Generation;
+
+/// A class that `model_index.json` may name.
+#[derive(Debug)]
+pub(crate) struct PipelineClass {
+    /// Its name in diffusers.
+    pub(crate) name: &'static str,
+    /// The component that is called at every step.
+    pub(crate) denoiser: &'static str,
+    /// All components that are read, the denoiser and the scheduler among them.
+    pub(crate) components: &'static [Component],
+    /// The defaults of diffusers.
+    pub(crate) generation: Generation,
+    /// What it is told to draw.
+    pub(crate) subject: Subject,
+    /// Whether CLIP's tokens are part of the text that the denoiser reads, beside T5's `max_sequence_length`.
+    pub(crate) reads_clip_tokens: bool,
+    /// Whether guidance is a second call of the model, without the prompt.
+    pub(crate) classifier_free: bool,
+    /// See [`Run`](crate::Run).
+    pub(crate) even_levels: bool,
+    /// Loads what turns prompts into conditioning.
+    pub(crate) conditioner: fn(&ModelFolder) -> Result<Box<dyn Conditioner>>,
+}
+
+/// A part of a pipeline, in a folder of its own.
+#[derive(Debug)]
+pub(crate) struct Component {
+    pub(crate) name: &'static str,
+    /// The classes that are supported; none where the component's own configuration decides.
+    pub(crate) classes: &'static [&'static str],
+    /// May be absent: `[null, null]` in `model_index.json`.
+    pub(crate) optional: bool,
+}
+
+/// What a model is told to draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A text.
+    Text,
+    /// One of the classes that it was trained on.
+    Label,
+    /// Nothing: it draws what it likes.
+    Nothing,
+}
+
+impl Component {
+    /// One that must be there, of one of `classes`; of any where there are none, as its configuration is checked when it
+    /// is read.
+    pub(crate) const fn new(name: &'static str, classes: &'static [&'static str]) -> Self {
+        Self { name, classes, optional: false }
+    }
+
+    /// One that may be absent.
+    pub(crate) const fn optional(name: &'static str, classes: &'static [&'static str]) -> Self {
+        Self { name, classes, optional: true }
+    }
+
+    /// Whether it has weights.
+    pub(crate) fn has_weights(&self) -> bool {
+        !self.name.starts_with("tokenizer") && self.name != "scheduler"
+    }
+
+    /// The name of its weight files without their ending: transformers' or diffusers' own.
+    pub(crate) fn stem(&self) -> &'static str {
+        if self.name.starts_with("text_encoder") { "model" } else { DENOISER_STEM }
+    }
+}
+
+/// The name of diffusers' weight files without their ending.
+pub(crate) const DENOISER_STEM: &str = "diffusion_pytorch_model";
+
+pub(crate) const SCHEDULER: Component = Component::new("scheduler", &[]);
+pub(crate) const VAE: Component = Component::new("vae", &["AutoencoderKL", "AutoencoderTiny"]);
+pub(crate) const CLIP_TOKENIZER: &[&str] = &["CLIPTokenizer"];
+
+/// All classes.
+pub(crate) static CLASSES: [&PipelineClass; 8] = [
+    &stable_diffusion::CLASS,
+    &stable_diffusion_xl::CLASS,
+    &stable_diffusion_3::CLASS,
+    &flux::CLASS,
+    &pixart::ALPHA,
+    &pixart::SIGMA,
+    &dit::CLASS,
+    &unconditional::CLASS,
+];

@@ -1,0 +1,72 @@
+//! How a pipeline class tells its denoiser what to draw.
+
+use super::Sampling;
+use crate::clip::{ClipTextModel, ClipTextOutput};
+use crate::conditioning::Conditioning;
+use crate::error::Result;
+use crate::folder::ModelFolder;
+use crate::t5::T5Encoder;
+use crate::tokenizer::{ClipTokenizer, T5Tokenizer};
+use candle_core::{Device, Tensor};
+
+/// Turns prompts into what the denoiser is told.
+pub(crate) trait Conditioner: Send + Sync {
+    /// For each of `prompts`, for pictures of `size` (height, width) in pixels.
+    fn positive(&self, prompts: &[String], size: (usize, usize), sampling: &Sampling) -> Result<Conditioning>;
+
+    /// What guidance leads away from, as one sample, where it is classifier-free.
+    fn negative(&self, size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
+        self.positive(std::slice::from_ref(&sampling.negative_prompt), size, sampling)
+    }
+}
+
+/// A CLIP text encoder with its tokenizer.
+pub(super) struct ClipEncoder {
+    tokenizer: ClipTokenizer,
+    encoder: ClipTextModel,
+}
+
+impl ClipEncoder {
+    pub(super) fn open(folder: &ModelFolder, tokenizer: &str, encoder: &str) -> Result<Self> {
+        Ok(Self {
+            tokenizer: ClipTokenizer::open(&folder.path().join(tokenizer))?,
+            encoder: ClipTextModel::open(&folder.path().join(encoder), folder.variant())?,
+        })
+    }
+
+    pub(super) fn encode(&self, prompts: &[String]) -> Result<ClipTextOutput> {
+        self.encoder.forward(&self.tokenizer.encode_batch(prompts)?)
+    }
+}
+
+/// A T5 encoder with its tokenizer.
+pub(super) struct T5 {
+    tokenizer: T5Tokenizer,
+    encoder: T5Encoder,
+}
+
+impl T5 {
+    pub(super) fn open(folder: &ModelFolder, tokenizer: &str, encoder: &str) -> Result<Self> {
+        Ok(Self {
+            tokenizer: T5Tokenizer::open(&folder.path().join(tokenizer))?,
+            encoder: T5Encoder::open(&folder.path().join(encoder), folder.variant())?,
+        })
+    }
+
+    /// Text states of `length` tokens, padding read as text.
+    pub(super) fn encode(&self, prompts: &[String], length: usize) -> Result<Tensor> {
+        let (ids, _) = self.tokenizer.encode_batch(prompts, length)?;
+        self.encoder.forward(&ids, None)
+    }
+
+    /// Text states of `length` tokens, and 1 for each token of text, 0 for each of padding, which is not read.
+    pub(super) fn encode_masked(&self, prompts: &[String], length: usize) -> Result<(Tensor, Tensor)> {
+        let (ids, mask) = self.tokenizer.encode_batch(prompts, length)?;
+        Ok((self.encoder.forward(&ids, Some(&mask))?, mask))
+    }
+}
+
+/// `values` for each of `samples` samples: samples x values.
+pub(super) fn each<const N: usize>(samples: usize, values: [f32; N]) -> Result<Tensor> {
+    Ok(Tensor::new(&values, &Device::Cpu)?.broadcast_as((samples, N))?.contiguous()?)
+}

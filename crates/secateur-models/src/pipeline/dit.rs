@@ -1,0 +1,49 @@
+//! `DiTPipeline`.
+
+use super::Sampling;
+use super::class::{Component, PipelineClass, SCHEDULER, Subject, VAE};
+use super::conditioner::Conditioner;
+use crate::conditioning::Conditioning;
+use crate::error::{Error, Result};
+use crate::folder::Labels;
+use crate::manifest::Generation;
+use candle_core::{Device, Tensor};
+
+pub(crate) const CLASS: PipelineClass = PipelineClass {
+    name: "DiTPipeline",
+    denoiser: "transformer",
+    components: &[Component::new("transformer", &["DiTTransformer2DModel"]), VAE, SCHEDULER],
+    generation: Generation { steps: 50, guidance: 4.0, max_sequence_length: 0 },
+    subject: Subject::Label,
+    reads_clip_tokens: false,
+    classifier_free: true,
+    even_levels: false,
+    conditioner: |folder| Ok(Box::new(Dit { labels: folder.labels()?, classes: folder.denoiser().classes() })),
+};
+
+/// Class labels; guidance leads away from the one behind the last.
+struct Dit {
+    labels: Labels,
+    classes: usize,
+}
+
+impl Dit {
+    fn conditioning(&self, labels: Vec<u32>) -> Result<Conditioning> {
+        let labels = Tensor::new(labels, &Device::Cpu)?;
+        Ok(Conditioning { labels: Some(labels), ..Conditioning::default() })
+    }
+}
+
+impl Conditioner for Dit {
+    fn positive(&self, prompts: &[String], _: (usize, usize), _: &Sampling) -> Result<Conditioning> {
+        let labels = prompts.iter().map(|prompt| self.labels.find(prompt)).collect::<Result<Vec<_>>>()?;
+        if let Some(label) = labels.iter().find(|label| **label as usize >= self.classes) {
+            return Err(Error::Request(format!("label {label}, and the model knows {} classes", self.classes)));
+        }
+        self.conditioning(labels)
+    }
+
+    fn negative(&self, _: (usize, usize), _: &Sampling) -> Result<Conditioning> {
+        self.conditioning(vec![self.classes as u32])
+    }
+}

@@ -1,0 +1,29 @@
+//! `DDPMPipeline`.
+
+use super::Sampling;
+use super::class::{Component, PipelineClass, SCHEDULER, Subject};
+use super::conditioner::Conditioner;
+use crate::conditioning::Conditioning;
+use crate::error::Result;
+use crate::manifest::Generation;
+
+pub(crate) const CLASS: PipelineClass = PipelineClass {
+    name: "DDPMPipeline",
+    denoiser: "unet",
+    components: &[Component::new("unet", &["UNet2DModel"]), SCHEDULER],
+    generation: Generation { steps: 1000, guidance: 1.0, max_sequence_length: 0 },
+    subject: Subject::Nothing,
+    reads_clip_tokens: false,
+    classifier_free: false,
+    even_levels: false,
+    conditioner: |_| Ok(Box::new(Unconditional)),
+};
+
+/// The model is told nothing.
+struct Unconditional;
+
+impl Conditioner for Unconditional {
+    fn positive(&self, _: &[String], _: (usize, usize), _: &Sampling) -> Result<Conditioning> {
+        Ok(Conditioning::default())
+    }
+}
