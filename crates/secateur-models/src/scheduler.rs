@@ -1,11 +1,23 @@
 //! Samplers: at which noise levels the model is called, and what becomes of the latents.
 
+mod ddim;
+mod ddpm;
+mod dpm_solver;
+mod euler;
+mod euler_ancestral;
+mod exploding;
 mod flow_match_euler;
+mod heun;
+mod options;
+mod pndm;
+mod prediction;
+mod sigmas;
+mod spacing;
+mod training;
 
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use candle_core::Tensor;
-use flow_match_euler::FlowMatchEulerConfig;
-use serde_json::{Map, Value};
+use options::Options;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
@@ -37,6 +49,19 @@ impl Run {
             0 => Err(Error::Request("the number of steps must be at least 1".into())),
             _ => Ok(()),
         }
+    }
+
+    /// The number of steps for a model that was trained at `trained` timesteps.
+    fn of_trained(self, trained: usize) -> Result<usize> {
+        self.check()?;
+        if self.even_levels {
+            return Err(Error::Request("evenly spread noise levels are for samplers of flow models only".into()));
+        }
+        if self.steps > trained {
+            let problem = format!("{} steps are more than the {trained} timesteps of the training", self.steps);
+            return Err(Error::Request(problem));
+        }
+        Ok(self.steps)
     }
 }
 
@@ -87,10 +112,21 @@ pub trait Schedule {
 /// # Errors
 /// If it cannot be read, is of a class that is not known, or asks for something that is not supported.
 pub fn scheduler_config(path: &Path) -> Result<Arc<dyn SchedulerConfig>> {
-    let file: Map<String, Value> = read_json(path)?;
-    match file.get("_class_name").and_then(Value::as_str) {
-        Some("FlowMatchEulerDiscreteScheduler") => Ok(Arc::new(FlowMatchEulerConfig::open(path)?)),
-        Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
-        None => Err(Error::invalid(path, "_class_name is missing")),
-    }
+    let options = Options::open(path)?;
+    Ok(match options.class() {
+        "DDIMScheduler" => Arc::new(ddim::DdimConfig::read(&options)?),
+        "DDPMScheduler" => Arc::new(ddpm::DdpmConfig::read(&options)?),
+        "DPMSolverMultistepScheduler" => Arc::new(dpm_solver::DpmSolverConfig::read(&options)?),
+        "EulerAncestralDiscreteScheduler" => Arc::new(euler_ancestral::EulerAncestralConfig::read(&options)?),
+        "EulerDiscreteScheduler" => Arc::new(euler::EulerConfig::read(&options)?),
+        "FlowMatchEulerDiscreteScheduler" => Arc::new(flow_match_euler::FlowMatchEulerConfig::open(path)?),
+        "HeunDiscreteScheduler" => Arc::new(heun::HeunConfig::read(&options)?),
+        "PNDMScheduler" => Arc::new(pndm::PndmConfig::read(&options)?),
+        class => return Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
+    })
+}
+
+/// The calls of a sampler that calls the model once a step.
+fn one_call_a_step(timesteps: impl IntoIterator<Item = f32>) -> Vec<Call> {
+    timesteps.into_iter().enumerate().map(|(step, timestep)| Call { timestep, step }).collect()
 }
