@@ -85,15 +85,21 @@ fn error(got: &[f32], want: &[f32]) -> f32 {
     got.iter().zip(want).map(|(g, w)| (g - w).abs() / largest).fold(0.0, |most, e| if e <= most { most } else { e })
 }
 
-#[test]
-fn runs_match_diffusers() {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
+/// A file of reference values; `None`, and a line that says so, where another folder lacks it.
+fn golden(name: &str) -> Option<PathBuf> {
     let other = std::env::var_os("SECATEUR_GOLDENS").map(PathBuf::from);
-    let path = other.clone().unwrap_or(project).join("schedulers.json");
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
+    let path = other.clone().unwrap_or(project).join(name);
     if other.is_some() && !path.exists() {
         println!("skipped: {} is not there", path.display());
-        return;
+        return None;
     }
+    Some(path)
+}
+
+#[test]
+fn runs_match_diffusers() {
+    let Some(path) = golden("schedulers.json") else { return };
     let fixture: Fixture = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let tensor = |values: &Vec<f32>| Tensor::from_slice(values, fixture.shape.as_slice(), &Device::Cpu).unwrap();
     let (start, noise) = (tensor(&fixture.start), fixture.noise.iter().map(tensor).collect::<Vec<_>>());
@@ -116,6 +122,29 @@ fn runs_match_diffusers() {
     println!("largest errors of {} cases: {largest:?}", fixture.cases.len());
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert_eq!(largest.len(), CLASSES.len());
+}
+
+/// The scheduler of emoji-unet is DDIM; its configuration serves other classes too.
+#[test]
+fn the_timesteps_of_emoji_unet_match_diffusers() {
+    let Some(cases) = golden("cases.json") else { return };
+    let cases: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(cases).unwrap()).unwrap();
+    let steps = cases["unet"]["scheduler_steps"].as_u64().unwrap() as usize;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-unet/scheduler");
+    let ddim = std::fs::read_to_string(folder.join("scheduler_config.json")).unwrap();
+    for (name, old, new) in [
+        ("ddim_trailing", "leading", "trailing"),
+        ("dpmpp_2m", "DDIM", "DPMSolverMultistep"),
+        ("euler", "DDIM", "EulerDiscrete"),
+        ("heun", "DDIM", "HeunDiscrete"),
+        ("pndm", "DDIM", "PNDM"),
+    ] {
+        let Some(path) = golden(&format!("unet_sched_{name}.safetensors")) else { continue };
+        let want = values(&candle_core::safetensors::load(path, &Device::Cpu).unwrap()["timesteps"]);
+        let schedule = read(&ddim.replace(old, new)).unwrap().schedule(run(steps)).unwrap();
+        let told: Vec<f32> = schedule.calls().iter().map(|call| call.timestep).collect();
+        assert_eq!(told, want, "{name}");
+    }
 }
 
 /// Step numbers rise one by one from 0 to the last, whatever the calls of each.

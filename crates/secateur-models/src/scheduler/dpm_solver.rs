@@ -131,7 +131,9 @@ impl DpmSolverConfig {
         }
         let flow = options.flag("use_flow_sigmas", false)?;
         let prediction = match options.get("prediction_type", Prediction::Noise)? {
-            Prediction::Flow if !flow => return Err(options.invalid("flow_prediction needs use_flow_sigmas")),
+            Prediction::Flow if !flow => {
+                return Err(options.invalid("prediction_type \"flow_prediction\" needs use_flow_sigmas"));
+            }
             prediction => prediction,
         };
         let zero_snr = options.flag("rescale_betas_zero_snr", false)?;
