@@ -227,6 +227,10 @@ impl ModelFolder {
     /// See [`scheduler_config`] and [`SchedulerConfig::schedule`](crate::SchedulerConfig::schedule).
     pub fn schedule(&self, size: (usize, usize), sampling: &Sampling) -> Result<Box<dyn Schedule>> {
         let scheduler = match sampling.sampler {
+            Some(other) if other.is_of_flow() != self.sampler.is_of_flow() => {
+                let problem = format!("sampler {other} does not go with a model that is sampled by {}", self.sampler);
+                return Err(Error::Request(problem));
+            }
             Some(other) => scheduler_config(&self.path.join(SCHEDULER_CONFIG), other)?,
             None => Arc::clone(&self.scheduler),
         };

@@ -1,10 +1,23 @@
 //! Samplers: at which noise levels the model is called, and what becomes of the latents.
 
+mod ddim;
+mod ddpm;
+mod dpm_solver;
+mod euler;
+mod euler_ancestral;
+mod exploding;
 mod flow_match_euler;
+mod heun;
+mod options;
+mod pndm;
+mod prediction;
+mod sigmas;
+mod spacing;
+mod training;
 
 use crate::error::{Error, Result};
 use candle_core::Tensor;
-use flow_match_euler::FlowMatchEulerConfig;
+use options::Options;
 use std::fmt::{self, Debug};
 use std::path::Path;
 use std::str::FromStr;
@@ -37,6 +50,19 @@ impl Run {
             0 => Err(Error::Request("the number of steps must be at least 1".into())),
             _ => Ok(()),
         }
+    }
+
+    /// The number of steps for a model that was trained at `trained` timesteps.
+    fn of_trained(self, trained: usize) -> Result<usize> {
+        self.check()?;
+        if self.even_levels {
+            return Err(Error::Request("evenly spread noise levels are for samplers of flow models only".into()));
+        }
+        if self.steps > trained {
+            let problem = format!("{} steps are more than the {trained} timesteps of the training", self.steps);
+            return Err(Error::Request(problem));
+        }
+        Ok(self.steps)
     }
 }
 
@@ -121,6 +147,11 @@ impl Sampler {
         SAMPLERS.into_iter().map(|(sampler, ..)| sampler)
     }
 
+    /// Whether it follows the velocity of a flow, and not a noise that was added.
+    pub(crate) fn is_of_flow(self) -> bool {
+        self == Self::FlowMatchEuler
+    }
+
     /// The one of that class of diffusers.
     #[must_use]
     pub fn of_class(class: &str) -> Option<Self> {
@@ -150,10 +181,22 @@ impl FromStr for Sampler {
 /// Reads a `scheduler_config.json` for a sampler, which takes from it what it knows.
 ///
 /// # Errors
-/// If it cannot be read, or asks for something that is not supported.
+/// If it cannot be read, contradicts itself, or asks for something that is not supported.
 pub fn scheduler_config(path: &Path, sampler: Sampler) -> Result<Arc<dyn SchedulerConfig>> {
-    match sampler {
-        Sampler::FlowMatchEuler => Ok(Arc::new(FlowMatchEulerConfig::open(path)?)),
-        _ => Err(Error::invalid(path, format!("_class_name {sampler:?} is not supported"))),
-    }
+    let options = Options::open(path, sampler)?;
+    Ok(match sampler {
+        Sampler::Ddim => Arc::new(ddim::DdimConfig::read(&options)?),
+        Sampler::Ddpm => Arc::new(ddpm::DdpmConfig::read(&options)?),
+        Sampler::Pndm => Arc::new(pndm::PndmConfig::read(&options)?),
+        Sampler::Euler => Arc::new(euler::EulerConfig::read(&options)?),
+        Sampler::EulerAncestral => Arc::new(euler_ancestral::EulerAncestralConfig::read(&options)?),
+        Sampler::Heun => Arc::new(heun::HeunConfig::read(&options)?),
+        Sampler::DpmSolver => Arc::new(dpm_solver::DpmSolverConfig::read(&options)?),
+        Sampler::FlowMatchEuler => Arc::new(flow_match_euler::FlowMatchEulerConfig::open(path)?),
+    })
+}
+
+/// The calls of a sampler that calls the model once a step.
+fn one_call_a_step(timesteps: impl IntoIterator<Item = f32>) -> Vec<Call> {
+    timesteps.into_iter().enumerate().map(|(step, timestep)| Call { timestep, step }).collect()
 }

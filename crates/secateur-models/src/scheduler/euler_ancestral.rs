@@ -1,0 +1,63 @@
+//! EulerAncestralDiscrete: Euler steps to below the next noise level, and as much noise as leads back to it; from
+//! k-diffusion's `sample_euler_ancestral`, as diffusers has it.
+
+use super::exploding::{Exploding, Levels};
+use super::options::Options;
+use super::prediction::{Prediction, combine};
+use super::{Call, Run, Schedule, SchedulerConfig};
+use crate::error::Result;
+use candle_core::Tensor;
+
+/// Configuration of an `EulerAncestralDiscreteScheduler`.
+#[derive(Clone, Debug)]
+pub(super) struct EulerAncestralConfig(Exploding);
+
+/// One run.
+#[derive(Clone, Debug)]
+struct EulerAncestral {
+    levels: Levels,
+    calls: Vec<Call>,
+}
+
+impl EulerAncestralConfig {
+    pub(super) fn read(options: &Options) -> Result<Self> {
+        let zero_snr = options.flag("rescale_betas_zero_snr", false)?;
+        let known = [Prediction::Noise, Prediction::Velocity];
+        Ok(Self(Exploding::read(options, (0.0001, 0.02), zero_snr, &known)?))
+    }
+}
+
+impl SchedulerConfig for EulerAncestralConfig {
+    fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>> {
+        let levels = self.0.levels(run)?;
+        Ok(Box::new(EulerAncestral { calls: levels.calls(), levels }))
+    }
+}
+
+impl Schedule for EulerAncestral {
+    fn calls(&self) -> &[Call] {
+        &self.calls
+    }
+
+    fn initial_scale(&self) -> f64 {
+        self.levels.initial_scale
+    }
+
+    fn scale_input(&self, call: usize, latents: &Tensor) -> Result<Tensor> {
+        self.levels.scale_input(call, latents)
+    }
+
+    fn step(
+        &mut self,
+        call: usize,
+        latents: &Tensor,
+        output: &Tensor,
+        noise: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (from, to) = (self.levels.sigmas[call], self.levels.sigmas[call + 1]);
+        let down = to * to / from;
+        let up = (to * to - down * down).max(0.0).sqrt();
+        let latents = self.levels.euler(call, down).of(latents, output)?;
+        if up == 0.0 { Ok(latents) } else { combine((1.0, &latents), &[(up, &noise()?)]) }
+    }
+}

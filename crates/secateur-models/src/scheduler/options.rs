@@ -1,0 +1,73 @@
+//! The options of a scheduler's configuration.
+
+use super::Sampler;
+use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// What a `scheduler_config.json` says. Options that it does not have take the defaults of the class in diffusers;
+/// those that the class does not know are ignored, as diffusers does: files often hold the options of several classes.
+pub(super) struct Options {
+    path: PathBuf,
+    sampler: Sampler,
+    values: Map<String, Value>,
+}
+
+impl Options {
+    /// Reads the file. Python writes infinite numbers, which JSON does not have: DPM-Solver's `lambda_min_clipped` is
+    /// minus infinity where nothing is clipped, and taken as absent.
+    pub(super) fn open(path: &Path, sampler: Sampler) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?.replace("-Infinity", "null");
+        let values = serde_json::from_str(&text).map_err(|error| Error::invalid(path, error))?;
+        Ok(Self { path: path.to_owned(), sampler, values })
+    }
+
+    /// An option of any type.
+    pub(super) fn get<T: DeserializeOwned>(&self, name: &str, default: T) -> Result<T> {
+        match self.values.get(name) {
+            None => Ok(default),
+            Some(value) => T::deserialize(value).map_err(|error| self.invalid(format!("{name}: {error}"))),
+        }
+    }
+
+    /// An option that is on or off; null is off, as in Python.
+    pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        Ok(self.get(name, Some(default))?.unwrap_or(false))
+    }
+
+    /// A positive number.
+    pub(super) fn positive(&self, name: &str, default: f64) -> Result<f64> {
+        let number = self.get(name, default)?;
+        if number > 0.0 && number.is_finite() { Ok(number) } else { Err(self.refuse(name)) }
+    }
+
+    /// Refuses any value of an option but one.
+    pub(super) fn only(&self, name: &str, value: &str) -> Result<()> {
+        match self.values.get(name) {
+            Some(other) if other != value => Err(self.refuse(name)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses options that are on.
+    pub(super) fn off(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            if self.flag(name, false)? {
+                return Err(self.refuse(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses an option for its value.
+    pub(super) fn refuse(&self, name: &str) -> Error {
+        let value = self.values.get(name).unwrap_or(&Value::Null);
+        self.invalid(format!("{name} {value} is not supported for sampler {}", self.sampler))
+    }
+
+    /// An error in the file.
+    pub(super) fn invalid(&self, problem: impl ToString) -> Error {
+        Error::invalid(&self.path, problem)
+    }
+}
