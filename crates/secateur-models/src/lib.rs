@@ -2,6 +2,7 @@
 //!
 //! A family is a forward and a description of itself ([`Structure`]); it knows nothing of compression.
 
+mod autoencoder;
 mod blocks;
 mod checkpoint;
 mod clip;
@@ -20,7 +21,9 @@ mod t5;
 mod tokenizer;
 mod unet;
 mod vae;
+mod vae_tiny;
 
+pub use autoencoder::{Autoencoder, autoencoder};
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use clip::{ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput};
 pub use conditioning::{Conditioning, Multiplicity};
@@ -38,3 +41,4 @@ pub use t5::{T5Config, T5Encoder};
 pub use tokenizer::{ClipTokenizer, T5Tokenizer};
 pub use unet::{Unet, UnetConfig};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig};
+pub use vae_tiny::{AutoencoderTiny, AutoencoderTinyConfig};

@@ -1,5 +1,6 @@
 //! From prompts to pictures.
 
+use crate::autoencoder::{Autoencoder, autoencoder};
 use crate::checkpoint::is_finite;
 use crate::clip::ClipTextModel;
 use crate::conditioning::Conditioning;
@@ -11,7 +12,6 @@ use crate::noise::noise;
 use crate::scheduler::{Run, SchedulerConfig, scheduler_config};
 use crate::structure::Structure;
 use crate::tokenizer::ClipTokenizer;
-use crate::vae::AutoencoderKl;
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::{Context, LayerName, Parameters, Probe, Step};
 use std::collections::BTreeMap;
@@ -62,7 +62,7 @@ pub struct Pipeline {
     denoiser: Mmdit,
     scheduler: Arc<dyn SchedulerConfig>,
     encoders: Vec<(ClipTokenizer, ClipTextModel)>,
-    vae: AutoencoderKl,
+    vae: Box<dyn Autoencoder>,
 }
 
 impl Pipeline {
@@ -81,7 +81,7 @@ impl Pipeline {
         }
         Ok(Self {
             scheduler: scheduler_config(&path.join("scheduler/scheduler_config.json"))?,
-            vae: AutoencoderKl::open(&path.join("vae"), variant.as_deref())?,
+            vae: autoencoder(&path.join("vae"), variant.as_deref())?,
             folder,
             parameters,
             denoiser,
@@ -109,8 +109,8 @@ impl Pipeline {
 
     /// The autoencoder.
     #[must_use]
-    pub fn vae(&self) -> &AutoencoderKl {
-        &self.vae
+    pub fn vae(&self) -> &dyn Autoencoder {
+        &*self.vae
     }
 
     /// The denoiser's description of itself.
