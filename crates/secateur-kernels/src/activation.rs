@@ -16,6 +16,8 @@ pub enum Activation {
     GeluTanh,
     /// x * sigmoid(1.702 x), CLIP's approximation.
     QuickGelu,
+    /// The greater of x and 0.
+    Relu,
 }
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -119,6 +121,13 @@ impl WithSimd for Activate<'_> {
                 #[inline(always)]
                 |x, _| swish(x, QUICK),
             ),
+            Activation::Relu => map_with(
+                simd,
+                x,
+                y,
+                #[inline(always)]
+                |x, _| x.at_least(0.0),
+            ),
         }
     }
 }
@@ -162,6 +171,7 @@ impl WithSimd for Gradient<'_> {
                     Activation::Gelu => gelu_derivative(x),
                     Activation::GeluTanh => gelu_tanh_derivative(x),
                     Activation::QuickGelu => swish_derivative(x, QUICK),
+                    Activation::Relu => Vector::of(simd, 1.0).unless_zero(x.at_least(0.0)),
                 }
             },
         );

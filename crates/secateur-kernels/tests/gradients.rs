@@ -14,7 +14,8 @@ const STEP: f64 = 1e-5;
 /// Elements of an input that have a difference of their own; larger inputs also have one along a random direction.
 const ELEMENTS: usize = 600;
 const EPS: f32 = 1e-5;
-const KINDS: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu];
+const KINDS: [Activation; 5] =
+    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];
 
 type Op = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
@@ -155,6 +156,7 @@ fn plain_activation(kind: Activation, x: f64) -> f64 {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
         }
         Activation::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
+        Activation::Relu => x.max(0.0),
     }
 }
 

@@ -91,13 +91,14 @@ fn activations() {
         }
         2.0 / std::f64::consts::PI.sqrt() * sum
     }
-    let cases: [(Activation, Plain); 4] = [
+    let cases: [(Activation, Plain); 5] = [
         (Activation::Silu, |x| x / (1.0 + (-x).exp())),
         (Activation::QuickGelu, |x| x / (1.0 + (-1.702 * x).exp())),
         (Activation::GeluTanh, |x| {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
         }),
         (Activation::Gelu, |x| 0.5 * x * (1.0 + erf(x / 2f64.sqrt()))),
+        (Activation::Relu, |x| x.max(0.0)),
     ];
     assert!((sigmoid(0.0) - 0.5).abs() < 1e-15);
     for (kind, plain) in cases {

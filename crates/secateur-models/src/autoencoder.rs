@@ -1,20 +1,67 @@
-//! stub
-use crate::error::Result;
+//! Autoencoders of all kinds, by the class that a configuration names.
+
+use crate::error::{Error, Result, read_json};
 use crate::vae::AutoencoderKl;
+use crate::vae_tiny::AutoencoderTiny;
 use candle_core::Tensor;
+use serde_json::{Map, Value};
 use std::path::Path;
-pub struct Autoencoder(AutoencoderKl);
-impl Autoencoder {
-    pub fn open(p: &Path, v: Option<&str>) -> Result<Self> {
-        Ok(Self(AutoencoderKl::open(p, v)?))
-    }
-    pub fn factor(&self) -> usize {
-        4
-    }
-    pub fn pictures(&self, l: &Tensor) -> Result<Tensor> {
-        self.0.pictures(l)
+
+/// What makes pictures of latents.
+pub trait Autoencoder: Send + Sync {
+    /// Latents without scaling (samples x channels x height x width) to pictures in [-1, 1] (samples x 3 x height x width).
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    fn decode(&self, latents: &Tensor) -> Result<Tensor>;
+
+    /// Pixels that a latent is high and wide.
+    fn factor(&self) -> usize;
+
+    /// `scaling_factor` and `shift_factor`: the denoiser's latents are (latents - shift) * scale.
+    fn scale_and_shift(&self) -> (f64, f64);
+
+    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3. They are decoded one at a
+    /// time: at full size a picture takes gigabytes on its way.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    fn pictures(&self, latents: &Tensor) -> Result<Tensor> {
+        let (scale, shift) = self.scale_and_shift();
+        let latents = latents.affine(1.0 / scale, shift)?;
+        let mut pictures = Vec::new();
+        for sample in 0..latents.dim(0)? {
+            pictures.push(self::pictures(&self.decode(&latents.narrow(0, sample, 1)?)?)?);
+        }
+        Ok(Tensor::cat(&pictures, 0)?)
     }
 }
-pub fn pictures(l: &Tensor) -> Result<Tensor> {
-    Ok(l.clone())
+
+/// Pictures in [-1, 1] (samples x channels x height x width) to pictures in [0, 1] (samples x height x width x channels).
+pub(crate) fn pictures(decoded: &Tensor) -> Result<Tensor> {
+    Ok(decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?.permute((0, 2, 3, 1))?.contiguous()?)
+}
+
+/// Opens the folder of an autoencoder.
+///
+/// # Errors
+/// If its files cannot be read or do not fit each other, or its class is not known.
+pub fn autoencoder(folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
+    let path = folder.join("config.json");
+    let config: Map<String, Value> = read_json(&path)?;
+    match config.get("_class_name").and_then(Value::as_str) {
+        Some("AutoencoderKL") => Ok(Box::new(AutoencoderKl::open(folder, variant)?)),
+        Some("AutoencoderTiny") => Ok(Box::new(AutoencoderTiny::open(folder, variant)?)),
+        Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
+        None => Err(Error::invalid(path, "_class_name is missing")),
+    }
+}
+
+/// Refuses a configuration that has a 0 for one of its `sizes` or its `scaling_factor`.
+pub(crate) fn no_zeros(path: &Path, sizes: &[(&str, usize)], scaling_factor: f64) -> Result<()> {
+    let size = sizes.iter().find(|(_, size)| *size == 0).map(|(key, _)| *key);
+    match size.or((scaling_factor == 0.0).then_some("scaling_factor")) {
+        Some(key) => Err(Error::invalid(path, format!("{key} is 0"))),
+        None => Ok(()),
+    }
 }

@@ -27,7 +27,9 @@ mod t5;
 mod tokenizer;
 mod unet;
 mod vae;
+mod vae_tiny;
 
+pub use autoencoder::{Autoencoder, autoencoder};
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use clip::{ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput};
 pub use conditioning::{Conditioning, Multiplicity};
@@ -48,6 +50,8 @@ pub use structure::{
     Between, Block, Geometry, HeadGroup, HeadStream, Layer, LowRankGroup, LowRankKind, Memory, NeuronGroup, Operation,
     Prunable, Reader, Slice, Structure, Unit, UnitKind,
 };
-pub use tokenizer::ClipTokenizer;
+pub use t5::{T5Config, T5Encoder};
+pub use tokenizer::{ClipTokenizer, T5Tokenizer};
 pub use unet::{Unet, UnetConfig};
 pub use vae::{AutoencoderKl, AutoencoderKlConfig};
+pub use vae_tiny::{AutoencoderTiny, AutoencoderTinyConfig};

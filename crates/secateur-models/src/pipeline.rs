@@ -10,7 +10,7 @@ mod stable_diffusion_3;
 mod stable_diffusion_xl;
 mod unconditional;
 
-use crate::autoencoder::{Autoencoder, pictures};
+use crate::autoencoder::{Autoencoder, autoencoder, pictures};
 use crate::checkpoint::is_finite;
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
@@ -72,7 +72,7 @@ pub struct Pipeline {
     denoiser: Box<dyn Denoiser>,
     conditioner: Box<dyn Conditioner>,
     /// None where the denoiser works on pictures.
-    vae: Option<Autoencoder>,
+    vae: Option<Box<dyn Autoencoder>>,
 }
 
 impl Pipeline {
@@ -83,7 +83,7 @@ impl Pipeline {
     pub fn open(folder: ModelFolder) -> Result<Self> {
         let parameters = folder.checkpoint().load()?;
         let vae = match folder.has(VAE.name) {
-            true => Some(Autoencoder::open(&folder.path().join(VAE.name), folder.variant())?),
+            true => Some(autoencoder(&folder.path().join(VAE.name), folder.variant())?),
             false => None,
         };
         Ok(Self {
@@ -153,7 +153,7 @@ impl Pipeline {
 
     /// Height and width of pictures of latents of `size`.
     fn pixels(&self, (height, width): (usize, usize)) -> (usize, usize) {
-        let factor = self.vae.as_ref().map_or(1, Autoencoder::factor);
+        let factor = self.vae.as_ref().map_or(1, |vae| vae.factor());
         (height * factor, width * factor)
     }
 

@@ -1,15 +1,17 @@
 //! AutoencoderKL: between pictures and latents.
 
+use crate::autoencoder::{Autoencoder, no_zeros};
 use crate::blocks::{Norm, PixelAttention, ResnetBlock};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, read_json};
 use candle_core::Tensor;
-use secateur_nn::{Context, Conv2d, GroupNorm, Scope, ops};
+use secateur_nn::{Context, Conv2d, GroupNorm, Parameters, Scope, ops};
 use serde::Deserialize;
 use std::path::Path;
 
-/// Configuration of an `AutoencoderKL`.
+/// Configuration of an `AutoencoderKL`; what a file does not say is as in diffusers.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
 pub struct AutoencoderKlConfig {
     in_channels: usize,
     out_channels: usize,
@@ -20,30 +22,41 @@ pub struct AutoencoderKlConfig {
     layers_per_block: usize,
     norm_num_groups: usize,
     act_fn: String,
-    /// Latents are multiplied by this after encoding.
-    pub scaling_factor: f64,
-    /// ... after this is taken off.
-    #[serde(default)]
-    pub shift_factor: Option<f64>,
-    #[serde(default = "yes")]
+    scaling_factor: f64,
+    shift_factor: Option<f64>,
     mid_block_add_attention: bool,
-    #[serde(default = "yes")]
     use_quant_conv: bool,
-    #[serde(default = "yes")]
     use_post_quant_conv: bool,
-    #[serde(default)]
     latents_mean: Option<Vec<f64>>,
 }
 
-fn yes() -> bool {
-    true
+impl Default for AutoencoderKlConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![64],
+            down_block_types: vec!["DownEncoderBlock2D".into()],
+            up_block_types: vec!["UpDecoderBlock2D".into()],
+            layers_per_block: 1,
+            norm_num_groups: 32,
+            act_fn: "silu".into(),
+            scaling_factor: 0.18215,
+            shift_factor: None,
+            mid_block_add_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            latents_mean: None,
+        }
+    }
 }
 
 impl AutoencoderKlConfig {
     /// Reads a component's `config.json`.
     ///
     /// # Errors
-    /// If it cannot be read, or asks for something that is not supported.
+    /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let config: Self = read_json(path)?;
         let unsupported = |what: String| Err(Error::invalid(path, format!("{what} is not supported")));
@@ -69,6 +82,13 @@ impl AutoencoderKlConfig {
             let groups = config.norm_num_groups;
             return Err(Error::invalid(path, format!("channels {channels:?} do not divide into {groups} groups")));
         }
+        let sizes = [
+            ("in_channels", config.in_channels),
+            ("out_channels", config.out_channels),
+            ("latent_channels", config.latent_channels),
+            ("layers_per_block", config.layers_per_block),
+        ];
+        no_zeros(path, &sizes, config.scaling_factor)?;
         Ok(config)
     }
 
@@ -146,7 +166,7 @@ impl AutoencoderKl {
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
         let config = AutoencoderKlConfig::open(&folder.join("config.json"))?;
         let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", variant)?;
-        checkpoint.load()?.build(|scope| Self::new(&config, &scope))
+        renamed(checkpoint.load()?)?.build(|scope| Self::new(&config, &scope))
     }
 
     /// Builds the model.
@@ -244,12 +264,10 @@ impl AutoencoderKl {
         let latent = self.config.latent_channels;
         Ok((x.narrow(1, 0, latent)?, x.narrow(1, latent, latent)?.clamp(-30f32, 20f32)?))
     }
+}
 
-    /// Latents without scaling (samples x channels x height x width) to pictures in [-1, 1].
-    ///
-    /// # Errors
-    /// If the shape does not fit.
-    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+impl Autoencoder for AutoencoderKl {
+    fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         let mut x = match &self.post_quant_conv {
             Some(convolution) => convolution.forward(latents)?,
             None => latents.clone(),
@@ -266,18 +284,29 @@ impl AutoencoderKl {
         Ok(self.decoder.conv_out.forward(&self.decoder.conv_norm_out.forward_silu(&x)?)?)
     }
 
-    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3. They are decoded one at a
-    /// time: at full size a picture takes gigabytes on its way.
-    ///
-    /// # Errors
-    /// If the shape does not fit.
-    pub fn pictures(&self, latents: &Tensor) -> Result<Tensor> {
-        let latents = latents.affine(1.0 / self.config.scaling_factor, self.config.shift_factor.unwrap_or(0.0))?;
-        let mut pictures = Vec::new();
-        for sample in 0..latents.dim(0)? {
-            let picture = self.decode(&latents.narrow(0, sample, 1)?)?.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
-            pictures.push(picture.permute((0, 2, 3, 1))?.contiguous()?);
-        }
-        Ok(Tensor::cat(&pictures, 0)?)
+    fn factor(&self) -> usize {
+        1 << (self.config.block_out_channels.len() - 1)
     }
+
+    fn scale_and_shift(&self) -> (f64, f64) {
+        (self.config.scaling_factor, self.config.shift_factor.unwrap_or(0.0))
+    }
+}
+
+/// The attention's linears under their names of today: older files have others, and some hold 1x1 convolutions.
+fn renamed(parameters: Parameters) -> Result<Parameters> {
+    const NAMES: [(&str, &str); 4] =
+        [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+    let parameters = parameters.map(|name, tensor| {
+        if !name.contains(".attentions.") {
+            return Ok((name, tensor));
+        }
+        let name = NAMES.iter().fold(name, |name, (old, new)| name.replace(old, new));
+        let tensor = match *tensor.dims() {
+            [outputs, inputs, 1, 1] => tensor.reshape((outputs, inputs))?,
+            _ => tensor,
+        };
+        Ok((name, tensor))
+    })?;
+    Ok(parameters)
 }

@@ -6,8 +6,8 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{
-    AutoencoderKl, AutoencoderKlConfig, Checkpoint, ClipModel, ClipTextConfig, ClipTextModel, ClipTokenizer,
-    Conditioning, ModelFolder, Pipeline, Sampling,
+    Autoencoder, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Checkpoint, ClipModel, ClipTextConfig,
+    ClipTextModel, ClipTokenizer, Conditioning, ModelFolder, Pipeline, Sampling, T5Encoder, T5Tokenizer, autoencoder,
 };
 use secateur_nn::Context;
 use serde_json::Value;
@@ -84,6 +84,9 @@ fn something_is_compared() {
         "sd_vae",
         "clip_l_text",
         "clip_g_text",
+        "t5_encoder",
+        "t5_tokenizer",
+        "tiny_vae",
     ];
     assert!(known.iter().any(|name| goldens().join(name).exists()), "{} holds no fixture", goldens().display());
 }
@@ -104,6 +107,32 @@ fn tokenizer() {
             assert_eq!(got.into_iter().map(u64::from).collect::<Vec<_>>(), want, "{}", case["text"]);
         }
     }
+}
+
+#[test]
+fn t5_tokenizer() {
+    let Some(folder) = fixture("t5_tokenizer") else { return };
+    let cases: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json")).unwrap()).unwrap();
+    let tokenizer = T5Tokenizer::open(&folder).unwrap();
+    for case in &cases {
+        let numbers = |key: &str| -> Vec<u32> {
+            case[key].as_array().unwrap().iter().map(|number| number.as_u64().unwrap() as u32).collect()
+        };
+        let length = case["length"].as_u64().unwrap() as usize;
+        let text = case["text"].as_str().unwrap().to_owned();
+        let (ids, mask) = tokenizer.encode_batch(std::slice::from_ref(&text), length).unwrap();
+        let row = |tensor: Tensor| tensor.to_dtype(DType::U32).unwrap().squeeze(0).unwrap().to_vec1::<u32>().unwrap();
+        assert_eq!(row(ids), numbers("ids"), "{text:?}");
+        assert_eq!(row(mask), numbers("mask"), "{text:?}");
+    }
+}
+
+#[test]
+fn a_sentencepiece_model_alone_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("spiece.model"), b"").unwrap();
+    let error = T5Tokenizer::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("save_pretrained"), "{error}");
 }
 
 #[test]
@@ -202,6 +231,78 @@ fn vae_with_attention_and_quant_convs() {
     compare_vae(&vae, &tensors(&folder.join("io.safetensors")));
 }
 
+/// Files of older days: other names for the attention's linears, which are 1x1 convolutions, and nothing in the
+/// configuration that is diffusers' default.
+#[test]
+fn vae_of_old_names() {
+    let Some(folder) = fixture("sd_vae") else { return };
+    let names = [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")];
+    let old = |(mut name, mut tensor): (String, Tensor)| {
+        for (new, old) in names {
+            let renamed = name.replace(&format!(".{new}."), &format!(".{old}."));
+            if renamed != name && tensor.rank() == 2 {
+                tensor = tensor.unsqueeze(2).unwrap().unsqueeze(3).unwrap();
+            }
+            name = renamed;
+        }
+        (name, tensor)
+    };
+    let weights: Tensors = tensors(&folder.join("diffusion_pytorch_model.safetensors")).into_iter().map(old).collect();
+    assert!(weights.keys().any(|name| name.contains(".proj_attn.")));
+    let older = tempfile::tempdir().unwrap();
+    candle_core::safetensors::save(&weights, older.path().join("diffusion_pytorch_model.safetensors")).unwrap();
+    let mut config: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+    let defaults = serde_json::json!({
+        "scaling_factor": 0.18215, "act_fn": "silu", "mid_block_add_attention": true, "use_quant_conv": true,
+        "use_post_quant_conv": true,
+    });
+    config.as_object_mut().unwrap().retain(|key, value| defaults.get(key) != Some(value));
+    std::fs::write(older.path().join("config.json"), config.to_string()).unwrap();
+    let want = tensors(&folder.join("io.safetensors"));
+    compare_vae(&AutoencoderKl::open(older.path(), None).unwrap(), &want);
+    let pictures = |folder: &Path| autoencoder(folder, None).unwrap().pictures(&want["latent"]).unwrap();
+    close("pictures", &pictures(older.path()), &pictures(&folder), 0.0);
+}
+
+#[test]
+fn tiny_vae() {
+    let Some(folder) = fixture("tiny_vae") else { return };
+    let want = tensors(&folder.join("io.safetensors"));
+    let vae = AutoencoderTiny::open(&folder, None).unwrap();
+    close("encoded", &vae.encode(&want["image"]).unwrap(), &want["encoded"], 1e-4);
+    close("decoded", &vae.decode(&want["latent"]).unwrap(), &want["decoded"], 1e-4);
+    let vae = autoencoder(&folder, None).unwrap();
+    close("pictures", &vae.pictures(&want["latent"]).unwrap(), &want["pictures"], 1e-4);
+    assert_eq!(vae.factor(), want["image"].dim(3).unwrap() / want["latent"].dim(3).unwrap());
+}
+
+#[test]
+fn autoencoders_that_cannot_be_are_refused() {
+    let tiny = serde_json::json!({"_class_name": "AutoencoderTiny"});
+    let kl = serde_json::json!({"_class_name": "AutoencoderKL"});
+    for (config, key, value) in [
+        (&kl, "_class_name", serde_json::json!("VQModel")),
+        (&kl, "act_fn", "relu".into()),
+        (&kl, "latent_channels", 0.into()),
+        (&kl, "layers_per_block", 0.into()),
+        (&kl, "scaling_factor", 0.into()),
+        (&kl, "block_out_channels", vec![64, 64].into()),
+        (&tiny, "act_fn", "silu".into()),
+        (&tiny, "upsample_fn", "bilinear".into()),
+        (&tiny, "latent_channels", 0.into()),
+        (&tiny, "num_encoder_blocks", vec![1].into()),
+        (&tiny, "decoder_block_out_channels", vec![64, 64, 64, 32].into()),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config.clone();
+        config[key] = value;
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let error = autoencoder(folder.path(), None).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(key), "{key}: {error}");
+    }
+}
+
 #[test]
 fn clip() {
     let Some(path) = fixture("clip.safetensors") else { return };
@@ -241,6 +342,16 @@ fn clip_l_text() {
 #[test]
 fn clip_g_text() {
     text_encoder("clip_g_text", true, "text_embeds");
+}
+
+#[test]
+fn t5_encoder() {
+    let Some(folder) = fixture("t5_encoder") else { return };
+    let want = tensors(&folder.join("io.safetensors"));
+    let encoder = T5Encoder::open(&folder, None).unwrap();
+    let ids = want["ids"].to_dtype(DType::U32).unwrap();
+    close("with a mask", &encoder.forward(&ids, Some(&want["mask"])).unwrap(), &want["out"], 1e-4);
+    close("without", &encoder.forward(&ids, None).unwrap(), &want["out_nomask"], 1e-4);
 }
 
 /// One call of a denoiser, with the inputs of a fixture.

@@ -40,6 +40,15 @@ impl Parameters {
         Ok(())
     }
 
+    /// The same parameters under the names and in the shapes that `change` gives them.
+    ///
+    /// # Errors
+    /// If `change` fails.
+    pub fn map(self, change: impl Fn(String, Tensor) -> candle_core::Result<(String, Tensor)>) -> Result<Self> {
+        let tensors = self.tensors.into_iter().map(|(name, tensor)| change(name, tensor));
+        Ok(Self { origin: self.origin, tensors: tensors.collect::<candle_core::Result<_>>()? })
+    }
+
     /// All parameters in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))

@@ -1,0 +1,112 @@
+//! CLIP's byte-pair tokenizer.
+
+use super::Vocabulary;
+use crate::error::{Error, Result, read_json};
+use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Turns prompts into rows of token numbers of one length: start, text cut to fit, end, padding.
+#[derive(Clone, Debug)]
+pub struct ClipTokenizer {
+    vocabulary: Vocabulary,
+    start: u32,
+    end: u32,
+    padding: u32,
+    length: usize,
+}
+
+/// How CLIP splits text into words before the byte-pair merges.
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+impl ClipTokenizer {
+    /// Opens a tokenizer folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, with `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or a special token is not in the vocabulary.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let (path, definition) = if path.is_file() {
+            let definition = read_json(&path)?;
+            (path, definition)
+        } else {
+            (folder.join("vocab.json"), definition(folder)?)
+        };
+        let vocabulary = Vocabulary::new(folder, path, &definition)?;
+        let start = vocabulary.special("bos_token", "<|startoftext|>")?;
+        let end = vocabulary.special("eos_token", "<|endoftext|>")?;
+        let padding = vocabulary.special("pad_token", "<|endoftext|>")?;
+        let length = vocabulary.config.get("model_max_length").and_then(Value::as_u64).unwrap_or(77) as usize;
+        if !(2..=1 << 20).contains(&length) {
+            let problem = format!("model_max_length {length} cannot be used");
+            return Err(Error::invalid(folder.join("tokenizer_config.json"), problem));
+        }
+        Ok(Self { vocabulary, start, end, padding, length })
+    }
+
+    /// Tokens a row.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Token numbers of one text.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = vec![self.start];
+        ids.extend(self.vocabulary.ids(text)?.into_iter().take(self.length - 2));
+        ids.push(self.end);
+        ids.resize(self.length, self.padding);
+        Ok(ids)
+    }
+
+    /// Token numbers of several texts: texts x [`ClipTokenizer::length`], u32.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode_batch(&self, texts: &[String]) -> Result<Tensor> {
+        let mut ids = Vec::with_capacity(texts.len() * self.length);
+        for text in texts {
+            ids.extend(self.encode(text)?);
+        }
+        Ok(Tensor::from_vec(ids, (texts.len(), self.length), &Device::Cpu)?)
+    }
+}
+
+/// The definition that `tokenizer.json` would hold, from the two older files.
+fn definition(folder: &Path) -> Result<Value> {
+    let vocab: Value = read_json(&folder.join("vocab.json"))?;
+    let path = folder.join("merges.txt");
+    let merges = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let merges: Vec<&str> = merges.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
+    let special = |token: &str| {
+        json!({
+            "id": vocab.get(token), "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        })
+    };
+    let tokens = ["<|startoftext|>", "<|endoftext|>"];
+    if let Some(token) = tokens.iter().find(|token| vocab.get(**token).is_none()) {
+        return Err(Error::invalid(folder.join("vocab.json"), format!("lacks the token {token}")));
+    }
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": tokens.map(special),
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        ]},
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": "<|endoftext|>", "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": merges,
+        },
+    }))
+}
