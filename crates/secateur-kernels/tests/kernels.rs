@@ -167,7 +167,11 @@ fn rope() {
         let turned = |i: usize| {
             let pair = i / heads.max(1) / width % tokens * width + i % width / 2 * 2;
             let (cos, sin) = (wide_table[pair], wide_table[pair + 1]);
-            if i % 2 == 0 { wide_x[i] * cos - wide_x[i + 1] * sin } else { wide_x[i - 1] * sin + wide_x[i] * cos }
+            if i.is_multiple_of(2) {
+                wide_x[i] * cos - wide_x[i + 1] * sin
+            } else {
+                wide_x[i - 1] * sin + wide_x[i] * cos
+            }
         };
         close("rope", &ops::rope(&x, &table).unwrap(), &(0..wide_x.len()).map(turned).collect::<Vec<_>>());
     }

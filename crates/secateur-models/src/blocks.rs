@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::structure::{Layer, Operation, UnitKind};
-use candle_core::{Device, Tensor};
+use candle_core::{D, Device, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, LayerName, LayerNorm, Linear, Scope, ops};
 
 /// How group norms are made.
@@ -251,6 +251,35 @@ impl TransformerBlock {
         let y = self.norm3.forward(&x)?;
         Ok((x + self.ff.forward(y, context)?)?)
     }
+}
+
+/// The parts into which a modulation linear's output is cut.
+pub(crate) struct Modulation {
+    values: Tensor,
+    width: usize,
+}
+
+impl Modulation {
+    pub(crate) fn new(linear: &Linear, time: &Tensor, context: &Context<'_>) -> Result<Self> {
+        Ok(Self { values: linear.forward(time, context)?, width: time.dim(D::Minus1)? })
+    }
+
+    pub(crate) fn part(&self, index: usize) -> Result<Tensor> {
+        Ok(self.values.narrow(1, index * self.width, self.width)?)
+    }
+}
+
+/// Layer norm of `x`, times 1 + `scale`, plus `shift`.
+pub(crate) fn modulate(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    const EPS: f32 = 1e-6;
+    let _span = tracing::trace_span!("norm").entered();
+    Ok(ops::layer_norm_modulated(x, scale, shift, EPS)?)
+}
+
+/// `x` + `gate` * `y`.
+pub(crate) fn gated(x: Tensor, gate: &Tensor, y: Tensor) -> Result<Tensor> {
+    let _span = tracing::trace_span!("residual").entered();
+    Ok(ops::gated_add(&x, gate, &y)?)
 }
 
 /// `TimestepEmbedding`: two linears with SiLU between.

@@ -2,6 +2,7 @@
 
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result, read_json};
+use crate::flux::FluxConfig;
 use crate::mmdit::MmditConfig;
 use crate::structure::{Geometry, Structure};
 use crate::unet::UnetConfig;
@@ -56,6 +57,7 @@ pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
     let file: Map<String, Value> = read_json(path)?;
     match file.get("_class_name").and_then(Value::as_str) {
         Some("SD3Transformer2DModel") => Ok(Arc::new(MmditConfig::open(path)?)),
+        Some("FluxTransformer2DModel") => Ok(Arc::new(FluxConfig::open(path)?)),
         Some("UNet2DConditionModel" | "UNet2DModel") => Ok(Arc::new(UnetConfig::open(path)?)),
         Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
         None => Err(Error::invalid(path, "_class_name is missing")),

@@ -73,6 +73,7 @@ fn something_is_compared() {
         "vae.safetensors",
         "sd3_mmdit",
         "sd35_medium_mmdit",
+        "flux_transformer",
         "sd15_unet",
         "sd21_unet",
         "sdxl_unet",
@@ -236,6 +237,30 @@ fn sd3() {
 #[test]
 fn sd35_medium() {
     denoiser("sd35_medium_mmdit");
+}
+
+#[test]
+fn flux() {
+    denoiser("flux_transformer");
+}
+
+#[test]
+fn one_text_token_stands_for_equal_ones() {
+    for name in ["sd3_mmdit", "sd35_medium_mmdit", "flux_transformer"] {
+        let Some(folder) = fixture(name) else { continue };
+        let given = tensors(&folder.join("io.safetensors"));
+        let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+        let (samples, tokens, _) = given["context"].dims3().unwrap();
+        let times: Vec<f32> = (0..samples * tokens).map(|i| if i % tokens == 1 { 3.0 } else { 1.0 }).collect();
+        let times = Tensor::from_vec(times, (samples, tokens), &Device::Cpu).unwrap();
+        let short = parameters.build(common::call(&folder, &given, Some(&times))).unwrap();
+        let conditioning =
+            Conditioning { text: Some(given["context"].clone()), multiplicity: Some(times), ..Conditioning::default() };
+        let text = conditioning.spelled_out().unwrap().text.unwrap();
+        let spelled_out = Tensors::from_iter(given.into_iter().chain([("context".to_owned(), text)]));
+        let long = parameters.build(common::call(&folder, &spelled_out, None)).unwrap();
+        close(name, &short, &long, 1e-5);
+    }
 }
 
 #[test]

@@ -53,6 +53,7 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
     let conditioning = Conditioning {
         text: columns(["context_embedder", "attn2.to_k"]).map(|width| random(&[samples, text, width])),
         pooled: columns(["text_embedder.linear_1"; 2]).map(|width| random(&[samples, width])),
+        guidance: Some(Tensor::full(3.5f32, samples, &Device::Cpu).unwrap()),
         ..Conditioning::default()
     };
     let latents = random(&[samples, channels, height, width]);
@@ -116,10 +117,12 @@ fn a_call_takes_what_it_is_said_to_take() {
     };
     let (mmdit, mmdit_weights) = of("emoji-mmdit/transformer");
     let (unet, unet_weights) = of("emoji-unet/unet");
+    let (flux, flux_weights) = of("../tests/goldens/flux_transformer");
     let wide_weights = Checkpoint::open(folder.path(), "model", None).unwrap();
     for (what, config, checkpoint, samples, text) in [
         ("wide", &wide, &wide_weights, 12, 40),
         ("emoji-mmdit", &mmdit, &mmdit_weights, 16, 33),
+        ("flux", &flux, &flux_weights, 2, 600),
         ("emoji-unet, one sample", &unet, &unet_weights, 1, 32),
         ("emoji-unet", &unet, &unet_weights, 24, 32),
     ] {
