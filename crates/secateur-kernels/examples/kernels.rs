@@ -85,6 +85,7 @@ fn gram_case(rows: usize, columns: usize) -> Result<Case> {
 fn cases() -> Result<Vec<Case>> {
     let image = [2, 320, 64, 64];
     let (weight, bias) = (random(&[320])?, random(&[320])?);
+    let angles = random(&[4608, 128])?;
     let (group_weight, group_bias) = (weight.clone(), bias.clone());
     Ok(vec![
         linear(2048, 2048, 2048)?,
@@ -103,6 +104,7 @@ fn cases() -> Result<Vec<Case>> {
             ops::group_norm(x, &group_weight, &group_bias, 32, 1e-5, false)
         })?,
         pointwise("layer norm 8192x320", &[8192, 320], move |x| ops::layer_norm_affine(x, &weight, &bias, 1e-5))?,
+        pointwise("rope 4608x3072", &[1, 4608, 3072], move |x| ops::rope(x, &angles))?,
         pointwise("gelu 2x4096x1280", &[2, 4096, 1280], |x| ops::activation(Activation::Gelu, x))?,
         pointwise("gelu tanh 2x4096x1280", &[2, 4096, 1280], |x| ops::activation(Activation::GeluTanh, x))?,
         pointwise("silu 2x320x64x64", &image, |x| ops::activation(Activation::Silu, x))?,

@@ -1,4 +1,4 @@
-//! CPU kernels for diffusion models: products, attention, convolution, norms, activations, Gram matrices, and the OBS
+//! CPU kernels for diffusion models: products, attention, convolution, norms, activations, rotary positions, Gram matrices, and the OBS
 //! solver's inner loop.
 //!
 //! Every kernel is a function of contiguous `f32` slices, multithreaded with rayon, vectorised through run-time
@@ -15,6 +15,7 @@ pub mod norm;
 pub mod obs;
 pub mod ops;
 pub mod product;
+pub mod rope;
 mod simd;
 mod transpose;
 

@@ -7,6 +7,7 @@ use crate::convolution::Convolution;
 use crate::linear;
 use crate::norm::{self, Affine};
 use crate::product::{Panels, Strips};
+use crate::rope;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -471,6 +472,32 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps
             let &[x, weight, bias] = given.inputs else { return };
             let (affine, size) = ((weight, bias), (groups, area));
             norm::group_norm_gradient(x, given.gradient, gx, (gweight, gbias), affine, size, eps, silu);
+        },
+    )
+}
+
+/// Rotary positions: `x` (samples x tokens x heads' width) with the elements 2i and 2i + 1 of every head as a point that is
+/// turned. `table` (tokens x width of a head) holds the cosine of the pair's angle in the place of the one, its sine in
+/// that of the other.
+pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
+    let (_, tokens, row) = x.dims3()?;
+    let (places, width) = table.dims2()?;
+    if places != tokens || width == 0 || width % 2 != 0 || row % width != 0 {
+        bail!("rope: input {:?} does not fit a table of {:?}", x.dims(), table.dims());
+    }
+    let size = (row, width);
+    apply(
+        "rope",
+        &[x, table],
+        x.shape(),
+        move |data, y| rope::rope(data[0], y, data[1], size),
+        move |given, gradients| {
+            let [gx, gtable] = split(gradients);
+            let &[x, table] = given.inputs else { return };
+            rope::rope_gradient(given.gradient, gx, table, size);
+            if given.wanted[1] {
+                rope::rope_table_gradient(x, given.gradient, gtable, size);
+            }
         },
     )
 }

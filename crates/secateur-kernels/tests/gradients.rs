@@ -203,6 +203,15 @@ fn plain_rms_norm(x: &[f64], weight: &[f64]) -> Vec<f64> {
     x.chunks(weight.len()).flat_map(row).collect()
 }
 
+fn plain_rope(x: &[f64], table: &[f64], heads: usize, width: usize) -> Vec<f64> {
+    let turn = |(i, pair): (usize, &[f64])| {
+        let at = i * 2 / (heads * width) * width % table.len() + i * 2 % width;
+        let (cos, sin) = (table[at], table[at + 1]);
+        [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos]
+    };
+    x.chunks(2).enumerate().flat_map(turn).collect()
+}
+
 fn plain_group_norm(x: &[f64], weight: &[f64], bias: &[f64], groups: usize, area: usize) -> Vec<f64> {
     let channels = weight.len();
     let normal = standardised(x, channels / groups * area).into_iter().enumerate();
@@ -424,6 +433,20 @@ fn rms_norm() {
 }
 
 #[test]
+fn rope() {
+    for (samples, tokens, heads, width) in
+        [(1, 1, 1, 2), (2, 3, 1, 6), (3, 5, 2, 4), (1, 7, 3, 34), (2, 0, 2, 4), (1, 4, 0, 2)]
+    {
+        check(
+            &format!("rotary positions of {heads} heads"),
+            &[&[samples, tokens, heads * width], &[tokens, width]],
+            |t| ops::rope(&t[0], &t[1]),
+            |p| plain_rope(&p[0], &p[1], heads, width),
+        );
+    }
+}
+
+#[test]
 fn group_norm() {
     let cases: [(&[usize], usize); 6] = [
         (&[1, 1, 1, 5], 1),
@@ -532,6 +555,7 @@ fn every_op() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
             op(|t| ops::layer_norm_modulated(&t[0], &t[1], &t[2], EPS)),
         ),
         ("RMS norm", vec![tokens(), vec![3]], op(|t| ops::rms_norm(&t[0], &t[1], EPS))),
+        ("rotary positions", vec![tokens(), vec![3, 2]], op(|t| ops::rope(&t[0], &t[1]))),
         ("group norm", vec![image(), vec![4], vec![4]], op(|t| ops::group_norm(&t[0], &t[1], &t[2], 2, EPS, false))),
         (
             "group norm with SiLU",

@@ -71,6 +71,9 @@ fn views_that_are_not_contiguous_give_the_same() {
         ops::layer_norm_affine(&view, &weight, &bias, 1e-5).unwrap(),
         ops::layer_norm_affine(&copy, &weight, &bias, 1e-5).unwrap(),
     );
+    let (view_x, copy_x) = (view.narrow(2, 0, 6).unwrap(), copy.narrow(2, 0, 6).unwrap().contiguous().unwrap());
+    let table = random(&[2, 6], 6).t().unwrap();
+    same(ops::rope(&view_x, &table).unwrap(), ops::rope(&copy_x, &table.contiguous().unwrap()).unwrap());
     same(ops::activation(Activation::Gelu, &view).unwrap(), ops::activation(Activation::Gelu, &copy).unwrap());
     same(
         ops::attention(&view, &view, &view, 1, None, false).unwrap(),
@@ -153,6 +156,31 @@ fn rms_norm_goes_over_heads() {
     let apart = ops::rms_norm(&x.reshape((2, 3, 3, 4)).unwrap(), &weight, 1e-6).unwrap();
     assert_eq!(wide(&heads), wide(&apart));
     assert!(ops::rms_norm(&x, &random(&[5], 2), 1e-6).is_err());
+}
+
+#[test]
+fn rope() {
+    for (samples, tokens, heads, width) in
+        [(1, 1, 1, 2), (2, 3, 2, 6), (1, 65, 3, 34), (3, 130, 1, 16), (2, 0, 2, 4), (0, 3, 2, 4), (1, 4, 0, 2)]
+    {
+        let (x, table) = (random(&[samples, tokens, heads * width], 1), random(&[tokens, width], 2));
+        let (wide_x, wide_table) = (wide(&x), wide(&table));
+        let turned = |i: usize| {
+            let pair = i / heads.max(1) / width % tokens * width + i % width / 2 * 2;
+            let (cos, sin) = (wide_table[pair], wide_table[pair + 1]);
+            if i.is_multiple_of(2) {
+                wide_x[i] * cos - wide_x[i + 1] * sin
+            } else {
+                wide_x[i - 1] * sin + wide_x[i] * cos
+            }
+        };
+        close("rope", &ops::rope(&x, &table).unwrap(), &(0..wide_x.len()).map(turned).collect::<Vec<_>>());
+    }
+    let x = random(&[2, 3, 12], 1);
+    for table in [[3, 5], [4, 6], [3, 3], [3, 0]] {
+        let error = ops::rope(&x, &random(&table, 2)).unwrap_err().to_string();
+        assert!(error.contains("[2, 3, 12]") && error.contains(&format!("{table:?}")), "{error}");
+    }
 }
 
 #[test]

@@ -161,14 +161,18 @@ impl Multiplicity {
         Ok(Self { of_text: multiplicity.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?.into(), tokens })
     }
 
+    /// That of each text token of each sample, behind `others` tokens that stand for themselves.
+    #[must_use]
+    pub fn behind(&self, others: usize) -> Self {
+        let samples = self.of_text.chunks(self.tokens.max(1));
+        let of_text = samples.flat_map(|text| std::iter::repeat_n(1.0, others).chain(text.iter().copied())).collect();
+        Self { of_text, tokens: others + self.tokens }
+    }
+
     /// What is added to the score of each key of each sample: ln m for a text token, as m equal keys weigh as much as one
     /// with ln m added to its score; and 0 for the `others` keys before the text of each sample.
     #[must_use]
     pub fn key_bias(&self, others: usize) -> Arc<[f32]> {
-        let of_sample = |text: &[f32]| -> Vec<f32> {
-            let text = text.iter().map(|m| m.ln().max(HIDDEN));
-            std::iter::repeat_n(0.0, others).chain(text).collect()
-        };
-        self.of_text.chunks(self.tokens.max(1)).flat_map(of_sample).collect()
+        self.behind(others).of_text.iter().map(|m| m.ln().max(HIDDEN)).collect()
     }
 }

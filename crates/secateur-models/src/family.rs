@@ -3,6 +3,7 @@
 use crate::conditioning::Conditioning;
 use crate::dit::DitConfig;
 use crate::error::{Error, Result, read_json};
+use crate::flux::FluxConfig;
 use crate::mmdit::MmditConfig;
 use crate::pixart::PixartConfig;
 use crate::structure::{Geometry, Structure};
@@ -86,6 +87,7 @@ pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
         Some("DiTTransformer2DModel") => Ok(Arc::new(DitConfig::open(path)?)),
         Some("PixArtTransformer2DModel") => Ok(Arc::new(PixartConfig::open(path)?)),
         Some("SD3Transformer2DModel") => Ok(Arc::new(MmditConfig::open(path)?)),
+        Some("FluxTransformer2DModel") => Ok(Arc::new(FluxConfig::open(path)?)),
         Some("UNet2DConditionModel" | "UNet2DModel") => Ok(Arc::new(UnetConfig::open(path)?)),
         Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
         None => Err(Error::invalid(path, "_class_name is missing")),

@@ -38,7 +38,7 @@ impl Memory {
 }
 
 /// A stretch of layers that stand together: a transformer block, or the layers before or after all of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Block {
     /// The common prefix of the layers' names, such as `transformer_blocks.0`; a description where there is none.
     pub name: String,
@@ -254,8 +254,7 @@ impl Layer {
 impl Block {
     /// One that reads the outputs of the blocks `reads`.
     pub(crate) fn new(name: impl Into<String>, reads: &[usize]) -> Self {
-        let (layers, heads, neurons) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name: name.into(), layers, reads: reads.to_vec(), heads, neurons }
+        Self { name: name.into(), reads: reads.to_vec(), ..Self::default() }
     }
 
     /// The same with `layers` behind its own.
@@ -275,8 +274,8 @@ impl Block {
         let of_heads = self.heads.iter().flat_map(|heads| {
             let group = |kind, barred| LowRankGroup { name: heads.name.clone(), kind, rank: heads.head_dim, barred };
             let barred = match heads.between {
-                Between { norm: true, .. } => Some("a norm stands between the projections and their product"),
-                Between { rotary: true, .. } => Some("rotary positions stand between: only pairs of columns may go"),
+                Between { norm: true, .. } => Some("a norm stands between them"),
+                Between { rotary: true, .. } => Some("rotary positions stand between them"),
                 _ => None,
             };
             [group(LowRankKind::QueryKey, barred), group(LowRankKind::ValueOutput, None)]

@@ -7,7 +7,8 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{
     Autoencoder, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Checkpoint, ClipModel, ClipTextConfig,
-    ClipTextModel, ClipTokenizer, Conditioning, ModelFolder, Pipeline, Sampling, T5Encoder, T5Tokenizer, autoencoder,
+    ClipTextModel, ClipTokenizer, Conditioning, ModelFolder, Pipeline, Sampler, Sampling, T5Encoder, T5Tokenizer,
+    autoencoder,
 };
 use secateur_nn::Context;
 use serde_json::Value;
@@ -70,10 +71,15 @@ fn something_is_compared() {
         "clip.safetensors",
         "mmdit_step.safetensors",
         "mmdit_run.safetensors",
+        "unet_step.safetensors",
+        "unet_run.safetensors",
+        "unet_sched_euler.safetensors",
+        "dit_run.safetensors",
         "dit_step.safetensors",
         "vae.safetensors",
         "sd3_mmdit",
         "sd35_medium_mmdit",
+        "flux_transformer",
         "sd15_unet",
         "sd21_unet",
         "sdxl_unet",
@@ -181,9 +187,9 @@ fn size_of(latents: &Tensor) -> (usize, usize) {
 }
 
 /// A whole run; not every fixture holds all of what is compared.
-fn run(role: &str, fixture: &Path, prompts: &[String], sampling: &Sampling) {
+fn run(folder: &Path, fixture: &Path, prompts: &[String], sampling: &Sampling) {
     let want = tensors(fixture);
-    let pipeline = Pipeline::open(ModelFolder::open(&model(role), None).unwrap()).unwrap();
+    let pipeline = Pipeline::open(ModelFolder::open(folder, None).unwrap()).unwrap();
     let mut seen = Vec::new();
     let record = |_, latents: &Tensor| {
         seen.push(latents.clone());
@@ -204,10 +210,77 @@ fn run(role: &str, fixture: &Path, prompts: &[String], sampling: &Sampling) {
     assert!(compared > 0, "{} holds nothing to compare", fixture.display());
 }
 
+/// A copy of a bundled model's folder with another `scheduler_config.json`; the other files are links.
+fn with_scheduler(role: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir {
+    let (folder, source) = (tempfile::tempdir().unwrap(), model(role).canonicalize().unwrap());
+    for entry in std::fs::read_dir(&source).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "scheduler" {
+            std::os::unix::fs::symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+    }
+    let path = "scheduler/scheduler_config.json";
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(source.join(path)).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::create_dir(folder.path().join("scheduler")).unwrap();
+    std::fs::write(folder.path().join(path), config.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn unet_step() {
+    let Some(path) = fixture("unet_step.safetensors") else { return };
+    let want = tensors(&path);
+    let pipeline = Pipeline::open(ModelFolder::open(&model("unet"), None).unwrap()).unwrap();
+    let (sampling, size) = (sampling("unet"), size_of(&want["x"]));
+    let told = pipeline.conditioning(&prompts(), size, &sampling).unwrap();
+    close("context", told.text().unwrap(), &want["context"], 1e-4);
+    let negative = vec![sampling.negative_prompt.clone(); want["null_context"].dim(0).unwrap()];
+    let null = pipeline.conditioning(&negative, size, &sampling).unwrap();
+    close("null context", null.text().unwrap(), &want["null_context"], 1e-4);
+    let conditioning = Conditioning { text: Some(want["context"].clone()), ..Conditioning::default() };
+    let timesteps = want["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+    let out = pipeline.denoiser().forward(&want["x"], &timesteps, &conditioning, &Context::default()).unwrap();
+    close("step", &out, &want["out"], 1e-4);
+}
+
+#[test]
+fn unet_run() {
+    let Some(path) = fixture("unet_run.safetensors") else { return };
+    run(&model("unet"), &path, &prompts(), &sampling("unet"));
+}
+
+#[test]
+fn unet_samplers() {
+    let steps = cases()["unet"]["scheduler_steps"].as_u64().unwrap() as usize;
+    for (name, sampler) in [
+        ("dpmpp_2m", Some(Sampler::DpmSolver)),
+        ("euler", Some(Sampler::Euler)),
+        ("heun", Some(Sampler::Heun)),
+        ("pndm", Some(Sampler::Pndm)),
+        ("ddim_trailing", None),
+    ] {
+        let Some(path) = fixture(&format!("unet_sched_{name}.safetensors")) else { continue };
+        println!("{name}:");
+        let sampling = Sampling { steps, sampler, ..sampling("unet") };
+        let trailing = with_scheduler("unet", |config| config["timestep_spacing"] = "trailing".into());
+        let folder = if sampler.is_none() { trailing.path() } else { &model("unet") };
+        run(folder, &path, &prompts(), &sampling);
+    }
+}
+
+#[test]
+fn dit_run() {
+    let Some(path) = fixture("dit_run.safetensors") else { return };
+    let cases = cases();
+    let labels: Vec<String> = cases["dit"]["labels"].as_array().unwrap().iter().map(Value::to_string).collect();
+    run(&model("dit"), &path, &labels, &sampling("dit"));
+}
+
 #[test]
 fn mmdit_run() {
     let Some(path) = fixture("mmdit_run.safetensors") else { return };
-    run("mmdit", &path, &prompts(), &sampling("mmdit"));
+    run(&model("mmdit"), &path, &prompts(), &sampling("mmdit"));
 }
 
 fn compare_vae(vae: &AutoencoderKl, want: &Tensors) {
@@ -387,6 +460,30 @@ fn sd3() {
 #[test]
 fn sd35_medium() {
     denoiser("sd35_medium_mmdit");
+}
+
+#[test]
+fn flux() {
+    denoiser("flux_transformer");
+}
+
+#[test]
+fn one_text_token_stands_for_equal_ones() {
+    for name in ["sd3_mmdit", "sd35_medium_mmdit", "flux_transformer"] {
+        let Some(folder) = fixture(name) else { continue };
+        let given = tensors(&folder.join("io.safetensors"));
+        let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+        let (samples, tokens, _) = given["context"].dims3().unwrap();
+        let times: Vec<f32> = (0..samples * tokens).map(|i| if i % tokens == 1 { 3.0 } else { 1.0 }).collect();
+        let times = Tensor::from_vec(times, (samples, tokens), &Device::Cpu).unwrap();
+        let short = parameters.build(common::call(&folder, &given, Some(&times), Context::default())).unwrap();
+        let conditioning =
+            Conditioning { text: Some(given["context"].clone()), multiplicity: Some(times), ..Conditioning::default() };
+        let text = conditioning.spelled_out().unwrap().text.unwrap();
+        let spelled_out = Tensors::from_iter(given.into_iter().chain([("context".to_owned(), text)]));
+        let long = parameters.build(common::call(&folder, &spelled_out, None, Context::default())).unwrap();
+        close(name, &short, &long, 1e-5);
+    }
 }
 
 #[test]

@@ -68,7 +68,8 @@ fn denoiser(name: &str, multiplicity: Option<&Tensor>) {
     every_gate(name, &parameters, common::call(&folder, &given, multiplicity, Context::default()));
 }
 
-fn mmdit(name: &str) {
+/// Also with text tokens of another multiplicity than 1.
+fn joint(name: &str) {
     denoiser(name, None);
     let (samples, tokens, _) = io(&fixture(name))["context"].dims3().unwrap();
     let mut multiplicity = vec![1f32; samples * tokens];
@@ -80,12 +81,17 @@ fn mmdit(name: &str) {
 
 #[test]
 fn sd3() {
-    mmdit("sd3_mmdit");
+    joint("sd3_mmdit");
 }
 
 #[test]
 fn sd35_medium() {
-    mmdit("sd35_medium_mmdit");
+    joint("sd35_medium_mmdit");
+}
+
+#[test]
+fn flux() {
+    joint("flux_transformer");
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
             .map(|width| random(&[samples, text, width])),
         pooled: columns(&["text_embedder.linear_1"]).map(|width| random(&[samples, width])),
         labels: Some(Tensor::zeros(samples, DType::U32, &Device::Cpu).unwrap()),
+        guidance: Some(Tensor::full(3.5f32, samples, &Device::Cpu).unwrap()),
         ..Conditioning::default()
     };
     let latents = random(&[samples, channels, height, width]);
@@ -143,10 +144,12 @@ fn a_call_takes_what_it_is_said_to_take() {
     let mmdit = models.join("emoji-mmdit/transformer");
     let unet = models.join("emoji-unet/unet");
     let dit = models.join("emoji-dit/transformer");
+    let flux = models.join("../tests/goldens/flux_transformer");
     for (what, folder, samples, text) in [
         ("wide", &wide_mmdit, 12, 40),
         ("wide PixArt", &wide_pixart, 12, 40),
         ("emoji-mmdit", &mmdit, 16, 33),
+        ("flux", &flux, 2, 600),
         ("emoji-unet, one sample", &unet, 1, 32),
         ("emoji-unet", &unet, 24, 32),
         ("emoji-dit, one sample", &dit, 1, 0),

@@ -59,7 +59,8 @@ fn one_layer(columns: usize, tokens: usize) -> Structure {
         operation: Operation::Linear { rows: tokens, inputs: columns, outputs: 1 },
         prunable: Some(Prunable { unit: UnitKind::FeedForwardDown, input: "layer".into() }),
     };
-    Structure { blocks: vec![Block { name: "block".into(), layers: vec![linear] }], activations: 0 }
+    let block = Block { name: "block".into(), layers: vec![linear], ..Block::default() };
+    Structure { blocks: vec![block], ..Structure::default() }
 }
 
 /// The inverse of a matrix by Gauss-Jordan elimination.

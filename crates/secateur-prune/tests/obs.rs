@@ -41,7 +41,8 @@ fn calibrated(x: &Tensor, weights: &[f32]) -> InputStatistics {
         operation: Operation::Linear { rows, inputs: columns, outputs: 1 },
         prunable: Some(Prunable { unit: UnitKind::FeedForwardDown, input: name.clone() }),
     };
-    let structure = Structure { blocks: vec![Block { name: "block".into(), layers: vec![linear] }], activations: 0 };
+    let block = Block { name: "block".into(), layers: vec![linear], ..Block::default() };
+    let structure = Structure { blocks: vec![block], ..Structure::default() };
     let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &Obs).unwrap();
     let calibrator = Calibrator::new(&plan.packages[0], weights.iter().map(|&w| f64::from(w)).collect(), 1);
     for index in 0..steps {

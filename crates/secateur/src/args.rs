@@ -179,8 +179,11 @@ pub(crate) struct GenerateArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Show blocks, what can be removed of them, and what each feeds, in place of the layers
+    #[arg(long, conflicts_with = "memory")]
+    pub(crate) tree: bool,
     /// Read the weights too, and show how many are zero
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["memory", "tree"])]
     pub(crate) zeros: bool,
     /// Print the memory that a call of the denoiser takes, in place of the layers
     #[arg(long)]

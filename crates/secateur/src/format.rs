@@ -34,7 +34,7 @@ pub(crate) fn bytes(number: u64) -> String {
     bytesize::ByteSize(number).display().iec().to_string()
 }
 
-/// Rows in aligned columns: the first to the left, the others to the right.
+/// Rows in aligned columns: the first and those without a header to the left, the others to the right.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let all = || std::iter::once(header.iter().map(|h| (*h).to_owned()).collect()).chain(rows.iter().cloned());
     let mut widths = vec![0; header.len()];
@@ -45,11 +45,11 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         }
     }
     let lines = all().map(|row: Vec<String>| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(i, (cell, &width))| if i == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
+        let cells =
+            row.iter().zip(&widths).enumerate().map(|(i, (cell, &width))| match i == 0 || header[i].is_empty() {
+                true => format!("{cell:<width$}"),
+                false => format!("{cell:>width$}"),
+            });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     });
     lines.collect::<Vec<_>>().join("\n")

@@ -4,7 +4,7 @@ use crate::args::{Common, InspectArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::Result;
-use secateur_models::{Memory, ModelFolder, Observer, TensorInfo};
+use secateur_models::{Block, HeadGroup, LowRankKind, Memory, ModelFolder, Observer, Reader, Structure, Unit};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +13,8 @@ use std::path::PathBuf;
 struct Inspection {
     model: PathBuf,
     parameters: u64,
-    zeros: u64,
+    /// Parameters that are zero, where the weights were read.
+    zeros: Option<u64>,
     macs: u64,
     macs_without_attention: u64,
     latent: (usize, usize),
@@ -21,19 +22,69 @@ struct Inspection {
     file_bytes: u64,
     prunable_layers: usize,
     layers: Vec<LayerRow>,
+    blocks: Vec<BlockRow>,
+    units: Vec<UnitRow>,
+    branches: Vec<UnitRow>,
 }
 
 /// A module that holds parameters, multiplies, or both.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct LayerRow {
     name: String,
     block: Option<String>,
     shape: Vec<usize>,
     dtype: Option<String>,
     parameters: u64,
-    zeros: u64,
+    zeros: Option<u64>,
     macs: u64,
     prunable: bool,
+}
+
+/// A block, as methods see it.
+#[derive(Serialize)]
+struct BlockRow {
+    name: String,
+    parameters: u64,
+    macs: u64,
+    reads: Vec<String>,
+    heads: Vec<HeadRow>,
+    neurons: Vec<NeuronRow>,
+    low_rank: Vec<LowRankRow>,
+}
+
+#[derive(Serialize)]
+struct HeadRow {
+    module: String,
+    count: usize,
+    head_dim: usize,
+    streams: usize,
+    norm: bool,
+    rotary: bool,
+}
+
+#[derive(Serialize)]
+struct NeuronRow {
+    module: String,
+    count: usize,
+    gated: bool,
+}
+
+#[derive(Serialize)]
+struct LowRankRow {
+    module: String,
+    kind: &'static str,
+    rank: usize,
+    barred: Option<&'static str>,
+}
+
+/// A stretch of blocks that a step may take over from the step before.
+#[derive(Serialize)]
+struct UnitRow {
+    name: String,
+    blocks: Vec<String>,
+    parameters: u64,
+    macs: u64,
+    feeds: Vec<String>,
 }
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
@@ -42,31 +93,17 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
         return memory(&folder, args.batch, common);
     }
     let progress = Progress::new(common.quiet);
-    let inspection = inspect(&folder, &progress)?;
+    let inspection = Inspection::new(&folder, args.zeros, &progress)?;
     progress.finish();
     if common.json {
         return print_json(&inspection);
     }
-    let row = |layer: &LayerRow| {
-        let shape = layer.shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
-        let share = 100.0 * layer.zeros as f64 / layer.parameters.max(1) as f64;
-        let some = |number: u64, text: String| if number == 0 { String::new() } else { text };
-        vec![
-            layer.name.clone(),
-            shape,
-            layer.dtype.clone().unwrap_or_default(),
-            some(layer.parameters, count(layer.parameters)),
-            some(layer.parameters, format!("{share:.1} %")),
-            some(layer.macs, count(layer.macs)),
-            if layer.prunable { "yes".into() } else { String::new() },
-        ]
-    };
-    let rows: Vec<_> = inspection.layers.iter().map(row).collect();
-    print(&table(&["layer", "shape", "type", "parameters", "zeros", "MACs", "prunable"], &rows))?;
+    print(&if args.tree { inspection.tree() } else { inspection.table() })?;
     let (height, width) = inspection.latent;
-    let share = 100.0 * inspection.zeros as f64 / inspection.parameters.max(1) as f64;
+    let zeros =
+        inspection.zeros.map_or_else(String::new, |zeros| format!(", {} zeros", share(zeros, inspection.parameters)));
     print(&format!(
-        "\n{}: {} parameters in the denoiser, {share:.1} % zeros, {} of weights; {} prunable layers\n\
+        "\n{}: {} parameters in the denoiser{zeros}, {} of weights; {} prunable layers\n\
          {} MACs a call for one sample ({} without the attention products), at latents of {height} x {width} and {} \
          text tokens",
         folder.name(),
@@ -107,64 +144,216 @@ fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
     print(&table(&["", "memory"], &rows))
 }
 
-fn inspect(folder: &ModelFolder, progress: &Progress) -> Result<Inspection> {
+impl Inspection {
+    fn new(folder: &ModelFolder, zeros: bool, progress: &Progress) -> Result<Self> {
+        let structure = folder.structure();
+        let layers = layers(folder, &structure, zeros, progress)?;
+        let mut parameters: BTreeMap<&str, u64> = BTreeMap::new();
+        for layer in &layers {
+            *parameters.entry(layer.block.as_deref().unwrap_or_default()).or_default() += layer.parameters;
+        }
+        let of_block = |block: &Block| parameters.get(block.name.as_str()).copied().unwrap_or(0);
+        let geometry = folder.geometry();
+        Ok(Self {
+            model: folder.path().to_owned(),
+            parameters: layers.iter().map(|layer| layer.parameters).sum(),
+            zeros: layers.iter().map(|layer| layer.zeros).sum(),
+            macs: structure.macs(),
+            macs_without_attention: structure.macs_without_attention(),
+            latent: geometry.latent,
+            text_tokens: geometry.text,
+            file_bytes: folder.checkpoint().bytes(),
+            prunable_layers: layers.iter().filter(|layer| layer.prunable).count(),
+            blocks: structure.blocks.iter().map(|block| BlockRow::new(block, &structure, of_block(block))).collect(),
+            units: units(&structure, &structure.units, of_block),
+            branches: units(&structure, &structure.branches, of_block),
+            layers,
+        })
+    }
+
+    fn table(&self) -> String {
+        let row = |layer: &LayerRow| {
+            let some = |number: u64, text: String| if number == 0 { String::new() } else { text };
+            let mut row = vec![
+                layer.name.clone(),
+                layer.shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x "),
+                layer.dtype.clone().unwrap_or_default(),
+                some(layer.parameters, count(layer.parameters)),
+                some(layer.macs, count(layer.macs)),
+                if layer.prunable { "yes".into() } else { String::new() },
+            ];
+            if self.zeros.is_some() {
+                row.push(layer.zeros.map_or_else(String::new, |zeros| share(zeros, layer.parameters)));
+            }
+            row
+        };
+        let mut header = vec!["layer", "shape", "type", "parameters", "MACs", "prunable"];
+        header.extend(self.zeros.map(|_| "zeros"));
+        table(&header, &self.layers.iter().map(row).collect::<Vec<_>>())
+    }
+
+    /// Units, their blocks, and what methods may remove in each.
+    fn tree(&self) -> String {
+        let mut rows = Vec::new();
+        let mut row = |label: String, of: Option<(u64, u64)>, note: String| {
+            let numbers = of.map_or_else(
+                || [const { String::new() }; 4],
+                |(parameters, macs)| {
+                    [count(parameters), share(parameters, self.parameters), count(macs), share(macs, self.macs)]
+                },
+            );
+            rows.push(std::iter::once(label).chain(numbers).chain([note]).collect());
+        };
+        let mut blocks = self.blocks.iter().peekable();
+        let mut units = self.units.iter().peekable();
+        while let Some(block) = blocks.peek() {
+            match units.next_if(|unit| unit.blocks.first() == Some(&block.name)) {
+                Some(unit) => {
+                    let feeds = format!("feeds {}", unit.feeds.join(", "));
+                    row(unit.name.clone(), Some((unit.parameters, unit.macs)), feeds);
+                    let single = unit.blocks.len() == 1;
+                    for block in blocks.by_ref().take(unit.blocks.len()) {
+                        if !single {
+                            let name = block.name.strip_prefix(&format!("{}.", unit.name)).unwrap_or(&block.name);
+                            row(format!("  {name}"), Some((block.parameters, block.macs)), String::new());
+                        }
+                        for (label, note) in block.parts() {
+                            row(format!("{}{label}", if single { "  " } else { "    " }), None, note);
+                        }
+                    }
+                }
+                None => {
+                    row(block.name.clone(), Some((block.parameters, block.macs)), String::new());
+                    blocks.next();
+                }
+            }
+        }
+        table(&["block", "parameters", "share", "MACs", "share", ""], &rows)
+    }
+}
+
+impl BlockRow {
+    fn new(block: &Block, structure: &Structure, parameters: u64) -> Self {
+        let heads = |heads: &HeadGroup| HeadRow {
+            module: heads.name.to_string(),
+            count: heads.count,
+            head_dim: heads.head_dim,
+            streams: heads.streams.len(),
+            norm: heads.between.norm,
+            rotary: heads.between.rotary,
+        };
+        let neurons = block.neurons.iter().map(|neurons| NeuronRow {
+            module: neurons.name.to_string(),
+            count: neurons.count,
+            gated: neurons.up.len() == 2,
+        });
+        let low_rank = block.low_rank_groups().map(|group| LowRankRow {
+            module: group.name.to_string(),
+            kind: match group.kind {
+                LowRankKind::QueryKey => "query-key",
+                LowRankKind::ValueOutput => "value-output",
+                LowRankKind::FeedForward => "feed-forward",
+            },
+            rank: group.rank,
+            barred: group.barred,
+        });
+        Self {
+            name: block.name.clone(),
+            parameters,
+            macs: block.macs(),
+            reads: block.reads.iter().map(|&read| structure.blocks[read].name.clone()).collect(),
+            heads: block.heads.iter().map(heads).collect(),
+            neurons: neurons.collect(),
+            low_rank: low_rank.collect(),
+        }
+    }
+
+    /// What may go of it, and what stands in the way.
+    fn parts(&self) -> Vec<(String, String)> {
+        let name = |module: &str| module.strip_prefix(&format!("{}.", self.name)).unwrap_or(module).to_owned();
+        let heads = self.heads.iter().map(|heads| {
+            let joint = if heads.streams == 2 { ", image and text" } else { "" };
+            let mut note = format!("{} heads of {}{joint}", heads.count, heads.head_dim);
+            if let Some(barred) =
+                self.low_rank.iter().find(|group| group.module == heads.module && group.barred.is_some())
+            {
+                note += &format!("; query and key stay dense, {}", barred.barred.unwrap_or_default());
+            }
+            (name(&heads.module), note)
+        });
+        let neurons = self.neurons.iter().map(|neurons| {
+            let gated = if neurons.gated { ", gated" } else { "" };
+            (name(&neurons.module), format!("{} neurons{gated}", neurons.count))
+        });
+        heads.chain(neurons).collect()
+    }
+}
+
+fn units(structure: &Structure, units: &[Unit], parameters: impl Fn(&Block) -> u64) -> Vec<UnitRow> {
+    let reader = |reader: &Reader| match reader {
+        Reader::Unit(index) => units[*index].name.clone(),
+        Reader::Output => "output".into(),
+    };
+    let row = |(unit, readers): (&Unit, &std::collections::BTreeSet<Reader>)| {
+        let blocks = &structure.blocks[unit.blocks.clone()];
+        UnitRow {
+            name: unit.name.clone(),
+            blocks: blocks.iter().map(|block| block.name.clone()).collect(),
+            parameters: blocks.iter().map(&parameters).sum(),
+            macs: structure.unit_macs(unit),
+            feeds: readers.iter().map(reader).collect(),
+        }
+    };
+    units.iter().zip(&structure.readers(units)).map(row).collect()
+}
+
+/// What multiplies, in execution order; then what holds parameters alone, such as norms.
+fn layers(folder: &ModelFolder, structure: &Structure, zeros: bool, progress: &Progress) -> Result<Vec<LayerRow>> {
     let checkpoint = folder.checkpoint();
-    let structure = folder.structure();
-    let tensors: Vec<(&str, &TensorInfo)> = checkpoint.tensors().collect();
-    progress.begin("read", tensors.len(), "tensors");
+    let tensors: Vec<_> = checkpoint.tensors().filter(|(name, _)| folder.is_parameter(name)).collect();
+    if zeros {
+        progress.begin("read", tensors.len(), "tensors");
+    }
     let mut rows: BTreeMap<String, LayerRow> = BTreeMap::new();
     for (name, info) in tensors {
-        let values = checkpoint.read(name)?.flatten_all()?.to_vec1::<f32>()?;
         let (module, parameter) = name.rsplit_once('.').unwrap_or((name, name));
         let row = rows.entry(module.to_owned()).or_insert_with(|| LayerRow {
             name: module.to_owned(),
-            block: None,
-            shape: Vec::new(),
-            dtype: None,
-            parameters: 0,
-            zeros: 0,
-            macs: 0,
-            prunable: false,
+            block: block_of(module, structure),
+            zeros: zeros.then_some(0),
+            ..LayerRow::default()
         });
         if parameter != "bias" {
             row.shape.clone_from(&info.shape);
             row.dtype = Some(format!("{:?}", info.dtype));
         }
-        row.parameters += values.len() as u64;
-        row.zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
-        progress.advance(1)?;
+        row.parameters += info.elements() as u64;
+        if let Some(zeros) = &mut row.zeros {
+            let values = checkpoint.read(name)?.flatten_all()?.to_vec1::<f32>()?;
+            *zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
+            progress.advance(1)?;
+        }
     }
-    // First what multiplies, in execution order; each module without products (norms, tables) before the next one
-    // that shares its prefix would hide that order, so they follow at the end.
     let mut layers = Vec::new();
     for block in &structure.blocks {
         for layer in &block.layers {
-            let row = rows.remove(layer.name.as_str()).unwrap_or_else(|| LayerRow {
-                name: format!("{} (attention products)", layer.name),
-                block: None,
-                shape: Vec::new(),
-                dtype: None,
-                parameters: 0,
-                zeros: 0,
-                macs: 0,
-                prunable: false,
-            });
+            let products = || LayerRow { name: format!("{} (attention products)", layer.name), ..LayerRow::default() };
+            let row = rows.remove(layer.name.as_str()).unwrap_or_else(products);
             let (macs, prunable) = (layer.operation.macs(), layer.prunable.is_some());
             layers.push(LayerRow { block: Some(block.name.clone()), macs, prunable, ..row });
         }
     }
     layers.extend(rows.into_values());
-    let geometry = folder.geometry();
-    Ok(Inspection {
-        model: folder.path().to_owned(),
-        parameters: layers.iter().map(|layer| layer.parameters).sum(),
-        zeros: layers.iter().map(|layer| layer.zeros).sum(),
-        macs: structure.macs(),
-        macs_without_attention: structure.macs_without_attention(),
-        latent: geometry.latent,
-        text_tokens: geometry.text,
-        file_bytes: checkpoint.bytes(),
-        prunable_layers: layers.iter().filter(|layer| layer.prunable).count(),
-        layers,
-    })
+    Ok(layers)
+}
+
+/// The block that a module without products stands in: the one whose name is the longest beginning of its own.
+fn block_of(module: &str, structure: &Structure) -> Option<String> {
+    let inside = |block: &&Block| module.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
+    structure.blocks.iter().filter(inside).max_by_key(|block| block.name.len()).map(|block| block.name.clone())
+}
+
+/// Part of a whole in percent.
+fn share(part: u64, whole: u64) -> String {
+    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }
