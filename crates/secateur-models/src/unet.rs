@@ -334,6 +334,10 @@ impl DenoiserConfig for UnetConfig {
         [self.in_channels, self.sample_size.0, self.sample_size.1]
     }
 
+    fn text_width(&self) -> usize {
+        self.text
+    }
+
     fn structure(&self, geometry: &Geometry) -> Structure {
         Description::new(self, geometry.text).describe(geometry.latent)
     }
