@@ -86,14 +86,14 @@ fn write_random(wanted: &BTreeMap<String, Wanted>, file: &mut impl Write) -> Res
 
 fn forward(model: &Path) -> Result<()> {
     let folder = ModelFolder::open(model, None)?;
-    let (macs, memory) = (folder.structure().macs(), folder.memory(1));
-    let shape = folder.denoiser().latent_shape();
+    let sampling = folder.sampling();
+    let (macs, memory) = (folder.structure(&sampling).macs(), folder.memory(&sampling, 1));
     let start = Instant::now();
     let denoiser = folder.checkpoint().load()?.build(|scope| folder.denoiser().build(&scope))?;
     print(&format!("{} loaded in {:.1} s", folder.name(), start.elapsed().as_secs_f64()))?;
-    let text = noise(1, 0..1, 0, &[folder.geometry().text, folder.denoiser().text_width()])?;
+    let text = noise(1, 0..1, 0, &[folder.geometry(&sampling).text, folder.denoiser().text_width()])?;
     let conditioning = Conditioning { text: Some(text), ..Conditioning::default() };
-    let latents = noise(0, 0..1, 0, &shape)?;
+    let latents = noise(0, 0..1, 0, &folder.denoiser().latent_shape())?;
     // The first call packs the weights.
     for call in ["first", "second"] {
         let start = Instant::now();

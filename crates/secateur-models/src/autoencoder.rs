@@ -1,11 +1,13 @@
 //! Autoencoders of all kinds, by the class that a configuration names.
 
 use crate::error::{Error, Result, read_json};
-use crate::vae::AutoencoderKl;
-use crate::vae_tiny::AutoencoderTiny;
+use crate::vae::AutoencoderKlConfig;
+use crate::vae_tiny::AutoencoderTinyConfig;
 use candle_core::Tensor;
 use serde_json::{Map, Value};
+use std::fmt::Debug;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What makes pictures of latents.
 pub trait Autoencoder: Send + Sync {
@@ -14,9 +16,6 @@ pub trait Autoencoder: Send + Sync {
     /// # Errors
     /// If the shape does not fit.
     fn decode(&self, latents: &Tensor) -> Result<Tensor>;
-
-    /// Pixels that a latent is high and wide.
-    fn factor(&self) -> usize;
 
     /// `scaling_factor` and `shift_factor`: the denoiser's latents are (latents - shift) * scale.
     fn scale_and_shift(&self) -> (f64, f64);
@@ -42,16 +41,28 @@ pub(crate) fn pictures(decoded: &Tensor) -> Result<Tensor> {
     Ok(decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?.permute((0, 2, 3, 1))?.contiguous()?)
 }
 
-/// Opens the folder of an autoencoder.
+/// The configuration of an autoencoder.
+pub trait AutoencoderConfig: Debug + Send + Sync {
+    /// Pixels that a latent is high and wide.
+    fn factor(&self) -> usize;
+
+    /// Loads the model from its folder.
+    ///
+    /// # Errors
+    /// If its files cannot be read or do not fit each other.
+    fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>>;
+}
+
+/// Reads the `config.json` of an autoencoder.
 ///
 /// # Errors
-/// If its files cannot be read or do not fit each other, or its class is not known.
-pub fn autoencoder(folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
-    let path = folder.join("config.json");
-    let config: Map<String, Value> = read_json(&path)?;
+/// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something that is not
+/// supported.
+pub fn autoencoder_config(path: &Path) -> Result<Arc<dyn AutoencoderConfig>> {
+    let config: Map<String, Value> = read_json(path)?;
     match config.get("_class_name").and_then(Value::as_str) {
-        Some("AutoencoderKL") => Ok(Box::new(AutoencoderKl::open(folder, variant)?)),
-        Some("AutoencoderTiny") => Ok(Box::new(AutoencoderTiny::open(folder, variant)?)),
+        Some("AutoencoderKL") => Ok(Arc::new(AutoencoderKlConfig::open(path)?)),
+        Some("AutoencoderTiny") => Ok(Arc::new(AutoencoderTinyConfig::open(path)?)),
         Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
         None => Err(Error::invalid(path, "_class_name is missing")),
     }

@@ -1,5 +1,6 @@
 //! A model folder in the diffusers layout: what it holds, without loading weights.
 
+use crate::autoencoder::{Autoencoder, AutoencoderConfig, autoencoder_config};
 use crate::checkpoint::{Checkpoint, variants};
 use crate::error::{Error, Result, read_json};
 use crate::family::{DenoiserConfig, denoiser_config};
@@ -62,6 +63,8 @@ pub struct ModelFolder {
     denoiser: Arc<dyn DenoiserConfig>,
     /// CLIP's tokens, where the denoiser reads them.
     clip_tokens: usize,
+    /// None where the denoiser works on pictures.
+    vae: Option<Arc<dyn AutoencoderConfig>>,
     checkpoint: Checkpoint,
     /// Tensors of the checkpoint that are not parameters.
     constants: BTreeSet<String>,
@@ -116,8 +119,12 @@ impl ModelFolder {
             path: path.to_owned(),
             variant: variant.map(str::to_owned),
             class,
-            index,
             clip_tokens,
+            vae: match class.components.iter().any(|component| component.name == VAE.name) {
+                true => Some(autoencoder_config(&path.join(VAE.name).join("config.json"))?),
+                false => None,
+            },
+            index,
             manifest,
             sampler,
             scheduler: scheduler_config(&path.join(SCHEDULER_CONFIG), sampler)?,
@@ -149,10 +156,33 @@ impl ModelFolder {
         &self.manifest
     }
 
-    /// How it wants to be sampled.
+    /// How it wants to be sampled: at the size it was trained for, by its own sampler, with seed 0 and eight images at a
+    /// time.
     #[must_use]
-    pub fn generation(&self) -> Generation {
-        self.manifest.generation(self.class.generation)
+    pub fn sampling(&self) -> Sampling {
+        let Generation { steps, guidance, max_sequence_length } = self.manifest.generation(self.class.generation);
+        let [_, height, width] = self.denoiser.latent_shape();
+        Sampling {
+            steps,
+            latent: (height, width),
+            guidance,
+            max_sequence_length,
+            negative_prompt: String::new(),
+            sampler: None,
+            seed: 0,
+            batch: 8,
+        }
+    }
+
+    /// Pixels that a latent is high and wide.
+    #[must_use]
+    pub fn factor(&self) -> usize {
+        self.vae.as_ref().map_or(1, |vae| vae.factor())
+    }
+
+    /// Loads its autoencoder, where it has one.
+    pub(crate) fn autoencoder(&self) -> Result<Option<Box<dyn Autoencoder>>> {
+        self.vae.as_ref().map(|vae| vae.load(&self.path.join(VAE.name), self.variant())).transpose()
     }
 
     /// What it is told to draw.
@@ -253,7 +283,7 @@ impl ModelFolder {
     /// # Errors
     /// As [`ModelFolder::schedule`].
     pub fn samples_of_run(&self, sampling: &Sampling) -> Result<usize> {
-        Ok(self.passes(sampling.guidance) * self.schedule(self.geometry().latent, sampling)?.calls().len())
+        Ok(self.passes(sampling.guidance) * self.schedule(sampling.latent, sampling)?.calls().len())
     }
 
     /// Every file that the denoiser's activations depend on: all but the autoencoder's.
@@ -275,32 +305,31 @@ impl ModelFolder {
         Ok(files)
     }
 
-    /// The size the model was trained for.
+    /// What is computed at a call.
     #[must_use]
-    pub fn geometry(&self) -> Geometry {
-        let [_, height, width] = self.denoiser.latent_shape();
-        Geometry { latent: (height, width), text: self.clip_tokens + self.generation().max_sequence_length }
+    pub fn geometry(&self, sampling: &Sampling) -> Geometry {
+        Geometry { latent: sampling.latent, text: self.clip_tokens + sampling.max_sequence_length }
     }
 
-    /// What a call takes for `samples` samples at that size. Text tokens that are equal to others are not computed, see
+    /// What a call takes for `samples` samples. Text tokens that are equal to others are not computed, see
     /// [`Conditioning::multiplicity`](crate::Conditioning).
     #[must_use]
-    pub fn memory(&self, samples: usize) -> Memory {
+    pub fn memory(&self, sampling: &Sampling, samples: usize) -> Memory {
         let absent = |component: &&Component| component.has_weights() && !self.has(component.name);
         let idle = match self.class.components.iter().find(absent) {
-            Some(_) => self.generation().max_sequence_length.saturating_sub(1),
+            Some(_) => sampling.max_sequence_length.saturating_sub(1),
             None => 0,
         };
-        let geometry = self.geometry();
+        let geometry = self.geometry(sampling);
         let geometry = Geometry { text: geometry.text - idle, ..geometry };
         let parameters = self.checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
         self.denoiser.structure(&geometry).memory(parameters, samples)
     }
 
-    /// The denoiser's description of itself, at the size it was trained for.
+    /// The denoiser's description of itself.
     #[must_use]
-    pub fn structure(&self) -> Structure {
-        self.denoiser.structure(&self.geometry())
+    pub fn structure(&self, sampling: &Sampling) -> Structure {
+        self.denoiser.structure(&self.geometry(sampling))
     }
 
     /// The prompts of a list that comes with the model.
@@ -377,7 +406,14 @@ fn check_component(component: &Component, path: &Path, index: &Map<String, Value
         let problem = format!("component {name} is listed in model_index.json, and its folder is missing");
         return Err(Error::invalid(path, problem));
     }
-    Ok(())
+    let config = path.join(name).join("config.json");
+    let own = if config.is_file() { read_json::<Map<String, Value>>(&config)? } else { Map::new() };
+    match (class_of(index, name), own.get("_class_name").and_then(Value::as_str)) {
+        (Some(listed), Some(own)) if listed != own => {
+            Err(Error::invalid(config, format!("_class_name {own:?}, and model_index.json lists {name} as {listed:?}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether any component has weights of that variant.

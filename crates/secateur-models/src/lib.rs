@@ -31,7 +31,7 @@ mod unet;
 mod vae;
 mod vae_tiny;
 
-pub use autoencoder::{Autoencoder, autoencoder};
+pub use autoencoder::{Autoencoder, AutoencoderConfig, autoencoder_config};
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use clip::{ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput};
 pub use conditioning::{Conditioning, Multiplicity};

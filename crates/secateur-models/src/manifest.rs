@@ -1,7 +1,6 @@
 //! `secateur.json`: what a model says of itself beyond the diffusers layout.
 
 use crate::error::{Error, Result, read_json};
-use crate::pipeline::Sampling;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -14,22 +13,6 @@ pub struct Generation {
     pub guidance: f64,
     /// Text tokens of T5, or that stand for them.
     pub max_sequence_length: usize,
-}
-
-impl Generation {
-    /// This, with the model's own sampler, seed 0 and eight images at a time.
-    #[must_use]
-    pub fn sampling(&self) -> Sampling {
-        Sampling {
-            steps: self.steps,
-            guidance: self.guidance,
-            max_sequence_length: self.max_sequence_length,
-            negative_prompt: String::new(),
-            sampler: None,
-            seed: 0,
-            batch: 8,
-        }
-    }
 }
 
 /// What a model changes of its pipeline class's [`Generation`].

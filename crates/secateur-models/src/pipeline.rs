@@ -10,7 +10,7 @@ mod stable_diffusion_3;
 mod stable_diffusion_xl;
 mod unconditional;
 
-use crate::autoencoder::{Autoencoder, autoencoder, pictures};
+use crate::autoencoder::{Autoencoder, pictures};
 use crate::checkpoint::is_finite;
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
@@ -18,9 +18,7 @@ use crate::family::Denoiser;
 use crate::folder::ModelFolder;
 use crate::noise::noise;
 use crate::scheduler::Sampler;
-use crate::structure::Structure;
 use candle_core::Tensor;
-use class::VAE;
 use conditioner::Conditioner;
 use secateur_nn::{Context, LayerName, Parameters, Probe, Step};
 use std::collections::BTreeMap;
@@ -51,6 +49,8 @@ impl Observer for () {}
 pub struct Sampling {
     /// Denoising steps.
     pub steps: usize,
+    /// Height and width of the latents.
+    pub latent: (usize, usize),
     /// Guidance scale; 1 or less switches guidance off.
     pub guidance: f64,
     /// What guidance leads away from.
@@ -82,14 +82,10 @@ impl Pipeline {
     /// If a component's files cannot be read or do not fit each other.
     pub fn open(folder: ModelFolder) -> Result<Self> {
         let parameters = folder.checkpoint().load()?;
-        let vae = match folder.has(VAE.name) {
-            true => Some(autoencoder(&folder.path().join(VAE.name), folder.variant())?),
-            false => None,
-        };
         Ok(Self {
             denoiser: build(&folder, &parameters)?,
             conditioner: (folder.class().conditioner)(&folder)?,
-            vae,
+            vae: folder.autoencoder()?,
             folder,
             parameters,
         })
@@ -124,12 +120,6 @@ impl Pipeline {
         }
     }
 
-    /// The denoiser's description of itself.
-    #[must_use]
-    pub fn structure(&self) -> Structure {
-        self.folder.structure()
-    }
-
     /// Sets denoiser weights, by parameter name, and builds the denoiser again from them.
     ///
     /// # Errors
@@ -153,14 +143,8 @@ impl Pipeline {
 
     /// Height and width of pictures of latents of `size`.
     fn pixels(&self, (height, width): (usize, usize)) -> (usize, usize) {
-        let factor = self.vae.as_ref().map_or(1, |vae| vae.factor());
+        let factor = self.folder.factor();
         (height * factor, width * factor)
-    }
-
-    /// Shape of one image's latents: channels x height x width.
-    #[must_use]
-    pub fn latent_shape(&self) -> [usize; 3] {
-        self.folder.denoiser().latent_shape()
     }
 
     /// Denoises `noise` (samples x channels x height x width), the start of the images `images` of a run, step by step;
@@ -236,7 +220,9 @@ impl Pipeline {
         probe: Option<&dyn Probe>,
         observer: &dyn Observer,
     ) -> Result<Tensor> {
-        let start = noise(sampling.seed, images.clone(), 0, &self.latent_shape())?;
+        let (height, width) = sampling.latent;
+        let shape = [self.folder.denoiser().latent_shape()[0], height, width];
+        let start = noise(sampling.seed, images.clone(), 0, &shape)?;
         self.denoise(&start, prompts, images.clone(), sampling, probe, |_, _| observer.advance(images.len()))
     }
 }

@@ -1,6 +1,6 @@
 //! AutoencoderKL: between pictures and latents.
 
-use crate::autoencoder::{Autoencoder, no_zeros};
+use crate::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
 use crate::blocks::{Norm, PixelAttention, ResnetBlock};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, read_json};
@@ -97,6 +97,16 @@ impl AutoencoderKlConfig {
     }
 }
 
+impl AutoencoderConfig for AutoencoderKlConfig {
+    fn factor(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+
+    fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
+        Ok(Box::new(AutoencoderKl::load(self, folder, variant)?))
+    }
+}
+
 struct MidBlock {
     first: ResnetBlock,
     attention: Option<PixelAttention>,
@@ -164,9 +174,12 @@ impl AutoencoderKl {
     /// # Errors
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
-        let config = AutoencoderKlConfig::open(&folder.join("config.json"))?;
+        Self::load(&AutoencoderKlConfig::open(&folder.join("config.json"))?, folder, variant)
+    }
+
+    fn load(config: &AutoencoderKlConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", variant)?;
-        renamed(checkpoint.load()?)?.build(|scope| Self::new(&config, &scope))
+        renamed(checkpoint.load()?)?.build(|scope| Self::new(config, &scope))
     }
 
     /// Builds the model.
@@ -282,10 +295,6 @@ impl Autoencoder for AutoencoderKl {
             }
         }
         Ok(self.decoder.conv_out.forward(&self.decoder.conv_norm_out.forward_silu(&x)?)?)
-    }
-
-    fn factor(&self) -> usize {
-        1 << (self.config.block_out_channels.len() - 1)
     }
 
     fn scale_and_shift(&self) -> (f64, f64) {

@@ -1,6 +1,6 @@
 //! AutoencoderTiny (TAESD): a small, distilled stand-in for an AutoencoderKL.
 
-use crate::autoencoder::{Autoencoder, no_zeros};
+use crate::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, read_json};
 use candle_core::Tensor;
@@ -78,6 +78,17 @@ impl AutoencoderTinyConfig {
         ];
         no_zeros(path, &sizes, config.scaling_factor)?;
         Ok(config)
+    }
+}
+
+impl AutoencoderConfig for AutoencoderTinyConfig {
+    fn factor(&self) -> usize {
+        let levels = self.decoder_block_out_channels.len() as u32;
+        self.upsampling_scaling_factor.saturating_pow(levels - 1)
+    }
+
+    fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
+        Ok(Box::new(AutoencoderTiny::load(self, folder, variant)?))
     }
 }
 
@@ -175,9 +186,12 @@ impl AutoencoderTiny {
     /// # Errors
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
-        let config = AutoencoderTinyConfig::open(&folder.join("config.json"))?;
+        Self::load(&AutoencoderTinyConfig::open(&folder.join("config.json"))?, folder, variant)
+    }
+
+    fn load(config: &AutoencoderTinyConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", variant)?;
-        checkpoint.load()?.build(|scope| Self::new(&config, &scope))
+        checkpoint.load()?.build(|scope| Self::new(config, &scope))
     }
 
     /// Builds the model.
@@ -207,14 +221,6 @@ impl Autoencoder for AutoencoderTiny {
         const BOUND: f64 = 3.0;
         let latents = (latents.affine(1.0 / BOUND, 0.0)?.tanh()? * BOUND)?;
         Ok(run(&self.decoder, latents)?.affine(2.0, -1.0)?)
-    }
-
-    fn factor(&self) -> usize {
-        let upsamplings = self.decoder.iter().filter_map(|layer| match layer {
-            Layer::Upsample(factor) => Some(factor),
-            _ => None,
-        });
-        upsamplings.product()
     }
 
     fn scale_and_shift(&self) -> (f64, f64) {

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use secateur_models::{
     Autoencoder, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Checkpoint, ClipModel, ClipTextConfig,
     ClipTextModel, ClipTokenizer, Conditioning, ModelFolder, Pipeline, Sampler, Sampling, T5Encoder, T5Tokenizer,
-    autoencoder,
+    autoencoder_config,
 };
 use secateur_nn::Context;
 use serde_json::Value;
@@ -174,6 +174,7 @@ fn sampling(role: &str) -> Sampling {
         steps: case["steps"].as_u64().unwrap() as usize,
         guidance: case["guidance"].as_f64().unwrap(),
         negative_prompt: cases["negative_prompt"].as_str().unwrap().into(),
+        latent: (0, 0),
         max_sequence_length: case["max_sequence_length"].as_u64().unwrap_or(0) as usize,
         sampler: None,
         seed: 0,
@@ -334,7 +335,7 @@ fn vae_of_old_names() {
     std::fs::write(older.path().join("config.json"), config.to_string()).unwrap();
     let want = tensors(&folder.join("io.safetensors"));
     compare_vae(&AutoencoderKl::open(older.path(), None).unwrap(), &want);
-    let pictures = |folder: &Path| autoencoder(folder, None).unwrap().pictures(&want["latent"]).unwrap();
+    let pictures = |folder: &Path| AutoencoderKl::open(folder, None).unwrap().pictures(&want["latent"]).unwrap();
     close("pictures", &pictures(older.path()), &pictures(&folder), 0.0);
 }
 
@@ -345,9 +346,10 @@ fn tiny_vae() {
     let vae = AutoencoderTiny::open(&folder, None).unwrap();
     close("encoded", &vae.encode(&want["image"]).unwrap(), &want["encoded"], 1e-4);
     close("decoded", &vae.decode(&want["latent"]).unwrap(), &want["decoded"], 1e-4);
-    let vae = autoencoder(&folder, None).unwrap();
+    let config = autoencoder_config(&folder.join("config.json")).unwrap();
+    let vae = config.load(&folder, None).unwrap();
     close("pictures", &vae.pictures(&want["latent"]).unwrap(), &want["pictures"], 1e-4);
-    assert_eq!(vae.factor(), want["image"].dim(3).unwrap() / want["latent"].dim(3).unwrap());
+    assert_eq!(config.factor(), want["image"].dim(3).unwrap() / want["latent"].dim(3).unwrap());
 }
 
 #[test]
@@ -371,7 +373,7 @@ fn autoencoders_that_cannot_be_are_refused() {
         let mut config = config.clone();
         config[key] = value;
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-        let error = autoencoder(folder.path(), None).map(|_| ()).unwrap_err().to_string();
+        let error = autoencoder_config(&folder.path().join("config.json")).unwrap_err().to_string();
         assert!(error.contains(key), "{key}: {error}");
     }
 }

@@ -15,6 +15,8 @@ pub struct Fingerprint {
     pub samples: usize,
     /// Denoising steps.
     pub steps: usize,
+    /// Height and width of the latents.
+    pub latent: (usize, usize),
     /// Name of the sampler.
     pub sampler: String,
     /// Guidance scale.
@@ -42,6 +44,7 @@ impl Fingerprint {
             prompts: digest(calibration.prompts.iter().map(|prompt| format!("{prompt}\n"))),
             samples: calibration.prompts.len(),
             steps: calibration.sampling.steps,
+            latent: calibration.sampling.latent,
             sampler: calibration.sampling.sampler.unwrap_or(folder.sampler()).to_string(),
             guidance: calibration.sampling.guidance,
             negative_prompt: calibration.sampling.negative_prompt.clone(),
@@ -66,6 +69,8 @@ impl Fingerprint {
         compare("prompts", short(&self.prompts), short(&expected.prompts));
         compare("samples", self.samples.to_string(), expected.samples.to_string());
         compare("steps", self.steps.to_string(), expected.steps.to_string());
+        let size = |(height, width): (usize, usize)| format!("{height} x {width}");
+        compare("latents", size(self.latent), size(expected.latent));
         compare("sampler", self.sampler.clone(), expected.sampler.clone());
         compare("guidance", self.guidance.to_string(), expected.guidance.to_string());
         compare("negative prompt", self.negative_prompt.clone(), expected.negative_prompt.clone());

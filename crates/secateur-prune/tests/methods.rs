@@ -287,6 +287,10 @@ fn obs_leaves_less_error_than_the_baselines() {
     }
 }
 
+fn structure(pipeline: &Pipeline) -> Structure {
+    pipeline.folder().structure(&pipeline.folder().sampling())
+}
+
 fn bundled() -> Pipeline {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-mmdit");
     Pipeline::open(ModelFolder::open(&path, None).unwrap()).unwrap()
@@ -294,7 +298,7 @@ fn bundled() -> Pipeline {
 
 fn calibration(samples: usize, batch: usize) -> Calibration {
     let prompts = (0..samples).map(|i| format!("picture {i}")).collect();
-    let sampling = Sampling { steps: 2, batch, ..bundled().folder().generation().sampling() };
+    let sampling = Sampling { steps: 2, batch, ..bundled().folder().sampling() };
     Calibration { prompts, sampling, weighting: Weighting::LogDecrease, token_stride: 1 }
 }
 
@@ -304,7 +308,7 @@ fn activations_that_are_not_finite_name_layer_and_step() {
     let name = "transformer_blocks.1.ff.net.0.proj.weight";
     let huge = pipeline.parameters().get(name).unwrap().affine(1e30, 0.0).unwrap();
     pipeline.replace(&BTreeMap::from([(name.to_owned(), huge)])).unwrap();
-    let plan = Plan::new(&pipeline.structure(), &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &Obs).unwrap();
     let calibration = calibration(1, 1);
     let source = Source::Calibration(&calibration);
     let error = prune(&mut pipeline, &plan, &Obs, Pattern::Unstructured(0.5), &source, &()).unwrap_err().to_string();
@@ -316,7 +320,7 @@ fn statistics_do_not_depend_on_the_batch() {
     let gather = |batch| {
         let mut pipeline = bundled();
         let selection = Selection::new(&["transformer_blocks.0.*".into()], &[]).unwrap();
-        let plan = Plan::new(&pipeline.structure(), &selection, Packages::Count(1), &Magnitude).unwrap();
+        let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &Magnitude).unwrap();
         let calibration = calibration(3, batch);
         let source = Source::Calibration(&calibration);
         prune(&mut pipeline, &plan, &Magnitude, Pattern::Unstructured(0.5), &source, &()).unwrap().statistics
@@ -336,7 +340,7 @@ fn statistics_do_not_depend_on_the_batch() {
 fn the_weight_follows_the_step_and_not_the_call() {
     let pipeline = bundled();
     let selection = Selection::new(&["transformer_blocks.0.attn.to_q".into()], &[]).unwrap();
-    let plan = Plan::new(&pipeline.structure(), &selection, Packages::Count(1), &Magnitude).unwrap();
+    let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &Magnitude).unwrap();
     let name = plan.layers().next().unwrap().name.clone();
     let x = |value: f32| Tensor::full(value, (1, 3, 256), &Device::Cpu).unwrap();
     // A sampler that calls the model twice in its first step.
@@ -359,7 +363,7 @@ fn the_weight_follows_the_step_and_not_the_call() {
 #[test]
 fn saved_statistics_serve_one_package() {
     let mut pipeline = bundled();
-    let plan = Plan::new(&pipeline.structure(), &Selection::default(), Packages::Count(2), &Obs).unwrap();
+    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(2), &Obs).unwrap();
     let calibration = calibration(1, 1);
     let fingerprint = Fingerprint::new(pipeline.folder(), &calibration).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -372,7 +376,7 @@ fn saved_statistics_serve_one_package() {
 
 #[test]
 fn packages_follow_the_memory() {
-    let structure = bundled().structure();
+    let structure = structure(&bundled());
     let plan = |packages| Plan::new(&structure, &Selection::default(), packages, &Obs);
     let one = plan(Packages::Count(1)).unwrap();
     assert_eq!(one.layers().count(), 93);
@@ -391,10 +395,10 @@ fn packages_follow_the_memory() {
 #[test]
 fn equal_tokens_may_be_folded_into_one() {
     let pipeline = bundled();
-    let plan = Plan::new(&pipeline.structure(), &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &Obs).unwrap();
     let prompts = ["red apple, noto style emoji".to_owned(), "cat face, twitter style emoji".to_owned()];
-    let sampling = pipeline.folder().generation().sampling();
-    let folded = pipeline.conditioning(&prompts, pipeline.folder().geometry().latent, &sampling).unwrap();
+    let sampling = pipeline.folder().sampling();
+    let folded = pipeline.conditioning(&prompts, sampling.latent, &sampling).unwrap();
     let spelled_out = folded.spelled_out().unwrap();
     assert_eq!((folded.text().unwrap().dim(1).unwrap(), spelled_out.text().unwrap().dim(1).unwrap()), (33, 64));
     let run = |conditioning: &Conditioning| {

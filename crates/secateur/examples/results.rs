@@ -78,7 +78,7 @@ impl<'a> Study<'a> {
             bail!("too few calibration prompts for seed {seed}");
         }
         let held_out = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
-        let sampling = Sampling { seed, ..folder.generation().sampling() };
+        let sampling = Sampling { seed, ..folder.sampling() };
         let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default(), token_stride: 1 };
         Ok(Self { model, out, seed, clip, prompts: held_out.into_iter().take(JUDGED).collect(), calibration })
     }
@@ -92,7 +92,9 @@ impl<'a> Study<'a> {
     fn fill(&self, patterns: &[&str]) -> Result<()> {
         let open = || ModelFolder::open(self.model, None);
         let folder = open()?;
-        let plan = |method| Plan::new(&folder.structure(), &Selection::default(), Packages::Count(1), method);
+        let plan = |method| {
+            Plan::new(&folder.structure(&self.calibration.sampling), &Selection::default(), Packages::Count(1), method)
+        };
         let fingerprint = Fingerprint::new(&folder, &self.calibration)?;
         let path = self.out.join(format!("seed{}-statistics", self.seed));
         if !path.exists() {

@@ -63,6 +63,12 @@ pub(crate) struct SamplingArgs {
     /// Denoising steps [default: the model's]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) steps: Option<usize>,
+    /// Height of the pictures in pixels [default: what the model was trained for]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) height: Option<usize>,
+    /// Width of the pictures in pixels [default: what the model was trained for]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) width: Option<usize>,
     /// Sampler: ddim, ddpm, pndm, euler, euler-ancestral, heun, dpm-solver or flow-match-euler, with the settings of the
     /// model's own [default: the model's]
     #[arg(long, value_name = "NAME")]

@@ -42,19 +42,26 @@ impl ModelArgs {
 
 impl SamplingArgs {
     fn sampling(&self, folder: &ModelFolder) -> Result<Sampling> {
-        let own = folder.generation();
+        let own = folder.sampling();
         let guidance = self.guidance.unwrap_or(own.guidance);
         if !guidance.is_finite() {
             bail!("guidance {guidance} is not a number to sample with");
         }
+        let factor = folder.factor();
+        let latents = |side: &str, pixels: Option<usize>, own: usize| match pixels {
+            None => Ok(own),
+            Some(pixels) if pixels.is_multiple_of(factor) => Ok(pixels / factor),
+            Some(pixels) => bail!("--{side} {pixels} is not a multiple of {factor}, the pixels of a latent"),
+        };
         Ok(Sampling {
             steps: self.steps.unwrap_or(own.steps),
+            latent: (latents("height", self.height, own.latent.0)?, latents("width", self.width, own.latent.1)?),
             guidance,
             sampler: self.sampler,
             negative_prompt: self.negative_prompt.clone(),
             seed: self.seed,
             batch: self.batch,
-            ..own.sampling()
+            ..own
         })
     }
 }

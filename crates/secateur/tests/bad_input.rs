@@ -79,7 +79,13 @@ fn an_unknown_class() {
     let class = |path: &Path| edit_json(path, "_class_name", "KandinskyPipeline".into());
     refused("model_index.json", class, &["model_index.json", "KandinskyPipeline", "not supported"]);
     let vae = |path: &Path| edit_json(path, "vae", serde_json::json!(["diffusers", "AutoencoderTiny"]));
-    refused("model_index.json", vae, &["vae is AutoencoderTiny"]);
+    refused("model_index.json", vae, &["vae/config.json", "AutoencoderKL", "AutoencoderTiny"]);
+    let vae = |path: &Path| edit_json(path, "vae", serde_json::json!(["diffusers", "VQModel"]));
+    refused("model_index.json", vae, &["vae is VQModel"]);
+    let other = |path: &Path| edit_json(path, "scheduler", serde_json::json!(["diffusers", "LMSDiscreteScheduler"]));
+    refused("model_index.json", other, &["LMSDiscreteScheduler is not supported"]);
+    let class = |path: &Path| edit_json(path, "_class_name", "HunyuanDiT2DModel".into());
+    refused("transformer/config.json", class, &["HunyuanDiT2DModel", "SD3Transformer2DModel"]);
     let scheduler = |path: &Path| edit_json(path, "use_karras_sigmas", true.into());
     refused("scheduler/scheduler_config.json", scheduler, &["use_karras_sigmas is not supported"]);
 }

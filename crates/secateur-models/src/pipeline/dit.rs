@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 pub(crate) const CLASS: PipelineClass = PipelineClass {
     name: "DiTPipeline",
     denoiser: "transformer",
-    components: &[Component::new("transformer", &["DiTTransformer2DModel"]), VAE, SCHEDULER],
+    components: &[Component::new("transformer", &["DiTTransformer2DModel", "Transformer2DModel"]), VAE, SCHEDULER],
     generation: Generation { steps: 50, guidance: 4.0, max_sequence_length: 0 },
     subject: Subject::Label,
     reads_clip_tokens: false,

@@ -11,7 +11,7 @@ pub(crate) const ALPHA: PipelineClass = PipelineClass {
     name: "PixArtAlphaPipeline",
     denoiser: "transformer",
     components: &[
-        Component::new("transformer", &["PixArtTransformer2DModel"]),
+        Component::new("transformer", &["PixArtTransformer2DModel", "Transformer2DModel"]),
         VAE,
         SCHEDULER,
         Component::new("text_encoder", &["T5EncoderModel"]),

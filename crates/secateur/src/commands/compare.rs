@@ -6,7 +6,7 @@ use crate::format::{print, print_json};
 use crate::progress::Progress;
 use anyhow::Result;
 use secateur_eval::{Comparison, ModelSummary, Report, Samples};
-use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline};
+use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use std::path::Path;
 
 pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
@@ -29,7 +29,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     for (folder, name) in [(reference, first), (candidate, second)] {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder)?;
-        models.push(model_summary(&pipeline, &name)?);
+        models.push(model_summary(&pipeline, &name, &sampling)?);
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
         samples.push(Samples::generate(&pipeline, &name, &prompts, &sampling, clip.as_ref(), &progress)?);
     }
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
 }
 
 /// What a model's denoiser is made of.
-pub(super) fn model_summary(pipeline: &Pipeline, name: &str) -> Result<ModelSummary> {
+pub(super) fn model_summary(pipeline: &Pipeline, name: &str, sampling: &Sampling) -> Result<ModelSummary> {
     let (mut parameters, mut zeros) = (0, 0);
     let folder = pipeline.folder();
     for (_, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name)) {
@@ -74,7 +74,7 @@ pub(super) fn model_summary(pipeline: &Pipeline, name: &str) -> Result<ModelSumm
         parameters += values.len() as u64;
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }
-    let (macs, file_bytes) = (folder.structure().macs(), folder.checkpoint().bytes());
+    let (macs, file_bytes) = (folder.structure(sampling).macs(), folder.checkpoint().bytes());
     Ok(ModelSummary { name: name.to_owned(), parameters, zeros, macs, file_bytes })
 }
 

@@ -118,9 +118,10 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
 
 /// Prints what a call for a batch of images takes, each of them twice where the model is guided by default.
 fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
-    let passes = folder.passes(folder.generation().guidance);
+    let sampling = folder.sampling();
+    let passes = folder.passes(sampling.guidance);
     let samples = passes * batch;
-    let memory = folder.memory(samples);
+    let memory = folder.memory(&sampling, samples);
     if common.json {
         #[derive(Serialize)]
         struct Needs {
@@ -146,14 +147,15 @@ fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
 
 impl Inspection {
     fn new(folder: &ModelFolder, zeros: bool, progress: &Progress) -> Result<Self> {
-        let structure = folder.structure();
+        let sampling = folder.sampling();
+        let structure = folder.structure(&sampling);
         let layers = layers(folder, &structure, zeros, progress)?;
         let mut parameters: BTreeMap<&str, u64> = BTreeMap::new();
         for layer in &layers {
             *parameters.entry(layer.block.as_deref().unwrap_or_default()).or_default() += layer.parameters;
         }
         let of_block = |block: &Block| parameters.get(block.name.as_str()).copied().unwrap_or(0);
-        let geometry = folder.geometry();
+        let geometry = folder.geometry(&sampling);
         Ok(Self {
             model: folder.path().to_owned(),
             parameters: layers.iter().map(|layer| layer.parameters).sum(),

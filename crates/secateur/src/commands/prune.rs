@@ -36,7 +36,12 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         None if args.statistics.is_some() => Packages::Count(1),
         None => Packages::Memory(args.memory.as_u64()),
     };
-    let plan = Plan::new(&folder.structure(), &Selection::new(&args.include, &args.exclude)?, packages, method)?;
+    let plan = Plan::new(
+        &folder.structure(&calibration.sampling),
+        &Selection::new(&args.include, &args.exclude)?,
+        packages,
+        method,
+    )?;
     let one = plan.packages.len() == 1;
     if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
         bail!(
@@ -86,12 +91,12 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     // The report's noise is not the calibration's.
     let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
     let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
-    let mut models = vec![model_summary(&pipeline, &name)?];
+    let mut models = vec![model_summary(&pipeline, &name, &calibration.sampling)?];
     let dense = evaluation.samples(&pipeline, &name)?;
     let source = saved.as_ref().map_or(Source::Calibration(&calibration), Source::Saved);
     let outcome = prune(&mut pipeline, &plan, method, pattern, &source, &progress)?;
     let pruned = evaluation.samples(&pipeline, &candidate)?;
-    models.push(model_summary(&pipeline, &candidate)?);
+    models.push(model_summary(&pipeline, &candidate, &calibration.sampling)?);
 
     progress.begin("save", pipeline.parameters().iter().count(), "tensors");
     pipeline.folder().write(output.path(), &outcome.weights, &progress)?;
@@ -309,7 +314,8 @@ impl DryRun {
         let sampling = &calibration.sampling;
         let samples = folder.samples_of_run(sampling)?;
         let calls = |prompts: usize| (prompts * samples) as u64;
-        let report_macs = calls(2 * judged) * folder.structure().macs();
+        let macs = folder.structure(sampling).macs();
+        let report_macs = calls(2 * judged) * macs;
         let calls = calls(calibration.prompts.len());
         let passes = if args.statistics.is_some() { 0 } else { plan.packages.len() as u64 };
         let calls_for_hessians = if args.statistics.is_some() { 0 } else { calls };
@@ -331,11 +337,11 @@ impl DryRun {
             weights_removed: (weights as f64 * pattern.sparsity()) as u64,
             calibration_samples: calibration.prompts.len(),
             calibration_steps: sampling.steps,
-            forward_macs: calls * passes * folder.structure().macs(),
+            forward_macs: calls * passes * macs,
             hessian_macs: calls_for_hessians * plan.hessian_macs() / calibration.token_stride as u64,
             report_macs,
             memory_bytes: plan.bytes(method),
-            call_bytes: folder.memory(folder.passes(sampling.guidance) * sampling.batch).total(),
+            call_bytes: folder.memory(sampling, folder.passes(sampling.guidance) * sampling.batch).total(),
             packages: plan.packages.iter().map(row).collect(),
         })
     }
