@@ -2,6 +2,8 @@
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
+#[path = "common/assemble.rs"]
+mod assemble;
 mod common;
 
 use candle_core::{DType, Device, Tensor};
@@ -226,6 +228,24 @@ fn with_scheduler(role: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir 
     std::fs::create_dir(folder.path().join("scheduler")).unwrap();
     std::fs::write(folder.path().join(path), config.to_string()).unwrap();
     folder
+}
+
+/// Whole runs of the pipelines that no bundled model is of.
+#[test]
+fn small_pipelines() {
+    let Some(folder) = fixture("pipelines") else { return };
+    for name in ["stable_diffusion_2", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart"] {
+        println!("{name}:");
+        let model = assemble::assemble(&goldens(), name);
+        let told = std::fs::read_to_string(folder.join(name).join("run.json")).unwrap();
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let prompts: Vec<String> = serde_json::from_value(told["prompts"].clone()).unwrap();
+        let sampling = Sampling {
+            negative_prompt: told["negative_prompt"].as_str().unwrap().into(),
+            ..ModelFolder::open(model.path(), None).unwrap().sampling()
+        };
+        run(model.path(), &folder.join(name).join("run.safetensors"), &prompts, &sampling);
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@
 //! let folder = ModelFolder::open("../../models/emoji-mmdit".as_ref(), None)?;
 //! let prompts = vec!["red apple, noto style emoji".to_owned()];
 //! let sampling = Sampling { steps: 2, ..folder.sampling() };
-//! let calibration = Calibration { prompts, sampling, weighting: Weighting::LogDecrease, token_stride: 4 };
+//! let calibration = Calibration { prompts, sampling: sampling.clone(), weighting: Weighting::LogDecrease, token_stride: 4 };
 //! let plan = Plan::new(&folder.structure(&sampling), &Selection::default(), Packages::Count(1), &Obs)?;
 //! let output = OutputFolder::create(&out, false, &[folder.path()])?;
 //!

@@ -402,7 +402,7 @@ fn equal_tokens_may_be_folded_into_one() {
     let spelled_out = folded.spelled_out().unwrap();
     assert_eq!((folded.text().unwrap().dim(1).unwrap(), spelled_out.text().unwrap().dim(1).unwrap()), (33, 64));
     let run = |conditioning: &Conditioning| {
-        let latents = secateur_models::noise(7, 0..2, 0, &pipeline.latent_shape()).unwrap();
+        let latents = secateur_models::noise(7, 0..2, 0, &pipeline.folder().denoiser().latent_shape()).unwrap();
         let calibrator = Calibrator::new(&plan.packages[0], vec![1.0], 1);
         let context = Context { step: Step { index: 0, count: 1 }, probe: Some(&calibrator), multiplicity: None };
         let output = pipeline.denoiser().forward(&latents, &[700.0; 2], conditioning, &context).unwrap();
