@@ -3,11 +3,11 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Checkpoint, Geometry, Operation, denoiser_config};
+use secateur_models::{Checkpoint, Geometry, LowRankKind, Operation, Reader, Slice, Structure, denoiser_config};
 use secateur_nn::{Context, LayerName, Probe, Result};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 
 /// What went into a layer.
 struct Input {
@@ -30,11 +30,26 @@ impl Probe for Inputs {
     }
 }
 
+/// Height and width of the latents of a fixture's call; FLUX's are given as tokens with their places.
+fn latents(given: &HashMap<String, Tensor>) -> (usize, usize) {
+    let Some(places) = given.get("img_ids") else {
+        let (_, _, height, width) = given["x"].dims4().unwrap();
+        return (height, width);
+    };
+    let last = places.max(0).unwrap().to_vec1::<f32>().unwrap();
+    (2 * (last[1] as usize + 1), 2 * (last[2] as usize + 1))
+}
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 /// Runs a fixture's call; `text`: layers that read the text alone, by a part of their names.
 fn compare(name: &str, text: &[&str]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(name);
     let given = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu).unwrap();
-    let (samples, _, height, width) = given["x"].dims4().unwrap();
+    let samples = given["x"].dim(0).unwrap();
+    let (height, width) = latents(&given);
     let tokens = given.get("context").map_or(0, |text| text.dim(1).unwrap());
     let ones = Tensor::ones((samples, tokens), DType::F32, &Device::Cpu).unwrap();
     let inputs = Inputs::default();
@@ -77,6 +92,14 @@ fn sd3() {
 #[test]
 fn sd35_medium() {
     compare("sd35_medium_mmdit", &["context_embedder", "attn.add_", "attn.to_add_out", "ff_context"]);
+}
+
+#[test]
+fn flux() {
+    let single = ["single_transformer_blocks.0.attn", "single_transformer_blocks.1.attn", "proj_mlp"];
+    let joined = ["single_transformer_blocks.0.proj_out", "single_transformer_blocks.1.proj_out"];
+    let text = ["context_embedder", "attn.add_", "attn.to_add_out", "ff_context"];
+    compare("flux_transformer", &[&text[..], &single, &joined].concat());
 }
 
 #[test]
@@ -141,4 +164,126 @@ fn a_transformer_of_before_has_a_family() {
         std::fs::write(&path, older.replace("PixArtTransformer2DModel", "Transformer2DModel")).unwrap();
         assert!(format!("{:?}", denoiser_config(&path).unwrap()).starts_with(class));
     }
+}
+
+const FIXTURES: [&str; 10] = [
+    "sd15_unet",
+    "sd21_unet",
+    "sdxl_unet",
+    "ddpm_unet",
+    "sd3_mmdit",
+    "sd35_medium_mmdit",
+    "flux_transformer",
+    "dit_transformer",
+    "pixart_transformer",
+    "pixart_sized_transformer",
+];
+
+/// Heads and neurons fit the weights that they are parts of, and every prunable layer is a part of some.
+#[test]
+fn heads_and_neurons_fit_their_weights() {
+    for name in FIXTURES {
+        let folder = project().join("tests/goldens").join(name);
+        let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().placeholders().unwrap();
+        let config = denoiser_config(&folder.join("config.json")).unwrap();
+        let structure = config.structure(&Geometry { latent: (16, 16), text: 5 });
+        let mut prunable: BTreeSet<LayerName> =
+            structure.layers().filter(|layer| layer.prunable.is_some()).map(|layer| layer.name.clone()).collect();
+        // Rows or columns of each layer that are taken.
+        let mut taken: BTreeMap<(LayerName, usize), usize> = BTreeMap::new();
+        let mut take = |slice: &Slice, dimension: usize, count: usize| {
+            prunable.remove(&slice.layer);
+            let weight = parameters.get(&slice.layer.weight()).unwrap_or_else(|| panic!("no {}", slice.layer));
+            assert!(slice.start + count <= weight.dims()[dimension], "{name}, {}", slice.layer);
+            *taken.entry((slice.layer.clone(), dimension)).or_default() += count;
+        };
+        for block in &structure.blocks {
+            for heads in &block.heads {
+                let width = heads.count * heads.head_dim;
+                for stream in &heads.streams {
+                    [&stream.query, &stream.key, &stream.value].map(|slice| take(slice, 0, width));
+                    stream.output.iter().for_each(|slice| take(slice, 1, width));
+                }
+            }
+            for neurons in &block.neurons {
+                neurons.up.iter().for_each(|slice| take(slice, 0, neurons.count));
+                take(&neurons.down, 1, neurons.count);
+            }
+            let low_rank: Vec<_> = block.low_rank_groups().collect();
+            assert_eq!(low_rank.len(), 2 * block.heads.len() + block.neurons.len());
+            let barred = low_rank.iter().filter(|group| group.barred.is_some());
+            assert!(barred.clone().all(|group| group.kind == LowRankKind::QueryKey), "{name}");
+            let qk_norm = ["flux_transformer", "sd35_medium_mmdit"].contains(&name);
+            assert_eq!(barred.count(), if qk_norm { block.heads.len() } else { 0 }, "{name}");
+        }
+        for ((layer, dimension), count) in taken {
+            let weight = parameters.get(&layer.weight()).unwrap();
+            assert_eq!(count, weight.dims()[dimension], "{name}, {layer}: some of it is in no group, or in two");
+        }
+        assert!(prunable.is_empty(), "{name}: in no group: {prunable:?}");
+    }
+}
+
+fn full_size(name: &str) -> Structure {
+    let folder = project().join("tools/full_size").join(name);
+    let component = ["unet", "transformer"].map(|component| folder.join(component));
+    let component = component.iter().find(|path| path.exists()).unwrap();
+    let config = denoiser_config(&component.join("config.json")).unwrap();
+    let [_, height, width] = config.latent_shape();
+    config.structure(&Geometry { latent: (height, width), text: 77 })
+}
+
+/// The numbers of parameters that diffusers counts, and multiply-accumulates (without attention products where the second
+/// is `false`) as published, which the way of counting changes by a thousandth.
+#[test]
+fn published_sizes() {
+    for (name, parameters, macs) in [
+        ("sd-1.5", 859_520_964, Some((338.8e9, false))),
+        ("sd-2.1", 865_910_724, None),
+        ("sdxl", 2_567_463_684, Some((2.99e12, false))),
+        ("sd3-medium", 2_028_328_000, None),
+        ("sd3.5-medium", 2_243_171_520, None),
+        ("sd3.5-large", 8_056_627_520, None),
+        ("flux.1-dev", 11_901_408_320, None),
+        ("dit-xl-2-256", 749_826_464, Some((118.6e9, true))),
+        ("pixart-alpha-1024", 611_349_152, None),
+    ] {
+        let folder = project().join("tools/full_size").join(name);
+        let component = ["unet", "transformer"].map(|component| folder.join(component));
+        let component = component.iter().find(|path| path.exists()).unwrap();
+        let wanted = denoiser_config(&component.join("config.json")).unwrap().parameters().unwrap();
+        let counted: usize = wanted
+            .values()
+            .filter(|wanted| !wanted.constant)
+            .map(|wanted| wanted.shape.iter().product::<usize>())
+            .sum();
+        assert_eq!(counted, parameters, "{name}");
+        if let Some((published, with_attention)) = macs {
+            let structure = full_size(name);
+            let own = if with_attention { structure.macs() } else { structure.macs_without_attention() } as f64;
+            assert!((own / published - 1.0).abs() < 2e-3, "{name}: {own} multiply-accumulates");
+        }
+    }
+}
+
+/// DiP-GO's units: 9 blocks a step in SD1.5, 24 branches there and 18 in SDXL; 28 blocks in DiT-XL.
+#[test]
+fn units_that_can_be_skipped() {
+    let count = |name: &str| {
+        let structure = full_size(name);
+        (structure.units.len(), structure.branches.len())
+    };
+    assert_eq!([count("sd-1.5"), count("sdxl"), count("dit-xl-2-256")], [(9, 24), (7, 18), (28, 28)]);
+
+    let structure = full_size("sd-1.5");
+    let share = |unit| 100.0 * structure.unit_macs(unit) as f64 / structure.macs() as f64;
+    let total: f64 = structure.units.iter().map(share).sum();
+    assert!((99.0..100.0).contains(&total), "{total} % of the multiplications are in units");
+    let readers: Vec<Vec<Reader>> =
+        structure.readers(&structure.units).into_iter().map(|readers| readers.into_iter().collect()).collect();
+    // Down blocks 0-3 are 0-3, the middle is 4, up blocks 0-3 are 5-8.
+    let units = |some: &[usize]| some.iter().map(|&unit| Reader::Unit(unit)).collect::<Vec<_>>();
+    let expected = [&[1, 7, 8][..], &[2, 6, 7], &[3, 5, 6], &[4, 5], &[5], &[6], &[7], &[8]].map(units);
+    assert_eq!(readers[..8], expected);
+    assert_eq!(readers[8], [Reader::Output]);
 }

@@ -10,7 +10,7 @@
 
 use anyhow::{Context, Result, bail};
 use secateur_eval::{Comparison, Samples, Summary};
-use secateur_models::{ClipModel, ModelFolder, OutputFolder, Pipeline, Sampling};
+use secateur_models::{ClipModel, ModelFolder, OutputFolder, Pipeline, Sampling, Subject};
 use secateur_prune::{
     Calibration, Fingerprint, Magnitude, Method, Obs, Packages, Pattern, Plan, SavedStatistics, Selection, Source,
     Wanda, Weighting, prune,
@@ -73,14 +73,20 @@ impl<'a> Study<'a> {
         let manifest = folder.manifest();
         let clip = ClipModel::open(&model.join(manifest.clip.as_ref().context("the model names no CLIP")?))?;
         let list = folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
-        let chosen = list.into_iter().skip(seed as usize * CALIBRATION).take(CALIBRATION).collect::<Vec<_>>();
+        let held_out = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
+        // A label may come again, with other noise; a text may not.
+        let times = if folder.subject() == Subject::Label { usize::MAX } else { 1 };
+        let some = |list: Vec<String>, first: usize, count: usize| {
+            let all = std::iter::repeat_n(list, times).flatten();
+            all.skip(first).take(count).collect::<Vec<_>>()
+        };
+        let chosen = some(list, seed as usize * CALIBRATION, CALIBRATION);
         if chosen.len() < CALIBRATION {
             bail!("too few calibration prompts for seed {seed}");
         }
-        let held_out = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
         let sampling = Sampling { seed, ..folder.sampling() };
         let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default(), token_stride: 1 };
-        Ok(Self { model, out, seed, clip, prompts: held_out.into_iter().take(JUDGED).collect(), calibration })
+        Ok(Self { model, out, seed, clip, prompts: some(held_out, 0, JUDGED), calibration })
     }
 
     fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Samples> {
@@ -142,8 +148,6 @@ fn print_table(out: &Path, seeds: u64) -> Result<()> {
     let read = |seed, method, pattern| -> Result<Cell> {
         Ok(serde_json::from_str(&std::fs::read_to_string(cell_path(out, seed, method, pattern))?)?)
     };
-    println!("| | seeds | PSNR dB | SSIM | text-image score | top-1 of {JUDGED} | mean / largest layer error |");
-    println!("|---|---|---|---|---|---|---|");
     let text = |cell: &Cell| cell.comparison.text_image.clone().context("no text-image score");
     for (row, pattern) in PATTERNS.into_iter().enumerate() {
         for method in METHODS {
@@ -160,6 +164,11 @@ fn print_table(out: &Path, seeds: u64) -> Result<()> {
                 let scores = texts.iter().map(|text| text.score_reference.mean).collect::<Vec<_>>();
                 let top = texts.iter().map(|text| text.top1_reference).collect::<Vec<_>>();
                 let (count, scores, top) = (cells.len(), spread(&scores, 3)?, spread(&top, 3)?);
+                let choices = texts[0].choices;
+                println!(
+                    "| | seeds | PSNR dB | SSIM | text-image score | top-1 of {choices} | mean / largest layer error |"
+                );
+                println!("|---|---|---|---|---|---|---|");
                 println!("| dense | {count} | - | - | {scores} | {top} | - |");
             }
             let name = match pattern.parse::<f64>() {
