@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 fn copy(folder: &Path, changed: &str) -> PathBuf {
     let target = folder.join("model");
     std::fs::create_dir(&target).unwrap();
-    for name in entries(&model()) {
-        let (source, link) = (model().join(&name), target.join(&name));
+    for name in entries(&model("emoji-mmdit")) {
+        let (source, link) = (model("emoji-mmdit").join(&name), target.join(&name));
         if name != changed.split('/').next().unwrap() {
             symlink(source, link).unwrap();
         } else if source.is_dir() {
@@ -154,7 +154,7 @@ fn an_index_that_points_outside() {
 /// An error of the request: nothing is written, and the error holds the words.
 fn request(options: &[&str], code: i32, words: &[&str]) {
     let temporary = tempfile::tempdir().unwrap();
-    let error = fail(prune(&model(), &temporary.path().join("out")).args(options), code);
+    let error = fail(prune(&model("emoji-mmdit"), &temporary.path().join("out")).args(options), code);
     for word in words {
         assert!(error.contains(word), "{word:?} is not in {error:?}");
     }
@@ -209,16 +209,18 @@ fn an_output_that_cannot_be_written() {
     let existing = temporary.path().join("existing");
     std::fs::create_dir(&existing).unwrap();
     std::fs::write(existing.join("mine.txt"), "mine").unwrap();
-    let error = fail(&mut prune(&model(), &existing), 1);
+    let error = fail(&mut prune(&model("emoji-mmdit"), &existing), 1);
     assert!(error.contains("exists already") && error.contains("--force"), "{error}");
-    let error = fail(&mut prune(&model(), &existing.join("mine.txt").join("out")), 1);
+    let error = fail(&mut prune(&model("emoji-mmdit"), &existing.join("mine.txt").join("out")), 1);
     assert!(error.contains("mine.txt"), "{error}");
     assert_eq!(std::fs::read_to_string(existing.join("mine.txt")).unwrap(), "mine");
-    for out in [model(), model().join("pruned"), model().parent().unwrap().to_owned()] {
-        let error = fail(prune(&model(), &out).arg("--force"), 1);
+    for out in
+        [model("emoji-mmdit"), model("emoji-mmdit").join("pruned"), model("emoji-mmdit").parent().unwrap().to_owned()]
+    {
+        let error = fail(prune(&model("emoji-mmdit"), &out).arg("--force"), 1);
         assert!(error.contains("overlap"), "{error}");
     }
-    assert!(!model().join("pruned").exists());
+    assert!(!model("emoji-mmdit").join("pruned").exists());
     assert_eq!(entries(temporary.path()), ["existing"]);
 }
 
@@ -229,16 +231,16 @@ fn an_output_that_would_swallow_an_input() {
     std::fs::create_dir(&inputs).unwrap();
     std::fs::write(inputs.join("prompts.txt"), "a cat\na dog\n").unwrap();
     let prompts = inputs.join("prompts.txt").display().to_string();
-    let error = fail(prune(&model(), &inputs).args(["--force", "--prompts", &prompts]), 1);
+    let error = fail(prune(&model("emoji-mmdit"), &inputs).args(["--force", "--prompts", &prompts]), 1);
     assert!(error.contains("overlap"), "{error}");
     let out = temporary.path().join("out");
-    for statistics in [&model(), &out] {
+    for statistics in [&model("emoji-mmdit"), &out] {
         let statistics = statistics.display().to_string();
-        let error = fail(prune(&model(), &out).args(["--force", "--save-statistics", &statistics]), 1);
+        let error = fail(prune(&model("emoji-mmdit"), &out).args(["--force", "--save-statistics", &statistics]), 1);
         assert!(error.contains("overlap"), "{error}");
     }
     let existing = inputs.display().to_string();
-    let error = fail(prune(&model(), &out).args(["--save-statistics", &existing]), 1);
+    let error = fail(prune(&model("emoji-mmdit"), &out).args(["--save-statistics", &existing]), 1);
     assert!(error.contains("exists already"), "{error}");
     assert_eq!(entries(temporary.path()), ["inputs"]);
     assert_eq!(entries(&inputs), ["prompts.txt"]);
@@ -261,7 +263,7 @@ fn force_replaces_the_folder_whole() {
 fn a_disk_that_is_full() {
     let temporary = tempfile::tempdir().unwrap();
     let script = r#"trap '' XFSZ; ulimit -f 8192; exec "$@""#;
-    let inner = prune(&model(), &temporary.path().join("out"));
+    let inner = prune(&model("emoji-mmdit"), &temporary.path().join("out"));
     let mut limited = Command::new("bash");
     limited.args(["-c", script, "limited"]).arg(inner.get_program()).args(inner.get_args());
     limited.current_dir(common::project());

@@ -7,8 +7,9 @@ pub(crate) fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-pub(crate) fn model() -> PathBuf {
-    project().join("models/emoji-mmdit")
+/// A bundled model.
+pub(crate) fn model(name: &str) -> PathBuf {
+    project().join("models").join(name)
 }
 
 /// The binary, started in the project's folder.
