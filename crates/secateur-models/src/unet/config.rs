@@ -1,0 +1,340 @@
+//! Configuration of UNet2DConditionModel and UNet2DModel.
+
+use super::{Unet, description};
+use crate::blocks::{Norm, Sinusoids};
+use crate::error::{Error, Result, read_json};
+use crate::family::{Denoiser, DenoiserConfig};
+use crate::options;
+use crate::structure::{Geometry, Structure};
+use secateur_nn::Scope;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// Configuration of a `UNet2DConditionModel` or a `UNet2DModel`.
+#[derive(Clone, Debug)]
+pub struct UnetConfig {
+    pub(super) sample_size: (usize, usize),
+    pub(super) in_channels: usize,
+    pub(super) out_channels: usize,
+    /// Width of the time embedding.
+    pub(super) time: usize,
+    pub(super) time_proj: Sinusoids,
+    /// What SDXL is told beside the text.
+    pub(super) addition: Option<Addition>,
+    pub(super) norm: Norm,
+    /// Zeros around what is halved.
+    pub(super) downsample_padding: (usize, usize),
+    pub(super) down: Vec<Level>,
+    pub(super) middle: Level,
+    /// From the lowest resolution on.
+    pub(super) up: Vec<Level>,
+    /// Width of the text states; 0 where there is no text.
+    pub(super) text: usize,
+    pub(super) use_linear_projection: bool,
+}
+
+/// Residual blocks of one resolution on one side.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Level {
+    pub(super) channels: usize,
+    /// Residual blocks.
+    pub(super) layers: usize,
+    pub(super) attention: LevelAttention,
+}
+
+/// What follows each residual block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LevelAttention {
+    None,
+    /// Attention over the pixels.
+    Pixels {
+        heads: usize,
+    },
+    /// `Transformer2DModel`: transformer blocks that see the text.
+    Text {
+        heads: usize,
+        depth: usize,
+    },
+}
+
+/// The `text_time` embedding of SDXL: pooled text and sizes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addition {
+    pub(super) time_proj: Sinusoids,
+    /// Pooled text and all sizes as sinusoids.
+    pub(super) inputs: usize,
+}
+
+/// A number for all levels, or one for each.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum PerLevel {
+    All(usize),
+    Each(Vec<usize>),
+}
+
+impl PerLevel {
+    fn at(&self, level: usize) -> Option<usize> {
+        match self {
+            Self::All(value) => Some(*value),
+            Self::Each(values) => values.get(level).copied(),
+        }
+    }
+
+    fn fits(&self, levels: usize) -> bool {
+        !matches!(self, Self::Each(values) if values.len() != levels)
+    }
+}
+
+/// What both classes have in common, as the file has it.
+#[derive(Deserialize)]
+struct File {
+    #[serde(rename = "_class_name")]
+    class: String,
+    sample_size: Side,
+    in_channels: usize,
+    out_channels: usize,
+    block_out_channels: Vec<usize>,
+    down_block_types: Vec<String>,
+    up_block_types: Vec<String>,
+    #[serde(default = "two")]
+    layers_per_block: PerLevel,
+    #[serde(default = "eight")]
+    attention_head_dim: Option<PerLevel>,
+    #[serde(default)]
+    num_attention_heads: Option<PerLevel>,
+    #[serde(default = "one")]
+    transformer_layers_per_block: PerLevel,
+    #[serde(default)]
+    cross_attention_dim: Option<PerLevel>,
+    #[serde(default)]
+    use_linear_projection: bool,
+    norm_num_groups: usize,
+    #[serde(default = "norm_eps")]
+    norm_eps: f32,
+    #[serde(default = "usize_one")]
+    downsample_padding: usize,
+    #[serde(default = "yes")]
+    flip_sin_to_cos: bool,
+    #[serde(default)]
+    freq_shift: f64,
+    #[serde(default)]
+    time_embedding_dim: Option<usize>,
+    #[serde(default)]
+    addition_embed_type: Option<String>,
+    #[serde(default)]
+    addition_time_embed_dim: Option<usize>,
+    #[serde(default)]
+    projection_class_embeddings_input_dim: Option<usize>,
+    #[serde(default = "yes")]
+    add_attention: bool,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+/// A side of a square, or height and width.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Side {
+    Square(usize),
+    Both([usize; 2]),
+}
+
+fn yes() -> bool {
+    true
+}
+fn usize_one() -> usize {
+    1
+}
+fn one() -> PerLevel {
+    PerLevel::All(1)
+}
+fn two() -> PerLevel {
+    PerLevel::All(2)
+}
+fn eight() -> Option<PerLevel> {
+    Some(PerLevel::All(8))
+}
+fn norm_eps() -> f32 {
+    1e-5
+}
+
+/// Options of which only this value is supported; it is also what they are where they are absent.
+fn only_supported() -> [(&'static str, Value); 27] {
+    use serde_json::json;
+    [
+        ("act_fn", json!("silu")),
+        ("addition_embed_type_num_heads", json!(64)),
+        ("attention_type", json!("default")),
+        ("attn_norm_num_groups", Value::Null),
+        ("center_input_sample", json!(false)),
+        ("class_embed_type", Value::Null),
+        ("class_embeddings_concat", json!(false)),
+        ("conv_in_kernel", json!(3)),
+        ("conv_out_kernel", json!(3)),
+        ("cross_attention_norm", Value::Null),
+        ("downsample_type", json!("conv")),
+        ("dual_cross_attention", json!(false)),
+        ("encoder_hid_dim", Value::Null),
+        ("encoder_hid_dim_type", Value::Null),
+        ("mid_block_only_cross_attention", Value::Null),
+        ("mid_block_scale_factor", json!(1)),
+        ("num_class_embeds", Value::Null),
+        ("only_cross_attention", json!(false)),
+        ("resnet_out_scale_factor", json!(1)),
+        ("resnet_skip_time_act", json!(false)),
+        ("resnet_time_scale_shift", json!("default")),
+        ("reverse_transformer_layers_per_block", Value::Null),
+        ("time_cond_proj_dim", Value::Null),
+        ("time_embedding_act_fn", Value::Null),
+        ("time_embedding_type", json!("positional")),
+        ("timestep_post_act", Value::Null),
+        ("upsample_type", json!("conv")),
+    ]
+}
+
+impl UnetConfig {
+    /// Reads a component's `config.json`.
+    ///
+    /// # Errors
+    /// If it cannot be read, contradicts itself, or asks for something that is not supported.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::from_file(&read_json(path)?).map_err(|problem| Error::invalid(path, problem))
+    }
+
+    fn from_file(file: &File) -> std::result::Result<Self, String> {
+        let conditional = match file.class.as_str() {
+            "UNet2DConditionModel" => true,
+            "UNet2DModel" => false,
+            class => return Err(format!("_class_name {class:?} is not a UNet that is supported")),
+        };
+        options::only(&file.others, &only_supported())?;
+        let (down, middle, up) = file.levels(conditional)?;
+        let channels = &file.block_out_channels;
+        let groups = file.norm_num_groups;
+        if groups == 0 || channels.iter().any(|c| *c == 0 || c % groups != 0) {
+            return Err(format!("block_out_channels {channels:?} do not divide into {groups} groups"));
+        }
+        let sinusoids =
+            |channels| Sinusoids { channels, flip_sin_to_cos: file.flip_sin_to_cos, freq_shift: file.freq_shift };
+        let addition = match file.addition_embed_type.as_deref() {
+            None => None,
+            Some("text_time") => match (file.addition_time_embed_dim, file.projection_class_embeddings_input_dim) {
+                (Some(channels), Some(inputs)) => Some(Addition { time_proj: sinusoids(channels), inputs }),
+                _ => {
+                    let needed = "addition_time_embed_dim and projection_class_embeddings_input_dim";
+                    return Err(format!("addition_embed_type text_time needs {needed}"));
+                }
+            },
+            Some(other) => return Err(format!("addition_embed_type {other:?} is not supported")),
+        };
+        let text = match (&file.cross_attention_dim, conditional) {
+            (_, false) => 0,
+            (Some(PerLevel::All(width)), true) => *width,
+            (Some(PerLevel::Each(widths)), true) if widths.windows(2).all(|w| w[0] == w[1]) && !widths.is_empty() => {
+                widths[0]
+            }
+            (Some(PerLevel::Each(_)), true) => return Err("a cross_attention_dim a level is not supported".into()),
+            (None, true) => return Err("cross_attention_dim is missing".into()),
+        };
+        Ok(Self {
+            sample_size: match file.sample_size {
+                Side::Square(side) => (side, side),
+                Side::Both([height, width]) => (height, width),
+            },
+            in_channels: file.in_channels,
+            out_channels: file.out_channels,
+            time: file.time_embedding_dim.unwrap_or(4 * channels[0]),
+            time_proj: sinusoids(channels[0]),
+            addition,
+            norm: Norm { groups, eps: file.norm_eps },
+            // diffusers pads right and below only where it is told not to pad.
+            downsample_padding: match file.downsample_padding {
+                0 => (0, 1),
+                around => (around, around),
+            },
+            down,
+            middle,
+            up,
+            text,
+            use_linear_projection: file.use_linear_projection,
+        })
+    }
+}
+
+impl File {
+    /// The levels down, the middle, and up.
+    fn levels(&self, conditional: bool) -> std::result::Result<(Vec<Level>, Level, Vec<Level>), String> {
+        let channels = &self.block_out_channels;
+        let count = channels.len();
+        if count == 0 || self.down_block_types.len() != count || self.up_block_types.len() != count {
+            return Err("block_out_channels, down_block_types and up_block_types differ in length".into());
+        }
+        // diffusers calls the number of heads attention_head_dim, unless both are there.
+        let heads = match (conditional, &self.num_attention_heads) {
+            (true, Some(heads)) => Some(heads),
+            _ => self.attention_head_dim.as_ref(),
+        };
+        let per_level = [Some(&self.layers_per_block), heads, Some(&self.transformer_layers_per_block)];
+        if per_level.into_iter().flatten().any(|values| !values.fits(count)) {
+            return Err(format!(
+                "layers_per_block, attention_head_dim, num_attention_heads and transformer_layers_per_block must be \
+                 single numbers or {count} each, as block_out_channels"
+            ));
+        }
+        let level = |index: usize, kind: &str, more: usize| {
+            let channels = channels[index];
+            let number = heads.and_then(|heads| heads.at(index));
+            let attention = match kind {
+                "DownBlock2D" | "UpBlock2D" => LevelAttention::None,
+                "AttnDownBlock2D" | "AttnUpBlock2D" if !conditional => LevelAttention::Pixels {
+                    // Here it is what it is called.
+                    heads: channels.checked_div(number.unwrap_or(channels)).unwrap_or(0),
+                },
+                "CrossAttnDownBlock2D" | "CrossAttnUpBlock2D" if conditional => LevelAttention::Text {
+                    heads: number.unwrap_or(8),
+                    depth: self.transformer_layers_per_block.at(index).unwrap_or(1),
+                },
+                other => return Err(format!("block {other:?} is not supported in a {}", self.class)),
+            };
+            if let LevelAttention::Pixels { heads } | LevelAttention::Text { heads, .. } = attention
+                && !channels.is_multiple_of(heads)
+            {
+                return Err(format!("{channels} channels do not divide into {heads} heads"));
+            }
+            Ok(Level { channels, layers: self.layers_per_block.at(index).unwrap_or(2) + more, attention })
+        };
+        let down = (0..count).map(|index| level(index, &self.down_block_types[index], 0));
+        let up = (0..count).map(|index| level(count - 1 - index, &self.up_block_types[index], 1));
+        let kind = match (conditional, self.add_attention) {
+            (true, _) => "CrossAttnDownBlock2D",
+            (false, true) => "AttnDownBlock2D",
+            (false, false) => "DownBlock2D",
+        };
+        let wanted = if conditional { "UNetMidBlock2DCrossAttn" } else { "UNetMidBlock2D" };
+        if let Some(found) = self.others.get("mid_block_type").filter(|found| found.as_str() != Some(wanted)) {
+            return Err(format!("mid_block_type {found} is not supported; {wanted} is"));
+        }
+        let middle = Level { layers: 1, ..level(count - 1, kind, 0)? };
+        Ok((down.collect::<std::result::Result<_, String>>()?, middle, up.collect::<std::result::Result<_, String>>()?))
+    }
+}
+
+impl DenoiserConfig for UnetConfig {
+    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Unet::new(self, scope)?))
+    }
+
+    fn latent_shape(&self) -> [usize; 3] {
+        [self.in_channels, self.sample_size.0, self.sample_size.1]
+    }
+
+    fn text_width(&self) -> usize {
+        self.text
+    }
+
+    fn structure(&self, geometry: &Geometry) -> Structure {
+        description::describe(self, geometry)
+    }
+}
