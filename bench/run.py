@@ -22,7 +22,8 @@ PEER = ROOT / "bench" / "peer"
 SECATEUR = ROOT / "target" / "release" / "secateur"
 SOLVE_EXAMPLE = ROOT / "target" / "release" / "examples" / "solve"
 KERNELS_EXAMPLE = ROOT / "target" / "release" / "examples" / "kernels"
-MODEL = ROOT / "models" / "emoji-mmdit"
+MODELS = ROOT / "models"
+MODEL = MODELS / "emoji-mmdit"
 
 # The most that our time may be of the peer's.
 GOALS = {
@@ -36,6 +37,8 @@ GOALS = {
     "gram 8192x1536": 1 / 1.7,
     "generate-1": 1 / 2,
     "generate-8": 1 / 1.5,
+    "generate-unet-1": 1 / 2,
+    "generate-unet-8": 1 / 1.5,
     "solve-1536x1536-50": 1 / 5,
     "solve-1536x1536-2:4": 1 / 5,
     "solve-2432x2432-50": 1 / 5,
@@ -116,25 +119,26 @@ class Kernel:
 
 
 class Generate:
-    """Text encoding, denoising and decoding of held-out prompts: 25 steps, guidance 4, float32."""
+    """Prompts, denoising and decoding of held-out prompts: 25 steps, guidance 4, float32."""
 
     group = "generate"
 
-    def __init__(self, count):
-        self.name = f"generate-{count}"
+    def __init__(self, count, model="mmdit"):
+        self.name = f"generate-{count}" if model == "mmdit" else f"generate-{model}-{count}"
         self.count = count
+        self.model = MODELS / f"emoji-{model}"
 
     def prepare(self, folder, threads):
         """Writes the prompts."""
         prompts = folder / f"{self.name}.txt"
-        lines = (MODEL / "prompts" / "held_out.txt").read_text(encoding="utf-8").splitlines()
+        lines = (self.model / "prompts" / "held_out.txt").read_text(encoding="utf-8").splitlines()
         text = "".join(f"{line}\n" for line in lines[: self.count])
         prompts.write_text(text, encoding="utf-8")
         options = ["--prompts", prompts, "--steps", 25, "--guidance", 4, "--batch", 8]
         options += ["--threads", threads]
-        ours = [SECATEUR, "generate", MODEL, *options, "--seed", 0, "--out", folder / self.name]
+        ours = [SECATEUR, "generate", self.model, *options, "--seed", 0, "--out", folder / self.name]
         self.our_command = [*ours, "--profile", "--force", "--quiet", "--json"]
-        self.peer_command = [sys.executable, PEER / "generate.py", "--model", MODEL, *options]
+        self.peer_command = [sys.executable, PEER / "generate.py", "--model", self.model, *options]
 
     def our_result(self, report):
         """The seconds of our run."""
@@ -242,6 +246,9 @@ CASES = [
     Kernel("gram 1024x1024"),
     Generate(1),
     Generate(8),
+    Generate(1, "unet"),
+    Generate(8, "unet"),
+    Generate(8, "dit"),
     Solve(1536, 1536, "50"),
     Solve(1536, 1536, "2:4"),
     Solve(2432, 2432, "50"),

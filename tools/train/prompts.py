@@ -50,6 +50,8 @@ def write(folder, generation, calibration, held_out):
         "prompts": prompts,
         "clip": "../emoji-clip",
     }
+    if (folder / "prompts" / "captions.txt").is_file():
+        manifest["captions"] = "prompts/captions.txt"
     text = json.dumps(manifest, indent=2) + "\n"
     (folder / "secateur.json").write_text(text, encoding="utf-8", newline="\n")
 

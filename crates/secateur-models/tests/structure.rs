@@ -130,6 +130,19 @@ fn options_that_are_not_supported_are_named() {
     use serde_json::{Value, json};
     let temporary = tempfile::tempdir().unwrap();
     for (fixture, option, value, words) in [
+        ("sd15_unet", "class_embed_type", json!("timestep"), "class_embed_type \"timestep\" is not supported"),
+        ("sd15_unet", "addition_embed_type", json!("text"), "addition_embed_type \"text\" is not supported"),
+        ("sd15_unet", "addition_embed_type", json!("text_time"), "needs addition_time_embed_dim"),
+        ("sd15_unet", "encoder_hid_dim", json!(32), "encoder_hid_dim 32"),
+        ("sd15_unet", "down_block_types", json!(["DownBlock2D"]), "differ in length"),
+        ("sd15_unet", "mid_block_type", json!("UNetMidBlock2DSimpleCrossAttn"), "mid_block_type"),
+        ("sd15_unet", "cross_attention_dim", Value::Null, "cross_attention_dim is missing"),
+        ("sd15_unet", "attention_head_dim", json!(5), "do not divide into 5 heads"),
+        ("sd15_unet", "norm_num_groups", json!(0), "do not divide into 0 groups"),
+        ("sd15_unet", "in_channels", json!("four"), "invalid type"),
+        ("sd3_mmdit", "qk_norm", json!("layer_norm"), "qk_norm \"layer_norm\" is not supported"),
+        ("sd3_mmdit", "caption_projection_dim", json!(31), "caption_projection_dim 31 differs"),
+        ("sd3_mmdit", "patch_size", json!(0), "sizes must be positive"),
         ("dit_transformer", "norm_type", json!("ada_norm"), "norm_type \"ada_norm\""),
         ("dit_transformer", "norm_elementwise_affine", json!(true), "norm_elementwise_affine true"),
         ("dit_transformer", "activation_fn", json!("swiglu"), "activation_fn \"swiglu\""),
