@@ -19,7 +19,7 @@ use crate::folder::{class_of, read_index};
 use crate::pipeline::Observer;
 use crate::pipeline::class::Component;
 use crate::save::{copy_model, new_file};
-use kind::Kind;
+use kind::{Kind, Piece};
 use safetensors::tensor::Metadata;
 use secateur_nn::{Mismatch, Wanted};
 use source::{Part, Source};
@@ -69,62 +69,81 @@ impl SingleFile {
     /// # Errors
     /// If the folder cannot be read, or is of another kind of model; if the file's tensors are not those that the folder's
     /// configurations ask for, or of a type that is not supported; if both lack the weights of a component.
-    pub fn with(self, like: &Path) -> Result<Conversion> {
-        let Self { file, kind } = self;
+    pub fn conversion(self, like: &Path) -> Result<Conversion> {
         let (class, index) = read_index(like)?;
+        let (kind, path) = (self.kind, self.file.path.display());
         if class.name != kind.pipeline {
-            let (name, wanted, found) = (kind.name, kind.pipeline, class.name);
-            let problem = format!("a {found}, and {} is {name}: give a folder of {wanted}", file.path.display());
+            let (found, wanted) = (class.name, kind.pipeline);
+            let problem = format!("a {found}, and {path} is {}: give a folder of {wanted}", kind.name);
             return Err(Error::invalid(like, problem));
         }
-        let mut expected: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        let (mut unread, mut plan) = (Vec::new(), Vec::new());
-        for piece in kind.pieces_of(&file) {
-            let Some(component) = class.components.iter().find(|component| component.name == piece.component) else {
-                continue;
-            };
-            if class_of(&index, component.name).is_none() {
-                let (name, holds) = (component.name, file.path.display());
-                let problem = format!("has no {name}, and {holds} holds the weights of one ({}*)", piece.prefix);
+        let with_weights = class.components.iter().filter(|component| component.has_weights());
+        let (present, absent): (Vec<&Component>, Vec<_>) =
+            with_weights.partition(|component| class_of(&index, component.name).is_some());
+
+        let mut expected = Expected::default();
+        let mut plan = Vec::new();
+        for piece in kind.pieces_of(&self.file) {
+            if absent.iter().any(|component| component.name == piece.component) {
+                let problem = format!("has no {}, and {path} holds one ({}*)", piece.component, piece.prefix);
                 return Err(Error::invalid(like, problem));
             }
-            let parameters = piece.naming.parameters(&like.join(component.name))?;
-            unread.extend(piece.unread(&parameters));
-            let mut sources = Vec::with_capacity(parameters.len());
-            for (name, wanted) in &parameters {
-                let source = piece.source(name, &parameters, &file);
-                source.expect(&wanted.shape, &mut expected);
-                sources.push((name.clone(), wanted.shape.clone(), source));
-            }
-            plan.push((component, sources));
+            let parameters = piece.naming.parameters(&like.join(piece.component))?;
+            plan.push((piece.component, expected.add(piece, &parameters, &self.file)));
         }
-        for (name, info) in file.tensors.iter().filter(|(name, _)| expected.contains_key(*name)) {
+        expected.check(&self.file, like)?;
+
+        let (mut converted, mut copied) = (Vec::new(), Vec::new());
+        for component in present {
+            let (name, stem) = (component.name, component.stem());
+            if let Some((_, sourced)) = plan.iter().find(|(component, _)| *component == name) {
+                converted.push(Converted::new(component, sourced, &self.file));
+            } else if variants(&like.join(name), stem)?.is_empty() {
+                let problem = format!("no {stem}.safetensors here, and {path} holds no {name}");
+                return Err(Error::invalid(like.join(name), problem));
+            } else {
+                copied.push(name);
+            }
+        }
+        Ok(Conversion { file: self.file, like: like.to_owned(), converted, copied })
+    }
+}
+
+/// What a file must hold.
+#[derive(Default)]
+struct Expected {
+    shapes: BTreeMap<String, Vec<usize>>,
+    /// How the names of tensors begin that may be there, and are not read.
+    unread: Vec<String>,
+}
+
+/// A parameter's name and shape, and where it is.
+type Sourced = (String, Vec<usize>, Source);
+
+impl Expected {
+    /// Adds what a component takes from the file.
+    fn add(&mut self, piece: &Piece, parameters: &Parameters, file: &TensorFile) -> Vec<Sourced> {
+        self.unread.extend(piece.unread(parameters));
+        let sourced = parameters.iter().map(|(name, wanted)| {
+            let source = piece.source(name, parameters, file);
+            source.expect(&wanted.shape, &mut self.shapes);
+            (name.clone(), wanted.shape.clone(), source)
+        });
+        sourced.collect()
+    }
+
+    /// Fails if the file holds anything else than what the configurations of `like` ask for.
+    fn check(&self, file: &TensorFile, like: &Path) -> Result<()> {
+        for (name, info) in file.tensors.iter().filter(|(name, _)| self.shapes.contains_key(*name)) {
             file.weight_type(name, info)?;
         }
         let found = file.tensors.iter().map(|(name, info)| {
-            let shape = expected.get(name).filter(|wanted| same_numbers(wanted, &info.shape));
+            let shape = self.shapes.get(name).filter(|wanted| same_numbers(wanted, &info.shape));
             (name, shape.unwrap_or(&info.shape).as_slice())
         });
-        let ignored = |name: &str| kind::is_no_weight(name) || unread.iter().any(|start| name.starts_with(start));
+        let ignored = |name: &str| kind::is_no_weight(name) || self.unread.iter().any(|start| name.starts_with(start));
         let origin = format!("{}, for the configurations of {}", file.path.display(), like.display());
-        Mismatch::new(&expected, found, ignored).check(origin)?;
-
-        let converted = plan.into_iter().map(|(component, sources)| Converted::new(component, sources, &file));
-        let converted: Vec<Converted> = converted.collect();
-        let mut copied = Vec::new();
-        for component in class.components.iter().filter(|component| component.has_weights()) {
-            let Component { name, .. } = component;
-            if class_of(&index, name).is_none() || converted.iter().any(|converted| converted.component == *name) {
-                continue;
-            }
-            if variants(&like.join(name), component.stem())?.is_empty() {
-                let stem = component.stem();
-                let problem = format!("no {stem}.safetensors here, and {} holds no {name}", file.path.display());
-                return Err(Error::invalid(like.join(name), problem));
-            }
-            copied.push(*name);
-        }
-        Ok(Conversion { file, like: like.to_owned(), converted, copied })
+        Ok(Mismatch::new(&self.shapes, found, ignored).check(origin)?)
     }
 }
 
@@ -196,13 +215,13 @@ struct ConvertedTensor {
 }
 
 impl Converted {
-    /// All sources must be in the file.
-    fn new(component: &Component, sources: Vec<(String, Vec<usize>, Source)>, file: &TensorFile) -> Self {
-        let tensor = |(name, shape, source): (String, Vec<usize>, Source)| {
+    /// All of `sourced` must be in the file.
+    fn new(component: &Component, sourced: &[Sourced], file: &TensorFile) -> Self {
+        let tensor = |(name, shape, source): &Sourced| {
             let info = file.tensors.get(&source.name)?.clone();
-            Some(ConvertedTensor { name, shape, part: source.part, info })
+            Some(ConvertedTensor { name: name.clone(), shape: shape.clone(), part: source.part, info })
         };
-        let mut tensors: Vec<ConvertedTensor> = sources.into_iter().filter_map(tensor).collect();
+        let mut tensors: Vec<ConvertedTensor> = sourced.iter().filter_map(tensor).collect();
         // As the safetensors library does, which keeps wide types aligned.
         tensors.sort_by(|a, b| (Reverse(a.info.dtype), &a.name).cmp(&(Reverse(b.info.dtype), &b.name)));
         Self { component: component.name, stem: component.stem(), tensors }

@@ -14,7 +14,7 @@ fn converted(fixture: &Fixture, tensors: &Tensors, folder: &Path) -> PathBuf {
     save(tensors, &file);
     fixture.write_folder(&like);
     std::fs::create_dir(&out).unwrap();
-    SingleFile::open(&file).unwrap().with(&like).unwrap().write(&out, &()).unwrap();
+    SingleFile::open(&file).unwrap().conversion(&like).unwrap().write(&out, &()).unwrap();
     out
 }
 

@@ -4,7 +4,6 @@ use super::Parameters;
 use super::source::Part::Whole;
 use super::source::{Line, Source, numbered};
 
-/// In [`numbered`] levels and the middle.
 const LAYERS: [Line; 6] = [
     ("conv_norm_out", "norm_out", Whole),
     ("mid_block.attentions.0.group_norm", "mid.attn_1.norm", Whole),

@@ -27,7 +27,7 @@ struct Converted {
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     let file = SingleFile::open(&args.file)?;
     let kind = file.kind();
-    let conversion = file.with(&args.like)?;
+    let conversion = file.conversion(&args.like)?;
     let progress = Progress::new(common.quiet);
     let output = OutputFolder::create(&args.out, common.force, &[&args.file, &args.like])?;
     progress.begin("convert", conversion.tensors(), "tensors");
