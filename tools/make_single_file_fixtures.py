@@ -83,7 +83,8 @@ OPEN_CLIP_NAMES = [
     (r"text_projection\.weight", "text_projection@T"),
 ]  # fmt: skip
 MMDIT_NAMES = [
-    (r"pos_embed\.pos_embed", "pos_embed"), (r"pos_embed\.proj", "x_embedder.proj"), ("^proj_out", "final_layer.linear"),
+    (r"pos_embed\.pos_embed", "pos_embed"), (r"pos_embed\.proj", "x_embedder.proj"),
+    ("^proj_out", "final_layer.linear"),
     (r"time_text_embed\.timestep_embedder\.linear_", "t_embedder.mlp."), (r"(mlp)\.1", r"\1.0"),
     (r"time_text_embed\.text_embedder\.linear_", "y_embedder.mlp."), (r"(mlp)\.1", r"\1.0"),
     (r"norm_out\.linear", "final_layer.adaLN_modulation.1"), ("transformer_blocks", "joint_blocks"),
@@ -100,8 +101,10 @@ FLUX_NAMES = [
     ("context_embedder", "txt_in"), ("x_embedder", "img_in"), (r"time_text_embed\.timestep_embedder", "time_in"),
     (r"time_text_embed\.text_embedder", "vector_in"), (r"time_text_embed\.guidance_embedder", "guidance_in"),
     ("linear_1", "in_layer"), ("linear_2", "out_layer"), ("single_transformer_blocks", "single_blocks"),
-    ("transformer_blocks", "double_blocks"), (r"norm1\.linear", "img_mod.lin"), (r"norm1_context\.linear", "txt_mod.lin"),
-    (r"norm\.linear", "modulation.lin"), (r"(single\S*)attn\.to_([qkv])", lambda m: f"{m[1]}linear1@{'qkv'.index(m[2])}"),
+    ("transformer_blocks", "double_blocks"), (r"norm1\.linear", "img_mod.lin"),
+    (r"norm1_context\.linear", "txt_mod.lin"),
+    (r"norm\.linear", "modulation.lin"),
+    (r"(single\S*)attn\.to_([qkv])", lambda m: f"{m[1]}linear1@{'qkv'.index(m[2])}"),
     ("proj_mlp", "linear1@3"), ("proj_out", "linear2"), (r"(single\S*)attn\.norm", r"\1norm"),
     (r"attn\.to_([qkv])", lambda m: f"img_attn.qkv@{'qkv'.index(m[1])}"),
     (r"attn\.add_([qkv])_proj", lambda m: f"txt_attn.qkv@{'qkv'.index(m[1])}"),
@@ -269,7 +272,8 @@ def sd1():
     vae(fixture, VAE, "first_stage_model.")
     prefix = "cond_stage_model.transformer."
     fixture.add("text_encoder", *clip(CLIP), CLIP_NAMES, prefix, peer.convert_ldm_clip_checkpoint)
-    fixture.original.update({"betas": [3], prefix + "text_model.embeddings.position_ids": [1, 5], "model_ema.decay": [1]})
+    unread = {"betas": [3], prefix + "text_model.embeddings.position_ids": [1, 5], "model_ema.decay": [1]}
+    fixture.original.update(unread)
     fixture.tokenizers("tokenizer")
     return fixture
 
