@@ -8,6 +8,7 @@ use secateur_nn::Parameters;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Headers above this are refused, as the safetensors library does.
@@ -50,7 +51,7 @@ pub(crate) struct TensorFile {
 }
 
 impl TensorFile {
-    fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io(path))?;
         let bytes = file.metadata().map_err(Error::io(path))?.len();
         let mut first = [0u8; 8];
@@ -62,6 +63,9 @@ impl TensorFile {
         if first.starts_with(b"PK\x03\x04") || (first[0] == 0x80 && first[4..] != [0; 4]) {
             let problem = "this is a pickle, which can run code when opened: convert it to safetensors first";
             return Err(Error::invalid(path, problem));
+        }
+        if first.starts_with(b"GGUF") {
+            return Err(Error::invalid(path, "this is GGUF, whose weights are quantised: safetensors are read"));
         }
         let length = u64::from_le_bytes(first);
         if length > LARGEST_HEADER {
@@ -94,24 +98,36 @@ impl TensorFile {
 
     /// The bytes of a tensor as they are in the file.
     pub(crate) fn raw(&self, info: &TensorInfo) -> Result<Vec<u8>> {
+        self.raw_part(info, 0..info.length)
+    }
+
+    /// Those of a tensor's bytes.
+    pub(crate) fn raw_part(&self, info: &TensorInfo, part: Range<usize>) -> Result<Vec<u8>> {
         let mut file = File::open(&self.path).map_err(Error::io(&self.path))?;
-        file.seek(SeekFrom::Start(info.offset)).map_err(Error::io(&self.path))?;
-        let mut data = vec![0u8; info.length];
+        file.seek(SeekFrom::Start(info.offset + part.start as u64)).map_err(Error::io(&self.path))?;
+        let mut data = vec![0u8; part.len()];
         file.read_exact(&mut data).map_err(Error::io(&self.path))?;
         Ok(data)
+    }
+
+    /// The type of a tensor of weights.
+    pub(crate) fn weight_type(&self, name: &str, info: &TensorInfo) -> Result<DType> {
+        match info.dtype {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::BF16),
+            other => {
+                let problem = format!("tensor {name} is {other:?}; weights of F32, F16 and BF16 are supported");
+                Err(Error::invalid(&self.path, problem))
+            }
+        }
     }
 
     /// A tensor in `f32`; integers keep their type.
     fn read(&self, name: &str, info: &TensorInfo) -> Result<Tensor> {
         let dtype = match info.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
             Dtype::I64 => DType::I64,
-            other => {
-                let problem = format!("tensor {name} is {other:?}; weights of F32, F16 and BF16 are supported");
-                return Err(Error::invalid(&self.path, problem));
-            }
+            _ => self.weight_type(name, info)?,
         };
         let data = self.raw(info)?;
         let tensor = Tensor::from_raw_buffer(&data, dtype, &info.shape, &Device::Cpu)?;

@@ -5,10 +5,11 @@ use crate::error::{Error, Result, read_json};
 use crate::preprocess::ClipImageProcessor;
 use crate::tokenizer::ClipTokenizer;
 use candle_core::{D, IndexOp, Tensor};
-use secateur_nn::{Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Scope, ops};
+use secateur_nn::{Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Scope, Wanted, ops};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The transformer that text and vision share.
@@ -113,6 +114,9 @@ pub struct ClipTextConfig {
     architectures: Vec<String>,
 }
 
+/// The class of text encoders that project.
+const PROJECTED: &str = "CLIPTextModelWithProjection";
+
 /// What transformers leaves out of a text configuration when it has these values.
 fn text_defaults() -> Value {
     json!({
@@ -141,9 +145,27 @@ impl ClipTextConfig {
     /// Reads a component's `config.json`.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If it cannot be read, or is not that of a text encoder.
     pub fn open(path: &Path) -> Result<Self> {
-        complete(path, text_defaults(), Some(&read_json(path)?))
+        let config: Self = complete(path, text_defaults(), Some(&read_json(path)?))?;
+        match config.architectures.first().map(String::as_str) {
+            Some(PROJECTED | "CLIPTextModel") | None => Ok(config),
+            Some(other) => Err(Error::invalid(path, format!("{other} is not a CLIP text encoder"))),
+        }
+    }
+
+    /// Whether `text_projection` stands beside the encoder.
+    fn projected(&self) -> bool {
+        self.architectures.first().is_some_and(|class| class == PROJECTED)
+    }
+
+    /// What it asks a checkpoint for, by the names that every version of transformers reads.
+    pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
+        let projected = self.projected();
+        Parameters::wanted(|scope| {
+            let scope = if projected { scope } else { scope.at("text_model") };
+            ClipTextModel::new(self, projected, &scope)
+        })
     }
 }
 
@@ -174,14 +196,9 @@ impl ClipTextModel {
     /// # Errors
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
-        let path = folder.join("config.json");
-        let config = ClipTextConfig::open(&path)?;
-        let projected = match config.architectures.first().map(String::as_str) {
-            Some("CLIPTextModelWithProjection") => true,
-            Some("CLIPTextModel") | None => false,
-            Some(other) => return Err(Error::invalid(path, format!("{other} is not a CLIP text encoder"))),
-        };
-        Checkpoint::open(folder, "model", variant)?.load()?.build(|scope| Self::new(&config, projected, &scope))
+        let config = ClipTextConfig::open(&folder.join("config.json"))?;
+        let parameters = Checkpoint::open(folder, "model", variant)?.load()?;
+        parameters.build(|scope| Self::new(&config, config.projected(), &scope))
     }
 
     /// Builds the model; with `projected`, `text_projection` stands beside the encoder.

@@ -8,6 +8,7 @@ use crate::manifest::{Generation, Manifest, Prompts};
 use crate::pipeline::Sampling;
 use crate::pipeline::class::{CLASSES, Component, DENOISER_STEM, PipelineClass, SCHEDULER, Subject, VAE};
 use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
+use crate::single_file::SingleFile;
 use crate::structure::{Geometry, Memory, Structure};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,9 @@ impl Labels {
     }
 }
 
+/// Where a model says what it is made of.
+const INDEX: &str = "model_index.json";
+
 /// Where a model's sampler is described.
 const SCHEDULER_CONFIG: &str = "scheduler/scheduler_config.json";
 
@@ -76,24 +80,11 @@ impl ModelFolder {
     /// # Errors
     /// If it is not a diffusers folder, misses a component, is of a class that is not supported, or is damaged.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
-        let index_path = path.join("model_index.json");
-        if !index_path.is_file() {
-            let problem = "not a model folder in the diffusers layout: no model_index.json";
-            return Err(Error::invalid(path, problem));
-        }
-        let index: Map<String, Value> = read_json(&index_path)?;
-        let name = index.get("_class_name").and_then(Value::as_str).unwrap_or("(none)");
-        let Some(class) = CLASSES.into_iter().find(|class| class.name == name) else {
-            let supported: Vec<&str> = CLASSES.iter().map(|class| class.name).collect();
-            let problem = format!("_class_name {name:?} is not supported; supported: {}", supported.join(", "));
-            return Err(Error::invalid(&index_path, problem));
-        };
-        for component in class.components {
-            check_component(component, path, &index)?;
-        }
+        let (class, index) = read_index(path)?;
         let found = class_of(&index, SCHEDULER.name).unwrap_or_default();
         let Some(sampler) = Sampler::of_class(found) else {
-            return Err(Error::invalid(&index_path, format!("scheduler {found} is not supported")));
+            let problem = format!("scheduler {found} is not supported");
+            return Err(Error::invalid(path.join(INDEX), problem));
         };
         let manifest = Manifest::open(path)?;
         if let Some(variant) = variant {
@@ -202,7 +193,7 @@ impl ModelFolder {
             Some(labels) => Ok(Labels(labels)),
             None => {
                 let problem = "id2label is not an object of numbers and their names";
-                Err(Error::invalid(self.path.join("model_index.json"), problem))
+                Err(Error::invalid(self.path.join(INDEX), problem))
             }
         }
     }
@@ -383,8 +374,36 @@ pub struct Captions {
     pub own: Vec<usize>,
 }
 
+/// What a model folder is, and its `model_index.json`, whose components have been checked.
+pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<String, Value>)> {
+    if path.is_file() {
+        let kind = SingleFile::open(path)?.kind();
+        let problem = format!(
+            "a {kind} checkpoint in one file, not a model folder: secateur convert FILE --like FOLDER --out DIR makes a \
+             folder of it, with the configurations of FOLDER, a diffusers folder of the same kind of model"
+        );
+        return Err(Error::invalid(path, problem));
+    }
+    let index_path = path.join(INDEX);
+    if !index_path.is_file() {
+        let problem = "not a model folder in the diffusers layout: no model_index.json";
+        return Err(Error::invalid(path, problem));
+    }
+    let index: Map<String, Value> = read_json(&index_path)?;
+    let name = index.get("_class_name").and_then(Value::as_str).unwrap_or("(none)");
+    let Some(class) = CLASSES.into_iter().find(|class| class.name == name) else {
+        let supported: Vec<&str> = CLASSES.iter().map(|class| class.name).collect();
+        let problem = format!("_class_name {name:?} is not supported; supported: {}", supported.join(", "));
+        return Err(Error::invalid(&index_path, problem));
+    };
+    for component in class.components {
+        check_component(component, path, &index)?;
+    }
+    Ok((class, index))
+}
+
 /// The class of a component that is there.
-fn class_of<'a>(index: &'a Map<String, Value>, component: &str) -> Option<&'a str> {
+pub(crate) fn class_of<'a>(index: &'a Map<String, Value>, component: &str) -> Option<&'a str> {
     let class = index.get(component)?.get(1)?.as_str()?;
     Some(class.strip_suffix("Fast").unwrap_or(class))
 }
@@ -399,7 +418,7 @@ fn check_component(component: &Component, path: &Path, index: &Map<String, Value
             let found = found.unwrap_or("nothing");
             let supported = if classes.is_empty() { "one" } else { &classes.join(" or ") };
             let problem = format!("component {name} is {found}; {supported} is supported");
-            return Err(Error::invalid(path.join("model_index.json"), problem));
+            return Err(Error::invalid(path.join(INDEX), problem));
         }
     }
     if !path.join(name).is_dir() {

@@ -24,6 +24,7 @@ mod pixart;
 mod preprocess;
 mod save;
 mod scheduler;
+mod single_file;
 mod structure;
 mod t5;
 mod tokenizer;
@@ -49,6 +50,7 @@ pub use pixart::{Pixart, PixartConfig};
 pub use preprocess::ClipImageProcessor;
 pub use save::{OutputFolder, cast};
 pub use scheduler::{Call, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
+pub use single_file::{Conversion, SingleFile};
 pub use structure::{
     Between, Block, Geometry, HeadGroup, HeadStream, Layer, LowRankGroup, LowRankKind, Memory, NeuronGroup, Operation,
     Prunable, Reader, Slice, Structure, Unit, UnitKind,

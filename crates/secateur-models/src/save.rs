@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -118,12 +118,7 @@ impl ModelFolder {
     /// # Errors
     /// If something cannot be read or written, a weight does not fit, or the observer interrupts.
     pub fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>, observer: &dyn Observer) -> Result<()> {
-        let denoiser = self.path().join(self.denoiser_component());
-        copy_folder(self.path(), destination, &|path: &Path| {
-            let weights = is_weights(path);
-            // Single-file checkpoints and other variants would still be the model as it was.
-            !(weights && (path.parent() == Some(self.path()) || path.starts_with(&denoiser)))
-        })?;
+        copy_model(self.path(), destination, &[self.denoiser_component()])?;
         self.checkpoint().write(&destination.join(self.denoiser_component()), weights, observer)
     }
 }
@@ -148,40 +143,48 @@ impl Checkpoint {
 impl TensorFile {
     fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>, observer: &dyn Observer) -> Result<()> {
         let failed = || Error::io(destination);
-        let mut output = std::io::BufWriter::new(File::create_new(destination).map_err(failed())?);
-        // Types and shapes stay, so the header is the same to the byte.
         let mut input = File::open(&self.path).map_err(Error::io(&self.path))?;
-        let copied = std::io::copy(&mut Read::by_ref(&mut input).take(self.header_bytes), &mut output);
-        copied.map_err(failed())?;
         let mut tensors: Vec<_> = self.tensors.iter().collect();
         tensors.sort_by_key(|(_, info)| info.position());
-        for (name, info) in tensors {
-            observer.advance(1)?;
-            match weights.get(name) {
-                Some(weight) if weight.dims() == info.shape => {
-                    let bytes =
-                        encode(weight, info.dtype).map_err(|e| Error::invalid(destination, format!("{name}: {e}")))?;
-                    output.write_all(&bytes).map_err(failed())?;
-                }
-                Some(weight) => {
-                    let (new, old) = (weight.dims(), &info.shape);
-                    return Err(Error::invalid(destination, format!("{name}: {new:?} does not fit {old:?}")));
-                }
-                None => {
-                    let (start, length) = info.position();
-                    input.seek(SeekFrom::Start(start)).map_err(Error::io(&self.path))?;
-                    let copied = std::io::copy(&mut Read::by_ref(&mut input).take(length), &mut output);
-                    copied.map_err(failed())?;
+        new_file(destination, |output| {
+            // Types and shapes stay, so the header is the same to the byte.
+            let copied = std::io::copy(&mut Read::by_ref(&mut input).take(self.header_bytes), output);
+            copied.map_err(failed())?;
+            for (name, info) in tensors {
+                observer.advance(1)?;
+                match weights.get(name) {
+                    Some(weight) if weight.dims() == info.shape => {
+                        let bytes = encode(weight, info.dtype)
+                            .map_err(|e| Error::invalid(destination, format!("{name}: {e}")))?;
+                        output.write_all(&bytes).map_err(failed())?;
+                    }
+                    Some(weight) => {
+                        let (new, old) = (weight.dims(), &info.shape);
+                        return Err(Error::invalid(destination, format!("{name}: {new:?} does not fit {old:?}")));
+                    }
+                    None => {
+                        let (start, length) = info.position();
+                        input.seek(SeekFrom::Start(start)).map_err(Error::io(&self.path))?;
+                        let copied = std::io::copy(&mut Read::by_ref(&mut input).take(length), output);
+                        copied.map_err(failed())?;
+                    }
                 }
             }
-        }
-        let output = output.into_inner().map_err(|e| failed()(e.into_error()))?;
-        output.sync_all().map_err(failed())
+            Ok(())
+        })
     }
 }
 
+/// Makes a file, which is on the disk when this returns.
+pub(crate) fn new_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let mut output = BufWriter::new(File::create_new(path).map_err(Error::io(path))?);
+    fill(&mut output)?;
+    let output = output.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
+    output.sync_all().map_err(Error::io(path))
+}
+
 /// The bytes of a tensor in a file of that type.
-fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
+pub(crate) fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let tensor = tensor.to_dtype(candle_dtype(dtype)?)?;
     tensor.write_bytes(&mut bytes)?;
@@ -193,6 +196,16 @@ fn is_weights(path: &Path) -> bool {
     let ending = name.rsplit('.').next().unwrap_or_default();
     let weights = ["safetensors", "bin", "ckpt", "pt", "pth", "msgpack", "onnx", "onnx_data", "gguf", "h5"];
     weights.contains(&ending) || (name.contains(".index") && ending == "json")
+}
+
+/// Copies a model folder without the weights of `components`, and without checkpoints of the whole pipeline in one file:
+/// both, in whatever variant, would still be the model as it was.
+pub(crate) fn copy_model(source: &Path, destination: &Path, components: &[&str]) -> Result<()> {
+    let without: Vec<PathBuf> = components.iter().map(|component| source.join(component)).collect();
+    copy_folder(source, destination, &|path: &Path| {
+        let old = path.parent() == Some(source) || without.iter().any(|folder| path.starts_with(folder));
+        !(old && is_weights(path))
+    })
 }
 
 /// Copies a folder without hidden entries; links are followed, as model caches are made of them.
@@ -215,7 +228,5 @@ fn copy_folder(source: &Path, destination: &Path, wanted: &dyn Fn(&Path) -> bool
 
 fn copy_file(source: &Path, destination: &Path) -> Result<()> {
     let mut input = File::open(source).map_err(Error::io(source))?;
-    let mut output = File::create_new(destination).map_err(Error::io(destination))?;
-    std::io::copy(&mut input, &mut output).map_err(Error::io(destination))?;
-    output.sync_all().map_err(Error::io(destination))
+    new_file(destination, |output| std::io::copy(&mut input, output).map(|_| ()).map_err(Error::io(destination)))
 }

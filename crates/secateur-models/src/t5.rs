@@ -3,8 +3,9 @@
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, read_json};
 use candle_core::{DType, Device, Tensor};
-use secateur_nn::{Activation, Context, Embedding, Linear, RmsNorm, Scope, ops};
+use secateur_nn::{Activation, Context, Embedding, Linear, Parameters, RmsNorm, Scope, Wanted, ops};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Configuration of a `T5EncoderModel`.
@@ -72,6 +73,11 @@ impl T5Config {
             return Err(Error::invalid(path, problem));
         }
         Ok(config)
+    }
+
+    /// What it asks a checkpoint for, by name.
+    pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
+        Parameters::wanted(|scope| T5Encoder::new(self, &scope))
     }
 
     /// The bucket of a key's position relative to a query's (`T5Attention._relative_position_bucket`): half of them for

@@ -5,14 +5,19 @@ use crate::blocks::{Norm, PixelAttention, ResnetBlock};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, read_json};
 use candle_core::Tensor;
-use secateur_nn::{Context, Conv2d, GroupNorm, Parameters, Scope, ops};
+use secateur_nn::{Context, Conv2d, GroupNorm, Parameters, Scope, Wanted, ops};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::Path;
+
+const CLASS: &str = "AutoencoderKL";
 
 /// Configuration of an `AutoencoderKL`; what a file does not say is as in diffusers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct AutoencoderKlConfig {
+    #[serde(rename = "_class_name")]
+    class: String,
     in_channels: usize,
     out_channels: usize,
     latent_channels: usize,
@@ -33,6 +38,7 @@ pub struct AutoencoderKlConfig {
 impl Default for AutoencoderKlConfig {
     fn default() -> Self {
         Self {
+            class: CLASS.into(),
             in_channels: 3,
             out_channels: 3,
             latent_channels: 4,
@@ -59,6 +65,9 @@ impl AutoencoderKlConfig {
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let config: Self = read_json(path)?;
+        if config.class != CLASS {
+            return Err(Error::invalid(path, format!("{} is not an {CLASS}", config.class)));
+        }
         let unsupported = |what: String| Err(Error::invalid(path, format!("{what} is not supported")));
         let (down, up) = (&config.down_block_types, &config.up_block_types);
         if let Some(block) = down.iter().find(|b| *b != "DownEncoderBlock2D") {
@@ -90,6 +99,11 @@ impl AutoencoderKlConfig {
         ];
         no_zeros(path, &sizes, config.scaling_factor)?;
         Ok(config)
+    }
+
+    /// What it asks a checkpoint for, by name.
+    pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
+        Parameters::wanted(|scope| AutoencoderKl::new(self, &scope))
     }
 
     fn norm(&self) -> Norm {

@@ -89,17 +89,60 @@ impl Parameters {
     ) -> std::result::Result<T, E> {
         let ledger = RefCell::new(Ledger::default());
         let built = construct(Scope { parameters: self, ledger: &ledger, prefix: String::new() })?;
-        let mut ledger = ledger.into_inner();
-        ledger.unexpected = self.tensors.keys().filter(|name| !ledger.used.contains(*name)).cloned().collect();
+        let Ledger { used, mut mismatch, .. } = ledger.into_inner();
+        mismatch.unexpected = self.tensors.keys().filter(|name| !used.contains(*name)).cloned().collect();
+        mismatch.check(&self.origin)?;
+        Ok(built)
+    }
+}
+
+/// How the tensors of a file differ from those that are wanted.
+#[derive(Debug, Default)]
+pub struct Mismatch {
+    missing: Vec<String>,
+    misshapen: Vec<String>,
+    unexpected: Vec<String>,
+}
+
+impl Mismatch {
+    /// Compares names and shapes: `found` may have no others than those `wanted`, but for the ones that are `ignored`.
+    pub fn new<'a>(
+        wanted: &BTreeMap<String, Vec<usize>>,
+        found: impl IntoIterator<Item = (&'a String, &'a [usize])>,
+        ignored: impl Fn(&str) -> bool,
+    ) -> Self {
+        let mut mismatch = Self::default();
+        let mut missing: BTreeSet<&String> = wanted.keys().collect();
+        for (name, shape) in found {
+            missing.remove(name);
+            match wanted.get(name) {
+                Some(wanted) if wanted == shape => {}
+                Some(wanted) => mismatch.misshapen(name, shape, wanted),
+                None if ignored(name) => {}
+                None => mismatch.unexpected.push(name.clone()),
+            }
+        }
+        mismatch.missing = missing.into_iter().cloned().collect();
+        mismatch
+    }
+
+    fn misshapen(&mut self, name: &str, found: &[usize], wanted: &[usize]) {
+        self.misshapen.push(format!("{name}: {found:?} in the file, {wanted:?} wanted"));
+    }
+
+    /// Fails if there is any difference. `origin` is where the tensors are.
+    ///
+    /// # Errors
+    /// [`Error::Parameters`].
+    pub fn check(&self, origin: impl Into<String>) -> Result<()> {
         let kinds =
-            [("missing", &ledger.missing), ("of another shape", &ledger.misshapen), ("unexpected", &ledger.unexpected)];
+            [("missing", &self.missing), ("of another shape", &self.misshapen), ("unexpected", &self.unexpected)];
         let problems: Vec<String> =
             kinds.iter().filter(|(_, names)| !names.is_empty()).map(|(kind, names)| list(kind, names)).collect();
         if problems.is_empty() {
-            Ok(built)
-        } else {
-            Err(Error::Parameters { origin: self.origin.clone(), problems: problems.join("; ") }.into())
+            return Ok(());
         }
+        Err(Error::Parameters { origin: origin.into(), problems: problems.join("; ") })
     }
 }
 
@@ -128,9 +171,7 @@ pub struct Wanted {
 struct Ledger {
     used: BTreeSet<String>,
     wanted: BTreeMap<String, Wanted>,
-    missing: Vec<String>,
-    misshapen: Vec<String>,
-    unexpected: Vec<String>,
+    mismatch: Mismatch,
 }
 
 /// A place in the tree of parameter names, from which layers take what they need.
@@ -184,10 +225,8 @@ impl Scope<'_> {
         ledger.wanted.insert(path.clone(), Wanted { shape: shape.dims().to_vec(), constant });
         match self.parameters.tensors.get(&path) {
             Some(tensor) if *tensor.shape() == shape => return Ok(tensor.clone()),
-            Some(tensor) => {
-                ledger.misshapen.push(format!("{path}: {:?} in the file, {:?} wanted", tensor.dims(), shape.dims()));
-            }
-            None => ledger.missing.push(path),
+            Some(tensor) => ledger.mismatch.misshapen(&path, tensor.dims(), shape.dims()),
+            None => ledger.mismatch.missing.push(path),
         }
         placeholder(&shape)
     }

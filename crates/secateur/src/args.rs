@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Make pictures of two models from the same noise and score them
     Compare(CompareArgs),
+    /// Make a model folder of a checkpoint in one file, as ComfyUI and A1111 read them
+    Convert(ConvertArgs),
 }
 
 /// A model folder.
@@ -221,6 +223,18 @@ pub(crate) struct CompareArgs {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) score: ScoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// Checkpoint of Stable Diffusion 1, 2, XL or 3, or FLUX: one .safetensors file with the original names
+    pub(crate) file: PathBuf,
+    /// Folder of the same kind of model in the diffusers layout: configurations, tokenizers, and what the file lacks
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) like: PathBuf,
+    /// Folder for the model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

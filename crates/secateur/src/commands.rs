@@ -1,6 +1,7 @@
 //! One file a command, and what they share.
 
 mod compare;
+mod convert;
 mod generate;
 mod inspect;
 mod prune;
@@ -22,6 +23,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(&args, &cli.common),
         Command::Inspect(args) => inspect::run(&args, &cli.common),
         Command::Compare(args) => compare::run(&args, &cli.common),
+        Command::Convert(args) => convert::run(&args, &cli.common),
     })
 }
 

@@ -1,0 +1,198 @@
+//! The kinds of single files, as data: how they are recognised, and which component is where.
+
+use super::source::Source;
+use super::{Parameters, clip, flux, mmdit, open_clip, unet, vae};
+use crate::checkpoint::TensorFile;
+use crate::clip::ClipTextConfig;
+use crate::error::Result;
+use crate::family::denoiser_config;
+use crate::t5::T5Config;
+use crate::vae::AutoencoderKlConfig;
+use std::path::Path;
+
+/// A kind of model that comes in one file.
+#[derive(Debug)]
+pub(super) struct Kind {
+    pub(super) name: &'static str,
+    /// The class that its model folders have.
+    pub(super) pipeline: &'static str,
+    /// A tensor of the denoiser that no kind before this one has.
+    mark: &'static str,
+    /// Of the pieces of one component, the first that is there counts.
+    pieces: &'static [Piece],
+}
+
+/// The weights of a component, where they may be.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) component: &'static str,
+    pub(super) prefix: &'static str,
+    pub(super) naming: Naming,
+}
+
+/// How the original code calls the parameters of a component.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Naming {
+    Unet,
+    Mmdit,
+    Flux,
+    Vae,
+    Clip,
+    /// CLIP without a projection, where diffusers wants one.
+    ClipUnprojected,
+    OpenClip,
+    T5,
+}
+
+const fn piece(component: &'static str, prefix: &'static str, naming: Naming) -> Piece {
+    Piece { component, prefix, naming }
+}
+
+/// Where a denoiser is: in a checkpoint of the whole pipeline, or alone.
+const DENOISER: [&str; 2] = ["model.diffusion_model.", ""];
+
+static KINDS: [Kind; 4] = [
+    Kind {
+        name: "Stable Diffusion XL",
+        pipeline: "StableDiffusionXLPipeline",
+        mark: "label_emb.0.0.weight",
+        pieces: &[
+            piece("unet", DENOISER[0], Naming::Unet),
+            piece("unet", DENOISER[1], Naming::Unet),
+            piece("vae", "first_stage_model.", Naming::Vae),
+            piece("text_encoder", "conditioner.embedders.0.transformer.", Naming::Clip),
+            piece("text_encoder_2", "conditioner.embedders.1.model.", Naming::OpenClip),
+        ],
+    },
+    Kind {
+        name: "Stable Diffusion 1 or 2",
+        pipeline: "StableDiffusionPipeline",
+        mark: "input_blocks.0.0.weight",
+        pieces: &[
+            piece("unet", DENOISER[0], Naming::Unet),
+            piece("unet", DENOISER[1], Naming::Unet),
+            piece("vae", "first_stage_model.", Naming::Vae),
+            piece("text_encoder", "cond_stage_model.transformer.", Naming::Clip),
+            piece("text_encoder", "cond_stage_model.model.", Naming::OpenClip),
+        ],
+    },
+    Kind {
+        name: "Stable Diffusion 3",
+        pipeline: "StableDiffusion3Pipeline",
+        mark: "joint_blocks.0.x_block.attn.qkv.weight",
+        pieces: &[
+            piece("transformer", DENOISER[0], Naming::Mmdit),
+            piece("transformer", DENOISER[1], Naming::Mmdit),
+            piece("vae", "first_stage_model.", Naming::Vae),
+            piece("text_encoder", "text_encoders.clip_l.transformer.", Naming::ClipUnprojected),
+            piece("text_encoder_2", "text_encoders.clip_g.transformer.", Naming::Clip),
+            piece("text_encoder_3", "text_encoders.t5xxl.transformer.", Naming::T5),
+        ],
+    },
+    Kind {
+        name: "FLUX",
+        pipeline: "FluxPipeline",
+        mark: "double_blocks.0.img_attn.qkv.weight",
+        pieces: &[
+            piece("transformer", DENOISER[0], Naming::Flux),
+            piece("transformer", DENOISER[1], Naming::Flux),
+            piece("vae", "first_stage_model.", Naming::Vae),
+            piece("vae", "vae.", Naming::Vae),
+            piece("text_encoder", "text_encoders.clip_l.transformer.", Naming::Clip),
+            piece("text_encoder_2", "text_encoders.t5xxl.transformer.", Naming::T5),
+        ],
+    },
+];
+
+impl Kind {
+    /// The kind of a file.
+    pub(super) fn of(file: &TensorFile) -> Option<&'static Self> {
+        let has =
+            |kind: &Kind| DENOISER.iter().any(|prefix| file.tensors.contains_key(&format!("{prefix}{}", kind.mark)));
+        KINDS.iter().find(|kind| has(kind))
+    }
+
+    /// The names of all kinds.
+    pub(super) fn names() -> Vec<&'static str> {
+        KINDS.iter().map(|kind| kind.name).collect()
+    }
+
+    /// The pieces that a file of this kind holds, one a component.
+    pub(super) fn pieces_of(&self, file: &TensorFile) -> Vec<&Piece> {
+        let is_there = |piece: &&Piece| file.tensors.keys().any(|name| name.starts_with(piece.prefix));
+        let mut pieces: Vec<&Piece> = self.pieces.iter().filter(is_there).collect();
+        pieces.dedup_by_key(|piece| piece.component);
+        pieces
+    }
+}
+
+impl Piece {
+    /// Where in the file the parameter `name` is, one of `parameters`. A name that the original code has no other for is
+    /// expected as it is.
+    pub(super) fn source(&self, name: &str, parameters: &Parameters, file: &TensorFile) -> Source {
+        let has = |name: &str| file.tensors.contains_key(&format!("{}{name}", self.prefix));
+        let source = match self.naming {
+            Naming::Unet => unet::source(name, parameters),
+            Naming::Mmdit => mmdit::source(name, parameters),
+            Naming::Flux => flux::source(name),
+            Naming::Vae => vae::source(name, parameters),
+            Naming::Clip => clip::source(name, has),
+            Naming::ClipUnprojected => clip::unprojected(name, has),
+            Naming::OpenClip => open_clip::source(name),
+            Naming::T5 => None,
+        };
+        source.unwrap_or_else(|| Source::whole(name)).below(self.prefix)
+    }
+
+    /// How the names of tensors begin that may be in the file without being one of `parameters`.
+    pub(super) fn unread(&self, parameters: &Parameters) -> Vec<String> {
+        let names = match self.naming {
+            Naming::Unet | Naming::Mmdit | Naming::Flux | Naming::Vae => Vec::new(),
+            // A text encoder may have a projection that the pipeline does not use.
+            Naming::Clip | Naming::ClipUnprojected => vec!["text_projection".into()],
+            Naming::OpenClip => open_clip::unread(parameters),
+            // The same table as `shared`.
+            Naming::T5 => vec!["encoder.embed_tokens.".into()],
+        };
+        names.into_iter().map(|name: String| format!("{}{name}", self.prefix)).collect()
+    }
+}
+
+impl Naming {
+    /// What the component in that folder asks for.
+    pub(super) fn parameters(self, folder: &Path) -> Result<Parameters> {
+        let config = folder.join("config.json");
+        match self {
+            Self::Unet | Self::Mmdit | Self::Flux => denoiser_config(&config)?.parameters(),
+            Self::Vae => AutoencoderKlConfig::open(&config)?.parameters(),
+            Self::Clip | Self::ClipUnprojected | Self::OpenClip => ClipTextConfig::open(&config)?.parameters(),
+            Self::T5 => T5Config::open(&config)?.parameters(),
+        }
+    }
+}
+
+/// Whether a tensor is one that the original code stores beside the weights: what it computes a schedule from, weights
+/// averaged in training, and what only training needs.
+pub(super) fn is_no_weight(name: &str) -> bool {
+    const STORED: [&str; 15] = [
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "betas",
+        "denoiser.sigmas",
+        "log_one_minus_alphas_cumprod",
+        "logvar",
+        "lvlb_weights",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+        "posterior_variance",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+    ];
+    STORED.contains(&name)
+        || name.starts_with("model_ema.")
+        || name.ends_with(".position_ids")
+        || name.ends_with(".logit_scale")
+}
