@@ -214,7 +214,7 @@ fn heads_and_neurons_fit_their_weights() {
             for heads in &block.heads {
                 let width = heads.count * heads.head_dim;
                 for stream in &heads.streams {
-                    [&stream.query, &stream.key, &stream.value].map(|slice| take(slice, 0, width));
+                    [&stream.query, &stream.key, &stream.value].iter().for_each(|slice| take(slice, 0, width));
                     stream.output.iter().for_each(|slice| take(slice, 1, width));
                 }
             }

@@ -74,7 +74,7 @@ fn other_commands_say_what_a_file_is() {
     write("sdxl", temporary.path(), |_| {});
     let file = temporary.path().join("file.safetensors").display().to_string();
     let out = temporary.path().join("out").display().to_string();
-    let folder = model().display().to_string();
+    let folder = model("emoji-mmdit").display().to_string();
     for command in [
         vec!["inspect", &file],
         vec!["prune", &file, "--out", &out],
