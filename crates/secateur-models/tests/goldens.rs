@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
+#[cfg(unix)]
 #[path = "common/assemble.rs"]
 mod assemble;
 mod common;
@@ -214,6 +215,7 @@ fn run(folder: &Path, fixture: &Path, prompts: &[String], sampling: &Sampling) {
 }
 
 /// A copy of a bundled model's folder with another `scheduler_config.json`; the other files are links.
+#[cfg(unix)]
 fn with_scheduler(role: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir {
     let (folder, source) = (tempfile::tempdir().unwrap(), model(role).canonicalize().unwrap());
     for entry in std::fs::read_dir(&source).unwrap() {
@@ -231,6 +233,7 @@ fn with_scheduler(role: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir 
 }
 
 /// Whole runs of the pipelines that no bundled model is of.
+#[cfg(unix)]
 #[test]
 fn small_pipelines() {
     let Some(folder) = fixture("pipelines") else { return };
@@ -271,6 +274,7 @@ fn unet_run() {
     run(&model("unet"), &path, &prompts(), &sampling("unet"));
 }
 
+#[cfg(unix)]
 #[test]
 fn unet_samplers() {
     let steps = cases()["unet"]["scheduler_steps"].as_u64().unwrap() as usize;

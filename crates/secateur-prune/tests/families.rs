@@ -1,5 +1,7 @@
 //! Every method prunes every family: small pipelines of random weights and the bundled models.
 
+#![cfg(unix)]
+
 #[path = "../../secateur-models/tests/common/assemble.rs"]
 mod assemble;
 
