@@ -50,8 +50,11 @@ impl Samples {
             pictures: Vec::new(),
             scores: None,
         };
-        let captions = pipeline.folder().captions(prompts)?;
-        let clip = clip.zip(captions.filter(|captions| !captions.own.is_empty()));
+        let captions = match clip {
+            Some(_) => pipeline.folder().captions(prompts)?.filter(|captions| !captions.own.is_empty()),
+            None => None,
+        };
+        let clip = clip.zip(captions);
         let mut embeddings = Vec::new();
         let batch = sampling.batch.max(1);
         for start in (0..prompts.len()).step_by(batch) {

@@ -384,7 +384,9 @@ impl ClipModel {
     /// # Errors
     /// If the tokenizer fails.
     pub fn embed_texts(&self, texts: &[String]) -> Result<Tensor> {
-        self.embed_ids(&self.tokenizer.encode_batch(texts)?)
+        // Some at a time: a thousand classes would take a gigabyte.
+        let some = |texts: &[String]| self.embed_ids(&self.tokenizer.encode_batch(texts)?);
+        Ok(Tensor::cat(&texts.chunks(64).map(some).collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// Unit vectors of prepared pixels (samples x channels x size x size): samples x projection.

@@ -61,12 +61,20 @@ impl DitConfig {
         Ok(config)
     }
 
+    /// The layers of a block's own embedder of time.
+    fn embedder(&self, index: usize) -> [Layer; 2] {
+        let name = format!("transformer_blocks.{index}.norm1.emb.timestep_embedder");
+        embedder_layers(&name, 1, TIME.channels, self.transformer.width())
+    }
+
     fn describe(&self, index: usize, tokens: usize) -> Block {
         let width = self.transformer.width();
         let name = format!("transformer_blocks.{index}");
-        let mut block = Block::new(&name, &[])
-            .with(embedder_layers(&format!("{name}.norm1.emb.timestep_embedder"), 1, TIME.channels, width))
-            .with([Layer::linear(format!("{name}.norm1.linear"), 1, width, 6 * width)]);
+        let mut block = Block::new(&name, &[]);
+        if index > 0 {
+            block = block.with(self.embedder(index));
+        }
+        block = block.with([Layer::linear(format!("{name}.norm1.linear"), 1, width, 6 * width)]);
         let heads = self.transformer.num_attention_heads;
         block.attention(&format!("{name}.attn1"), tokens, (tokens, width), (heads, width), None);
         block.feed_forward(&format!("{name}.ff"), tokens, width, self.transformer.gate);
@@ -87,14 +95,17 @@ impl DenoiserConfig for DitConfig {
         self.num_embeds_ada_norm
     }
 
-    fn image_tokens(&self, size: (usize, usize)) -> usize {
-        self.transformer.tokens(size)
+    fn patch(&self) -> usize {
+        self.transformer.patch_size
     }
 
     fn structure(&self, geometry: &Geometry) -> Structure {
         let width = self.transformer.width();
         let tokens = self.image_tokens(geometry.latent);
-        let embedders = Block::new("embedders", &[]).with([self.transformer.pos_embed_layer(geometry.latent)]);
+        // The output reads the first block's embedding too, so that must be there without the block.
+        let embedders = Block::new("embedders", &[])
+            .with([self.transformer.pos_embed_layer(geometry.latent)])
+            .with(self.embedder(0));
         let blocks = (0..self.transformer.num_layers).map(|index| self.describe(index, tokens)).collect();
         let output = Block::new("output", &[]).with([
             Layer::linear("proj_out_1", 1, width, 2 * width),

@@ -50,9 +50,19 @@ pub trait DenoiserConfig: Debug + Send + Sync {
     /// Shape of one image's latents at the size it was trained for: channels x height x width.
     fn latent_shape(&self) -> [usize; 3];
 
-    /// Image tokens of latents of `size` (height, width), where it cuts them into patches; else their pixels.
+    /// Side of the squares that it cuts latents into.
+    fn patch(&self) -> usize {
+        1
+    }
+
+    /// The most latents that an image is high or wide.
+    fn largest_side(&self) -> usize {
+        4096
+    }
+
+    /// Image tokens of latents of `size` (height, width): their squares.
     fn image_tokens(&self, size: (usize, usize)) -> usize {
-        size.0 * size.1
+        (size.0 / self.patch()) * (size.1 / self.patch())
     }
 
     /// Width of the text states that it reads.
@@ -83,6 +93,9 @@ pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
         (Some("Transformer2DModel"), Some("ada_norm_single")) => Some("PixArtTransformer2DModel"),
         (class, _) => class,
     };
+    if let Some((name, value)) = file.iter().find(|(_, value)| is_beyond_reason(value)) {
+        return Err(Error::invalid(path, format!("{name} {value} is beyond any model")));
+    }
     match class {
         Some("DiTTransformer2DModel") => Ok(Arc::new(DitConfig::open(path)?)),
         Some("PixArtTransformer2DModel") => Ok(Arc::new(PixartConfig::open(path)?)),
@@ -91,5 +104,14 @@ pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
         Some("UNet2DConditionModel" | "UNet2DModel") => Ok(Arc::new(UnetConfig::open(path)?)),
         Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
         None => Err(Error::invalid(path, "_class_name is missing")),
+    }
+}
+
+/// Whether a number of a configuration, or one in a list, is larger than any model's: sizes made of such ones would overflow,
+/// and as many layers not fit the memory.
+fn is_beyond_reason(value: &Value) -> bool {
+    match value {
+        Value::Array(values) => values.iter().any(is_beyond_reason),
+        value => value.as_f64().is_some_and(|number| number >= 65536.0),
     }
 }

@@ -183,8 +183,8 @@ impl DenoiserConfig for FluxConfig {
         self.joint_attention_dim
     }
 
-    fn image_tokens(&self, size: (usize, usize)) -> usize {
-        (size.0 / PATCH) * (size.1 / PATCH)
+    fn patch(&self) -> usize {
+        PATCH
     }
 
     fn structure(&self, geometry: &Geometry) -> Structure {

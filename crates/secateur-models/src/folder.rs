@@ -29,16 +29,18 @@ impl Labels {
             return Ok(number);
         }
         let called = |name: &str| name == text || name.split(',').any(|one| one.trim() == text);
-        match self.0.iter().find(|(_, name)| called(name)) {
-            Some((number, _)) => Ok(*number),
-            None => {
+        let found: Vec<u32> = self.0.iter().filter(|(_, name)| called(name)).map(|(number, _)| *number).collect();
+        match found[..] {
+            [number] => Ok(number),
+            [] if self.0.is_empty() => {
+                Err(Error::Request(format!("{text:?} is not a number, and this model names no labels")))
+            }
+            [] => {
                 let some: Vec<&str> = self.0.values().take(3).map(String::as_str).collect();
-                let known = match some.is_empty() {
-                    true => "it names none, so give numbers".to_owned(),
-                    false => format!("it knows {} such as {}", self.0.len(), some.join(", ")),
-                };
+                let known = format!("it knows {} such as {}", self.0.len(), some.join(", "));
                 Err(Error::Request(format!("{text:?} is not a label of this model: {known}")))
             }
+            _ => Err(Error::Request(format!("{text:?} is the name of the labels {found:?}: give a number"))),
         }
     }
 
@@ -118,7 +120,7 @@ impl ModelFolder {
             index,
             manifest,
             sampler,
-            scheduler: scheduler_config(&path.join(SCHEDULER_CONFIG), sampler)?,
+            scheduler: scheduler_config(&path.join(SCHEDULER_CONFIG), sampler, class.scheduler_options)?,
         })
     }
 
@@ -252,7 +254,7 @@ impl ModelFolder {
                 let problem = format!("sampler {other} does not go with a model that is sampled by {}", self.sampler);
                 return Err(Error::Request(problem));
             }
-            Some(other) => scheduler_config(&self.path.join(SCHEDULER_CONFIG), other)?,
+            Some(other) => scheduler_config(&self.path.join(SCHEDULER_CONFIG), other, self.class.scheduler_options)?,
             None => Arc::clone(&self.scheduler),
         };
         scheduler.schedule(Run {
@@ -260,6 +262,33 @@ impl ModelFolder {
             tokens: self.denoiser.image_tokens(size),
             even_levels: self.class.even_levels,
         })
+    }
+
+    /// Whether the model can be sampled so, before anything is loaded.
+    ///
+    /// # Errors
+    /// If not: the error says why.
+    pub fn check(&self, sampling: &Sampling) -> Result<()> {
+        let (step, largest) = (self.factor() * self.denoiser.patch(), self.denoiser.largest_side());
+        for (side, latents) in [("height", sampling.latent.0), ("width", sampling.latent.1)] {
+            let pixels = latents.saturating_mul(self.factor());
+            if latents == 0 || !pixels.is_multiple_of(step) {
+                return Err(Error::Request(format!("a {side} of {pixels} pixels is not a multiple of {step}")));
+            }
+            if latents > largest {
+                let most = largest * self.factor();
+                return Err(Error::Request(format!(
+                    "a {side} of {pixels} pixels, and this model draws at most {most}"
+                )));
+            }
+        }
+        if !sampling.negative_prompt.is_empty()
+            && (self.passes(sampling.guidance) < 2 || self.subject() != Subject::Text)
+        {
+            let problem = "a negative prompt says nothing to this model, or without guidance above 1";
+            return Err(Error::Request(problem.into()));
+        }
+        self.schedule(sampling.latent, sampling).map(|_| ())
     }
 
     /// Samples that the denoiser computes for one image at every call: two where guidance asks what it would draw without
@@ -284,6 +313,7 @@ impl ModelFolder {
     pub fn activation_files(&self) -> Result<Vec<PathBuf>> {
         let mut files: Vec<PathBuf> = self.checkpoint.paths().map(Path::to_owned).collect();
         files.push(self.path.join(self.class.denoiser).join("config.json"));
+        files.push(self.path.join("model_index.json"));
         let others = |component: &&Component| ![self.class.denoiser, VAE.name].contains(&component.name);
         for component in self.class.components.iter().filter(others).filter(|component| self.has(component.name)) {
             let folder = self.path.join(component.name);
@@ -317,6 +347,16 @@ impl ModelFolder {
         self.denoiser.structure(&geometry).memory(parameters, samples)
     }
 
+    /// Bytes that the other components with weights take as long as the pipeline is open, in f32 and once more as products
+    /// read them; those without files count as nothing.
+    #[must_use]
+    pub fn other_components(&self) -> u64 {
+        let others = self.class.components.iter().filter(|c| c.has_weights() && c.name != self.class.denoiser);
+        let checkpoint = |c: &Component| Checkpoint::open(&self.path.join(c.name), c.stem(), self.variant()).ok();
+        let elements = |c: Checkpoint| c.tensors().map(|(_, info)| info.elements() as u64).sum::<u64>();
+        2 * size_of::<f32>() as u64 * others.filter_map(checkpoint).map(elements).sum::<u64>()
+    }
+
     /// The denoiser's description of itself.
     #[must_use]
     pub fn structure(&self, sampling: &Sampling) -> Structure {
@@ -332,7 +372,7 @@ impl ModelFolder {
     }
 
     /// What pictures of each of `prompts` are scored against, and all that there is to choose from: one caption a label
-    /// for a model that knows classes, else the prompts themselves; nothing for a model that takes none.
+    /// for a model that knows classes, else the prompts themselves; nothing for a model that takes none or names no classes.
     ///
     /// # Errors
     /// If a prompt is no label, or the captions cannot be read or are not as many as the labels.
@@ -340,6 +380,7 @@ impl ModelFolder {
         match self.class.subject {
             Subject::Nothing => Ok(None),
             Subject::Text => Ok(Some(Captions { choices: prompts.to_vec(), own: (0..prompts.len()).collect() })),
+            Subject::Label if self.labels()?.0.is_empty() => Ok(None),
             Subject::Label => self.captions_of_labels(prompts).map(Some),
         }
     }

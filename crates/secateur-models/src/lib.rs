@@ -49,7 +49,7 @@ pub use pipeline::{Observer, Pipeline, Sampling};
 pub use pixart::{Pixart, PixartConfig};
 pub use preprocess::ClipImageProcessor;
 pub use save::{OutputFolder, cast};
-pub use scheduler::{Call, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
+pub use scheduler::{Call, Instead, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 pub use single_file::{Conversion, SingleFile};
 pub use structure::{
     Between, Block, Geometry, HeadGroup, HeadStream, Layer, LowRankGroup, LowRankKind, Memory, NeuronGroup, Operation,

@@ -98,9 +98,12 @@ impl DenoiserConfig for MmditConfig {
         self.joint_attention_dim
     }
 
-    fn image_tokens(&self, size: (usize, usize)) -> usize {
-        let (rows, columns) = grid(size, self.patch_size);
-        rows * columns
+    fn patch(&self) -> usize {
+        self.patch_size
+    }
+
+    fn largest_side(&self) -> usize {
+        self.pos_embed_max_size * self.patch_size
     }
 
     fn structure(&self, geometry: &Geometry) -> Structure {

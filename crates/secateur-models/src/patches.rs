@@ -136,11 +136,6 @@ impl PatchTransformer {
         [self.in_channels, self.sample_size, self.sample_size]
     }
 
-    pub(crate) fn tokens(&self, size: (usize, usize)) -> usize {
-        let (rows, columns) = grid(size, self.patch_size);
-        rows * columns
-    }
-
     /// The layer of [`PatchTransformer::pos_embed`].
     pub(crate) fn pos_embed_layer(&self, size: (usize, usize)) -> Layer {
         let channels = (self.in_channels, self.width());

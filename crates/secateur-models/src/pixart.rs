@@ -143,8 +143,8 @@ impl DenoiserConfig for PixartConfig {
         self.caption_channels.unwrap_or_else(|| self.text())
     }
 
-    fn image_tokens(&self, size: (usize, usize)) -> usize {
-        self.transformer.tokens(size)
+    fn patch(&self) -> usize {
+        self.transformer.patch_size
     }
 
     fn structure(&self, geometry: &Geometry) -> Structure {
@@ -285,6 +285,8 @@ impl Pixart {
         let transformer = &config.transformer;
         let width = transformer.width();
         let caption = |channels| Embedder::of_text(channels, width, &scope.at("caption_projection"));
+        // A caption for none, which the original code trains with.
+        scope.at("caption_projection").ignore("y_embedding");
         let block = |i| PixartBlock::new(config, &scope.at(format!("transformer_blocks.{i}")));
         Ok(Self {
             pos_embed: transformer.pos_embed(scope)?,

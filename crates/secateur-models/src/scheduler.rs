@@ -17,6 +17,7 @@ mod training;
 
 use crate::error::{Error, Result};
 use candle_core::Tensor;
+pub use options::Instead;
 use options::Options;
 use std::fmt::{self, Debug};
 use std::path::Path;
@@ -44,9 +45,13 @@ pub struct Run {
     pub even_levels: bool,
 }
 
+/// No sampler is asked for as many steps.
+const MORE_THAN_ANY_STEPS: usize = 1 << 20;
+
 impl Run {
     fn check(self) -> Result<()> {
         match self.steps {
+            MORE_THAN_ANY_STEPS.. => Err(Error::Request(format!("{} steps are more than any model wants", self.steps))),
             0 => Err(Error::Request("the number of steps must be at least 1".into())),
             _ => Ok(()),
         }
@@ -178,12 +183,13 @@ impl FromStr for Sampler {
     }
 }
 
-/// Reads a `scheduler_config.json` for a sampler, which takes from it what it knows.
+/// Reads a `scheduler_config.json` for a sampler, which takes from it what it knows. `instead`: options that have these
+/// values, whatever the file says.
 ///
 /// # Errors
 /// If it cannot be read, contradicts itself, or asks for something that is not supported.
-pub fn scheduler_config(path: &Path, sampler: Sampler) -> Result<Arc<dyn SchedulerConfig>> {
-    let options = Options::open(path, sampler)?;
+pub fn scheduler_config(path: &Path, sampler: Sampler, instead: &[Instead]) -> Result<Arc<dyn SchedulerConfig>> {
+    let options = Options::open(path, sampler, instead)?;
     Ok(match sampler {
         Sampler::Ddim => Arc::new(ddim::DdimConfig::read(&options)?),
         Sampler::Ddpm => Arc::new(ddpm::DdpmConfig::read(&options)?),

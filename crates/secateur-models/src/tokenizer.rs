@@ -7,7 +7,7 @@ pub use clip::ClipTokenizer;
 pub use t5::T5Tokenizer;
 
 use crate::error::{Error, Result, read_json};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
@@ -23,7 +23,7 @@ struct Vocabulary {
 impl Vocabulary {
     /// Of the `definition` in the file `path` of `folder`.
     fn new(folder: &Path, path: PathBuf, definition: &Value) -> Result<Self> {
-        let config = read_json(&folder.join("tokenizer_config.json"))?;
+        let config = config(folder)?;
         let invalid = |error| Error::invalid(&path, error);
         let mut tokenizer: Tokenizer = definition.to_string().parse().map_err(invalid)?;
         tokenizer.with_padding(None);
@@ -33,8 +33,7 @@ impl Vocabulary {
 
     /// The number of the special token that the configuration names under `key`.
     fn special(&self, key: &str, default: &str) -> Result<u32> {
-        let value = self.config.get(key).map(|v| v.get("content").unwrap_or(v));
-        let token = value.and_then(Value::as_str).unwrap_or(default);
+        let token = self.config.get(key).and_then(content).unwrap_or(default);
         let missing = || Error::invalid(&self.path, format!("{key} {token:?} is not in the vocabulary"));
         self.tokenizer.token_to_id(token).ok_or_else(missing)
     }
@@ -45,4 +44,20 @@ impl Vocabulary {
         let encoding = encoding.map_err(|e| Error::Request(format!("cannot tokenize {text:?}: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
+}
+
+/// `tokenizer_config.json`, with what older folders say of special tokens in `special_tokens_map.json`, as transformers
+/// reads them.
+fn config(folder: &Path) -> Result<Value> {
+    let mut config: Map<String, Value> = read_json(&folder.join("tokenizer_config.json"))?;
+    let map = folder.join("special_tokens_map.json");
+    if map.is_file() && !config.contains_key("added_tokens_decoder") {
+        config.extend(read_json::<Map<String, Value>>(&map)?);
+    }
+    Ok(config.into())
+}
+
+/// The text of a token, which a configuration gives as it is or with its options.
+fn content(token: &Value) -> Option<&str> {
+    token.get("content").unwrap_or(token).as_str()
 }

@@ -144,6 +144,49 @@ fn a_sentencepiece_model_alone_is_refused() {
     assert!(error.contains("save_pretrained"), "{error}");
 }
 
+/// SD2 and SDXL pad with "!", which is a token of its own wherever it stands: said in one of two files. The numbers are
+/// those of transformers 5.17.
+#[test]
+fn padding_that_is_a_token_of_its_own() {
+    let source = project().join("models/emoji-unet/tokenizer");
+    let read = |name: &str| std::fs::read_to_string(source.join(name)).unwrap();
+    let token = |text: &str, normalized: bool| {
+        serde_json::json!({
+            "content": text, "lstrip": false, "normalized": normalized, "rstrip": false, "single_word": false,
+            "special": true,
+        })
+    };
+    let map = serde_json::json!({
+        "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "!", "unk_token": "<|endoftext|>",
+    });
+    let added = serde_json::json!({
+        "0": token("!", false), "2012": token("<|startoftext|>", true), "2013": token("<|endoftext|>", false),
+    });
+    for in_map in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let mut config: Value = serde_json::from_str(&read("tokenizer_config.json")).unwrap();
+        config["model_max_length"] = 12.into();
+        if in_map {
+            write("special_tokens_map.json", &map.to_string());
+        } else {
+            config["pad_token"] = "!".into();
+            config["added_tokens_decoder"] = added.clone();
+        }
+        write("tokenizer_config.json", &config.to_string());
+        write("vocab.json", &read("vocab.json"));
+        write("merges.txt", &read("merges.txt"));
+        let tokenizer = ClipTokenizer::open(folder.path()).unwrap();
+        for (text, ids) in [
+            ("red apple! cat", [2012, 753, 1574, 0, 863, 2013, 0, 0, 0, 0, 0, 0]),
+            ("wow!!", [2012, 557, 342, 0, 0, 2013, 0, 0, 0, 0, 0, 0]),
+            ("a", [2012, 320, 2013, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ] {
+            assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text}");
+        }
+    }
+}
+
 #[test]
 fn mmdit_step() {
     let Some(path) = fixture("mmdit_step.safetensors") else { return };

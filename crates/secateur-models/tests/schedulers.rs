@@ -44,7 +44,7 @@ fn read(config: &str) -> Result<Arc<dyn SchedulerConfig>> {
     let path = folder.path().join("scheduler_config.json");
     std::fs::write(&path, config).unwrap();
     let class = config.split('"').nth(3).unwrap();
-    scheduler_config(&path, Sampler::of_class(class).unwrap())
+    scheduler_config(&path, Sampler::of_class(class).unwrap(), &[])
 }
 
 /// A configuration of a class and the options given as the inside of a JSON object.

@@ -299,4 +299,21 @@ fn units_that_can_be_skipped() {
     let expected = [&[1, 7, 8][..], &[2, 6, 7], &[3, 5, 6], &[4, 5], &[5], &[6], &[7], &[8]].map(units);
     assert_eq!(readers[..8], expected);
     assert_eq!(readers[8], [Reader::Output]);
+
+    // Branches: eleven down, with a downsampler behind every two residual blocks but the last; the middle; twelve up.
+    let readers = structure.readers(&structure.branches);
+    let names: Vec<&str> = structure.branches.iter().map(|branch| branch.name.as_str()).collect();
+    assert_eq!(
+        [names[2], names[11], names[23]],
+        ["down_blocks.0.downsamplers.0", "mid_block", "up_blocks.3.resnets.2"]
+    );
+    for (down, readers) in readers.iter().enumerate().take(11) {
+        // The last one in is the first one out; the middle reads the last one only.
+        let expected = BTreeSet::from([Reader::Unit(down + 1), Reader::Unit(22 - down)]);
+        assert_eq!(*readers, expected, "{}", names[down]);
+    }
+    for (up, readers) in readers.iter().enumerate().skip(11) {
+        let next = if up == 23 { Reader::Output } else { Reader::Unit(up + 1) };
+        assert_eq!(*readers, BTreeSet::from([next]), "{}", names[up]);
+    }
 }

@@ -55,7 +55,7 @@ impl SamplingArgs {
             Some(pixels) if pixels.is_multiple_of(factor) => Ok(pixels / factor),
             Some(pixels) => bail!("--{side} {pixels} is not a multiple of {factor}, the pixels of a latent"),
         };
-        Ok(Sampling {
+        let sampling = Sampling {
             steps: self.steps.unwrap_or(own.steps),
             latent: (latents("height", self.height, own.latent.0)?, latents("width", self.width, own.latent.1)?),
             guidance,
@@ -64,7 +64,9 @@ impl SamplingArgs {
             seed: self.seed,
             batch: self.batch,
             ..own
-        })
+        };
+        folder.check(&sampling)?;
+        Ok(sampling)
     }
 }
 
@@ -82,12 +84,23 @@ impl ScoreArgs {
     }
 
     fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
+        if folder.subject() == Subject::Nothing {
+            if self.clip.is_some() {
+                bail!("--clip scores pictures against prompts, and {} takes none", folder.path().display());
+            }
+            return Ok(None);
+        }
         Ok(self.path(folder).map(|path| ClipModel::open(&path)).transpose()?)
     }
 }
 
 /// What a report says where there is no text-image score.
-const NO_CLIP: &str = "no text-image score: the model names no CLIP that is there; --clip DIR gives one";
+fn no_score(folder: &ModelFolder) -> &'static str {
+    match folder.subject() {
+        Subject::Nothing => "no text-image score: the model is told nothing that its pictures could fit",
+        _ => "no text-image score: the model names no CLIP that is there; --clip DIR gives one",
+    }
+}
 
 /// Two names for two folders: their last parts, or their paths where those are the same.
 fn names(reference: &Path, candidate: &Path) -> (String, String) {

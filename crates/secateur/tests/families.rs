@@ -66,6 +66,8 @@ fn a_model_that_knows_classes_takes_labels() {
     std::fs::write(&labels, "food/noto\nfood/wooden\n").unwrap();
     let error = fail(prune().arg("--force"), 1);
     assert!(error.contains("\"food/wooden\" is not a label") && error.contains("38"), "{error}");
+    let error = fail(prune().args(["--force", "--negative-prompt", "blurred"]), 1);
+    assert!(error.contains("negative prompt"), "{error}");
     std::fs::write(&labels, "1001\n").unwrap();
     let error = fail(prune().arg("--force"), 1);
     assert!(error.contains("label 1001") && error.contains("1000 classes"), "{error}");
@@ -95,6 +97,8 @@ fn other_samplers_and_sizes() {
         (["--sampler", "lms"], 2, "euler-ancestral"),
         (["--sampler", "flow-match-euler"], 1, "does not go with a model that is sampled by ddim"),
         (["--height", "30"], 1, "--height 30 is not a multiple of 4"),
+        (["--height", "40000000"], 1, "a height of 40000000 pixels"),
+        (["--steps", "99999999999"], 1, "99999999999 steps"),
     ] {
         let error = fail(&mut generate("none", &options), code);
         assert!(error.contains(words), "{error}");

@@ -5,6 +5,7 @@ use super::{dit, flux, pixart, stable_diffusion, stable_diffusion_3, stable_diff
 use crate::error::Result;
 use crate::folder::ModelFolder;
 use crate::manifest::Generation;
+use crate::scheduler::Instead;
 
 /// A class that `model_index.json` may name.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(crate) struct PipelineClass {
     pub(crate) reads_clip_tokens: bool,
     /// Whether guidance is a second call of the model, without the prompt.
     pub(crate) classifier_free: bool,
+    /// Options of the scheduler that it corrects in outdated files.
+    pub(crate) scheduler_options: &'static [Instead],
     /// See [`Run`](crate::Run).
     pub(crate) even_levels: bool,
     /// Loads what turns prompts into conditioning.

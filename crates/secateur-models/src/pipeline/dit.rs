@@ -17,6 +17,7 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     subject: Subject::Label,
     reads_clip_tokens: false,
     classifier_free: true,
+    scheduler_options: &[],
     even_levels: false,
     conditioner: |folder| Ok(Box::new(Dit { labels: folder.labels()?, classes: folder.denoiser().classes() })),
 };

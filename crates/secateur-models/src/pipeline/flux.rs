@@ -25,6 +25,7 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     subject: Subject::Text,
     reads_clip_tokens: false,
     classifier_free: false,
+    scheduler_options: &[],
     even_levels: true,
     conditioner: |folder| Ok(Box::new(Flux::open(folder)?)),
 };

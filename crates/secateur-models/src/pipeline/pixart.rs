@@ -21,6 +21,7 @@ pub(crate) const ALPHA: PipelineClass = PipelineClass {
     subject: Subject::Text,
     reads_clip_tokens: false,
     classifier_free: true,
+    scheduler_options: &[],
     even_levels: false,
     conditioner: |folder| Ok(Box::new(PixArt(T5::open(folder, "tokenizer", "text_encoder")?))),
 };

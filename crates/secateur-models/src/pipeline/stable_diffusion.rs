@@ -6,6 +6,7 @@ use super::conditioner::{ClipEncoder, Conditioner};
 use crate::conditioning::Conditioning;
 use crate::error::Result;
 use crate::manifest::Generation;
+use crate::scheduler::Instead;
 
 pub(crate) const CLASS: PipelineClass = PipelineClass {
     name: "StableDiffusionPipeline",
@@ -21,6 +22,7 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     subject: Subject::Text,
     reads_clip_tokens: true,
     classifier_free: true,
+    scheduler_options: &[Instead::Number("steps_offset", 1), Instead::Flag("clip_sample", false)],
     even_levels: false,
     conditioner: |folder| Ok(Box::new(StableDiffusion(ClipEncoder::open(folder, "tokenizer", "text_encoder")?))),
 };

@@ -26,6 +26,7 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     subject: Subject::Text,
     reads_clip_tokens: true,
     classifier_free: true,
+    scheduler_options: &[],
     even_levels: false,
     conditioner: |folder| Ok(Box::new(StableDiffusionXl::open(folder)?)),
 };

@@ -15,6 +15,7 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     subject: Subject::Nothing,
     reads_clip_tokens: false,
     classifier_free: false,
+    scheduler_options: &[],
     even_levels: false,
     conditioner: |_| Ok(Box::new(Unconditional)),
 };

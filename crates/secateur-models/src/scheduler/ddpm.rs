@@ -55,7 +55,7 @@ impl DdpmConfig {
             spacing: Spacing::read(options, Spread::Leading)?,
             prediction: Prediction::read(options, &[Prediction::Noise, Prediction::Image, Prediction::Velocity])?,
             limit: Limit::clip(options, true)?.or_quantile(options)?,
-            variance: options.get("variance_type", Variance::FixedSmall)?,
+            variance: options.get::<Option<Variance>>("variance_type", None)?.unwrap_or(Variance::FixedSmall),
         })
     }
 

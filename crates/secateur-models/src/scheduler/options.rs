@@ -14,12 +14,32 @@ pub(super) struct Options {
     values: Map<String, Value>,
 }
 
+/// An option that a pipeline class sets, whatever the file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// A number.
+    Number(&'static str, u32),
+    /// On or off.
+    Flag(&'static str, bool),
+}
+
+impl Instead {
+    fn entry(self) -> (String, Value) {
+        match self {
+            Self::Number(name, value) => (name.to_owned(), value.into()),
+            Self::Flag(name, value) => (name.to_owned(), value.into()),
+        }
+    }
+}
+
 impl Options {
     /// Reads the file. Python writes infinite numbers, which JSON does not have: DPM-Solver's `lambda_min_clipped` is
     /// minus infinity where nothing is clipped, and taken as absent.
-    pub(super) fn open(path: &Path, sampler: Sampler) -> Result<Self> {
+    pub(super) fn open(path: &Path, sampler: Sampler, instead: &[Instead]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?.replace("-Infinity", "null");
-        let values = serde_json::from_str(&text).map_err(|error| Error::invalid(path, error))?;
+        let mut values: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|error| Error::invalid(path, error))?;
+        values.extend(instead.iter().map(|instead| instead.entry()));
         Ok(Self { path: path.to_owned(), sampler, values })
     }
 

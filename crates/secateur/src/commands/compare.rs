@@ -1,6 +1,6 @@
 //! `secateur compare`.
 
-use super::{NO_CLIP, command_line, held_out_prompts, names};
+use super::{command_line, held_out_prompts, names, no_score};
 use crate::args::{Common, CompareArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;
@@ -16,6 +16,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let prompts = held_out_prompts(args.prompts.as_deref(), &reference, args.samples)?;
     let clip_path = args.score.path(&reference);
     let clip = args.score.open(&reference)?;
+    let notes = if clip.is_none() { vec![no_score(&reference).to_owned()] } else { Vec::new() };
     let progress = Progress::new(common.quiet);
     let inputs = [Some(reference.path()), Some(candidate.path()), args.prompts.as_deref(), clip_path.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
@@ -47,7 +48,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         layers: Vec::new(),
         stages,
         peak_bytes,
-        notes: if clip.is_none() { vec![NO_CLIP.into()] } else { Vec::new() },
+        notes,
     };
     if let Some(output) = output {
         report.write(&pictures, output.path())?;

@@ -1,7 +1,7 @@
 //! `secateur prune`.
 
 use super::compare::{model_summary, quality};
-use super::{NO_CLIP, command_line, names, numbered};
+use super::{command_line, names, no_score, numbered};
 use crate::args::{Common, PruneArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let out = args.out.as_ref().context("--out DIR is needed")?;
     let clip = args.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
-        notes.push(NO_CLIP.into());
+        notes.push(no_score(&folder).into());
     }
     // From here on Ctrl-C ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
@@ -288,6 +288,7 @@ struct DryRun {
     report_macs: u64,
     memory_bytes: u64,
     call_bytes: u64,
+    other_components_bytes: u64,
     packages: Vec<PackageRow>,
 }
 
@@ -342,6 +343,7 @@ impl DryRun {
             report_macs,
             memory_bytes: plan.bytes(method),
             call_bytes: folder.memory(sampling, folder.passes(sampling.guidance) * sampling.batch).total(),
+            other_components_bytes: folder.other_components(),
             packages: plan.packages.iter().map(row).collect(),
         })
     }
@@ -349,8 +351,8 @@ impl DryRun {
     fn summary(&self) -> String {
         format!(
             "{}: {} of {} weights in {} layers, {} by {}\n\
-             {} package(s), at most {} for statistics and solver beside {} for calls of the model; {} prompts x {} steps: {} MACs \
-             of forward passes and {} of Hessians; {} for the pictures of the report",
+             {} package(s), at most {} for statistics and solver beside {} for calls of the model and {} for text encoders and \
+             autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {} for the pictures of the report",
             self.model,
             count(self.weights_removed),
             count(self.weights),
@@ -360,6 +362,7 @@ impl DryRun {
             self.packages.len(),
             bytes(self.memory_bytes),
             bytes(self.call_bytes),
+            bytes(self.other_components_bytes),
             self.calibration_samples,
             self.calibration_steps,
             count(self.forward_macs),
