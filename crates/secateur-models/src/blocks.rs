@@ -6,6 +6,7 @@ use crate::structure::{Between, Block, HeadGroup, HeadStream, Layer, NeuronGroup
 use candle_core::{Device, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, LayerName, LayerNorm, Linear, Scope, ops};
 use serde::Deserialize;
+use std::sync::Arc;
 
 /// How group norms are made.
 #[derive(Clone, Copy, Debug)]
@@ -139,7 +140,7 @@ impl Attention {
             let of_others = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
             let (k, v) = (self.to_k.forward(others, &of_others)?, self.to_v.forward(others, &of_others)?);
             let _span = tracing::trace_span!("attention").entered();
-            ops::attention(&q, &k, &v, self.heads, multiplicity.map(|m| m.key_bias(0)), false)?
+            ops::attention(&q, &k, &v, self.heads, multiplicity.map(|m| Arc::clone(&m.key_bias)), false)?
         };
         Ok(self.to_out.forward(&y, context)?)
     }

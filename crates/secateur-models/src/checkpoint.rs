@@ -14,6 +14,11 @@ use std::path::{Path, PathBuf};
 /// Headers above this are refused, as the safetensors library does.
 const LARGEST_HEADER: u64 = 100_000_000;
 
+/// The name of diffusers' weight files without their ending.
+pub(crate) const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
+/// The same of transformers'.
+pub(crate) const TRANSFORMERS_STEM: &str = "model";
+
 /// Where a tensor is, and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {

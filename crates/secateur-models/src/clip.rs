@@ -1,6 +1,6 @@
 //! CLIP: the text encoder of most pipelines, and the whole model that scores pictures against texts.
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, TRANSFORMERS_STEM};
 use crate::error::{Error, Result, read_json};
 use crate::preprocess::ClipImageProcessor;
 use crate::tokenizer::ClipTokenizer;
@@ -197,7 +197,7 @@ impl ClipTextModel {
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
         let config = ClipTextConfig::open(&folder.join("config.json"))?;
-        let parameters = Checkpoint::open(folder, "model", variant)?.load()?;
+        let parameters = Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?.load()?;
         parameters.build(|scope| Self::new(&config, config.projected(), &scope))
     }
 
@@ -350,7 +350,7 @@ impl ClipModel {
         let processor = ClipImageProcessor::open(&folder.join("preprocessor_config.json"))?;
         let name = folder.canonicalize().map_err(Error::io(folder))?;
         let name = name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Checkpoint::open(folder, "model", None)?.load()?.build(|scope| {
+        Checkpoint::open(folder, TRANSFORMERS_STEM, None)?.load()?.build(|scope| {
             let width = vision.encoder.hidden_size;
             let projection = scope.at("visual_projection");
             Ok(Self {

@@ -80,12 +80,13 @@ impl Conditioning {
         needed(&self.guidance, "guidance scales")
     }
 
-    /// The multiplicity of the text tokens, where any is not 1.
+    /// The multiplicity of the text tokens, where any is not 1, for attention whose keys are `others` tokens that stand for
+    /// themselves and then the text.
     ///
     /// # Errors
-    /// If it is not of numbers.
-    pub fn multiplicity(&self) -> Result<Option<Multiplicity>> {
-        self.multiplicity.as_ref().map(Multiplicity::new).transpose()
+    /// If it is not of samples x tokens numbers.
+    pub(crate) fn multiplicity(&self, others: usize) -> Result<Option<Multiplicity>> {
+        self.multiplicity.as_ref().map(|multiplicity| Multiplicity::new(multiplicity, others)).transpose()
     }
 
     /// The same with every text token as often as it stands, for multiplicities that are the same in all samples.
@@ -93,8 +94,8 @@ impl Conditioning {
     /// # Errors
     /// If the multiplicity is not of as many tokens.
     pub fn spelled_out(&self) -> Result<Self> {
-        let Some(multiplicity) = self.multiplicity()? else { return Ok(self.clone()) };
-        let of_sample = &multiplicity.of_text[..multiplicity.tokens];
+        let Some(multiplicity) = &self.multiplicity else { return Ok(self.clone()) };
+        let of_sample = multiplicity.get(0)?.to_vec1::<f32>()?;
         let tokens =
             of_sample.iter().zip(0u32..).flat_map(|(&times, token)| std::iter::repeat_n(token, times as usize));
         let tokens = Tensor::from_iter(tokens, &Device::Cpu)?;
@@ -144,35 +145,25 @@ fn needed<'a>(tensor: &'a Option<Tensor>, what: &str) -> Result<&'a Tensor> {
 
 /// Text tokens that stand for several equal ones, or for none.
 #[derive(Clone, Debug)]
-pub struct Multiplicity {
+pub(crate) struct Multiplicity {
     /// Of each text token of each sample.
-    pub of_text: Arc<[f32]>,
-    /// Text tokens of a sample.
-    tokens: usize,
+    pub(crate) of_text: Arc<[f32]>,
+    /// Of each key of each sample, text last.
+    pub(crate) of_keys: Arc<[f32]>,
+    /// What is added to the score of each key of each sample: ln m, as m equal keys weigh as much as one with ln m added to
+    /// its score.
+    pub(crate) key_bias: Arc<[f32]>,
 }
 
 impl Multiplicity {
-    /// Of samples x tokens numbers.
-    ///
-    /// # Errors
-    /// If the tensor is not of two dimensions, or not of numbers.
-    pub fn new(multiplicity: &Tensor) -> Result<Self> {
-        let (_, tokens) = multiplicity.dims2()?;
-        Ok(Self { of_text: multiplicity.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?.into(), tokens })
-    }
-
-    /// That of each text token of each sample, behind `others` tokens that stand for themselves.
-    #[must_use]
-    pub fn behind(&self, others: usize) -> Self {
-        let samples = self.of_text.chunks(self.tokens.max(1));
-        let of_text = samples.flat_map(|text| std::iter::repeat_n(1.0, others).chain(text.iter().copied())).collect();
-        Self { of_text, tokens: others + self.tokens }
-    }
-
-    /// What is added to the score of each key of each sample: ln m for a text token, as m equal keys weigh as much as one
-    /// with ln m added to its score; and 0 for the `others` keys before the text of each sample.
-    #[must_use]
-    pub fn key_bias(&self, others: usize) -> Arc<[f32]> {
-        self.behind(others).of_text.iter().map(|m| m.ln().max(HIDDEN)).collect()
+    fn new(multiplicity: &Tensor, others: usize) -> Result<Self> {
+        let of_text = multiplicity.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let of_keys = |text: &Vec<f32>| std::iter::repeat_n(1.0, others).chain(text.clone());
+        let of_keys: Arc<[f32]> = of_text.iter().flat_map(of_keys).collect();
+        Ok(Self {
+            key_bias: of_keys.iter().map(|m| m.ln().max(HIDDEN)).collect(),
+            of_text: of_text.concat().into(),
+            of_keys,
+        })
     }
 }

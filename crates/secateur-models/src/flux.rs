@@ -6,12 +6,14 @@ use crate::error::{Error, Result, read_json};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::joint::{EPS, IMAGE, IMAGE_NORMS, JointBlock, JointConfig, Projections};
 use crate::modulation::Modulation;
+use crate::patches::whole_grid;
 use crate::structure::{Block, Geometry, Layer, NeuronGroup, Slice, Structure, UnitKind};
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::{Activation, Context, LayerName, Linear, Scope, ops};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::Path;
+use std::sync::Arc;
 
 /// How the timestep and the guidance scale are told.
 const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
@@ -237,7 +239,7 @@ impl SingleBlock {
         })
     }
 
-    /// `time` is SiLU of the embedding of what the model is told; `multiplicity` and `rotation` are those of all tokens.
+    /// `time` is SiLU of the embedding of what the model is told; `rotation` is that of all tokens.
     fn forward(
         &self,
         x: Tensor,
@@ -247,12 +249,12 @@ impl SingleBlock {
         context: &Context<'_>,
     ) -> Result<Tensor> {
         let modulation = Modulation::new(&self.norm, time, context)?;
-        let context = &Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
+        let context = &Context { multiplicity: multiplicity.map(|m| &*m.of_keys), ..*context };
         let normal = modulation.norm(&x, 0, 1, EPS)?;
         let attention = {
             let [q, k, v] = self.projections.forward(normal.clone(), Some(rotation), context)?;
             let _span = tracing::trace_span!("attention").entered();
-            ops::attention(&q, &k, &v, self.heads, multiplicity.map(|m| m.key_bias(0)), false)?
+            ops::attention(&q, &k, &v, self.heads, multiplicity.map(|m| Arc::clone(&m.key_bias)), false)?
         };
         let hidden = self.proj_mlp.forward_activated(&normal, Activation::GeluTanh, context)?;
         drop(normal);
@@ -324,15 +326,12 @@ impl Denoiser for Flux {
         context: &Context<'_>,
     ) -> Result<Tensor> {
         let (samples, channels, height, width) = latents.dims4()?;
-        if height % PATCH != 0 || width % PATCH != 0 {
-            return Err(Error::Request(format!("latents of {height} x {width} do not divide into patches of {PATCH}")));
-        }
-        let (rows, columns) = (height / PATCH, width / PATCH);
+        let (rows, columns) = whole_grid((height, width), PATCH)?;
         let image = rows * columns;
         let x = latents.reshape((samples, channels, rows, PATCH, columns, PATCH))?.permute((0, 2, 4, 1, 3, 5))?;
         let mut x = self.x_embedder.forward(&x.reshape((samples, image, channels * PATCH * PATCH))?, context)?;
         let time = self.embedding(timesteps, conditioning, context)?;
-        let multiplicity = conditioning.multiplicity()?;
+        let multiplicity = conditioning.multiplicity(image)?;
         let text_context = Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
         let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
         let rotations = self.config.rotations(rows, columns, text.dim(1)?)?;
@@ -343,7 +342,6 @@ impl Denoiser for Flux {
         }
         // The text comes last, as in key biases: attention does not mind the order.
         x = Tensor::cat(&[x, text], 1)?;
-        let multiplicity = multiplicity.map(|m| m.behind(image));
         for block in &self.single_transformer_blocks {
             x = block.forward(x, &time, &rotations, multiplicity.as_ref(), context)?;
         }

@@ -1,12 +1,12 @@
 //! A model folder in the diffusers layout: what it holds, without loading weights.
 
 use crate::autoencoder::{Autoencoder, AutoencoderConfig, autoencoder_config};
-use crate::checkpoint::{Checkpoint, variants};
+use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM, variants};
 use crate::error::{Error, Result, read_json};
 use crate::family::{DenoiserConfig, denoiser_config};
 use crate::manifest::{Generation, Manifest, Prompts};
 use crate::pipeline::Sampling;
-use crate::pipeline::class::{CLASSES, Component, DENOISER_STEM, PipelineClass, SCHEDULER, Subject, VAE};
+use crate::pipeline::class::{CLASSES, Component, PipelineClass, SCHEDULER, Subject, VAE};
 use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 use crate::single_file::SingleFile;
 use crate::structure::{Geometry, Memory, Structure};
@@ -101,10 +101,10 @@ impl ModelFolder {
         };
         let component = path.join(class.denoiser);
         let denoiser = denoiser_config(&component.join("config.json"))?;
-        let checkpoint = Checkpoint::open(&component, DENOISER_STEM, variant)?;
+        let checkpoint = Checkpoint::open(&component, DIFFUSERS_STEM, variant)?;
         // What does not fit is known before anything is read.
-        checkpoint.placeholders()?.build(|scope| denoiser.build(&scope))?;
-        let constants = denoiser.parameters()?.into_iter().filter(|(_, wanted)| wanted.constant);
+        let wanted = checkpoint.placeholders()?.fit(|scope| denoiser.build(&scope))?;
+        let constants = wanted.into_iter().filter(|(_, wanted)| wanted.constant);
         Ok(Self {
             denoiser,
             checkpoint,
@@ -161,7 +161,7 @@ impl ModelFolder {
             guidance,
             max_sequence_length,
             negative_prompt: String::new(),
-            sampler: None,
+            sampler: self.sampler,
             seed: 0,
             batch: 8,
         }
@@ -238,24 +238,18 @@ impl ModelFolder {
         !self.constants.contains(name)
     }
 
-    /// Its sampler.
-    #[must_use]
-    pub fn sampler(&self) -> Sampler {
-        self.sampler
-    }
-
     /// A run of its sampler, or of the one asked for with the same configuration, for latents of `size` (height, width).
     ///
     /// # Errors
     /// See [`scheduler_config`] and [`SchedulerConfig::schedule`](crate::SchedulerConfig::schedule).
     pub fn schedule(&self, size: (usize, usize), sampling: &Sampling) -> Result<Box<dyn Schedule>> {
-        let scheduler = match sampling.sampler {
-            Some(other) if other.is_of_flow() != self.sampler.is_of_flow() => {
-                let problem = format!("sampler {other} does not go with a model that is sampled by {}", self.sampler);
-                return Err(Error::Request(problem));
-            }
-            Some(other) => scheduler_config(&self.path.join(SCHEDULER_CONFIG), other, self.class.scheduler_options)?,
-            None => Arc::clone(&self.scheduler),
+        let (own, asked) = (self.sampler, sampling.sampler);
+        if asked.is_of_flow() != own.is_of_flow() {
+            return Err(Error::Request(format!("sampler {asked} does not go with a model that is sampled by {own}")));
+        }
+        let scheduler = match asked == own {
+            true => Arc::clone(&self.scheduler),
+            false => scheduler_config(&self.path.join(SCHEDULER_CONFIG), asked, self.class.scheduler_options)?,
         };
         scheduler.schedule(Run {
             steps: sampling.steps,
@@ -313,7 +307,7 @@ impl ModelFolder {
     pub fn activation_files(&self) -> Result<Vec<PathBuf>> {
         let mut files: Vec<PathBuf> = self.checkpoint.paths().map(Path::to_owned).collect();
         files.push(self.path.join(self.class.denoiser).join("config.json"));
-        files.push(self.path.join("model_index.json"));
+        files.push(self.path.join(INDEX));
         let others = |component: &&Component| ![self.class.denoiser, VAE.name].contains(&component.name);
         for component in self.class.components.iter().filter(others).filter(|component| self.has(component.name)) {
             let folder = self.path.join(component.name);
@@ -380,13 +374,14 @@ impl ModelFolder {
         match self.class.subject {
             Subject::Nothing => Ok(None),
             Subject::Text => Ok(Some(Captions { choices: prompts.to_vec(), own: (0..prompts.len()).collect() })),
-            Subject::Label if self.labels()?.0.is_empty() => Ok(None),
-            Subject::Label => self.captions_of_labels(prompts).map(Some),
+            Subject::Label => {
+                let labels = self.labels()?;
+                if labels.0.is_empty() { Ok(None) } else { self.captions_of(&labels, prompts).map(Some) }
+            }
         }
     }
 
-    fn captions_of_labels(&self, prompts: &[String]) -> Result<Captions> {
-        let labels = self.labels()?;
+    fn captions_of(&self, labels: &Labels, prompts: &[String]) -> Result<Captions> {
         let mut choices: Vec<String> = labels.iter().map(|(_, name)| name.to_owned()).collect();
         if let Some(file) = &self.manifest.captions {
             let path = self.path.join(file);

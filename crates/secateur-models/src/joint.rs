@@ -8,6 +8,7 @@ use crate::modulation::Modulation;
 use crate::structure::{Between, Block, Layer};
 use candle_core::Tensor;
 use secateur_nn::{Context, Linear, RmsNorm, Scope, ops};
+use std::sync::Arc;
 
 /// What a block is like.
 #[derive(Clone, Copy, Debug)]
@@ -243,7 +244,7 @@ impl JointBlock {
         let [q, k, v] = self.image.forward(x, rotation, context)?;
         let [text_q, text_k, text_v] = self.text.forward(text, None, &text_context)?;
         let _span = tracing::trace_span!("attention").entered();
-        let bias = multiplicity.map(|m| Ok::<_, Error>(m.key_bias(q.dim(1)?))).transpose()?;
+        let bias = multiplicity.map(|m| Arc::clone(&m.key_bias));
         let streams = [[&q, &k, &v], [&text_q, &text_k, &text_v]];
         let mut outputs = ops::joint_attention(&streams, self.heads, bias)?.into_iter();
         match (outputs.next(), outputs.next()) {

@@ -35,7 +35,7 @@ mod vae_tiny;
 pub use autoencoder::{Autoencoder, AutoencoderConfig, autoencoder_config};
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use clip::{ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput};
-pub use conditioning::{Conditioning, Multiplicity};
+pub use conditioning::Conditioning;
 pub use dit::{Dit, DitConfig};
 pub use error::{Error, Result};
 pub use family::{Denoiser, DenoiserConfig, denoiser_config};

@@ -192,7 +192,7 @@ impl Denoiser for Mmdit {
         let time = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
         let time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
         let time = ops::activation(Activation::Silu, &time)?;
-        let multiplicity = conditioning.multiplicity()?;
+        let multiplicity = conditioning.multiplicity(x.dim(1)?)?;
         let text_context = Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
         let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
         for block in &self.transformer_blocks {

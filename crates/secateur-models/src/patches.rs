@@ -13,6 +13,18 @@ pub(crate) fn grid(size: (usize, usize), patch: usize) -> (usize, usize) {
     (size.0 / patch, size.1 / patch)
 }
 
+/// [`grid`] of latents that must divide into it.
+///
+/// # Errors
+/// If they do not.
+pub(crate) fn whole_grid(size: (usize, usize), patch: usize) -> Result<(usize, usize)> {
+    let (height, width) = size;
+    if height % patch != 0 || width % patch != 0 {
+        return Err(Error::Request(format!("latents of {height} x {width} do not divide into patches of {patch}")));
+    }
+    Ok(grid(size, patch))
+}
+
 /// `PatchEmbed` without its positions: squares of the latents become tokens.
 pub(crate) struct PatchEmbed {
     proj: Conv2d,
@@ -28,12 +40,8 @@ impl PatchEmbed {
     /// Samples x channels x height x width to samples x tokens x channels, and the grid of the tokens.
     pub(crate) fn forward(&self, latents: &Tensor) -> Result<(Tensor, (usize, usize))> {
         let (_, _, height, width) = latents.dims4()?;
-        let patch = self.patch;
-        if height % patch != 0 || width % patch != 0 {
-            return Err(Error::Request(format!("latents of {height} x {width} do not divide into patches of {patch}")));
-        }
-        let tokens = self.proj.forward(latents)?.flatten_from(2)?.transpose(1, 2)?;
-        Ok((tokens, grid((height, width), patch)))
+        let grid = whole_grid((height, width), self.patch)?;
+        Ok((self.proj.forward(latents)?.flatten_from(2)?.transpose(1, 2)?, grid))
     }
 
     /// Samples x tokens x (patch * patch * channels) to samples x channels x height x width.

@@ -57,8 +57,8 @@ pub struct Sampling {
     pub negative_prompt: String,
     /// Text tokens of T5, or that stand for them.
     pub max_sequence_length: usize,
-    /// Another sampler than the model's own.
-    pub sampler: Option<Sampler>,
+    /// The model's own sampler, or another one.
+    pub sampler: Sampler,
     /// Seed of the noise.
     pub seed: u64,
     /// Images at a time.

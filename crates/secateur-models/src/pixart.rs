@@ -311,7 +311,7 @@ impl Denoiser for Pixart {
         let (mut x, grid) = self.pos_embed.forward(latents)?;
         x = x.broadcast_add(&self.positions.of(grid)?)?;
         let (embedding, modulation) = self.adaln_single.forward(timesteps, conditioning, context)?;
-        let multiplicity = conditioning.multiplicity()?;
+        let multiplicity = conditioning.multiplicity(0)?;
         let text = conditioning.text()?;
         let text = match &self.caption_projection {
             Some(projection) => {

@@ -147,11 +147,6 @@ const SAMPLERS: [(Sampler, &str, &str); 8] = [
 ];
 
 impl Sampler {
-    /// All of them.
-    pub fn all() -> impl Iterator<Item = Self> {
-        SAMPLERS.into_iter().map(|(sampler, ..)| sampler)
-    }
-
     /// Whether it follows the velocity of a flow, and not a noise that was added.
     pub(crate) fn is_of_flow(self) -> bool {
         self == Self::FlowMatchEuler
@@ -198,7 +193,7 @@ pub fn scheduler_config(path: &Path, sampler: Sampler, instead: &[Instead]) -> R
         Sampler::EulerAncestral => Arc::new(euler_ancestral::EulerAncestralConfig::read(&options)?),
         Sampler::Heun => Arc::new(heun::HeunConfig::read(&options)?),
         Sampler::DpmSolver => Arc::new(dpm_solver::DpmSolverConfig::read(&options)?),
-        Sampler::FlowMatchEuler => Arc::new(flow_match_euler::FlowMatchEulerConfig::open(path)?),
+        Sampler::FlowMatchEuler => Arc::new(flow_match_euler::FlowMatchEulerConfig::read(&options)?),
     })
 }
 

@@ -1,6 +1,6 @@
 //! T5: the text encoder whose states SD3, FLUX and PixArt read.
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, TRANSFORMERS_STEM};
 use crate::error::{Error, Result, read_json};
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::{Activation, Context, Embedding, Linear, Parameters, RmsNorm, Scope, Wanted, ops};
@@ -205,7 +205,7 @@ impl T5Encoder {
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
         let config = T5Config::open(&folder.join("config.json"))?;
-        Checkpoint::open(folder, "model", variant)?.load()?.build(|scope| Self::new(&config, &scope))
+        Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?.load()?.build(|scope| Self::new(&config, &scope))
     }
 
     /// Builds the model.

@@ -2,7 +2,7 @@
 
 use crate::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
 use crate::blocks::{Norm, PixelAttention, ResnetBlock};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM};
 use crate::error::{Error, Result, read_json};
 use candle_core::Tensor;
 use secateur_nn::{Context, Conv2d, GroupNorm, Parameters, Scope, Wanted, ops};
@@ -192,7 +192,7 @@ impl AutoencoderKl {
     }
 
     fn load(config: &AutoencoderKlConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
-        let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", variant)?;
+        let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
         renamed(checkpoint.load()?)?.build(|scope| Self::new(config, &scope))
     }
 

@@ -1,7 +1,7 @@
 //! AutoencoderTiny (TAESD): a small, distilled stand-in for an AutoencoderKL.
 
 use crate::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM};
 use crate::error::{Error, Result, read_json};
 use candle_core::Tensor;
 use secateur_nn::{Activation, Conv2d, Scope, ops};
@@ -190,7 +190,7 @@ impl AutoencoderTiny {
     }
 
     fn load(config: &AutoencoderTinyConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
-        let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", variant)?;
+        let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
         checkpoint.load()?.build(|scope| Self::new(config, &scope))
     }
 

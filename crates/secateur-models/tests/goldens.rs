@@ -220,11 +220,8 @@ fn sampling(role: &str) -> Sampling {
         steps: case["steps"].as_u64().unwrap() as usize,
         guidance: case["guidance"].as_f64().unwrap(),
         negative_prompt: cases["negative_prompt"].as_str().unwrap().into(),
-        latent: (0, 0),
         max_sequence_length: case["max_sequence_length"].as_u64().unwrap_or(0) as usize,
-        sampler: None,
-        seed: 0,
-        batch: 1,
+        ..ModelFolder::open(&model(role), None).unwrap().sampling()
     }
 }
 
@@ -322,17 +319,17 @@ fn unet_run() {
 fn unet_samplers() {
     let steps = cases()["unet"]["scheduler_steps"].as_u64().unwrap() as usize;
     for (name, sampler) in [
-        ("dpmpp_2m", Some(Sampler::DpmSolver)),
-        ("euler", Some(Sampler::Euler)),
-        ("heun", Some(Sampler::Heun)),
-        ("pndm", Some(Sampler::Pndm)),
-        ("ddim_trailing", None),
+        ("dpmpp_2m", Sampler::DpmSolver),
+        ("euler", Sampler::Euler),
+        ("heun", Sampler::Heun),
+        ("pndm", Sampler::Pndm),
+        ("ddim_trailing", Sampler::Ddim),
     ] {
         let Some(path) = fixture(&format!("unet_sched_{name}.safetensors")) else { continue };
         println!("{name}:");
         let sampling = Sampling { steps, sampler, ..sampling("unet") };
         let trailing = with_scheduler("unet", |config| config["timestep_spacing"] = "trailing".into());
-        let folder = if sampler.is_none() { trailing.path() } else { &model("unet") };
+        let folder = if sampler == Sampler::Ddim { trailing.path() } else { &model("unet") };
         run(folder, &path, &prompts(), &sampling);
     }
 }

@@ -87,12 +87,30 @@ impl Parameters {
         &self,
         construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
+        Ok(self.construct(construct)?.0)
+    }
+
+    /// [`Parameters::build`], for what `construct` asks for and not for what it makes of it.
+    ///
+    /// # Errors
+    /// As [`Parameters::build`].
+    pub fn fit<T, E: From<Error>>(
+        &self,
+        construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<BTreeMap<String, Wanted>, E> {
+        Ok(self.construct(construct)?.1)
+    }
+
+    fn construct<T, E: From<Error>>(
+        &self,
+        construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<(T, BTreeMap<String, Wanted>), E> {
         let ledger = RefCell::new(Ledger::default());
         let built = construct(Scope { parameters: self, ledger: &ledger, prefix: String::new() })?;
-        let Ledger { used, mut mismatch, .. } = ledger.into_inner();
+        let Ledger { used, wanted, mut mismatch } = ledger.into_inner();
         mismatch.unexpected = self.tensors.keys().filter(|name| !used.contains(*name)).cloned().collect();
         mismatch.check(&self.origin)?;
-        Ok(built)
+        Ok((built, wanted))
     }
 }
 

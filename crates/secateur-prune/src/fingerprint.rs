@@ -45,7 +45,7 @@ impl Fingerprint {
             samples: calibration.prompts.len(),
             steps: calibration.sampling.steps,
             latent: calibration.sampling.latent,
-            sampler: calibration.sampling.sampler.unwrap_or(folder.sampler()).to_string(),
+            sampler: calibration.sampling.sampler.to_string(),
             guidance: calibration.sampling.guidance,
             negative_prompt: calibration.sampling.negative_prompt.clone(),
             max_sequence_length: calibration.sampling.max_sequence_length,

@@ -59,7 +59,7 @@ impl SamplingArgs {
             steps: self.steps.unwrap_or(own.steps),
             latent: (latents("height", self.height, own.latent.0)?, latents("width", self.width, own.latent.1)?),
             guidance,
-            sampler: self.sampler,
+            sampler: self.sampler.unwrap_or(own.sampler),
             negative_prompt: self.negative_prompt.clone(),
             seed: self.seed,
             batch: self.batch,

@@ -2,6 +2,7 @@
 
 use super::conditioner::Conditioner;
 use super::{dit, flux, pixart, stable_diffusion, stable_diffusion_3, stable_diffusion_xl, unconditional};
+use crate::checkpoint::{DIFFUSERS_STEM, TRANSFORMERS_STEM};
 use crate::error::Result;
 use crate::folder::ModelFolder;
 use crate::manifest::Generation;
@@ -72,12 +73,9 @@ impl Component {
 
     /// The name of its weight files without their ending: transformers' or diffusers' own.
     pub(crate) fn stem(&self) -> &'static str {
-        if self.name.starts_with("text_encoder") { "model" } else { DENOISER_STEM }
+        if self.name.starts_with("text_encoder") { TRANSFORMERS_STEM } else { DIFFUSERS_STEM }
     }
 }
-
-/// The name of diffusers' weight files without their ending.
-pub(crate) const DENOISER_STEM: &str = "diffusion_pytorch_model";
 
 pub(crate) const SCHEDULER: Component = Component::new("scheduler", &[]);
 pub(crate) const VAE: Component = Component::new("vae", &["AutoencoderKL", "AutoencoderTiny"]);

@@ -1,10 +1,10 @@
 //! FlowMatchEulerDiscrete: the sampler of SD3 and FLUX.
 
+use super::options::Options;
 use super::{Call, Run, Schedule, SchedulerConfig};
-use crate::error::{Error, Result, read_json};
+use crate::error::Result;
 use candle_core::Tensor;
 use serde::Deserialize;
-use std::path::Path;
 
 /// Configuration of a `FlowMatchEulerDiscreteScheduler`.
 #[derive(Clone, Debug, Deserialize)]
@@ -70,30 +70,29 @@ struct FlowMatchEuler {
 }
 
 impl FlowMatchEulerConfig {
-    /// Reads `scheduler_config.json`.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
-        let options = [
+    pub(super) fn read(options: &Options) -> Result<Self> {
+        let config: Self = options.all()?;
+        let flags = [
             ("invert_sigmas", config.invert_sigmas),
             ("use_karras_sigmas", config.use_karras_sigmas),
             ("use_exponential_sigmas", config.use_exponential_sigmas),
             ("use_beta_sigmas", config.use_beta_sigmas),
             ("stochastic_sampling", config.stochastic_sampling),
         ];
-        if let Some((name, _)) = options.iter().find(|(_, on)| *on) {
-            return Err(Error::invalid(path, format!("{name} is not supported")));
+        if let Some((name, _)) = flags.iter().find(|(_, on)| *on) {
+            return Err(options.invalid(format!("{name} is not supported")));
         }
         if !matches!(config.time_shift_type.as_str(), "exponential" | "linear") {
             let problem = format!("time_shift_type {:?} is not supported", config.time_shift_type);
-            return Err(Error::invalid(path, problem));
+            return Err(options.invalid(problem));
         }
         if config.num_train_timesteps == 0 || !config.shift.is_finite() || config.shift <= 0.0 {
-            return Err(Error::invalid(path, "num_train_timesteps and shift must be positive"));
+            return Err(options.invalid("num_train_timesteps and shift must be positive"));
         }
         let dynamic = config.use_dynamic_shifting;
         if (dynamic && config.max_image_seq_len <= config.base_image_seq_len) || config.shift_terminal == Some(1.0) {
             let problem = "max_image_seq_len must exceed base_image_seq_len, and shift_terminal be less than 1";
-            return Err(Error::invalid(path, problem));
+            return Err(options.invalid(problem));
         }
         Ok(config)
     }

@@ -51,6 +51,11 @@ impl Options {
         }
     }
 
+    /// All options that a class knows.
+    pub(super) fn all<T: DeserializeOwned>(&self) -> Result<T> {
+        T::deserialize(Value::Object(self.values.clone())).map_err(|error| self.invalid(error))
+    }
+
     /// An option that is on or off; null is off, as in Python.
     pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool> {
         Ok(self.get(name, Some(default))?.unwrap_or(false))

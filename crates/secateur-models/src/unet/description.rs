@@ -49,16 +49,9 @@ impl<'a> Description<'a> {
         self.last = self.structure.blocks.len() - 1;
     }
 
-    /// A branch of all blocks since there were `start`.
-    fn branch(&mut self, name: impl Into<String>, start: usize) {
-        let blocks = start..self.structure.blocks.len();
-        self.structure.branches.push(Unit { name: name.into(), blocks });
-    }
-
-    /// A unit of all blocks since there were `start`.
-    fn unit(&mut self, name: impl Into<String>, start: usize) {
-        let blocks = start..self.structure.blocks.len();
-        self.structure.units.push(Unit { name: name.into(), blocks });
+    /// All blocks since there were `start`.
+    fn since(&self, start: usize, name: impl Into<String>) -> Unit {
+        Unit { name: name.into(), blocks: start..self.structure.blocks.len() }
     }
 
     fn keep(&mut self, channels: usize, size: (usize, usize), skips: &mut Vec<Skip>) {
@@ -91,7 +84,7 @@ impl<'a> Description<'a> {
                 self.attention(&format!("{prefix}.attentions.{layer}"), size, *level);
                 width = level.channels;
                 self.keep(width, size, &mut skips);
-                self.branch(format!("{prefix}.resnets.{layer}"), start);
+                self.structure.branches.push(self.since(start, format!("{prefix}.resnets.{layer}")));
             }
             if index + 1 < config.down.len() {
                 let padding = config.downsample_padding.0 + config.downsample_padding.1;
@@ -102,16 +95,16 @@ impl<'a> Description<'a> {
                 let convolution = Layer::convolution(&format!("{name}.conv"), size, (width, width), 3);
                 self.push(Block::new(&name, &[self.last]).with([convolution]));
                 self.keep(width, size, &mut skips);
-                self.branch(name, start);
+                self.structure.branches.push(self.since(start, name));
             }
-            self.unit(prefix, start);
+            self.structure.units.push(self.since(start, prefix));
         }
         let start = self.structure.blocks.len();
         self.resnet("mid_block.resnets.0", size, width, width, None);
         self.attention("mid_block.attentions.0", size, config.middle);
         self.resnet("mid_block.resnets.1", size, width, width, None);
-        self.branch("mid_block", start);
-        self.unit("mid_block", start);
+        self.structure.branches.push(self.since(start, "mid_block"));
+        self.structure.units.push(self.since(start, "mid_block"));
         for (index, level) in config.up.iter().enumerate() {
             let prefix = format!("up_blocks.{index}");
             let start = self.structure.blocks.len();
@@ -131,9 +124,9 @@ impl<'a> Description<'a> {
                     let convolution = Layer::convolution(&format!("{name}.conv"), size, (width, width), 3);
                     self.push(Block::new(&name, &[self.last]).with([convolution]));
                 }
-                self.branch(format!("{prefix}.resnets.{layer}"), branch);
+                self.structure.branches.push(self.since(branch, format!("{prefix}.resnets.{layer}")));
             }
-            self.unit(prefix, start);
+            self.structure.units.push(self.since(start, prefix));
         }
         let convolution = Layer::convolution("conv_out", size, (width, config.out_channels), 3);
         self.push(Block::new("output", &[self.last]).with([convolution]));

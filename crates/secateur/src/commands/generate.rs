@@ -49,7 +49,6 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
     let output = OutputFolder::create(&args.out, common.force, &inputs)?;
     progress.begin("load", 0, "");
     let model = folder.path().to_owned();
-    let sampler = sampling.sampler.unwrap_or(folder.sampler()).to_string();
     let pipeline = Pipeline::open(folder)?;
     let profile = args.profile.then(Profile::start);
 
@@ -74,7 +73,7 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
         return print_json(&Generated {
             command: command_line(),
             model,
-            sampler,
+            sampler: sampling.sampler.to_string(),
             steps: sampling.steps,
             guidance: sampling.guidance,
             seed: sampling.seed,

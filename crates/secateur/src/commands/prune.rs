@@ -7,9 +7,7 @@ use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use secateur_eval::{LayerReport, PicturePair, Report, Samples};
-use secateur_models::{
-    ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampler, Sampling, Subject, read_prompts,
-};
+use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
 use secateur_prune::{
     Calibration, Factor, Fingerprint, Method, Outcome, Packages, Pattern, Plan, SavedStatistics, Selection, Source,
     prune,
@@ -86,7 +84,6 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     progress.note(&dry.summary());
     progress.begin("load", 0, "");
     let (name, candidate) = names(folder.path(), out);
-    let sampler = calibration.sampling.sampler.unwrap_or(folder.sampler());
     let mut pipeline = Pipeline::open(folder)?;
     // The report's noise is not the calibration's.
     let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
@@ -115,7 +112,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: args.sampling.seed,
-        settings: settings(args, &calibration, &plan, method, pattern, sampler),
+        settings: settings(args, &calibration, &plan, method, pattern),
         models,
         comparison,
         layers: layers(&outcome),
@@ -248,7 +245,6 @@ fn settings(
     plan: &Plan,
     method: &dyn Method,
     pattern: Pattern,
-    sampler: Sampler,
 ) -> Map<String, Value> {
     let sampling = &calibration.sampling;
     let settings = json!({
@@ -256,7 +252,7 @@ fn settings(
         "pattern": pattern.to_string(),
         "calibration prompts": calibration.prompts.len(),
         "calibration steps": sampling.steps,
-        "sampler": sampler.to_string(),
+        "sampler": sampling.sampler.to_string(),
         "token stride": calibration.token_stride,
         "guidance": sampling.guidance,
         "batch": sampling.batch,
