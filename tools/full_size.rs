@@ -39,7 +39,7 @@ fn write(configuration: &Path, out: &Path, random: bool) -> Result<()> {
     copy(configuration, out)?;
     let component = ["unet", "transformer"].map(|name| out.join(name)).into_iter().find(|path| path.is_dir());
     let component = component.context("no unet or transformer among the configurations")?;
-    let wanted = denoiser_config(&component.join("config.json"))?.parameters()?;
+    let wanted = denoiser_config(&component.join("config.json"))?.parameters(&Default::default())?;
     let mut header = Map::new();
     let mut end = 0;
     for (name, Wanted { shape, .. }) in &wanted {

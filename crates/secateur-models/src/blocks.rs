@@ -114,15 +114,18 @@ pub(crate) struct Attention {
 impl Attention {
     /// Queries and result of `width`, keys and values of inputs of `others`; `bias`: of the first three linears.
     pub(crate) fn new(width: usize, others: usize, heads: usize, bias: bool, scope: &Scope<'_>) -> Result<Self> {
+        let head_dim = width / heads;
+        let heads = scope.size(heads);
+        let inner = heads * head_dim;
         let linear = |inputs: usize, name: &str| match bias {
-            true => Linear::new(inputs, width, &scope.at(name)),
-            false => Linear::without_bias(inputs, width, &scope.at(name)),
+            true => Linear::new(inputs, inner, &scope.at(name)),
+            false => Linear::without_bias(inputs, inner, &scope.at(name)),
         };
         Ok(Self {
             to_q: linear(width, "to_q")?,
             to_k: linear(others, "to_k")?,
             to_v: linear(others, "to_v")?,
-            to_out: Linear::new(width, width, &scope.at("to_out.0"))?,
+            to_out: Linear::new(inner, width, &scope.at("to_out.0"))?,
             heads,
         })
     }
@@ -282,7 +285,7 @@ impl TryFrom<String> for Gate {
     }
 }
 
-/// `FeedForward`: four times as wide between its linears.
+/// `FeedForward`: four times as wide between its linears, unless neurons were removed.
 pub(crate) struct FeedForward {
     proj: Linear,
     out: Linear,
@@ -291,9 +294,10 @@ pub(crate) struct FeedForward {
 
 impl FeedForward {
     pub(crate) fn new(width: usize, gate: Gate, scope: &Scope<'_>) -> Result<Self> {
+        let hidden = scope.size(4 * width);
         Ok(Self {
-            proj: Linear::new(width, gate.parts() * 4 * width, &scope.at("net.0.proj"))?,
-            out: Linear::new(4 * width, width, &scope.at("net.2"))?,
+            proj: Linear::new(width, gate.parts() * hidden, &scope.at("net.0.proj"))?,
+            out: Linear::new(hidden, width, &scope.at("net.2"))?,
             gate,
         })
     }

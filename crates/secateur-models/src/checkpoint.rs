@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use secateur_nn::Parameters;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -52,6 +52,8 @@ pub(crate) struct TensorFile {
     pub(crate) tensors: BTreeMap<String, TensorInfo>,
     /// Bytes before the data.
     pub(crate) header_bytes: u64,
+    /// What its header says beside the tensors.
+    pub(crate) metadata: Option<HashMap<String, String>>,
     pub(crate) bytes: u64,
 }
 
@@ -98,7 +100,8 @@ impl TensorFile {
             length: info.data_offsets.1 - info.data_offsets.0,
         };
         let tensors = header.tensors().into_iter().map(|(name, i)| (name, info(i))).collect();
-        Ok(Self { path: path.to_owned(), tensors, header_bytes, bytes })
+        let metadata = header.metadata().clone();
+        Ok(Self { path: path.to_owned(), tensors, header_bytes, metadata, bytes })
     }
 
     /// The bytes of a tensor as they are in the file.

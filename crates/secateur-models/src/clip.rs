@@ -162,7 +162,7 @@ impl ClipTextConfig {
     /// What it asks a checkpoint for, by the names that every version of transformers reads.
     pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
         let projected = self.projected();
-        Parameters::wanted(|scope| {
+        Parameters::wanted(Default::default(), |scope| {
             let scope = if projected { scope } else { scope.at("text_model") };
             ClipTextModel::new(self, projected, &scope)
         })

@@ -2,6 +2,7 @@
 
 use crate::conditioning::Conditioning;
 use crate::dit::DitConfig;
+use crate::edits::Removals;
 use crate::error::{Error, Result, read_json};
 use crate::flux::FluxConfig;
 use crate::mmdit::MmditConfig;
@@ -39,12 +40,12 @@ pub trait DenoiserConfig: Debug + Send + Sync {
     /// If a placeholder cannot be made.
     fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>>;
 
-    /// What it asks a checkpoint for, by name.
+    /// What a model without the heads and neurons that are gone asks a checkpoint for, by name.
     ///
     /// # Errors
     /// As [`DenoiserConfig::build`].
-    fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
-        Parameters::wanted(|scope| self.build(&scope))
+    fn parameters(&self, removals: &Removals) -> Result<BTreeMap<String, Wanted>> {
+        Parameters::wanted(removals.sizes(), |scope| self.build(&scope))
     }
 
     /// Shape of one image's latents at the size it was trained for: channels x height x width.

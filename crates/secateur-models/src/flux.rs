@@ -230,12 +230,16 @@ struct SingleBlock {
 impl SingleBlock {
     fn new(config: JointConfig, scope: &Scope<'_>) -> Result<Self> {
         let width = config.width();
+        let attn = scope.at("attn");
+        let heads = attn.size(config.heads);
+        let proj_mlp = scope.at("proj_mlp");
+        let hidden = proj_mlp.size(4 * width);
         Ok(Self {
             norm: Linear::new(width, 3 * width, &scope.at("norm.linear"))?,
-            projections: Projections::new(config, IMAGE, IMAGE_NORMS, &scope.at("attn"))?,
-            proj_mlp: Linear::new(width, 4 * width, &scope.at("proj_mlp"))?,
-            proj_out: Linear::new(5 * width, width, &scope.at("proj_out"))?,
-            heads: config.heads,
+            projections: Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?,
+            proj_mlp: Linear::new(width, hidden, &proj_mlp)?,
+            proj_out: Linear::new(heads * config.head_dim + hidden, width, &scope.at("proj_out"))?,
+            heads,
         })
     }
 

@@ -2,9 +2,10 @@
 
 use crate::autoencoder::{Autoencoder, AutoencoderConfig, autoencoder_config};
 use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM, variants};
+use crate::edits::Removals;
 use crate::error::{Error, Result, read_json};
 use crate::family::{DenoiserConfig, denoiser_config};
-use crate::manifest::{Generation, Manifest, Prompts};
+use crate::manifest::{Generation, MANIFEST, Manifest, Prompts};
 use crate::pipeline::Sampling;
 use crate::pipeline::class::{CLASSES, Component, PipelineClass, SCHEDULER, Subject, VAE};
 use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
@@ -102,8 +103,15 @@ impl ModelFolder {
         let component = path.join(class.denoiser);
         let denoiser = denoiser_config(&component.join("config.json"))?;
         let checkpoint = Checkpoint::open(&component, DIFFUSERS_STEM, variant)?;
+        let manifest_path = path.join(MANIFEST);
+        let latent = denoiser.latent_shape();
+        let whole = denoiser.structure(&Geometry { latent: (latent[1], latent[2]), text: 0 });
+        if let Some(problem) = manifest.removals().problem(&whole) {
+            return Err(Error::invalid(manifest_path, problem));
+        }
         // What does not fit is known before anything is read.
-        let wanted = checkpoint.placeholders()?.fit(|scope| denoiser.build(&scope))?;
+        let sizes = manifest.removals().sizes();
+        let wanted = checkpoint.placeholders()?.with_sizes(sizes).fit(|scope| denoiser.build(&scope))?;
         let constants = wanted.into_iter().filter(|(_, wanted)| wanted.constant);
         Ok(Self {
             denoiser,
@@ -147,6 +155,12 @@ impl ModelFolder {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The heads and neurons that its denoiser lacks.
+    #[must_use]
+    pub fn removals(&self) -> &Removals {
+        self.manifest.removals()
     }
 
     /// How it wants to be sampled: at the size it was trained for, by its own sampler, with seed 0 and eight images at a
@@ -338,7 +352,7 @@ impl ModelFolder {
         let geometry = self.geometry(sampling);
         let geometry = Geometry { text: geometry.text - idle, ..geometry };
         let parameters = self.checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
-        self.denoiser.structure(&geometry).memory(parameters, samples)
+        self.denoiser.structure(&geometry).without(self.removals()).memory(parameters, samples)
     }
 
     /// Bytes that the other components with weights take as long as the pipeline is open, in f32 and once more as products
@@ -354,6 +368,12 @@ impl ModelFolder {
     /// The denoiser's description of itself.
     #[must_use]
     pub fn structure(&self, sampling: &Sampling) -> Structure {
+        self.whole_structure(sampling).without(self.removals())
+    }
+
+    /// The same of the model that its configuration describes, with all heads and neurons.
+    #[must_use]
+    pub fn whole_structure(&self, sampling: &Sampling) -> Structure {
         self.denoiser.structure(&self.geometry(sampling))
     }
 

@@ -85,7 +85,8 @@ impl Projections {
     /// `names`: of the three linears; `norms`: of the norms of the first two.
     pub(crate) fn new(config: JointConfig, names: [&str; 3], norms: [&str; 2], scope: &Scope<'_>) -> Result<Self> {
         let width = config.width();
-        let linear = |name: &str| Linear::new(width, width, &scope.at(name));
+        let inner = scope.size(config.heads) * config.head_dim;
+        let linear = |name: &str| Linear::new(width, inner, &scope.at(name));
         let norm = |name: &str| RmsNorm::new(config.head_dim, EPS, &scope.at(name));
         let norms = match config.qk_norm {
             true => Some((norm(norms[0])?, norm(norms[1])?)),
@@ -125,14 +126,15 @@ pub(crate) const EPS: f32 = 1e-6;
 struct DualAttention {
     projections: Projections,
     to_out: Linear,
+    heads: usize,
 }
 
 impl DualAttention {
-    fn forward(&self, x: Tensor, heads: usize, context: &Context<'_>) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<Tensor> {
         let [q, k, v] = self.projections.forward(x, None, context)?;
         let y = {
             let _span = tracing::trace_span!("attention").entered();
-            ops::attention(&q, &k, &v, heads, None, false)?
+            ops::attention(&q, &k, &v, self.heads, None, false)?
         };
         Ok(self.to_out.forward(&y, context)?)
     }
@@ -160,21 +162,23 @@ pub(crate) struct JointBlock {
 impl JointBlock {
     pub(crate) fn new(config: JointConfig, scope: &Scope<'_>) -> Result<Self> {
         let width = config.width();
-        let JointConfig { heads, dual, context_pre_only: last, .. } = config;
+        let JointConfig { head_dim, dual, context_pre_only: last, .. } = config;
         let attn = scope.at("attn");
-        let to_out = |scope: Scope<'_>| Linear::new(width, width, &scope.at("to_out.0"));
+        let heads = attn.size(config.heads);
+        let output = |heads: usize, scope: Scope<'_>| Linear::new(heads * head_dim, width, &scope);
         let dual_attention = match dual {
             true => {
                 let scope = scope.at("attn2");
+                let heads = scope.size(config.heads);
                 let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &scope)?;
-                Some(DualAttention { projections, to_out: to_out(scope)? })
+                Some(DualAttention { projections, to_out: output(heads, scope.at("to_out.0"))?, heads })
             }
             false => None,
         };
         let text_output = match last {
             true => None,
             false => Some(TextOutput {
-                to_add_out: Linear::new(width, width, &attn.at("to_add_out"))?,
+                to_add_out: output(heads, attn.at("to_add_out"))?,
                 ff_context: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff_context"))?,
             }),
         };
@@ -184,7 +188,7 @@ impl JointBlock {
             norm1_context: modulation(if last { 2 } else { 6 }, "norm1_context")?,
             image: Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?,
             text: Projections::new(config, TEXT, TEXT_NORMS, &attn)?,
-            to_out: to_out(attn.clone())?,
+            to_out: output(heads, attn.at("to_out.0"))?,
             dual: dual_attention,
             ff: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff"))?,
             text_output,
@@ -213,7 +217,7 @@ impl JointBlock {
         let (attention, text_attention) = self.attend(norm_x, norm_text, rotation, multiplicity, context)?;
         // The second attention reads the block's input, so it comes before the first is added.
         let dual = match &self.dual {
-            Some(dual) => Some(dual.forward(image.norm(&x, 6, 7, EPS)?, self.heads, context)?),
+            Some(dual) => Some(dual.forward(image.norm(&x, 6, 7, EPS)?, context)?),
             None => None,
         };
         let mut x = image.gated(x, 2, self.to_out.forward(&attention, context)?)?;

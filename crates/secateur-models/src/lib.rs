@@ -8,6 +8,7 @@ mod checkpoint;
 mod clip;
 mod conditioning;
 mod dit;
+mod edits;
 mod error;
 mod family;
 mod flux;
@@ -37,11 +38,12 @@ pub use checkpoint::{Checkpoint, TensorInfo};
 pub use clip::{ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput};
 pub use conditioning::Conditioning;
 pub use dit::{Dit, DitConfig};
+pub use edits::{Cuts, Edits, Removal, Removals};
 pub use error::{Error, Result};
 pub use family::{Denoiser, DenoiserConfig, denoiser_config};
 pub use flux::{Flux, FluxConfig};
 pub use folder::{Captions, Labels, ModelFolder, read_prompts};
-pub use manifest::{Generation, Manifest, Prompts};
+pub use manifest::{ChangedShape, Generation, Manifest, Prompts};
 pub use mmdit::{Mmdit, MmditConfig};
 pub use noise::noise;
 pub use pipeline::class::Subject;
@@ -52,8 +54,8 @@ pub use save::{OutputFolder, cast};
 pub use scheduler::{Call, Instead, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 pub use single_file::{Conversion, SingleFile};
 pub use structure::{
-    Between, Block, Geometry, HeadGroup, HeadStream, Layer, LowRankGroup, LowRankKind, Memory, NeuronGroup, Operation,
-    Prunable, Reader, Slice, Structure, Unit, UnitKind,
+    Axis, Between, Block, Geometry, Group, HeadGroup, HeadStream, Layer, LowRankGroup, LowRankKind, Memory,
+    NeuronGroup, Operation, Part, Prunable, Reader, Slice, Structure, Unit, UnitKind,
 };
 pub use t5::{T5Config, T5Encoder};
 pub use tokenizer::{ClipTokenizer, T5Tokenizer};

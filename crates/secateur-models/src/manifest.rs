@@ -1,7 +1,10 @@
 //! `secateur.json`: what a model says of itself beyond the diffusers layout.
 
+use crate::edits::Removals;
 use crate::error::{Error, Result, read_json};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// How a model wants to be sampled.
@@ -33,6 +36,23 @@ pub struct Prompts {
     pub held_out: PathBuf,
 }
 
+/// What of a denoiser is smaller than its `config.json` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Compressed {
+    removals: Removals,
+    /// By parameter.
+    shapes: BTreeMap<String, ChangedShape>,
+}
+
+/// A parameter's shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedShape {
+    /// By the configuration.
+    pub was: Vec<usize>,
+    /// In the weight files.
+    pub is: Vec<usize>,
+}
+
 /// The file. Keys that are not known are left alone: a saved model gets a copy of it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -47,10 +67,14 @@ pub struct Manifest {
     /// For a model that knows classes: what pictures of each label are scored against, in the labels' order, one a line,
     /// relative to its folder; without it that is the label's name.
     pub captions: Option<PathBuf>,
+    compressed: Compressed,
 }
 
-/// The newest version of the format that is understood.
-const FORMAT_VERSION: u32 = 1;
+/// Its name.
+pub(crate) const MANIFEST: &str = "secateur.json";
+
+/// The newest version of the format that is understood: the first to tell of shapes that differ from the configuration's.
+const FORMAT_VERSION: u32 = 2;
 
 impl Manifest {
     /// Reads the file of a model folder, if it has one.
@@ -58,7 +82,7 @@ impl Manifest {
     /// # Errors
     /// If it is damaged, or of a newer version.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("secateur.json");
+        let path = folder.join(MANIFEST);
         if !path.is_file() {
             return Ok(Self::default());
         }
@@ -72,6 +96,43 @@ impl Manifest {
             return Err(Error::invalid(path, "generation.steps must be at least 1"));
         }
         Ok(manifest)
+    }
+
+    /// The heads and neurons that the model lacks.
+    #[must_use]
+    pub fn removals(&self) -> &Removals {
+        &self.compressed.removals
+    }
+
+    /// The parameters whose shapes are not those of the configuration.
+    #[must_use]
+    pub fn shapes(&self) -> &BTreeMap<String, ChangedShape> {
+        &self.compressed.shapes
+    }
+
+    /// The text of the file of a folder, whether there is one or not, for a model that lacks `removals` and whose parameters have those
+    /// `shapes`; all else is kept, known or not.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub(crate) fn with_removals(
+        folder: &Path,
+        removals: &Removals,
+        shapes: BTreeMap<String, ChangedShape>,
+    ) -> Result<Option<String>> {
+        let path = folder.join(MANIFEST);
+        let mut file: Map<String, Value> = match path.is_file() {
+            true => read_json(&path)?,
+            false if removals.is_empty() => return Ok(None),
+            false => Map::new(),
+        };
+        file.remove("compressed");
+        if !removals.is_empty() {
+            file.insert("format_version".into(), FORMAT_VERSION.into());
+            file.insert("compressed".into(), json!(Compressed { removals: removals.clone(), shapes }));
+        }
+        let text = serde_json::to_string_pretty(&file).map_err(|error| Error::invalid(path, error))?;
+        Ok(Some(text + "\n"))
     }
 
     /// How the model wants to be sampled, where its class says `class`.

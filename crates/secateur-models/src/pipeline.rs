@@ -13,15 +13,16 @@ mod unconditional;
 use crate::autoencoder::{Autoencoder, pictures};
 use crate::checkpoint::is_finite;
 use crate::conditioning::Conditioning;
+use crate::edits::{Edits, Removals};
 use crate::error::{Error, Result};
 use crate::family::Denoiser;
 use crate::folder::ModelFolder;
 use crate::noise::noise;
 use crate::scheduler::Sampler;
+use crate::structure::Structure;
 use candle_core::Tensor;
 use conditioner::Conditioner;
 use secateur_nn::{Context, LayerName, Parameters, Probe, Step};
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Told about progress; may end the work.
@@ -69,6 +70,7 @@ pub struct Sampling {
 pub struct Pipeline {
     folder: ModelFolder,
     parameters: Parameters,
+    removals: Removals,
     denoiser: Box<dyn Denoiser>,
     conditioner: Box<dyn Conditioner>,
     /// None where the denoiser works on pictures.
@@ -81,13 +83,15 @@ impl Pipeline {
     /// # Errors
     /// If a component's files cannot be read or do not fit each other.
     pub fn open(folder: ModelFolder) -> Result<Self> {
-        let parameters = folder.checkpoint().load()?;
+        let removals = folder.removals().clone();
+        let parameters = folder.checkpoint().load()?.with_sizes(removals.sizes());
         Ok(Self {
             denoiser: build(&folder, &parameters)?,
             conditioner: (folder.class().conditioner)(&folder)?,
             vae: folder.autoencoder()?,
             folder,
             parameters,
+            removals,
         })
     }
 
@@ -120,15 +124,30 @@ impl Pipeline {
         }
     }
 
-    /// Sets denoiser weights, by parameter name, and builds the denoiser again from them.
+    /// The heads and neurons that the denoiser lacks.
+    #[must_use]
+    pub fn removals(&self) -> &Removals {
+        &self.removals
+    }
+
+    /// The denoiser's description of itself.
+    #[must_use]
+    pub fn structure(&self, sampling: &Sampling) -> Structure {
+        self.folder.whole_structure(sampling).without(&self.removals)
+    }
+
+    /// Edits the denoiser, and builds it again.
     ///
     /// # Errors
-    /// If a name is unknown or a shape differs.
-    pub fn replace(&mut self, weights: &BTreeMap<String, Tensor>) -> Result<()> {
-        for (name, weight) in weights {
-            self.parameters.replace(name, weight.clone())?;
+    /// If a parameter is unknown or of a shape that does not fit.
+    pub fn apply(&mut self, edits: &Edits) -> Result<()> {
+        let mut parameters = self.parameters.clone().with_sizes(edits.removals.sizes());
+        for (name, weight) in &edits.weights {
+            parameters.replace(name, weight.clone())?;
         }
-        self.denoiser = build(&self.folder, &self.parameters)?;
+        self.denoiser = build(&self.folder, &parameters)?;
+        self.parameters = parameters;
+        self.removals = edits.removals.clone();
         Ok(())
     }
 

@@ -1,12 +1,17 @@
 //! Writing a model: whole or not at all.
 
-use crate::checkpoint::{Checkpoint, TensorFile};
-use crate::error::{Error, Result};
+use crate::checkpoint::{Checkpoint, TensorFile, TensorInfo};
+use crate::edits::{Cuts, Edits, Removals};
+use crate::error::{Error, Result, read_json};
 use crate::folder::ModelFolder;
+use crate::manifest::{ChangedShape, MANIFEST, Manifest};
 use crate::pipeline::Observer;
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
-use std::collections::BTreeMap;
+use safetensors::tensor::Metadata;
+use secateur_nn::{Parameters, Wanted};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -110,69 +115,181 @@ fn candle_dtype(dtype: Dtype) -> Result<DType> {
 }
 
 impl ModelFolder {
-    /// Writes the whole pipeline folder into the existing folder `destination`, with `weights` (by parameter name, in
-    /// the shapes of the checkpoint) in the place of the denoiser's: same files, names, shapes and types, tensor by
-    /// tensor, so that one tensor at a time is in memory. Weight files other than those that were opened stay behind.
-    /// The observer is advanced by every tensor.
+    /// Writes the whole pipeline folder into the existing folder `destination`, with the denoiser edited: same files, names
+    /// and types, tensor by tensor, so that one tensor at a time is in memory. Weight files other than those that were
+    /// opened stay behind. The observer is advanced by every tensor.
     ///
     /// # Errors
     /// If something cannot be read or written, a weight does not fit, or the observer interrupts.
-    pub fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>, observer: &dyn Observer) -> Result<()> {
+    pub fn write(&self, destination: &Path, edits: &Edits, observer: &dyn Observer) -> Result<()> {
+        if let Some(name) = edits.weights.keys().find(|name| self.checkpoint().tensor(name).is_none()) {
+            return Err(Error::invalid(self.checkpoint().folder(), format!("no tensor {name} to replace")));
+        }
+        let shape = |(name, info): (&str, &TensorInfo)| {
+            let new = edits.weights.get(name).map(|tensor| tensor.dims().to_vec());
+            (name.to_owned(), new.unwrap_or_else(|| info.shape.clone()))
+        };
+        let shapes = self.checkpoint().tensors().map(shape);
+        let origin = self.checkpoint().folder().display().to_string();
+        let edited = Parameters::placeholders(origin, shapes)?.with_sizes(edits.removals.sizes());
+        let edited = edited.fit(|scope| self.denoiser().build(&scope))?;
+        let whole = self.denoiser().parameters(&Removals::default())?;
+        let changed = |(name, is): (String, Wanted)| {
+            let was = whole.get(&name).filter(|whole| whole.shape != is.shape)?.shape.clone();
+            Some((name, ChangedShape { was, is: is.shape }))
+        };
+        let changed = edited.into_iter().filter_map(changed).collect();
+        let manifest = Manifest::with_removals(self.path(), &edits.removals, changed)?;
+        self.write_with(destination, manifest, &edits.weights, observer)
+    }
+
+    /// Writes the folder as a model with all that its configuration describes, which any tool loads: with zeros in the
+    /// place of the heads and neurons that it lacks.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::write`]; if it lacks none.
+    pub fn densify(&self, destination: &Path, observer: &dyn Observer) -> Result<()> {
+        if self.removals().is_empty() {
+            let problem = "nothing was removed from this model: it is dense as it is";
+            return Err(Error::invalid(self.path(), problem));
+        }
+        let cuts = self.removals().cuts(&self.whole_structure(&self.sampling()));
+        let manifest = Manifest::with_removals(self.path(), &Removals::default(), BTreeMap::new())?;
+        self.write_with(destination, manifest, &Densified { checkpoint: self.checkpoint(), cuts }, observer)
+    }
+
+    fn write_with(
+        &self,
+        destination: &Path,
+        manifest: Option<String>,
+        tensors: &dyn NewTensors,
+        observer: &dyn Observer,
+    ) -> Result<()> {
         copy_model(self.path(), destination, &[self.denoiser_component()])?;
-        self.checkpoint().write(&destination.join(self.denoiser_component()), weights, observer)
+        if let Some(manifest) = manifest {
+            let path = destination.join(MANIFEST);
+            std::fs::write(&path, manifest).map_err(Error::io(&path))?;
+        }
+        self.checkpoint().write(&destination.join(self.denoiser_component()), tensors, observer)
+    }
+}
+
+/// Tensors in the place of some of a checkpoint's.
+trait NewTensors {
+    /// The shape of the one in the place of that tensor, if there is one.
+    fn shape(&self, name: &str, info: &TensorInfo) -> Option<Vec<usize>>;
+
+    /// The one in the place of that tensor.
+    fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
+}
+
+impl NewTensors for BTreeMap<String, Tensor> {
+    fn shape(&self, name: &str, _: &TensorInfo) -> Option<Vec<usize>> {
+        self.get(name).map(|tensor| tensor.dims().to_vec())
+    }
+
+    fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
+        Ok(self.get(name).cloned())
+    }
+}
+
+/// Those of a checkpoint, with zeros where something was removed.
+struct Densified<'a> {
+    checkpoint: &'a Checkpoint,
+    cuts: Cuts,
+}
+
+impl NewTensors for Densified<'_> {
+    fn shape(&self, name: &str, info: &TensorInfo) -> Option<Vec<usize>> {
+        self.cuts.whole(name, &info.shape)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
+        match self.cuts.changes(name) {
+            true => Ok(Some(self.cuts.put_back(name, &self.checkpoint.read(name)?)?)),
+            false => Ok(None),
+        }
     }
 }
 
 impl Checkpoint {
-    fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>, observer: &dyn Observer) -> Result<()> {
-        for name in weights.keys() {
-            if self.tensor(name).is_none() {
-                return Err(Error::invalid(self.folder(), format!("no tensor {name} to replace")));
-            }
-        }
-        if let Some(index) = &self.index {
-            copy_file(index, &destination.join(index.file_name().unwrap_or_default()))?;
-        }
+    fn write(&self, destination: &Path, new: &dyn NewTensors, observer: &dyn Observer) -> Result<()> {
+        let mut bytes = 0;
         for file in &self.files {
-            file.write(&destination.join(file.path.file_name().unwrap_or_default()), weights, observer)?;
+            bytes += file.write(&destination.join(file.path.file_name().unwrap_or_default()), new, observer)?;
         }
-        Ok(())
+        let Some(index) = &self.index else { return Ok(()) };
+        let mut map: Map<String, Value> = read_json(index)?;
+        if let Some(total) = map.get_mut("metadata").and_then(|metadata| metadata.get_mut("total_size")) {
+            *total = bytes.into();
+        }
+        let path = destination.join(index.file_name().unwrap_or_default());
+        let text = serde_json::to_string_pretty(&map).map_err(|error| Error::invalid(index, error))?;
+        std::fs::write(&path, text + "\n").map_err(Error::io(&path))
     }
 }
 
 impl TensorFile {
-    fn write(&self, destination: &Path, weights: &BTreeMap<String, Tensor>, observer: &dyn Observer) -> Result<()> {
+    /// Writes the file with some tensors replaced, and tells the bytes of all.
+    fn write(&self, destination: &Path, new: &dyn NewTensors, observer: &dyn Observer) -> Result<u64> {
         let failed = || Error::io(destination);
         let mut input = File::open(&self.path).map_err(Error::io(&self.path))?;
         let mut tensors: Vec<_> = self.tensors.iter().collect();
         tensors.sort_by_key(|(_, info)| info.position());
+        let shape = |name: &str, info| new.shape(name, info).unwrap_or_else(|| info.shape.clone());
+        let header = match tensors.iter().all(|(name, info)| shape(name, info) == info.shape) {
+            // The same to the byte.
+            true => {
+                let mut header = Vec::new();
+                let copied = Read::by_ref(&mut input).take(self.header_bytes).read_to_end(&mut header);
+                copied.map_err(Error::io(&self.path))?;
+                header
+            }
+            false => {
+                let tensors = tensors.iter().map(|(name, info)| ((*name).clone(), info.dtype, shape(name, info)));
+                header(tensors, self.metadata.clone()).map_err(|problem| Error::invalid(destination, problem))?
+            }
+        };
+        let mut bytes = 0;
         new_file(destination, |output| {
-            // Types and shapes stay, so the header is the same to the byte.
-            let copied = std::io::copy(&mut Read::by_ref(&mut input).take(self.header_bytes), output);
-            copied.map_err(failed())?;
+            output.write_all(&header).map_err(failed())?;
             for (name, info) in tensors {
                 observer.advance(1)?;
-                match weights.get(name) {
-                    Some(weight) if weight.dims() == info.shape => {
-                        let bytes = encode(weight, info.dtype)
-                            .map_err(|e| Error::invalid(destination, format!("{name}: {e}")))?;
-                        output.write_all(&bytes).map_err(failed())?;
-                    }
-                    Some(weight) => {
-                        let (new, old) = (weight.dims(), &info.shape);
-                        return Err(Error::invalid(destination, format!("{name}: {new:?} does not fit {old:?}")));
-                    }
-                    None => {
-                        let (start, length) = info.position();
-                        input.seek(SeekFrom::Start(start)).map_err(Error::io(&self.path))?;
-                        let copied = std::io::copy(&mut Read::by_ref(&mut input).take(length), output);
-                        copied.map_err(failed())?;
-                    }
+                if let Some(tensor) = new.tensor(name)? {
+                    let tensor = encode(&tensor, info.dtype);
+                    let tensor = tensor.map_err(|e| Error::invalid(destination, format!("{name}: {e}")))?;
+                    output.write_all(&tensor).map_err(failed())?;
+                    bytes += tensor.len() as u64;
+                } else {
+                    let (start, length) = info.position();
+                    input.seek(SeekFrom::Start(start)).map_err(Error::io(&self.path))?;
+                    let copied = std::io::copy(&mut Read::by_ref(&mut input).take(length), output);
+                    bytes += copied.map_err(failed())?;
                 }
             }
             Ok(())
-        })
+        })?;
+        Ok(bytes)
     }
+}
+
+/// What a safetensors file begins with: the length of its header, and that, for tensors that follow each other.
+pub(crate) fn header(
+    tensors: impl Iterator<Item = (String, Dtype, Vec<usize>)>,
+    metadata: Option<HashMap<String, String>>,
+) -> std::result::Result<Vec<u8>, String> {
+    let mut end = 0;
+    let info = |(name, dtype, shape): (String, Dtype, Vec<usize>)| {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        (name, safetensors::tensor::TensorInfo { dtype, shape, data_offsets: (start, end) })
+    };
+    let metadata = Metadata::new(metadata, tensors.map(info).collect()).map_err(|error| error.to_string())?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
+    // The data begin at a multiple of 8.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let length = (header.len() as u64).to_le_bytes();
+    Ok([length.as_slice(), &header].concat())
 }
 
 /// Makes a file, which is on the disk when this returns.

@@ -18,9 +18,8 @@ use crate::error::{Error, Result};
 use crate::folder::{class_of, read_index};
 use crate::pipeline::Observer;
 use crate::pipeline::class::Component;
-use crate::save::{copy_model, new_file};
+use crate::save::{copy_model, header, new_file};
 use kind::{Kind, Piece};
-use safetensors::tensor::Metadata;
 use secateur_nn::{Mismatch, Wanted};
 use source::{Part, Source};
 use std::cmp::Reverse;
@@ -228,9 +227,11 @@ impl Converted {
     }
 
     fn write(&self, path: &Path, file: &TensorFile, observer: &dyn Observer) -> Result<()> {
-        let header = self.header().map_err(|problem| Error::invalid(path, problem))?;
+        // transformers reads no file that does not say so.
+        let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let tensors = self.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.info.dtype, tensor.shape.clone()));
+        let header = header(tensors, Some(format)).map_err(|problem| Error::invalid(path, problem))?;
         new_file(path, |output| {
-            output.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
             output.write_all(&header).map_err(Error::io(path))?;
             for tensor in &self.tensors {
                 observer.advance(1)?;
@@ -239,21 +240,5 @@ impl Converted {
             }
             Ok(())
         })
-    }
-
-    fn header(&self) -> std::result::Result<Vec<u8>, String> {
-        let mut end = 0;
-        let info = |tensor: &ConvertedTensor| {
-            let (dtype, shape, start) = (tensor.info.dtype, tensor.shape.clone(), end);
-            end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
-            (tensor.name.clone(), safetensors::tensor::TensorInfo { dtype, shape, data_offsets: (start, end) })
-        };
-        let tensors = self.tensors.iter().map(info).collect();
-        // transformers reads no file that does not say so.
-        let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let metadata = Metadata::new(Some(format), tensors).map_err(|error| error.to_string())?;
-        let mut header = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
-        header.resize(header.len().next_multiple_of(8), b' ');
-        Ok(header)
     }
 }

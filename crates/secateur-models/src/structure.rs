@@ -1,5 +1,6 @@
 //! What a family tells the methods about itself.
 
+use crate::edits::{Cuts, Removals};
 use secateur_nn::LayerName;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -130,6 +131,35 @@ pub struct NeuronGroup {
     pub up: Vec<Slice>,
     /// Columns.
     pub down: Slice,
+}
+
+/// Heads or neurons of one module, which can be removed one by one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Of an attention.
+    Heads(HeadGroup),
+    /// Of a feed-forward.
+    Neurons(NeuronGroup),
+}
+
+/// Rows or columns of a layer's weight; rows with the entries of its bias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The layer.
+    pub layer: LayerName,
+    /// Rows or columns.
+    pub axis: Axis,
+    /// Which ones.
+    pub indices: Vec<usize>,
+}
+
+/// Of a weight, outputs x inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Outputs.
+    Rows,
+    /// Inputs.
+    Columns,
 }
 
 /// Projections that may be put in low rank together (SlimDiff's groups).
@@ -269,6 +299,12 @@ impl Block {
         self.layers.iter().map(|layer| layer.operation.macs()).sum()
     }
 
+    /// Its heads and neurons.
+    pub fn groups(&self) -> impl Iterator<Item = Group> {
+        let heads = self.heads.iter().cloned().map(Group::Heads);
+        heads.chain(self.neurons.iter().cloned().map(Group::Neurons))
+    }
+
     /// What may be put in low rank together.
     pub fn low_rank_groups(&self) -> impl Iterator<Item = LowRankGroup> {
         let of_heads = self.heads.iter().flat_map(|heads| {
@@ -290,10 +326,91 @@ impl Block {
     }
 }
 
+impl Group {
+    /// The module's name.
+    #[must_use]
+    pub fn name(&self) -> &LayerName {
+        match self {
+            Self::Heads(group) => &group.name,
+            Self::Neurons(group) => &group.name,
+        }
+    }
+
+    /// Number of heads or neurons.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Heads(group) => group.count,
+            Self::Neurons(group) => group.count,
+        }
+    }
+
+    /// What they are.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Heads(_) => "heads",
+            Self::Neurons(_) => "neurons",
+        }
+    }
+
+    /// Rows or columns that each of them has in every slice.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Heads(group) => group.head_dim,
+            Self::Neurons(_) => 1,
+        }
+    }
+
+    /// The rows that feed them.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<&Slice> {
+        match self {
+            Self::Heads(group) => group.streams.iter().flat_map(|s| [&s.query, &s.key, &s.value]).collect(),
+            Self::Neurons(group) => group.up.iter().collect(),
+        }
+    }
+
+    /// The columns that read them.
+    #[must_use]
+    pub fn outputs(&self) -> Vec<&Slice> {
+        match self {
+            Self::Heads(group) => group.streams.iter().filter_map(|stream| stream.output.as_ref()).collect(),
+            Self::Neurons(group) => vec![&group.down],
+        }
+    }
+
+    /// All rows and columns of those heads or neurons.
+    #[must_use]
+    pub fn parts(&self, which: &[usize]) -> Vec<Part> {
+        let part = |slice: &Slice, axis| Part {
+            layer: slice.layer.clone(),
+            axis,
+            indices: which.iter().flat_map(|&one| slice.indices(one, self.width())).collect(),
+        };
+        let inputs = self.inputs().into_iter().map(|slice| part(slice, Axis::Rows));
+        let outputs = self.outputs().into_iter().map(|slice| part(slice, Axis::Columns));
+        inputs.chain(outputs).collect()
+    }
+}
+
 impl Slice {
+    /// The rows or columns of its head or neuron `index`, of `width` each.
+    #[must_use]
+    pub fn indices(&self, index: usize, width: usize) -> Range<usize> {
+        let start = self.start + index * width;
+        start..start + width
+    }
+
     /// From the first row or column on.
     pub(crate) fn whole(layer: impl Into<LayerName>) -> Self {
         Self { layer: layer.into(), start: 0 }
+    }
+
+    /// Where it starts once the rows or columns before it are fewer.
+    fn moved(&mut self, cuts: &Cuts, axis: Axis) {
+        self.start -= cuts.count(&self.layer, axis, self.start);
     }
 }
 
@@ -332,6 +449,50 @@ impl Structure {
         let unit = |index: usize| Unit { name: blocks[index].name.clone(), blocks: index..index + 1 };
         let units: Vec<Unit> = (1..=count).map(unit).collect();
         Self { branches: units.clone(), units, blocks, activations }
+    }
+
+    /// All heads and neurons.
+    pub fn groups(&self) -> impl Iterator<Item = Group> {
+        self.blocks.iter().flat_map(Block::groups)
+    }
+
+    /// The same without the heads and neurons that are gone. The activations are told as before: blocks that are left whole
+    /// set them.
+    #[must_use]
+    pub fn without(mut self, removals: &Removals) -> Self {
+        if removals.is_empty() {
+            return self;
+        }
+        let (cuts, sizes) = (removals.cuts(&self), removals.sizes());
+        for block in &mut self.blocks {
+            for layer in &mut block.layers {
+                if let Operation::Linear { inputs, outputs, .. } = &mut layer.operation {
+                    *inputs -= cuts.count(&layer.name, Axis::Columns, *inputs);
+                    *outputs -= cuts.count(&layer.name, Axis::Rows, *outputs);
+                }
+            }
+            for group in &mut block.heads {
+                group.count = sizes.get(&group.name).copied().unwrap_or(group.count);
+                let products = block.layers.iter_mut().filter(|layer| layer.name == group.name);
+                for layer in products {
+                    if let Operation::Attention { width, .. } = &mut layer.operation {
+                        *width = group.count * group.head_dim;
+                    }
+                }
+                for stream in &mut group.streams {
+                    for slice in [&mut stream.query, &mut stream.key, &mut stream.value] {
+                        slice.moved(&cuts, Axis::Rows);
+                    }
+                    stream.output.iter_mut().for_each(|slice| slice.moved(&cuts, Axis::Columns));
+                }
+            }
+            for group in &mut block.neurons {
+                group.count = sizes.get(&group.name).copied().unwrap_or(group.count);
+                group.up.iter_mut().for_each(|slice| slice.moved(&cuts, Axis::Rows));
+                group.down.moved(&cuts, Axis::Columns);
+            }
+        }
+        self
     }
 
     /// What reads the output of each of `units`, which stand in execution order.

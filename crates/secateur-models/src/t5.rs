@@ -77,7 +77,7 @@ impl T5Config {
 
     /// What it asks a checkpoint for, by name.
     pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
-        Parameters::wanted(|scope| T5Encoder::new(self, &scope))
+        Parameters::wanted(Default::default(), |scope| T5Encoder::new(self, &scope))
     }
 
     /// The bucket of a key's position relative to a query's (`T5Attention._relative_position_bucket`): half of them for

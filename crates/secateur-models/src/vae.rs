@@ -103,7 +103,7 @@ impl AutoencoderKlConfig {
 
     /// What it asks a checkpoint for, by name.
     pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
-        Parameters::wanted(|scope| AutoencoderKl::new(self, &scope))
+        Parameters::wanted(Default::default(), |scope| AutoencoderKl::new(self, &scope))
     }
 
     fn norm(&self) -> Norm {

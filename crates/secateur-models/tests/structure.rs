@@ -264,7 +264,7 @@ fn published_sizes() {
         let folder = project().join("tools/full_size").join(name);
         let component = ["unet", "transformer"].map(|component| folder.join(component));
         let component = component.iter().find(|path| path.exists()).unwrap();
-        let wanted = denoiser_config(&component.join("config.json")).unwrap().parameters().unwrap();
+        let wanted = denoiser_config(&component.join("config.json")).unwrap().parameters(&Default::default()).unwrap();
         let counted: usize = wanted
             .values()
             .filter(|wanted| !wanted.constant)

@@ -1,11 +1,13 @@
 use crate::Result;
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
 /// The name of a layer in its checkpoint, such as `transformer_blocks.0.attn.to_q`; cheap to clone.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub struct LayerName(Arc<str>);
 
 impl LayerName {
@@ -20,11 +22,23 @@ impl LayerName {
     pub fn weight(&self) -> String {
         format!("{}.weight", self.0)
     }
+
+    /// The name of the layer's bias, if it has one.
+    #[must_use]
+    pub fn bias(&self) -> String {
+        format!("{}.bias", self.0)
+    }
 }
 
 impl<T: Into<Arc<str>>> From<T> for LayerName {
     fn from(name: T) -> Self {
         Self(name.into())
+    }
+}
+
+impl From<LayerName> for String {
+    fn from(name: LayerName) -> Self {
+        name.as_str().to_owned()
     }
 }
 

@@ -10,12 +10,20 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Parameters {
     origin: String,
     tensors: BTreeMap<String, Tensor>,
+    /// By module: of how many equal parts it is made, where that is not what its configuration says.
+    sizes: BTreeMap<LayerName, usize>,
 }
 
 impl Parameters {
     /// `origin` (a folder or file) is named in errors.
     pub fn new(origin: impl Into<String>, tensors: BTreeMap<String, Tensor>) -> Self {
-        Self { origin: origin.into(), tensors }
+        Self { origin: origin.into(), tensors, sizes: BTreeMap::new() }
+    }
+
+    /// The same for a model of which modules have other sizes than its configuration says, see [`Scope::size`].
+    #[must_use]
+    pub fn with_sizes(self, sizes: BTreeMap<LayerName, usize>) -> Self {
+        Self { sizes, ..self }
     }
 
     /// The tensor of that name.
@@ -24,17 +32,14 @@ impl Parameters {
         self.tensors.get(name)
     }
 
-    /// Puts `tensor` in the place of the parameter `name`, which must exist with the same shape.
+    /// Puts `tensor` in the place of the parameter `name`, which must exist. A shape that does not fit is an error of the
+    /// next [`Parameters::build`].
     ///
     /// # Errors
-    /// If there is no such parameter, or its shape differs.
+    /// If there is no such parameter.
     pub fn replace(&mut self, name: &str, tensor: Tensor) -> Result<()> {
         match self.tensors.get_mut(name) {
-            Some(old) if old.dims() == tensor.dims() => *old = tensor,
-            Some(old) => {
-                let problem = format!("a weight of {:?} cannot take the place of {:?}", tensor.dims(), old.dims());
-                return Err(Error::Layer { layer: name.into(), problem });
-            }
+            Some(old) => *old = tensor,
             None => return Err(Error::Layer { layer: name.into(), problem: "no such parameter".into() }),
         }
         Ok(())
@@ -46,7 +51,7 @@ impl Parameters {
     /// If `change` fails.
     pub fn map(self, change: impl Fn(String, Tensor) -> candle_core::Result<(String, Tensor)>) -> Result<Self> {
         let tensors = self.tensors.into_iter().map(|(name, tensor)| change(name, tensor));
-        Ok(Self { origin: self.origin, tensors: tensors.collect::<candle_core::Result<_>>()? })
+        Ok(Self { tensors: tensors.collect::<candle_core::Result<_>>()?, ..self })
     }
 
     /// All parameters in the order of their names.
@@ -66,14 +71,15 @@ impl Parameters {
         Ok(Self::new(origin, tensors.collect::<Result<_>>()?))
     }
 
-    /// All that `construct` asks for, by name.
+    /// All that `construct` asks for, by name, for modules of those sizes ([`Scope::size`]).
     ///
     /// # Errors
     /// What `construct` returns.
     pub fn wanted<T, E>(
+        sizes: BTreeMap<LayerName, usize>,
         construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
     ) -> std::result::Result<BTreeMap<String, Wanted>, E> {
-        let (none, ledger) = (Self::new("", BTreeMap::new()), RefCell::default());
+        let (none, ledger) = (Self::new("", BTreeMap::new()).with_sizes(sizes), RefCell::default());
         construct(Scope { parameters: &none, ledger: &ledger, prefix: String::new() })?;
         Ok(ledger.into_inner().wanted)
     }
@@ -211,6 +217,13 @@ impl Scope<'_> {
     #[must_use]
     pub fn layer_name(&self) -> LayerName {
         self.prefix.as_str().into()
+    }
+
+    /// Of how many equal parts (heads, neurons) the module of this place is made: `whole`, where its configuration alone
+    /// tells, and fewer where some were removed.
+    #[must_use]
+    pub fn size(&self, whole: usize) -> usize {
+        self.parameters.sizes.get(self.prefix.as_str()).copied().unwrap_or(whole)
     }
 
     /// Whether the checkpoint holds a parameter `name` here.

@@ -31,11 +31,11 @@ fn main() -> Result<()> {
     let statistics = InputStatistics { hessian, squares: vec![0.0; columns], rows: 0 };
     let (mut best, mut error) = (f64::INFINITY, 0.0);
     for _ in 0..repeats {
-        let mut pruned = [layer.clone()];
+        let mut pruned = [(layer.clone(), pattern)];
         let start = Instant::now();
-        Obs.prune(&mut pruned, &statistics, pattern)?;
+        Obs.prune(&mut pruned, &statistics)?;
         best = best.min(start.elapsed().as_secs_f64());
-        error = hessian_error(&layer.values, &pruned[0].values, &statistics.hessian);
+        error = hessian_error(&layer.values, &pruned[0].0.values, &statistics.hessian);
     }
     println!("{}", serde_json::json!({"seconds": best, "error": error}));
     Ok(())

@@ -3,17 +3,21 @@
 use crate::calibrate::{Calibration, calibrate};
 use crate::error::{Error, Result};
 use crate::hessian::hessian_error;
+use crate::journal::Journal;
 use crate::method::{LayerWeight, Method, Solved};
-use crate::pattern::Pattern;
-use crate::plan::{Plan, SharedInput};
+use crate::plan::{Plan, PlannedGroup, SharedInput, outputs};
 use crate::statistics::{InputStatistics, SavedStatistics};
+use crate::structured::{Output, StructuredMethod};
+use crate::task::Task;
 use candle_core::{Device, Tensor};
-use secateur_models::{Observer, Pipeline, cast};
+use secateur_models::{Cuts, Edits, Observer, Pipeline, cast};
 use secateur_nn::LayerName;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// What became of a layer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerOutcome {
     /// Its checkpoint name.
     pub name: LayerName,
@@ -31,13 +35,28 @@ pub struct LayerOutcome {
     pub package: usize,
 }
 
+/// What became of heads or neurons.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupOutcome {
+    /// The module's name.
+    pub name: LayerName,
+    /// `heads` or `neurons`.
+    pub kind: String,
+    /// How many there were.
+    pub count: usize,
+    /// Those that went, ascending.
+    pub removed: Vec<usize>,
+}
+
 /// What pruning gives.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// New weights by parameter name, rounded to the checkpoint's type.
-    pub weights: BTreeMap<String, Tensor>,
-    /// The pruned layers in execution order.
+    /// What changed: new weights, rounded to the checkpoint's type, and what is gone.
+    pub edits: Edits,
+    /// The layers whose weights were solved for, in execution order.
     pub layers: Vec<LayerOutcome>,
+    /// The heads and neurons of which some went.
+    pub groups: Vec<GroupOutcome>,
     /// The statistics of the model as it was: where it was calibrated in one package, and else none.
     pub statistics: BTreeMap<LayerName, InputStatistics>,
 }
@@ -50,7 +69,8 @@ pub enum Source<'a> {
     Saved(&'a SavedStatistics),
 }
 
-/// Prunes the layers of `plan` by `method` to `pattern`, package after package, in `pipeline` itself.
+/// Does `task` to what `plan` chose, package after package, in `pipeline` itself. The packages that `journal` has are taken
+/// from there, and the others go into it.
 ///
 /// # Errors
 /// If a layer cannot be pruned, the model fails, or the observer interrupts; the pipeline may then hold the packages
@@ -58,67 +78,90 @@ pub enum Source<'a> {
 pub fn prune(
     pipeline: &mut Pipeline,
     plan: &Plan,
-    method: &dyn Method,
-    pattern: Pattern,
+    task: &Task<'_>,
     source: &Source<'_>,
+    journal: Option<&Journal>,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
-    for layer in plan.layers() {
-        if let Some(problem) = pattern.obstacle(layer.columns) {
-            return Err(Error::layer(&layer.name, problem));
-        }
-    }
     if plan.packages.len() > 1 && matches!(source, Source::Saved(_)) {
         let problem = "saved statistics serve one package: later ones would have to see the model as pruned so far";
         return Err(Error::Request(problem.into()));
     }
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome::of(pipeline);
     for (index, package) in plan.packages.iter().enumerate() {
+        if let Some(done) = journal.map(|journal| journal.load(index)).transpose()?.flatten() {
+            pipeline.apply(&done.edits)?;
+            outcome.extend(done);
+            continue;
+        }
         let of = |stage: &str| match plan.packages.len() {
             1 => stage.to_owned(),
             count => format!("{stage} {}/{count}", index + 1),
         };
-        outcome.statistics.clear();
+        let mut gathered = BTreeMap::new();
         if let Source::Calibration(calibration) = source {
             let total = calibration.prompts.len() * calibration.sampling.steps;
             observer.begin(&of("calibrate"), total, "image steps");
-            outcome.statistics = calibrate(pipeline, package, calibration, observer)?;
+            gathered = calibrate(pipeline, package, calibration, observer)?;
         }
+        let statistics = |input: &SharedInput| match source {
+            Source::Saved(saved) => saved.input(&input.name, input.width()).map(Cow::Owned),
+            Source::Calibration(_) => match gathered.get(&input.name) {
+                Some(statistics) => Ok(Cow::Borrowed(statistics)),
+                None => Err(Error::layer(&input.name, "no statistics: the model ran without calling it")),
+            },
+        };
         observer.begin(&of("solve"), package.layers().count(), "layers");
-        for input in &package.inputs {
-            let loaded;
-            let statistics = match source {
-                Source::Saved(saved) => {
-                    loaded = saved.input(&input.name, input.width())?;
-                    &loaded
+        let mut done = Outcome::of(pipeline);
+        // At once, so that the old weights do not stay in memory beside the new ones of a whole package.
+        let mut apply = |pipeline: &mut Pipeline, part: Outcome| -> Result<()> {
+            pipeline.apply(&part.edits)?;
+            observer.advance(part.layers.len())?;
+            done.extend(part);
+            Ok(())
+        };
+        match *task {
+            Task::Weights { method, .. } => {
+                for input in &package.inputs {
+                    let part = solve(pipeline, input, method, &*statistics(input)?)?;
+                    apply(pipeline, part)?;
                 }
-                Source::Calibration(_) => outcome
-                    .statistics
-                    .get(&input.name)
-                    .ok_or_else(|| Error::layer(&input.name, "no statistics: the model ran without calling it"))?,
-            };
-            let mut weights = BTreeMap::new();
-            for solved in solve(pipeline, input, method, pattern, statistics, index)? {
-                outcome.layers.push(solved.outcome);
-                weights.insert(solved.parameter, solved.weight);
-                observer.advance(1)?;
             }
-            // At once, so that the old weights do not stay in memory beside the new ones of a whole package.
-            pipeline.replace(&weights)?;
-            outcome.weights.extend(weights);
+            Task::Structured { method, .. } => {
+                for coupled in &package.coupled {
+                    let outputs = outputs(coupled);
+                    let inputs = package.inputs.iter().filter(|input| outputs.contains(&input.name));
+                    let inputs = inputs.map(|input| Ok((input, statistics(input)?))).collect::<Result<Vec<_>>>()?;
+                    let part = remove(pipeline, coupled, &inputs, method)?;
+                    apply(pipeline, part)?;
+                }
+            }
         }
-    }
-    if plan.packages.len() > 1 {
-        outcome.statistics.clear();
+        done.layers.iter_mut().for_each(|layer| layer.package = index);
+        if let Some(journal) = journal {
+            journal.save(index, &done)?;
+        }
+        outcome.extend(done);
+        if plan.packages.len() == 1 {
+            outcome.statistics = gathered;
+        }
     }
     Ok(outcome)
 }
 
-/// A layer's new weight and what became of it.
-struct SolvedLayer {
-    parameter: String,
-    weight: Tensor,
-    outcome: LayerOutcome,
+impl Outcome {
+    /// Of nothing done to `pipeline` yet.
+    fn of(pipeline: &Pipeline) -> Self {
+        Self { edits: Edits { removals: pipeline.removals().clone(), ..Edits::default() }, ..Self::default() }
+    }
+
+    /// Takes in what was done next.
+    fn extend(&mut self, next: Self) {
+        self.edits.weights.extend(next.edits.weights);
+        self.edits.removals = next.edits.removals;
+        self.layers.extend(next.layers);
+        self.groups.extend(next.groups);
+    }
 }
 
 /// Prunes the layers of one input.
@@ -126,47 +169,87 @@ fn solve(
     pipeline: &Pipeline,
     input: &SharedInput,
     method: &dyn Method,
-    pattern: Pattern,
     statistics: &InputStatistics,
-    package: usize,
-) -> Result<Vec<SolvedLayer>> {
-    let before = read_weights(pipeline, input)?;
-    let mut after = before.clone();
-    let Solved { damping } = method.prune(&mut after, statistics, pattern)?;
-    let finish = |(old, new): (&LayerWeight, &LayerWeight)| {
+) -> Result<Outcome> {
+    let before = input.layers.iter().map(|layer| read_weight(pipeline, &layer.name)).collect::<Result<Vec<_>>>()?;
+    let patterns = input.layers.iter().filter_map(|layer| layer.pattern);
+    let mut after: Vec<_> = before.iter().cloned().zip(patterns).collect();
+    let Solved { damping } = method.prune(&mut after, statistics)?;
+    let mut outcome = Outcome::of(pipeline);
+    for (old, (new, _)) in before.iter().zip(&after) {
         let parameter = old.layer.weight();
-        let dtype = pipeline.folder().checkpoint().tensor(&parameter).map(|info| info.dtype);
-        let dtype = dtype.ok_or_else(|| Error::layer(&old.layer, "not in the checkpoint"))?;
-        let weight = Tensor::from_slice(&new.values, (new.rows, new.columns), &Device::Cpu)?;
-        let weight = cast(&weight, dtype)?;
-        let values = weight.flatten_all()?.to_vec1::<f32>()?;
-        if values.iter().any(|value| !value.is_finite()) {
-            return Err(Error::layer(&old.layer, format!("its pruned weight does not fit {dtype:?}")));
-        }
-        let outcome = LayerOutcome {
-            name: old.layer.clone(),
-            rows: old.rows,
-            columns: old.columns,
-            zeros: values.iter().filter(|value| **value == 0.0).count(),
-            error: hessian_error(&old.values, &values, &statistics.hessian),
-            damping,
-            package,
-        };
-        Ok(SolvedLayer { parameter, weight, outcome })
-    };
-    before.iter().zip(&after).map(finish).collect()
+        let (weight, values) = rounded(pipeline, new)?;
+        outcome.layers.push(layer_outcome(old, &values, statistics, damping));
+        outcome.edits.weights.insert(parameter, weight);
+    }
+    Ok(outcome)
 }
 
-fn read_weights(pipeline: &Pipeline, input: &SharedInput) -> Result<Vec<LayerWeight>> {
-    let read = |layer: &crate::plan::PlannedLayer| {
-        let weight = pipeline.parameters().get(&layer.name.weight());
-        let weight = weight.ok_or_else(|| Error::layer(&layer.name, "no weight in the checkpoint"))?;
-        Ok(LayerWeight {
-            layer: layer.name.clone(),
-            rows: layer.rows,
-            columns: layer.columns,
-            values: weight.flatten_all()?.to_vec1()?,
-        })
-    };
-    input.layers.iter().map(read).collect()
+/// Removes heads and neurons of groups that the same layers read; `inputs` are these layers', with statistics.
+fn remove(
+    pipeline: &Pipeline,
+    coupled: &[PlannedGroup],
+    inputs: &[(&SharedInput, Cow<'_, InputStatistics>)],
+    method: &dyn StructuredMethod,
+) -> Result<Outcome> {
+    let read = |name: &LayerName| read_weight(pipeline, name);
+    let before = inputs.iter().map(|(input, _)| read(&input.name)).collect::<Result<Vec<_>>>()?;
+    let mut outputs: Vec<Output<'_>> = Vec::with_capacity(inputs.len());
+    for (weight, (_, statistics)) in before.iter().zip(inputs) {
+        outputs.push(Output { weight: weight.clone(), statistics });
+    }
+    let removed = method.remove(coupled, &mut outputs, &read)?;
+    let mut outcome = Outcome::of(pipeline);
+    let mut parts = Vec::new();
+    for (PlannedGroup { group, .. }, positions) in coupled.iter().zip(removed.positions) {
+        parts.extend(group.parts(&positions));
+        outcome.edits.removals.remove(group.name(), group.count(), &positions);
+        let (name, kind, count) = (group.name().clone(), group.kind().to_owned(), group.count());
+        outcome.groups.push(GroupOutcome { name, kind, count, removed: positions });
+    }
+    let cuts = Cuts::new(parts);
+    let weights = &mut outcome.edits.weights;
+    for parameter in cuts.parameters() {
+        let Some(old) = pipeline.parameters().get(&parameter) else { continue };
+        weights.insert(parameter.clone(), cuts.take_out(&parameter, old)?);
+    }
+    for (old, Output { weight: new, statistics }) in before.iter().zip(outputs) {
+        let parameter = old.layer.weight();
+        let (weight, values) = rounded(pipeline, &new)?;
+        outcome.layers.push(layer_outcome(old, &values, statistics, removed.damping));
+        weights.insert(parameter.clone(), cuts.take_out(&parameter, &weight)?);
+    }
+    Ok(outcome)
+}
+
+/// A weight as it comes back from a file of the checkpoint's type, and its values.
+fn rounded(pipeline: &Pipeline, weight: &LayerWeight) -> Result<(Tensor, Vec<f32>)> {
+    let LayerWeight { layer, rows, columns, values } = weight;
+    let info = pipeline.folder().checkpoint().tensor(&layer.weight());
+    let dtype = info.ok_or_else(|| Error::layer(layer, "not in the checkpoint"))?.dtype;
+    let weight = cast(&Tensor::from_slice(values, (*rows, *columns), &Device::Cpu)?, dtype)?;
+    let values = weight.flatten_all()?.to_vec1::<f32>()?;
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok((weight, values)),
+        false => Err(Error::layer(layer, format!("its pruned weight does not fit {dtype:?}"))),
+    }
+}
+
+fn layer_outcome(old: &LayerWeight, new: &[f32], statistics: &InputStatistics, damping: f64) -> LayerOutcome {
+    LayerOutcome {
+        name: old.layer.clone(),
+        rows: old.rows,
+        columns: old.columns,
+        zeros: new.iter().filter(|value| **value == 0.0).count(),
+        error: hessian_error(&old.values, new, &statistics.hessian),
+        damping,
+        package: 0,
+    }
+}
+
+fn read_weight(pipeline: &Pipeline, layer: &LayerName) -> Result<LayerWeight> {
+    let weight = pipeline.parameters().get(&layer.weight());
+    let weight = weight.ok_or_else(|| Error::layer(layer, "no weight in the checkpoint"))?;
+    let (rows, columns) = weight.dims2()?;
+    Ok(LayerWeight { layer: layer.clone(), rows, columns, values: weight.flatten_all()?.to_vec1()? })
 }

@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use secateur_models::{ModelFolder, OutputFolder, Pipeline, Sampling};
-//! use secateur_prune::{Calibration, Obs, Packages, Pattern, Plan, Selection, Source, Weighting, prune};
+//! use secateur_prune::{Calibration, Obs, Packages, Pattern, Plan, Selection, Source, Task, Weighting, prune};
 //! # let temporary = tempfile::tempdir()?;
 //! # let out = temporary.path().join("pruned");
 //!
@@ -16,13 +16,14 @@
 //! let prompts = vec!["red apple, noto style emoji".to_owned()];
 //! let sampling = Sampling { steps: 2, ..folder.sampling() };
 //! let calibration = Calibration { prompts, sampling: sampling.clone(), weighting: Weighting::LogDecrease, token_stride: 4 };
-//! let plan = Plan::new(&folder.structure(&sampling), &Selection::default(), Packages::Count(1), &Obs)?;
+//! let task = Task::Weights { method: &Obs, pattern: Pattern::unstructured(0.5)? };
+//! let plan = Plan::new(&folder.structure(&sampling), &Selection::default(), Packages::Count(1), &task)?;
 //! let output = OutputFolder::create(&out, false, &[folder.path()])?;
 //!
 //! let mut pipeline = Pipeline::open(folder)?;
 //! let source = Source::Calibration(&calibration);
-//! let outcome = prune(&mut pipeline, &plan, &Obs, Pattern::unstructured(0.5)?, &source, &())?;
-//! pipeline.folder().write(output.path(), &outcome.weights, &())?;
+//! let outcome = prune(&mut pipeline, &plan, &task, &source, None, &())?;
+//! pipeline.folder().write(output.path(), &outcome.edits, &())?;
 //! output.finish()?;
 //! # assert_eq!(outcome.layers.len(), 93);
 //! # assert!(out.join("model_index.json").exists());
@@ -34,25 +35,32 @@ mod driver;
 mod error;
 mod fingerprint;
 mod hessian;
+mod journal;
 mod magnitude;
 mod method;
 mod obs;
 mod pattern;
 mod plan;
 mod statistics;
+mod structured;
+mod surgeon;
+mod task;
 mod wanda;
 mod weighting;
 
 pub use calibrate::{Calibration, Calibrator};
-pub use driver::{LayerOutcome, Outcome, Source, prune};
+pub use driver::{GroupOutcome, LayerOutcome, Outcome, Source, prune};
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;
 pub use hessian::{Factor, hessian_error};
+pub use journal::Journal;
 pub use magnitude::Magnitude;
 pub use method::{LayerWeight, Method, Solved};
 pub use obs::Obs;
 pub use pattern::Pattern;
-pub use plan::{Package, Packages, Plan, PlannedLayer, Selection, SharedInput};
+pub use plan::{Package, Packages, Plan, PlannedGroup, PlannedLayer, Selection, SharedInput};
 pub use statistics::{InputStatistics, SavedStatistics};
+pub use structured::{L1, Output, Removed, StructuredMethod, Weights};
+pub use task::{Removal, Task};
 pub use wanda::Wanda;
 pub use weighting::Weighting;

@@ -14,9 +14,9 @@ impl Method for Magnitude {
         "magnitude"
     }
 
-    fn prune(&self, layers: &mut [LayerWeight], _: &InputStatistics, pattern: Pattern) -> Result<Solved> {
-        for layer in layers {
-            match pattern {
+    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], _: &InputStatistics) -> Result<Solved> {
+        for (layer, pattern) in layers {
+            match *pattern {
                 Pattern::Unstructured(sparsity) => prune_lowest(&mut layer.values, sparsity, |_, w| w.abs()),
                 Pattern::SemiStructured { pruned, group } => {
                     if let Some(problem) = pattern.obstacle(layer.columns) {

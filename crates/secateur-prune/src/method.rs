@@ -28,11 +28,11 @@ pub trait Method: Sync {
     /// The name on the command line.
     fn name(&self) -> &'static str;
 
-    /// Prunes, in place, layers that read the same input.
+    /// Prunes, in place, layers that read the same input, each to its pattern.
     ///
     /// # Errors
     /// If a layer cannot have the pattern, or the statistics cannot be used.
-    fn prune(&self, layers: &mut [LayerWeight], statistics: &InputStatistics, pattern: Pattern) -> Result<Solved>;
+    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved>;
 
     /// Bytes that [`Method::prune`] takes for layers of at most `rows` x `columns`, beside weights and statistics.
     fn scratch(&self, rows: usize, columns: usize) -> u64;

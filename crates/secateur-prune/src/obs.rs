@@ -17,14 +17,14 @@ impl Method for Obs {
         "obs"
     }
 
-    fn prune(&self, layers: &mut [LayerWeight], statistics: &InputStatistics, pattern: Pattern) -> Result<Solved> {
-        let Some(first) = layers.first() else { return Ok(Solved::default()) };
+    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved> {
+        let Some((first, _)) = layers.first() else { return Ok(Solved::default()) };
         let factor = Factor::new(&statistics.hessian, &first.layer)?;
-        for layer in layers {
+        for (layer, pattern) in layers {
             if let Some(problem) = pattern.obstacle(layer.columns) {
                 return Err(Error::layer(&layer.layer, problem));
             }
-            solve(&mut layer.values, &factor, pattern);
+            solve(&mut layer.values, &factor, *pattern);
         }
         Ok(Solved { damping: factor.damping })
     }

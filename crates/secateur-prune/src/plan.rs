@@ -1,11 +1,13 @@
 //! Which layers are pruned, in which order, and what that takes.
 
 use crate::error::{Error, Result};
-use crate::method::Method;
+use crate::pattern::Pattern;
+use crate::task::{Removal, Task};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use secateur_kernels::gram::add_gram_scratch;
-use secateur_models::{Operation, Structure, UnitKind};
+use secateur_models::{Block, Group, Layer, Operation, Removals, Structure, UnitKind};
 use secateur_nn::LayerName;
+use std::collections::BTreeSet;
 
 /// Layers chosen by name: all that the family allows, or those that match `include` and not `exclude`.
 #[derive(Clone, Debug, Default)]
@@ -45,8 +47,8 @@ pub enum Packages {
     Memory(u64),
 }
 
-/// A linear to prune.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A linear whose weight changes.
+#[derive(Clone, Debug, PartialEq)]
 pub struct PlannedLayer {
     /// Its checkpoint name.
     pub name: LayerName,
@@ -56,10 +58,21 @@ pub struct PlannedLayer {
     pub columns: usize,
     /// Rows of its input for one sample.
     pub tokens: usize,
+    /// The zeros that it gets; none where columns are removed instead.
+    pub pattern: Option<Pattern>,
+}
+
+/// Heads or neurons of which some are removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedGroup {
+    /// All of them, and their rows and columns.
+    pub group: Group,
+    /// How many go.
+    pub remove: usize,
 }
 
 /// Layers that read the same input and share one Hessian.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SharedInput {
     /// Names the input: the first layer of the family that reads it.
     pub name: LayerName,
@@ -80,22 +93,24 @@ impl SharedInput {
 
     /// The method's scratch, and the weights of these layers: as they were, as they become, rounded as a tensor and as
     /// values, and the two products of the error.
-    fn solver_bytes(&self, method: &dyn Method) -> u64 {
+    fn solver_bytes(&self, task: &Task<'_>) -> u64 {
         let weights: usize = self.layers.iter().map(|layer| layer.rows * layer.columns * size_of::<f32>()).sum();
-        let scratch = self.layers.iter().map(|layer| method.scratch(layer.rows, layer.columns)).max();
+        let scratch = self.layers.iter().map(|layer| task.scratch(layer.rows, layer.columns)).max();
         scratch.unwrap_or(0) + 6 * weights as u64
     }
 }
 
 /// Units that are calibrated and pruned together.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Package {
     /// Their inputs, in execution order.
     pub inputs: Vec<SharedInput>,
+    /// Where heads and neurons are removed: those that are read by the same columns' layers, together.
+    pub coupled: Vec<Vec<PlannedGroup>>,
 }
 
 /// The whole plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// In execution order.
     pub packages: Vec<Package>,
@@ -123,38 +138,50 @@ impl Package {
 
     /// Bytes of statistics, of what summing them up takes, and of the solver at its largest.
     #[must_use]
-    pub fn bytes(&self, method: &dyn Method) -> u64 {
-        let solver = self.inputs.iter().map(|input| input.solver_bytes(method));
-        let gram = self.inputs.iter().map(|input| add_gram_scratch(input.width()));
-        self.statistics_bytes() + gram.max().unwrap_or(0) + solver.max().unwrap_or(0)
+    pub fn bytes(&self, task: &Task<'_>) -> u64 {
+        let gram = self.inputs.iter().map(|input| add_gram_scratch(input.width())).max();
+        self.statistics_bytes() + gram.unwrap_or(0) + self.solver_bytes(task)
+    }
+
+    fn solver_bytes(&self, task: &Task<'_>) -> u64 {
+        let input = |layer: &LayerName| self.inputs.iter().find(|input| input.name == *layer);
+        let of_group = |coupled: &Vec<PlannedGroup>| {
+            let outputs = outputs(coupled);
+            outputs.iter().filter_map(|layer| input(layer)).map(|input| input.solver_bytes(task)).sum()
+        };
+        match self.coupled.as_slice() {
+            [] => self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0),
+            coupled => coupled.iter().map(of_group).max().unwrap_or(0),
+        }
     }
 }
 
 impl Plan {
-    /// Cuts the chosen layers into packages of near-equal numbers of units.
+    /// Cuts what the task changes of the chosen layers into packages of near-equal numbers of units.
     ///
     /// # Errors
-    /// If no layer is chosen, or the memory does not hold even one unit.
-    pub fn new(structure: &Structure, selection: &Selection, packages: Packages, method: &dyn Method) -> Result<Self> {
-        let units = units(structure, selection);
+    /// If nothing is chosen, a layer cannot have the pattern, or the memory does not hold even one unit.
+    pub fn new(structure: &Structure, selection: &Selection, packages: Packages, task: &Task<'_>) -> Result<Self> {
+        let units = match task {
+            Task::Weights { pattern, .. } => weight_units(structure, selection, *pattern),
+            Task::Structured { removal, .. } => structured_units(structure, selection, removal),
+        };
         if units.is_empty() {
-            let known: Vec<_> = structure.layers().filter(|l| l.prunable.is_some()).map(|l| l.name.as_str()).collect();
-            let example = known.first().copied().unwrap_or("none");
-            let problem = format!(
-                "--include and --exclude leave no layer to prune; the model has {}, such as {example}",
-                known.len()
-            );
-            return Err(Error::Request(problem));
+            return Err(Error::Request(nothing_chosen(structure, task)));
+        }
+        for layer in units.iter().flat_map(Package::layers) {
+            if let Some(problem) = layer.pattern.and_then(|pattern| pattern.obstacle(layer.columns)) {
+                return Err(Error::layer(&layer.name, problem));
+            }
         }
         match packages {
             Packages::Count(0) => Err(Error::Request("the number of packages must be at least 1".into())),
             Packages::Count(count) => Ok(Self::cut(&units, count)),
             Packages::Memory(budget) => {
-                let largest = |plan: &Self| plan.packages.iter().map(|p| p.bytes(method)).max().unwrap_or(0);
                 let plans = (1..=units.len()).map(|count| Self::cut(&units, count));
                 let mut least = u64::MAX;
                 for plan in plans {
-                    let needed = largest(&plan);
+                    let needed = plan.bytes(task);
                     if needed <= budget {
                         return Ok(plan);
                     }
@@ -175,7 +202,10 @@ impl Plan {
         let bound = |package: usize| package * units.len() / count;
         let join = |package: usize| {
             let mut joined = Package::default();
-            units[bound(package)..bound(package + 1)].iter().flat_map(|unit| &unit.inputs).for_each(|i| joined.add(i));
+            for unit in &units[bound(package)..bound(package + 1)] {
+                unit.inputs.iter().for_each(|input| joined.add(input));
+                joined.coupled.extend(unit.coupled.iter().cloned());
+            }
             joined
         };
         Self { packages: (0..count).map(join).collect() }
@@ -188,8 +218,24 @@ impl Plan {
 
     /// Bytes of the largest package.
     #[must_use]
-    pub fn bytes(&self, method: &dyn Method) -> u64 {
-        self.packages.iter().map(|package| package.bytes(method)).max().unwrap_or(0)
+    pub fn bytes(&self, task: &Task<'_>) -> u64 {
+        self.packages.iter().map(|package| package.bytes(task)).max().unwrap_or(0)
+    }
+
+    /// All groups of heads and neurons, in execution order.
+    pub fn groups(&self) -> impl Iterator<Item = &PlannedGroup> {
+        self.packages.iter().flat_map(|package| package.coupled.iter().flatten())
+    }
+
+    /// All that a model lacks once the groups have lost what the plan says, if `before` is what it lacks now. Which ones go
+    /// is not known yet: the first ones stand for them.
+    #[must_use]
+    pub fn removals(&self, before: &Removals) -> Removals {
+        let mut removals = before.clone();
+        for PlannedGroup { group, remove } in self.groups() {
+            removals.remove(group.name(), group.count(), &(0..*remove).collect::<Vec<_>>());
+        }
+        removals
     }
 
     /// Multiply-accumulates of all Hessians for one sample of one step, symmetric products counted at half.
@@ -201,7 +247,7 @@ impl Plan {
 }
 
 /// OBS-Diff's units in block order: per block {QKV}, {out}, {ff up}, {ff down}, over all streams.
-fn units(structure: &Structure, selection: &Selection) -> Vec<Package> {
+fn weight_units(structure: &Structure, selection: &Selection, pattern: Pattern) -> Vec<Package> {
     let mut units = Vec::new();
     for block in &structure.blocks {
         use UnitKind::{AttentionOutput, FeedForwardDown, FeedForwardUp, QueryKeyValue};
@@ -215,7 +261,9 @@ fn units(structure: &Structure, selection: &Selection) -> Vec<Package> {
                 if prunable.unit != kind || !selection.takes(&layer.name) {
                     continue;
                 }
-                let planned = PlannedLayer { name: layer.name.clone(), rows: outputs, columns: inputs, tokens: rows };
+                let name = layer.name.clone();
+                let planned =
+                    PlannedLayer { name, rows: outputs, columns: inputs, tokens: rows, pattern: Some(pattern) };
                 unit.add(&SharedInput { name: prunable.input.clone(), layers: vec![planned] });
             }
             if !unit.inputs.is_empty() {
@@ -224,4 +272,66 @@ fn units(structure: &Structure, selection: &Selection) -> Vec<Package> {
         }
     }
     units
+}
+
+/// The units of structured removal in block order: per block its {heads} and {neurons}, over all streams; those that one
+/// layer reads (FLUX's single blocks) are one unit.
+fn structured_units(structure: &Structure, selection: &Selection, removal: &Removal) -> Vec<Package> {
+    let with_groups = |block: &&Block| block.groups().next().is_some();
+    let blocks: Vec<&Block> = structure.blocks.iter().filter(with_groups).collect();
+    let ends = removal.keep_ends.min(blocks.len());
+    let middle = blocks.len().saturating_sub(ends).max(ends);
+    let mut units: Vec<Package> = Vec::new();
+    for block in &blocks[ends..middle] {
+        let first = units.len();
+        for group in block.groups().filter(|group| selection.takes(group.name())) {
+            let remove = removal.count(&group);
+            if remove == 0 {
+                continue;
+            }
+            let planned = PlannedGroup { group, remove };
+            let layers = outputs(std::slice::from_ref(&planned));
+            let mut own = units[first..].iter_mut();
+            match own.find(|unit| unit.inputs.iter().any(|input| layers.contains(&input.name))) {
+                Some(unit) => unit.coupled[0].push(planned),
+                None => units.push(Package {
+                    inputs: block.layers.iter().filter_map(|layer| output_input(layer, &layers)).collect(),
+                    coupled: vec![vec![planned]],
+                }),
+            }
+        }
+    }
+    units
+}
+
+/// The layers whose columns read those heads or neurons.
+pub(crate) fn outputs(groups: &[PlannedGroup]) -> BTreeSet<LayerName> {
+    groups.iter().flat_map(|planned| planned.group.outputs()).map(|slice| slice.layer.clone()).collect()
+}
+
+/// The input of a layer that is one of `outputs`.
+fn output_input(layer: &Layer, outputs: &BTreeSet<LayerName>) -> Option<SharedInput> {
+    let Operation::Linear { rows, inputs, outputs: width } = layer.operation else { return None };
+    let name = outputs.get(&layer.name)?.clone();
+    let planned = PlannedLayer { name: name.clone(), rows: width, columns: inputs, tokens: rows, pattern: None };
+    Some(SharedInput { name, layers: vec![planned] })
+}
+
+/// What to say where a selection leaves nothing to do.
+fn nothing_chosen(structure: &Structure, task: &Task<'_>) -> String {
+    let (what, known): (&str, Vec<LayerName>) = match task {
+        Task::Weights { .. } => {
+            ("layer", structure.layers().filter(|l| l.prunable.is_some()).map(|l| l.name.clone()).collect())
+        }
+        Task::Structured { .. } => {
+            ("group of heads or neurons", structure.groups().map(|group| group.name().clone()).collect())
+        }
+    };
+    let example = known.first().map_or("none", LayerName::as_str);
+    let mut problem = format!("no {what} is left to prune; the model has {}, such as {example}", known.len());
+    problem += match task {
+        Task::Weights { .. } => ": see --include and --exclude",
+        Task::Structured { .. } => ": see --include and --exclude, --keep-ends, and the sparsity, which may be too low",
+    };
+    problem
 }

@@ -16,14 +16,14 @@ impl Method for Wanda {
         "wanda"
     }
 
-    fn prune(&self, layers: &mut [LayerWeight], statistics: &InputStatistics, pattern: Pattern) -> Result<Solved> {
+    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved> {
         let rows = statistics.rows.max(1) as f32;
         let norms: Vec<f32> = statistics.squares.iter().map(|square| (square / rows).sqrt()).collect();
-        for layer in layers {
+        for (layer, pattern) in layers {
             if let Some(problem) = pattern.obstacle(layer.columns) {
                 return Err(Error::layer(&layer.layer, problem));
             }
-            layer.values.par_chunks_exact_mut(layer.columns.max(1)).for_each(|row| match pattern {
+            layer.values.par_chunks_exact_mut(layer.columns.max(1)).for_each(|row| match *pattern {
                 Pattern::Unstructured(share) => prune_lowest(row, share, |j, w| w.abs() * norms[j]),
                 Pattern::SemiStructured { pruned, group } => {
                     let share = pruned as f64 / group as f64;

@@ -7,9 +7,10 @@ mod assemble;
 
 use assemble::assemble;
 use candle_core::Tensor;
-use secateur_models::{ModelFolder, Pipeline, Sampler, Sampling};
+use secateur_models::{Edits, ModelFolder, Pipeline, Sampler, Sampling};
 use secateur_prune::{
-    Calibration, Magnitude, Method, Obs, Packages, Pattern, Plan, Selection, Source, Wanda, Weighting, prune,
+    Calibration, L1, Magnitude, Method, Obs, Packages, Pattern, Plan, Removal, Selection, Source, StructuredMethod,
+    Task, Wanda, Weighting, prune,
 };
 use std::path::{Path, PathBuf};
 
@@ -41,11 +42,12 @@ fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> 
         for method in methods {
             let what = format!("{}, {} to {pattern}", folder.display(), method.name());
             let mut pipeline = Pipeline::open(open()).unwrap();
-            let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), method).unwrap();
+            let task = Task::Weights { method, pattern };
+            let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
             let source = Source::Calibration(&calibration);
-            let outcome = prune(&mut pipeline, &plan, method, pattern, &source, &()).unwrap();
+            let outcome = prune(&mut pipeline, &plan, &task, &source, None, &()).unwrap();
             let prunable = structure.layers().filter(|layer| layer.prunable.is_some()).count();
-            assert_eq!((outcome.layers.len(), outcome.weights.len()), (prunable, prunable), "{what}");
+            assert_eq!((outcome.layers.len(), outcome.edits.weights.len()), (prunable, prunable), "{what}");
             for layer in &outcome.layers {
                 let share = layer.zeros as f64 / (layer.rows * layer.columns) as f64;
                 assert!((0.49..0.53).contains(&share), "{what}, {}: {share}", layer.name);
@@ -61,10 +63,107 @@ fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> 
     }
 }
 
+/// Removes half of all heads and neurons by each method. The model that is saved is smaller and draws what the pruned one in
+/// memory draws; so does the one with zeros put back, which asks for no manifest; and it can be pruned again, by weights
+/// and by heads and neurons.
+fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> Sampling) {
+    let open = |path: &Path| ModelFolder::open(path, None).unwrap();
+    let sampling = change(Sampling { steps: 3, batch: 2, ..open(folder).sampling() });
+    let prompts = prompts.map(str::to_owned).to_vec();
+    let (weighting, token_stride) = (Weighting::default(), 1);
+    let calibration = Calibration { prompts: prompts.clone(), sampling: sampling.clone(), weighting, token_stride };
+    let source = Source::Calibration(&calibration);
+    let latents = |pipeline: &Pipeline| pipeline.sample(&prompts, 0..2, &sampling, None, &()).unwrap();
+    let plan = |folder: &Path, task: &Task<'_>| {
+        Plan::new(&open(folder).structure(&sampling), &Selection::default(), Packages::Count(2), task).unwrap()
+    };
+    let apart = |a: &Tensor, b: &Tensor| {
+        let scale = a.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() / scale
+    };
+    if !open(folder).structure(&sampling).groups().any(|group| group.count() > 1) {
+        // Attentions of one head each, which has to stay.
+        let task = Task::Structured { method: &L1, removal: Removal::new(0.5).unwrap() };
+        let structure = open(folder).structure(&sampling);
+        assert!(Plan::new(&structure, &Selection::default(), Packages::Count(2), &task).is_err());
+        return;
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    let methods: [&dyn StructuredMethod; 2] = [&Obs, &L1];
+    let removal = Removal { keep_ends: 0, multiple: 1, ..Removal::new(0.5).unwrap() };
+    let mut errors = Vec::new();
+    for method in methods {
+        let what = format!("{}, {}", folder.display(), method.name());
+        let task = Task::Structured { method, removal };
+        let mut pipeline = Pipeline::open(open(folder)).unwrap();
+        let outcome = prune(&mut pipeline, &plan(folder, &task), &task, &source, None, &()).unwrap();
+        let groups: Vec<_> = open(folder).structure(&sampling).groups().collect();
+        assert_eq!(outcome.groups.len(), groups.iter().filter(|group| group.count() > 1).count(), "{what}");
+        for group in &outcome.groups {
+            assert_eq!(
+                group.removed.len(),
+                (group.count as f64 / 2.0).round_ties_even() as usize,
+                "{what}, {}",
+                group.name
+            );
+        }
+        errors.push(outcome.layers.iter().map(|layer| layer.error).sum::<f64>() / outcome.layers.len() as f64);
+
+        let small = temporary.path().join(method.name());
+        let write = |folder: &Path, path: &Path, edits: &Edits| {
+            std::fs::create_dir(path).unwrap();
+            open(folder).write(path, edits, &()).unwrap();
+        };
+        write(folder, &small, &outcome.edits);
+        assert!(open(&small).checkpoint().bytes() < open(folder).checkpoint().bytes(), "{what}");
+        assert!(open(&small).structure(&sampling).macs() < open(folder).structure(&sampling).macs(), "{what}");
+        let pruned = latents(&pipeline);
+        assert_eq!(apart(&pruned, &latents(&Pipeline::open(open(&small)).unwrap())), 0.0, "{what}: saved");
+        let parameters = |path: &Path| -> usize {
+            open(path)
+                .denoiser()
+                .parameters(open(path).removals())
+                .unwrap()
+                .values()
+                .map(|w| w.shape.iter().product::<usize>())
+                .sum()
+        };
+        let in_file: usize = open(&small).checkpoint().tensors().map(|(_, info)| info.elements()).sum();
+        assert!(in_file >= parameters(&small) && parameters(&small) < parameters(folder), "{what}");
+
+        let dense = temporary.path().join(format!("{}-dense", method.name()));
+        std::fs::create_dir(&dense).unwrap();
+        open(&small).densify(&dense, &()).unwrap();
+        let shapes = |path: &Path| -> Vec<_> {
+            open(path).checkpoint().tensors().map(|(name, info)| (name.to_owned(), info.shape.clone())).collect()
+        };
+        assert_eq!(shapes(&dense), shapes(folder), "{what}");
+        let error = apart(&pruned, &latents(&Pipeline::open(open(&dense)).unwrap()));
+        assert!(error < 1e-4, "{what}: with zeros put back, {error}");
+
+        // Again, and then weights anywhere.
+        let mut pipeline = Pipeline::open(open(&small)).unwrap();
+        let again = prune(&mut pipeline, &plan(&small, &task), &task, &source, None, &()).unwrap();
+        let smaller = temporary.path().join(format!("{}-again", method.name()));
+        write(&small, &smaller, &again.edits);
+        assert!(parameters(&smaller) < parameters(&small), "{what}");
+        let removed =
+            |path: &Path| open(path).removals().iter().map(|(_, removal)| removal.removed.len()).sum::<usize>();
+        assert!(removed(&smaller) > removed(&small), "{what}");
+        let task = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
+        let mut pipeline = Pipeline::open(open(&smaller)).unwrap();
+        let zeros = prune(&mut pipeline, &plan(&smaller, &task), &task, &source, None, &()).unwrap();
+        assert_eq!(zeros.edits.removals, *open(&smaller).removals(), "{what}");
+        assert!(latents(&pipeline).sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite(), "{what}");
+    }
+    assert!(errors[0] < errors[1], "{}: layer errors of OBS and L1 {errors:?}", folder.display());
+}
+
 fn small(name: &str, latent: (usize, usize)) {
     let folder = assemble(&project().join("tests/goldens"), name);
     let prompts = ["red apple, noto style emoji", "Spider"];
     every_method(folder.path(), prompts, |sampling| Sampling { latent, ..sampling });
+    every_structured_method(folder.path(), prompts, |sampling| Sampling { latent, ..sampling });
 }
 
 #[test]
@@ -99,7 +198,9 @@ fn ddpm() {
 
 #[test]
 fn emoji_dit() {
-    every_method(&project().join("models/emoji-dit"), ["food/noto", "3"], |sampling| sampling);
+    let folder = project().join("models/emoji-dit");
+    every_method(&folder, ["food/noto", "3"], |sampling| sampling);
+    every_structured_method(&folder, ["food/noto", "3"], |sampling| sampling);
 }
 
 /// The weight of a calibration follows the denoising step, however often a sampler calls the model in it.

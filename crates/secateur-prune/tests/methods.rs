@@ -2,15 +2,36 @@
 
 use candle_core::{Device, Tensor};
 use secateur_models::{
-    Block, Conditioning, Layer, ModelFolder, Operation, Pipeline, Prunable, Sampling, Structure, UnitKind,
+    Block, Conditioning, Edits, Geometry, Group, Layer, ModelFolder, NeuronGroup, Operation, Pipeline, Prunable,
+    Removals, Sampling, Slice, Structure, UnitKind, denoiser_config,
 };
-use secateur_nn::{Context, Probe, Step};
+use secateur_nn::{Context, LayerName, Probe, Step};
 use secateur_prune::{
-    Calibration, Calibrator, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs, Packages,
-    Pattern, Plan, SavedStatistics, Selection, Source, Wanda, Weighting, hessian_error, prune,
+    Calibration, Calibrator, Error, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs, Output,
+    Packages, Pattern, Plan, PlannedGroup, Removal, SavedStatistics, Selection, Solved, Source, StructuredMethod, Task,
+    Wanda, Weighting, hessian_error, prune,
 };
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Prunes layers of one input, all to one pattern.
+fn run(
+    method: &dyn Method,
+    layers: &mut [LayerWeight],
+    statistics: &InputStatistics,
+    pattern: Pattern,
+) -> Result<Solved, Error> {
+    let mut with_patterns: Vec<_> = layers.iter().cloned().map(|layer| (layer, pattern)).collect();
+    let solved = method.prune(&mut with_patterns, statistics)?;
+    layers.iter_mut().zip(with_patterns).for_each(|(layer, (pruned, _))| *layer = pruned);
+    Ok(solved)
+}
+
+/// Half of the weights.
+fn half(method: &dyn Method) -> Task<'_> {
+    Task::Weights { method, pattern: Pattern::Unstructured(0.5) }
+}
 
 fn random(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -151,7 +172,7 @@ fn obs_is_the_plain_algorithm() {
         let before = layer(rows, columns, 4);
         let want = plain_obs(&before, &hessian, pattern);
         let mut after = [before];
-        Obs.prune(&mut after, &statistics(hessian, 1), pattern).unwrap();
+        run(&Obs, &mut after, &statistics(hessian, 1), pattern).unwrap();
         for (i, (got, want)) in after[0].values.iter().zip(&want).enumerate() {
             assert!((f64::from(*got) - want).abs() < 1e-4, "{pattern} {rows} x {columns} [{i}]: {got} against {want}");
         }
@@ -163,10 +184,10 @@ fn layers_of_one_input_are_solved_as_if_alone() {
     let statistics = statistics(hessian(100, 40, 1), 100);
     let (a, b) = (layer(9, 40, 2), layer(3, 40, 3));
     let mut both = [a.clone(), b.clone()];
-    Obs.prune(&mut both, &statistics, Pattern::Unstructured(0.5)).unwrap();
+    run(&Obs, &mut both, &statistics, Pattern::Unstructured(0.5)).unwrap();
     for (index, alone) in [a, b].into_iter().enumerate() {
         let mut alone = [alone];
-        Obs.prune(&mut alone, &statistics, Pattern::Unstructured(0.5)).unwrap();
+        run(&Obs, &mut alone, &statistics, Pattern::Unstructured(0.5)).unwrap();
         assert_eq!(alone[0], both[index]);
     }
 }
@@ -175,7 +196,7 @@ fn layers_of_one_input_are_solved_as_if_alone() {
 fn nothing_to_remove_changes_nothing() {
     for method in [&Obs as &dyn Method, &Wanda, &Magnitude] {
         let mut layers = [layer(4, 16, 1)];
-        method.prune(&mut layers, &statistics(hessian(40, 16, 2), 40), Pattern::Unstructured(0.0)).unwrap();
+        run(method, &mut layers, &statistics(hessian(40, 16, 2), 40), Pattern::Unstructured(0.0)).unwrap();
         assert_eq!(layers[0], layer(4, 16, 1), "{}", method.name());
     }
 }
@@ -195,7 +216,7 @@ fn columns_that_no_input_reaches_are_removed() {
     let before = layer(6, columns, 2);
     for pattern in [Pattern::Unstructured(0.5), "2:4".parse().unwrap()] {
         let mut after = [before.clone()];
-        Obs.prune(&mut after, &statistics(h.clone(), 50), pattern).unwrap();
+        run(&Obs, &mut after, &statistics(h.clone(), 50), pattern).unwrap();
         let after = &after[0].values;
         assert!(after.chunks(columns).all(|row| dead.iter().all(|&j| row[j] == 0.0)), "{pattern}");
         assert!(after.iter().all(|w| w.is_finite()));
@@ -203,7 +224,7 @@ fn columns_that_no_input_reaches_are_removed() {
     }
     let all_dead = statistics(vec![0.0; columns * columns], 0);
     let mut after = [before];
-    Obs.prune(&mut after, &all_dead, Pattern::Unstructured(0.5)).unwrap();
+    run(&Obs, &mut after, &all_dead, Pattern::Unstructured(0.5)).unwrap();
     assert!(after[0].values.iter().all(|w| *w == 0.0));
 }
 
@@ -223,7 +244,7 @@ fn damping_is_raised_until_the_hessian_is_positive_definite() {
     let factor = Factor::new(&h, &"layer".into()).unwrap();
     assert_eq!(factor.damping, 1.0);
     let mut layers = [layer(4, columns, 2)];
-    let solved = Obs.prune(&mut layers, &statistics, Pattern::Unstructured(0.5)).unwrap();
+    let solved = run(&Obs, &mut layers, &statistics, Pattern::Unstructured(0.5)).unwrap();
     assert_eq!(solved.damping, factor.damping);
     assert!(layers[0].values.iter().all(|w| w.is_finite()));
 
@@ -260,7 +281,7 @@ fn baselines_choose_by_their_scores() {
     let statistics = statistics(h, 4);
     let run = |method: &dyn Method, pattern: Pattern| {
         let mut layers = [weight(&w)];
-        method.prune(&mut layers, &statistics, pattern).unwrap();
+        run(method, &mut layers, &statistics, pattern).unwrap();
         let [layer] = layers;
         layer.values
     };
@@ -279,7 +300,7 @@ fn obs_leaves_less_error_than_the_baselines() {
     for pattern in [Pattern::Unstructured(0.5), Pattern::Unstructured(0.7), "2:4".parse().unwrap()] {
         let error = |method: &dyn Method| {
             let mut after = [before.clone()];
-            method.prune(&mut after, &statistics(h.clone(), 300), pattern).unwrap();
+            run(method, &mut after, &statistics(h.clone(), 300), pattern).unwrap();
             hessian_error(&before.values, &after[0].values, &h)
         };
         let (obs, wanda, magnitude) = (error(&Obs), error(&Wanda), error(&Magnitude));
@@ -307,11 +328,12 @@ fn activations_that_are_not_finite_name_layer_and_step() {
     let mut pipeline = bundled();
     let name = "transformer_blocks.1.ff.net.0.proj.weight";
     let huge = pipeline.parameters().get(name).unwrap().affine(1e30, 0.0).unwrap();
-    pipeline.replace(&BTreeMap::from([(name.to_owned(), huge)])).unwrap();
-    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let weights = BTreeMap::from([(name.to_owned(), huge)]);
+    pipeline.apply(&Edits { weights, ..Edits::default() }).unwrap();
+    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
     let calibration = calibration(1, 1);
     let source = Source::Calibration(&calibration);
-    let error = prune(&mut pipeline, &plan, &Obs, Pattern::Unstructured(0.5), &source, &()).unwrap_err().to_string();
+    let error = prune(&mut pipeline, &plan, &half(&Obs), &source, None, &()).unwrap_err().to_string();
     assert!(error.contains("transformer_blocks.1.ff.net.2") && error.contains("denoising step 1"), "{error}");
 }
 
@@ -320,10 +342,10 @@ fn statistics_do_not_depend_on_the_batch() {
     let gather = |batch| {
         let mut pipeline = bundled();
         let selection = Selection::new(&["transformer_blocks.0.*".into()], &[]).unwrap();
-        let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &Magnitude).unwrap();
+        let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &half(&Magnitude)).unwrap();
         let calibration = calibration(3, batch);
         let source = Source::Calibration(&calibration);
-        prune(&mut pipeline, &plan, &Magnitude, Pattern::Unstructured(0.5), &source, &()).unwrap().statistics
+        prune(&mut pipeline, &plan, &half(&Magnitude), &source, None, &()).unwrap().statistics
     };
     let (whole, apart) = (gather(3), gather(2));
     assert_eq!(whole.len(), 8, "one Hessian per distinct input");
@@ -340,7 +362,7 @@ fn statistics_do_not_depend_on_the_batch() {
 fn the_weight_follows_the_step_and_not_the_call() {
     let pipeline = bundled();
     let selection = Selection::new(&["transformer_blocks.0.attn.to_q".into()], &[]).unwrap();
-    let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &Magnitude).unwrap();
+    let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &half(&Magnitude)).unwrap();
     let name = plan.layers().next().unwrap().name.clone();
     let x = |value: f32| Tensor::full(value, (1, 3, 256), &Device::Cpu).unwrap();
     // A sampler that calls the model twice in its first step.
@@ -363,27 +385,26 @@ fn the_weight_follows_the_step_and_not_the_call() {
 #[test]
 fn saved_statistics_serve_one_package() {
     let mut pipeline = bundled();
-    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(2), &Obs).unwrap();
+    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(2), &half(&Obs)).unwrap();
     let calibration = calibration(1, 1);
     let fingerprint = Fingerprint::new(pipeline.folder(), &calibration).unwrap();
     let folder = tempfile::tempdir().unwrap();
     SavedStatistics::write(folder.path(), &BTreeMap::new(), &fingerprint).unwrap();
     let saved = SavedStatistics::open(folder.path(), &fingerprint).unwrap();
-    let pattern = Pattern::Unstructured(0.5);
-    let error = prune(&mut pipeline, &plan, &Obs, pattern, &Source::Saved(&saved), &()).unwrap_err().to_string();
+    let error = prune(&mut pipeline, &plan, &half(&Obs), &Source::Saved(&saved), None, &()).unwrap_err().to_string();
     assert!(error.contains("one package"), "{error}");
 }
 
 #[test]
 fn packages_follow_the_memory() {
     let structure = structure(&bundled());
-    let plan = |packages| Plan::new(&structure, &Selection::default(), packages, &Obs);
+    let plan = |packages| Plan::new(&structure, &Selection::default(), packages, &half(&Obs));
     let one = plan(Packages::Count(1)).unwrap();
     assert_eq!(one.layers().count(), 93);
-    for (index, budget) in [(1, one.bytes(&Obs)), (2, one.bytes(&Obs) - 1)] {
+    for (index, budget) in [(1, one.bytes(&half(&Obs))), (2, one.bytes(&half(&Obs)) - 1)] {
         let plan = plan(Packages::Memory(budget)).unwrap();
         assert_eq!(plan.packages.len(), index);
-        assert!(plan.bytes(&Obs) <= budget);
+        assert!(plan.bytes(&half(&Obs)) <= budget);
         assert!(plan.layers().eq(one.layers()), "every layer once, in order");
     }
     let sizes: Vec<usize> = plan(Packages::Count(5)).unwrap().packages.iter().map(|p| p.inputs.len()).collect();
@@ -395,7 +416,7 @@ fn packages_follow_the_memory() {
 #[test]
 fn equal_tokens_may_be_folded_into_one() {
     let pipeline = bundled();
-    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
     let prompts = ["red apple, noto style emoji".to_owned(), "cat face, twitter style emoji".to_owned()];
     let sampling = pipeline.folder().sampling();
     let folded = pipeline.conditioning(&prompts, sampling.latent, &sampling).unwrap();
@@ -425,7 +446,7 @@ fn equal_tokens_may_be_folded_into_one() {
 #[test]
 fn a_stride_leaves_the_hessian_where_it_was() {
     let structure = one_layer(32, 64);
-    let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
     let name = plan.layers().next().unwrap().name.clone();
     let steps = 40;
     // Correlated columns, and tokens of different size.
@@ -459,4 +480,126 @@ fn a_stride_leaves_the_hessian_where_it_was() {
     let single = calibrate(4, 1);
     let error: f64 = single.hessian.iter().zip(&some.hessian).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     assert!((error / norm).sqrt() < 1e-6, "{}", (error / norm).sqrt());
+}
+
+/// What the reference does, in f64: the Hessian of the columns that are left is inverted anew for every chunk.
+fn neurons_by_inverting_anew(weight: &mut [f64], hessian: &[f32], remove: usize) -> Vec<usize> {
+    let columns = hessian.len().isqrt();
+    let rows = weight.len() / columns;
+    let damping = 0.01 * (0..columns).map(|j| f64::from(hessian[j * columns + j])).sum::<f64>() / columns as f64;
+    let mut left: Vec<usize> = (0..columns).collect();
+    let mut chunk = (remove as i64 - 512).div_euclid(2);
+    let mut gone = Vec::new();
+    while gone.len() < remove {
+        let size = ((remove - gone.len()) as i64).min(chunk.max(64)).min(1024) as usize;
+        chunk = (chunk - 512).div_euclid(2);
+        let n = left.len();
+        let mut h: Vec<f64> =
+            left.iter().flat_map(|&i| left.iter().map(move |&j| f64::from(hessian[i * columns + j]))).collect();
+        (0..n).for_each(|i| h[i * n + i] += damping);
+        let inverse = inverted(&h, n);
+        let score = |place: usize| {
+            let column = left[place];
+            (0..rows).map(|r| weight[r * columns + column].powi(2)).sum::<f64>() / inverse[place * n + place]
+        };
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&a, &b| score(a).total_cmp(&score(b)));
+        let mut chosen = order[..size].to_vec();
+        chosen.sort_unstable();
+        // W -= W_S (H^-1_SS)^-1 H^-1_S,:
+        let block: Vec<f64> =
+            chosen.iter().flat_map(|&i| chosen.iter().map(move |&j| (i, j))).map(|(i, j)| inverse[i * n + j]).collect();
+        let block = inverted(&block, size);
+        for row in weight.chunks_exact_mut(columns) {
+            let w: Vec<f64> = chosen.iter().map(|&place| row[left[place]]).collect();
+            let owed: Vec<f64> = (0..size).map(|j| (0..size).map(|i| w[i] * block[i * size + j]).sum()).collect();
+            for (place, &column) in left.iter().enumerate() {
+                row[column] -= chosen.iter().zip(&owed).map(|(&i, owed)| owed * inverse[i * n + place]).sum::<f64>();
+            }
+            chosen.iter().for_each(|&place| row[left[place]] = 0.0);
+        }
+        gone.extend(chosen.iter().map(|&place| left[place]));
+        left.retain(|column| !gone.contains(column));
+    }
+    gone.sort_unstable();
+    gone
+}
+
+/// The inverse of a symmetric positive definite matrix, by Gauss and Jordan.
+fn inverted(matrix: &[f64], n: usize) -> Vec<f64> {
+    let (mut a, mut inverse) = (matrix.to_vec(), vec![0f64; n * n]);
+    (0..n).for_each(|i| inverse[i * n + i] = 1.0);
+    for pivot in 0..n {
+        let scale = 1.0 / a[pivot * n + pivot];
+        for m in [&mut a, &mut inverse] {
+            m[pivot * n..][..n].iter_mut().for_each(|x| *x *= scale);
+        }
+        let lines = (a[pivot * n..][..n].to_vec(), inverse[pivot * n..][..n].to_vec());
+        for row in (0..n).filter(|&row| row != pivot) {
+            let factor = a[row * n + pivot];
+            a[row * n..][..n].iter_mut().zip(&lines.0).for_each(|(x, p)| *x -= factor * p);
+            inverse[row * n..][..n].iter_mut().zip(&lines.1).for_each(|(x, p)| *x -= factor * p);
+        }
+    }
+    inverse
+}
+
+/// Chunks of 64, of 94 and then 64, and one: the down-dates of one factorisation against a new inverse for each.
+#[test]
+fn removed_neurons_are_those_of_inverting_anew() {
+    for (columns, remove, rows) in [(200, 130, 5), (760, 700, 3), (33, 1, 2)] {
+        let hessian = hessian(2 * columns, columns, 11);
+        let values = random(rows * columns, 12);
+        let mut want: Vec<f64> = values.iter().map(|&w| f64::from(w)).collect();
+        let gone = neurons_by_inverting_anew(&mut want, &hessian, remove);
+        let statistics = statistics(hessian, 1);
+        let slice = |layer: &str| Slice { layer: layer.into(), start: 0 };
+        let group = NeuronGroup { name: "ff".into(), count: columns, up: vec![slice("up")], down: slice("down") };
+        let planned = [PlannedGroup { group: Group::Neurons(group), remove }];
+        let weight = LayerWeight { layer: "down".into(), rows, columns, values };
+        let mut outputs = [Output { weight, statistics: &statistics }];
+        let removed = Obs.remove(&planned, &mut outputs, &|_: &LayerName| unreachable!()).unwrap();
+        assert_eq!(removed.positions, [gone], "{remove} of {columns}");
+        let scale = want.iter().fold(0f64, |scale, w| scale.max(w.abs()));
+        for (got, want) in outputs[0].weight.values.iter().zip(&want) {
+            assert!((f64::from(*got) - want).abs() < 1e-3 * scale, "{remove} of {columns}: {got} against {want}");
+        }
+    }
+}
+
+/// OBS-Diff's structured experiments, by shapes: heads, neurons and parameters of SD3.5-large and SD3-medium.
+#[test]
+fn as_many_heads_neurons_and_parameters_as_in_the_paper() {
+    let large =
+        (38, 2432, 38, [(0.15, 6, 1459, 7.28), (0.2, 8, 1946, 7.02), (0.25, 10, 2432, 6.76), (0.3, 11, 2918, 6.545)]);
+    let medium =
+        (24, 1536, 24, [(0.1, 2, 614, 1.912), (0.15, 4, 922, 1.836), (0.2, 5, 1229, 1.777), (0.25, 6, 1536, 1.719)]);
+    for (layers, width, heads, cases) in [large, medium] {
+        let config = json!({
+            "_class_name": "SD3Transformer2DModel", "sample_size": 128, "patch_size": 2, "in_channels": 16,
+            "num_layers": layers, "attention_head_dim": 64, "num_attention_heads": heads, "joint_attention_dim": 4096,
+            "caption_projection_dim": width, "pooled_projection_dim": 2048, "out_channels": 16,
+            "pos_embed_max_size": 192, "qk_norm": if layers == 38 { json!("rms_norm") } else { json!(null) },
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        let config = denoiser_config(&path).unwrap();
+        let structure = config.structure(&Geometry { latent: (128, 128), text: 154 });
+        for (sparsity, heads, neurons, billions) in cases {
+            let removal = Removal { multiple: 1, ..Removal::new(sparsity).unwrap() };
+            let task = Task::Structured { method: &Obs, removal };
+            let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
+            for planned in plan.groups() {
+                let expected = if planned.group.kind() == "heads" { heads } else { neurons };
+                assert_eq!(planned.remove, expected, "{} at {sparsity}", planned.group.name());
+            }
+            assert_eq!(plan.groups().count(), 3 * (layers - 2));
+            let wanted = config.parameters(&plan.removals(&Removals::default())).unwrap();
+            let learned = wanted.values().filter(|wanted| !wanted.constant);
+            let parameters: usize = learned.map(|wanted| wanted.shape.iter().product::<usize>()).sum();
+            let found = parameters as f64 / 1e9;
+            assert!((found - billions).abs() < 0.006, "{found} at {sparsity}, the paper has {billions}");
+        }
+    }
 }

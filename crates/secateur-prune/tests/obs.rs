@@ -3,10 +3,13 @@
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
 use candle_core::{Device, Tensor};
-use secateur_models::{Block, Layer, Operation, Prunable, Structure, UnitKind};
+use secateur_models::{
+    Between, Block, Group, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Prunable, Slice, Structure, UnitKind,
+};
 use secateur_nn::{Context, LayerName, Probe, Step};
 use secateur_prune::{
-    Calibrator, InputStatistics, LayerWeight, Method, Obs, Packages, Pattern, Plan, Selection, hessian_error,
+    Calibrator, InputStatistics, LayerWeight, Method, Obs, Output, Packages, Pattern, Plan, PlannedGroup, Selection,
+    StructuredMethod, Task, hessian_error,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -43,7 +46,8 @@ fn calibrated(x: &Tensor, weights: &[f32]) -> InputStatistics {
     };
     let block = Block { name: "block".into(), layers: vec![linear], ..Block::default() };
     let structure = Structure { blocks: vec![block], ..Structure::default() };
-    let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &Obs).unwrap();
+    let task = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
+    let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
     let calibrator = Calibrator::new(&plan.packages[0], weights.iter().map(|&w| f64::from(w)).collect(), 1);
     for index in 0..steps {
         let step = Context { step: Step { index, count: steps }, ..Context::default() };
@@ -55,7 +59,17 @@ fn calibrated(x: &Tensor, weights: &[f32]) -> InputStatistics {
 #[test]
 fn obs_something_is_compared() {
     let golden = fixture().expect("the folder of fixtures holds no obs/obs.safetensors");
-    let cases = ["hessian", "unstructured_50", "unstructured_70", "nm_2_4", "nm_4_8"];
+    let cases = [
+        "hessian",
+        "unstructured_50",
+        "unstructured_70",
+        "nm_2_4",
+        "nm_4_8",
+        "neurons_30",
+        "neurons_many",
+        "heads_33",
+        "joint_heads_33",
+    ];
     assert!(cases.iter().any(|case| golden.contains_key(*case)), "obs.safetensors holds no case that is known");
 }
 
@@ -79,10 +93,10 @@ fn solved_as_reference(case: &str, pattern: Pattern) {
     };
     let statistics = calibrated(&golden["x"], &values(&golden["timestep_weights"]));
     let before = layer(&golden["weight"]);
-    let mut after = [before.clone()];
-    let solved = Obs.prune(&mut after, &statistics, pattern).unwrap();
+    let mut after = [(before.clone(), pattern)];
+    let solved = Obs.prune(&mut after, &statistics).unwrap();
     assert_eq!(solved.damping, 0.01);
-    let [after] = after;
+    let [(after, _)] = after;
     let want = values(want);
 
     let same = after.values.iter().zip(&want).filter(|(a, b)| (**a == 0.0) == (**b == 0.0)).count();
@@ -118,4 +132,93 @@ fn obs_2_4() {
 #[test]
 fn obs_4_8() {
     solved_as_reference("nm_4_8", "4:8".parse().unwrap());
+}
+
+/// A group of one feed-forward's neurons, whose down projection is `layer`.
+fn neurons(count: usize) -> Group {
+    let up = vec![Slice { layer: "up".into(), start: 0 }];
+    Group::Neurons(NeuronGroup { name: "ff".into(), count, up, down: Slice { layer: "layer".into(), start: 0 } })
+}
+
+/// A group of heads that `outputs` read.
+fn heads(count: usize, head_dim: usize, outputs: &[&str]) -> Group {
+    let slice = |layer: &str| Slice { layer: layer.into(), start: 0 };
+    let stream = |output: &&str| HeadStream {
+        query: slice("q"),
+        key: slice("k"),
+        value: slice("v"),
+        output: Some(slice(output)),
+    };
+    let streams = outputs.iter().map(stream).collect();
+    Group::Heads(HeadGroup { name: "attn".into(), count, head_dim, streams, between: Between::default() })
+}
+
+/// A layer that reads a group; its weight before, its inputs, and its weight after, by their names among the fixtures.
+struct Case {
+    layer: &'static str,
+    weight: &'static str,
+    x: &'static str,
+    after: &'static str,
+}
+
+/// Removes of `group` what the reference removed, and compares sets and weights.
+fn removed_as_reference(group: Group, cases: &[Case]) {
+    let Some(golden) = fixture() else { return };
+    if let Some(missing) = cases.iter().find(|case| !golden.contains_key(case.after)) {
+        println!("skipped: obs.safetensors has no {}", missing.after);
+        return;
+    }
+    let weights = values(&golden["timestep_weights"]);
+    let statistics: Vec<_> = cases.iter().map(|case| calibrated(&golden[case.x], &weights)).collect();
+    let weight = |case: &Case| LayerWeight { layer: case.layer.into(), ..layer(&golden[case.weight]) };
+    let mut outputs: Vec<_> =
+        cases.iter().zip(&statistics).map(|(case, statistics)| Output { weight: weight(case), statistics }).collect();
+    let columns = outputs[0].weight.columns;
+    let gone = |values: &[f32]| -> Vec<usize> {
+        (0..columns).filter(|&j| values.iter().skip(j).step_by(columns).all(|&w| w == 0.0)).collect()
+    };
+    let want_gone = gone(&values(&golden[cases[0].after]));
+    let remove = want_gone.len() / group.width();
+    let planned = [PlannedGroup { group, remove }];
+    let removed = Obs.remove(&planned, &mut outputs, &|_: &LayerName| unreachable!()).unwrap();
+    assert_eq!(removed.positions[0].len(), remove);
+    for (Output { weight, .. }, Case { layer: name, after, .. }) in outputs.iter().zip(cases) {
+        let want = values(&golden[*after]);
+        assert_eq!(gone(&weight.values), gone(&want), "{after}: columns removed of {name}");
+        let scale = want.iter().fold(0f32, |scale, w| scale.max(w.abs()));
+        let furthest = weight.values.iter().zip(&want).fold(0f32, |d, (a, b)| d.max((a - b).abs()));
+        println!(
+            "{after}: {} columns of {columns} as the reference, weights within {:.1e}",
+            want_gone.len(),
+            furthest / scale
+        );
+        assert!(furthest <= 1e-3 * scale, "{after}: weights differ by {furthest}, the largest is {scale}");
+    }
+}
+
+#[test]
+fn obs_neurons_30_percent() {
+    removed_as_reference(neurons(192), &[Case { layer: "layer", weight: "weight", x: "x", after: "neurons_30" }]);
+}
+
+#[test]
+fn obs_a_third_of_the_heads() {
+    removed_as_reference(
+        heads(12, 16, &["layer"]),
+        &[Case { layer: "layer", weight: "weight", x: "x", after: "heads_33" }],
+    );
+}
+
+#[test]
+fn obs_a_third_of_the_heads_of_two_streams() {
+    let cases = [
+        Case { layer: "layer", weight: "weight", x: "x", after: "joint_heads_33" },
+        Case {
+            layer: "context",
+            weight: "joint_weight_context",
+            x: "joint_x_context",
+            after: "joint_heads_33_context",
+        },
+    ];
+    removed_as_reference(heads(12, 16, &["layer", "context"]), &cases);
 }

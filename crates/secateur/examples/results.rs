@@ -13,7 +13,7 @@ use secateur_eval::{Comparison, Samples, Summary};
 use secateur_models::{ClipModel, ModelFolder, OutputFolder, Pipeline, Sampling, Subject};
 use secateur_prune::{
     Calibration, Fingerprint, Magnitude, Method, Obs, Packages, Pattern, Plan, SavedStatistics, Selection, Source,
-    Wanda, Weighting, prune,
+    Task, Wanda, Weighting, prune,
 };
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -98,16 +98,15 @@ impl<'a> Study<'a> {
     fn fill(&self, patterns: &[&str]) -> Result<()> {
         let open = || ModelFolder::open(self.model, None);
         let folder = open()?;
-        let plan = |method| {
-            Plan::new(&folder.structure(&self.calibration.sampling), &Selection::default(), Packages::Count(1), method)
-        };
+        let structure = folder.structure(&self.calibration.sampling);
+        let plan = |task: &Task<'_>| Plan::new(&structure, &Selection::default(), Packages::Count(1), task);
         let fingerprint = Fingerprint::new(&folder, &self.calibration)?;
         let path = self.out.join(format!("seed{}-statistics", self.seed));
         if !path.exists() {
             println!("seed {}: calibrate", self.seed);
             let source = Source::Calibration(&self.calibration);
-            let pattern = Pattern::unstructured(0.5)?;
-            let outcome = prune(&mut Pipeline::open(open()?)?, &plan(&Magnitude)?, &Magnitude, pattern, &source, &())?;
+            let task = Task::Weights { method: &Magnitude, pattern: Pattern::unstructured(0.5)? };
+            let outcome = prune(&mut Pipeline::open(open()?)?, &plan(&task)?, &task, &source, None, &())?;
             let output = OutputFolder::create(&path, false, &[])?;
             SavedStatistics::write(output.path(), &outcome.statistics, &fingerprint)?;
             output.finish()?;
@@ -124,7 +123,8 @@ impl<'a> Study<'a> {
                 }
                 println!("seed {}: {} {pattern}", self.seed, method.name());
                 let mut pipeline = Pipeline::open(open()?)?;
-                let outcome = prune(&mut pipeline, &plan(method)?, method, pattern, &Source::Saved(&statistics), &())?;
+                let task = Task::Weights { method, pattern };
+                let outcome = prune(&mut pipeline, &plan(&task)?, &task, &Source::Saved(&statistics), None, &())?;
                 let (comparison, _) = dense.compare(&self.samples(&pipeline, method.name())?)?;
                 let errors = Summary::of(&outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>())?;
                 let cell = Cell { comparison, mean_layer_error: errors.mean, largest_layer_error: errors.maximum };

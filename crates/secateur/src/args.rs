@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secateur_models::Sampler;
-use secateur_prune::{Magnitude, Method, Obs, Wanda, Weighting};
+use secateur_prune::{L1, Magnitude, Method, Obs, StructuredMethod, Wanda, Weighting};
 use std::path::PathBuf;
 
 /// Make a diffusion model smaller and faster, and see what it cost.
@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Make a model folder of a checkpoint in one file, as ComfyUI and A1111 read them
     Convert(ConvertArgs),
+    /// Make a model folder that other tools load of one that secateur made smaller
+    Export(ExportArgs),
 }
 
 /// A model folder.
@@ -104,12 +106,31 @@ pub(crate) struct PruneArgs {
     /// Folder for the pruned model
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     pub(crate) out: Option<PathBuf>,
-    /// How weights are chosen
+    /// How weights, or heads and neurons, are chosen
     #[arg(long, value_enum, default_value_t = MethodName::Obs)]
     pub(crate) method: MethodName,
-    /// Share of the weights to remove, anywhere in a layer [default: 0.5]
+    /// Share of the weights to remove, anywhere in a layer [default: 0.5]; with --structured, share of the heads and neurons
+    /// [default: 0.3]
     #[arg(long, value_name = "SHARE", conflicts_with = "pattern")]
     pub(crate) sparsity: Option<f64>,
+    /// Remove whole attention heads and neurons of feed-forwards, so that the model gets smaller: heads, neurons, or both
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        num_args = 0..=1,
+        require_equals = true,
+        value_delimiter = ',',
+        default_missing_value = "heads,neurons",
+        conflicts_with = "pattern"
+    )]
+    pub(crate) structured: Vec<GroupName>,
+    /// With --structured, leave so many transformer blocks at either end whole
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) keep_ends: usize,
+    /// With --structured, keep a multiple of N neurons, which products and N:M patterns like; 1 for the exact share
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
+    pub(crate) multiple: usize,
     /// Remove N of every M successive weights of a row, such as 2:4
     #[arg(long, value_name = "N:M")]
     pub(crate) pattern: Option<String>,
@@ -135,6 +156,9 @@ pub(crate) struct PruneArgs {
     /// Memory for statistics and solver, beside the model: as few packages as fit
     #[arg(long, value_name = "SIZE", default_value = "4GiB")]
     pub(crate) memory: ByteSize,
+    /// Go on with a run for the same --out that was stopped: packages that it finished are not done again
+    #[arg(long, conflicts_with = "save_statistics")]
+    pub(crate) resume: bool,
     /// Prune only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub(crate) include: Vec<String>,
@@ -237,6 +261,18 @@ pub(crate) struct ConvertArgs {
     pub(crate) out: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Put zeros in the place of the heads and neurons that were removed: the full size, the same pictures
+    #[arg(long, required = true)]
+    pub(crate) densify: bool,
+    /// Folder for the model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum MethodName {
     /// OBS-Diff: Optimal Brain Surgeon with a timestep-weighted Hessian
@@ -245,14 +281,36 @@ pub(crate) enum MethodName {
     Wanda,
     /// The smallest weights
     Magnitude,
+    /// Heads and neurons with the smallest weights
+    L1,
+}
+
+/// What --structured removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GroupName {
+    /// Attention heads.
+    Heads,
+    /// Neurons of feed-forwards.
+    Neurons,
 }
 
 impl MethodName {
-    pub(crate) fn method(self) -> &'static dyn Method {
+    /// For weights; none where it chooses heads and neurons alone.
+    pub(crate) fn method(self) -> Option<&'static dyn Method> {
         match self {
-            Self::Obs => &Obs,
-            Self::Wanda => &Wanda,
-            Self::Magnitude => &Magnitude,
+            Self::Obs => Some(&Obs),
+            Self::Wanda => Some(&Wanda),
+            Self::Magnitude => Some(&Magnitude),
+            Self::L1 => None,
+        }
+    }
+
+    /// For heads and neurons; none where it chooses weights alone.
+    pub(crate) fn structured(self) -> Option<&'static dyn StructuredMethod> {
+        match self {
+            Self::Obs => Some(&Obs),
+            Self::L1 => Some(&L1),
+            Self::Wanda | Self::Magnitude => None,
         }
     }
 }

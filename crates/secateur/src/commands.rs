@@ -2,6 +2,7 @@
 
 mod compare;
 mod convert;
+mod export;
 mod generate;
 mod inspect;
 mod prune;
@@ -24,6 +25,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args, &cli.common),
         Command::Compare(args) => compare::run(&args, &cli.common),
         Command::Convert(args) => convert::run(&args, &cli.common),
+        Command::Export(args) => export::run(&args, &cli.common),
     })
 }
 

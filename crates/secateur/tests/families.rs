@@ -127,7 +127,7 @@ fn full_size_without_weights() {
     let component = folder.join("unet");
     let config = secateur_models::denoiser_config(&component.join("config.json")).unwrap();
     let (mut header, mut end) = (serde_json::Map::new(), 0);
-    for (name, wanted) in config.parameters().unwrap() {
+    for (name, wanted) in config.parameters(&Default::default()).unwrap() {
         let start = end;
         end += 2 * wanted.shape.iter().product::<usize>();
         let entry = serde_json::json!({"dtype": "F16", "shape": wanted.shape, "data_offsets": [start, end]});

@@ -4,6 +4,7 @@ use super::source::Source;
 use super::{Parameters, clip, flux, mmdit, open_clip, unet, vae};
 use crate::checkpoint::TensorFile;
 use crate::clip::ClipTextConfig;
+use crate::edits::Removals;
 use crate::error::Result;
 use crate::family::denoiser_config;
 use crate::t5::T5Config;
@@ -163,7 +164,7 @@ impl Naming {
     pub(super) fn parameters(self, folder: &Path) -> Result<Parameters> {
         let config = folder.join("config.json");
         match self {
-            Self::Unet | Self::Mmdit | Self::Flux => denoiser_config(&config)?.parameters(),
+            Self::Unet | Self::Mmdit | Self::Flux => denoiser_config(&config)?.parameters(&Removals::default()),
             Self::Vae => AutoencoderKlConfig::open(&config)?.parameters(),
             Self::Clip | Self::ClipUnprojected | Self::OpenClip => ClipTextConfig::open(&config)?.parameters(),
             Self::T5 => T5Config::open(&config)?.parameters(),

@@ -75,7 +75,7 @@ pub(super) fn model_summary(pipeline: &Pipeline, name: &str, sampling: &Sampling
         parameters += values.len() as u64;
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }
-    let (macs, file_bytes) = (folder.structure(sampling).macs(), folder.checkpoint().bytes());
+    let (macs, file_bytes) = (pipeline.structure(sampling).macs(), folder.checkpoint().bytes());
     Ok(ModelSummary { name: name.to_owned(), parameters, zeros, macs, file_bytes })
 }
 

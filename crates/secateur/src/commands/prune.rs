@@ -2,15 +2,16 @@
 
 use super::compare::{model_summary, quality};
 use super::{command_line, names, no_score, numbered};
-use crate::args::{Common, PruneArgs};
+use crate::args::{Common, GroupName, PruneArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use secateur_eval::{LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
 use secateur_prune::{
-    Calibration, Factor, Fingerprint, Method, Outcome, Packages, Pattern, Plan, SavedStatistics, Selection, Source,
-    prune,
+    Calibration, Factor, Fingerprint, Journal, Outcome, Packages, Pattern, Plan, PlannedGroup, PlannedLayer, Removal,
+    SavedStatistics, Selection, Source, Task, prune,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -22,11 +23,7 @@ const SAMPLES: usize = 100;
 
 pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let folder = args.model.open()?;
-    let method = args.method.method();
-    let pattern = match (&args.pattern, args.sparsity) {
-        (Some(pattern), _) => pattern.parse()?,
-        (None, sparsity) => Pattern::unstructured(sparsity.unwrap_or(0.5))?,
-    };
+    let task = &task(args)?;
     let (calibration, report_prompts, mut notes) = prompts(args, &folder)?;
     let packages = match args.packages {
         Some(count) => Packages::Count(count),
@@ -38,7 +35,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         &folder.structure(&calibration.sampling),
         &Selection::new(&args.include, &args.exclude)?,
         packages,
-        method,
+        task,
     )?;
     let one = plan.packages.len() == 1;
     if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
@@ -48,10 +45,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
             plan.packages.len()
         );
     }
-    if let Some(layer) = plan.layers().find(|layer| pattern.obstacle(layer.columns).is_some()) {
-        bail!("layer {}: {}", layer.name, pattern.obstacle(layer.columns).unwrap_or_default());
-    }
-    let dry = DryRun::new(&folder, &plan, method, pattern, &calibration, report_prompts.len(), args)?;
+    let dry = DryRun::new(&folder, &plan, task, &calibration, report_prompts.len(), args)?;
     if args.dry_run {
         return if common.json { print_json(&dry) } else { print(&dry.text()) };
     }
@@ -68,20 +62,20 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     inputs.push(folder.path());
     let output = OutputFolder::create(out, common.force, &inputs)?;
     inputs.push(output.target());
+    let unfinished = Unfinished::check(output.target(), args.resume, common.force)?;
     let statistics_output = match &args.save_statistics {
         Some(path) => Some(OutputFolder::create(path, common.force, &inputs)?),
         None => None,
     };
-    let fingerprint = match args.statistics.is_some() || args.save_statistics.is_some() {
-        true => Some(Fingerprint::new(&folder, &calibration)?),
-        false => None,
-    };
-    let saved = match (&args.statistics, &fingerprint) {
-        (Some(path), Some(fingerprint)) => Some(SavedStatistics::open(path, fingerprint)?),
-        _ => None,
-    };
+    let fingerprint = Fingerprint::new(&folder, &calibration)?;
+    let saved = args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint)).transpose()?;
+    let journal = unfinished.journal(&fingerprint, calibration.sampling.batch, &plan, task)?;
 
     progress.note(&dry.summary());
+    if args.resume {
+        let finished = Journal::finished(&unfinished.folder);
+        progress.note(&format!("{finished} of {} packages are finished", plan.packages.len()));
+    }
     progress.begin("load", 0, "");
     let (name, candidate) = names(folder.path(), out);
     let mut pipeline = Pipeline::open(folder)?;
@@ -91,14 +85,14 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let mut models = vec![model_summary(&pipeline, &name, &calibration.sampling)?];
     let dense = evaluation.samples(&pipeline, &name)?;
     let source = saved.as_ref().map_or(Source::Calibration(&calibration), Source::Saved);
-    let outcome = prune(&mut pipeline, &plan, method, pattern, &source, &progress)?;
+    let outcome = prune(&mut pipeline, &plan, task, &source, Some(&journal), &progress)?;
     let pruned = evaluation.samples(&pipeline, &candidate)?;
     models.push(model_summary(&pipeline, &candidate, &calibration.sampling)?);
 
     progress.begin("save", pipeline.parameters().iter().count(), "tensors");
-    pipeline.folder().write(output.path(), &outcome.weights, &progress)?;
-    if let (Some(output), Some(fingerprint)) = (&statistics_output, &fingerprint) {
-        SavedStatistics::write(output.path(), &outcome.statistics, fingerprint)?;
+    pipeline.folder().write(output.path(), &outcome.edits, &progress)?;
+    if let Some(output) = &statistics_output {
+        SavedStatistics::write(output.path(), &outcome.statistics, &fingerprint)?;
     }
     let (comparison, pictures) = match (dense, pruned) {
         (Some(dense), Some(pruned)) => dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?,
@@ -108,11 +102,11 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let (stages, peak_bytes) = progress.finish();
     let report = Report {
         format_version: Report::FORMAT_VERSION,
-        title: format!("{name}, {pattern} pruned by {}", method.name()),
+        title: format!("{name}, {task} pruned by {}", task.method()),
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: args.sampling.seed,
-        settings: settings(args, &calibration, &plan, method, pattern),
+        settings: settings(args, &calibration, &plan, task),
         models,
         comparison,
         layers: layers(&outcome),
@@ -122,6 +116,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     };
     report.write(&pictures, output.path())?;
     output.finish()?;
+    unfinished.remove()?;
     statistics_output.map(OutputFolder::finish).transpose()?;
     if common.json {
         return print_json(&report);
@@ -134,6 +129,74 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let worst = errors.iter().copied().fold(0.0, f64::max);
     print(&format!("  layer error   {mean:.4} mean, {worst:.4} largest"))?;
     print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display()))
+}
+
+/// What the command line asks for.
+fn task(args: &PruneArgs) -> Result<Task<'static>> {
+    let name = args.method.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    if args.structured.is_empty() {
+        let pattern = match (&args.pattern, args.sparsity) {
+            (Some(pattern), _) => pattern.parse()?,
+            (None, sparsity) => Pattern::unstructured(sparsity.unwrap_or(0.5))?,
+        };
+        let method = args.method.method();
+        let method = method.with_context(|| format!("--method {name} removes heads and neurons: give --structured"))?;
+        return Ok(Task::Weights { method, pattern });
+    }
+    let method = args.method.structured();
+    let method = method.with_context(|| format!("--method {name} cannot remove heads and neurons; obs and l1 can"))?;
+    let removal = Removal {
+        heads: args.structured.contains(&GroupName::Heads),
+        neurons: args.structured.contains(&GroupName::Neurons),
+        keep_ends: args.keep_ends,
+        multiple: args.multiple,
+        ..Removal::new(args.sparsity.unwrap_or(0.3))?
+    };
+    Ok(Task::Structured { method, removal })
+}
+
+/// The folder beside the output that has the finished packages of a run until it ends. A run that fails or is stopped
+/// leaves it there, if it has any.
+struct Unfinished {
+    folder: PathBuf,
+    resume: bool,
+}
+
+impl Unfinished {
+    /// For the output folder `target`. One that is there is continued with `resume`, and thrown away with `force`.
+    fn check(target: &Path, resume: bool, force: bool) -> Result<Self> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let folder = target.with_file_name(format!(".{name}.unfinished"));
+        match (folder.is_dir(), resume) {
+            (false, true) => bail!("nothing to resume: there is no unfinished run for {}", target.display()),
+            (true, false) if !force => {
+                bail!("a run for {} was not finished: --resume goes on with it, --force begins anew", target.display())
+            }
+            (true, false) => std::fs::remove_dir_all(&folder)?,
+            _ => {}
+        }
+        Ok(Self { folder, resume })
+    }
+
+    fn journal(&self, fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>) -> Result<Journal> {
+        Ok(match self.resume {
+            true => Journal::open(&self.folder, fingerprint, batch, plan, task)?,
+            false => Journal::create(&self.folder, fingerprint, batch, plan, task)?,
+        })
+    }
+
+    fn remove(&self) -> Result<()> {
+        Ok(std::fs::remove_dir_all(&self.folder)?)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Where no package was finished there is nothing to go on with.
+        if self.folder.is_dir() && Journal::finished(&self.folder) == 0 {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
 }
 
 /// Pictures for the report.
@@ -239,17 +302,11 @@ fn damped(outcome: &Outcome) -> Vec<String> {
         .collect()
 }
 
-fn settings(
-    args: &PruneArgs,
-    calibration: &Calibration,
-    plan: &Plan,
-    method: &dyn Method,
-    pattern: Pattern,
-) -> Map<String, Value> {
+fn settings(args: &PruneArgs, calibration: &Calibration, plan: &Plan, task: &Task<'_>) -> Map<String, Value> {
     let sampling = &calibration.sampling;
     let settings = json!({
-        "method": method.name(),
-        "pattern": pattern.to_string(),
+        "method": task.method(),
+        "removed": task.to_string(),
         "calibration prompts": calibration.prompts.len(),
         "calibration steps": sampling.steps,
         "sampler": sampling.sampler.to_string(),
@@ -273,10 +330,15 @@ fn settings(
 struct DryRun {
     model: String,
     method: &'static str,
-    pattern: String,
+    removed: String,
     layers: usize,
     weights: u64,
     weights_removed: u64,
+    groups: Vec<GroupRow>,
+    parameters: u64,
+    parameters_after: u64,
+    macs: u64,
+    macs_after: u64,
     calibration_samples: usize,
     calibration_steps: usize,
     forward_macs: u64,
@@ -286,6 +348,15 @@ struct DryRun {
     call_bytes: u64,
     other_components_bytes: u64,
     packages: Vec<PackageRow>,
+}
+
+/// Heads or neurons of which some go.
+#[derive(Serialize)]
+struct GroupRow {
+    name: String,
+    kind: &'static str,
+    count: usize,
+    removed: usize,
 }
 
 #[derive(Serialize)]
@@ -302,8 +373,7 @@ impl DryRun {
     fn new(
         folder: &ModelFolder,
         plan: &Plan,
-        method: &dyn Method,
-        pattern: Pattern,
+        task: &Task<'_>,
         calibration: &Calibration,
         judged: usize,
         args: &PruneArgs,
@@ -316,28 +386,48 @@ impl DryRun {
         let calls = calls(calibration.prompts.len());
         let passes = if args.statistics.is_some() { 0 } else { plan.packages.len() as u64 };
         let calls_for_hessians = if args.statistics.is_some() { 0 } else { calls };
-        let weights = plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum();
+        let weights: u64 = plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum();
+        let zeros = |layer: &PlannedLayer| {
+            (layer.rows * layer.columns) as f64 * layer.pattern.map_or(0.0, |pattern| pattern.sparsity())
+        };
+        let removals = plan.removals(folder.removals());
+        let parameters = |removals| -> Result<u64> {
+            let wanted = folder.denoiser().parameters(removals)?;
+            let learned = wanted.values().filter(|wanted| !wanted.constant);
+            Ok(learned.map(|wanted| wanted.shape.iter().product::<usize>() as u64).sum())
+        };
+        let group = |planned: &PlannedGroup| GroupRow {
+            name: planned.group.name().to_string(),
+            kind: planned.group.kind(),
+            count: planned.group.count(),
+            removed: planned.remove,
+        };
         let row = |package: &secateur_prune::Package| PackageRow {
             first: package.layers().next().map_or_else(String::new, |layer| layer.name.to_string()),
             last: package.layers().last().map_or_else(String::new, |layer| layer.name.to_string()),
             layers: package.layers().count(),
             inputs: package.inputs.len(),
             statistics_bytes: package.statistics_bytes(),
-            memory_bytes: package.bytes(method),
+            memory_bytes: package.bytes(task),
         };
         Ok(Self {
             model: folder.name(),
-            method: method.name(),
-            pattern: pattern.to_string(),
+            method: task.method(),
+            removed: task.to_string(),
             layers: plan.layers().count(),
             weights,
-            weights_removed: (weights as f64 * pattern.sparsity()) as u64,
+            weights_removed: plan.layers().map(zeros).sum::<f64>() as u64,
+            groups: plan.groups().map(group).collect(),
+            parameters: parameters(folder.removals())?,
+            parameters_after: parameters(&removals)?,
+            macs,
+            macs_after: folder.whole_structure(sampling).without(&removals).macs(),
             calibration_samples: calibration.prompts.len(),
             calibration_steps: sampling.steps,
             forward_macs: calls * passes * macs,
             hessian_macs: calls_for_hessians * plan.hessian_macs() / calibration.token_stride as u64,
             report_macs,
-            memory_bytes: plan.bytes(method),
+            memory_bytes: plan.bytes(task),
             call_bytes: folder.memory(sampling, folder.passes(sampling.guidance) * sampling.batch).total(),
             other_components_bytes: folder.other_components(),
             packages: plan.packages.iter().map(row).collect(),
@@ -345,15 +435,29 @@ impl DryRun {
     }
 
     fn summary(&self) -> String {
+        let what = match self.groups.as_slice() {
+            [] => format!(
+                "{} of {} weights in {} layers, {}",
+                count(self.weights_removed),
+                count(self.weights),
+                self.layers,
+                self.removed
+            ),
+            groups => format!(
+                "{} in {} modules; {} of {} parameters and {} of {} MACs stay",
+                self.removed,
+                groups.len(),
+                count(self.parameters_after),
+                count(self.parameters),
+                count(self.macs_after),
+                count(self.macs)
+            ),
+        };
         format!(
-            "{}: {} of {} weights in {} layers, {} by {}\n\
+            "{}: {what} by {}\n\
              {} package(s), at most {} for statistics and solver beside {} for calls of the model and {} for text encoders and \
              autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {} for the pictures of the report",
             self.model,
-            count(self.weights_removed),
-            count(self.weights),
-            self.layers,
-            self.pattern,
             self.method,
             self.packages.len(),
             bytes(self.memory_bytes),

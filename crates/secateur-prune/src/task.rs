@@ -1,0 +1,114 @@
+//! What is to be done to a model.
+
+use crate::error::{Error, Result};
+use crate::method::Method;
+use crate::pattern::Pattern;
+use crate::structured::StructuredMethod;
+use secateur_models::Group;
+use std::fmt;
+
+/// A method, and how much it removes.
+#[derive(Clone, Copy)]
+pub enum Task<'a> {
+    /// Weights become zero.
+    Weights {
+        /// Which ones, and what becomes of the others.
+        method: &'a dyn Method,
+        /// How many, where.
+        pattern: Pattern,
+    },
+    /// Heads and neurons go, and layers get smaller.
+    Structured {
+        /// Which ones, and what becomes of the others.
+        method: &'a dyn StructuredMethod,
+        /// How many, where.
+        removal: Removal,
+    },
+}
+
+/// How many heads and neurons go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Removal {
+    /// The share of each group that goes.
+    pub sparsity: f64,
+    /// Attention heads.
+    pub heads: bool,
+    /// Neurons of feed-forwards.
+    pub neurons: bool,
+    /// So many blocks with heads or neurons at either end are left whole, as in OBS-Diff's experiments.
+    pub keep_ends: usize,
+    /// The neurons that are left are a multiple of this where they were, so that products and N:M patterns fit; 1 for the
+    /// exact share.
+    pub multiple: usize,
+}
+
+impl Removal {
+    /// Heads and neurons, without the first and the last block; multiples of 8 neurons are left.
+    ///
+    /// # Errors
+    /// If the sparsity is not in (0, 1).
+    pub fn new(sparsity: f64) -> Result<Self> {
+        if sparsity > 0.0 && sparsity < 1.0 {
+            return Ok(Self { sparsity, heads: true, neurons: true, keep_ends: 1, multiple: 8 });
+        }
+        Err(Error::Request(format!(
+            "sparsity {sparsity} is not in (0, 1): give the share of heads and neurons to remove"
+        )))
+    }
+
+    /// How many of a group go: its share, rounded half to even as in the reference; at least one stays.
+    #[must_use]
+    pub fn count(&self, group: &Group) -> usize {
+        let (wanted, multiple) = match group {
+            Group::Heads(_) => (self.heads, 1),
+            Group::Neurons(_) => (self.neurons, self.multiple.max(1)),
+        };
+        let count = group.count();
+        if !wanted || count == 0 {
+            return 0;
+        }
+        let removed = (count as f64 * self.sparsity).round_ties_even() as usize;
+        let left = match count.is_multiple_of(multiple) {
+            true => (count - removed + multiple / 2) / multiple * multiple,
+            false => count - removed,
+        };
+        count - left.clamp(1, count)
+    }
+}
+
+impl Task<'_> {
+    /// The method's name.
+    #[must_use]
+    pub fn method(&self) -> &'static str {
+        match self {
+            Self::Weights { method, .. } => method.name(),
+            Self::Structured { method, .. } => method.name(),
+        }
+    }
+
+    /// Bytes that the method takes for a layer of `rows` x `columns`, beside weights and statistics.
+    #[must_use]
+    pub fn scratch(&self, rows: usize, columns: usize) -> u64 {
+        match self {
+            Self::Weights { method, .. } => method.scratch(rows, columns),
+            Self::Structured { method, .. } => method.scratch(rows, columns),
+        }
+    }
+}
+
+/// How much goes, in words: `50 %`, `2:4`, `30 % of heads and neurons`.
+impl fmt::Display for Task<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Weights { pattern, .. } => pattern.fmt(f),
+            Self::Structured { removal, .. } => {
+                let what = match (removal.heads, removal.neurons) {
+                    (true, false) => "heads",
+                    (false, true) => "neurons",
+                    _ => "heads and neurons",
+                };
+                write!(f, "{} of {what}", Pattern::Unstructured(removal.sparsity))
+            }
+        }
+    }
+}

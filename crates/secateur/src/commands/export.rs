@@ -1,0 +1,35 @@
+//! `secateur export`.
+
+use super::command_line;
+use crate::args::{Common, ExportArgs};
+use crate::format::{print, print_json};
+use crate::progress::Progress;
+use anyhow::Result;
+use secateur_models::{Observer, OutputFolder};
+use serde::Serialize;
+use std::path::Path;
+
+#[derive(Serialize)]
+struct Exported<'a> {
+    command: String,
+    model: &'a Path,
+    out: &'a Path,
+    groups: usize,
+    tensors: usize,
+}
+
+pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
+    let folder = args.model.open()?;
+    let progress = Progress::new(common.quiet);
+    let output = OutputFolder::create(&args.out, common.force, &[folder.path()])?;
+    progress.begin("densify", folder.checkpoint().tensors().count(), "tensors");
+    folder.densify(output.path(), &progress)?;
+    progress.finish();
+    output.finish()?;
+    let (groups, tensors) = (folder.removals().iter().count(), folder.manifest().shapes().len());
+    if common.json {
+        let (command, model, out) = (command_line(), folder.path(), args.out.as_path());
+        return print_json(&Exported { command, model, out, groups, tensors });
+    }
+    print(&format!("{tensors} tensors of {groups} modules at full size again: {}", args.out.display()))
+}

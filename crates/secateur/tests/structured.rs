@@ -1,0 +1,179 @@
+//! Removing heads and neurons through the binary: smaller models, what becomes of them, and runs that are stopped.
+
+mod common;
+
+use common::{entries, fail, model, secateur, succeed};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const SMALL: [&str; 7] = ["--samples", "2", "--steps", "3", "--report-samples", "0", "--quiet"];
+
+fn prune(model: &Path, out: &Path, options: &[&str]) -> Command {
+    let mut command = secateur();
+    command.arg("prune").arg(model).arg("--out").arg(out).args(SMALL).args(options);
+    command
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+fn inspect(folder: &Path) -> Value {
+    json(&succeed(secateur().arg("inspect").arg(folder).args(["--json", "--quiet"])))
+}
+
+#[test]
+fn a_smaller_model_lives_on() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let small = at("small");
+    succeed(&mut prune(&model("emoji-mmdit"), &small, &["--structured", "--sparsity", "0.3"]));
+
+    // Two of 8 heads and 304 of 1024 neurons, in all blocks but the first and the last; a file without them.
+    let inspection = inspect(&small);
+    assert!(
+        inspection["parameters"].as_u64().unwrap() < inspect(&model("emoji-mmdit"))["parameters"].as_u64().unwrap()
+    );
+    let manifest = json(&std::fs::read_to_string(small.join("secateur.json")).unwrap());
+    assert_eq!(manifest["format_version"], 2);
+    assert_eq!(manifest["clip"], "../emoji-clip", "what it said before is kept");
+    let removals = manifest["compressed"]["removals"].as_object().unwrap();
+    let last = inspection["blocks"].as_array().unwrap().len() - 3;
+    assert!(!removals.keys().any(|name| name.starts_with("transformer_blocks.0.")));
+    assert!(!removals.keys().any(|name| name.starts_with(&format!("transformer_blocks.{last}."))));
+    assert_eq!(removals["transformer_blocks.1.attn"]["removed"].as_array().unwrap().len(), 2);
+    assert_eq!(removals["transformer_blocks.1.ff"]["removed"].as_array().unwrap().len(), 304);
+    let shape = &manifest["compressed"]["shapes"]["transformer_blocks.1.ff.net.2.weight"];
+    assert_eq!((shape["was"][1].as_u64(), shape["is"][1].as_u64()), (Some(1024), Some(720)));
+
+    // It draws, and so does the full-size model with zeros put back: the same pictures.
+    let generate = |folder: &Path, out: &Path| {
+        let options = ["--prompt", "red apple, noto style emoji", "--steps", "3", "--quiet"];
+        succeed(secateur().arg("generate").arg(folder).arg("--out").arg(out).args(options));
+        image::open(out.join("0000.png")).unwrap().into_rgb8()
+    };
+    let export = || {
+        let mut command = secateur();
+        command.arg("export").arg(&small).args(["--densify", "--quiet", "--out"]).arg(at("dense"));
+        command
+    };
+    succeed(&mut export());
+    let (smaller, dense) = (generate(&small, &at("pictures")), generate(&at("dense"), &at("dense-pictures")));
+    let furthest = smaller.iter().zip(dense.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(furthest <= Some(1), "pixels differ by {furthest:?} of 255");
+    assert_eq!(inspect(&at("dense"))["parameters"], inspect(&model("emoji-mmdit"))["parameters"]);
+    let manifest = json(&std::fs::read_to_string(at("dense").join("secateur.json")).unwrap());
+    assert!(manifest.get("compressed").is_none());
+    let error = fail(export().args(["--out"]).arg(at("again")).arg(model("emoji-mmdit")), 2);
+    assert!(error.contains("unexpected argument"), "{error}");
+
+    // 2:4 on top of it, the hybrid.
+    let hybrid = at("hybrid");
+    succeed(&mut prune(&small, &hybrid, &["--pattern", "2:4"]));
+    let zeros = json(&succeed(secateur().arg("inspect").arg(&hybrid).args(["--zeros", "--json", "--quiet"])));
+    let sum: u64 = zeros["layers"].as_array().unwrap().iter().filter_map(|layer| layer["zeros"].as_u64()).sum();
+    assert!(sum > 3_000_000, "{sum} zeros");
+    assert_eq!(zeros["parameters"], inspection["parameters"]);
+}
+
+#[test]
+fn a_manifest_that_does_not_fit_its_model_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let small = temporary.path().join("small");
+    succeed(&mut prune(&model("emoji-mmdit"), &small, &["--structured=heads", "--method", "l1"]));
+    let path = small.join("secateur.json");
+    let manifest = json(&std::fs::read_to_string(&path).unwrap());
+    let group = "transformer_blocks.1.attn";
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut changed = manifest.clone();
+        change(&mut changed);
+        std::fs::write(&path, changed.to_string()).unwrap();
+        fail(secateur().arg("inspect").arg(&small).arg("--quiet"), 1)
+    };
+    for (field, value, words) in [
+        ("of", Value::from(9), "to have had 9 heads"),
+        ("removed", json("[1, 8]"), "ascending"),
+        ("removed", json("[2, 1]"), "ascending"),
+        ("removed", json("[0, 1, 2]"), "to_q"),
+    ] {
+        let error = with(&|manifest| manifest["compressed"]["removals"][group][field] = value.clone());
+        assert!(error.contains(words) && error.contains("small"), "{field} {value}: {error}");
+    }
+    let error = with(&|manifest| {
+        manifest["compressed"]["removals"]["nowhere"] = json(r#"{"of": 8, "removed": [1]}"#);
+    });
+    assert!(error.contains("nowhere"), "{error}");
+    let error = with(&|manifest| manifest["format_version"] = 3.into());
+    assert!(error.contains("newer"), "{error}");
+    let error = with(&|manifest| {
+        manifest.as_object_mut().unwrap().remove("compressed");
+    });
+    assert!(error.contains("to_q"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_removed_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let out = temporary.path().join("out");
+    for (options, code, words) in [
+        (["--structured", "--method", "wanda"].as_slice(), 1, "cannot remove heads"),
+        (&["--method", "l1"], 1, "--structured"),
+        (&["--structured", "--sparsity", "1"], 1, "(0, 1)"),
+        (&["--structured", "--pattern", "2:4"], 2, "cannot be used with"),
+        (&["--structured=feet"], 2, "heads"),
+        (&["--structured", "--keep-ends", "9"], 1, "--keep-ends"),
+        (&["--structured=heads", "--sparsity", "0.01"], 1, "too low"),
+    ] {
+        let error = fail(&mut prune(&model("emoji-mmdit"), &out, options), code);
+        assert!(error.contains(words), "{options:?}: {error}");
+        assert!(entries(temporary.path()).is_empty(), "{options:?} left {:?}", entries(temporary.path()));
+    }
+}
+
+/// A run in four packages that is killed goes on, and gives the same bytes as one that was not.
+#[test]
+#[cfg(unix)]
+fn a_killed_run_goes_on() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let options = ["--structured", "--packages", "4"];
+    let run = |name: &str, more: &[&str]| {
+        let mut command = prune(&model("emoji-mmdit"), &at(name), &options);
+        command.args(more);
+        command
+    };
+    succeed(&mut run("whole", &[]));
+    let unfinished = at(".stopped.unfinished");
+    let mut child = run("stopped", &[]).stderr(Stdio::null()).spawn().unwrap();
+    while !unfinished.join("package-0001.json").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let error = fail(&mut run("stopped", &[]), 1);
+    assert!(error.contains("--resume"), "{error}");
+    for (other, words) in [
+        (["--seed", "7"].as_slice(), "seed 0, now 7"),
+        (&["--samples", "3"], "samples 2, now 3"),
+        (&["--method", "l1"], "method obs, now l1"),
+        (&["--sparsity", "0.4"], "30 % of heads and neurons, now 40 %"),
+        (&["--batch", "1"], "batch 8, now 1"),
+        (&["--packages", "3"], "the plan"),
+    ] {
+        let error = fail(run("stopped", &["--resume"]).args(other), 1);
+        assert!(error.contains(words), "{other:?}: {error}");
+    }
+    // What a write that was cut short leaves is not taken for a package.
+    std::fs::write(unfinished.join("package-0003.safetensors"), "cut").unwrap();
+    std::fs::write(unfinished.join("package-0003.json.partial"), "{").unwrap();
+    succeed(&mut run("stopped", &["--resume"]));
+    assert!(!unfinished.exists());
+    let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(weights("whole") == weights("stopped"), "the weights differ");
+    let error = fail(run("another", &["--resume"]).arg("--quiet"), 1);
+    assert!(error.contains("nothing to resume"), "{error}");
+}
