@@ -147,7 +147,7 @@ impl Package {
         let input = |layer: &LayerName| self.inputs.iter().find(|input| input.name == *layer);
         let of_group = |coupled: &Vec<PlannedGroup>| {
             let outputs = outputs(coupled);
-            outputs.iter().filter_map(|layer| input(layer)).map(|input| input.solver_bytes(task)).sum()
+            outputs.iter().filter_map(&input).map(|input| input.solver_bytes(task)).sum()
         };
         match self.coupled.as_slice() {
             [] => self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0),

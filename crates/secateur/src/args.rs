@@ -38,7 +38,7 @@ pub(crate) struct Common {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Remove weights: calibrate, prune, save, and report what it cost
-    Prune(PruneArgs),
+    Prune(Box<PruneArgs>),
     /// Make pictures from prompts
     Generate(GenerateArgs),
     /// Show layers, shapes, parameters, zeros and multiply-accumulates
