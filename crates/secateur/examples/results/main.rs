@@ -1,0 +1,56 @@
+//! The tables of docs/results.md: ways to prune a model, over several seeds.
+//!
+//! `cargo run --release --example results -- models/emoji-mmdit results/emoji-mmdit --study methods --seeds 3`
+//!
+//! A seed sets the calibration prompts, their noise, and the noise of the judged pictures. Each cell is a JSON file in
+//! the output folder; a run that was stopped goes on with the cells that are missing, and
+//! `results --study methods --table results/emoji-mmdit` prints what there is.
+
+#![expect(clippy::print_stdout, reason = "it prints a table")]
+
+mod seed;
+mod study;
+mod table;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use std::path::PathBuf;
+use study::{Study, StudyName};
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Make a table of docs/results.md
+#[derive(Parser)]
+struct Arguments {
+    /// Model folder
+    #[arg(required_unless_present = "table")]
+    model: Option<PathBuf>,
+    /// Folder for the cells
+    #[arg(required_unless_present = "table")]
+    out: Option<PathBuf>,
+    /// What is compared
+    #[arg(long, value_enum, default_value_t = StudyName::Methods)]
+    study: StudyName,
+    /// Number of seeds, from 0
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seeds: u64,
+    /// Only print the table of the cells in this folder
+    #[arg(long, value_name = "OUT", conflicts_with_all = ["model", "out", "seeds"])]
+    table: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let study = Study::new(arguments.study)?;
+    match (&arguments.table, &arguments.model, &arguments.out) {
+        (Some(out), ..) => table::print(&study, out, 100),
+        (None, Some(model), Some(out)) => {
+            // Within the thread pool, as the binary's commands.
+            rayon::scope(|_| study.fill(model, out, arguments.seeds))?;
+            table::print(&study, out, arguments.seeds)
+        }
+        _ => bail!("MODEL and OUT are needed"),
+    }
+}

@@ -1,0 +1,129 @@
+//! All that is done for one seed.
+
+use crate::study::Row;
+use anyhow::{Context, Result, bail};
+use secateur_eval::{Comparison, Samples, Summary};
+use secateur_models::{ClipModel, ModelFolder, OutputFolder, Pipeline, Sampling, Subject};
+use secateur_prune::{
+    Calibration, Fingerprint, Magnitude, Outcome, Packages, Pattern, Plan, SavedStatistics, Selection, Source, Task,
+    Weighting, prune,
+};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+const CALIBRATION: usize = 100;
+const JUDGED: usize = 64;
+
+/// What a row comes to for one seed.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Cell {
+    pub(crate) comparison: Comparison,
+    pub(crate) mean_layer_error: f64,
+    pub(crate) largest_layer_error: f64,
+}
+
+impl Cell {
+    pub(crate) fn path(out: &Path, seed: u64, row: &str) -> PathBuf {
+        out.join(format!("seed{seed}-{row}.json"))
+    }
+
+    /// Nothing where it is not made yet.
+    pub(crate) fn read(out: &Path, seed: u64, row: &str) -> Result<Option<Self>> {
+        let path = Self::path(out, seed, row);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&path)?;
+        serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
+    }
+}
+
+/// One seed: its calibration, and what its pictures are made of.
+pub(crate) struct Seed<'a> {
+    model: &'a Path,
+    out: &'a Path,
+    seed: u64,
+    clip: ClipModel,
+    prompts: Vec<String>,
+    calibration: Calibration,
+}
+
+impl<'a> Seed<'a> {
+    pub(crate) fn new(model: &'a Path, out: &'a Path, seed: u64, token_stride: usize) -> Result<Self> {
+        let folder = ModelFolder::open(model, None)?;
+        let manifest = folder.manifest();
+        let clip = ClipModel::open(&model.join(manifest.clip.as_ref().context("the model names no CLIP")?))?;
+        let list = folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
+        let held_out = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
+        // A label may come again, with other noise; a text may not.
+        let times = if folder.subject() == Subject::Label { usize::MAX } else { 1 };
+        let some = |list: Vec<String>, first: usize, count: usize| {
+            let all = std::iter::repeat_n(list, times).flatten();
+            all.skip(first).take(count).collect::<Vec<_>>()
+        };
+        let chosen = some(list, seed as usize * CALIBRATION, CALIBRATION);
+        if chosen.len() < CALIBRATION {
+            bail!("too few calibration prompts for seed {seed}");
+        }
+        let sampling = Sampling { seed, ..folder.sampling() };
+        let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default(), token_stride };
+        Ok(Self { model, out, seed, clip, prompts: some(held_out, 0, JUDGED), calibration })
+    }
+
+    /// With the default weighting.
+    pub(crate) fn calibration(&self) -> &Calibration {
+        &self.calibration
+    }
+
+    fn pipeline(&self) -> Result<Pipeline> {
+        Ok(Pipeline::open(ModelFolder::open(self.model, None)?)?)
+    }
+
+    /// Prunes all that the task can, in one package.
+    pub(crate) fn prune(&self, pipeline: &mut Pipeline, task: &Task<'_>, source: &Source<'_>) -> Result<Outcome> {
+        let structure = pipeline.folder().structure(&self.calibration.sampling);
+        let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), task)?;
+        Ok(prune(pipeline, &plan, task, source, None, &())?)
+    }
+
+    /// The statistics of the dense model, gathered where that was not done yet.
+    pub(crate) fn statistics(&self) -> Result<SavedStatistics> {
+        let mut pipeline = self.pipeline()?;
+        let fingerprint = Fingerprint::new(pipeline.folder(), &self.calibration)?;
+        let path = self.out.join(format!("seed{}-statistics", self.seed));
+        if !path.exists() {
+            println!("seed {}: calibrate", self.seed);
+            let source = Source::Calibration(&self.calibration);
+            let task = Task::Weights { method: &Magnitude, pattern: Pattern::unstructured(0.5)? };
+            let outcome = self.prune(&mut pipeline, &task, &source)?;
+            let output = OutputFolder::create(&path, false, &[])?;
+            SavedStatistics::write(output.path(), &outcome.statistics, &fingerprint)?;
+            output.finish()?;
+        }
+        Ok(SavedStatistics::open(&path, &fingerprint)?)
+    }
+
+    fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Samples> {
+        let sampling = Sampling { seed: self.seed + 1000, ..self.calibration.sampling.clone() };
+        Ok(Samples::generate(pipeline, name, &self.prompts, &sampling, Some(&self.clip), &())?)
+    }
+
+    /// Makes the cells of some rows.
+    pub(crate) fn fill(&self, rows: &[&Row]) -> Result<()> {
+        println!("seed {}: dense", self.seed);
+        let dense = self.samples(&self.pipeline()?, "dense")?;
+        for row in rows {
+            println!("seed {}: {}", self.seed, row.label);
+            let mut pipeline = self.pipeline()?;
+            let outcome = (row.prune)(self, &mut pipeline)?;
+            let (comparison, _) = dense.compare(&self.samples(&pipeline, &row.label)?)?;
+            let errors = Summary::of(&outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>())?;
+            let cell = Cell { comparison, mean_layer_error: errors.mean, largest_layer_error: errors.maximum };
+            let path = Cell::path(self.out, self.seed, &row.name);
+            let partial = path.with_extension("partial");
+            std::fs::write(&partial, serde_json::to_string_pretty(&cell)?)?;
+            std::fs::rename(partial, path)?;
+        }
+        Ok(())
+    }
+}
