@@ -31,6 +31,7 @@
 
 mod calibrate;
 mod driver;
+mod dsnot;
 mod error;
 mod fingerprint;
 mod hessian;
@@ -45,6 +46,7 @@ mod weighting;
 
 pub use calibrate::{Calibration, Calibrator};
 pub use driver::{LayerOutcome, Outcome, Source, prune};
+pub use dsnot::Dsnot;
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;
 pub use hessian::{Factor, hessian_error};

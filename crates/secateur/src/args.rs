@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secateur_models::Sampler;
-use secateur_prune::{Magnitude, Method, Obs, Wanda, Weighting};
+use secateur_prune::{Dsnot, Magnitude, Method, Obs, Wanda, Weighting};
 use std::path::PathBuf;
 
 /// Make a diffusion model smaller and faster, and see what it cost.
@@ -243,6 +243,10 @@ pub(crate) enum MethodName {
     Obs,
     /// Weight times the norm of its input, per row
     Wanda,
+    /// DSnoT: Wanda's choice, and then swaps that keep each row's expected output
+    Dsnot,
+    /// DSnoT, starting from the weights that matter least by the Hessian, per row
+    DsnotHessian,
     /// The smallest weights
     Magnitude,
 }
@@ -252,6 +256,8 @@ impl MethodName {
         match self {
             Self::Obs => &Obs,
             Self::Wanda => &Wanda,
+            Self::Dsnot => &Dsnot::Wanda,
+            Self::DsnotHessian => &Dsnot::Hessian,
             Self::Magnitude => &Magnitude,
         }
     }
