@@ -85,34 +85,40 @@ pub fn symmetrise(gram: &mut [f32], columns: usize) {
     }
 }
 
-/// Adds the weighted sum of squares of every column of a matrix, given by its rows, to `sums`.
-pub fn add_column_squares<'a>(
+/// Adds the weighted sum of every column of a matrix, given by its rows, to `sums`, and that of its squares to `squares`.
+pub fn add_column_moments<'a>(
     rows: usize,
     row: impl Fn(usize) -> &'a [f32],
     weight: impl Fn(usize) -> f32,
     sums: &mut [f64],
+    squares: &mut [f64],
 ) {
+    assert_eq!(sums.len(), squares.len());
     // Partial sums over some rows in f32 are fast; their total is f64.
     const BLOCK: usize = 256;
-    let mut partial = vec![0f32; sums.len()];
+    let columns = sums.len();
+    let (mut part, mut part_of_squares) = (vec![0f32; columns], vec![0f32; columns]);
     for first in (0..rows).step_by(BLOCK) {
-        partial.fill(0.0);
+        part.fill(0.0);
+        part_of_squares.fill(0.0);
         for index in first..(first + BLOCK).min(rows) {
-            dispatch(AddSquares { weight: weight(index), x: &row(index)[..partial.len()], sums: &mut partial });
+            let (weight, x) = (weight(index), &row(index)[..columns]);
+            dispatch(AddMoments { weight, x, sums: &mut part, squares: &mut part_of_squares });
         }
-        for (sum, &p) in sums.iter_mut().zip(&partial) {
-            *sum += f64::from(p);
+        for (sum, &part) in sums.iter_mut().zip(&part).chain(squares.iter_mut().zip(&part_of_squares)) {
+            *sum += f64::from(part);
         }
     }
 }
 
-struct AddSquares<'a> {
+struct AddMoments<'a> {
     weight: f32,
     x: &'a [f32],
     sums: &'a mut [f32],
+    squares: &'a mut [f32],
 }
 
-impl WithSimd for AddSquares<'_> {
+impl WithSimd for AddMoments<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -122,6 +128,13 @@ impl WithSimd for AddSquares<'_> {
             simd,
             self.x,
             self.sums,
+            #[inline(always)]
+            |x, sum| x * weight + sum,
+        );
+        map_with(
+            simd,
+            self.x,
+            self.squares,
             #[inline(always)]
             |x, sum| (x * weight).mul_add(x, sum),
         );

@@ -331,11 +331,15 @@ fn gram_matrices() {
             }
         }
         close("gram", &Tensor::from_vec(got, (columns, columns), &Device::Cpu).unwrap(), &want);
-        let mut squares = vec![1.0; columns];
-        gram::add_column_squares(rows, row, |_| 1.0, &mut squares);
-        for (j, square) in squares.iter().enumerate() {
-            let want = 1.0 + a.chunks(columns).map(|row| row[j] * row[j]).sum::<f64>();
-            assert!((square - want).abs() < 1e-5 * want, "column {j}: {square} against {want}");
+        let (mut sums, mut squares) = (vec![1.0; columns], vec![1.0; columns]);
+        gram::add_column_moments(rows, row, |row| (row % 3) as f32, &mut sums, &mut squares);
+        let weighted = |f: &dyn Fn(&[f64]) -> f64| {
+            1.0 + a.chunks(columns).enumerate().map(|(row, x)| (row % 3) as f64 * f(x)).sum::<f64>()
+        };
+        for j in 0..columns {
+            let (sum, size, square) = (weighted(&|x| x[j]), weighted(&|x| x[j].abs()), weighted(&|x| x[j] * x[j]));
+            assert!((sums[j] - sum).abs() < 1e-5 * size, "column {j}: {} against {sum}", sums[j]);
+            assert!((squares[j] - square).abs() < 1e-5 * square, "column {j}: {} against {square}", squares[j]);
         }
     }
 }

@@ -252,20 +252,27 @@ impl ModelFolder {
         !self.constants.contains(name)
     }
 
-    /// A run of its sampler, or of the one asked for with the same configuration, for latents of `size` (height, width).
+    /// Its sampler, or the one asked for with the same configuration.
     ///
     /// # Errors
-    /// See [`scheduler_config`] and [`SchedulerConfig::schedule`](crate::SchedulerConfig::schedule).
-    pub fn schedule(&self, size: (usize, usize), sampling: &Sampling) -> Result<Box<dyn Schedule>> {
-        let (own, asked) = (self.sampler, sampling.sampler);
+    /// See [`scheduler_config`].
+    pub fn scheduler(&self, asked: Sampler) -> Result<Arc<dyn SchedulerConfig>> {
+        let own = self.sampler;
         if asked.is_of_flow() != own.is_of_flow() {
             return Err(Error::Request(format!("sampler {asked} does not go with a model that is sampled by {own}")));
         }
-        let scheduler = match asked == own {
-            true => Arc::clone(&self.scheduler),
-            false => scheduler_config(&self.path.join(SCHEDULER_CONFIG), asked, self.class.scheduler_options)?,
-        };
-        scheduler.schedule(Run {
+        match asked == own {
+            true => Ok(Arc::clone(&self.scheduler)),
+            false => scheduler_config(&self.path.join(SCHEDULER_CONFIG), asked, self.class.scheduler_options),
+        }
+    }
+
+    /// A run of its sampler, or of the one asked for, for latents of `size` (height, width).
+    ///
+    /// # Errors
+    /// See [`ModelFolder::scheduler`] and [`SchedulerConfig::schedule`](crate::SchedulerConfig::schedule).
+    pub fn schedule(&self, size: (usize, usize), sampling: &Sampling) -> Result<Box<dyn Schedule>> {
+        self.scheduler(sampling.sampler)?.schedule(Run {
             steps: sampling.steps,
             tokens: self.denoiser.image_tokens(size),
             even_levels: self.class.even_levels,

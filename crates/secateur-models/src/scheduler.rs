@@ -78,6 +78,13 @@ pub trait SchedulerConfig: Debug + Send + Sync {
     /// # Errors
     /// If it cannot make so many steps.
     fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>>;
+
+    /// What the model was trained on at `timestep`: the latents `clean` with so much of the standard normal `noise`, and what
+    /// the model should give for them.
+    ///
+    /// # Errors
+    /// If the timestep is beyond the training, or the shapes differ.
+    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)>;
 }
 
 /// One run of a sampler, with what it remembers of earlier calls. All that is done to latents is differentiable.

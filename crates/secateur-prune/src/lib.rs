@@ -32,6 +32,7 @@
 
 mod calibrate;
 mod driver;
+mod dsnot;
 mod error;
 mod fingerprint;
 mod hessian;
@@ -45,11 +46,13 @@ mod statistics;
 mod structured;
 mod surgeon;
 mod task;
+mod taylor;
 mod wanda;
 mod weighting;
 
 pub use calibrate::{Calibration, Calibrator};
 pub use driver::{GroupOutcome, LayerOutcome, Outcome, Source, prune};
+pub use dsnot::Dsnot;
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;
 pub use hessian::{Factor, hessian_error};
@@ -62,5 +65,6 @@ pub use plan::{Package, Packages, Plan, PlannedGroup, PlannedLayer, Selection, S
 pub use statistics::{InputStatistics, SavedStatistics};
 pub use structured::{L1, Output, Removed, StructuredMethod, Weights};
 pub use task::{Removal, Task};
+pub use taylor::Taylor;
 pub use wanda::Wanda;
 pub use weighting::Weighting;

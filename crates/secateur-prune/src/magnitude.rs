@@ -16,15 +16,11 @@ impl Method for Magnitude {
 
     fn prune(&self, layers: &mut [(LayerWeight, Pattern)], _: &InputStatistics) -> Result<Solved> {
         for (layer, pattern) in layers {
-            match *pattern {
-                Pattern::Unstructured(sparsity) => prune_lowest(&mut layer.values, sparsity, |_, w| w.abs()),
-                Pattern::SemiStructured { pruned, group } => {
-                    if let Some(problem) = pattern.obstacle(layer.columns) {
-                        return Err(Error::layer(&layer.layer, problem));
-                    }
-                    let share = pruned as f64 / group as f64;
-                    layer.values.chunks_exact_mut(group).for_each(|w| prune_lowest(w, share, |_, w| w.abs()));
-                }
+            if let Some(problem) = pattern.obstacle(layer.columns) {
+                return Err(Error::layer(&layer.layer, problem));
+            }
+            for i in pattern.lowest(layer.values.len(), |i| layer.values[i].abs()) {
+                layer.values[i as usize] = 0.0;
             }
         }
         Ok(Solved::default())
@@ -32,19 +28,5 @@ impl Method for Magnitude {
 
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
         (rows * columns * size_of::<usize>()) as u64
-    }
-}
-
-/// Sets the lowest `int(n * share)` of n weights to zero, by `score` of index and weight.
-pub(crate) fn prune_lowest(weights: &mut [f32], share: f64, score: impl Fn(usize, f32) -> f32) {
-    let count = (weights.len() as f64 * share + 1e-9) as usize;
-    if count == 0 {
-        return;
-    }
-    let mut order: Vec<u32> = (0..weights.len() as u32).collect();
-    let key = |i: &u32| score(*i as usize, weights[*i as usize]);
-    order.select_nth_unstable_by(count - 1, |a, b| key(a).total_cmp(&key(b)).then(a.cmp(b)));
-    for &i in &order[..count] {
-        weights[i as usize] = 0.0;
     }
 }

@@ -37,6 +37,25 @@ impl Pattern {
         }
     }
 
+    /// Which of `count` weights go by this pattern, those of the lowest score: the lowest `int(count * sparsity)` of all, or
+    /// the lowest of every group; of equal ones, the first.
+    pub(crate) fn lowest(&self, count: usize, score: impl Fn(usize) -> f32) -> Vec<u32> {
+        let (group, pruned) = match *self {
+            Self::Unstructured(sparsity) => (count, (count as f64 * sparsity + 1e-9) as usize),
+            Self::SemiStructured { pruned, group } => (group, pruned),
+        };
+        if pruned == 0 {
+            return Vec::new();
+        }
+        let order = |a: &u32, b: &u32| score(*a as usize).total_cmp(&score(*b as usize)).then(a.cmp(b));
+        let mut all: Vec<u32> = (0..count as u32).collect();
+        let lowest = all.chunks_exact_mut(group).flat_map(|group| {
+            group.select_nth_unstable_by(pruned - 1, order);
+            &group[..pruned]
+        });
+        lowest.copied().collect()
+    }
+
     /// Why a weight of that many columns cannot have this pattern, if so.
     #[must_use]
     pub fn obstacle(&self, columns: usize) -> Option<String> {

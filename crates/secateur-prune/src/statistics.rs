@@ -15,6 +15,8 @@ pub struct InputStatistics {
     /// H = 2 / (sum of a_t) * sum of a_t X_t^T X_t, where a_t is the weight of the step and every sample counts once
     /// (OBS-Diff, eq. 5): d x d, symmetric, row-major.
     pub hessian: Vec<f32>,
+    /// Sum of each column over all rows, unweighted: d.
+    pub sums: Vec<f32>,
     /// Sum of squares of each column over all rows, unweighted: d.
     pub squares: Vec<f32>,
     /// Rows seen; those that were summed up stand for the others.
@@ -25,6 +27,7 @@ pub struct InputStatistics {
 #[derive(Clone, Debug)]
 pub(crate) struct Accumulator {
     gram: Vec<f32>,
+    sums: Vec<f64>,
     squares: Vec<f64>,
     rows: f64,
     weight: f64,
@@ -46,7 +49,8 @@ fn taken(tokens: usize, stride: usize, step: usize) -> Vec<usize> {
 
 impl Accumulator {
     pub(crate) fn new(width: usize, stride: usize) -> Self {
-        Self { gram: vec![0.0; width * width], squares: vec![0.0; width], rows: 0.0, weight: 0.0, stride }
+        let (gram, sums, squares) = (vec![0.0; width * width], vec![0.0; width], vec![0.0; width]);
+        Self { gram, sums, squares, rows: 0.0, weight: 0.0, stride }
     }
 
     /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`; a row counts as often as
@@ -66,7 +70,7 @@ impl Accumulator {
         let times = |index: usize| multiplicity.map_or(1.0, |times| times[place(index)]) * stride as f32;
         let rows = samples * taken.len();
         gram::add_gram(rows, width, row, |index| weight as f32 * times(index), &mut self.gram);
-        gram::add_column_squares(rows, row, times, &mut self.squares);
+        gram::add_column_moments(rows, row, times, &mut self.sums, &mut self.squares);
         self.rows += (0..rows).map(|index| f64::from(times(index))).sum::<f64>();
         self.weight += weight * samples as f64;
     }
@@ -81,8 +85,13 @@ impl Accumulator {
         gram::symmetrise(&mut self.gram, width);
         let scale = if self.weight > 0.0 { (2.0 / self.weight) as f32 } else { 0.0 };
         self.gram.iter_mut().for_each(|h| *h *= scale);
-        let squares = self.squares.iter().map(|&square| square as f32).collect();
-        InputStatistics { hessian: self.gram, squares, rows: self.rows.round() as u64 }
+        let rounded = |sums: Vec<f64>| sums.iter().map(|&sum| sum as f32).collect();
+        InputStatistics {
+            hessian: self.gram,
+            sums: rounded(self.sums),
+            squares: rounded(self.squares),
+            rows: self.rows.round() as u64,
+        }
     }
 }
 
@@ -91,6 +100,25 @@ impl InputStatistics {
     #[must_use]
     pub fn width(&self) -> usize {
         self.squares.len()
+    }
+
+    /// The root of each column's mean square, by which Wanda measures weights.
+    pub(crate) fn norms(&self) -> Vec<f32> {
+        let rows = self.rows.max(1) as f32;
+        self.squares.iter().map(|square| (square / rows).sqrt()).collect()
+    }
+
+    /// The mean of each column.
+    pub(crate) fn means(&self) -> Vec<f64> {
+        let rows = self.rows.max(1) as f64;
+        self.sums.iter().map(|&sum| f64::from(sum) / rows).collect()
+    }
+
+    /// The variance of each column.
+    pub(crate) fn variances(&self) -> Vec<f64> {
+        let rows = self.rows.max(1) as f64;
+        let variance = |(&square, mean): (&f32, f64)| (f64::from(square) / rows - mean * mean).max(0.0);
+        self.squares.iter().zip(self.means()).map(variance).collect()
     }
 }
 
@@ -112,6 +140,9 @@ struct Saved {
 
 const FILE: &str = "statistics";
 
+/// Version 1 had no column sums.
+const FORMAT_VERSION: u32 = 2;
+
 impl SavedStatistics {
     /// Writes statistics into an existing folder.
     ///
@@ -126,14 +157,15 @@ impl SavedStatistics {
         for (name, input) in statistics {
             let width = input.width();
             let hessian = Tensor::from_slice(&input.hessian, (width, width), &Device::Cpu)?;
-            let squares = Tensor::from_slice(&input.squares, width, &Device::Cpu)?;
             tensors.insert(format!("{name}.hessian"), hessian);
-            tensors.insert(format!("{name}.squares"), squares);
+            for (kind, values) in [("sums", &input.sums), ("squares", &input.squares)] {
+                tensors.insert(format!("{name}.{kind}"), Tensor::from_slice(values, width, &Device::Cpu)?);
+            }
         }
         let path = folder.join(format!("{FILE}.safetensors"));
         candle_core::safetensors::save(&tensors, path)?;
         let saved = Saved {
-            format_version: 1,
+            format_version: FORMAT_VERSION,
             fingerprint: fingerprint.clone(),
             rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
         };
@@ -150,8 +182,8 @@ impl SavedStatistics {
         let path = folder.join(format!("{FILE}.json"));
         let text = std::fs::read_to_string(&path).map_err(|e| Error::statistics(&path, e))?;
         let saved: Saved = serde_json::from_str(&text).map_err(|e| Error::statistics(&path, e))?;
-        if saved.format_version != 1 {
-            let problem = format!("format_version {} is not understood", saved.format_version);
+        if saved.format_version != FORMAT_VERSION {
+            let problem = format!("format_version {}, and not {FORMAT_VERSION}: calibrate again", saved.format_version);
             return Err(Error::statistics(&path, problem));
         }
         let differences = saved.fingerprint.differences(expected);
@@ -170,12 +202,15 @@ impl SavedStatistics {
         let Some(&rows) = self.saved.rows.get(name.as_str()) else {
             return Err(Error::statistics(&self.folder, format!("no statistics of the input of {name}")));
         };
-        let hessian = self.checkpoint.read(&format!("{name}.hessian"))?;
-        let squares = self.checkpoint.read(&format!("{name}.squares"))?;
-        if hessian.dims() != [width, width] || squares.dims() != [width] {
-            let problem = format!("the Hessian of {name} is {:?}, {width} x {width} wanted", hessian.dims());
-            return Err(Error::statistics(&self.folder, problem));
-        }
-        Ok(InputStatistics { hessian: hessian.flatten_all()?.to_vec1()?, squares: squares.to_vec1()?, rows })
+        let read = |kind: &str, shape: &[usize]| {
+            let tensor = self.checkpoint.read(&format!("{name}.{kind}"))?;
+            if tensor.dims() != shape {
+                let problem = format!("{kind} of the input of {name} has shape {:?}, {shape:?} wanted", tensor.dims());
+                return Err(Error::statistics(&self.folder, problem));
+            }
+            Ok(tensor.flatten_all()?.to_vec1()?)
+        };
+        let hessian = read("hessian", &[width, width])?;
+        Ok(InputStatistics { hessian, sums: read("sums", &[width])?, squares: read("squares", &[width])?, rows })
     }
 }

@@ -1,7 +1,6 @@
 //! Wanda: weights times the norm of what they multiply.
 
 use crate::error::{Error, Result};
-use crate::magnitude::prune_lowest;
 use crate::method::{LayerWeight, Method, Solved};
 use crate::pattern::Pattern;
 use crate::statistics::InputStatistics;
@@ -17,19 +16,14 @@ impl Method for Wanda {
     }
 
     fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved> {
-        let rows = statistics.rows.max(1) as f32;
-        let norms: Vec<f32> = statistics.squares.iter().map(|square| (square / rows).sqrt()).collect();
+        let norms = statistics.norms();
         for (layer, pattern) in layers {
             if let Some(problem) = pattern.obstacle(layer.columns) {
                 return Err(Error::layer(&layer.layer, problem));
             }
-            layer.values.par_chunks_exact_mut(layer.columns.max(1)).for_each(|row| match *pattern {
-                Pattern::Unstructured(share) => prune_lowest(row, share, |j, w| w.abs() * norms[j]),
-                Pattern::SemiStructured { pruned, group } => {
-                    let share = pruned as f64 / group as f64;
-                    for (w, norms) in row.chunks_exact_mut(group).zip(norms.chunks_exact(group)) {
-                        prune_lowest(w, share, |j, w| w.abs() * norms[j]);
-                    }
+            layer.values.par_chunks_exact_mut(layer.columns.max(1)).for_each(|row| {
+                for j in pattern.lowest(row.len(), |j| row[j].abs() * norms[j]) {
+                    row[j as usize] = 0.0;
                 }
             });
         }

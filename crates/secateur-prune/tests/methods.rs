@@ -7,9 +7,9 @@ use secateur_models::{
 };
 use secateur_nn::{Context, LayerName, Probe, Step};
 use secateur_prune::{
-    Calibration, Calibrator, Error, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs, Output,
-    Packages, Pattern, Plan, PlannedGroup, Removal, SavedStatistics, Selection, Solved, Source, StructuredMethod, Task,
-    Wanda, Weighting, hessian_error, prune,
+    Calibration, Calibrator, Dsnot, Error, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs,
+    Output, Packages, Pattern, Plan, PlannedGroup, Removal, SavedStatistics, Selection, Solved, Source,
+    StructuredMethod, Task, Wanda, Weighting, hessian_error, prune,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ fn hessian(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
 fn statistics(hessian: Vec<f32>, rows: u64) -> InputStatistics {
     let columns = hessian.len().isqrt();
     let squares = (0..columns).map(|j| hessian[j * columns + j]).collect();
-    InputStatistics { hessian, squares, rows }
+    InputStatistics { hessian, sums: vec![0.0; columns], squares, rows }
 }
 
 fn layer(rows: usize, columns: usize, seed: u64) -> LayerWeight {
@@ -194,7 +194,7 @@ fn layers_of_one_input_are_solved_as_if_alone() {
 
 #[test]
 fn nothing_to_remove_changes_nothing() {
-    for method in [&Obs as &dyn Method, &Wanda, &Magnitude] {
+    for method in [&Obs as &dyn Method, &Wanda, &Dsnot::Wanda, &Dsnot::Hessian, &Magnitude] {
         let mut layers = [layer(4, 16, 1)];
         run(method, &mut layers, &statistics(hessian(40, 16, 2), 40), Pattern::Unstructured(0.0)).unwrap();
         assert_eq!(layers[0], layer(4, 16, 1), "{}", method.name());
@@ -355,6 +355,8 @@ fn statistics_do_not_depend_on_the_batch() {
         let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
         let difference = norm(&mut statistics.hessian.iter().zip(&other.hessian).map(|(a, b)| a - b));
         assert!(difference < 1e-5 * norm(&mut statistics.hessian.iter().copied()), "{name}: {difference}");
+        let difference = norm(&mut statistics.sums.iter().zip(&other.sums).map(|(a, b)| a - b));
+        assert!(difference < 1e-5 * norm(&mut statistics.sums.iter().copied()), "{name}: {difference}");
     }
 }
 
@@ -374,7 +376,7 @@ fn the_weight_follows_the_step_and_not_the_call() {
     let statistics = calibrator.finish().remove(&name).unwrap();
     let want = 2.0 / (1.2 + 1.2 + 0.8) * 3.0 * (1.2 + 1.2 * 4.0 + 0.8 * 16.0);
     assert!((f64::from(statistics.hessian[5]) - want).abs() < 1e-4 * want, "{}, {want}", statistics.hessian[5]);
-    assert_eq!((statistics.rows, statistics.squares[0]), (9, 3.0 * 21.0));
+    assert_eq!((statistics.rows, statistics.sums[0], statistics.squares[0]), (9, 3.0 * 7.0, 3.0 * 21.0));
     let error = Calibrator::new(&plan.packages[0], vec![1.0], 1)
         .linear_input(&name, &x(f32::NAN), &at(0, 1))
         .unwrap_err()
@@ -393,6 +395,26 @@ fn saved_statistics_serve_one_package() {
     let saved = SavedStatistics::open(folder.path(), &fingerprint).unwrap();
     let error = prune(&mut pipeline, &plan, &half(&Obs), &Source::Saved(&saved), None, &()).unwrap_err().to_string();
     assert!(error.contains("one package"), "{error}");
+}
+
+#[test]
+fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
+    let fingerprint = Fingerprint::new(bundled().folder(), &calibration(1, 1)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let name = "layer".into();
+    let mut input = statistics(hessian(20, 6, 1), 20);
+    input.sums = random(6, 2);
+    SavedStatistics::write(folder.path(), &BTreeMap::from([("layer".into(), input.clone())]), &fingerprint).unwrap();
+    let saved = SavedStatistics::open(folder.path(), &fingerprint).unwrap();
+    assert_eq!(saved.input(&name, 6).unwrap(), input);
+    let error = saved.input(&name, 5).unwrap_err().to_string();
+    assert!(error.contains("hessian of the input of layer") && error.contains("[6, 6]"), "{error}");
+
+    let path = folder.path().join("statistics.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"format_version\": 2", "\"format_version\": 1")).unwrap();
+    let error = SavedStatistics::open(folder.path(), &fingerprint).unwrap_err().to_string();
+    assert!(error.contains("format_version 1") && error.contains("calibrate again"), "{error}");
 }
 
 #[test]
@@ -439,6 +461,7 @@ fn equal_tokens_may_be_folded_into_one() {
         let all = &all_statistics[name];
         assert_eq!(input.rows, all.rows, "{name}");
         assert!(difference(&input.hessian, &all.hessian) < 1e-5, "{name}");
+        assert!(difference(&input.sums, &all.sums) < 1e-5, "{name}");
         assert!(difference(&input.squares, &all.squares) < 1e-5, "{name}");
     }
 }

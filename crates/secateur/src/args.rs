@@ -3,7 +3,8 @@
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secateur_models::Sampler;
-use secateur_prune::{L1, Magnitude, Method, Obs, StructuredMethod, Wanda, Weighting};
+use secateur_prune::{Dsnot, L1, Magnitude, Method, Obs, StructuredMethod, Taylor, Wanda, Weighting};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Make a diffusion model smaller and faster, and see what it cost.
@@ -279,10 +280,16 @@ pub(crate) enum MethodName {
     Obs,
     /// Weight times the norm of its input, per row
     Wanda,
+    /// DSnoT: Wanda's choice, and then swaps that keep each row's expected output
+    Dsnot,
+    /// DSnoT, starting from the weights that matter least by the Hessian, per row
+    DsnotHessian,
     /// The smallest weights
     Magnitude,
     /// Heads and neurons with the smallest weights
     L1,
+    /// Diff-Pruning: heads and neurons that the training loss would miss least, by its gradients
+    Taylor,
 }
 
 /// What --structured removes.
@@ -300,18 +307,28 @@ impl MethodName {
         match self {
             Self::Obs => Some(&Obs),
             Self::Wanda => Some(&Wanda),
+            Self::Dsnot => Some(&Dsnot::Wanda),
+            Self::DsnotHessian => Some(&Dsnot::Hessian),
             Self::Magnitude => Some(&Magnitude),
-            Self::L1 => None,
+            Self::L1 | Self::Taylor => None,
         }
     }
 
     /// For heads and neurons; none where it chooses weights alone.
-    pub(crate) fn structured(self) -> Option<&'static dyn StructuredMethod> {
+    pub(crate) fn structured(self) -> Option<Box<dyn StructuredMethod>> {
         match self {
-            Self::Obs => Some(&Obs),
-            Self::L1 => Some(&L1),
-            Self::Wanda | Self::Magnitude => None,
+            Self::Obs => Some(Box::new(Obs)),
+            Self::L1 => Some(Box::new(L1)),
+            Self::Taylor => Some(Box::<Taylor>::default()),
+            Self::Wanda | Self::Dsnot | Self::DsnotHessian | Self::Magnitude => None,
         }
+    }
+}
+
+/// As on the command line.
+impl fmt::Display for MethodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
     }
 }
 

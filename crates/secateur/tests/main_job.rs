@@ -83,7 +83,14 @@ fn prune_writes_a_whole_model_and_a_report() {
 #[test]
 fn patterns_are_kept_row_by_row() {
     let temporary = tempfile::tempdir().unwrap();
-    for (method, pattern, group) in [("obs", "2:4", 4), ("wanda", "4:8", 8), ("magnitude", "1:4", 4)] {
+    let cases = [
+        ("obs", "2:4", 4),
+        ("wanda", "4:8", 8),
+        ("dsnot", "2:4", 4),
+        ("dsnot-hessian", "3:4", 4),
+        ("magnitude", "1:4", 4),
+    ];
+    for (method, pattern, group) in cases {
         let out = temporary.path().join(method);
         succeed(&mut prune(&out, &["--pattern", pattern, "--method", method, "--report-samples", "0"]));
         let pruned: usize = pattern.split(':').next().unwrap().parse().unwrap();

@@ -92,6 +92,10 @@ impl SchedulerConfig for DdpmConfig {
             limit: self.limit,
         }))
     }
+
+    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.prediction.pair(self.training.level(timestep.round() as usize)?, clean, noise)
+    }
 }
 
 impl Schedule for Ddpm {

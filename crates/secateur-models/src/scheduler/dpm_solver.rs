@@ -216,6 +216,15 @@ impl SchedulerConfig for DpmSolverConfig {
             images: Vec::new(),
         }))
     }
+
+    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        let timestep = f64::from(timestep);
+        let sigma = match self.source {
+            Source::Flow { .. } => timestep / self.sigmas.len() as f64,
+            _ => self.sigmas.at(timestep),
+        };
+        self.prediction.pair(self.source.level(sigma), clean, noise)
+    }
 }
 
 impl Schedule for DpmSolver {

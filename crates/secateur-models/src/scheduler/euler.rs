@@ -40,6 +40,10 @@ impl SchedulerConfig for EulerConfig {
         let levels = self.0.levels(run)?;
         Ok(Box::new(Euler { calls: levels.calls(), levels }))
     }
+
+    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.0.training_pair(timestep, clean, noise)
+    }
 }
 
 impl Schedule for Euler {

@@ -32,6 +32,10 @@ impl SchedulerConfig for EulerAncestralConfig {
         let levels = self.0.levels(run)?;
         Ok(Box::new(EulerAncestral { calls: levels.calls(), levels }))
     }
+
+    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.0.training_pair(timestep, clean, noise)
+    }
 }
 
 impl Schedule for EulerAncestral {

@@ -50,6 +50,11 @@ impl Exploding {
         })
     }
 
+    /// See [`SchedulerConfig::training_pair`](super::SchedulerConfig::training_pair).
+    pub(super) fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.prediction.pair(Level::from_ratio(self.sigmas.at(f64::from(timestep))), clean, noise)
+    }
+
     /// The levels of a run.
     pub(super) fn levels(&self, run: Run) -> Result<Levels> {
         let trained = self.sigmas.len();

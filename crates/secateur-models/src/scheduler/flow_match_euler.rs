@@ -1,6 +1,8 @@
 //! FlowMatchEulerDiscrete: the sampler of SD3 and FLUX.
 
 use super::options::Options;
+use super::prediction::Prediction;
+use super::training::Level;
 use super::{Call, Run, Schedule, SchedulerConfig};
 use crate::error::Result;
 use candle_core::Tensor;
@@ -139,6 +141,11 @@ impl FlowMatchEulerConfig {
 impl SchedulerConfig for FlowMatchEulerConfig {
     fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>> {
         Ok(Box::new(self.run(run)?))
+    }
+
+    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        let sigma = f64::from(timestep) / self.num_train_timesteps as f64;
+        Prediction::Flow.pair(Level { alpha: 1.0 - sigma, sigma }, clean, noise)
     }
 }
 

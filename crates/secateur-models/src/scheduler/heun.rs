@@ -42,6 +42,10 @@ impl SchedulerConfig for HeunConfig {
         let calls = (0..2 * run.steps - 1).map(call).collect();
         Ok(Box::new(Heun { levels, calls, limit: self.limit, start: None }))
     }
+
+    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.shared.training_pair(timestep, clean, noise)
+    }
 }
 
 impl Heun {

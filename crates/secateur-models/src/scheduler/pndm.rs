@@ -120,6 +120,10 @@ impl SchedulerConfig for PndmConfig {
             history: Vec::new(),
         }))
     }
+
+    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.prediction.pair(self.training.level(timestep.round() as usize)?, clean, noise)
+    }
 }
 
 impl Pndm {

@@ -58,6 +58,18 @@ impl Prediction {
         }
     }
 
+    /// Latents alpha x0 + sigma e, and what the model should give for them.
+    pub(super) fn pair(self, level: Level, image: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        let Level { alpha, sigma } = level;
+        let target = match self {
+            Self::Noise => noise.clone(),
+            Self::Image => image.clone(),
+            Self::Velocity => combine((alpha, noise), &[(-sigma, image)])?,
+            Self::Flow => combine((1.0, noise), &[(-1.0, image)])?,
+        };
+        Ok((combine((alpha, image), &[(sigma, noise)])?, target))
+    }
+
     /// The predicted noise in latents alpha x0 + sigma e.
     pub(super) fn noise(self, Level { alpha, sigma }: Level) -> Mix {
         match self {

@@ -2,16 +2,15 @@
 
 use super::compare::{model_summary, quality};
 use super::{command_line, names, no_score, numbered};
-use crate::args::{Common, GroupName, PruneArgs};
+use crate::args::{Common, GroupName, MethodName, PruneArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 use secateur_eval::{LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
 use secateur_prune::{
     Calibration, Factor, Fingerprint, Journal, Outcome, Packages, Pattern, Plan, PlannedGroup, PlannedLayer, Removal,
-    SavedStatistics, Selection, Source, Task, prune,
+    SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor, prune,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -23,7 +22,8 @@ const SAMPLES: usize = 100;
 
 pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let folder = args.model.open()?;
-    let task = &task(args)?;
+    let structured = structured_method(args)?;
+    let task = &task(args, structured.as_deref())?;
     let (calibration, report_prompts, mut notes) = prompts(args, &folder)?;
     let packages = match args.packages {
         Some(count) => Packages::Count(count),
@@ -84,6 +84,14 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
     let mut models = vec![model_summary(&pipeline, &name, &calibration.sampling)?];
     let dense = evaluation.samples(&pipeline, &name)?;
+    let taylor = match args.method {
+        MethodName::Taylor => Some(Taylor::measure(&pipeline, &plan, &calibration, &progress)?),
+        _ => None,
+    };
+    let task = &match (task, &taylor) {
+        (Task::Structured { removal, .. }, Some(method)) => Task::Structured { method, removal: *removal },
+        _ => *task,
+    };
     let source = saved.as_ref().map_or(Source::Calibration(&calibration), Source::Saved);
     let outcome = prune(&mut pipeline, &plan, task, &source, Some(&journal), &progress)?;
     let pruned = evaluation.samples(&pipeline, &candidate)?;
@@ -131,20 +139,27 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display()))
 }
 
-/// What the command line asks for.
-fn task(args: &PruneArgs) -> Result<Task<'static>> {
-    let name = args.method.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+/// The method that chooses heads and neurons, where these are to go.
+fn structured_method(args: &PruneArgs) -> Result<Option<Box<dyn StructuredMethod>>> {
     if args.structured.is_empty() {
+        return Ok(None);
+    }
+    let problem = || format!("--method {} cannot remove heads and neurons; obs, l1 and taylor can", args.method);
+    args.method.structured().with_context(problem).map(Some)
+}
+
+/// What the command line asks for.
+fn task<'a>(args: &PruneArgs, structured: Option<&'a dyn StructuredMethod>) -> Result<Task<'a>> {
+    let Some(method) = structured else {
         let pattern = match (&args.pattern, args.sparsity) {
             (Some(pattern), _) => pattern.parse()?,
             (None, sparsity) => Pattern::unstructured(sparsity.unwrap_or(0.5))?,
         };
         let method = args.method.method();
-        let method = method.with_context(|| format!("--method {name} removes heads and neurons: give --structured"))?;
+        let method =
+            method.with_context(|| format!("--method {} removes heads and neurons: give --structured", args.method))?;
         return Ok(Task::Weights { method, pattern });
-    }
-    let method = args.method.structured();
-    let method = method.with_context(|| format!("--method {name} cannot remove heads and neurons; obs and l1 can"))?;
+    };
     let removal = Removal {
         heads: args.structured.contains(&GroupName::Heads),
         neurons: args.structured.contains(&GroupName::Neurons),

@@ -1,0 +1,154 @@
+//! Diff-Pruning's scores against finite differences of the loss that they are the slopes of.
+
+#![cfg(unix)]
+
+#[path = "../../secateur-models/tests/common/assemble.rs"]
+mod assemble;
+
+use assemble::assemble;
+use candle_core::Tensor;
+use secateur_models::{Axis, Edits, ModelFolder, Pipeline, Sampling, noise};
+use secateur_nn::{Context, LayerName};
+use secateur_prune::{
+    Calibration, LayerWeight, Output, Packages, Plan, PlannedGroup, Removal, Selection, Source, StructuredMethod, Task,
+    Taylor, Weighting, prune,
+};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn calibration(sampling: &Sampling, prompts: &[String]) -> Calibration {
+    let (weighting, token_stride) = (Weighting::default(), 1);
+    Calibration { prompts: prompts.to_vec(), sampling: sampling.clone(), weighting, token_stride }
+}
+
+/// The loss at all timesteps from the least noisy one, as Diff-Pruning sums it up.
+fn losses(pipeline: &Pipeline, clean: &Tensor, prompts: &[String], sampling: &Sampling) -> Vec<f64> {
+    let folder = pipeline.folder();
+    let mut timesteps: Vec<f32> =
+        folder.schedule(sampling.latent, sampling).unwrap().calls().iter().map(|call| call.timestep).collect();
+    timesteps.sort_by(f32::total_cmp);
+    timesteps.dedup();
+    let loss = |(draws, timestep): (usize, &f32)| {
+        let noise = noise(sampling.seed, 0..prompts.len(), draws + 1, &clean.dims()[1..]).unwrap();
+        let scheduler = folder.scheduler(sampling.sampler).unwrap();
+        let (latents, target) = scheduler.training_pair(*timestep, clean, &noise).unwrap();
+        let told = pipeline.conditioning(prompts, sampling.latent, sampling).unwrap();
+        let times = vec![*timestep; prompts.len()];
+        let output = pipeline.denoiser().forward(&latents, &times, &told, &Context::default()).unwrap();
+        let output = output.narrow(1, 0, clean.dim(1).unwrap()).unwrap();
+        let error: Vec<f32> = (output - target).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        error.iter().map(|&e| f64::from(e).powi(2)).sum::<f64>() / error.len() as f64
+    };
+    timesteps.iter().enumerate().map(loss).collect()
+}
+
+fn scores_are_slopes(name: &str, latent: (usize, usize)) {
+    let folder = assemble(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens"), name);
+    let open = || ModelFolder::open(folder.path(), None).unwrap();
+    let sampling = Sampling { steps: 3, batch: 2, latent, ..open().sampling() };
+    let prompts = ["red apple, noto style emoji", "Spider"].map(str::to_owned).to_vec();
+    let removal = Removal { keep_ends: 0, multiple: 1, ..Removal::new(0.5).unwrap() };
+    let planned = Taylor::default();
+    let task = Task::Structured { method: &planned, removal };
+    let structure = open().structure(&sampling);
+    let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
+    let mut pipeline = Pipeline::open(open()).unwrap();
+    let calibration = calibration(&sampling, &prompts);
+    let taylor = Taylor::measure(&pipeline, &plan, &calibration, &()).unwrap();
+    // Batches change nothing but rounding.
+    let alone = Sampling { batch: 1, ..sampling.clone() };
+    let one_by_one = Calibration { sampling: alone, ..calibration.clone() };
+    let one_by_one = Taylor::measure(&pipeline, &plan, &one_by_one, &()).unwrap();
+
+    let clean = pipeline.sample(&prompts, 0..2, &sampling, None, &()).unwrap();
+    let used = {
+        let (losses, mut largest) = (losses(&pipeline, &clean, &prompts, &sampling), 0f64);
+        let above = |loss: &&f64| {
+            largest = largest.max(**loss);
+            **loss >= Taylor::THRESHOLD * largest
+        };
+        losses.iter().take_while(above).count()
+    };
+    assert!(used > 0);
+    let dense: BTreeMap<String, Tensor> =
+        pipeline.parameters().iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
+    for PlannedGroup { group, .. } in plan.groups() {
+        let scores = taylor.scores(group.name()).unwrap();
+        let largest = scores.iter().copied().fold(0.0, f64::max);
+        for (a, b) in scores.iter().zip(one_by_one.scores(group.name()).unwrap()) {
+            assert!((a - b).abs() <= 1e-3 * largest, "{name}, {}: {a} in a batch, {b} alone", group.name());
+        }
+        // The first, and the one in the middle.
+        for one in [0, group.count() / 2] {
+            let mut loss_at = |scale: f32| -> f64 {
+                let mut weights = BTreeMap::new();
+                for part in group.parts(&[one]) {
+                    let bias = (part.axis == Axis::Rows).then(|| part.layer.bias());
+                    for name in std::iter::once(part.layer.weight()).chain(bias) {
+                        let Some(tensor) = weights.get(&name).or_else(|| dense.get(&name)) else { continue };
+                        let axis = part.axis as usize;
+                        let mut shape = vec![1; tensor.rank()];
+                        shape[axis] = tensor.dim(axis).unwrap();
+                        let mut factors = vec![1f32; shape[axis]];
+                        part.indices.iter().for_each(|&index| factors[index] = scale);
+                        let factors = Tensor::from_vec(factors, shape, tensor.device()).unwrap();
+                        let scaled = tensor.broadcast_mul(&factors).unwrap();
+                        weights.insert(name, scaled);
+                    }
+                }
+                pipeline.apply(&Edits { weights, ..Edits::default() }).unwrap();
+                let sum = losses(&pipeline, &clean, &prompts, &sampling)[..used].iter().sum();
+                pipeline.apply(&Edits { weights: dense.clone(), ..Edits::default() }).unwrap();
+                sum
+            };
+            const STEP: f32 = 0.02;
+            let slope = ((loss_at(1.0 + STEP) - loss_at(1.0 - STEP)) / (2.0 * f64::from(STEP))).abs();
+            let error = (slope - scores[one]).abs();
+            assert!(
+                error < 0.02 * slope + 0.01 * largest,
+                "{name}, {} {one}: score {}, finite difference {slope}",
+                group.name(),
+                scores[one]
+            );
+        }
+    }
+
+    // Those of the lowest scores go.
+    let task = Task::Structured { method: &taylor, removal };
+    let outcome = prune(&mut pipeline, &plan, &task, &Source::Calibration(&calibration), None, &()).unwrap();
+    for group in &outcome.groups {
+        let scores = taylor.scores(&group.name).unwrap();
+        let gone = group.removed.iter().map(|&one| scores[one]).fold(0.0, f64::max);
+        let stays = (0..group.count).filter(|one| !group.removed.contains(one)).map(|one| scores[one]);
+        assert!(stays.fold(f64::INFINITY, f64::min) >= gone, "{name}, {}", group.name);
+    }
+}
+
+#[test]
+fn of_a_flow_model() {
+    scores_are_slopes("stable_diffusion_3", (16, 16));
+}
+
+#[test]
+fn of_a_model_that_predicts_velocity() {
+    scores_are_slopes("stable_diffusion_2", (16, 16));
+}
+
+#[test]
+fn of_flux() {
+    scores_are_slopes("flux", (16, 12));
+}
+
+#[test]
+fn without_scores_nothing_is_removed() {
+    let group = secateur_models::Group::Neurons(secateur_models::NeuronGroup {
+        name: "ff".into(),
+        count: 2,
+        up: Vec::new(),
+        down: secateur_models::Slice { layer: "down".into(), start: 0 },
+    });
+    let mut outputs: [Output<'_>; 0] = [];
+    let weights = |_: &LayerName| -> secateur_prune::Result<LayerWeight> { unreachable!() };
+    let error = Taylor::default().remove(&[PlannedGroup { group, remove: 1 }], &mut outputs, &weights).unwrap_err();
+    assert!(error.to_string().contains("ff"), "{error}");
+}
