@@ -58,7 +58,7 @@ pub struct Outcome {
     /// The heads and neurons of which some went.
     pub groups: Vec<GroupOutcome>,
     /// The statistics of the model as it was: where it was calibrated in one package, and else none.
-    pub statistics: BTreeMap<LayerName, InputStatistics>,
+    pub statistics: Statistics,
 }
 
 /// Where statistics come from.
@@ -67,6 +67,28 @@ pub enum Source<'a> {
     Calibration(&'a Calibration),
     /// They were gathered before, on the model as it was.
     Saved(&'a SavedStatistics),
+    /// They were gathered just now, on the model as it is, for the only package.
+    Gathered(&'a Statistics),
+}
+
+/// Statistics by the name of the input.
+pub type Statistics = BTreeMap<LayerName, InputStatistics>;
+
+impl Source<'_> {
+    /// Those of an input; `gathered` are what a calibration came to.
+    pub(crate) fn statistics<'a>(
+        &'a self,
+        input: &SharedInput,
+        gathered: &'a Statistics,
+    ) -> Result<Cow<'a, InputStatistics>> {
+        let gathered = match self {
+            Source::Saved(saved) => return saved.input(&input.name, input.width()).map(Cow::Owned),
+            Source::Gathered(gathered) => gathered,
+            Source::Calibration(_) => gathered,
+        };
+        let found = gathered.get(&input.name).map(Cow::Borrowed);
+        found.ok_or_else(|| Error::layer(&input.name, "no statistics: the model ran without calling it"))
+    }
 }
 
 /// Does `task` to what `plan` chose, package after package, in `pipeline` itself. The packages that `journal` has are taken
@@ -83,8 +105,8 @@ pub fn prune(
     journal: Option<&Journal>,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
-    if plan.packages.len() > 1 && matches!(source, Source::Saved(_)) {
-        let problem = "saved statistics serve one package: later ones would have to see the model as pruned so far";
+    if plan.packages.len() > 1 && !matches!(source, Source::Calibration(_)) {
+        let problem = "statistics that were gathered before serve one package: later ones would have to see the model as pruned so far";
         return Err(Error::Request(problem.into()));
     }
     let mut outcome = Outcome::of(pipeline);
@@ -104,13 +126,7 @@ pub fn prune(
             observer.begin(&of("calibrate"), total, "image steps");
             gathered = calibrate(pipeline, package, calibration, observer)?;
         }
-        let statistics = |input: &SharedInput| match source {
-            Source::Saved(saved) => saved.input(&input.name, input.width()).map(Cow::Owned),
-            Source::Calibration(_) => match gathered.get(&input.name) {
-                Some(statistics) => Ok(Cow::Borrowed(statistics)),
-                None => Err(Error::layer(&input.name, "no statistics: the model ran without calling it")),
-            },
-        };
+        let statistics = |input: &SharedInput| source.statistics(input, &gathered);
         observer.begin(&of("solve"), package.layers().count(), "layers");
         let mut done = Outcome::of(pipeline);
         // At once, so that the old weights do not stay in memory beside the new ones of a whole package.
@@ -165,7 +181,7 @@ impl Outcome {
 }
 
 /// Prunes the layers of one input.
-fn solve(
+pub(crate) fn solve(
     pipeline: &Pipeline,
     input: &SharedInput,
     method: &dyn Method,
@@ -186,7 +202,7 @@ fn solve(
 }
 
 /// Removes heads and neurons of groups that the same layers read; `inputs` are these layers', with statistics.
-fn remove(
+pub(crate) fn remove(
     pipeline: &Pipeline,
     coupled: &[PlannedGroup],
     inputs: &[(&SharedInput, Cow<'_, InputStatistics>)],

@@ -1,5 +1,6 @@
 //! The finished packages of a run, on disk: what it takes to go on after it was stopped.
 
+use crate::allocation::{Allocation, Settings};
 use crate::driver::{GroupOutcome, LayerOutcome, Outcome};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -29,7 +30,8 @@ struct Run {
     batch: usize,
     method: String,
     removed: String,
-    /// SHA-256 of the plan: layers, patterns, heads and neurons, packages.
+    allocation: Allocation,
+    /// SHA-256 of the plan before any allocation: layers, patterns, heads and neurons, packages.
     plan: String,
 }
 
@@ -42,9 +44,10 @@ struct Finished {
 }
 
 const RUN: &str = "run.json";
+const SETTINGS: &str = "settings.json";
 
 impl Run {
-    fn new(fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>) -> Self {
+    fn new(fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>, allocation: Allocation) -> Self {
         let digest = Sha256::digest(format!("{plan:?}"));
         Self {
             format_version: 1,
@@ -52,6 +55,7 @@ impl Run {
             batch,
             method: task.method().to_owned(),
             removed: task.to_string(),
+            allocation,
             plan: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
         }
     }
@@ -62,6 +66,9 @@ impl Run {
         let texts = [("method", &self.method, &expected.method), ("removed", &self.removed, &expected.removed)];
         let differing = texts.into_iter().filter(|(_, found, expected)| found != expected);
         differences.extend(differing.map(|(name, found, expected)| format!("{name} {found}, now {expected}")));
+        if self.allocation != expected.allocation {
+            differences.push(format!("allocation {}, now {}", self.allocation, expected.allocation));
+        }
         if self.batch != expected.batch {
             differences.push(format!("batch {}, now {}", self.batch, expected.batch));
         }
@@ -83,10 +90,11 @@ impl Journal {
         batch: usize,
         plan: &Plan,
         task: &Task<'_>,
+        allocation: Allocation,
     ) -> Result<Self> {
         std::fs::create_dir(folder).map_err(|error| Error::statistics(folder, error))?;
         let journal = Self { folder: folder.to_owned() };
-        journal.write_json(RUN, &Run::new(fingerprint, batch, plan, task))?;
+        journal.write_json(RUN, &Run::new(fingerprint, batch, plan, task, allocation))?;
         Ok(journal)
     }
 
@@ -94,10 +102,17 @@ impl Journal {
     ///
     /// # Errors
     /// If it cannot be read, or the run was another: the error says what differs.
-    pub fn open(folder: &Path, fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>) -> Result<Self> {
+    pub fn open(
+        folder: &Path,
+        fingerprint: &Fingerprint,
+        batch: usize,
+        plan: &Plan,
+        task: &Task<'_>,
+        allocation: Allocation,
+    ) -> Result<Self> {
         let journal = Self { folder: folder.to_owned() };
         let found: Run = journal.read_json(RUN)?;
-        let differences = found.differences(&Run::new(fingerprint, batch, plan, task));
+        let differences = found.differences(&Run::new(fingerprint, batch, plan, task, allocation));
         match differences.is_empty() {
             true => Ok(journal),
             false => {
@@ -111,6 +126,22 @@ impl Journal {
     #[must_use]
     pub fn finished(folder: &Path) -> usize {
         (0..).take_while(|&package| folder.join(json_name(package)).exists()).count()
+    }
+
+    /// The settings of the layers, if they were found.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn settings(&self) -> Result<Option<Settings>> {
+        self.folder.join(SETTINGS).exists().then(|| self.read_json(SETTINGS)).transpose()
+    }
+
+    /// Keeps the settings of the layers.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn set_settings(&self, settings: &Settings) -> Result<()> {
+        self.write_json(SETTINGS, settings)
     }
 
     /// A package, if it is finished.

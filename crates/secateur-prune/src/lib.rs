@@ -30,6 +30,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod allocation;
 mod calibrate;
 mod driver;
 mod dsnot;
@@ -50,8 +51,9 @@ mod taylor;
 mod wanda;
 mod weighting;
 
+pub use allocation::{Allocation, Setting, Settings, allocate};
 pub use calibrate::{Calibration, Calibrator};
-pub use driver::{GroupOutcome, LayerOutcome, Outcome, Source, prune};
+pub use driver::{GroupOutcome, LayerOutcome, Outcome, Source, Statistics, prune};
 pub use dsnot::Dsnot;
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;

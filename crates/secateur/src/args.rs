@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secateur_models::Sampler;
-use secateur_prune::{Dsnot, L1, Magnitude, Method, Obs, StructuredMethod, Taylor, Wanda, Weighting};
+use secateur_prune::{Allocation, Dsnot, L1, Magnitude, Method, Obs, StructuredMethod, Taylor, Wanda, Weighting};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -151,6 +151,10 @@ pub(crate) struct PruneArgs {
     /// Sum up one of every N tokens into the Hessians, for all of them; 1 sums up all
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
     pub(crate) token_stride: usize,
+    /// Remove the same share everywhere (uniform), or less where it hurts more, so that as much goes in total: of the
+    /// parameters, or of the macs (multiply-accumulates)
+    #[arg(long, value_name = "HOW", default_value_t = Allocation::Uniform)]
+    pub(crate) allocation: Allocation,
     /// Prune in N module packages, each calibrated with those before it pruned
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "memory")]
     pub(crate) packages: Option<usize>,

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use secateur_eval::{LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
 use secateur_prune::{
-    Calibration, Factor, Fingerprint, Journal, Outcome, Packages, Pattern, Plan, PlannedGroup, PlannedLayer, Removal,
-    SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor, prune,
+    Allocation, Calibration, Factor, Fingerprint, Journal, Outcome, Packages, Pattern, Plan, PlannedGroup,
+    PlannedLayer, Removal, SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor, allocate, prune,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         None if args.statistics.is_some() => Packages::Count(1),
         None => Packages::Memory(args.memory.as_u64()),
     };
-    let plan = Plan::new(
+    let mut plan = Plan::new(
         &folder.structure(&calibration.sampling),
         &Selection::new(&args.include, &args.exclude)?,
         packages,
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     };
     let fingerprint = Fingerprint::new(&folder, &calibration)?;
     let saved = args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint)).transpose()?;
-    let journal = unfinished.journal(&fingerprint, calibration.sampling.batch, &plan, task)?;
+    let journal = unfinished.journal(&fingerprint, calibration.sampling.batch, &plan, task, args.allocation)?;
 
     progress.note(&dry.summary());
     if args.resume {
@@ -92,7 +92,26 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         (Task::Structured { removal, .. }, Some(method)) => Task::Structured { method, removal: *removal },
         _ => *task,
     };
-    let source = saved.as_ref().map_or(Source::Calibration(&calibration), Source::Saved);
+    let mut gathered = None;
+    if args.allocation != Allocation::Uniform {
+        let settings = match journal.settings()? {
+            Some(settings) => settings,
+            None => {
+                let source = saved.as_ref().map_or(Source::Calibration(&calibration), Source::Saved);
+                let (settings, statistics) =
+                    allocate(&mut pipeline, &plan, task, &source, &calibration, args.allocation, &progress)?;
+                journal.set_settings(&settings)?;
+                gathered = statistics;
+                settings
+            }
+        };
+        plan.set(&settings);
+    }
+    let source = match (&saved, &gathered) {
+        (Some(saved), _) => Source::Saved(saved),
+        (None, Some(gathered)) => Source::Gathered(gathered),
+        (None, None) => Source::Calibration(&calibration),
+    };
     let outcome = prune(&mut pipeline, &plan, task, &source, Some(&journal), &progress)?;
     let pruned = evaluation.samples(&pipeline, &candidate)?;
     models.push(model_summary(&pipeline, &candidate, &calibration.sampling)?);
@@ -193,10 +212,17 @@ impl Unfinished {
         Ok(Self { folder, resume })
     }
 
-    fn journal(&self, fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>) -> Result<Journal> {
+    fn journal(
+        &self,
+        fingerprint: &Fingerprint,
+        batch: usize,
+        plan: &Plan,
+        task: &Task<'_>,
+        allocation: Allocation,
+    ) -> Result<Journal> {
         Ok(match self.resume {
-            true => Journal::open(&self.folder, fingerprint, batch, plan, task)?,
-            false => Journal::create(&self.folder, fingerprint, batch, plan, task)?,
+            true => Journal::open(&self.folder, fingerprint, batch, plan, task, allocation)?,
+            false => Journal::create(&self.folder, fingerprint, batch, plan, task, allocation)?,
         })
     }
 
@@ -329,6 +355,7 @@ fn settings(args: &PruneArgs, calibration: &Calibration, plan: &Plan, task: &Tas
         "guidance": sampling.guidance,
         "batch": sampling.batch,
         "timestep weighting": calibration.weighting.to_string(),
+        "allocation": args.allocation.to_string(),
         "packages": plan.packages.len(),
         "statistics": if args.statistics.is_some() { "saved before" } else { "of this run" },
         "seed of the report's noise": sampling.seed.wrapping_add(1),

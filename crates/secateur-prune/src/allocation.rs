@@ -1,0 +1,404 @@
+//! How far each layer goes: less where it hurts more, at the same total.
+
+use crate::calibrate::{Calibration, calibrate};
+use crate::driver::{Outcome, Source, Statistics, remove, solve};
+use crate::error::{Error, Result};
+use crate::pattern::Pattern;
+use crate::plan::{Package, Plan, PlannedGroup, SharedInput};
+use crate::statistics::InputStatistics;
+use crate::task::{Removal, Task};
+use candle_core::Tensor;
+use secateur_models::{Edits, Observer, Pipeline, Removals, Sampling};
+use secateur_nn::LayerName;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// What is given to each layer or group of heads or neurons.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Allocation {
+    /// The same share of all, as in OBS-Diff.
+    #[default]
+    Uniform,
+    /// Shares of least error that remove as many parameters in total.
+    Parameters,
+    /// Shares of least error that remove as many multiply-accumulates in total.
+    Macs,
+}
+
+impl fmt::Display for Allocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uniform => "uniform",
+            Self::Parameters => "parameters",
+            Self::Macs => "macs",
+        })
+    }
+}
+
+impl FromStr for Allocation {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Self::Uniform, Self::Parameters, Self::Macs];
+        let found = all.into_iter().find(|allocation| allocation.to_string() == text);
+        found.ok_or_else(|| {
+            Error::Request(format!("allocation {text:?} is unknown; there are uniform, parameters, macs"))
+        })
+    }
+}
+
+/// How far a layer goes, or a group of heads or neurons.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Setting {
+    /// Zeros.
+    Pattern(Pattern),
+    /// So many heads or neurons.
+    Remove(usize),
+}
+
+/// Settings by the name of the layer or group.
+pub type Settings = BTreeMap<LayerName, Setting>;
+
+/// One setting of a layer or group, what it removes, and what that costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Choice {
+    setting: Setting,
+    amount: f64,
+    error: f64,
+}
+
+/// Shares are tried from so much below the uniform one to so much above it.
+const REACH: f64 = 0.3;
+/// Shares that are solved for, of these either side.
+const SOLVED: [f64; 5] = [-1.0, -0.5, 0.0, 0.5, 1.0];
+/// Shares between them that are chosen from.
+const GRID: usize = 48;
+/// No share is more, and none of what is pruned less.
+const SHARES: (f64, f64) = (0.02, 0.95);
+/// Multiples of the uniform share of heads and neurons that are tried, in quarters.
+const QUARTERS: std::ops::RangeInclusive<usize> = 1..=8;
+/// No group loses more.
+const MOST_OF_GROUP: f64 = 0.8;
+/// Images that an influence is measured on.
+const IMAGES: usize = 4;
+
+impl Plan {
+    /// Gives every layer or group of the plan its setting.
+    pub fn set(&mut self, settings: &Settings) {
+        for package in &mut self.packages {
+            for layer in package.inputs.iter_mut().flat_map(|input| &mut input.layers) {
+                if let Some(Setting::Pattern(pattern)) = settings.get(&layer.name) {
+                    layer.pattern = Some(*pattern);
+                }
+            }
+            for planned in package.coupled.iter_mut().flatten() {
+                if let Some(Setting::Remove(remove)) = settings.get(planned.group.name()) {
+                    planned.remove = *remove;
+                }
+            }
+        }
+    }
+}
+
+/// Finds the settings of least error that remove as much in total as `plan`, which has the same share everywhere; and gives
+/// the statistics that it gathered for that, where the plan has one package and `source` is a calibration. `calibration` has
+/// the prompts that pictures are drawn from.
+///
+/// The error of a layer at some shares is what the method leaves of it there, see
+/// [`hessian_error`](crate::hessian_error); between these its logarithm is linear. What it does to pictures is measured once: the model with that
+/// layer alone pruned to the uniform share draws four of the calibration prompts in a quarter of the steps, and the squared
+/// difference of the latents is its influence, to which its errors are scaled. Then the layers go step by step, the one first
+/// that pays least for what it removes. Both total up: that errors of layers add is an assumption.
+///
+/// # Errors
+/// As [`prune`](crate::prune).
+pub fn allocate(
+    pipeline: &mut Pipeline,
+    plan: &Plan,
+    task: &Task<'_>,
+    source: &Source<'_>,
+    calibration: &Calibration,
+    allocation: Allocation,
+    observer: &dyn Observer,
+) -> Result<(Settings, Option<Statistics>)> {
+    let mut influence = Influence::new(pipeline, calibration)?;
+    let mut curves: BTreeMap<LayerName, Vec<Choice>> = BTreeMap::new();
+    let mut budget = 0.0;
+    let mut gathered = Statistics::new();
+    for (index, package) in plan.packages.iter().enumerate() {
+        let stage = |name: &str| format!("{name} {}/{} for the allocation", index + 1, plan.packages.len());
+        if let Source::Calibration(calibration) = source {
+            let total = calibration.prompts.len() * calibration.sampling.steps;
+            observer.begin(&stage("calibrate"), total, "image steps");
+            gathered = calibrate(pipeline, package, calibration, observer)?;
+        }
+        observer.begin(
+            &stage("try"),
+            package.layers().count().max(package.coupled.iter().flatten().count()),
+            "modules",
+        );
+        let curves_of = match task {
+            Task::Weights { .. } => weight_curves,
+            Task::Structured { .. } => group_curves,
+        };
+        let statistics = |input: &SharedInput| source.statistics(input, &gathered);
+        let trial = Trial { package, statistics: &statistics, task, allocation };
+        for (name, choices, uniform) in curves_of(pipeline, &trial, &mut influence, observer)? {
+            budget += uniform;
+            curves.insert(name, choices);
+        }
+    }
+    let settings = greedy(&curves, budget);
+    let keep = plan.packages.len() == 1 && matches!(source, Source::Calibration(_));
+    Ok((settings, keep.then_some(gathered)))
+}
+
+/// What curves are made from.
+struct Trial<'a> {
+    package: &'a Package,
+    statistics: &'a dyn Fn(&SharedInput) -> Result<Cow<'a, InputStatistics>>,
+    task: &'a Task<'a>,
+    allocation: Allocation,
+}
+
+/// Name, choices, and the amount that the uniform share removes.
+type Curve = (LayerName, Vec<Choice>, f64);
+
+fn weight_curves(
+    pipeline: &mut Pipeline,
+    trial: &Trial<'_>,
+    influence: &mut Influence,
+    observer: &dyn Observer,
+) -> Result<Vec<Curve>> {
+    let Task::Weights { method, pattern: uniform } = *trial.task else { return Ok(Vec::new()) };
+    let patterns = tried(uniform);
+    let mut curves = Vec::new();
+    for input in &trial.package.inputs {
+        let statistics = &*(trial.statistics)(input)?;
+        let mut outcomes = Vec::with_capacity(patterns.len());
+        for &pattern in &patterns {
+            let mut input = input.clone();
+            input.layers.iter_mut().for_each(|layer| layer.pattern = Some(pattern));
+            outcomes.push(solve(pipeline, &input, method, statistics)?);
+        }
+        let base = patterns.iter().position(|pattern| *pattern == uniform).unwrap_or(0);
+        for (index, layer) in input.layers.iter().enumerate() {
+            let scale = influence.of(pipeline, only(&outcomes[base], &layer.name.weight()), observer)?;
+            let weights = (layer.rows * layer.columns) as f64;
+            let amount = match trial.allocation {
+                Allocation::Macs => weights * layer.tokens as f64,
+                _ => weights,
+            };
+            let error = |outcome: &Outcome| outcome.layers[index].error;
+            let factor = scaled(scale, error(&outcomes[base]));
+            let solved: Vec<(Pattern, f64)> =
+                patterns.iter().copied().zip(outcomes.iter().map(|outcome| factor * error(outcome))).collect();
+            let choice = |(pattern, error): (Pattern, f64)| Choice {
+                setting: Setting::Pattern(pattern),
+                amount: amount * pattern.sparsity(),
+                error,
+            };
+            let choices = between(&solved).into_iter().map(choice).collect();
+            curves.push((layer.name.clone(), choices, amount * uniform.sparsity()));
+        }
+    }
+    Ok(curves)
+}
+
+/// The patterns that are solved for, the uniform one among them.
+fn tried(uniform: Pattern) -> Vec<Pattern> {
+    match uniform {
+        Pattern::Unstructured(share) => {
+            let mut shares: Vec<f64> = SOLVED
+                .iter()
+                .map(|step| (share + step * REACH).clamp(SHARES.0.min(share), SHARES.1.max(share)))
+                .collect();
+            shares.dedup();
+            shares.into_iter().map(Pattern::Unstructured).collect()
+        }
+        Pattern::SemiStructured { pruned, group } => {
+            let near = pruned.saturating_sub(1).max(1)..=(pruned + 1).min(group - 1);
+            near.map(|pruned| Pattern::SemiStructured { pruned, group }).collect()
+        }
+    }
+}
+
+/// Shares between those that were solved for: the logarithm of the error is linear between them.
+fn between(solved: &[(Pattern, f64)]) -> Vec<(Pattern, f64)> {
+    let all_shares = |(pattern, _): &(Pattern, f64)| matches!(pattern, Pattern::Unstructured(_));
+    if !solved.iter().all(all_shares) || solved.len() < 2 {
+        return solved.to_vec();
+    }
+    let floor = f64::MIN_POSITIVE;
+    let (first, last) = (solved[0].0.sparsity(), solved[solved.len() - 1].0.sparsity());
+    let at = |step: usize| {
+        let share = first + (last - first) * step as f64 / GRID as f64;
+        let above =
+            solved.iter().position(|(pattern, _)| pattern.sparsity() >= share).unwrap_or(solved.len() - 1).max(1);
+        let ((a, low), (b, high)) = (solved[above - 1], solved[above]);
+        let place = (share - a.sparsity()) / (b.sparsity() - a.sparsity());
+        let error = low.max(floor).ln() * (1.0 - place) + high.max(floor).ln() * place;
+        (Pattern::Unstructured(share), error.exp())
+    };
+    (0..=GRID).map(at).collect()
+}
+
+fn group_curves(
+    pipeline: &mut Pipeline,
+    trial: &Trial<'_>,
+    influence: &mut Influence,
+    observer: &dyn Observer,
+) -> Result<Vec<Curve>> {
+    let Task::Structured { method, removal } = *trial.task else { return Ok(Vec::new()) };
+    let whole = pipeline.folder().whole_structure(&influence.sampling);
+    let total = |removals: &Removals| {
+        let structure = whole.clone().without(removals);
+        match trial.allocation {
+            Allocation::Macs => structure.macs() as f64,
+            _ => structure.layers().map(|layer| layer.operation.weights()).sum::<u64>() as f64,
+        }
+    };
+    let before = total(pipeline.removals());
+    let mut curves = Vec::new();
+    for planned in trial.package.coupled.iter().flatten() {
+        let group = &planned.group;
+        let outputs = crate::plan::outputs(std::slice::from_ref(planned));
+        let inputs = trial.package.inputs.iter().filter(|input| outputs.contains(&input.name));
+        let inputs = inputs.map(|input| Ok((input, (trial.statistics)(input)?))).collect::<Result<Vec<_>>>()?;
+        let mut one = pipeline.removals().clone();
+        one.remove(group.name(), group.count(), &[0]);
+        let amount = before - total(&one);
+        let counts = QUARTERS.map(|quarters| {
+            let sparsity = (removal.sparsity * quarters as f64 / 4.0).min(MOST_OF_GROUP.max(removal.sparsity));
+            Removal { sparsity, ..removal }.count(group)
+        });
+        let mut counts: Vec<usize> = counts.chain([planned.remove]).filter(|count| *count > 0).collect();
+        counts.sort_unstable();
+        counts.dedup();
+        let attempt = |pipeline: &Pipeline, count: usize| {
+            remove(pipeline, &[PlannedGroup { group: group.clone(), remove: count }], &inputs, method)
+        };
+        let error = |outcome: &Outcome| outcome.layers.iter().map(|layer| layer.error).sum::<f64>();
+        let uniform = attempt(pipeline, planned.remove)?;
+        let factor = scaled(influence.of(pipeline, uniform.edits.clone(), observer)?, error(&uniform));
+        let nothing = Choice { setting: Setting::Remove(0), amount: 0.0, error: 0.0 };
+        let mut choices = vec![nothing];
+        for count in counts {
+            let error = factor * error(&attempt(pipeline, count)?);
+            choices.push(Choice { setting: Setting::Remove(count), amount: amount * count as f64, error });
+        }
+        curves.push((group.name().clone(), choices, amount * planned.remove as f64));
+    }
+    Ok(curves)
+}
+
+/// What a layer's error is multiplied by, if `error` of it has that influence.
+fn scaled(influence: f64, error: f64) -> f64 {
+    if error > 0.0 { influence / error } else { 0.0 }
+}
+
+/// The edit of one parameter.
+fn only(outcome: &Outcome, parameter: &str) -> Edits {
+    let weights = outcome.edits.weights.iter().filter(|(name, _)| *name == parameter);
+    let weights = weights.map(|(name, weight)| (name.clone(), weight.clone())).collect();
+    Edits { weights, removals: outcome.edits.removals.clone() }
+}
+
+/// Measures what an edit does to pictures.
+struct Influence {
+    prompts: Vec<String>,
+    sampling: Sampling,
+    dense: Tensor,
+}
+
+impl Influence {
+    fn new(pipeline: &Pipeline, calibration: &Calibration) -> Result<Self> {
+        let prompts: Vec<String> = calibration.prompts.iter().take(IMAGES).cloned().collect();
+        let steps = calibration.sampling.steps;
+        let steps = (steps / 4).max(steps.min(4));
+        let sampling = Sampling { steps, batch: IMAGES, ..calibration.sampling.clone() };
+        let dense = pipeline.sample(&prompts, 0..prompts.len(), &sampling, None, &())?;
+        Ok(Self { prompts, sampling, dense })
+    }
+
+    /// ||z' - z||^2 / ||z||^2 for the latents z, with the edit alone; the pipeline is then as it was.
+    fn of(&mut self, pipeline: &mut Pipeline, edits: Edits, observer: &dyn Observer) -> Result<f64> {
+        let kept =
+            edits.weights.keys().filter_map(|name| Some((name.clone(), pipeline.parameters().get(name)?.clone())));
+        let kept = Edits { weights: kept.collect(), removals: pipeline.removals().clone() };
+        pipeline.apply(&edits)?;
+        let changed = pipeline.sample(&self.prompts, 0..self.prompts.len(), &self.sampling, None, &());
+        pipeline.apply(&kept)?;
+        observer.advance(1)?;
+        let square = |tensor: &Tensor| Ok::<f64, Error>(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?));
+        Ok(square(&(changed? - &self.dense)?)? / square(&self.dense)?.max(f64::MIN_POSITIVE))
+    }
+}
+
+/// Lets every curve begin at its first choice, and then the one go on that pays least a unit of amount, until `budget` is
+/// removed. A step goes to the choice further on that is cheapest by that measure, as dents in a curve are not worth
+/// stopping at.
+fn greedy(curves: &BTreeMap<LayerName, Vec<Choice>>, budget: f64) -> Settings {
+    let mut at: BTreeMap<&LayerName, usize> = curves.keys().map(|name| (name, 0)).collect();
+    let mut left =
+        budget - curves.values().filter_map(|choices| choices.first()).map(|choice| choice.amount).sum::<f64>();
+    loop {
+        let step = |(name, choices): (&'_ LayerName, &Vec<Choice>)| {
+            let here = at[name];
+            let next = (here + 1..choices.len()).filter_map(|next| {
+                let amount = choices[next].amount - choices[here].amount;
+                let price = (choices[next].error - choices[here].error) / amount;
+                (amount > 0.0 && amount <= left * (1.0 + 1e-9)).then_some((price, next, amount))
+            });
+            next.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(price, next, amount)| (price, name.clone(), next, amount))
+        };
+        let Some((_, name, next, amount)) = curves.iter().filter_map(step).min_by(|a, b| a.0.total_cmp(&b.0)) else {
+            break;
+        };
+        if let Some(place) = at.get_mut(&name) {
+            *place = next;
+        }
+        left -= amount;
+    }
+    at.into_iter().map(|(name, place)| (name.clone(), curves[name][place].setting)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Choice, Pattern, Setting, between, greedy, tried};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn what_pays_least_goes_first_until_the_budget_is_removed() {
+        let curve = |errors: &[f64]| -> Vec<Choice> {
+            let choice =
+                |(i, error): (usize, &f64)| Choice { setting: Setting::Remove(i), amount: i as f64, error: *error };
+            errors.iter().enumerate().map(choice).collect()
+        };
+        // The second one has a dent: two steps cost less than one.
+        let curves =
+            BTreeMap::from([("a".into(), curve(&[0.0, 1.0, 3.0])), ("b".into(), curve(&[0.0, 1.5, 1.6, 9.0]))]);
+        for (budget, a, b) in [(0.0, 0, 0), (1.0, 1, 0), (2.0, 0, 2), (3.0, 1, 2), (4.0, 2, 2), (9.0, 2, 3)] {
+            let settings = greedy(&curves, budget);
+            let want = [Setting::Remove(a), Setting::Remove(b)];
+            assert_eq!([settings["a"], settings["b"]], want, "a budget of {budget}");
+        }
+    }
+
+    #[test]
+    fn shares_between_solved_ones_are_on_a_line_of_logarithms() {
+        let solved: Vec<(Pattern, f64)> =
+            tried(Pattern::Unstructured(0.5)).into_iter().map(|p| (p, (7.0 * p.sparsity()).exp())).collect();
+        assert_eq!(solved.len(), 5);
+        for (pattern, error) in between(&solved) {
+            let want = (7.0 * pattern.sparsity()).exp();
+            assert!((error / want - 1.0).abs() < 1e-9, "{pattern}: {error}, {want}");
+        }
+        let patterns = tried("2:4".parse().unwrap());
+        assert_eq!(patterns.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1:4", "2:4", "3:4"]);
+        assert_eq!(tried(Pattern::Unstructured(0.9)).last().map(Pattern::sparsity), Some(0.95));
+    }
+}
