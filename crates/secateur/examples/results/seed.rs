@@ -3,7 +3,7 @@
 use crate::study::Row;
 use anyhow::{Context, Result, bail};
 use secateur_eval::{Comparison, Samples, Summary};
-use secateur_models::{ClipModel, ModelFolder, OutputFolder, Pipeline, Sampling, Subject};
+use secateur_models::{ClipModel, ModelFolder, OutputFolder, Pipeline, Sampling, Subject, TensorInfo};
 use secateur_prune::{
     Calibration, Fingerprint, Magnitude, Outcome, Packages, Pattern, Plan, SavedStatistics, Selection, Source, Task,
     Weighting, prune,
@@ -20,6 +20,8 @@ pub(crate) struct Cell {
     pub(crate) comparison: Comparison,
     pub(crate) mean_layer_error: f64,
     pub(crate) largest_layer_error: f64,
+    /// Shares of the denoiser's parameters that are zero or gone, and of its multiply-accumulates that are gone.
+    pub(crate) removed: Option<[f64; 2]>,
 }
 
 impl Cell {
@@ -79,10 +81,15 @@ impl<'a> Seed<'a> {
         Ok(Pipeline::open(ModelFolder::open(self.model, None)?)?)
     }
 
-    /// Prunes all that the task can, in one package.
-    pub(crate) fn prune(&self, pipeline: &mut Pipeline, task: &Task<'_>, source: &Source<'_>) -> Result<Outcome> {
+    /// All that the task can prune, in one package.
+    pub(crate) fn plan(&self, pipeline: &Pipeline, task: &Task<'_>) -> Result<Plan> {
         let structure = pipeline.folder().structure(&self.calibration.sampling);
-        let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), task)?;
+        Ok(Plan::new(&structure, &Selection::default(), Packages::Count(1), task)?)
+    }
+
+    /// Prunes all that the task can.
+    pub(crate) fn prune(&self, pipeline: &mut Pipeline, task: &Task<'_>, source: &Source<'_>) -> Result<Outcome> {
+        let plan = self.plan(pipeline, task)?;
         Ok(prune(pipeline, &plan, task, source, None, &())?)
     }
 
@@ -108,6 +115,18 @@ impl<'a> Seed<'a> {
         Ok(Samples::generate(pipeline, name, &self.prompts, &sampling, Some(&self.clip), &())?)
     }
 
+    fn removed(&self, pipeline: &Pipeline) -> Result<[f64; 2]> {
+        let folder = pipeline.folder();
+        let (mut stay, mut all) = (0, 0);
+        for (name, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name)) {
+            stay += tensor.flatten_all()?.to_vec1::<f32>()?.iter().filter(|value| **value != 0.0).count();
+            all += folder.checkpoint().tensor(name).map_or(0, TensorInfo::elements);
+        }
+        let sampling = &self.calibration.sampling;
+        let macs = pipeline.structure(sampling).macs() as f64 / folder.structure(sampling).macs() as f64;
+        Ok([1.0 - stay as f64 / all as f64, 1.0 - macs])
+    }
+
     /// Makes the cells of some rows.
     pub(crate) fn fill(&self, rows: &[&Row]) -> Result<()> {
         println!("seed {}: dense", self.seed);
@@ -118,7 +137,12 @@ impl<'a> Seed<'a> {
             let outcome = (row.prune)(self, &mut pipeline)?;
             let (comparison, _) = dense.compare(&self.samples(&pipeline, &row.label)?)?;
             let errors = Summary::of(&outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>())?;
-            let cell = Cell { comparison, mean_layer_error: errors.mean, largest_layer_error: errors.maximum };
+            let cell = Cell {
+                comparison,
+                mean_layer_error: errors.mean,
+                largest_layer_error: errors.maximum,
+                removed: Some(self.removed(&pipeline)?),
+            };
             let path = Cell::path(self.out, self.seed, &row.name);
             let partial = path.with_extension("partial");
             std::fs::write(&partial, serde_json::to_string_pretty(&cell)?)?;

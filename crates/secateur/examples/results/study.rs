@@ -4,7 +4,10 @@ use crate::seed::{Cell, Seed};
 use anyhow::Result;
 use clap::ValueEnum;
 use secateur_models::Pipeline;
-use secateur_prune::{Calibration, Magnitude, Method, Obs, Outcome, Pattern, Source, Task, Wanda, Weighting};
+use secateur_prune::{
+    Allocation, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Removal, Source, StructuredMethod,
+    Task, Taylor, Wanda, Weighting, allocate, prune,
+};
 use std::path::Path;
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -13,6 +16,10 @@ pub(crate) enum StudyName {
     Methods,
     /// Every weighting of the denoising steps
     Weighting,
+    /// Heads and neurons by every method at every share
+    Structured,
+    /// The same share everywhere, or less where it hurts more
+    Allocation,
 }
 
 type Pruning = dyn Fn(&Seed<'_>, &mut Pipeline) -> Result<Outcome> + Send + Sync;
@@ -34,6 +41,8 @@ pub(crate) struct Study {
     pub(crate) token_stride: usize,
     /// Each group is done for all seeds before the next.
     pub(crate) groups: Vec<Vec<Row>>,
+    /// Whether the table tells how much is gone.
+    pub(crate) sizes: bool,
     /// The name of the row that the others are compared with, seed by seed.
     pub(crate) baseline: Option<String>,
 }
@@ -43,11 +52,13 @@ impl Study {
         match name {
             StudyName::Methods => Self::methods(),
             StudyName::Weighting => Self::weightings(),
+            StudyName::Structured => Self::structured(),
+            StudyName::Allocation => Self::allocations(),
         }
     }
 
     fn methods() -> Result<Self> {
-        const METHODS: [&dyn Method; 3] = [&Obs, &Wanda, &Magnitude];
+        const METHODS: [&dyn Method; 5] = [&Obs, &Wanda, &Dsnot::Wanda, &Dsnot::Hessian, &Magnitude];
         let rows = |name: &str, label: &str, pattern: Pattern| {
             METHODS.map(|method| Row {
                 name: format!("{}-{name}", method.name()),
@@ -67,7 +78,64 @@ impl Study {
         ];
         let others = others.into_iter().flatten().collect();
         let about = "Hessians of all tokens.";
-        Ok(Self { about, token_stride: 1, groups: vec![first, others], baseline: None })
+        Ok(Self { about, token_stride: 1, groups: vec![first, others], sizes: false, baseline: None })
+    }
+
+    fn structured() -> Result<Self> {
+        let row = |method: &'static dyn StructuredMethod, percent: u32| Row {
+            name: format!("structured-{}-{percent}", method.name()),
+            label: format!("{} {percent} %", method.name()),
+            prune: Box::new(move |seed, pipeline| {
+                let statistics = seed.statistics()?;
+                let removal = Removal::new(f64::from(percent) / 100.0)?;
+                seed.prune(pipeline, &Task::Structured { method, removal }, &Source::Saved(&statistics))
+            }),
+        };
+        let taylor = |percent: u32| Row {
+            name: format!("structured-taylor-{percent}"),
+            label: format!("taylor {percent} %"),
+            prune: Box::new(move |seed, pipeline| {
+                let statistics = seed.statistics()?;
+                let removal = Removal::new(f64::from(percent) / 100.0)?;
+                let plan = seed.plan(pipeline, &Task::Structured { method: &L1, removal })?;
+                let taylor = Taylor::measure(pipeline, &plan, seed.calibration(), &())?;
+                seed.prune(pipeline, &Task::Structured { method: &taylor, removal }, &Source::Saved(&statistics))
+            }),
+        };
+        let rows = |percent| vec![row(&Obs, percent), row(&L1, percent), taylor(percent)];
+        let about = "Heads and neurons of all blocks but the first and the last; multiples of 8 neurons are left.";
+        Ok(Self { about, token_stride: 4, groups: [30, 20, 10, 40, 50].map(rows).into(), sizes: true, baseline: None })
+    }
+
+    fn allocations() -> Result<Self> {
+        const ALLOCATIONS: [Allocation; 3] = [Allocation::Uniform, Allocation::Parameters, Allocation::Macs];
+        let rows = |name: &str, label: &str, task: Task<'static>| {
+            let row = |allocation: Allocation| Row {
+                name: format!("allocation-{name}-{allocation}"),
+                label: format!("{label}, {allocation}"),
+                prune: Box::new(move |seed, pipeline| {
+                    let statistics = seed.statistics()?;
+                    let source = Source::Saved(&statistics);
+                    let mut plan = seed.plan(pipeline, &task)?;
+                    if allocation != Allocation::Uniform {
+                        let (settings, _) =
+                            allocate(pipeline, &plan, &task, &source, seed.calibration(), allocation, &())?;
+                        plan.set(&settings);
+                    }
+                    Ok(prune(pipeline, &plan, &task, &source, None, &())?)
+                }),
+            };
+            ALLOCATIONS.map(row).into()
+        };
+        let weights = |pattern| Task::Weights { method: &Obs, pattern };
+        let groups = vec![
+            rows("0.5", "50 %", weights(Pattern::unstructured(0.5)?)),
+            rows("structured-0.3", "structured 30 %", Task::Structured { method: &Obs, removal: Removal::new(0.3)? }),
+            rows("2of4", "2:4", weights("2:4".parse()?)),
+        ];
+        let about = "obs, one package, Hessians of every fourth token. By parameters as many weights go in total as with the \
+                     same share everywhere, by macs as many multiply-accumulates.";
+        Ok(Self { about, token_stride: 4, groups, sizes: true, baseline: None })
     }
 
     fn weightings() -> Result<Self> {
@@ -85,7 +153,7 @@ impl Study {
         let about = "obs 50 %, one package, Hessians of every fourth token. Differences are to uniform, seed by seed: the \
                      prompts, the noise and the dense pictures of a seed are the same in all rows. Each row's layer error \
                      is under its own Hessian.";
-        Ok(Self { about, token_stride: 4, groups: vec![rows.into()], baseline: Some(baseline) })
+        Ok(Self { about, token_stride: 4, groups: vec![rows.into()], sizes: false, baseline: Some(baseline) })
     }
 
     /// Makes the cells that are missing.

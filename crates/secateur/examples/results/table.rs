@@ -42,6 +42,13 @@ fn cells(out: &Path, seeds: u64, row: &str) -> Result<Cells> {
     (0..seeds).filter_map(|seed| Cell::read(out, seed, row).transpose().map(|cell| Ok((seed, cell?)))).collect()
 }
 
+fn removed(cell: &Cell) -> Result<[f64; 2]> {
+    Ok(cell
+        .removed
+        .context("a cell of an older version, that does not tell what was removed")?
+        .map(|share| 100.0 * share))
+}
+
 fn text_image(cell: &Cell) -> Result<&TextImage> {
     cell.comparison.text_image.as_ref().context("no text-image score")
 }
@@ -56,7 +63,7 @@ fn spread(values: &[f64], digits: usize, signed: bool) -> Result<String> {
     Ok(if values.len() > 1 { format!("{mean} ± {standard_deviation:.digits$}") } else { mean })
 }
 
-fn columns(choices: usize, compared: bool) -> Vec<Column> {
+fn columns(choices: usize, compared: bool, sizes: bool) -> Vec<Column> {
     let figure = |value: fn(&Cell) -> Result<f64>, digits| -> Figure { (value, digits) };
     let psnr = figure(|cell| Ok(cell.comparison.psnr.mean), 2);
     let latent = figure(|cell| Ok(cell.comparison.latent_error.mean), 4);
@@ -85,6 +92,15 @@ fn columns(choices: usize, compared: bool) -> Vec<Column> {
             &[figure(|cell| Ok(cell.mean_layer_error), 4), figure(|cell| Ok(cell.largest_layer_error), 3)],
         ),
     ];
+    if sizes {
+        columns.insert(
+            0,
+            column(
+                "parameters / MACs removed, %",
+                &[figure(|cell| Ok(removed(cell)?[0]), 1), figure(|cell| Ok(removed(cell)?[1]), 1)],
+            ),
+        );
+    }
     if compared {
         let difference = |figure| Column { paired: true, ..column("difference", &[figure]) };
         columns.splice(1..1, [difference(psnr)]);
@@ -103,7 +119,7 @@ pub(crate) fn print(study: &Study, out: &Path, seeds: u64) -> Result<()> {
         return Ok(());
     };
     let baseline = study.baseline.as_ref().map(|name| cells(out, seeds, name)).transpose()?;
-    let columns = columns(text_image(any)?.choices, baseline.is_some());
+    let columns = columns(text_image(any)?.choices, baseline.is_some(), study.sizes);
     let line = |label: &str, seeds: &str, texts: &[String]| println!("| {label} | {seeds} | {} |", texts.join(" | "));
     println!("{}\n", study.about);
     line("", "seeds", &columns.iter().map(|column| column.heading.clone()).collect::<Vec<_>>());
