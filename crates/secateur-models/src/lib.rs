@@ -52,6 +52,7 @@ pub use pixart::{Pixart, PixartConfig};
 pub use preprocess::ClipImageProcessor;
 pub use save::{OutputFolder, cast};
 pub use scheduler::{Call, Instead, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
+pub use secateur_nn::LayerName;
 pub use single_file::{Conversion, SingleFile};
 pub use structure::{
     Axis, Between, Block, Geometry, Group, HeadGroup, HeadStream, Layer, LowRankGroup, LowRankKind, Memory,

@@ -177,3 +177,35 @@ fn a_killed_run_goes_on() {
     let error = fail(run("another", &["--resume"]).arg("--quiet"), 1);
     assert!(error.contains("nothing to resume"), "{error}");
 }
+
+/// As many weights go in total as with the same share everywhere, but not the same share of every layer; a run that was
+/// stopped keeps the shares that it found.
+#[test]
+fn shares_are_allocated() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let allocated = |name: &str, options: &[&str]| {
+        let options = [&["--allocation", "parameters", "--json"], options].concat();
+        json(&succeed(&mut prune(&model("emoji-mmdit"), &at(name), &options)))
+    };
+    let report = allocated("anywhere", &["--sparsity", "0.5", "--include", "*.ff.*"]);
+    let layers = report["layers"].as_array().unwrap();
+    let number = |layer: &Value, key: &str| layer[key].as_f64().unwrap();
+    let weights = |layer: &Value| number(layer, "rows") * number(layer, "columns");
+    let total: f64 = layers.iter().map(weights).sum();
+    let zeros: f64 = layers.iter().map(|layer| weights(layer) * number(layer, "sparsity")).sum();
+    assert!((zeros / total - 0.5).abs() < 0.005, "{} of the weights are zero", zeros / total);
+    let shares: Vec<f64> = layers.iter().map(|layer| number(layer, "sparsity")).collect();
+    let (least, most) = (shares.iter().copied().fold(1.0, f64::min), shares.iter().copied().fold(0.0, f64::max));
+    assert!(least < 0.45 && most > 0.55, "shares of {least} to {most}");
+
+    succeed(&mut prune(&model("emoji-mmdit"), &at("uniform"), &["--structured"]));
+    allocated("groups", &["--structured"]);
+    let parameters = |name: &str| inspect(&at(name))["parameters"].as_f64().unwrap();
+    let difference = parameters("groups") / parameters("uniform") - 1.0;
+    assert!((0.0..0.005).contains(&difference), "parameters differ by {difference}");
+    assert_ne!(
+        std::fs::read(at("groups").join("secateur.json")).unwrap(),
+        std::fs::read(at("uniform").join("secateur.json")).unwrap()
+    );
+}

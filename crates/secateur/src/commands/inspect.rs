@@ -4,7 +4,9 @@ use crate::args::{Common, InspectArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::Result;
-use secateur_models::{Block, HeadGroup, LowRankKind, Memory, ModelFolder, Observer, Reader, Structure, Unit};
+use secateur_models::{
+    Block, HeadGroup, LayerName, LowRankKind, Memory, ModelFolder, Observer, Reader, Removals, Structure, Unit,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,6 +58,7 @@ struct BlockRow {
 struct HeadRow {
     module: String,
     count: usize,
+    removed: usize,
     head_dim: usize,
     streams: usize,
     norm: bool,
@@ -66,6 +69,7 @@ struct HeadRow {
 struct NeuronRow {
     module: String,
     count: usize,
+    removed: usize,
     gated: bool,
 }
 
@@ -166,7 +170,11 @@ impl Inspection {
             text_tokens: geometry.text,
             file_bytes: folder.checkpoint().bytes(),
             prunable_layers: layers.iter().filter(|layer| layer.prunable).count(),
-            blocks: structure.blocks.iter().map(|block| BlockRow::new(block, &structure, of_block(block))).collect(),
+            blocks: structure
+                .blocks
+                .iter()
+                .map(|block| BlockRow::new(block, &structure, of_block(block), folder.removals()))
+                .collect(),
             units: units(&structure, &structure.units, of_block),
             branches: units(&structure, &structure.branches, of_block),
             layers,
@@ -235,10 +243,14 @@ impl Inspection {
 }
 
 impl BlockRow {
-    fn new(block: &Block, structure: &Structure, parameters: u64) -> Self {
+    fn new(block: &Block, structure: &Structure, parameters: u64, removals: &Removals) -> Self {
+        let gone = removals.iter().map(|(name, removal)| (name, removal.removed.len()));
+        let gone: BTreeMap<&LayerName, usize> = gone.collect();
+        let removed = |name: &LayerName| gone.get(name).copied().unwrap_or(0);
         let heads = |heads: &HeadGroup| HeadRow {
             module: heads.name.to_string(),
             count: heads.count,
+            removed: removed(&heads.name),
             head_dim: heads.head_dim,
             streams: heads.streams.len(),
             norm: heads.between.norm,
@@ -247,6 +259,7 @@ impl BlockRow {
         let neurons = block.neurons.iter().map(|neurons| NeuronRow {
             module: neurons.name.to_string(),
             count: neurons.count,
+            removed: removed(&neurons.name),
             gated: neurons.up.len() == 2,
         });
         let low_rank = block.low_rank_groups().map(|group| LowRankRow {
@@ -275,7 +288,7 @@ impl BlockRow {
         let name = |module: &str| module.strip_prefix(&format!("{}.", self.name)).unwrap_or(module).to_owned();
         let heads = self.heads.iter().map(|heads| {
             let joint = if heads.streams == 2 { ", image and text" } else { "" };
-            let mut note = format!("{} heads of {}{joint}", heads.count, heads.head_dim);
+            let mut note = format!("{} heads of {}{joint}", left(heads.count, heads.removed), heads.head_dim);
             if let Some(barred) =
                 self.low_rank.iter().find(|group| group.module == heads.module && group.barred.is_some())
             {
@@ -285,7 +298,7 @@ impl BlockRow {
         });
         let neurons = self.neurons.iter().map(|neurons| {
             let gated = if neurons.gated { ", gated" } else { "" };
-            (name(&neurons.module), format!("{} neurons{gated}", neurons.count))
+            (name(&neurons.module), format!("{} neurons{gated}", left(neurons.count, neurons.removed)))
         });
         heads.chain(neurons).collect()
     }
@@ -353,6 +366,11 @@ fn layers(folder: &ModelFolder, structure: &Structure, zeros: bool, progress: &P
 fn block_of(module: &str, structure: &Structure) -> Option<String> {
     let inside = |block: &&Block| module.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
     structure.blocks.iter().filter(inside).max_by_key(|block| block.name.len()).map(|block| block.name.clone())
+}
+
+/// How many there are, and of how many where some were removed.
+fn left(count: usize, removed: usize) -> String {
+    if removed == 0 { count.to_string() } else { format!("{count} of {}", count + removed) }
 }
 
 /// Part of a whole in percent.

@@ -151,6 +151,13 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     if let Some(comparison) = &report.comparison {
         print(&quality(comparison))?;
     }
+    if let [before, after] = report.models.as_slice()
+        && after.parameters < before.parameters
+    {
+        let of = |after: u64, before: u64| format!("{} ({} before)", count(after), count(before));
+        print(&format!("  parameters    {}", of(after.parameters, before.parameters)))?;
+        print(&format!("  MACs a call   {}", of(after.macs, before.macs)))?;
+    }
     let errors: Vec<f64> = report.layers.iter().map(|layer| layer.error).collect();
     let mean = errors.iter().sum::<f64>() / errors.len().max(1) as f64;
     let worst = errors.iter().copied().fold(0.0, f64::max);
