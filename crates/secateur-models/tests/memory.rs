@@ -1,40 +1,14 @@
 //! What a call is said to take, against what it holds: a counting allocator sees every byte. A process of its own:
 //! nothing else may run beside it.
 
-#![expect(unsafe_code, reason = "an allocator that counts what the system's gives")]
+#[path = "common/counting.rs"]
+mod counting;
 
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{Checkpoint, Conditioning, Geometry, Operation, denoiser_config};
 use secateur_nn::{Context, Parameters};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-/// Bytes that are held, and the most that were.
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: every call goes on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Relaxed) + layout.size();
-        MOST.fetch_max(held, Relaxed);
-        // SAFETY: the caller's promise about the layout is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the pointer came from `System` by `alloc`, with this layout.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// The most that loading and calling held over what was held before, and what was said.
 fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) -> (f64, f64) {
@@ -61,12 +35,12 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
     let latents = random(&[samples, channels, height, width]);
     let parameters = checkpoint.tensors().map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum();
     let said = structure.memory(parameters, samples).total() as f64;
-    let before = HELD.load(Relaxed);
-    MOST.store(before, Relaxed);
-    let parameters: Parameters = checkpoint.load().unwrap();
-    let model = parameters.build(|scope| config.build(&scope)).unwrap();
-    model.forward(&latents, &vec![500.0; samples], &conditioning, &Context::default()).unwrap();
-    ((MOST.load(Relaxed) - before) as f64, said)
+    let held = counting::most_held(|| {
+        let parameters: Parameters = checkpoint.load().unwrap();
+        let model = parameters.build(|scope| config.build(&scope)).unwrap();
+        model.forward(&latents, &vec![500.0; samples], &conditioning, &Context::default()).unwrap();
+    });
+    (held as f64, said)
 }
 
 /// A wide, short model with random weights, whose activations are a good part of its memory: a configuration with some

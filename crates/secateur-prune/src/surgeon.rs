@@ -55,7 +55,7 @@ impl StructuredMethod for Obs {
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
         // The inverse beside its factor at first; then the inverse, and what goes with what it does to the others.
         let square = (columns * columns * size_of::<f32>()) as u64;
-        let chunk = MOST.min(columns);
+        let chunk = size_of_chunk(halved(columns as i64)).min(columns);
         let removal = (chunk * (chunk + 2 * columns + 2 * rows) + rows * columns) * size_of::<f32>();
         let factor = Factor::scratch(columns).max(square + add_gram_scratch(columns));
         square + factor.max(removal as u64 + inverse_factor_scratch(chunk) + add_gram_scratch(columns))
@@ -67,10 +67,9 @@ impl StructuredMethod for Obs {
 fn remove_neurons(surgeon: &mut Surgeon<'_>, down: &Slice, count: usize, remove: usize) -> Result<Vec<usize>> {
     let mut left: Vec<usize> = (0..count).collect();
     let mut removed: Vec<usize> = Vec::with_capacity(remove);
-    let halved = |chunk: i64| (chunk - 512).div_euclid(2);
     let mut chunk = halved(remove as i64);
     while removed.len() < remove {
-        let size = usize::try_from(chunk).unwrap_or(0).clamp(FEWEST, MOST).min(remove - removed.len());
+        let size = size_of_chunk(chunk).min(remove - removed.len());
         chunk = halved(chunk);
         let scores = surgeon.scores(left.iter().map(|&neuron| down.start + neuron));
         let gone: Vec<usize> = lowest(&scores, size).into_iter().map(|place| left[place]).collect();
@@ -79,6 +78,15 @@ fn remove_neurons(surgeon: &mut Surgeon<'_>, down: &Slice, count: usize, remove:
         removed.extend(gone);
     }
     Ok(removed)
+}
+
+/// The schedule of the chunks: each is half of what the one before exceeds 512 by, within bounds.
+fn halved(chunk: i64) -> i64 {
+    (chunk - 512).div_euclid(2)
+}
+
+fn size_of_chunk(chunk: i64) -> usize {
+    usize::try_from(chunk).unwrap_or(0).clamp(FEWEST, MOST)
 }
 
 /// Heads go one at a time, the others are scored again after each. Where several streams read them, each ranks them by its

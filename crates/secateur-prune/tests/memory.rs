@@ -1,0 +1,51 @@
+//! What a plan says that statistics and solver take, against what they hold, by an allocator that counts. One test: nothing
+//! else may run beside it.
+
+#![expect(clippy::print_stdout, reason = "a test tells its figures")]
+
+#[path = "../../secateur-models/tests/common/counting.rs"]
+mod counting;
+
+use secateur_models::{ModelFolder, Pipeline, Sampling};
+use secateur_prune::{Calibration, Obs, Packages, Pattern, Plan, Removal, Selection, Source, Task, Weighting, prune};
+use std::path::Path;
+
+#[test]
+fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
+    let open = || {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-mmdit");
+        ModelFolder::open(&folder, None).unwrap()
+    };
+    let prompts = vec!["red apple, noto style emoji".to_owned()];
+    // The text encoder's weights are packed at the first call; guidance would only make more activations.
+    let sampling = Sampling { steps: 2, batch: 1, guidance: 1.0, ..open().sampling() };
+    let structure = open().structure(&sampling);
+    let calibration = Calibration {
+        prompts: prompts.clone(),
+        sampling: sampling.clone(),
+        weighting: Weighting::default(),
+        token_stride: 1,
+    };
+    let weights = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
+    let groups = Task::Structured { method: &Obs, removal: Removal { keep_ends: 0, ..Removal::new(0.3).unwrap() } };
+    for task in [weights, groups] {
+        let plan = |packages| Plan::new(&structure, &Selection::default(), packages, &task).unwrap();
+        let whole = plan(Packages::Count(1)).bytes(&task);
+        for budget in [whole, whole / 2] {
+            let plan = plan(Packages::Memory(budget));
+            let said = plan.bytes(&task);
+            assert!(said <= budget);
+            let mut pipeline = Pipeline::open(open()).unwrap();
+            let sample = |pipeline: &Pipeline| drop(pipeline.sample(&prompts, 0..1, &sampling, None, &()).unwrap());
+            sample(&pipeline);
+            let call = counting::most_held(|| sample(&pipeline));
+            let source = Source::Calibration(&calibration);
+            let held = counting::most_held(|| {
+                prune(&mut pipeline, &plan, &task, &source, None, &()).unwrap();
+            });
+            println!("{task} in {}: {held} held, {said} said, a call takes {call}", plan.packages.len());
+            assert!(held as f64 <= 1.1 * said as f64 + call as f64, "{held} held, {said} said, a call takes {call}");
+            assert!(held as f64 >= 0.3 * said as f64, "{held} held, {said} said");
+        }
+    }
+}
