@@ -130,6 +130,7 @@ fn report(pairs: &[PicturePair]) -> secateur_eval::Result<Report> {
             stage("evaluate", 212.9, 1_388),
         ],
         peak_bytes: 1_388 << 20,
+        groups: Vec::new(),
         notes: vec![
             "The layers of the last block were left as they are: the text stream ends there.".into(),
             "transformer_blocks.3.ff.net.2 needed ten times the damping: its Hessian is close to singular.".into(),

@@ -47,6 +47,7 @@ pub fn html(report: &Report, pictures: &[PicturePair]) -> String {
                 main {
                     (cards::section(report))
                     (pictures::section(report, pictures))
+                    (tables::groups(&report.groups))
                     (layers::section(&report.layers))
                     (tables::models(&report.models))
                     (tables::stages(report))

@@ -26,6 +26,9 @@ pub struct Report {
     pub comparison: Option<Comparison>,
     /// The layers that were changed, in the order of the model.
     pub layers: Vec<LayerReport>,
+    /// The heads and neurons of which some were removed, in the order of the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupReport>,
     /// The stages of the run, in order.
     pub stages: Vec<Stage>,
     /// Peak memory of the whole run in bytes.
@@ -131,6 +134,19 @@ pub struct LayerReport {
     pub damping: f64,
     /// Number of the module package in which the layer was compressed.
     pub package: usize,
+}
+
+/// Heads or neurons of one module, of which some were removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupReport {
+    /// Name of the module.
+    pub name: String,
+    /// `heads` or `neurons`.
+    pub kind: String,
+    /// How many there were.
+    pub count: usize,
+    /// How many went.
+    pub removed: usize,
 }
 
 /// One stage of the run.

@@ -1,8 +1,8 @@
 //! The report: its JSON, its page, and the files it leaves.
 
 use secateur_eval::{
-    Comparison, Error, LayerReport, ModelSummary, Picture, PicturePair, PromptRow, Report, Stage, Summary, TextImage,
-    html, psnr_capped, ssim,
+    Comparison, Error, GroupReport, LayerReport, ModelSummary, Picture, PicturePair, PromptRow, Report, Stage, Summary,
+    TextImage, html, psnr_capped, ssim,
 };
 use serde_json::json;
 
@@ -89,6 +89,7 @@ fn report() -> Report {
             Stage { name: "solve".into(), seconds: 25.0, peak_bytes: 3 << 29 },
         ],
         peak_bytes: 3 << 29,
+        groups: Vec::new(),
         notes: vec!["Ran on 2 threads & a <small> machine.".into()],
     }
 }
@@ -251,4 +252,19 @@ fn write_says_which_path_is_wrong() {
     let error = report().write(&[], folder.path()).unwrap_err().to_string();
     assert!(error.contains("report.json"), "{error}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "the temporary file is gone");
+}
+
+#[test]
+fn heads_and_neurons_that_went_are_told() {
+    let group =
+        |name: &str, kind: &str, count, removed| GroupReport { name: name.into(), kind: kind.into(), count, removed };
+    let groups = vec![
+        group("blocks.1.attn", "heads", 8, 2),
+        group("blocks.1.ff", "neurons", 1024, 304),
+        group("blocks.2.ff", "neurons", 1024, 512),
+    ];
+    let page = html(&Report { groups, ..report() }, &[]);
+    assert!(page.contains("2 of 8 heads and 816 of 2048 neurons of 3 modules have been removed"), "{page}");
+    assert!(page.contains("Heads and neurons") && page.contains("blocks.2.ff") && page.contains("50 %"));
+    assert!(!html(&report(), &[]).contains("Heads and neurons"));
 }

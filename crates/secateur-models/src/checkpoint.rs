@@ -38,6 +38,12 @@ impl TensorInfo {
         (self.offset, self.length as u64)
     }
 
+    /// Bytes of an element in the file.
+    #[must_use]
+    pub fn bytes_each(&self) -> usize {
+        self.dtype.bitsize() / 8
+    }
+
     /// Number of elements.
     #[must_use]
     pub fn elements(&self) -> usize {

@@ -150,7 +150,8 @@ impl Journal {
             return Ok(None);
         }
         let Finished { removals, layers, groups } = self.read_json(&json_name(package))?;
-        let weights = safetensors::load(self.folder.join(tensors_name(package)), &Device::Cpu)?;
+        let path = self.folder.join(tensors_name(package));
+        let weights = safetensors::load(&path, &Device::Cpu).map_err(|error| Error::statistics(&path, error))?;
         let mut outcome = Outcome { layers, groups, ..Outcome::default() };
         outcome.edits.weights = weights.into_iter().collect();
         outcome.edits.removals = removals;
@@ -161,7 +162,7 @@ impl Journal {
     pub(crate) fn save(&self, package: usize, outcome: &Outcome) -> Result<()> {
         let path = self.folder.join(tensors_name(package));
         let weights = outcome.edits.weights.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
-        safetensors::save(&weights, &path)?;
+        safetensors::save(&weights, &path).map_err(|error| Error::statistics(&path, error))?;
         let written = File::open(&path).and_then(|file| file.sync_all());
         written.map_err(|error| Error::statistics(&path, error))?;
         let (layers, groups) = (outcome.layers.clone(), outcome.groups.clone());

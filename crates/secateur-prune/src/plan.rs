@@ -328,7 +328,7 @@ fn nothing_chosen(structure: &Structure, task: &Task<'_>) -> String {
         }
     };
     let example = known.first().map_or("none", LayerName::as_str);
-    let mut problem = format!("no {what} is left to prune; the model has {}, such as {example}", known.len());
+    let mut problem = format!("no {what} to prune is left; the model has {}, such as {example}", known.len());
     problem += match task {
         Task::Weights { .. } => ": see --include and --exclude",
         Task::Structured { .. } => ": see --include and --exclude, --keep-ends, and the sparsity, which may be too low",

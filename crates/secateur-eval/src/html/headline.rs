@@ -1,13 +1,16 @@
 //! The run in one sentence, for a reader who knows none of the terms.
 
 use super::format::{counted, fixed, percent};
-use crate::{Comparison, LayerReport, ModelSummary, Report};
+use crate::{Comparison, GroupReport, LayerReport, ModelSummary, Report};
 
 /// What was changed and what it cost, from the figures of the report.
 pub(super) fn sentence(report: &Report) -> String {
     let mut clauses: Vec<String> = Vec::new();
     let models = compared(report);
-    clauses.extend(removed_weights(&report.layers, models));
+    match removed_groups(&report.groups) {
+        Some(clause) => clauses.push(clause),
+        None => clauses.extend(removed_weights(&report.layers, models)),
+    }
     clauses.extend(models.and_then(|(reference, candidate)| smaller(reference, candidate)));
     if let Some(comparison) = &report.comparison {
         clauses.push(likeness(comparison));
@@ -40,6 +43,19 @@ pub(super) fn mean_sparsity<'a>(layers: impl IntoIterator<Item = &'a LayerReport
         total += weights;
     }
     removed / total
+}
+
+fn removed_groups(groups: &[GroupReport]) -> Option<String> {
+    let of = |kind: &str| {
+        let sum = |value: fn(&GroupReport) -> usize| -> usize {
+            groups.iter().filter(|group| group.kind == kind).map(value).sum()
+        };
+        let (removed, count) = (sum(|group| group.removed), sum(|group| group.count));
+        (count > 0).then(|| format!("{removed} of {count} {kind}"))
+    };
+    let kinds: Vec<String> = [of("heads"), of("neurons")].into_iter().flatten().collect();
+    (!kinds.is_empty())
+        .then(|| format!("{} of {} have been removed", kinds.join(" and "), counted(groups.len(), "module")))
 }
 
 fn removed_weights(layers: &[LayerReport], models: Option<(&ModelSummary, &ModelSummary)>) -> Option<String> {

@@ -4,7 +4,44 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 use super::format::{bytes, count, duration, grouped, percent};
-use crate::{ModelSummary, Report, Stage};
+use crate::{GroupReport, ModelSummary, Report, Stage};
+
+pub(super) fn groups(groups: &[GroupReport]) -> Markup {
+    html! {
+        @if !groups.is_empty() {
+            section aria-labelledby="groups" {
+                h2 #groups { "Heads and neurons" }
+                p { "What is gone for good: the layers before and after them are smaller by these." }
+                div.scroll {
+                    table {
+                        thead {
+                            tr {
+                                th scope="col" { "Module" }
+                                th.number scope="col" { "Before" }
+                                th.number scope="col" { "Now" }
+                                th scope="col" { "Share that is left" }
+                            }
+                        }
+                        tbody { @for group in groups { (group_row(group)) } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn group_row(group: &GroupReport) -> Markup {
+    let left = group.count.saturating_sub(group.removed);
+    let share = left as f64 / group.count.max(1) as f64;
+    html! {
+        tr {
+            th scope="row" { (group.name) }
+            td.number { (group.count) " " (group.kind) }
+            td.number { (left) }
+            td { span.share style=(format!("width:{:.1}%", share * 80.0)) {} (format!("{:.0} %", share * 100.0)) }
+        }
+    }
+}
 
 pub(super) fn models(models: &[ModelSummary]) -> Markup {
     html! {

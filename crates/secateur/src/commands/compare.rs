@@ -46,6 +46,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         models,
         comparison: Some(comparison),
         layers: Vec::new(),
+        groups: Vec::new(),
         stages,
         peak_bytes,
         notes,
@@ -70,12 +71,18 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
 pub(super) fn model_summary(pipeline: &Pipeline, name: &str, sampling: &Sampling) -> Result<ModelSummary> {
     let (mut parameters, mut zeros) = (0, 0);
     let folder = pipeline.folder();
-    for (_, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name)) {
+    let mut file_bytes = folder.checkpoint().bytes();
+    for (name, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name)) {
+        if let Some(info) = folder.checkpoint().tensor(name) {
+            // What was removed since it was opened.
+            let gone = info.elements().saturating_sub(tensor.elem_count());
+            file_bytes -= (gone * info.bytes_each()) as u64;
+        }
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
         parameters += values.len() as u64;
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }
-    let (macs, file_bytes) = (pipeline.structure(sampling).macs(), folder.checkpoint().bytes());
+    let macs = pipeline.structure(sampling).macs();
     Ok(ModelSummary { name: name.to_owned(), parameters, zeros, macs, file_bytes })
 }
 

@@ -6,11 +6,12 @@ use crate::args::{Common, GroupName, MethodName, PruneArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
-use secateur_eval::{LayerReport, PicturePair, Report, Samples};
+use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
 use secateur_prune::{
-    Allocation, Calibration, Factor, Fingerprint, Journal, Outcome, Packages, Pattern, Plan, PlannedGroup,
-    PlannedLayer, Removal, SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor, allocate, prune,
+    Allocation, Calibration, Factor, Fingerprint, GroupOutcome, Journal, Outcome, Packages, Pattern, Plan,
+    PlannedGroup, PlannedLayer, Removal, SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor, allocate,
+    prune,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -137,6 +138,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         models,
         comparison,
         layers: layers(&outcome),
+        groups: groups(&outcome),
         stages,
         peak_bytes,
         notes,
@@ -340,6 +342,16 @@ fn layers(outcome: &Outcome) -> Vec<LayerReport> {
         package: layer.package,
     };
     outcome.layers.iter().map(layer).collect()
+}
+
+fn groups(outcome: &Outcome) -> Vec<GroupReport> {
+    let group = |group: &GroupOutcome| GroupReport {
+        name: group.name.to_string(),
+        kind: group.kind.clone(),
+        count: group.count,
+        removed: group.removed.len(),
+    };
+    outcome.groups.iter().map(group).collect()
 }
 
 /// Hessians that needed more damping than usual.
