@@ -21,9 +21,9 @@ pub struct Journal {
     folder: PathBuf,
 }
 
-/// What a run depends on.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Run {
+/// What the result of a run depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
     format_version: u32,
     fingerprint: Fingerprint,
     /// Images at a time: they change rounding.
@@ -47,7 +47,9 @@ const RUN: &str = "run.json";
 const SETTINGS: &str = "settings.json";
 
 impl Run {
-    fn new(fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>, allocation: Allocation) -> Self {
+    /// Of what `plan` chose, before any allocation; the calibration has that fingerprint and makes `batch` images at a time.
+    #[must_use]
+    pub fn new(fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>, allocation: Allocation) -> Self {
         let digest = Sha256::digest(format!("{plan:?}"));
         Self {
             format_version: 1,
@@ -84,35 +86,21 @@ impl Journal {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn create(
-        folder: &Path,
-        fingerprint: &Fingerprint,
-        batch: usize,
-        plan: &Plan,
-        task: &Task<'_>,
-        allocation: Allocation,
-    ) -> Result<Self> {
+    pub fn create(folder: &Path, run: &Run) -> Result<Self> {
         std::fs::create_dir(folder).map_err(|error| Error::statistics(folder, error))?;
         let journal = Self { folder: folder.to_owned() };
-        journal.write_json(RUN, &Run::new(fingerprint, batch, plan, task, allocation))?;
+        journal.write_json(RUN, run)?;
         Ok(journal)
     }
 
-    /// Opens the one of the same run that was stopped.
+    /// Opens the one of a run that was stopped.
     ///
     /// # Errors
-    /// If it cannot be read, or the run was another: the error says what differs.
-    pub fn open(
-        folder: &Path,
-        fingerprint: &Fingerprint,
-        batch: usize,
-        plan: &Plan,
-        task: &Task<'_>,
-        allocation: Allocation,
-    ) -> Result<Self> {
+    /// If it cannot be read, or it was another run than `run`: the error says what differs.
+    pub fn open(folder: &Path, run: &Run) -> Result<Self> {
         let journal = Self { folder: folder.to_owned() };
         let found: Run = journal.read_json(RUN)?;
-        let differences = found.differences(&Run::new(fingerprint, batch, plan, task, allocation));
+        let differences = found.differences(run);
         match differences.is_empty() {
             true => Ok(journal),
             false => {

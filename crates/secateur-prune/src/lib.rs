@@ -58,7 +58,7 @@ pub use dsnot::Dsnot;
 pub use error::{Error, Result};
 pub use fingerprint::Fingerprint;
 pub use hessian::{Factor, hessian_error};
-pub use journal::Journal;
+pub use journal::{Journal, Run};
 pub use magnitude::Magnitude;
 pub use method::{LayerWeight, Method, Solved};
 pub use obs::Obs;

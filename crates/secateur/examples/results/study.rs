@@ -108,9 +108,9 @@ impl Study {
     }
 
     fn allocations() -> Result<Self> {
-        const ALLOCATIONS: [Allocation; 3] = [Allocation::Uniform, Allocation::Parameters, Allocation::Macs];
-        let rows = |name: &str, label: &str, task: Task<'static>| {
-            let row = |allocation: Allocation| Row {
+        use Allocation::{Macs, Parameters, Uniform};
+        let rows = |name: &str, label: &str, task: Task<'static>, allocations: &[Allocation]| {
+            let row = |&allocation: &Allocation| Row {
                 name: format!("allocation-{name}-{allocation}"),
                 label: format!("{label}, {allocation}"),
                 prune: Box::new(move |seed, pipeline| {
@@ -125,13 +125,18 @@ impl Study {
                     Ok(prune(pipeline, &plan, &task, &source, None, &())?)
                 }),
             };
-            ALLOCATIONS.map(row).into()
+            allocations.iter().map(row).collect()
         };
         let weights = |pattern| Task::Weights { method: &Obs, pattern };
         let groups = vec![
-            rows("0.5", "50 %", weights(Pattern::unstructured(0.5)?)),
-            rows("structured-0.3", "structured 30 %", Task::Structured { method: &Obs, removal: Removal::new(0.3)? }),
-            rows("2of4", "2:4", weights("2:4".parse()?)),
+            rows("0.5", "50 %", weights(Pattern::unstructured(0.5)?), &[Uniform, Parameters]),
+            rows(
+                "structured-0.3",
+                "structured 30 %",
+                Task::Structured { method: &Obs, removal: Removal::new(0.3)? },
+                &[Uniform, Parameters, Macs],
+            ),
+            rows("2of4", "2:4", weights("2:4".parse()?), &[Uniform, Parameters]),
         ];
         let about = "obs, one package, Hessians of every fourth token. By parameters as many weights go in total as with the \
                      same share everywhere, by macs as many multiply-accumulates.";

@@ -10,8 +10,8 @@ use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
 use secateur_prune::{
     Allocation, Calibration, Factor, Fingerprint, GroupOutcome, Journal, Outcome, Packages, Pattern, Plan,
-    PlannedGroup, PlannedLayer, Removal, SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor, allocate,
-    prune,
+    PlannedGroup, PlannedLayer, Removal, Run, SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor,
+    allocate, prune,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -70,7 +70,8 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     };
     let fingerprint = Fingerprint::new(&folder, &calibration)?;
     let saved = args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint)).transpose()?;
-    let journal = unfinished.journal(&fingerprint, calibration.sampling.batch, &plan, task, args.allocation)?;
+    let journal =
+        unfinished.journal(&Run::new(&fingerprint, calibration.sampling.batch, &plan, task, args.allocation))?;
 
     progress.note(&dry.summary());
     if args.resume {
@@ -221,18 +222,8 @@ impl Unfinished {
         Ok(Self { folder, resume })
     }
 
-    fn journal(
-        &self,
-        fingerprint: &Fingerprint,
-        batch: usize,
-        plan: &Plan,
-        task: &Task<'_>,
-        allocation: Allocation,
-    ) -> Result<Journal> {
-        Ok(match self.resume {
-            true => Journal::open(&self.folder, fingerprint, batch, plan, task, allocation)?,
-            false => Journal::create(&self.folder, fingerprint, batch, plan, task, allocation)?,
-        })
+    fn journal(&self, run: &Run) -> Result<Journal> {
+        Ok(if self.resume { Journal::open(&self.folder, run)? } else { Journal::create(&self.folder, run)? })
     }
 
     fn remove(&self) -> Result<()> {
