@@ -187,6 +187,12 @@ impl ModelFolder {
         self.vae.as_ref().map_or(1, |vae| vae.factor())
     }
 
+    /// The pipeline class in diffusers.
+    #[must_use]
+    pub fn class_name(&self) -> &'static str {
+        self.class.name
+    }
+
     /// Loads its autoencoder, where it has one.
     pub(crate) fn autoencoder(&self) -> Result<Option<Box<dyn Autoencoder>>> {
         self.vae.as_ref().map(|vae| vae.load(&self.path.join(VAE.name), self.variant())).transpose()
@@ -347,10 +353,17 @@ impl ModelFolder {
         Geometry { latent: sampling.latent, text: self.clip_tokens + sampling.max_sequence_length }
     }
 
-    /// What a call takes for `samples` samples. Text tokens that are equal to others are not computed, see
-    /// [`Conditioning::multiplicity`](crate::Conditioning).
+    /// What a call takes for `samples` samples.
     #[must_use]
     pub fn memory(&self, sampling: &Sampling, samples: usize) -> Memory {
+        let parameters = self.checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
+        self.computed_structure(sampling).memory(parameters, samples)
+    }
+
+    /// [`ModelFolder::structure`] without the text tokens that are equal to others and not computed, see
+    /// [`Conditioning::multiplicity`](crate::Conditioning).
+    #[must_use]
+    pub fn computed_structure(&self, sampling: &Sampling) -> Structure {
         let absent = |component: &&Component| component.has_weights() && !self.has(component.name);
         let idle = match self.class.components.iter().find(absent) {
             Some(_) => sampling.max_sequence_length.saturating_sub(1),
@@ -358,8 +371,7 @@ impl ModelFolder {
         };
         let geometry = self.geometry(sampling);
         let geometry = Geometry { text: geometry.text - idle, ..geometry };
-        let parameters = self.checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
-        self.denoiser.structure(&geometry).without(self.removals()).memory(parameters, samples)
+        self.denoiser.structure(&geometry).without(self.removals())
     }
 
     /// Bytes that the other components with weights take as long as the pipeline is open, in f32 and once more as products

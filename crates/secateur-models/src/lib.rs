@@ -47,7 +47,7 @@ pub use manifest::{ChangedShape, Generation, Manifest, Prompts};
 pub use mmdit::{Mmdit, MmditConfig};
 pub use noise::noise;
 pub use pipeline::class::Subject;
-pub use pipeline::{Observer, Pipeline, Sampling};
+pub use pipeline::{Denoising, Observer, Pipeline, Sampling};
 pub use pixart::{Pixart, PixartConfig};
 pub use preprocess::ClipImageProcessor;
 pub use save::{OutputFolder, cast};

@@ -2,6 +2,7 @@
 
 pub(crate) mod class;
 mod conditioner;
+mod denoising;
 mod dit;
 mod flux;
 mod pixart;
@@ -11,10 +12,9 @@ mod stable_diffusion_xl;
 mod unconditional;
 
 use crate::autoencoder::{Autoencoder, pictures};
-use crate::checkpoint::is_finite;
 use crate::conditioning::Conditioning;
 use crate::edits::{Edits, Removals};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::family::Denoiser;
 use crate::folder::ModelFolder;
 use crate::noise::noise;
@@ -22,7 +22,8 @@ use crate::scheduler::Sampler;
 use crate::structure::Structure;
 use candle_core::Tensor;
 use conditioner::Conditioner;
-use secateur_nn::{Context, LayerName, Parameters, Probe, Step};
+pub use denoising::Denoising;
+use secateur_nn::{Parameters, Probe};
 use std::ops::Range;
 
 /// Told about progress; may end the work.
@@ -35,7 +36,7 @@ pub trait Observer {
     /// `amount` more units are done.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] to stop.
+    /// [`Error::Interrupted`](crate::Error::Interrupted) to stop.
     fn advance(&self, amount: usize) -> Result<()> {
         let _ = amount;
         Ok(())
@@ -160,77 +161,36 @@ impl Pipeline {
         self.conditioner.positive(prompts, self.pixels(size), sampling)
     }
 
+    /// What the denoiser is told at every call of a run: [`Pipeline::conditioning`], behind as many samples of what guidance
+    /// leads away from where guidance takes a second sample of every image.
+    ///
+    /// # Errors
+    /// As [`Pipeline::conditioning`].
+    pub fn guided_conditioning(
+        &self,
+        prompts: &[String],
+        size: (usize, usize),
+        sampling: &Sampling,
+    ) -> Result<Conditioning> {
+        let conditioning = self.conditioning(prompts, size, sampling)?;
+        if self.folder.passes(sampling.guidance) == 1 {
+            return Ok(conditioning);
+        }
+        let negative = self.conditioner.negative(self.pixels(size), sampling)?;
+        negative.repeat(prompts.len())?.cat(&conditioning)
+    }
+
     /// Height and width of pictures of latents of `size`.
     fn pixels(&self, (height, width): (usize, usize)) -> (usize, usize) {
         let factor = self.folder.factor();
         (height * factor, width * factor)
     }
 
-    /// Denoises `noise` (samples x channels x height x width), the start of the images `images` of a run, step by step;
-    /// `after` sees the latents after each step. Image i is made of prompt i; what noise a sampler adds on its way depends
-    /// on the seed and i alone.
-    ///
-    /// # Errors
-    /// If a shape does not fit, or the probe or `after` objects.
-    pub fn denoise(
-        &self,
-        noise: &Tensor,
-        prompts: &[String],
-        images: Range<usize>,
-        sampling: &Sampling,
-        probe: Option<&dyn Probe>,
-        mut after: impl FnMut(Step, &Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
-        let (samples, channels, height, width) = noise.dims4()?;
-        let size = (height, width);
-        let mut schedule = self.folder.schedule(size, sampling)?;
-        let mut conditioning = self.conditioning(&prompts[images.clone()], size, sampling)?;
-        let guided = self.folder.passes(sampling.guidance) == 2;
-        if guided {
-            let negative = self.conditioner.negative(self.pixels(size), sampling)?;
-            conditioning = negative.repeat(samples)?.cat(&conditioning)?;
-        }
-        let mut draws = 0;
-        let mut draw = || {
-            draws += 1;
-            self::noise(sampling.seed, images.clone(), draws, &[channels, height, width])
-        };
-        let mut latents = noise.affine(schedule.initial_scale(), 0.0)?;
-        let calls = schedule.calls().to_vec();
-        for (index, call) in calls.iter().enumerate() {
-            let step = Step { index: call.step, count: sampling.steps };
-            let context = Context { step, probe, multiplicity: None };
-            let input = schedule.scale_input(index, &latents)?;
-            let input = if guided { Tensor::cat(&[&input, &input], 0)? } else { input };
-            let timesteps = vec![call.timestep; input.dim(0)?];
-            let output = self.denoiser.forward(&input, &timesteps, &conditioning, &context)?;
-            if !is_finite(&output)? {
-                let context = Context { probe: Some(&FiniteProbe), ..context };
-                self.denoiser.forward(&input, &timesteps, &conditioning, &context)?;
-                let problem = format!("the denoiser's output is not finite at denoising step {}", step.index + 1);
-                return Err(Error::Request(problem));
-            }
-            // More channels than the latents' are a variance, which no sampler here asks for.
-            let output = output.narrow(1, 0, channels)?;
-            let output = if guided {
-                let (free, told) = (output.narrow(0, 0, samples)?, output.narrow(0, samples, samples)?);
-                (&free + ((told - &free)? * sampling.guidance)?)?
-            } else {
-                output
-            };
-            latents = schedule.step(index, &latents, &output, &mut draw)?;
-            if calls.get(index + 1).is_none_or(|next| next.step != call.step) {
-                after(step, &latents)?;
-            }
-        }
-        Ok(latents)
-    }
-
     /// Final latents of the images `images` of a run: image i is made of prompt i and of noise that depends on the
     /// seed and i alone. `observer` is advanced by the samples of a batch at every step.
     ///
     /// # Errors
-    /// As [`Pipeline::denoise`].
+    /// As [`Pipeline::guided_conditioning`] and [`Denoising`], or if `observer` ends the work.
     pub fn sample(
         &self,
         prompts: &[String],
@@ -242,20 +202,12 @@ impl Pipeline {
         let (height, width) = sampling.latent;
         let shape = [self.folder.denoiser().latent_shape()[0], height, width];
         let start = noise(sampling.seed, images.clone(), 0, &shape)?;
-        self.denoise(&start, prompts, images.clone(), sampling, probe, |_, _| observer.advance(images.len()))
-    }
-}
-
-/// Names the first layer whose input is not finite.
-struct FiniteProbe;
-
-impl Probe for FiniteProbe {
-    fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
-        if is_finite(x)? {
-            return Ok(());
+        let conditioning = self.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+        let mut denoising = Denoising::new(self, &start, &conditioning, images.clone(), sampling, probe)?;
+        while denoising.step()? {
+            observer.advance(images.len())?;
         }
-        let problem = format!("its input holds NaN or infinite values at denoising step {}", context.step.index + 1);
-        Err(secateur_nn::Error::Layer { layer: layer.clone(), problem })
+        Ok(denoising.latents().clone())
     }
 }
 

@@ -10,8 +10,8 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{
     Autoencoder, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Checkpoint, ClipModel, ClipTextConfig,
-    ClipTextModel, ClipTokenizer, Conditioning, ModelFolder, Pipeline, Sampler, Sampling, T5Encoder, T5Tokenizer,
-    autoencoder_config,
+    ClipTextModel, ClipTokenizer, Conditioning, Denoising, ModelFolder, Pipeline, Sampler, Sampling, T5Encoder,
+    T5Tokenizer, autoencoder_config,
 };
 use secateur_nn::Context;
 use serde_json::Value;
@@ -235,15 +235,17 @@ fn run(folder: &Path, fixture: &Path, prompts: &[String], sampling: &Sampling) {
     let want = tensors(fixture);
     let pipeline = Pipeline::open(ModelFolder::open(folder, None).unwrap()).unwrap();
     let mut seen = Vec::new();
-    let record = |_, latents: &Tensor| {
-        seen.push(latents.clone());
-        Ok(())
-    };
-    let latents = pipeline.denoise(&want["noise"], prompts, 0..prompts.len(), sampling, None, record).unwrap();
+    let noise = &want["noise"];
+    let told = pipeline.guided_conditioning(prompts, size_of(noise), sampling).unwrap();
+    let mut denoising = Denoising::new(&pipeline, noise, &told, 0..prompts.len(), sampling, None).unwrap();
+    while denoising.step().unwrap() {
+        seen.push(denoising.latents().clone());
+    }
+    let latents = denoising.latents();
     assert_eq!(seen.len(), sampling.steps);
-    let pictures = pipeline.pictures(&latents).unwrap();
+    let pictures = pipeline.pictures(latents).unwrap();
     let half = &seen[(sampling.steps / 2).max(1) - 1];
-    let found = [("after_first", &seen[0]), ("after_half", half), ("latents", &latents), ("image", &pictures)];
+    let found = [("after_first", &seen[0]), ("after_half", half), ("latents", latents), ("image", &pictures)];
     let mut compared = 0;
     for (name, found) in found {
         if let Some(want) = want.get(name) {

@@ -46,6 +46,17 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Make pictures of two models from the same noise and score them
     Compare(CompareArgs),
+    /// Time models side by side: latency, images a second, multiply-accumulates, memory
+    ///
+    /// In every round each model draws a batch. The models take turns at every step, so that a machine that gets faster or
+    /// slower does so for all of them; speed-ups are medians of the ratios of single steps, or rounds, to the first model's.
+    /// What is drawn does not matter, and no picture is written.
+    ///
+    /// MACs are those of inspect. The floor of a step is the time that its MACs take at the rate of a large matrix product,
+    /// which is measured before every step; floor and GFLOPS leave out text tokens that are equal to others and computed
+    /// once. Peak memory is that of a process that draws with this model alone, its loading not counted; all models are held
+    /// at once while they are timed.
+    Bench(BenchArgs),
     /// Make a model folder of a checkpoint in one file, as ComfyUI and A1111 read them
     Convert(ConvertArgs),
     /// Make a model folder that other tools load of one that secateur made smaller
@@ -252,6 +263,22 @@ pub(crate) struct CompareArgs {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) score: ScoreArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(mut_arg("batch", |batch| batch.default_value("1")))]
+pub(crate) struct BenchArgs {
+    /// Model folders of one pipeline class; the others are held against the first
+    #[arg(value_name = "MODEL", required = true)]
+    pub(crate) models: Vec<PathBuf>,
+    /// Variant of the weight files, such as fp16
+    #[arg(long, value_name = "NAME")]
+    pub(crate) variant: Option<String>,
+    /// Rounds, in each of which every model draws a batch
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub(crate) repeats: usize,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
 }
 
 #[derive(Debug, Args)]

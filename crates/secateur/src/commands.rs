@@ -1,5 +1,6 @@
 //! One file a command, and what they share.
 
+mod bench;
 mod compare;
 mod convert;
 mod export;
@@ -10,6 +11,7 @@ mod prune;
 use crate::args::{Cli, Command, ModelArgs, SamplingArgs, ScoreArgs};
 use anyhow::{Context, Result, bail};
 use secateur_models::{ClipModel, ModelFolder, Sampling, Subject, read_prompts};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The model that is used when none is named.
@@ -24,6 +26,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(&args, &cli.common),
         Command::Inspect(args) => inspect::run(&args, &cli.common),
         Command::Compare(args) => compare::run(&args, &cli.common),
+        Command::Bench(args) => bench::run(&args, &cli.common),
         Command::Convert(args) => convert::run(&args, &cli.common),
         Command::Export(args) => export::run(&args, &cli.common),
     })
@@ -104,15 +107,16 @@ fn no_score(folder: &ModelFolder) -> &'static str {
     }
 }
 
-/// Two names for two folders: their last parts, or their paths where those are the same.
-fn names(reference: &Path, candidate: &Path) -> (String, String) {
-    let last = |path: &Path| {
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+/// Names for folders: their last parts, or their paths where any of those are the same.
+fn names(folders: &[&Path]) -> Vec<String> {
+    let last = |path: &&Path| {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
     };
-    match (last(reference), last(candidate)) {
-        (a, b) if a == b => (reference.display().to_string(), candidate.display().to_string()),
-        names => names,
+    let names: Vec<String> = folders.iter().map(last).collect();
+    match names.iter().collect::<BTreeSet<_>>().len() == names.len() {
+        true => names,
+        false => folders.iter().map(|path| path.display().to_string()).collect(),
     }
 }
 

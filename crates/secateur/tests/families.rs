@@ -25,6 +25,7 @@ fn a_model_without_prompts_takes_a_number_of_samples() {
     assert_eq!(entries(&out), ["0000.png", "0001.png", "0002.png"]);
     let read = |name: &str| std::fs::read(out.join(name)).unwrap();
     assert_ne!(read("0000.png"), read("0001.png"));
+    succeed(secateur().arg("bench").arg(folder.path()).args(["--steps", "3", "--repeats", "1", "--quiet"]));
 
     let pruned = temporary.path().join("pruned");
     let prune = |options: &[&str]| {

@@ -24,15 +24,15 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         Some(out) => Some(OutputFolder::create(out, common.force, &inputs)?),
         None => None,
     };
-    let (first, second) = names(&args.reference, &args.candidate);
+    let names = names(&[&args.reference, &args.candidate]);
     let mut samples = Vec::new();
     let mut models = Vec::new();
-    for (folder, name) in [(reference, first), (candidate, second)] {
+    for (folder, name) in [reference, candidate].into_iter().zip(&names) {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder)?;
-        models.push(model_summary(&pipeline, &name, &sampling)?);
+        models.push(model_summary(&pipeline, name, &sampling)?);
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
-        samples.push(Samples::generate(&pipeline, &name, &prompts, &sampling, clip.as_ref(), &progress)?);
+        samples.push(Samples::generate(&pipeline, name, &prompts, &sampling, clip.as_ref(), &progress)?);
     }
     let (comparison, pictures) = samples[0].compare(&samples[1])?;
     let (stages, peak_bytes) = progress.finish();

@@ -79,13 +79,13 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         progress.note(&format!("{finished} of {} packages are finished", plan.packages.len()));
     }
     progress.begin("load", 0, "");
-    let (name, candidate) = names(folder.path(), out);
+    let names = names(&[folder.path(), out]);
     let mut pipeline = Pipeline::open(folder)?;
     // The report's noise is not the calibration's.
     let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
     let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
-    let mut models = vec![model_summary(&pipeline, &name, &calibration.sampling)?];
-    let dense = evaluation.samples(&pipeline, &name)?;
+    let mut models = vec![model_summary(&pipeline, &names[0], &calibration.sampling)?];
+    let dense = evaluation.samples(&pipeline, &names[0])?;
     let taylor = match args.method {
         MethodName::Taylor => Some(Taylor::measure(&pipeline, &plan, &calibration, &progress)?),
         _ => None,
@@ -115,8 +115,8 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         (None, None) => Source::Calibration(&calibration),
     };
     let outcome = prune(&mut pipeline, &plan, task, &source, Some(&journal), &progress)?;
-    let pruned = evaluation.samples(&pipeline, &candidate)?;
-    models.push(model_summary(&pipeline, &candidate, &calibration.sampling)?);
+    let pruned = evaluation.samples(&pipeline, &names[1])?;
+    models.push(model_summary(&pipeline, &names[1], &calibration.sampling)?);
 
     progress.begin("save", pipeline.parameters().iter().count(), "tensors");
     pipeline.folder().write(output.path(), &outcome.edits, &progress)?;
@@ -131,7 +131,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let (stages, peak_bytes) = progress.finish();
     let report = Report {
         format_version: Report::FORMAT_VERSION,
-        title: format!("{name}, {task} pruned by {}", task.method()),
+        title: format!("{}, {task} pruned by {}", names[0], task.method()),
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: args.sampling.seed,

@@ -1,0 +1,111 @@
+//! From noise to latents.
+
+use super::{Pipeline, Sampling};
+use crate::checkpoint::is_finite;
+use crate::conditioning::Conditioning;
+use crate::error::{Error, Result};
+use crate::noise::noise;
+use crate::scheduler::{Call, Schedule};
+use candle_core::Tensor;
+use secateur_nn::{Context, LayerName, Probe, Step};
+use std::ops::Range;
+
+/// Images on their way from noise to latents, step by step.
+pub struct Denoising<'a> {
+    pipeline: &'a Pipeline,
+    conditioning: &'a Conditioning,
+    images: Range<usize>,
+    sampling: &'a Sampling,
+    probe: Option<&'a dyn Probe>,
+    schedule: Box<dyn Schedule>,
+    latents: Tensor,
+    /// Calls of the denoiser so far.
+    calls: usize,
+    /// How often a sampler has drawn noise so far.
+    draws: usize,
+}
+
+impl<'a> Denoising<'a> {
+    /// Starts with `noise` (samples x channels x height x width), for the images `images` of a run; the denoiser is told
+    /// what [`Pipeline::guided_conditioning`] gives for their prompts. What noise a sampler adds on its way depends on the
+    /// seed and the image's number alone.
+    ///
+    /// # Errors
+    /// If the pipeline cannot be sampled so.
+    pub fn new(
+        pipeline: &'a Pipeline,
+        noise: &Tensor,
+        conditioning: &'a Conditioning,
+        images: Range<usize>,
+        sampling: &'a Sampling,
+        probe: Option<&'a dyn Probe>,
+    ) -> Result<Self> {
+        let (_, _, height, width) = noise.dims4()?;
+        let schedule = pipeline.folder.schedule((height, width), sampling)?;
+        let latents = noise.affine(schedule.initial_scale(), 0.0)?;
+        Ok(Self { pipeline, conditioning, images, sampling, probe, schedule, latents, calls: 0, draws: 0 })
+    }
+
+    /// The latents so far: samples x channels x height x width.
+    #[must_use]
+    pub fn latents(&self) -> &Tensor {
+        &self.latents
+    }
+
+    /// Takes the next step, or tells that there is none.
+    ///
+    /// # Errors
+    /// If a shape does not fit, the denoiser gives what is not finite, or the probe objects.
+    pub fn step(&mut self) -> Result<bool> {
+        let Some(&Call { step, .. }) = self.schedule.calls().get(self.calls) else { return Ok(false) };
+        while let Some(&call) = self.schedule.calls().get(self.calls).filter(|call| call.step == step) {
+            let output = self.call(call)?;
+            let (_, channels, height, width) = self.latents.dims4()?;
+            let mut draw = || {
+                self.draws += 1;
+                noise(self.sampling.seed, self.images.clone(), self.draws, &[channels, height, width])
+            };
+            self.latents = self.schedule.step(self.calls, &self.latents, &output, &mut draw)?;
+            self.calls += 1;
+        }
+        Ok(true)
+    }
+
+    /// What the denoiser makes of the latents, guided.
+    fn call(&self, call: Call) -> Result<Tensor> {
+        let step = Step { index: call.step, count: self.sampling.steps };
+        let context = Context { step, probe: self.probe, multiplicity: None };
+        let (samples, channels, _, _) = self.latents.dims4()?;
+        let guided = self.pipeline.folder.passes(self.sampling.guidance) == 2;
+        let input = self.schedule.scale_input(self.calls, &self.latents)?;
+        let input = if guided { Tensor::cat(&[&input, &input], 0)? } else { input };
+        let timesteps = vec![call.timestep; input.dim(0)?];
+        let forward = |context: &_| self.pipeline.denoiser.forward(&input, &timesteps, self.conditioning, context);
+        let output = forward(&context)?;
+        if !is_finite(&output)? {
+            forward(&Context { probe: Some(&FiniteProbe), ..context })?;
+            let problem = format!("the denoiser's output is not finite at denoising step {}", step.index + 1);
+            return Err(Error::Request(problem));
+        }
+        // More channels than the latents' are a variance, which no sampler here asks for.
+        let output = output.narrow(1, 0, channels)?;
+        if !guided {
+            return Ok(output);
+        }
+        let (free, told) = (output.narrow(0, 0, samples)?, output.narrow(0, samples, samples)?);
+        Ok((&free + ((told - &free)? * self.sampling.guidance)?)?)
+    }
+}
+
+/// Names the first layer whose input is not finite.
+struct FiniteProbe;
+
+impl Probe for FiniteProbe {
+    fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
+        if is_finite(x)? {
+            return Ok(());
+        }
+        let problem = format!("its input holds NaN or infinite values at denoising step {}", context.step.index + 1);
+        Err(secateur_nn::Error::Layer { layer: layer.clone(), problem })
+    }
+}

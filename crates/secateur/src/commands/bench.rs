@@ -1,0 +1,432 @@
+//! `secateur bench`.
+
+use super::compare::model_summary;
+use super::{command_line, names};
+use crate::args::{BenchArgs, Common};
+use crate::format::{bytes, count, print, print_json, table};
+use crate::memory;
+use crate::progress::Progress;
+use anyhow::{Result, bail};
+use secateur_eval::ModelSummary;
+use secateur_kernels::{Panels, linear::linear};
+use secateur_models::{Conditioning, Denoising, ModelFolder, Observer, Pipeline, Sampling, Subject, noise};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+/// What was measured.
+#[derive(Serialize)]
+struct Bench {
+    command: String,
+    sampler: String,
+    steps: usize,
+    guidance: f64,
+    latent: (usize, usize),
+    batch: usize,
+    repeats: usize,
+    threads: usize,
+    /// Floating-point operations of a matrix product.
+    product_operations_per_second: Spread,
+    models: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    path: PathBuf,
+    #[serde(flatten)]
+    summary: ModelSummary,
+    /// `macs` without text tokens that are equal to others.
+    computed_macs: u64,
+    /// None where the system does not tell.
+    peak_bytes: Option<u64>,
+    encode_seconds: Spread,
+    step_seconds: Spread,
+    decode_seconds: Spread,
+    /// All of these for a batch, over its images.
+    image_seconds: Spread,
+    images_per_second: f64,
+    /// Floating-point operations of a step.
+    operations_per_second: f64,
+    /// A step at the product's rate.
+    floor_seconds: f64,
+    /// None for the first model.
+    gain: Option<Gain>,
+}
+
+/// A model held against the first.
+#[derive(Serialize)]
+struct Gain {
+    step_speed_up: Spread,
+    image_speed_up: Spread,
+    macs_speed_up: f64,
+    /// Share of a step's time that is saved, over the share of the multiply-accumulates; None where these are the same.
+    time_saved_over_macs_saved: Option<f64>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Spread {
+    median: f64,
+    lower_quartile: f64,
+    upper_quartile: f64,
+}
+
+/// Seconds that a model took.
+#[derive(Default)]
+struct Times {
+    /// For the prompts of each round.
+    encode: Vec<f64>,
+    /// For each step of each round.
+    steps: Vec<f64>,
+    /// From latents to pictures, in each round.
+    decode: Vec<f64>,
+}
+
+pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
+    let open = |path: &PathBuf| ModelFolder::open(path, args.variant.as_deref());
+    let folders = args.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let sampling = args.sampling.sampling(&folders[0])?;
+    for folder in &folders[1..] {
+        check_alike((&folders[0], &sampling), (folder, &args.sampling.sampling(folder)?))?;
+    }
+    let names = names(&folders.iter().map(ModelFolder::path).collect::<Vec<_>>());
+    let progress = Progress::new(common.quiet);
+    // In a process with several models, each takes over what others have freed.
+    let mut peaks = Vec::new();
+    if folders.len() > 1 {
+        progress.begin("memory", folders.len(), "models");
+        for folder in &folders {
+            peaks.push(peak_alone(folder, &sampling, &progress)?);
+        }
+    }
+    progress.begin("load", folders.len(), "models");
+    let mut pipelines = Vec::new();
+    for folder in folders {
+        let pipeline = Pipeline::open(folder)?;
+        memory::reset();
+        warm_up(&pipeline, &sampling)?;
+        pipelines.push(pipeline);
+        progress.advance(1)?;
+    }
+    if peaks.is_empty() {
+        peaks.push(memory::peak());
+    }
+    let mut times: Vec<Times> = pipelines.iter().map(|_| Times::default()).collect();
+    let mut product = Product::new();
+    progress.begin("measure", args.repeats * pipelines.len() * sampling.steps * sampling.batch, "image steps");
+    for _ in 0..args.repeats {
+        round(&pipelines, &mut times, &mut product, &sampling, &progress)?;
+    }
+    progress.finish();
+
+    let product_rate = Spread::of(product.seconds.iter().map(|seconds| Product::OPERATIONS / seconds));
+    let mut models = Vec::new();
+    for (((pipeline, name), times), peak_bytes) in pipelines.iter().zip(&names).zip(&times).zip(peaks) {
+        let peak_bytes = (peak_bytes > 0).then_some(peak_bytes);
+        models.push(Row::new(pipeline, name, times, &sampling, peak_bytes, product_rate.median)?);
+    }
+    for index in 1..models.len() {
+        let macs = (models[0].summary.macs, models[index].summary.macs);
+        models[index].gain = Some(Gain::new(&times[0], &times[index], macs, sampling.steps));
+    }
+    let bench = Bench {
+        command: command_line(),
+        sampler: sampling.sampler.to_string(),
+        steps: sampling.steps,
+        guidance: sampling.guidance,
+        latent: sampling.latent,
+        batch: sampling.batch,
+        repeats: args.repeats,
+        threads: rayon::current_num_threads(),
+        product_operations_per_second: product_rate,
+        models,
+    };
+    if common.json { print_json(&bench) } else { print(&bench.table()) }
+}
+
+/// Fails where two models would not do the same.
+fn check_alike(reference: (&ModelFolder, &Sampling), other: (&ModelFolder, &Sampling)) -> Result<()> {
+    let settings = |(folder, sampling): (&ModelFolder, &Sampling)| {
+        let geometry = folder.geometry(sampling);
+        let (height, width) = geometry.latent;
+        [
+            ("pipeline class", folder.class_name().to_owned()),
+            ("size of latents", format!("{height} x {width}")),
+            ("text tokens", geometry.text.to_string()),
+            ("--steps", sampling.steps.to_string()),
+            ("--sampler", sampling.sampler.to_string()),
+            ("--guidance", sampling.guidance.to_string()),
+        ]
+    };
+    for ((what, ours), (_, theirs)) in settings(reference).into_iter().zip(settings(other)) {
+        if ours != theirs {
+            let (reference, other) = (reference.0.path().display(), other.0.path().display());
+            bail!("{other} cannot be held against {reference}: {what} {theirs}, not {ours}");
+        }
+    }
+    Ok(())
+}
+
+/// The peak of a process that draws with this model and no other.
+fn peak_alone(folder: &ModelFolder, sampling: &Sampling, progress: &Progress) -> Result<u64> {
+    let (height, width) = sampling.latent;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["bench", "--repeats=1", "--json", "--quiet"]);
+    command.args([
+        // As many as any sampler needs.
+        format!("--steps={}", sampling.steps.min(4)),
+        format!("--height={}", height * folder.factor()),
+        format!("--width={}", width * folder.factor()),
+        format!("--sampler={}", sampling.sampler),
+        format!("--guidance={}", sampling.guidance),
+        format!("--negative-prompt={}", sampling.negative_prompt),
+        format!("--batch={}", sampling.batch),
+        format!("--threads={}", rayon::current_num_threads()),
+    ]);
+    command.args(folder.variant().map(|variant| format!("--variant={variant}")));
+    let output = command.arg("--").arg(folder.path()).output()?;
+    // Ctrl-C reaches both processes.
+    progress.advance(1)?;
+    if !output.status.success() {
+        bail!("{}: {}", folder.path().display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    Ok(told["models"][0]["peak_bytes"].as_u64().unwrap_or(0))
+}
+
+/// Draws no more than one step of a batch.
+fn warm_up(pipeline: &Pipeline, sampling: &Sampling) -> Result<()> {
+    let conditioning = encode(pipeline, sampling)?;
+    let mut denoising = begin(pipeline, &conditioning, sampling)?;
+    denoising.step()?;
+    pipeline.pictures(denoising.latents())?;
+    Ok(())
+}
+
+/// Every model draws a batch. They take turns at every step.
+fn round(
+    pipelines: &[Pipeline],
+    times: &mut [Times],
+    product: &mut Product,
+    sampling: &Sampling,
+    progress: &Progress,
+) -> Result<()> {
+    product.measure();
+    let mut conditioning = Vec::new();
+    for (pipeline, times) in pipelines.iter().zip(&mut *times) {
+        conditioning.push(timed(&mut times.encode, || encode(pipeline, sampling))?);
+    }
+    let begin = |(pipeline, conditioning)| begin(pipeline, conditioning, sampling);
+    let mut denoisings = pipelines.iter().zip(&conditioning).map(begin).collect::<Result<Vec<_>, _>>()?;
+    for _ in 0..sampling.steps {
+        for (denoising, times) in denoisings.iter_mut().zip(&mut *times) {
+            timed(&mut times.steps, || denoising.step())?;
+            progress.advance(sampling.batch)?;
+        }
+    }
+    for ((pipeline, denoising), times) in pipelines.iter().zip(&denoisings).zip(times) {
+        timed(&mut times.decode, || pipeline.pictures(denoising.latents()))?;
+    }
+    Ok(())
+}
+
+fn timed<T, E>(seconds: &mut Vec<f64>, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let start = Instant::now();
+    let done = work();
+    seconds.push(start.elapsed().as_secs_f64());
+    done
+}
+
+/// What the denoiser is told for a batch; what that is does not matter.
+fn encode(pipeline: &Pipeline, sampling: &Sampling) -> secateur_models::Result<Conditioning> {
+    let prompt = if pipeline.folder().subject() == Subject::Label { "0" } else { "" };
+    pipeline.guided_conditioning(&vec![prompt.to_owned(); sampling.batch], sampling.latent, sampling)
+}
+
+fn begin<'a>(
+    pipeline: &'a Pipeline,
+    conditioning: &'a Conditioning,
+    sampling: &'a Sampling,
+) -> secateur_models::Result<Denoising<'a>> {
+    let (images, (height, width)) = (0..sampling.batch, sampling.latent);
+    let [channels, _, _] = pipeline.folder().denoiser().latent_shape();
+    let noise = noise(sampling.seed, images.clone(), 0, &[channels, height, width])?;
+    Denoising::new(pipeline, &noise, conditioning, images, sampling, None)
+}
+
+/// A product of square matrices, which tells the machine's rate.
+struct Product {
+    x: Vec<f32>,
+    weight: Panels,
+    y: Vec<f32>,
+    seconds: Vec<f64>,
+}
+
+impl Product {
+    const SIDE: usize = 1024;
+    const OPERATIONS: f64 = 2.0 * (Self::SIDE * Self::SIDE * Self::SIDE) as f64;
+
+    fn new() -> Self {
+        let x = vec![1.0; Self::SIDE * Self::SIDE];
+        Self { weight: Panels::transposed(&x, Self::SIDE), y: x.clone(), x, seconds: Vec::new() }
+    }
+
+    fn measure(&mut self) {
+        for _ in 0..5 {
+            let start = Instant::now();
+            linear(&self.x, &self.weight, None, None, &mut self.y);
+            self.seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Times {
+    /// Of each round of so many steps, for all steps.
+    fn denoise(&self, steps: usize) -> impl Iterator<Item = f64> {
+        self.steps.chunks(steps).map(|steps| steps.iter().sum())
+    }
+
+    /// Of each round of so many steps, from prompts to pictures.
+    fn batch(&self, steps: usize) -> impl Iterator<Item = f64> {
+        let rounds = self.encode.iter().zip(self.denoise(steps)).zip(&self.decode);
+        rounds.map(|((encode, denoise), decode)| encode + denoise + decode)
+    }
+}
+
+impl Row {
+    fn new(
+        pipeline: &Pipeline,
+        name: &str,
+        times: &Times,
+        sampling: &Sampling,
+        peak_bytes: Option<u64>,
+        product_rate: f64,
+    ) -> Result<Self> {
+        let folder = pipeline.folder();
+        let (steps, batch) = (sampling.steps as f64, sampling.batch as f64);
+        let step_seconds = Spread::of(times.denoise(sampling.steps).map(|seconds| seconds / steps));
+        let image_seconds = Spread::of(times.batch(sampling.steps).map(|seconds| seconds / batch));
+        let computed_macs = folder.computed_structure(sampling).macs();
+        let operations = 2.0 * computed_macs as f64 * folder.samples_of_run(sampling)? as f64 * batch / steps;
+        Ok(Self {
+            path: folder.path().to_owned(),
+            summary: model_summary(pipeline, name, sampling)?,
+            computed_macs,
+            peak_bytes,
+            encode_seconds: Spread::of(times.encode.iter().copied()),
+            step_seconds,
+            decode_seconds: Spread::of(times.decode.iter().copied()),
+            image_seconds,
+            images_per_second: 1.0 / image_seconds.median,
+            operations_per_second: operations / step_seconds.median,
+            floor_seconds: operations / product_rate,
+            gain: None,
+        })
+    }
+}
+
+impl Gain {
+    /// Of a model in `after` over one in `before`, with the multiply-accumulates of both.
+    fn new(before: &Times, after: &Times, macs: (u64, u64), steps: usize) -> Self {
+        let step_speed_up = Spread::of(before.steps.iter().zip(&after.steps).map(|(before, after)| before / after));
+        let image_speed_up = before.batch(steps).zip(after.batch(steps)).map(|(before, after)| before / after);
+        let macs_speed_up = macs.0 as f64 / macs.1 as f64;
+        let saved = |speed_up: f64| 1.0 - 1.0 / speed_up;
+        Self {
+            step_speed_up,
+            image_speed_up: Spread::of(image_speed_up),
+            macs_speed_up,
+            time_saved_over_macs_saved: (macs.0 != macs.1).then(|| saved(step_speed_up.median) / saved(macs_speed_up)),
+        }
+    }
+}
+
+impl Spread {
+    /// Of at least one value.
+    fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let quantile = |share: f64| {
+            let place = share * (values.len() - 1) as f64;
+            let (below, above) = (values[place.floor() as usize], values[place.ceil() as usize]);
+            below + place.fract() * (above - below)
+        };
+        Self { median: quantile(0.5), lower_quartile: quantile(0.25), upper_quartile: quantile(0.75) }
+    }
+
+    /// In a unit that is `scale` times smaller.
+    fn show(&self, scale: f64, decimals: usize) -> String {
+        let show = |value: f64| format!("{:.decimals$}", scale * value);
+        format!("{} ({}-{})", show(self.median), show(self.lower_quartile), show(self.upper_quartile))
+    }
+}
+
+impl Bench {
+    /// A row a figure, a column a model.
+    fn table(&self) -> String {
+        fn none() -> String {
+            "-".to_owned()
+        }
+        let header = std::iter::once("").chain(self.models.iter().map(|model| model.summary.name.as_str()));
+        let row = |label: &str, cell: &dyn Fn(&Row) -> String| {
+            std::iter::once(label.to_owned()).chain(self.models.iter().map(cell)).collect::<Vec<_>>()
+        };
+        let milliseconds = |spread: &Spread| spread.show(1e3, 1);
+        let gain = |cell: fn(&Gain) -> String| move |model: &Row| model.gain.as_ref().map_or_else(none, cell);
+        let mut rows = vec![
+            row("parameters", &|model| count(model.summary.parameters)),
+            row("zeros among them", &|model| count(model.summary.zeros)),
+            row("MACs a call for one sample", &|model| count(model.summary.macs)),
+            row("peak memory", &|model| model.peak_bytes.map_or_else(none, bytes)),
+            row("prompts, ms", &|model| milliseconds(&model.encode_seconds)),
+            row("a step, ms", &|model| milliseconds(&model.step_seconds)),
+            row("decoding, ms", &|model| milliseconds(&model.decode_seconds)),
+            row("an image, ms", &|model| milliseconds(&model.image_seconds)),
+            row("images a second", &|model| format!("{:.3}", model.images_per_second)),
+            row("floor of a step, ms", &|model| format!("{:.1}", 1e3 * model.floor_seconds)),
+            row("GFLOPS", &|model| format!("{:.1}", 1e-9 * model.operations_per_second)),
+        ];
+        if self.models.len() > 1 {
+            let share = |gain: &Gain| gain.time_saved_over_macs_saved.map_or_else(none, |share| format!("{share:.2}"));
+            rows.push(row("speed-up of a step", &gain(|gain| gain.step_speed_up.show(1.0, 2))));
+            rows.push(row("speed-up by MACs", &gain(|gain| format!("{:.2}", gain.macs_speed_up))));
+            rows.push(row("time saved / MACs saved", &gain(share)));
+            rows.push(row("speed-up of an image", &gain(|gain| gain.image_speed_up.show(1.0, 2))));
+        }
+        format!(
+            "{}\n\nmedians (quartiles) of {} rounds of {} steps, {} image(s) at a time, {} threads\n\
+             a product of {side} x {side} x {side}: {} GFLOPS",
+            table(&header.collect::<Vec<_>>(), &rows),
+            self.repeats,
+            self.steps,
+            self.batch,
+            self.threads,
+            self.product_operations_per_second.show(1e-9, 1),
+            side = Product::SIDE,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quartiles() {
+        let spread = Spread::of([4.0, 1.0, 2.0, 3.0]);
+        assert_eq!((spread.lower_quartile, spread.median, spread.upper_quartile), (1.75, 2.5, 3.25));
+        assert_eq!(Spread::of([7.0]).show(1.0, 1), "7.0 (7.0-7.0)");
+    }
+
+    #[test]
+    fn half_of_the_work_in_three_fifths_of_the_time() {
+        let before = Times { encode: vec![1.0; 2], steps: vec![5.0, 10.0, 5.0, 10.0], decode: vec![4.0; 2] };
+        let after = Times { encode: vec![1.0; 2], steps: vec![3.0, 6.0, 3.0, 6.0], decode: vec![4.0; 2] };
+        let gain = Gain::new(&before, &after, (200, 100), 2);
+        assert!((gain.step_speed_up.median - 5.0 / 3.0).abs() < 1e-12);
+        assert!((gain.image_speed_up.median - 20.0 / 14.0).abs() < 1e-12);
+        assert_eq!(gain.macs_speed_up, 2.0);
+        assert!((gain.time_saved_over_macs_saved.unwrap() - 0.8).abs() < 1e-12);
+        assert!(Gain::new(&before, &after, (100, 100), 2).time_saved_over_macs_saved.is_none());
+    }
+}
