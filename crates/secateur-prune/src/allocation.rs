@@ -129,7 +129,10 @@ pub fn allocate(
     let mut budget = 0.0;
     let mut gathered = Statistics::new();
     for (index, package) in plan.packages.iter().enumerate() {
-        let stage = |name: &str| format!("{name} {}/{} for the allocation", index + 1, plan.packages.len());
+        let stage = |name: &str| match plan.packages.len() {
+            1 => format!("{name} for the allocation"),
+            count => format!("{name} {}/{count} for the allocation", index + 1),
+        };
         if let Source::Calibration(calibration) = source {
             let total = calibration.prompts.len() * calibration.sampling.steps;
             observer.begin(&stage("calibrate"), total, "image steps");
@@ -307,6 +310,14 @@ fn only(outcome: &Outcome, parameter: &str) -> Edits {
     Edits { weights, removals: outcome.edits.removals.clone() }
 }
 
+/// How the pictures are drawn that the influence of each layer or group is measured on.
+#[must_use]
+pub fn influence_sampling(calibration: &Calibration) -> Sampling {
+    let steps = calibration.sampling.steps;
+    let batch = IMAGES.min(calibration.prompts.len());
+    Sampling { steps: (steps / 4).max(steps.min(4)), batch, ..calibration.sampling.clone() }
+}
+
 /// Measures what an edit does to pictures.
 struct Influence {
     prompts: Vec<String>,
@@ -317,9 +328,7 @@ struct Influence {
 impl Influence {
     fn new(pipeline: &Pipeline, calibration: &Calibration) -> Result<Self> {
         let prompts: Vec<String> = calibration.prompts.iter().take(IMAGES).cloned().collect();
-        let steps = calibration.sampling.steps;
-        let steps = (steps / 4).max(steps.min(4));
-        let sampling = Sampling { steps, batch: IMAGES, ..calibration.sampling.clone() };
+        let sampling = influence_sampling(calibration);
         let dense = pipeline.sample(&prompts, 0..prompts.len(), &sampling, None, &())?;
         Ok(Self { prompts, sampling, dense })
     }

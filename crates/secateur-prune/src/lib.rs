@@ -51,7 +51,7 @@ mod taylor;
 mod wanda;
 mod weighting;
 
-pub use allocation::{Allocation, Setting, Settings, allocate};
+pub use allocation::{Allocation, Setting, Settings, allocate, influence_sampling};
 pub use calibrate::{Calibration, Calibrator};
 pub use driver::{GroupOutcome, LayerOutcome, Outcome, Source, Statistics, prune};
 pub use dsnot::Dsnot;

@@ -11,7 +11,7 @@ use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, 
 use secateur_prune::{
     Allocation, Calibration, Factor, Fingerprint, GroupOutcome, Journal, Outcome, Packages, Pattern, Plan,
     PlannedGroup, PlannedLayer, Removal, Run, SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor,
-    allocate, prune,
+    allocate, influence_sampling, prune,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -395,6 +395,7 @@ struct DryRun {
     calibration_steps: usize,
     forward_macs: u64,
     hessian_macs: u64,
+    allocation_macs: u64,
     report_macs: u64,
     memory_bytes: u64,
     call_bytes: u64,
@@ -442,6 +443,15 @@ impl DryRun {
         let zeros = |layer: &PlannedLayer| {
             (layer.rows * layer.columns) as f64 * layer.pattern.map_or(0.0, |pattern| pattern.sparsity())
         };
+        let modules = match plan.groups().count() {
+            0 => plan.layers().count(),
+            groups => groups,
+        };
+        let trial = influence_sampling(calibration);
+        let allocation_macs = match args.allocation {
+            Allocation::Uniform => 0,
+            _ => (modules * trial.batch * folder.samples_of_run(&trial)?) as u64 * macs,
+        };
         let removals = plan.removals(folder.removals());
         let parameters = |removals| -> Result<u64> {
             let wanted = folder.denoiser().parameters(removals)?;
@@ -478,6 +488,7 @@ impl DryRun {
             calibration_steps: sampling.steps,
             forward_macs: calls * passes * macs,
             hessian_macs: calls_for_hessians * plan.hessian_macs() / calibration.token_stride as u64,
+            allocation_macs,
             report_macs,
             memory_bytes: plan.bytes(task),
             call_bytes: folder.memory(sampling, folder.passes(sampling.guidance) * sampling.batch).total(),
@@ -508,7 +519,7 @@ impl DryRun {
         format!(
             "{}: {what} by {}\n\
              {} package(s), at most {} for statistics and solver beside {} for calls of the model and {} for text encoders and \
-             autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {} for the pictures of the report",
+             autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{} for the pictures of the report",
             self.model,
             self.method,
             self.packages.len(),
@@ -519,6 +530,10 @@ impl DryRun {
             self.calibration_steps,
             count(self.forward_macs),
             count(self.hessian_macs),
+            match self.allocation_macs {
+                0 => String::new(),
+                macs => format!("{} to measure influences; ", count(macs)),
+            },
             count(self.report_macs),
         )
     }
