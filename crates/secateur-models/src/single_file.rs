@@ -16,6 +16,7 @@ mod vae;
 use crate::checkpoint::{TensorFile, TensorInfo, variants};
 use crate::error::{Error, Result};
 use crate::folder::{class_of, read_index};
+use crate::manifest::Manifest;
 use crate::pipeline::Observer;
 use crate::pipeline::class::Component;
 use crate::save::{copy_model, header, new_file};
@@ -74,6 +75,10 @@ impl SingleFile {
         if class.name != kind.pipeline {
             let (found, wanted) = (class.name, kind.pipeline);
             let problem = format!("a {found}, and {path} is {}: give a folder of {wanted}", kind.name);
+            return Err(Error::invalid(like, problem));
+        }
+        if !Manifest::open(like)?.removals().is_empty() {
+            let problem = "lacks heads or neurons, which the file has: give the folder of the whole model";
             return Err(Error::invalid(like, problem));
         }
         let with_weights = class.components.iter().filter(|component| component.has_weights());

@@ -32,6 +32,15 @@ impl Selection {
         Ok(Self { include: set(include)?, exclude: set(exclude)? })
     }
 
+    /// A group goes by its own name and those of its layers: one that is included is enough, one that is excluded too.
+    fn takes_group(&self, group: &Group) -> bool {
+        let slices = group.inputs().into_iter().chain(group.outputs());
+        let names: Vec<&str> =
+            std::iter::once(group.name()).chain(slices.map(|slice| &slice.layer)).map(LayerName::as_str).collect();
+        let any = |set: &GlobSet| names.iter().any(|name| set.is_match(name));
+        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+    }
+
     fn takes(&self, name: &LayerName) -> bool {
         let name = name.as_str();
         (self.include.is_empty() || self.include.is_match(name)) && !self.exclude.is_match(name)
@@ -284,7 +293,7 @@ fn structured_units(structure: &Structure, selection: &Selection, removal: &Remo
     let mut units: Vec<Package> = Vec::new();
     for block in &blocks[ends..middle] {
         let first = units.len();
-        for group in block.groups().filter(|group| selection.takes(group.name())) {
+        for group in block.groups().filter(|group| selection.takes_group(group)) {
             let remove = removal.count(&group);
             if remove == 0 {
                 continue;

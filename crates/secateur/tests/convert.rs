@@ -154,3 +154,13 @@ fn folders_that_do_not_fit() {
     std::fs::write(&index, text.replace(r#"["diffusers","T5EncoderModel"]"#, "[null,null]")).unwrap();
     refused_there(temporary.path(), &["like: has no text_encoder_3", "(text_encoders.t5xxl.transformer.*)"]);
 }
+
+#[test]
+fn a_folder_of_a_model_that_lacks_heads_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    write("sd2", temporary.path(), |_| {});
+    let manifest =
+        r#"{"format_version": 2, "compressed": {"removals": {"a": {"of": 4, "removed": [1]}}, "shapes": {}}}"#;
+    std::fs::write(temporary.path().join("like/secateur.json"), manifest).unwrap();
+    refused_there(temporary.path(), &["like", "lacks heads"]);
+}

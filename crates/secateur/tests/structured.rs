@@ -209,3 +209,22 @@ fn shares_are_allocated() {
         std::fs::read(at("uniform").join("secateur.json")).unwrap()
     );
 }
+
+/// Statistics that an allocation gathered are saved like others; a group is chosen by its name or a layer's.
+#[test]
+fn statistics_of_an_allocation_serve_again() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let statistics = at("statistics");
+    let statistics = statistics.to_str().unwrap();
+    let options = ["--structured=neurons", "--include", "transformer_blocks.1.ff.*", "--include", "*.2.ff_context"];
+    let run = |name: &str, more: &[&str]| {
+        let options = [&options, more].concat();
+        succeed(&mut prune(&model("emoji-mmdit"), &at(name), &options));
+        let manifest = json(&std::fs::read_to_string(at(name).join("secateur.json")).unwrap());
+        manifest["compressed"]["removals"].as_object().unwrap().clone()
+    };
+    run("first", &["--allocation", "parameters", "--save-statistics", statistics]);
+    let uniform = run("second", &["--statistics", statistics]);
+    assert_eq!(uniform.keys().collect::<Vec<_>>(), ["transformer_blocks.1.ff", "transformer_blocks.2.ff_context"]);
+}

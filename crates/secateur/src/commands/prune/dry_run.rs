@@ -1,0 +1,186 @@
+//! What a run would do, before it does it.
+
+use crate::args::PruneArgs;
+use crate::format::{bytes, count, table};
+use anyhow::Result;
+use secateur_models::ModelFolder;
+use secateur_prune::{Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, influence_sampling};
+use serde::Serialize;
+
+/// What a run would do.
+#[derive(Serialize)]
+pub(super) struct DryRun {
+    model: String,
+    method: &'static str,
+    removed: String,
+    layers: usize,
+    weights: u64,
+    weights_removed: u64,
+    groups: Vec<GroupRow>,
+    parameters: u64,
+    parameters_after: u64,
+    macs: u64,
+    macs_after: u64,
+    calibration_samples: usize,
+    calibration_steps: usize,
+    forward_macs: u64,
+    hessian_macs: u64,
+    allocation_macs: u64,
+    report_macs: u64,
+    memory_bytes: u64,
+    call_bytes: u64,
+    other_components_bytes: u64,
+    packages: Vec<PackageRow>,
+}
+
+/// Heads or neurons of which some go.
+#[derive(Serialize)]
+struct GroupRow {
+    name: String,
+    kind: &'static str,
+    count: usize,
+    removed: usize,
+}
+
+#[derive(Serialize)]
+struct PackageRow {
+    first: String,
+    last: String,
+    layers: usize,
+    inputs: usize,
+    statistics_bytes: u64,
+    memory_bytes: u64,
+}
+
+impl DryRun {
+    pub(super) fn new(
+        folder: &ModelFolder,
+        plan: &Plan,
+        task: &Task<'_>,
+        calibration: &Calibration,
+        judged: usize,
+        args: &PruneArgs,
+    ) -> Result<Self> {
+        let sampling = &calibration.sampling;
+        let samples = folder.samples_of_run(sampling)?;
+        let calls = |prompts: usize| (prompts * samples) as u64;
+        let macs = folder.structure(sampling).macs();
+        let report_macs = calls(2 * judged) * macs;
+        let calls = calls(calibration.prompts.len());
+        let passes = if args.statistics.is_some() { 0 } else { plan.packages.len() as u64 };
+        let calls_for_hessians = if args.statistics.is_some() { 0 } else { calls };
+        let weights: u64 = plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum();
+        let zeros = |layer: &PlannedLayer| {
+            (layer.rows * layer.columns) as f64 * layer.pattern.map_or(0.0, |pattern| pattern.sparsity())
+        };
+        let modules = match plan.groups().count() {
+            0 => plan.layers().count(),
+            groups => groups,
+        };
+        let trial = influence_sampling(calibration);
+        let allocation_macs = match args.allocation {
+            Allocation::Uniform => 0,
+            _ => (modules * trial.batch * folder.samples_of_run(&trial)?) as u64 * macs,
+        };
+        let removals = plan.removals(folder.removals());
+        let parameters = |removals| -> Result<u64> {
+            let wanted = folder.denoiser().parameters(removals)?;
+            let learned = wanted.values().filter(|wanted| !wanted.constant);
+            Ok(learned.map(|wanted| wanted.shape.iter().product::<usize>() as u64).sum())
+        };
+        let group = |planned: &PlannedGroup| GroupRow {
+            name: planned.group.name().to_string(),
+            kind: planned.group.kind(),
+            count: planned.group.count(),
+            removed: planned.remove,
+        };
+        let row = |package: &Package| PackageRow {
+            first: package.layers().next().map_or_else(String::new, |layer| layer.name.to_string()),
+            last: package.layers().last().map_or_else(String::new, |layer| layer.name.to_string()),
+            layers: package.layers().count(),
+            inputs: package.inputs.len(),
+            statistics_bytes: package.statistics_bytes(),
+            memory_bytes: package.bytes(task),
+        };
+        Ok(Self {
+            model: folder.name(),
+            method: task.method(),
+            removed: task.to_string(),
+            layers: plan.layers().count(),
+            weights,
+            weights_removed: plan.layers().map(zeros).sum::<f64>() as u64,
+            groups: plan.groups().map(group).collect(),
+            parameters: parameters(folder.removals())?,
+            parameters_after: parameters(&removals)?,
+            macs,
+            macs_after: folder.whole_structure(sampling).without(&removals).macs(),
+            calibration_samples: calibration.prompts.len(),
+            calibration_steps: sampling.steps,
+            forward_macs: calls * passes * macs,
+            hessian_macs: calls_for_hessians * plan.hessian_macs() / calibration.token_stride as u64,
+            allocation_macs,
+            report_macs,
+            memory_bytes: plan.bytes(task),
+            call_bytes: folder.memory(sampling, folder.passes(sampling.guidance) * sampling.batch).total(),
+            other_components_bytes: folder.other_components(),
+            packages: plan.packages.iter().map(row).collect(),
+        })
+    }
+
+    pub(super) fn summary(&self) -> String {
+        let what = match self.groups.as_slice() {
+            [] => format!(
+                "{} of {} weights in {} layers, {}",
+                count(self.weights_removed),
+                count(self.weights),
+                self.layers,
+                self.removed
+            ),
+            groups => format!(
+                "{} in {} modules; {} of {} parameters and {} of {} MACs stay",
+                self.removed,
+                groups.len(),
+                count(self.parameters_after),
+                count(self.parameters),
+                count(self.macs_after),
+                count(self.macs)
+            ),
+        };
+        format!(
+            "{}: {what} by {}\n\
+             {} package(s), at most {} for statistics and solver beside {} for calls of the model and {} for text encoders and \
+             autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{} for the pictures of the report",
+            self.model,
+            self.method,
+            self.packages.len(),
+            bytes(self.memory_bytes),
+            bytes(self.call_bytes),
+            bytes(self.other_components_bytes),
+            self.calibration_samples,
+            self.calibration_steps,
+            count(self.forward_macs),
+            count(self.hessian_macs),
+            match self.allocation_macs {
+                0 => String::new(),
+                macs => format!("{} to measure influences; ", count(macs)),
+            },
+            count(self.report_macs),
+        )
+    }
+
+    pub(super) fn text(&self) -> String {
+        let row = |(index, package): (usize, &PackageRow)| {
+            vec![
+                (index + 1).to_string(),
+                package.layers.to_string(),
+                package.inputs.to_string(),
+                bytes(package.statistics_bytes),
+                bytes(package.memory_bytes),
+                format!("{} ... {}", package.first, package.last),
+            ]
+        };
+        let rows: Vec<_> = self.packages.iter().enumerate().map(row).collect();
+        let header = ["package", "layers", "Hessians", "statistics", "with solver", "from ... to"];
+        format!("{}\n\n{}", self.summary(), table(&header, &rows))
+    }
+}

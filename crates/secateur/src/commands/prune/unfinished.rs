@@ -1,0 +1,46 @@
+//! Runs that were stopped.
+
+use anyhow::{Result, bail};
+use secateur_prune::{Journal, Run};
+use std::path::{Path, PathBuf};
+
+/// The folder beside the output that has the finished packages of a run until it ends. A run that fails or is stopped
+/// leaves it there, if it has any.
+pub(super) struct Unfinished {
+    pub(super) folder: PathBuf,
+    resume: bool,
+}
+
+impl Unfinished {
+    /// For the output folder `target`. One that is there is continued with `resume`, and thrown away with `force`.
+    pub(super) fn check(target: &Path, resume: bool, force: bool) -> Result<Self> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let folder = target.with_file_name(format!(".{name}.unfinished"));
+        match (folder.is_dir(), resume) {
+            (false, true) => bail!("nothing to resume: there is no unfinished run for {}", target.display()),
+            (true, false) if !force => {
+                bail!("a run for {} was not finished: --resume goes on with it, --force begins anew", target.display())
+            }
+            (true, false) => std::fs::remove_dir_all(&folder)?,
+            _ => {}
+        }
+        Ok(Self { folder, resume })
+    }
+
+    pub(super) fn journal(&self, run: &Run) -> Result<Journal> {
+        Ok(if self.resume { Journal::open(&self.folder, run)? } else { Journal::create(&self.folder, run)? })
+    }
+
+    pub(super) fn remove(&self) -> Result<()> {
+        Ok(std::fs::remove_dir_all(&self.folder)?)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Where no package was finished there is nothing to go on with.
+        if self.folder.is_dir() && Journal::finished(&self.folder) == 0 {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}
