@@ -263,6 +263,10 @@ fn heads_and_neurons_that_went_are_told() {
         group("blocks.1.ff", "neurons", 1024, 304),
         group("blocks.2.ff", "neurons", 1024, 512),
     ];
+    let mut whole = groups.clone();
+    whole[0].removed = 0;
+    let page = html(&Report { groups: whole, ..report() }, &[]);
+    assert!(page.contains("816 of 2048 neurons of 2 modules have been removed"), "{page}");
     let page = html(&Report { groups, ..report() }, &[]);
     assert!(page.contains("2 of 8 heads and 816 of 2048 neurons of 3 modules have been removed"), "{page}");
     assert!(page.contains("Heads and neurons") && page.contains("blocks.2.ff") && page.contains("50 %"));

@@ -51,11 +51,11 @@ fn removed_groups(groups: &[GroupReport]) -> Option<String> {
             groups.iter().filter(|group| group.kind == kind).map(value).sum()
         };
         let (removed, count) = (sum(|group| group.removed), sum(|group| group.count));
-        (count > 0).then(|| format!("{removed} of {count} {kind}"))
+        (removed > 0).then(|| format!("{removed} of {count} {kind}"))
     };
     let kinds: Vec<String> = [of("heads"), of("neurons")].into_iter().flatten().collect();
-    (!kinds.is_empty())
-        .then(|| format!("{} of {} have been removed", kinds.join(" and "), counted(groups.len(), "module")))
+    let modules = groups.iter().filter(|group| group.removed > 0).count();
+    (!kinds.is_empty()).then(|| format!("{} of {} have been removed", kinds.join(" and "), counted(modules, "module")))
 }
 
 fn removed_weights(layers: &[LayerReport], models: Option<(&ModelSummary, &ModelSummary)>) -> Option<String> {

@@ -38,7 +38,7 @@ fn group_row(group: &GroupReport) -> Markup {
             th scope="row" { (group.name) }
             td.number { (group.count) " " (group.kind) }
             td.number { (left) }
-            td { span.share style=(format!("width:{:.1}%", share * 80.0)) {} (format!("{:.0} %", share * 100.0)) }
+            td { span.share style=(format!("width:{:.1}%", share * 70.0)) {} (format!("{:.0} %", share * 100.0)) }
         }
     }
 }
