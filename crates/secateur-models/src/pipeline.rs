@@ -186,6 +186,15 @@ impl Pipeline {
         (height * factor, width * factor)
     }
 
+    /// The noise that the images `images` of a run start from.
+    ///
+    /// # Errors
+    /// If the tensor cannot be made.
+    pub fn noise(&self, images: Range<usize>, sampling: &Sampling) -> Result<Tensor> {
+        let (height, width) = sampling.latent;
+        noise(sampling.seed, images, 0, &[self.folder.denoiser().latent_shape()[0], height, width])
+    }
+
     /// Final latents of the images `images` of a run: image i is made of prompt i and of noise that depends on the
     /// seed and i alone. `observer` is advanced by the samples of a batch at every step.
     ///
@@ -199,9 +208,7 @@ impl Pipeline {
         probe: Option<&dyn Probe>,
         observer: &dyn Observer,
     ) -> Result<Tensor> {
-        let (height, width) = sampling.latent;
-        let shape = [self.folder.denoiser().latent_shape()[0], height, width];
-        let start = noise(sampling.seed, images.clone(), 0, &shape)?;
+        let start = self.noise(images.clone(), sampling)?;
         let conditioning = self.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
         let mut denoising = Denoising::new(self, &start, &conditioning, images.clone(), sampling, probe)?;
         while denoising.step()? {

@@ -133,10 +133,10 @@ pub fn allocate(
             1 => format!("{name} for the allocation"),
             count => format!("{name} {}/{count} for the allocation", index + 1),
         };
-        if let Source::Calibration(calibration) = source {
+        if let Source::Calibration(calibration, step_weights) = source {
             let total = calibration.prompts.len() * calibration.sampling.steps;
             observer.begin(&stage("calibrate"), total, "image steps");
-            gathered = calibrate(pipeline, package, calibration, observer)?;
+            gathered = calibrate(pipeline, package, calibration, step_weights, observer)?;
         }
         observer.begin(
             &stage("try"),
@@ -155,7 +155,7 @@ pub fn allocate(
         }
     }
     let settings = greedy(&curves, budget);
-    let keep = plan.packages.len() == 1 && matches!(source, Source::Calibration(_));
+    let keep = plan.packages.len() == 1 && matches!(source, Source::Calibration(..));
     Ok((settings, keep.then_some(gathered)))
 }
 

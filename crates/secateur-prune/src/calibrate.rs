@@ -1,6 +1,7 @@
 //! Running the model to see its activations.
 
 use crate::error::Result;
+use crate::measured::measure;
 use crate::plan::Package;
 use crate::statistics::{Accumulator, InputStatistics};
 use crate::weighting::Weighting;
@@ -22,6 +23,19 @@ pub struct Calibration {
     /// One of every so many tokens is summed up into the Hessians, for all of them: 1 sums up all. Tokens of one image
     /// say much the same, and products of them are a good part of a calibration's time.
     pub token_stride: usize,
+}
+
+impl Calibration {
+    /// The weights of the steps, the noisiest first: given, or measured on the model, which is the same afterwards.
+    ///
+    /// # Errors
+    /// If the model fails or the observer interrupts.
+    pub fn step_weights(&self, pipeline: &mut Pipeline, observer: &dyn Observer) -> Result<Vec<f64>> {
+        match self.weighting.weights(self.sampling.steps) {
+            Some(weights) => Ok(weights),
+            None => measure(pipeline, self, observer),
+        }
+    }
 }
 
 /// Gathers one Hessian per distinct layer input while a model runs.
@@ -84,10 +98,11 @@ pub(crate) fn calibrate(
     pipeline: &Pipeline,
     package: &Package,
     calibration: &Calibration,
+    step_weights: &[f64],
     observer: &dyn Observer,
 ) -> Result<BTreeMap<LayerName, InputStatistics>> {
     let sampling = &calibration.sampling;
-    let calibrator = Calibrator::new(package, calibration.weighting.weights(sampling.steps), calibration.token_stride);
+    let calibrator = Calibrator::new(package, step_weights.to_vec(), calibration.token_stride);
     let count = calibration.prompts.len();
     for start in (0..count).step_by(sampling.batch.max(1)) {
         let images = start..(start + sampling.batch.max(1)).min(count);

@@ -63,8 +63,8 @@ pub struct Outcome {
 
 /// Where statistics come from.
 pub enum Source<'a> {
-    /// The model is run for each package.
-    Calibration(&'a Calibration),
+    /// The model is run for each package, with weights of the steps: see [`Calibration::step_weights`].
+    Calibration(&'a Calibration, &'a [f64]),
     /// They were gathered before, on the model as it was.
     Saved(&'a SavedStatistics),
     /// They were gathered just now, on the model as it is, for the only package.
@@ -84,7 +84,7 @@ impl Source<'_> {
         let gathered = match self {
             Source::Saved(saved) => return saved.input(&input.name, input.width()).map(Cow::Owned),
             Source::Gathered(gathered) => gathered,
-            Source::Calibration(_) => gathered,
+            Source::Calibration(..) => gathered,
         };
         let found = gathered.get(&input.name).map(Cow::Borrowed);
         found.ok_or_else(|| Error::layer(&input.name, "no statistics: the model ran without calling it"))
@@ -105,7 +105,7 @@ pub fn prune(
     journal: Option<&Journal>,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
-    if plan.packages.len() > 1 && !matches!(source, Source::Calibration(_)) {
+    if plan.packages.len() > 1 && !matches!(source, Source::Calibration(..)) {
         let problem = "statistics that were gathered before serve one package: later ones would have to see the model as pruned so far";
         return Err(Error::Request(problem.into()));
     }
@@ -121,10 +121,10 @@ pub fn prune(
             count => format!("{stage} {}/{count}", index + 1),
         };
         let mut gathered = BTreeMap::new();
-        if let Source::Calibration(calibration) = source {
+        if let Source::Calibration(calibration, step_weights) = source {
             let total = calibration.prompts.len() * calibration.sampling.steps;
             observer.begin(&of("calibrate"), total, "image steps");
-            gathered = calibrate(pipeline, package, calibration, observer)?;
+            gathered = calibrate(pipeline, package, calibration, step_weights, observer)?;
         }
         let statistics = |input: &SharedInput| source.statistics(input, &gathered);
         observer.begin(&of("solve"), package.layers().count(), "layers");

@@ -21,7 +21,8 @@
 //! let output = OutputFolder::create(&out, false, &[folder.path()])?;
 //!
 //! let mut pipeline = Pipeline::open(folder)?;
-//! let source = Source::Calibration(&calibration);
+//! let step_weights = calibration.step_weights(&mut pipeline, &())?;
+//! let source = Source::Calibration(&calibration, &step_weights);
 //! let outcome = prune(&mut pipeline, &plan, &task, &source, None, &())?;
 //! pipeline.folder().write(output.path(), &outcome.edits, &())?;
 //! output.finish()?;
@@ -39,6 +40,7 @@ mod fingerprint;
 mod hessian;
 mod journal;
 mod magnitude;
+mod measured;
 mod method;
 mod obs;
 mod pattern;

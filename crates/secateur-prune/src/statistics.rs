@@ -135,6 +135,7 @@ pub struct SavedStatistics {
 struct Saved {
     format_version: u32,
     fingerprint: Fingerprint,
+    step_weights: Vec<f64>,
     rows: BTreeMap<String, u64>,
 }
 
@@ -144,13 +145,14 @@ const FILE: &str = "statistics";
 const FORMAT_VERSION: u32 = 2;
 
 impl SavedStatistics {
-    /// Writes statistics into an existing folder.
+    /// Writes statistics, and the weights that the steps had in them, into an existing folder.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write(
         folder: &Path,
         statistics: &BTreeMap<LayerName, InputStatistics>,
+        step_weights: &[f64],
         fingerprint: &Fingerprint,
     ) -> Result<()> {
         let mut tensors = HashMap::new();
@@ -167,6 +169,7 @@ impl SavedStatistics {
         let saved = Saved {
             format_version: FORMAT_VERSION,
             fingerprint: fingerprint.clone(),
+            step_weights: step_weights.to_vec(),
             rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
         };
         let path = folder.join(format!("{FILE}.json"));
@@ -192,6 +195,12 @@ impl SavedStatistics {
             return Err(Error::statistics(folder, problem));
         }
         Ok(Self { folder: folder.to_owned(), checkpoint: Checkpoint::open(folder, FILE, None)?, saved })
+    }
+
+    /// The weights that the steps had.
+    #[must_use]
+    pub fn step_weights(&self) -> &[f64] {
+        &self.saved.step_weights
     }
 
     /// The statistics of one input.

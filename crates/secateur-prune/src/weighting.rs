@@ -1,4 +1,5 @@
 use crate::error::Error;
+use crate::measured;
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,32 +17,48 @@ pub enum Weighting {
     LogDecrease,
     /// Rising with ln t / ln T.
     LogIncrease,
+    /// In proportion to what the errors made at a step come to in the final latents, as measured on the model with a few
+    /// of the calibration prompts.
+    Measured,
 }
 
 impl Weighting {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Uniform, Self::LinearDecrease, Self::LinearIncrease, Self::LogDecrease, Self::LogIncrease];
+    pub const ALL: [Self; 6] = [
+        Self::Uniform,
+        Self::LinearDecrease,
+        Self::LinearIncrease,
+        Self::LogDecrease,
+        Self::LogIncrease,
+        Self::Measured,
+    ];
 
-    /// Least and greatest weight.
+    /// Least and greatest weight of those that are not measured.
     pub const RANGE: (f64, f64) = (0.8, 1.2);
 
-    /// The weights of `steps` steps, the noisiest first.
+    /// The weights of `steps` steps, the noisiest first; nothing where they have to be measured.
     #[must_use]
-    pub fn weights(self, steps: usize) -> Vec<f64> {
+    pub fn weights(self, steps: usize) -> Option<Vec<f64>> {
         let (low, high) = Self::RANGE;
         if steps < 2 {
-            return vec![1.0; steps];
+            return Some(vec![1.0; steps]);
         }
-        let total = steps as f64;
-        let share = |t: f64| match self {
-            Self::Uniform => 0.5,
-            Self::LinearDecrease => (total - t) / (total - 1.0),
-            Self::LinearIncrease => (t - 1.0) / (total - 1.0),
-            Self::LogDecrease => (total - t + 1.0).ln() / total.ln(),
-            Self::LogIncrease => t.ln() / total.ln(),
+        let share: fn(f64, f64) -> f64 = match self {
+            Self::Uniform => |_, _| 0.5,
+            Self::LinearDecrease => |t, total| (total - t) / (total - 1.0),
+            Self::LinearIncrease => |t, total| (t - 1.0) / (total - 1.0),
+            Self::LogDecrease => |t, total| (total - t + 1.0).ln() / total.ln(),
+            Self::LogIncrease => |t, total| t.ln() / total.ln(),
+            Self::Measured => return None,
         };
-        (1..=steps).map(|t| low + (high - low) * share(t as f64)).collect()
+        Some((1..=steps).map(|t| low + (high - low) * share(t as f64, steps as f64)).collect())
+    }
+
+    /// How many pictures of a calibration with `prompts` prompts have to be denoised to measure the weights, beside its
+    /// own.
+    #[must_use]
+    pub fn pictures(self, prompts: usize, steps: usize) -> usize {
+        if self.weights(steps).is_some() { 0 } else { measured::pictures(prompts, steps) }
     }
 }
 
@@ -53,6 +70,7 @@ impl fmt::Display for Weighting {
             Self::LinearIncrease => "linear-increase",
             Self::LogDecrease => "log-decrease",
             Self::LogIncrease => "log-increase",
+            Self::Measured => "measured",
         })
     }
 }
@@ -73,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_default_gives_the_papers_values() {
-        let weights = Weighting::default().weights(25);
+        let weights = Weighting::default().weights(25).unwrap();
         let close = |got: f64, want: f64| assert!((got - want).abs() < 5e-5, "{got} against {want}");
         for (got, want) in weights.iter().zip([1.2, 1.1949, 1.1896, 1.1841]) {
             close(*got, want);
@@ -88,12 +106,12 @@ mod tests {
         for (up, down) in
             [(Weighting::LinearIncrease, Weighting::LinearDecrease), (Weighting::LogIncrease, Weighting::LogDecrease)]
         {
-            let mut weights = up.weights(9);
+            let mut weights = up.weights(9).unwrap();
             weights.reverse();
-            assert_eq!(weights, down.weights(9));
+            assert_eq!(weights, down.weights(9).unwrap());
         }
         for weighting in Weighting::ALL {
-            assert_eq!(weighting.weights(1), [1.0]);
+            assert_eq!(weighting.weights(1).unwrap(), [1.0]);
             assert_eq!(weighting.to_string().parse::<Weighting>().unwrap(), weighting);
         }
     }

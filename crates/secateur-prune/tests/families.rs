@@ -19,7 +19,8 @@ fn project() -> PathBuf {
 }
 
 /// Calibrates with two pictures over three steps, and prunes half of all weights by each method, anywhere and as 2:4:
-/// OBS, which makes up for what it removes, leaves the least error in the layers' outputs.
+/// OBS, which makes up for what it removes, leaves the least error in the layers' outputs. Weights of the
+/// steps can be measured.
 fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> Sampling) {
     let open = || ModelFolder::open(folder, None).unwrap();
     let sampling = change(Sampling { steps: 3, batch: 2, ..open().sampling() });
@@ -35,7 +36,12 @@ fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> 
         let latents = pipeline.sample(&prompts, 0..2, &sampling, None, &()).unwrap();
         pipeline.pictures(&latents).unwrap()
     };
-    let dense = pictures(&Pipeline::open(open()).unwrap());
+    let mut pipeline = Pipeline::open(open()).unwrap();
+    let dense = pictures(&pipeline);
+    let measured = Calibration { weighting: Weighting::Measured, ..calibration.clone() };
+    let weights = measured.step_weights(&mut pipeline, &()).unwrap();
+    let mean = weights.iter().sum::<f64>() / weights.len() as f64;
+    assert!((mean - 1.0).abs() < 1e-12 && weights.iter().all(|weight| *weight > 0.0), "{weights:?}");
     let methods: [&dyn Method; 5] = [&Obs, &Wanda, &Dsnot::Wanda, &Dsnot::Hessian, &Magnitude];
     for pattern in [Pattern::unstructured(0.5).unwrap(), "2:4".parse().unwrap()] {
         let mut errors = Vec::new();
@@ -44,7 +50,8 @@ fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> 
             let mut pipeline = Pipeline::open(open()).unwrap();
             let task = Task::Weights { method, pattern };
             let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
-            let source = Source::Calibration(&calibration);
+            let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
+            let source = Source::Calibration(&calibration, &step_weights);
             let outcome = prune(&mut pipeline, &plan, &task, &source, None, &()).unwrap();
             let prunable = structure.layers().filter(|layer| layer.prunable.is_some()).count();
             assert_eq!((outcome.layers.len(), outcome.edits.weights.len()), (prunable, prunable), "{what}");
@@ -72,7 +79,8 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
     let prompts = prompts.map(str::to_owned).to_vec();
     let (weighting, token_stride) = (Weighting::default(), 1);
     let calibration = Calibration { prompts: prompts.clone(), sampling: sampling.clone(), weighting, token_stride };
-    let source = Source::Calibration(&calibration);
+    let step_weights = calibration.step_weights(&mut Pipeline::open(open(folder)).unwrap(), &()).unwrap();
+    let source = Source::Calibration(&calibration, &step_weights);
     let latents = |pipeline: &Pipeline| pipeline.sample(&prompts, 0..2, &sampling, None, &()).unwrap();
     let plan = |folder: &Path, task: &Task<'_>| {
         Plan::new(&open(folder).structure(&sampling), &Selection::default(), Packages::Count(2), task).unwrap()

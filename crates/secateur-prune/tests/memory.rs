@@ -39,7 +39,8 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
             let sample = |pipeline: &Pipeline| drop(pipeline.sample(&prompts, 0..1, &sampling, None, &()).unwrap());
             sample(&pipeline);
             let call = counting::most_held(|| sample(&pipeline));
-            let source = Source::Calibration(&calibration);
+            let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
+            let source = Source::Calibration(&calibration, &step_weights);
             let held = counting::most_held(|| {
                 prune(&mut pipeline, &plan, &task, &source, None, &()).unwrap();
             });

@@ -332,7 +332,8 @@ fn activations_that_are_not_finite_name_layer_and_step() {
     pipeline.apply(&Edits { weights, ..Edits::default() }).unwrap();
     let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
     let calibration = calibration(1, 1);
-    let source = Source::Calibration(&calibration);
+    let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
+    let source = Source::Calibration(&calibration, &step_weights);
     let error = prune(&mut pipeline, &plan, &half(&Obs), &source, None, &()).unwrap_err().to_string();
     assert!(error.contains("transformer_blocks.1.ff.net.2") && error.contains("denoising step 1"), "{error}");
 }
@@ -344,7 +345,8 @@ fn statistics_do_not_depend_on_the_batch() {
         let selection = Selection::new(&["transformer_blocks.0.*".into()], &[]).unwrap();
         let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &half(&Magnitude)).unwrap();
         let calibration = calibration(3, batch);
-        let source = Source::Calibration(&calibration);
+        let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
+        let source = Source::Calibration(&calibration, &step_weights);
         prune(&mut pipeline, &plan, &half(&Magnitude), &source, None, &()).unwrap().statistics
     };
     let (whole, apart) = (gather(3), gather(2));
@@ -391,7 +393,7 @@ fn saved_statistics_serve_one_package() {
     let calibration = calibration(1, 1);
     let fingerprint = Fingerprint::new(pipeline.folder(), &calibration).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    SavedStatistics::write(folder.path(), &BTreeMap::new(), &fingerprint).unwrap();
+    SavedStatistics::write(folder.path(), &BTreeMap::new(), &[1.0, 1.0], &fingerprint).unwrap();
     let saved = SavedStatistics::open(folder.path(), &fingerprint).unwrap();
     let error = prune(&mut pipeline, &plan, &half(&Obs), &Source::Saved(&saved), None, &()).unwrap_err().to_string();
     assert!(error.contains("one package"), "{error}");
@@ -404,7 +406,13 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
     let name = "layer".into();
     let mut input = statistics(hessian(20, 6, 1), 20);
     input.sums = random(6, 2);
-    SavedStatistics::write(folder.path(), &BTreeMap::from([("layer".into(), input.clone())]), &fingerprint).unwrap();
+    SavedStatistics::write(
+        folder.path(),
+        &BTreeMap::from([("layer".into(), input.clone())]),
+        &[1.0, 1.0],
+        &fingerprint,
+    )
+    .unwrap();
     let saved = SavedStatistics::open(folder.path(), &fingerprint).unwrap();
     assert_eq!(saved.input(&name, 6).unwrap(), input);
     let error = saved.input(&name, 5).unwrap_err().to_string();

@@ -115,7 +115,9 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
 
     // Those of the lowest scores go.
     let task = Task::Structured { method: &taylor, removal };
-    let outcome = prune(&mut pipeline, &plan, &task, &Source::Calibration(&calibration), None, &()).unwrap();
+    let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
+    let source = Source::Calibration(&calibration, &step_weights);
+    let outcome = prune(&mut pipeline, &plan, &task, &source, None, &()).unwrap();
     for group in &outcome.groups {
         let scores = taylor.scores(&group.name).unwrap();
         let gone = group.removed.iter().map(|&one| scores[one]).fold(0.0, f64::max);

@@ -155,8 +155,8 @@ pub(crate) struct PruneArgs {
     pub(crate) samples: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
-    /// How much each denoising step counts, between 0.8 and 1.2: uniform, linear-decrease, linear-increase,
-    /// log-decrease or log-increase
+    /// How much each denoising step counts: uniform, linear-decrease, linear-increase, log-decrease or log-increase,
+    /// between 0.8 and 1.2; or measured, by what errors made at the step come to in the end
     #[arg(long, value_name = "NAME", default_value_t = Weighting::default())]
     pub(crate) weighting: Weighting,
     /// Sum up one of every N tokens into the Hessians, for all of them; 1 sums up all

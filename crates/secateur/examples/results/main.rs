@@ -3,12 +3,13 @@
 //! `cargo run --release --example results -- models/emoji-mmdit results/emoji-mmdit --study methods --seeds 3`
 //!
 //! A seed sets the calibration prompts, their noise, and the noise of the judged pictures. Each cell is a JSON file in
-//! the output folder; a run that was stopped goes on with the cells that are missing, and
+//! the output folder, with a PNG file of its first pictures; a run that was stopped goes on with the cells that are missing, and
 //! `results --study methods --table results/emoji-mmdit` prints what there is.
 
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 
 mod seed;
+mod sheet;
 mod study;
 mod table;
 
@@ -39,13 +40,24 @@ struct Arguments {
     /// Only print the table of the cells in this folder
     #[arg(long, value_name = "OUT", conflicts_with_all = ["model", "out", "seeds"])]
     table: Option<PathBuf>,
+    /// Also put pictures of the dense model and of some rows of this table below each other, into a PNG file
+    #[arg(long, value_name = "FILE", requires = "table", requires = "rows")]
+    sheet: Option<PathBuf>,
+    /// Rows of the sheet, as their cells' files are called
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "sheet")]
+    rows: Vec<String>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let study = Study::new(arguments.study)?;
     match (&arguments.table, &arguments.model, &arguments.out) {
-        (Some(out), ..) => table::print(&study, out, 100),
+        (Some(out), ..) => {
+            if let Some(sheet) = &arguments.sheet {
+                sheet::stack(&study, &arguments.rows, out, sheet)?;
+            }
+            table::print(&study, out, 100)
+        }
         (None, Some(model), Some(out)) => {
             // Within the thread pool, as the binary's commands.
             rayon::scope(|_| study.fill(model, out, arguments.seeds))?;

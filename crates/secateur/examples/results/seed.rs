@@ -1,5 +1,6 @@
 //! All that is done for one seed.
 
+use crate::sheet;
 use crate::study::Row;
 use anyhow::{Context, Result, bail};
 use secateur_eval::{Comparison, Samples, Summary};
@@ -100,11 +101,12 @@ impl<'a> Seed<'a> {
         let path = self.out.join(format!("seed{}-statistics", self.seed));
         if !path.exists() {
             println!("seed {}: calibrate", self.seed);
-            let source = Source::Calibration(&self.calibration);
+            let step_weights = self.calibration.step_weights(&mut pipeline, &())?;
+            let source = Source::Calibration(&self.calibration, &step_weights);
             let task = Task::Weights { method: &Magnitude, pattern: Pattern::unstructured(0.5)? };
             let outcome = self.prune(&mut pipeline, &task, &source)?;
             let output = OutputFolder::create(&path, false, &[])?;
-            SavedStatistics::write(output.path(), &outcome.statistics, &fingerprint)?;
+            SavedStatistics::write(output.path(), &outcome.statistics, &step_weights, &fingerprint)?;
             output.finish()?;
         }
         Ok(SavedStatistics::open(&path, &fingerprint)?)
@@ -131,11 +133,14 @@ impl<'a> Seed<'a> {
     pub(crate) fn fill(&self, rows: &[&Row]) -> Result<()> {
         println!("seed {}: dense", self.seed);
         let dense = self.samples(&self.pipeline()?, "dense")?;
+        sheet::save(dense.pictures(), self.out, self.seed, "dense")?;
         for row in rows {
             println!("seed {}: {}", self.seed, row.label);
             let mut pipeline = self.pipeline()?;
             let outcome = (row.prune)(self, &mut pipeline)?;
-            let (comparison, _) = dense.compare(&self.samples(&pipeline, &row.label)?)?;
+            let samples = self.samples(&pipeline, &row.label)?;
+            sheet::save(samples.pictures(), self.out, self.seed, &row.name)?;
+            let (comparison, _) = dense.compare(&samples)?;
             let errors = Summary::of(&outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>())?;
             let cell = Cell {
                 comparison,

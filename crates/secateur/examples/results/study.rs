@@ -150,7 +150,9 @@ impl Study {
             label: weighting.to_string(),
             prune: Box::new(move |seed, pipeline| {
                 let calibration = Calibration { weighting, ..seed.calibration().clone() };
-                seed.prune(pipeline, &Task::Weights { method: &Obs, pattern }, &Source::Calibration(&calibration))
+                let step_weights = calibration.step_weights(pipeline, &())?;
+                let source = Source::Calibration(&calibration, &step_weights);
+                seed.prune(pipeline, &Task::Weights { method: &Obs, pattern }, &source)
             }),
         };
         let rows = Weighting::ALL.map(row);

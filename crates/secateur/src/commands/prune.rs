@@ -14,7 +14,7 @@ use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
 use secateur_prune::{
     Allocation, Calibration, Factor, Fingerprint, GroupOutcome, Journal, Outcome, Packages, Pattern, Plan, Removal,
-    Run, SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor, allocate, prune,
+    Run, SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor, Weighting, allocate, prune,
 };
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
@@ -97,14 +97,23 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         (Task::Structured { removal, .. }, Some(method)) => Task::Structured { method, removal: *removal },
         _ => *task,
     };
+    let step_weights = match &saved {
+        Some(saved) => saved.step_weights().to_vec(),
+        None => calibration.step_weights(&mut pipeline, &progress)?,
+    };
+    if calibration.weighting == Weighting::Measured {
+        progress.note(&format!("weights of the steps, as measured: {}", spelled(&step_weights)));
+    }
+    let calibrating = Source::Calibration(&calibration, &step_weights);
     let mut gathered = None;
     if args.allocation != Allocation::Uniform {
         let settings = match journal.settings()? {
             Some(settings) => settings,
             None => {
-                let source = saved.as_ref().map_or(Source::Calibration(&calibration), Source::Saved);
+                let source = saved.as_ref().map(Source::Saved);
+                let source = source.as_ref().unwrap_or(&calibrating);
                 let (settings, statistics) =
-                    allocate(&mut pipeline, &plan, task, &source, &calibration, args.allocation, &progress)?;
+                    allocate(&mut pipeline, &plan, task, source, &calibration, args.allocation, &progress)?;
                 journal.set_settings(&settings)?;
                 gathered = statistics;
                 settings
@@ -115,7 +124,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let source = match (&saved, &gathered) {
         (Some(saved), _) => Source::Saved(saved),
         (None, Some(gathered)) => Source::Gathered(gathered),
-        (None, None) => Source::Calibration(&calibration),
+        (None, None) => calibrating,
     };
     let outcome = prune(&mut pipeline, &plan, task, &source, Some(&journal), &progress)?;
     let pruned = evaluation.samples(&pipeline, &names[1])?;
@@ -125,7 +134,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     pipeline.folder().write(output.path(), &outcome.edits, &progress)?;
     if let Some(output) = &statistics_output {
         let statistics = gathered.as_ref().unwrap_or(&outcome.statistics);
-        SavedStatistics::write(output.path(), statistics, &fingerprint)?;
+        SavedStatistics::write(output.path(), statistics, &step_weights, &fingerprint)?;
     }
     let (comparison, pictures) = match (dense, pruned) {
         (Some(dense), Some(pruned)) => dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?,
@@ -139,7 +148,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: args.sampling.seed,
-        settings: settings(args, &calibration, &plan, task),
+        settings: settings(args, &calibration, &step_weights, &plan, task),
         models,
         comparison,
         layers: layers(&outcome),
@@ -316,7 +325,13 @@ fn damped(outcome: &Outcome) -> Vec<String> {
         .collect()
 }
 
-fn settings(args: &PruneArgs, calibration: &Calibration, plan: &Plan, task: &Task<'_>) -> Map<String, Value> {
+fn settings(
+    args: &PruneArgs,
+    calibration: &Calibration,
+    step_weights: &[f64],
+    plan: &Plan,
+    task: &Task<'_>,
+) -> Map<String, Value> {
     let sampling = &calibration.sampling;
     let settings = json!({
         "method": task.method(),
@@ -328,6 +343,7 @@ fn settings(args: &PruneArgs, calibration: &Calibration, plan: &Plan, task: &Tas
         "guidance": sampling.guidance,
         "batch": sampling.batch,
         "timestep weighting": calibration.weighting.to_string(),
+        "timestep weights": spelled(step_weights),
         "allocation": args.allocation.to_string(),
         "packages": plan.packages.len(),
         "statistics": if args.statistics.is_some() { "saved before" } else { "of this run" },
@@ -338,4 +354,9 @@ fn settings(args: &PruneArgs, calibration: &Calibration, plan: &Plan, task: &Tas
         Value::Object(map) => map,
         _ => Map::new(),
     }
+}
+
+/// The weights of the steps, the noisiest first.
+fn spelled(step_weights: &[f64]) -> String {
+    step_weights.iter().map(|weight| format!("{weight:.3}")).collect::<Vec<_>>().join(" ")
 }

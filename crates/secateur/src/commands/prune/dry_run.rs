@@ -1,5 +1,6 @@
 //! What a run would do, before it does it.
 
+use super::spelled;
 use crate::args::PruneArgs;
 use crate::format::{bytes, count, table};
 use anyhow::Result;
@@ -23,7 +24,13 @@ pub(super) struct DryRun {
     macs_after: u64,
     calibration_samples: usize,
     calibration_steps: usize,
+    weighting: String,
+    /// None where they will be measured.
+    step_weights: Option<Vec<f64>>,
     forward_macs: u64,
+    weighting_macs: u64,
+    /// A second copy of the weights, before there are statistics.
+    weighting_bytes: u64,
     hessian_macs: u64,
     allocation_macs: u64,
     report_macs: u64,
@@ -63,10 +70,10 @@ impl DryRun {
     ) -> Result<Self> {
         let sampling = &calibration.sampling;
         let samples = folder.samples_of_run(sampling)?;
-        let calls = |prompts: usize| (prompts * samples) as u64;
+        let images = |images: usize| (images * samples) as u64;
         let macs = folder.structure(sampling).macs();
-        let report_macs = calls(2 * judged) * macs;
-        let calls = calls(calibration.prompts.len());
+        let report_macs = images(2 * judged) * macs;
+        let calls = images(calibration.prompts.len());
         let passes = if args.statistics.is_some() { 0 } else { plan.packages.len() as u64 };
         let calls_for_hessians = if args.statistics.is_some() { 0 } else { calls };
         let weights: u64 = plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum();
@@ -82,6 +89,12 @@ impl DryRun {
             Allocation::Uniform => 0,
             _ => (modules * trial.batch * folder.samples_of_run(&trial)?) as u64 * macs,
         };
+        let to_weigh = match args.statistics {
+            Some(_) => 0,
+            None => calibration.weighting.pictures(calibration.prompts.len(), sampling.steps),
+        };
+        let structure = folder.structure(sampling);
+        let prunable = structure.layers().filter(|layer| to_weigh > 0 && layer.prunable.is_some());
         let removals = plan.removals(folder.removals());
         let parameters = |removals| -> Result<u64> {
             let wanted = folder.denoiser().parameters(removals)?;
@@ -116,6 +129,10 @@ impl DryRun {
             macs_after: folder.whole_structure(sampling).without(&removals).macs(),
             calibration_samples: calibration.prompts.len(),
             calibration_steps: sampling.steps,
+            weighting: calibration.weighting.to_string(),
+            step_weights: calibration.weighting.weights(sampling.steps),
+            weighting_macs: images(to_weigh) * macs,
+            weighting_bytes: 4 * prunable.map(|layer| layer.operation.weights()).sum::<u64>(),
             forward_macs: calls * passes * macs,
             hessian_macs: calls_for_hessians * plan.hessian_macs() / calibration.token_stride as u64,
             allocation_macs,
@@ -149,7 +166,7 @@ impl DryRun {
         format!(
             "{}: {what} by {}\n\
              {} package(s), at most {} for statistics and solver beside {} for calls of the model and {} for text encoders and \
-             autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{} for the pictures of the report",
+             autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{}{} for the pictures of the report",
             self.model,
             self.method,
             self.packages.len(),
@@ -160,6 +177,13 @@ impl DryRun {
             self.calibration_steps,
             count(self.forward_macs),
             count(self.hessian_macs),
+            match self.weighting_macs {
+                0 => String::new(),
+                macs => {
+                    let (macs, bytes) = (count(macs), bytes(self.weighting_bytes));
+                    format!("{macs}, and first {bytes} more, to measure the weights of the steps; ")
+                }
+            },
             match self.allocation_macs {
                 0 => String::new(),
                 macs => format!("{} to measure influences; ", count(macs)),
@@ -181,6 +205,7 @@ impl DryRun {
         };
         let rows: Vec<_> = self.packages.iter().enumerate().map(row).collect();
         let header = ["package", "layers", "Hessians", "statistics", "with solver", "from ... to"];
-        format!("{}\n\n{}", self.summary(), table(&header, &rows))
+        let weights = self.step_weights.as_ref().map_or("to be measured".into(), |weights| spelled(weights));
+        format!("{}\nweights of the steps: {weights}\n\n{}", self.summary(), table(&header, &rows))
     }
 }
