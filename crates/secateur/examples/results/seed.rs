@@ -2,14 +2,18 @@
 
 use crate::sheet;
 use crate::study::Row;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
+use candle_core::Tensor;
 use secateur_eval::{Comparison, Samples, Summary};
 use secateur_models::{ClipModel, ModelFolder, OutputFolder, Pipeline, Sampling, Subject, TensorInfo};
+use secateur_nn::{Context, LayerName, Probe};
 use secateur_prune::{
-    Calibration, Fingerprint, Magnitude, Outcome, Packages, Pattern, Plan, SavedStatistics, Selection, Source, Task,
-    Weighting, prune,
+    Calibration, Calibrator, Fingerprint, L1, Magnitude, Outcome, Packages, Pattern, Plan, Removal, SavedStatistics,
+    Selection, Source, Statistics, Task, Taylor, Weighting, prune,
 };
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const CALIBRATION: usize = 100;
@@ -49,6 +53,19 @@ pub(crate) struct Seed<'a> {
     clip: ClipModel,
     prompts: Vec<String>,
     calibration: Calibration,
+    /// See [`Seed::weighted_statistics`].
+    weighted: OnceCell<BTreeMap<String, Statistics>>,
+    /// See [`Seed::taylor`].
+    taylor: OnceCell<Taylor>,
+}
+
+/// Gathers Hessians of several weightings at once.
+struct Calibrators(Vec<(String, Calibrator)>);
+
+impl Probe for Calibrators {
+    fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
+        self.0.iter().try_for_each(|(_, calibrator)| calibrator.linear_input(layer, x, context))
+    }
 }
 
 impl<'a> Seed<'a> {
@@ -70,7 +87,8 @@ impl<'a> Seed<'a> {
         }
         let sampling = Sampling { seed, ..folder.sampling() };
         let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default(), token_stride };
-        Ok(Self { model, out, seed, clip, prompts: some(held_out, 0, JUDGED), calibration })
+        let prompts = some(held_out, 0, JUDGED);
+        Ok(Self { model, out, seed, clip, prompts, calibration, weighted: OnceCell::new(), taylor: OnceCell::new() })
     }
 
     /// With the default weighting.
@@ -110,6 +128,46 @@ impl<'a> Seed<'a> {
             output.finish()?;
         }
         Ok(SavedStatistics::open(&path, &fingerprint)?)
+    }
+
+    /// Statistics of the dense model under every weighting, by its name: of one calibration, as the activations are the same.
+    pub(crate) fn weighted_statistics(
+        &self,
+        pipeline: &mut Pipeline,
+        task: &Task<'_>,
+    ) -> Result<&BTreeMap<String, Statistics>> {
+        if let Some(weighted) = self.weighted.get() {
+            return Ok(weighted);
+        }
+        println!("seed {}: calibrate", self.seed);
+        let Calibration { prompts, sampling, token_stride, .. } = &self.calibration;
+        let plan = self.plan(pipeline, task)?;
+        let mut calibrators = Vec::new();
+        for weighting in Weighting::ALL {
+            let calibration = Calibration { weighting, ..self.calibration.clone() };
+            let step_weights = calibration.step_weights(pipeline, &())?;
+            println!("seed {}: {weighting}: {step_weights:.3?}", self.seed);
+            let calibrator = |package| Calibrator::new(package, step_weights.clone(), *token_stride);
+            calibrators.extend(plan.packages.iter().map(|package| (weighting.to_string(), calibrator(package))));
+        }
+        let calibrators = Calibrators(calibrators);
+        for start in (0..prompts.len()).step_by(sampling.batch) {
+            let images = start..(start + sampling.batch).min(prompts.len());
+            pipeline.sample(prompts, images, sampling, Some(&calibrators), &())?;
+        }
+        let weighted = calibrators.0.into_iter().map(|(name, calibrator)| (name, calibrator.finish())).collect();
+        Ok(self.weighted.get_or_init(|| weighted))
+    }
+
+    /// The scores of the dense model's heads and neurons, which do not depend on how many go.
+    pub(crate) fn taylor(&self, pipeline: &Pipeline) -> Result<&Taylor> {
+        if let Some(taylor) = self.taylor.get() {
+            return Ok(taylor);
+        }
+        // Of every group some go.
+        let plan = self.plan(pipeline, &Task::Structured { method: &L1, removal: Removal::new(0.5)? })?;
+        let taylor = Taylor::measure(pipeline, &plan, &self.calibration, &())?;
+        Ok(self.taylor.get_or_init(|| taylor))
     }
 
     fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Samples> {

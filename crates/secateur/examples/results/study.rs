@@ -5,8 +5,8 @@ use anyhow::Result;
 use clap::ValueEnum;
 use secateur_models::Pipeline;
 use secateur_prune::{
-    Allocation, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Removal, Source, StructuredMethod,
-    Task, Taylor, Wanda, Weighting, allocate, prune,
+    Allocation, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Removal, Source, StructuredMethod, Task, Wanda,
+    Weighting, allocate, prune,
 };
 use std::path::Path;
 
@@ -97,14 +97,14 @@ impl Study {
             prune: Box::new(move |seed, pipeline| {
                 let statistics = seed.statistics()?;
                 let removal = Removal::new(f64::from(percent) / 100.0)?;
-                let plan = seed.plan(pipeline, &Task::Structured { method: &L1, removal })?;
-                let taylor = Taylor::measure(pipeline, &plan, seed.calibration(), &())?;
-                seed.prune(pipeline, &Task::Structured { method: &taylor, removal }, &Source::Saved(&statistics))
+                let method = seed.taylor(pipeline)?;
+                seed.prune(pipeline, &Task::Structured { method, removal }, &Source::Saved(&statistics))
             }),
         };
-        let rows = |percent| vec![row(&Obs, percent), row(&L1, percent), taylor(percent)];
+        let rows = [10, 20, 30, 40, 50].into_iter();
+        let rows = rows.flat_map(|percent| [row(&Obs, percent), row(&L1, percent), taylor(percent)]);
         let about = "Heads and neurons of all blocks but the first and the last; multiples of 8 neurons are left.";
-        Ok(Self { about, token_stride: 4, groups: [30, 20, 10, 40, 50].map(rows).into(), sizes: true, baseline: None })
+        Ok(Self { about, token_stride: 4, groups: vec![rows.collect()], sizes: true, baseline: None })
     }
 
     fn allocations() -> Result<Self> {
@@ -149,10 +149,9 @@ impl Study {
             name: format!("weighting-{weighting}"),
             label: weighting.to_string(),
             prune: Box::new(move |seed, pipeline| {
-                let calibration = Calibration { weighting, ..seed.calibration().clone() };
-                let step_weights = calibration.step_weights(pipeline, &())?;
-                let source = Source::Calibration(&calibration, &step_weights);
-                seed.prune(pipeline, &Task::Weights { method: &Obs, pattern }, &source)
+                let task = Task::Weights { method: &Obs, pattern };
+                let statistics = seed.weighted_statistics(pipeline, &task)?;
+                seed.prune(pipeline, &task, &Source::Gathered(&statistics[&weighting.to_string()]))
             }),
         };
         let rows = Weighting::ALL.map(row);
