@@ -156,6 +156,9 @@ pub struct Stage {
     pub name: String,
     /// Wall-clock time in seconds.
     pub seconds: f64,
+    /// What the products of the stage would take at the machine's rate, in seconds, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_seconds: Option<f64>,
     /// Peak memory of the process during the stage, in bytes; up to its end where the system cannot tell more.
     pub peak_bytes: u64,
 }

@@ -85,8 +85,8 @@ fn report() -> Report {
             layer("blocks.1.attn.to_q", 0.0, 0.0, 0.0, 1),
         ],
         stages: vec![
-            Stage { name: "calibrate".into(), seconds: 75.0, peak_bytes: 1 << 30 },
-            Stage { name: "solve".into(), seconds: 25.0, peak_bytes: 3 << 29 },
+            Stage { name: "calibrate".into(), seconds: 75.0, floor_seconds: Some(50.0), peak_bytes: 1 << 30 },
+            Stage { name: "solve".into(), seconds: 25.0, floor_seconds: None, peak_bytes: 3 << 29 },
         ],
         peak_bytes: 3 << 29,
         groups: Vec::new(),

@@ -7,7 +7,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use secateur_kernels::gram::add_gram_scratch;
 use secateur_models::{Block, Group, Layer, Operation, Removals, Structure, UnitKind};
 use secateur_nn::LayerName;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// Layers chosen by name: all that the family allows, or those that match `include` and not `exclude`.
 #[derive(Clone, Debug, Default)]
@@ -247,11 +247,20 @@ impl Plan {
         removals
     }
 
-    /// Multiply-accumulates of all Hessians for one sample of one step, symmetric products counted at half.
+    /// Multiply-accumulates of all Hessians for one sample of one step, where layers have as many tokens as in `structure`;
+    /// symmetric products counted at half.
     #[must_use]
-    pub fn hessian_macs(&self) -> u64 {
+    pub fn hessian_macs(&self, structure: &Structure) -> u64 {
         let inputs = self.packages.iter().flat_map(|package| &package.inputs);
-        inputs.map(|i| i.layers.first().map_or(0, |l| (l.tokens * l.columns * (l.columns + 1) / 2) as u64)).sum()
+        let tokens = |layer: &Layer| match layer.operation {
+            Operation::Linear { rows, .. } => rows,
+            _ => 0,
+        };
+        let tokens: HashMap<&LayerName, usize> = structure.layers().map(|layer| (&layer.name, tokens(layer))).collect();
+        let of = |layer: &PlannedLayer| {
+            tokens.get(&layer.name).map_or(0, |tokens| tokens * layer.columns * (layer.columns + 1) / 2)
+        };
+        inputs.map(|input| input.layers.first().map_or(0, of) as u64).sum()
     }
 }
 

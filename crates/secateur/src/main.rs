@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod format;
+mod machine;
 mod memory;
 mod profile;
 mod progress;

@@ -114,7 +114,7 @@ impl State {
                 stage.seconds += seconds;
                 stage.peak_bytes = stage.peak_bytes.max(peak);
             }
-            None => self.stages.push(Stage { name: kind, seconds, peak_bytes: peak }),
+            None => self.stages.push(Stage { name: kind, seconds, floor_seconds: None, peak_bytes: peak }),
         }
     }
 }

@@ -93,6 +93,7 @@ pub(super) fn stages(report: &Report) -> Markup {
                                 th scope="col" { "Stage" }
                                 th.number scope="col" { "Time" }
                                 th scope="col" { "Share of the time" }
+                                th.number scope="col" { "At the rate of products" }
                                 th.number scope="col" { "Peak memory" }
                             }
                         }
@@ -101,6 +102,7 @@ pub(super) fn stages(report: &Report) -> Markup {
                             tr {
                                 th scope="row" { "Whole run" }
                                 td.number { (duration(total)) }
+                                td {}
                                 td {}
                                 td.number { (bytes(report.peak_bytes)) }
                             }
@@ -119,6 +121,7 @@ fn stage_row(stage: &Stage, total: f64) -> Markup {
             th scope="row" { (stage.name) }
             td.number { (duration(stage.seconds)) }
             td { span.share style=(format!("width:{:.1}%", share * 80.0)) {} (format!("{:.0} %", share * 100.0)) }
+            td.number { @if let Some(floor) = stage.floor_seconds { (duration(floor)) } }
             td.number { (bytes(stage.peak_bytes)) }
         }
     }

@@ -4,11 +4,11 @@ use super::compare::model_summary;
 use super::{command_line, names};
 use crate::args::{BenchArgs, Common};
 use crate::format::{bytes, count, print, print_json, table};
+use crate::machine::{Product, Spread};
 use crate::memory;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use secateur_eval::ModelSummary;
-use secateur_kernels::{Panels, linear::linear};
 use secateur_models::{Conditioning, Denoising, ModelFolder, Observer, Pipeline, Sampling, Subject, noise};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -64,13 +64,6 @@ struct Gain {
     time_saved_over_macs_saved: Option<f64>,
 }
 
-#[derive(Clone, Copy, Serialize)]
-struct Spread {
-    median: f64,
-    lower_quartile: f64,
-    upper_quartile: f64,
-}
-
 /// Seconds that a model took.
 #[derive(Default)]
 struct Times {
@@ -119,7 +112,7 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
     }
     progress.finish();
 
-    let product_rate = Spread::of(product.seconds.iter().map(|seconds| Product::OPERATIONS / seconds));
+    let product_rate = product.rate();
     let mut models = Vec::new();
     for (((pipeline, name), times), peak_bytes) in pipelines.iter().zip(&names).zip(&times).zip(peaks) {
         let peak_bytes = (peak_bytes > 0).then_some(peak_bytes);
@@ -254,32 +247,6 @@ fn begin<'a>(
     Denoising::new(pipeline, &noise, conditioning, images, sampling, None)
 }
 
-/// A product of square matrices, which tells the machine's rate.
-struct Product {
-    x: Vec<f32>,
-    weight: Panels,
-    y: Vec<f32>,
-    seconds: Vec<f64>,
-}
-
-impl Product {
-    const SIDE: usize = 1024;
-    const OPERATIONS: f64 = 2.0 * (Self::SIDE * Self::SIDE * Self::SIDE) as f64;
-
-    fn new() -> Self {
-        let x = vec![1.0; Self::SIDE * Self::SIDE];
-        Self { weight: Panels::transposed(&x, Self::SIDE), y: x.clone(), x, seconds: Vec::new() }
-    }
-
-    fn measure(&mut self) {
-        for _ in 0..5 {
-            let start = Instant::now();
-            linear(&self.x, &self.weight, None, None, &mut self.y);
-            self.seconds.push(start.elapsed().as_secs_f64());
-        }
-    }
-}
-
 impl Times {
     /// Of each round of so many steps, for all steps.
     fn denoise(&self, steps: usize) -> impl Iterator<Item = f64> {
@@ -341,26 +308,6 @@ impl Gain {
     }
 }
 
-impl Spread {
-    /// Of at least one value.
-    fn of(values: impl IntoIterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.into_iter().collect();
-        values.sort_by(f64::total_cmp);
-        let quantile = |share: f64| {
-            let place = share * (values.len() - 1) as f64;
-            let (below, above) = (values[place.floor() as usize], values[place.ceil() as usize]);
-            below + place.fract() * (above - below)
-        };
-        Self { median: quantile(0.5), lower_quartile: quantile(0.25), upper_quartile: quantile(0.75) }
-    }
-
-    /// In a unit that is `scale` times smaller.
-    fn show(&self, scale: f64, decimals: usize) -> String {
-        let show = |value: f64| format!("{:.decimals$}", scale * value);
-        format!("{} ({}-{})", show(self.median), show(self.lower_quartile), show(self.upper_quartile))
-    }
-}
-
 impl Bench {
     /// A row a figure, a column a model.
     fn table(&self) -> String {
@@ -410,13 +357,6 @@ impl Bench {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quartiles() {
-        let spread = Spread::of([4.0, 1.0, 2.0, 3.0]);
-        assert_eq!((spread.lower_quartile, spread.median, spread.upper_quartile), (1.75, 2.5, 3.25));
-        assert_eq!(Spread::of([7.0]).show(1.0, 1), "7.0 (7.0-7.0)");
-    }
 
     #[test]
     fn half_of_the_work_in_three_fifths_of_the_time() {

@@ -7,10 +7,11 @@ use super::compare::{model_summary, quality};
 use super::{command_line, names, no_score, numbered};
 use crate::args::{Common, GroupName, MethodName, PruneArgs};
 use crate::format::{count, print, print_json};
+use crate::machine::Product;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use dry_run::DryRun;
-use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
+use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples, Stage};
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
 use secateur_prune::{
     Allocation, Calibration, Factor, Fingerprint, GroupOutcome, Journal, Outcome, Packages, Pattern, Plan, Removal,
@@ -97,6 +98,8 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         (Task::Structured { removal, .. }, Some(method)) => Task::Structured { method, removal: *removal },
         _ => *task,
     };
+    let mut product = Product::new();
+    product.measure();
     let step_weights = match &saved {
         Some(saved) => saved.step_weights().to_vec(),
         None => calibration.step_weights(&mut pipeline, &progress)?,
@@ -127,6 +130,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         (None, None) => calibrating,
     };
     let outcome = prune(&mut pipeline, &plan, task, &source, Some(&journal), &progress)?;
+    product.measure();
     let pruned = evaluation.samples(&pipeline, &names[1])?;
     models.push(model_summary(&pipeline, &names[1], &calibration.sampling)?);
 
@@ -141,7 +145,14 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         _ => (None, Vec::<PicturePair>::new()),
     };
     notes.extend(damped(&outcome));
-    let (stages, peak_bytes) = progress.finish();
+    let (mut stages, peak_bytes) = progress.finish();
+    let product_rate = product.rate().median;
+    // Packages that were finished before were not calibrated now.
+    if !args.resume
+        && let Some(stage) = stages.iter_mut().find(|stage| stage.name == "calibrate")
+    {
+        stage.floor_seconds = Some(dry.calibration_floor(product_rate));
+    }
     let report = Report {
         format_version: Report::FORMAT_VERSION,
         title: format!("{}, {task} pruned by {}", names[0], task.method()),
@@ -173,6 +184,14 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         let of = |after: u64, before: u64| format!("{} ({} before)", count(after), count(before));
         print(&format!("  parameters    {}", of(after.parameters, before.parameters)))?;
         print(&format!("  MACs a call   {}", of(after.macs, before.macs)))?;
+    }
+    let calibrated = |stage: &Stage| stage.floor_seconds.map(|floor| (stage.seconds, floor));
+    if let Some((seconds, floor)) = report.stages.iter().find_map(calibrated) {
+        print(&format!(
+            "  calibration   {seconds:.0} s, {:.1} times what its products take at this machine's rate of {:.0} GFLOPS",
+            seconds / floor,
+            product_rate * 1e-9
+        ))?;
     }
     let errors: Vec<f64> = report.layers.iter().map(|layer| layer.error).collect();
     let mean = errors.iter().sum::<f64>() / errors.len().max(1) as f64;

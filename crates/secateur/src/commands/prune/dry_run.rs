@@ -71,11 +71,16 @@ impl DryRun {
         let sampling = &calibration.sampling;
         let samples = folder.samples_of_run(sampling)?;
         let images = |images: usize| (images * samples) as u64;
-        let macs = folder.structure(sampling).macs();
+        let (structure, computed) = (folder.structure(sampling), folder.computed_structure(sampling));
+        let macs = computed.macs();
         let report_macs = images(2 * judged) * macs;
         let calls = images(calibration.prompts.len());
-        let passes = if args.statistics.is_some() { 0 } else { plan.packages.len() as u64 };
-        let calls_for_hessians = if args.statistics.is_some() { 0 } else { calls };
+        // An allocation leaves the statistics of one package for the pruning, and of several none.
+        let times = match (&args.statistics, args.allocation) {
+            (Some(_), _) => 0,
+            (None, Allocation::Uniform) => 1,
+            (None, _) => plan.packages.len().min(2) as u64,
+        };
         let weights: u64 = plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum();
         let zeros = |layer: &PlannedLayer| {
             (layer.rows * layer.columns) as f64 * layer.pattern.map_or(0.0, |pattern| pattern.sparsity())
@@ -93,7 +98,6 @@ impl DryRun {
             Some(_) => 0,
             None => calibration.weighting.pictures(calibration.prompts.len(), sampling.steps),
         };
-        let structure = folder.structure(sampling);
         let prunable = structure.layers().filter(|layer| to_weigh > 0 && layer.prunable.is_some());
         let removals = plan.removals(folder.removals());
         let parameters = |removals| -> Result<u64> {
@@ -125,7 +129,7 @@ impl DryRun {
             groups: plan.groups().map(group).collect(),
             parameters: parameters(folder.removals())?,
             parameters_after: parameters(&removals)?,
-            macs,
+            macs: structure.macs(),
             macs_after: folder.whole_structure(sampling).without(&removals).macs(),
             calibration_samples: calibration.prompts.len(),
             calibration_steps: sampling.steps,
@@ -133,8 +137,8 @@ impl DryRun {
             step_weights: calibration.weighting.weights(sampling.steps),
             weighting_macs: images(to_weigh) * macs,
             weighting_bytes: 4 * prunable.map(|layer| layer.operation.weights()).sum::<u64>(),
-            forward_macs: calls * passes * macs,
-            hessian_macs: calls_for_hessians * plan.hessian_macs() / calibration.token_stride as u64,
+            forward_macs: calls * times * plan.packages.len() as u64 * macs,
+            hessian_macs: calls * times * plan.hessian_macs(&computed) / calibration.token_stride as u64,
             allocation_macs,
             report_macs,
             memory_bytes: plan.bytes(task),
@@ -142,6 +146,11 @@ impl DryRun {
             other_components_bytes: folder.other_components(),
             packages: plan.packages.iter().map(row).collect(),
         })
+    }
+
+    /// What the products of a calibration take on a machine that does so many operations a second.
+    pub(super) fn calibration_floor(&self, operations_per_second: f64) -> f64 {
+        2.0 * (self.forward_macs + self.hessian_macs) as f64 / operations_per_second
     }
 
     pub(super) fn summary(&self) -> String {
