@@ -88,8 +88,8 @@ pub fn symmetrise(gram: &mut [f32], columns: usize) {
 /// Adds the weighted sum of every column of a matrix, given by its rows, to `sums`, and that of its squares to `squares`.
 pub fn add_column_moments<'a>(
     rows: usize,
-    row: impl Fn(usize) -> &'a [f32],
-    weight: impl Fn(usize) -> f32,
+    row: impl Fn(usize) -> &'a [f32] + Sync,
+    weight: impl Fn(usize) -> f32 + Sync,
     sums: &mut [f64],
     squares: &mut [f64],
 ) {
@@ -97,15 +97,17 @@ pub fn add_column_moments<'a>(
     // Partial sums over some rows in f32 are fast; their total is f64.
     const BLOCK: usize = 256;
     let columns = sums.len();
-    let (mut part, mut part_of_squares) = (vec![0f32; columns], vec![0f32; columns]);
-    for first in (0..rows).step_by(BLOCK) {
-        part.fill(0.0);
-        part_of_squares.fill(0.0);
-        for index in first..(first + BLOCK).min(rows) {
+    let block = |block: usize| {
+        let (mut sums, mut squares) = (vec![0f32; columns], vec![0f32; columns]);
+        for index in block * BLOCK..((block + 1) * BLOCK).min(rows) {
             let (weight, x) = (weight(index), &row(index)[..columns]);
-            dispatch(AddMoments { weight, x, sums: &mut part, squares: &mut part_of_squares });
+            dispatch(AddMoments { weight, x, sums: &mut sums, squares: &mut squares });
         }
-        for (sum, &part) in sums.iter_mut().zip(&part).chain(squares.iter_mut().zip(&part_of_squares)) {
+        (sums, squares)
+    };
+    let blocks: Vec<_> = (0..rows.div_ceil(BLOCK)).into_par_iter().map(block).collect();
+    for (part, part_of_squares) in blocks {
+        for (sum, part) in sums.iter_mut().zip(part).chain(squares.iter_mut().zip(part_of_squares)) {
             *sum += f64::from(part);
         }
     }

@@ -5,8 +5,8 @@ use anyhow::Result;
 use clap::ValueEnum;
 use secateur_models::Pipeline;
 use secateur_prune::{
-    Allocation, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Removal, Source, StructuredMethod, Task, Wanda,
-    Weighting, allocate, prune,
+    Allocation, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Removal, Source, StructuredMethod,
+    Task, Wanda, Weighting, allocate, prune,
 };
 use std::path::Path;
 
@@ -20,6 +20,8 @@ pub(crate) enum StudyName {
     Structured,
     /// The same share everywhere, or less where it hurts more
     Allocation,
+    /// Hessians of all tokens, or of some
+    Tokens,
 }
 
 type Pruning = dyn Fn(&Seed<'_>, &mut Pipeline) -> Result<Outcome> + Send + Sync;
@@ -54,6 +56,7 @@ impl Study {
             StudyName::Weighting => Self::weightings(),
             StudyName::Structured => Self::structured(),
             StudyName::Allocation => Self::allocations(),
+            StudyName::Tokens => Self::tokens(),
         }
     }
 
@@ -141,6 +144,23 @@ impl Study {
         let about = "obs, one package, Hessians of every fourth token. By parameters as many weights go in total as with the \
                      same share everywhere, by macs as many multiply-accumulates.";
         Ok(Self { about, token_stride: 4, groups, sizes: true, baseline: None })
+    }
+
+    fn tokens() -> Result<Self> {
+        let task = Task::Structured { method: &Obs, removal: Removal::new(0.3)? };
+        let row = |token_stride: usize| Row {
+            name: format!("tokens-{token_stride}"),
+            label: format!("1 of {token_stride}"),
+            prune: Box::new(move |seed, pipeline| {
+                let calibration = Calibration { token_stride, ..seed.calibration().clone() };
+                let step_weights = calibration.step_weights(pipeline, &())?;
+                seed.prune(pipeline, &task, &Source::Calibration(&calibration, &step_weights))
+            }),
+        };
+        let groups = vec![[1, 4].map(row).into()];
+        let about = "obs, 30 % of heads and neurons, one package, Hessians of one of so many tokens. Differences are seed by seed. \
+                     Each row's layer error is under its own Hessian.";
+        Ok(Self { about, token_stride: 1, groups, sizes: false, baseline: Some("tokens-1".into()) })
     }
 
     fn weightings() -> Result<Self> {
