@@ -22,8 +22,13 @@ pub struct OutputFolder {
     target: PathBuf,
     /// The folder that is filled, with the permissions that any new folder has; a [`TempDir`] is its owner's alone.
     content: PathBuf,
+    /// Locked while this lives: a folder whose lock is free was left by a process that was killed.
+    _lock: File,
     work: TempDir,
 }
+
+const LOCK: &str = "lock";
+const REPLACED: &str = "replaced";
 
 impl OutputFolder {
     /// Prepares `target`. One that exists is an error unless `replace`; it is then replaced at the end. `inputs` are
@@ -52,12 +57,17 @@ impl OutputFolder {
                 return Err(Error::invalid(target, "exists and is not a folder"));
             }
         }
-        let prefix = format!(".{}.", name.to_string_lossy());
-        let work = tempfile::Builder::new().prefix(&prefix).suffix(".partial").tempdir_in(&parent);
+        let (prefix, suffix) = (format!(".{}.", name.to_string_lossy()), ".partial");
+        remove_abandoned(&parent, &prefix, suffix);
+        let work = tempfile::Builder::new().prefix(&prefix).suffix(suffix).tempdir_in(&parent);
         let work = work.map_err(Error::io(&parent))?;
+        let path = work.path().join(LOCK);
+        let lock = File::create(&path).map_err(Error::io(&path))?;
+        // Where a file system knows no locks, abandoned folders stay.
+        let _ = lock.lock();
         let content = work.path().join("content");
         std::fs::create_dir(&content).map_err(Error::io(&content))?;
-        Ok(Self { target, content, work })
+        Ok(Self { target, content, _lock: lock, work })
     }
 
     /// Where to write.
@@ -81,17 +91,30 @@ impl OutputFolder {
             return std::fs::rename(&self.content, &self.target).map_err(Error::io(&self.target));
         }
         // The old folder goes into the temporary one, and with it when that is dropped.
-        let old = self.work.path().join("replaced");
+        let old = self.work.path().join(REPLACED);
         std::fs::rename(&self.target, &old).map_err(Error::io(&self.target))?;
         if let Err(error) = std::fs::rename(&self.content, &self.target) {
             if std::fs::rename(&old, &self.target).is_err() {
                 let kept = self.work.keep();
-                let problem = format!("{error}; what was there before is in {}", kept.join("replaced").display());
+                let problem = format!("{error}; what was there before is in {}", kept.join(REPLACED).display());
                 return Err(Error::invalid(self.target, problem));
             }
             return Err(Error::io(&self.target)(error));
         }
         Ok(())
+    }
+}
+
+/// Removes temporary folders that processes left which were killed, but for one that holds what could not be put back.
+fn remove_abandoned(parent: &Path, prefix: &str, suffix: &str) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let ours = name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(suffix));
+        let free = || File::open(path.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
+        if ours && !path.join(REPLACED).exists() && free() {
+            // It is in nobody's way where that fails.
+            let _ = std::fs::remove_dir_all(&path);
+        }
     }
 }
 
