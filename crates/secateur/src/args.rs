@@ -163,9 +163,9 @@ pub(crate) struct PruneArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
     pub(crate) token_stride: usize,
     /// Remove the same share everywhere (uniform), or less where it hurts more, so that as much goes in total: of the
-    /// parameters, or of the macs (multiply-accumulates)
-    #[arg(long, value_name = "HOW", default_value_t = Allocation::Uniform)]
-    pub(crate) allocation: Allocation,
+    /// parameters, or of the macs (multiply-accumulates) [default: uniform; of heads and neurons parameters]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) allocation: Option<Allocation>,
     /// Prune in N module packages, each calibrated with those before it pruned
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "memory")]
     pub(crate) packages: Option<usize>,

@@ -29,7 +29,8 @@ fn a_smaller_model_lives_on() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     let small = at("small");
-    succeed(&mut prune(&model("emoji-mmdit"), &small, &["--structured", "--sparsity", "0.3"]));
+    let options = ["--structured", "--sparsity", "0.3", "--allocation", "uniform"];
+    succeed(&mut prune(&model("emoji-mmdit"), &small, &options));
 
     // Two of 8 heads and 304 of 1024 neurons, in all blocks but the first and the last; a file without them.
     let inspection = inspect(&small);
@@ -178,17 +179,17 @@ fn a_killed_run_goes_on() {
     assert!(error.contains("nothing to resume"), "{error}");
 }
 
-/// As many weights go in total as with the same share everywhere, but not the same share of every layer; a run that was
-/// stopped keeps the shares that it found.
+/// As many weights go in total as with the same share everywhere, but not the same share of every layer: where it is asked
+/// for, and by default with heads and neurons.
 #[test]
 fn shares_are_allocated() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     let allocated = |name: &str, options: &[&str]| {
-        let options = [&["--allocation", "parameters", "--json"], options].concat();
+        let options = [&["--json"], options].concat();
         json(&succeed(&mut prune(&model("emoji-mmdit"), &at(name), &options)))
     };
-    let report = allocated("anywhere", &["--sparsity", "0.5", "--include", "*.ff.*"]);
+    let report = allocated("anywhere", &["--allocation", "parameters", "--sparsity", "0.5", "--include", "*.ff.*"]);
     let layers = report["layers"].as_array().unwrap();
     let number = |layer: &Value, key: &str| layer[key].as_f64().unwrap();
     let weights = |layer: &Value| number(layer, "rows") * number(layer, "columns");
@@ -199,8 +200,9 @@ fn shares_are_allocated() {
     let (least, most) = (shares.iter().copied().fold(1.0, f64::min), shares.iter().copied().fold(0.0, f64::max));
     assert!(least < 0.45 && most > 0.55, "shares of {least} to {most}");
 
-    succeed(&mut prune(&model("emoji-mmdit"), &at("uniform"), &["--structured"]));
-    allocated("groups", &["--structured"]);
+    succeed(&mut prune(&model("emoji-mmdit"), &at("uniform"), &["--structured", "--allocation", "uniform"]));
+    let settings = &allocated("groups", &["--structured"])["settings"];
+    assert_eq!(settings["allocation"], "parameters");
     let parameters = |name: &str| inspect(&at(name))["parameters"].as_f64().unwrap();
     let difference = parameters("groups") / parameters("uniform") - 1.0;
     assert!((0.0..0.005).contains(&difference), "parameters differ by {difference}");

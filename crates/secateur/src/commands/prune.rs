@@ -42,6 +42,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         packages,
         task,
     )?;
+    let allocation = allocation(args);
     let one = plan.packages.len() == 1;
     if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
         bail!(
@@ -74,8 +75,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     };
     let fingerprint = Fingerprint::new(&folder, &calibration)?;
     let saved = args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint)).transpose()?;
-    let journal =
-        unfinished.journal(&Run::new(&fingerprint, calibration.sampling.batch, &plan, task, args.allocation))?;
+    let journal = unfinished.journal(&Run::new(&fingerprint, calibration.sampling.batch, &plan, task, allocation))?;
 
     progress.note(&dry.summary());
     if args.resume {
@@ -109,14 +109,14 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     }
     let calibrating = Source::Calibration(&calibration, &step_weights);
     let mut gathered = None;
-    if args.allocation != Allocation::Uniform {
+    if allocation != Allocation::Uniform {
         let settings = match journal.settings()? {
             Some(settings) => settings,
             None => {
                 let source = saved.as_ref().map(Source::Saved);
                 let source = source.as_ref().unwrap_or(&calibrating);
                 let (settings, statistics) =
-                    allocate(&mut pipeline, &plan, task, source, &calibration, args.allocation, &progress)?;
+                    allocate(&mut pipeline, &plan, task, source, &calibration, allocation, &progress)?;
                 journal.set_settings(&settings)?;
                 gathered = statistics;
                 settings
@@ -207,6 +207,12 @@ fn structured_method(args: &PruneArgs) -> Result<Option<Box<dyn StructuredMethod
     }
     let problem = || format!("--method {} cannot remove heads and neurons; obs, l1 and taylor can", args.method);
     args.method.structured().with_context(problem).map(Some)
+}
+
+/// Heads and neurons differ more in what they do than layers' weights, and there are fewer modules to try.
+fn allocation(args: &PruneArgs) -> Allocation {
+    let default = if args.structured.is_empty() { Allocation::Uniform } else { Allocation::Parameters };
+    args.allocation.unwrap_or(default)
 }
 
 /// What the command line asks for.
@@ -363,7 +369,7 @@ fn settings(
         "batch": sampling.batch,
         "timestep weighting": calibration.weighting.to_string(),
         "timestep weights": spelled(step_weights),
-        "allocation": args.allocation.to_string(),
+        "allocation": allocation(args).to_string(),
         "packages": plan.packages.len(),
         "statistics": if args.statistics.is_some() { "saved before" } else { "of this run" },
         "seed of the report's noise": sampling.seed.wrapping_add(1),

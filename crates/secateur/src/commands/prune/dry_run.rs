@@ -1,6 +1,6 @@
 //! What a run would do, before it does it.
 
-use super::spelled;
+use super::{allocation, spelled};
 use crate::args::PruneArgs;
 use crate::format::{bytes, count, table};
 use anyhow::Result;
@@ -76,7 +76,7 @@ impl DryRun {
         let report_macs = images(2 * judged) * macs;
         let calls = images(calibration.prompts.len());
         // An allocation leaves the statistics of one package for the pruning, and of several none.
-        let times = match (&args.statistics, args.allocation) {
+        let times = match (&args.statistics, allocation(args)) {
             (Some(_), _) => 0,
             (None, Allocation::Uniform) => 1,
             (None, _) => plan.packages.len().min(2) as u64,
@@ -90,7 +90,7 @@ impl DryRun {
             groups => groups,
         };
         let trial = influence_sampling(calibration);
-        let allocation_macs = match args.allocation {
+        let allocation_macs = match allocation(args) {
             Allocation::Uniform => 0,
             _ => (modules * trial.batch * folder.samples_of_run(&trial)?) as u64 * macs,
         };
