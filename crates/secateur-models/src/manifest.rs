@@ -104,12 +104,6 @@ impl Manifest {
         &self.compressed.removals
     }
 
-    /// The parameters whose shapes are not those of the configuration.
-    #[must_use]
-    pub fn shapes(&self) -> &BTreeMap<String, ChangedShape> {
-        &self.compressed.shapes
-    }
-
     /// The text of the file of a folder, whether there is one or not, for a model that lacks `removals` and whose parameters have those
     /// `shapes`; all else is kept, known or not.
     ///
@@ -126,7 +120,9 @@ impl Manifest {
             false if removals.is_empty() => return Ok(None),
             false => Map::new(),
         };
-        file.remove("compressed");
+        if file.remove("compressed").is_some() {
+            file.insert("format_version".into(), 1.into());
+        }
         if !removals.is_empty() {
             file.insert("format_version".into(), FORMAT_VERSION.into());
             file.insert("compressed".into(), json!(Compressed { removals: removals.clone(), shapes }));

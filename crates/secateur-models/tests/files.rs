@@ -90,6 +90,10 @@ fn shards_are_read_and_written() {
     files.sort();
     let names = [1, 2].map(|n| format!("{STEM}-0000{n}-of-00002.safetensors"));
     assert_eq!(files, names);
+    let index = temporary.path().join("out/transformer").join(format!("{STEM}.safetensors.index.json"));
+    let index: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(index).unwrap()).unwrap();
+    let bytes: usize = weights().values().map(|tensor| 2 * tensor.elem_count()).sum();
+    assert_eq!(index["metadata"]["total_size"], bytes, "it was wrong before");
 }
 
 #[test]

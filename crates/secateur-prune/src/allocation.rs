@@ -124,7 +124,7 @@ pub fn allocate(
     allocation: Allocation,
     observer: &dyn Observer,
 ) -> Result<(Settings, Option<Statistics>)> {
-    let mut influence = Influence::new(pipeline, calibration)?;
+    let mut influence = Influence::new(pipeline, calibration, observer)?;
     let mut curves: BTreeMap<LayerName, Vec<Choice>> = BTreeMap::new();
     let mut budget = 0.0;
     let mut gathered = Statistics::new();
@@ -136,13 +136,15 @@ pub fn allocate(
         if let Source::Calibration(calibration, step_weights) = source {
             let total = calibration.prompts.len() * calibration.sampling.steps;
             observer.begin(&stage("calibrate"), total, "image steps");
+            // Not beside those of the next.
+            gathered.clear();
             gathered = calibrate(pipeline, package, calibration, step_weights, observer)?;
         }
-        observer.begin(
-            &stage("try"),
-            package.layers().count().max(package.coupled.iter().flatten().count()),
-            "modules",
-        );
+        let modules = match task {
+            Task::Weights { .. } => package.layers().count(),
+            Task::Structured { .. } => package.coupled.iter().flatten().count(),
+        };
+        observer.begin(&stage("try"), modules, "modules");
         let curves_of = match task {
             Task::Weights { .. } => weight_curves,
             Task::Structured { .. } => group_curves,
@@ -181,24 +183,30 @@ fn weight_curves(
     let mut curves = Vec::new();
     for input in &trial.package.inputs {
         let statistics = &*(trial.statistics)(input)?;
-        let mut outcomes = Vec::with_capacity(patterns.len());
-        for &pattern in &patterns {
+        let attempt = |pipeline: &Pipeline, pattern: Pattern| {
             let mut input = input.clone();
             input.layers.iter_mut().for_each(|layer| layer.pattern = Some(pattern));
-            outcomes.push(solve(pipeline, &input, method, statistics)?);
+            solve(pipeline, &input, method, statistics)
+        };
+        let errors = |outcome: &Outcome| outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>();
+        let base = attempt(pipeline, uniform)?;
+        let of_base = errors(&base);
+        // Of the other outcomes only the errors are kept.
+        let mut of_patterns = Vec::with_capacity(patterns.len());
+        for &pattern in &patterns {
+            let errors = if pattern == uniform { of_base.clone() } else { errors(&attempt(pipeline, pattern)?) };
+            of_patterns.push((pattern, errors));
         }
-        let base = patterns.iter().position(|pattern| *pattern == uniform).unwrap_or(0);
         for (index, layer) in input.layers.iter().enumerate() {
-            let scale = influence.of(pipeline, only(&outcomes[base], &layer.name.weight()), observer)?;
+            let scale = influence.of(pipeline, only(&base, &layer.name.weight()), observer)?;
             let weights = (layer.rows * layer.columns) as f64;
             let amount = match trial.allocation {
                 Allocation::Macs => weights * layer.tokens as f64,
                 _ => weights,
             };
-            let error = |outcome: &Outcome| outcome.layers[index].error;
-            let factor = scaled(scale, error(&outcomes[base]));
+            let factor = scaled(scale, of_base[index]);
             let solved: Vec<(Pattern, f64)> =
-                patterns.iter().copied().zip(outcomes.iter().map(|outcome| factor * error(outcome))).collect();
+                of_patterns.iter().map(|(pattern, errors)| (*pattern, factor * errors[index])).collect();
             let choice = |(pattern, error): (Pattern, f64)| Choice {
                 setting: Setting::Pattern(pattern),
                 amount: amount * pattern.sparsity(),
@@ -310,27 +318,44 @@ fn only(outcome: &Outcome, parameter: &str) -> Edits {
     Edits { weights, removals: outcome.edits.removals.clone() }
 }
 
-/// How the pictures are drawn that the influence of each layer or group is measured on.
+/// How many pictures the influence of each layer or group is measured on, and how they are drawn.
 #[must_use]
-pub fn influence_sampling(calibration: &Calibration) -> Sampling {
+pub fn influence_pictures(calibration: &Calibration) -> (usize, Sampling) {
     let steps = calibration.sampling.steps;
-    let batch = IMAGES.min(calibration.prompts.len());
-    Sampling { steps: (steps / 4).max(steps.min(4)), batch, ..calibration.sampling.clone() }
+    let sampling = Sampling { steps: (steps / 4).max(steps.min(4)), ..calibration.sampling.clone() };
+    (IMAGES.min(calibration.prompts.len()), sampling)
 }
 
 /// Measures what an edit does to pictures.
 struct Influence {
     prompts: Vec<String>,
     sampling: Sampling,
-    dense: Tensor,
+    /// Latents of the model as it is, a tensor a batch.
+    dense: Vec<Tensor>,
+}
+
+/// Heeds a wish to stop, and counts nothing.
+struct Uncounted<'a>(&'a dyn Observer);
+
+impl Observer for Uncounted<'_> {
+    fn advance(&self, _: usize) -> secateur_models::Result<()> {
+        self.0.advance(0)
+    }
 }
 
 impl Influence {
-    fn new(pipeline: &Pipeline, calibration: &Calibration) -> Result<Self> {
-        let prompts: Vec<String> = calibration.prompts.iter().take(IMAGES).cloned().collect();
-        let sampling = influence_sampling(calibration);
-        let dense = pipeline.sample(&prompts, 0..prompts.len(), &sampling, None, &())?;
-        Ok(Self { prompts, sampling, dense })
+    fn new(pipeline: &Pipeline, calibration: &Calibration, observer: &dyn Observer) -> Result<Self> {
+        let (images, sampling) = influence_pictures(calibration);
+        let mut influence = Self { prompts: calibration.prompts[..images].to_vec(), sampling, dense: Vec::new() };
+        influence.dense = influence.draw(pipeline, observer)?;
+        Ok(influence)
+    }
+
+    fn draw(&self, pipeline: &Pipeline, observer: &dyn Observer) -> Result<Vec<Tensor>> {
+        let (count, batch) = (self.prompts.len(), self.sampling.batch.max(1));
+        let images = (0..count).step_by(batch).map(|start| start..(start + batch).min(count));
+        let draw = |images| pipeline.sample(&self.prompts, images, &self.sampling, None, &Uncounted(observer));
+        Ok(images.map(draw).collect::<secateur_models::Result<_>>()?)
     }
 
     /// ||z' - z||^2 / ||z||^2 for the latents z, with the edit alone; the pipeline is then as it was.
@@ -339,11 +364,16 @@ impl Influence {
             edits.weights.keys().filter_map(|name| Some((name.clone(), pipeline.parameters().get(name)?.clone())));
         let kept = Edits { weights: kept.collect(), removals: pipeline.removals().clone() };
         pipeline.apply(&edits)?;
-        let changed = pipeline.sample(&self.prompts, 0..self.prompts.len(), &self.sampling, None, &());
+        let changed = self.draw(pipeline, observer);
         pipeline.apply(&kept)?;
         observer.advance(1)?;
         let square = |tensor: &Tensor| Ok::<f64, Error>(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?));
-        Ok(square(&(changed? - &self.dense)?)? / square(&self.dense)?.max(f64::MIN_POSITIVE))
+        let (mut difference, mut total) = (0.0, 0.0);
+        for (changed, dense) in changed?.iter().zip(&self.dense) {
+            difference += square(&(changed - dense)?)?;
+            total += square(dense)?;
+        }
+        Ok(difference / total.max(f64::MIN_POSITIVE))
     }
 }
 

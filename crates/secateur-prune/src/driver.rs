@@ -130,9 +130,9 @@ pub fn prune(
         observer.begin(&of("solve"), package.layers().count(), "layers");
         let mut done = Outcome::of(pipeline);
         // At once, so that the old weights do not stay in memory beside the new ones of a whole package.
-        let mut apply = |pipeline: &mut Pipeline, part: Outcome| -> Result<()> {
+        let mut apply = |pipeline: &mut Pipeline, part: Outcome, layers: usize| -> Result<()> {
             pipeline.apply(&part.edits)?;
-            observer.advance(part.layers.len())?;
+            observer.advance(layers)?;
             done.extend(part);
             Ok(())
         };
@@ -140,16 +140,19 @@ pub fn prune(
             Task::Weights { method, .. } => {
                 for input in &package.inputs {
                     let part = solve(pipeline, input, method, &*statistics(input)?)?;
-                    apply(pipeline, part)?;
+                    apply(pipeline, part, input.layers.len())?;
                 }
             }
             Task::Structured { method, .. } => {
                 for coupled in &package.coupled {
-                    let outputs = outputs(coupled);
+                    let layers = outputs(coupled).len();
+                    // An allocation leaves some whole.
+                    let coupled: Vec<_> = coupled.iter().filter(|planned| planned.remove > 0).cloned().collect();
+                    let outputs = outputs(&coupled);
                     let inputs = package.inputs.iter().filter(|input| outputs.contains(&input.name));
                     let inputs = inputs.map(|input| Ok((input, statistics(input)?))).collect::<Result<Vec<_>>>()?;
-                    let part = remove(pipeline, coupled, &inputs, method)?;
-                    apply(pipeline, part)?;
+                    let part = remove(pipeline, &coupled, &inputs, method)?;
+                    apply(pipeline, part, layers)?;
                 }
             }
         }

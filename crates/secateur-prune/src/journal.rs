@@ -116,6 +116,12 @@ impl Journal {
         (0..).take_while(|&package| folder.join(json_name(package)).exists()).count()
     }
 
+    /// Whether that folder holds anything to go on with: packages, or the settings of the layers.
+    #[must_use]
+    pub fn has_progress(folder: &Path) -> bool {
+        Self::finished(folder) > 0 || folder.join(SETTINGS).exists()
+    }
+
     /// The settings of the layers, if they were found.
     ///
     /// # Errors

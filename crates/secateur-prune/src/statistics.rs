@@ -35,16 +35,18 @@ pub(crate) struct Accumulator {
     stride: usize,
 }
 
-/// The tokens that are summed up at a step: one of every `stride` successive ones. Which one is mixed from the step and
-/// the place (SplitMix64), so that over the steps all are seen, on no grid, and the same whatever the batch.
-fn taken(tokens: usize, stride: usize, step: usize) -> Vec<usize> {
+/// The tokens that are summed up at a step, each with the number of those that it stands for: one of every `stride`
+/// successive ones. Which one is mixed from the step and the place (SplitMix64), so that over the steps all are seen, on
+/// no grid, and the same whatever the batch.
+fn taken(tokens: usize, stride: usize, step: usize) -> Vec<(usize, f32)> {
     let pick = |block: usize| {
+        let length = stride.min(tokens - block * stride);
         let mut z = ((step as u64) << 32 | block as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        block * stride + ((z ^ (z >> 31)) % stride as u64) as usize
+        (block * stride + ((z ^ (z >> 31)) % length as u64) as usize, length as f32)
     };
-    (0..tokens.div_ceil(stride)).map(pick).filter(|&token| token < tokens).collect()
+    (0..tokens.div_ceil(stride)).map(pick).collect()
 }
 
 impl Accumulator {
@@ -65,9 +67,9 @@ impl Accumulator {
         let (width, stride) = (self.squares.len(), self.stride);
         let tokens = x.len() / (width * samples).max(1);
         let taken = taken(tokens, stride, step);
-        let place = |index: usize| index / taken.len() * tokens + taken[index % taken.len()];
+        let place = |index: usize| index / taken.len() * tokens + taken[index % taken.len()].0;
         let row = |index: usize| &x[place(index) * width..][..width];
-        let times = |index: usize| multiplicity.map_or(1.0, |times| times[place(index)]) * stride as f32;
+        let times = |index: usize| multiplicity.map_or(1.0, |times| times[place(index)]) * taken[index % taken.len()].1;
         let rows = samples * taken.len();
         gram::add_gram(rows, width, row, |index| weight as f32 * times(index), &mut self.gram);
         gram::add_column_moments(rows, row, times, &mut self.sums, &mut self.squares);
@@ -221,5 +223,23 @@ impl SavedStatistics {
         };
         let hessian = read("hessian", &[width, width])?;
         Ok(InputStatistics { hessian, sums: read("sums", &[width])?, squares: read("squares", &[width])?, rows })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::taken;
+
+    #[test]
+    fn every_token_is_stood_for_at_every_step_and_taken_at_some() {
+        for (tokens, stride) in [(1, 4), (3, 4), (4, 4), (33, 4), (77, 256), (5, 1)] {
+            let mut seen = vec![false; tokens];
+            for step in 0..64 * stride {
+                let taken = taken(tokens, stride, step);
+                assert_eq!(taken.iter().map(|(_, stands_for)| stands_for).sum::<f32>(), tokens as f32);
+                taken.iter().for_each(|&(token, _)| seen[token] = true);
+            }
+            assert!(seen.iter().all(|seen| *seen), "{tokens} tokens, stride {stride}");
+        }
     }
 }

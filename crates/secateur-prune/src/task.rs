@@ -69,10 +69,10 @@ impl Removal {
         }
         let removed = (count as f64 * self.sparsity).round_ties_even() as usize;
         let left = match count.is_multiple_of(multiple) {
-            true => (count - removed + multiple / 2) / multiple * multiple,
-            false => count - removed,
+            true => ((count - removed + multiple / 2) / multiple * multiple).max(multiple),
+            false => (count - removed).max(1),
         };
-        count - left.clamp(1, count)
+        count - left
     }
 }
 
@@ -110,5 +110,25 @@ impl fmt::Display for Task<'_> {
                 write!(f, "{} of {what}", Pattern::Unstructured(removal.sparsity))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Removal;
+    use secateur_models::{Group, NeuronGroup, Slice};
+
+    #[test]
+    fn a_multiple_of_the_neurons_is_left() {
+        let left = |count: usize, sparsity: f64, multiple: usize| {
+            let down = Slice { layer: "down".into(), start: 0 };
+            let group = Group::Neurons(NeuronGroup { name: "ff".into(), count, up: Vec::new(), down });
+            count - Removal { multiple, ..Removal::new(sparsity).unwrap() }.count(&group)
+        };
+        assert_eq!(left(1024, 0.3, 8), 720);
+        assert_eq!(left(1024, 0.3, 1), 717);
+        assert_eq!((left(256, 0.8, 128), left(1024, 0.8, 512)), (128, 512), "and some are");
+        assert_eq!((left(1024, 0.01, 512), left(4, 0.99, 1)), (1024, 1));
+        assert_eq!(left(717, 0.3, 8), 502, "of no multiple none is made");
     }
 }

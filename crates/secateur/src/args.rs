@@ -53,7 +53,7 @@ pub(crate) enum Command {
     /// What is drawn does not matter, and no picture is written.
     ///
     /// MACs are those of inspect. The floor of a step is the time that its MACs take at the rate of a large matrix product,
-    /// which is measured before every step; floor and GFLOPS leave out text tokens that are equal to others and computed
+    /// which is measured in every round; floor and GFLOPS leave out text tokens that are equal to others and computed
     /// once. Peak memory is that of a process that draws with this model alone, its loading not counted; all models are held
     /// at once while they are timed.
     Bench(BenchArgs),
@@ -140,7 +140,8 @@ pub(crate) struct PruneArgs {
     /// With --structured, leave so many transformer blocks at either end whole
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) keep_ends: usize,
-    /// With --structured, keep a multiple of N neurons, which products and N:M patterns like; 1 for the exact share
+    /// With --structured, leave a multiple of N neurons where there is one, which products and N:M patterns like; 1 for the
+    /// exact share
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
     pub(crate) multiple: usize,
     /// Remove N of every M successive weights of a row, such as 2:4

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if progress::is_interruption(&error) => {
-            progress::say("interrupted: nothing was written");
+            progress::say("interrupted: no output was written");
             ExitCode::from(130)
         }
         Err(error) => {

@@ -67,8 +67,12 @@ fn a_smaller_model_lives_on() {
     assert_eq!(inspect(&at("dense"))["parameters"], inspect(&model("emoji-mmdit"))["parameters"]);
     let manifest = json(&std::fs::read_to_string(at("dense").join("secateur.json")).unwrap());
     assert!(manifest.get("compressed").is_none());
-    let error = fail(export().args(["--out"]).arg(at("again")).arg(model("emoji-mmdit")), 2);
-    assert!(error.contains("unexpected argument"), "{error}");
+    assert_eq!(manifest["format_version"], 1, "as before");
+    assert!(!at("dense").join("report.html").exists(), "it is of the smaller model");
+    let mut again = secateur();
+    again.arg("export").arg(at("dense")).args(["--densify", "--quiet", "--out"]).arg(at("again"));
+    let error = fail(&mut again, 1);
+    assert!(error.contains("nothing was removed"), "{error}");
 
     // 2:4 on top of it, the hybrid.
     let hybrid = at("hybrid");
@@ -179,6 +183,38 @@ fn a_killed_run_goes_on() {
     assert!(error.contains("nothing to resume"), "{error}");
 }
 
+/// A run that is killed after its shares were found goes on with the same ones, to the same bytes; a request that does not
+/// fit it leaves it as it is.
+#[test]
+#[cfg(unix)]
+fn a_killed_allocation_goes_on() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    // The lowest share that is tried, 0.7 - 0.3, has no short decimal.
+    let options = ["--sparsity", "0.7", "--allocation", "parameters", "--include", "*.ff.*", "--packages", "2"];
+    let run = |name: &str, more: &[&str]| {
+        let mut command = prune(&model("emoji-mmdit"), &at(name), &options);
+        command.args(more);
+        command
+    };
+    succeed(&mut run("whole", &[]));
+    let settings = at(".stopped.unfinished").join("settings.json");
+    let mut child = run("stopped", &[]).stderr(Stdio::null()).spawn().unwrap();
+    while !settings.exists() {
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let found = std::fs::read(&settings).unwrap();
+    let error = fail(&mut run("stopped", &["--resume", "--seed", "7"]), 1);
+    assert!(error.contains("seed 0, now 7") && error.contains("--resume goes on"), "{error}");
+    assert!(std::fs::read(&settings).unwrap() == found, "the shares that were found are lost");
+    succeed(&mut run("stopped", &["--resume"]));
+    let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(weights("whole") == weights("stopped"), "the weights differ");
+}
+
 /// As many weights go in total as with the same share everywhere, but not the same share of every layer: where it is asked
 /// for, and by default with heads and neurons.
 #[test]
@@ -227,6 +263,6 @@ fn statistics_of_an_allocation_serve_again() {
         manifest["compressed"]["removals"].as_object().unwrap().clone()
     };
     run("first", &["--allocation", "parameters", "--save-statistics", statistics]);
-    let uniform = run("second", &["--statistics", statistics]);
+    let uniform = run("second", &["--allocation", "uniform", "--statistics", statistics]);
     assert_eq!(uniform.keys().collect::<Vec<_>>(), ["transformer_blocks.1.ff", "transformer_blocks.2.ff_context"]);
 }

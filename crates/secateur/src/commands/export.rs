@@ -24,9 +24,18 @@ pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
     let output = OutputFolder::create(&args.out, common.force, &[folder.path()])?;
     progress.begin("densify", folder.checkpoint().tensors().count(), "tensors");
     folder.densify(output.path(), &progress)?;
+    // A report of how it was made small is not one of this model.
+    for report in ["report.html", "report.json"].map(|name| output.path().join(name)) {
+        if report.exists() {
+            std::fs::remove_file(report)?;
+        }
+    }
     progress.finish();
     output.finish()?;
-    let (groups, tensors) = (folder.removals().iter().count(), folder.manifest().shapes().len());
+    let sampling = folder.sampling();
+    let cuts = folder.removals().cuts(&folder.whole_structure(&sampling));
+    let tensors = cuts.parameters().filter(|name| folder.checkpoint().tensor(name).is_some()).count();
+    let groups = folder.removals().iter().count();
     if common.json {
         let (command, model, out) = (command_line(), folder.path(), args.out.as_path());
         return print_json(&Exported { command, model, out, groups, tensors });

@@ -18,7 +18,7 @@ use secateur_prune::{
     Run, SavedStatistics, Selection, Source, StructuredMethod, Task, Taylor, Weighting, allocate, prune,
 };
 use serde_json::{Map, Value, json};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use unfinished::Unfinished;
 
@@ -145,6 +145,7 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
         _ => (None, Vec::<PicturePair>::new()),
     };
     notes.extend(damped(&outcome));
+    notes.extend(mixed(&plan, task));
     let (mut stages, peak_bytes) = progress.finish();
     let product_rate = product.rate().median;
     // Packages that were finished before were not calibrated now.
@@ -340,6 +341,20 @@ fn groups(outcome: &Outcome) -> Vec<GroupReport> {
         removed: group.removed.len(),
     };
     outcome.groups.iter().map(group).collect()
+}
+
+/// What became of one N:M pattern by allocation.
+fn mixed(plan: &Plan, task: &Task<'_>) -> Option<String> {
+    let Task::Weights { pattern: wanted @ Pattern::SemiStructured { .. }, .. } = task else { return None };
+    let mut layers = BTreeMap::<String, usize>::new();
+    for pattern in plan.layers().filter_map(|layer| layer.pattern) {
+        *layers.entry(pattern.to_string()).or_default() += 1;
+    }
+    let counts: Vec<_> = layers.iter().map(|(pattern, count)| format!("{count} layers {pattern}")).collect();
+    (counts.len() > 1).then(|| {
+        let counts = counts.join(", ");
+        format!("not all layers are {wanted}: {counts}; for hardware that wants {wanted}, --allocation uniform")
+    })
 }
 
 /// Hessians that needed more damping than usual.

@@ -1,11 +1,13 @@
 //! What a run would do, before it does it.
 
 use super::{allocation, spelled};
-use crate::args::PruneArgs;
+use crate::args::{MethodName, PruneArgs};
 use crate::format::{bytes, count, table};
 use anyhow::Result;
 use secateur_models::ModelFolder;
-use secateur_prune::{Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, influence_sampling};
+use secateur_prune::{
+    Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, Taylor, influence_pictures,
+};
 use serde::Serialize;
 
 /// What a run would do.
@@ -32,6 +34,7 @@ pub(super) struct DryRun {
     /// A second copy of the weights, before there are statistics.
     weighting_bytes: u64,
     hessian_macs: u64,
+    taylor_macs: u64,
     allocation_macs: u64,
     report_macs: u64,
     memory_bytes: u64,
@@ -89,10 +92,18 @@ impl DryRun {
             0 => plan.layers().count(),
             groups => groups,
         };
-        let trial = influence_sampling(calibration);
+        let (pictures, trial) = influence_pictures(calibration);
         let allocation_macs = match allocation(args) {
             Allocation::Uniform => 0,
-            _ => (modules * trial.batch * folder.samples_of_run(&trial)?) as u64 * macs,
+            _ => (modules * pictures * folder.samples_of_run(&trial)?) as u64 * macs,
+        };
+        let taylor_macs = match args.method {
+            MethodName::Taylor => {
+                let drawn = Taylor::IMAGES.min(calibration.prompts.len());
+                // Every timestep at most, forward and twice as much backward, without guidance.
+                (images(drawn) + (3 * drawn * sampling.steps) as u64) * macs
+            }
+            _ => 0,
         };
         let to_weigh = match args.statistics {
             Some(_) => 0,
@@ -139,6 +150,7 @@ impl DryRun {
             weighting_bytes: 4 * prunable.map(|layer| layer.operation.weights()).sum::<u64>(),
             forward_macs: calls * times * plan.packages.len() as u64 * macs,
             hessian_macs: calls * times * plan.hessian_macs(&computed) / calibration.token_stride as u64,
+            taylor_macs,
             allocation_macs,
             report_macs,
             memory_bytes: plan.bytes(task),
@@ -175,7 +187,7 @@ impl DryRun {
         format!(
             "{}: {what} by {}\n\
              {} package(s), at most {} for statistics and solver beside {} for calls of the model and {} for text encoders and \
-             autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{}{} for the pictures of the report",
+             autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{}{}{} for the pictures of the report",
             self.model,
             self.method,
             self.packages.len(),
@@ -192,6 +204,10 @@ impl DryRun {
                     let (macs, bytes) = (count(macs), bytes(self.weighting_bytes));
                     format!("{macs}, and first {bytes} more, to measure the weights of the steps; ")
                 }
+            },
+            match self.taylor_macs {
+                0 => String::new(),
+                macs => format!("{} at most, with all activations in memory, for the training loss; ", count(macs)),
             },
             match self.allocation_macs {
                 0 => String::new(),

@@ -1,11 +1,12 @@
 //! Runs that were stopped.
 
+use crate::progress::say;
 use anyhow::{Result, bail};
 use secateur_prune::{Journal, Run};
 use std::path::{Path, PathBuf};
 
-/// The folder beside the output that has the finished packages of a run until it ends. A run that fails or is stopped
-/// leaves it there, if it has any.
+/// The folder beside the output that has what a run finished until it ends. A run that fails or is stopped leaves it there,
+/// if it finished anything.
 pub(super) struct Unfinished {
     pub(super) folder: PathBuf,
     resume: bool,
@@ -38,9 +39,13 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // Where no package was finished there is nothing to go on with.
-        if self.folder.is_dir() && Journal::finished(&self.folder) == 0 {
-            let _ = std::fs::remove_dir_all(&self.folder);
+        if !self.folder.is_dir() {
+            return;
+        }
+        // A new run that came to nothing leaves nothing to go on with.
+        match self.resume || Journal::has_progress(&self.folder) {
+            true => say("what was finished is kept: --resume goes on with it"),
+            false => drop(std::fs::remove_dir_all(&self.folder)),
         }
     }
 }
