@@ -290,6 +290,6 @@ fn ctrl_c_leaves_nothing() {
     assert!(status.success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("interrupted: nothing was written"));
+    assert!(text(&output.stderr).contains("interrupted: no output was written"));
     assert!(entries(temporary.path()).is_empty());
 }
