@@ -56,9 +56,7 @@ impl Samples {
         };
         let clip = clip.zip(captions);
         let mut embeddings = Vec::new();
-        let batch = sampling.batch.max(1);
-        for start in (0..prompts.len()).step_by(batch) {
-            let images = start..(start + batch).min(prompts.len());
+        for images in sampling.batches(prompts.len()) {
             let latents = pipeline.sample(prompts, images, sampling, None, observer)?;
             let pictures = pipeline.pictures(&latents)?;
             if let Some((clip, _)) = &clip {

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::family::Denoiser;
 use crate::folder::ModelFolder;
 use crate::noise::noise;
-use crate::scheduler::Sampler;
+use crate::scheduler::{Call, Sampler};
 use crate::structure::Structure;
 use candle_core::Tensor;
 use conditioner::Conditioner;
@@ -65,6 +65,14 @@ pub struct Sampling {
     pub seed: u64,
     /// Images at a time.
     pub batch: usize,
+}
+
+impl Sampling {
+    /// The images 0 to `count` in batches.
+    pub fn batches(&self, count: usize) -> impl Iterator<Item = Range<usize>> + Clone + use<> {
+        let batch = self.batch.max(1);
+        (0..count).step_by(batch).map(move |start| start..(start + batch).min(count))
+    }
 }
 
 /// A pipeline with its weights.
@@ -208,10 +216,27 @@ impl Pipeline {
         probe: Option<&dyn Probe>,
         observer: &dyn Observer,
     ) -> Result<Tensor> {
+        self.sample_with(prompts, images, sampling, probe, observer, |_, _, _| Ok(()))
+    }
+
+    /// As [`Pipeline::sample`], with what `change` makes of the denoiser's outputs: it gets the number of the call in the
+    /// run, of which some samplers make several a step, the call, and the output, after guidance.
+    ///
+    /// # Errors
+    /// As [`Pipeline::sample`], or if `change` fails.
+    pub fn sample_with(
+        &self,
+        prompts: &[String],
+        images: Range<usize>,
+        sampling: &Sampling,
+        probe: Option<&dyn Probe>,
+        observer: &dyn Observer,
+        mut change: impl FnMut(usize, Call, &mut Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let start = self.noise(images.clone(), sampling)?;
         let conditioning = self.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
         let mut denoising = Denoising::new(self, &start, &conditioning, images.clone(), sampling, probe)?;
-        while denoising.step()? {
+        while denoising.step_with(&mut change)? {
             observer.advance(images.len())?;
         }
         Ok(denoising.latents().clone())

@@ -167,18 +167,20 @@ impl ModelFolder {
     }
 
     /// Writes the folder as a model with all that its configuration describes, which any tool loads: with zeros in the
-    /// place of the heads and neurons that it lacks.
+    /// place of the heads and neurons that it lacks. Gives the number of tensors that are larger now.
     ///
     /// # Errors
     /// As [`ModelFolder::write`]; if it lacks none.
-    pub fn densify(&self, destination: &Path, observer: &dyn Observer) -> Result<()> {
+    pub fn densify(&self, destination: &Path, observer: &dyn Observer) -> Result<usize> {
         if self.removals().is_empty() {
             let problem = "nothing was removed from this model: it is dense as it is";
             return Err(Error::invalid(self.path(), problem));
         }
         let cuts = self.removals().cuts(&self.whole_structure(&self.sampling()));
+        let restored = cuts.parameters().filter(|name| self.checkpoint().tensor(name).is_some()).count();
         let manifest = Manifest::with_removals(self.path(), &Removals::default(), BTreeMap::new())?;
-        self.write_with(destination, manifest, &Densified { checkpoint: self.checkpoint(), cuts }, observer)
+        self.write_with(destination, manifest, &Densified { checkpoint: self.checkpoint(), cuts }, observer)?;
+        Ok(restored)
     }
 
     fn write_with(

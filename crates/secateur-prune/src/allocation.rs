@@ -276,8 +276,7 @@ fn group_curves(
     let mut curves = Vec::new();
     for planned in trial.package.coupled.iter().flatten() {
         let group = &planned.group;
-        let outputs = crate::plan::outputs(std::slice::from_ref(planned));
-        let inputs = trial.package.inputs.iter().filter(|input| outputs.contains(&input.name));
+        let inputs = trial.package.inputs_of(std::slice::from_ref(planned));
         let inputs = inputs.map(|input| Ok((input, (trial.statistics)(input)?))).collect::<Result<Vec<_>>>()?;
         let mut one = pipeline.removals().clone();
         one.remove(group.name(), group.count(), &[0]);
@@ -352,10 +351,8 @@ impl Influence {
     }
 
     fn draw(&self, pipeline: &Pipeline, observer: &dyn Observer) -> Result<Vec<Tensor>> {
-        let (count, batch) = (self.prompts.len(), self.sampling.batch.max(1));
-        let images = (0..count).step_by(batch).map(|start| start..(start + batch).min(count));
         let draw = |images| pipeline.sample(&self.prompts, images, &self.sampling, None, &Uncounted(observer));
-        Ok(images.map(draw).collect::<secateur_models::Result<_>>()?)
+        Ok(self.sampling.batches(self.prompts.len()).map(draw).collect::<secateur_models::Result<_>>()?)
     }
 
     /// ||z' - z||^2 / ||z||^2 for the latents z, with the edit alone; the pipeline is then as it was.

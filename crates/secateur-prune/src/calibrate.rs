@@ -103,9 +103,7 @@ pub(crate) fn calibrate(
 ) -> Result<BTreeMap<LayerName, InputStatistics>> {
     let sampling = &calibration.sampling;
     let calibrator = Calibrator::new(package, step_weights.to_vec(), calibration.token_stride);
-    let count = calibration.prompts.len();
-    for start in (0..count).step_by(sampling.batch.max(1)) {
-        let images = start..(start + sampling.batch.max(1)).min(count);
+    for images in sampling.batches(calibration.prompts.len()) {
         pipeline.sample(&calibration.prompts, images, sampling, Some(&calibrator), observer)?;
     }
     Ok(calibrator.finish())

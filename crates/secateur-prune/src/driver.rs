@@ -148,8 +148,7 @@ pub fn prune(
                     let layers = outputs(coupled).len();
                     // An allocation leaves some whole.
                     let coupled: Vec<_> = coupled.iter().filter(|planned| planned.remove > 0).cloned().collect();
-                    let outputs = outputs(&coupled);
-                    let inputs = package.inputs.iter().filter(|input| outputs.contains(&input.name));
+                    let inputs = package.inputs_of(&coupled);
                     let inputs = inputs.map(|input| Ok((input, statistics(input)?))).collect::<Result<Vec<_>>>()?;
                     let part = remove(pipeline, &coupled, &inputs, method)?;
                     apply(pipeline, part, layers)?;

@@ -1,7 +1,7 @@
 //! DSnoT, Dynamic Sparse no Training (Zhang et al., ICLR 2024, arXiv 2310.08915): a mask of pruned weights that is
 //! changed by swaps.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hessian::Factor;
 use crate::method::{LayerWeight, Method, Solved};
 use crate::pattern::Pattern;
@@ -67,9 +67,7 @@ impl Method for Dsnot {
         };
         let columns = Columns { start, norms, means: statistics.means(), variances: statistics.variances() };
         for (layer, pattern) in layers {
-            if let Some(problem) = pattern.obstacle(layer.columns) {
-                return Err(Error::layer(&layer.layer, problem));
-            }
+            pattern.check(&layer.layer, layer.columns)?;
             let rows = layer.values.par_chunks_exact_mut(layer.columns.max(1));
             rows.for_each(|row| columns.prune(row, *pattern));
         }

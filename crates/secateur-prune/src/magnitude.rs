@@ -1,6 +1,6 @@
 //! Magnitude pruning: the smallest weights go.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::method::{LayerWeight, Method, Solved};
 use crate::pattern::Pattern;
 use crate::statistics::InputStatistics;
@@ -16,9 +16,7 @@ impl Method for Magnitude {
 
     fn prune(&self, layers: &mut [(LayerWeight, Pattern)], _: &InputStatistics) -> Result<Solved> {
         for (layer, pattern) in layers {
-            if let Some(problem) = pattern.obstacle(layer.columns) {
-                return Err(Error::layer(&layer.layer, problem));
-            }
+            pattern.check(&layer.layer, layer.columns)?;
             for i in pattern.lowest(layer.values.len(), |i| layer.values[i].abs()) {
                 layer.values[i as usize] = 0.0;
             }

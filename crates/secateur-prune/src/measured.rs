@@ -15,7 +15,7 @@
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use candle_core::Tensor;
-use secateur_models::{Denoising, Edits, Observer, Pipeline, Sampling, noise};
+use secateur_models::{Call, Edits, Observer, Pipeline, Sampling, noise};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -65,27 +65,26 @@ impl Measurement {
         let group_of = |step: usize| step * self.groups / sampling.steps;
         let (kept, noisy) = self.noisy(pipeline, sampling)?;
         let (mut shares, mut calls) = (vec![0.0; self.groups], vec![0.0; self.groups]);
-        for start in (0..self.pictures).step_by(sampling.batch.max(1)) {
-            let images = start..(start + sampling.batch.max(1)).min(self.pictures);
+        for images in sampling.batches(self.pictures) {
             let run = Run { prompts, sampling, images, observer };
             let (mut outputs, mut errors) = (Vec::new(), Vec::new());
-            let ends = run.denoise(pipeline, |step, _, output| {
-                calls[group_of(step)] += 1.0;
+            let ends = run.denoise(pipeline, |_, call, output| {
+                calls[group_of(call.step)] += 1.0;
                 outputs.push(output.clone());
                 Ok(())
             })?;
             pipeline.apply(&noisy)?;
-            let told = run.denoise(pipeline, |_, call, output| {
-                errors.push((&*output - &outputs[call])?);
-                *output = outputs[call].clone();
+            let told = run.denoise(pipeline, |index, _, output| {
+                errors.push((&*output - &outputs[index])?);
+                *output = outputs[index].clone();
                 Ok(())
             });
             pipeline.apply(&kept)?;
             told?;
             let changes = (0..self.groups).map(|group| {
-                let changed = run.denoise(pipeline, |step, call, output| {
-                    if group_of(step) == group {
-                        *output = (&*output + &errors[call])?;
+                let changed = run.denoise(pipeline, |index, call, output| {
+                    if group_of(call.step) == group {
+                        *output = (&*output + &errors[index])?;
                     }
                     Ok(())
                 })?;
@@ -127,23 +126,15 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Final latents, a row a picture, where `change` is given the step, the number of the call in the run, and the output.
+    /// Final latents, a row a picture; `change` is [`Pipeline::sample_with`]'s.
     fn denoise(
         &self,
         pipeline: &Pipeline,
-        mut change: impl FnMut(usize, usize, &mut Tensor) -> secateur_models::Result<()>,
+        change: impl FnMut(usize, Call, &mut Tensor) -> secateur_models::Result<()>,
     ) -> Result<Tensor> {
         let Self { prompts, sampling, images, observer } = self;
-        let start = pipeline.noise(images.clone(), sampling)?;
-        let conditioning = pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
-        let mut denoising = Denoising::new(pipeline, &start, &conditioning, images.clone(), sampling, None)?;
-        for step in 0.. {
-            if !denoising.step_with(|call, output| change(step, call, output))? {
-                break;
-            }
-            observer.advance(images.len())?;
-        }
-        Ok(denoising.latents().flatten_from(1)?)
+        let latents = pipeline.sample_with(prompts, images.clone(), sampling, None, *observer, change)?;
+        Ok(latents.flatten_from(1)?)
     }
 }
 
@@ -204,8 +195,8 @@ mod tests {
         let norm = |tensor: &Tensor| tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
         // Levels 1, 0.667, 0.334, 0.001 and 0.
         for (step, length) in [(2, 0.333), (3, 0.001)] {
-            let changed = run.denoise(&pipeline, |at, _, output| {
-                if at == step {
+            let changed = run.denoise(&pipeline, |_, call, output| {
+                if call.step == step {
                     *output = (&*output + &error)?;
                 }
                 Ok(())

@@ -1,7 +1,7 @@
 //! OBS-Diff's solver: Optimal Brain Surgeon, column by column, with a timestep-weighted Hessian (SparseGPT's
 //! algorithm, Frantar & Alistarh 2023, under the Hessian of OBS-Diff, eq. 5).
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hessian::Factor;
 use crate::method::{LayerWeight, Method, Solved};
 use crate::pattern::Pattern;
@@ -21,9 +21,7 @@ impl Method for Obs {
         let Some((first, _)) = layers.first() else { return Ok(Solved::default()) };
         let factor = Factor::new(&statistics.hessian, &first.layer)?;
         for (layer, pattern) in layers {
-            if let Some(problem) = pattern.obstacle(layer.columns) {
-                return Err(Error::layer(&layer.layer, problem));
-            }
+            pattern.check(&layer.layer, layer.columns)?;
             solve(&mut layer.values, &factor, *pattern);
         }
         Ok(Solved { damping: factor.damping })

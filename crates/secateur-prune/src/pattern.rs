@@ -1,4 +1,5 @@
 use crate::error::Error;
+use secateur_nn::LayerName;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -57,15 +58,17 @@ impl Pattern {
         lowest.copied().collect()
     }
 
-    /// Why a weight of that many columns cannot have this pattern, if so.
-    #[must_use]
-    pub fn obstacle(&self, columns: usize) -> Option<String> {
+    /// Whether the weight of a layer with that many columns can have this pattern.
+    ///
+    /// # Errors
+    /// If its columns do not divide into groups.
+    pub fn check(&self, layer: &LayerName, columns: usize) -> Result<(), Error> {
         match *self {
             Self::SemiStructured { group, .. } if !columns.is_multiple_of(group) => {
                 let problem = format!("{columns} columns do not divide into groups of {group}");
-                Some(problem + ": exclude the layer, or choose another pattern")
+                Err(Error::layer(layer, problem + ": exclude the layer, or choose another pattern"))
             }
-            _ => None,
+            _ => Ok(()),
         }
     }
 }

@@ -152,12 +152,15 @@ impl Package {
         self.statistics_bytes() + gram.unwrap_or(0) + self.solver_bytes(task)
     }
 
+    /// The inputs of the layers whose columns read those heads or neurons.
+    pub(crate) fn inputs_of(&self, groups: &[PlannedGroup]) -> impl Iterator<Item = &SharedInput> + use<'_> {
+        let outputs = outputs(groups);
+        self.inputs.iter().filter(move |input| outputs.contains(&input.name))
+    }
+
     fn solver_bytes(&self, task: &Task<'_>) -> u64 {
-        let input = |layer: &LayerName| self.inputs.iter().find(|input| input.name == *layer);
-        let of_group = |coupled: &Vec<PlannedGroup>| {
-            let outputs = outputs(coupled);
-            outputs.iter().filter_map(&input).map(|input| input.solver_bytes(task)).sum()
-        };
+        let of_group =
+            |coupled: &Vec<PlannedGroup>| self.inputs_of(coupled).map(|input| input.solver_bytes(task)).sum();
         match self.coupled.as_slice() {
             [] => self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0),
             coupled => coupled.iter().map(of_group).max().unwrap_or(0),
@@ -179,8 +182,8 @@ impl Plan {
             return Err(Error::Request(nothing_chosen(structure, task)));
         }
         for layer in units.iter().flat_map(Package::layers) {
-            if let Some(problem) = layer.pattern.and_then(|pattern| pattern.obstacle(layer.columns)) {
-                return Err(Error::layer(&layer.name, problem));
+            if let Some(pattern) = layer.pattern {
+                pattern.check(&layer.name, layer.columns)?;
             }
         }
         match packages {

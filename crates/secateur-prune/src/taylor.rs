@@ -39,11 +39,10 @@ impl Taylor {
     ) -> Result<Self> {
         let sampling = &calibration.sampling;
         let prompts = &calibration.prompts[..calibration.prompts.len().min(Self::IMAGES)];
-        let batches = || (0..prompts.len()).step_by(sampling.batch.max(1));
-        let images = |first: usize| first..(first + sampling.batch.max(1)).min(prompts.len());
+        let batches = sampling.batches(prompts.len());
         observer.begin("draw", prompts.len() * sampling.steps, "image steps");
-        let draw = |first| Ok(pipeline.sample(prompts, images(first), sampling, None, observer)?);
-        let clean = batches().map(draw).collect::<Result<Vec<_>>>()?;
+        let draw = |images| Ok(pipeline.sample(prompts, images, sampling, None, observer)?);
+        let clean = batches.clone().map(draw).collect::<Result<Vec<_>>>()?;
 
         let mut learner = Learner::new(pipeline, plan)?;
         let folder = pipeline.folder();
@@ -57,19 +56,19 @@ impl Taylor {
         for (draws, &timestep) in (1..).zip(&timesteps) {
             let mut loss = 0.0;
             let mut products = Products::default();
-            for (first, clean) in batches().zip(&clean) {
-                let noise = noise(sampling.seed, images(first), draws, &clean.dims()[1..])?;
+            for (images, clean) in batches.clone().zip(&clean) {
+                let noise = noise(sampling.seed, images.clone(), draws, &clean.dims()[1..])?;
                 let (latents, target) = scheduler.training_pair(timestep, clean, &noise)?;
-                let conditioning = pipeline.conditioning(&prompts[images(first)], sampling.latent, sampling)?;
-                let told = vec![timestep; images(first).len()];
+                let conditioning = pipeline.conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+                let told = vec![timestep; images.len()];
                 let output = learner.denoiser.forward(&latents, &told, &conditioning, &Context::default())?;
                 let error = (output.narrow(1, 0, clean.dim(1)?)? - target)?;
                 // The mean over all pictures, whatever the batch.
-                let share = images(first).len() as f64 / prompts.len() as f64;
+                let share = images.len() as f64 / prompts.len() as f64;
                 let mean = (error.sqr()?.mean_all()? * share)?;
                 loss += f64::from(mean.to_scalar::<f32>()?);
                 learner.add(&mean, &mut products)?;
-                observer.advance(images(first).len())?;
+                observer.advance(images.len())?;
             }
             largest = largest.max(loss);
             if loss < Self::THRESHOLD * largest {

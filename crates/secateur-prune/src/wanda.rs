@@ -1,6 +1,6 @@
 //! Wanda: weights times the norm of what they multiply.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::method::{LayerWeight, Method, Solved};
 use crate::pattern::Pattern;
 use crate::statistics::InputStatistics;
@@ -18,9 +18,7 @@ impl Method for Wanda {
     fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved> {
         let norms = statistics.norms();
         for (layer, pattern) in layers {
-            if let Some(problem) = pattern.obstacle(layer.columns) {
-                return Err(Error::layer(&layer.layer, problem));
-            }
+            pattern.check(&layer.layer, layer.columns)?;
             layer.values.par_chunks_exact_mut(layer.columns.max(1)).for_each(|row| {
                 for j in pattern.lowest(row.len(), |j| row[j].abs() * norms[j]) {
                     row[j as usize] = 0.0;

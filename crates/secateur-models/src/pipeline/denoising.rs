@@ -57,19 +57,18 @@ impl<'a> Denoising<'a> {
     /// # Errors
     /// If a shape does not fit, the denoiser gives what is not finite, or the probe objects.
     pub fn step(&mut self) -> Result<bool> {
-        self.step_with(|_, _| Ok(()))
+        self.step_with(&mut |_, _, _| Ok(()))
     }
 
-    /// Takes the next step, as [`Denoising::step`], with what `change` makes of the denoiser's outputs: it gets the number of
-    /// the call in the run, of which some samplers make several a step, and the output, after guidance.
-    ///
-    /// # Errors
-    /// As [`Denoising::step`], or if `change` fails.
-    pub fn step_with(&mut self, mut change: impl FnMut(usize, &mut Tensor) -> Result<()>) -> Result<bool> {
+    /// Takes the next step; `change` is [`Pipeline::sample_with`]'s.
+    pub(super) fn step_with(
+        &mut self,
+        change: &mut impl FnMut(usize, Call, &mut Tensor) -> Result<()>,
+    ) -> Result<bool> {
         let Some(&Call { step, .. }) = self.schedule.calls().get(self.calls) else { return Ok(false) };
         while let Some(&call) = self.schedule.calls().get(self.calls).filter(|call| call.step == step) {
             let mut output = self.call(call)?;
-            change(self.calls, &mut output)?;
+            change(self.calls, call, &mut output)?;
             let (_, channels, height, width) = self.latents.dims4()?;
             let mut draw = || {
                 self.draws += 1;

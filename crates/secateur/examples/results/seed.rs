@@ -151,8 +151,7 @@ impl<'a> Seed<'a> {
             calibrators.extend(plan.packages.iter().map(|package| (weighting.to_string(), calibrator(package))));
         }
         let calibrators = Calibrators(calibrators);
-        for start in (0..prompts.len()).step_by(sampling.batch) {
-            let images = start..(start + sampling.batch).min(prompts.len());
+        for images in sampling.batches(prompts.len()) {
             pipeline.sample(prompts, images, sampling, Some(&calibrators), &())?;
         }
         let weighted = calibrators.0.into_iter().map(|(name, calibrator)| (name, calibrator.finish())).collect();

@@ -18,8 +18,14 @@ pub(crate) fn save(pictures: &[Picture], out: &Path, seed: u64, row: &str) -> Re
     let pictures = pictures.iter().take(PICTURES);
     let pictures = pictures.map(|picture| Ok(image::load_from_memory(&picture.to_png())?.to_rgb8()));
     let pictures = pictures.collect::<Result<Vec<_>>>()?;
-    grid(&pictures, pictures.len() as u32)?.save(path(out, seed, row))?;
-    Ok(())
+    save_whole(&grid(&pictures, pictures.len() as u32)?, &path(out, seed, row))
+}
+
+/// An interrupted run leaves no half of a picture.
+fn save_whole(picture: &RgbImage, to: &Path) -> Result<()> {
+    let partial = to.with_extension("partial.png");
+    picture.save(&partial)?;
+    Ok(std::fs::rename(partial, to)?)
 }
 
 /// Puts the strips of seed 0 below each other: the dense model's, and those of some rows in the order of the table.
@@ -31,8 +37,7 @@ pub(crate) fn stack(study: &Study, rows: &[String], out: &Path, to: &Path) -> Re
     let chosen = known.into_iter().filter(|row| rows.iter().any(|name| name == row));
     let strips = std::iter::once("dense").chain(chosen);
     let strips = strips.map(|row| Ok(image::open(path(out, 0, row))?.to_rgb8())).collect::<Result<Vec<_>>>()?;
-    grid(&strips, 1)?.save(to)?;
-    Ok(())
+    save_whole(&grid(&strips, 1)?, to)
 }
 
 /// Pictures of one size, in a row or below each other, on white.

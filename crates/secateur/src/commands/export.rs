@@ -23,7 +23,7 @@ pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
     let progress = Progress::new(common.quiet);
     let output = OutputFolder::create(&args.out, common.force, &[folder.path()])?;
     progress.begin("densify", folder.checkpoint().tensors().count(), "tensors");
-    folder.densify(output.path(), &progress)?;
+    let tensors = folder.densify(output.path(), &progress)?;
     // A report of how it was made small is not one of this model.
     for report in ["report.html", "report.json"].map(|name| output.path().join(name)) {
         if report.exists() {
@@ -32,9 +32,6 @@ pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
     }
     progress.finish();
     output.finish()?;
-    let sampling = folder.sampling();
-    let cuts = folder.removals().cuts(&folder.whole_structure(&sampling));
-    let tensors = cuts.parameters().filter(|name| folder.checkpoint().tensor(name).is_some()).count();
     let groups = folder.removals().iter().count();
     if common.json {
         let (command, model, out) = (command_line(), folder.path(), args.out.as_path());

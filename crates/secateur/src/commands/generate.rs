@@ -55,8 +55,7 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
     progress.begin("generate", prompts.len() * sampling.steps, "image steps");
     let start = Instant::now();
     let mut images = Vec::new();
-    for first in (0..prompts.len()).step_by(sampling.batch) {
-        let batch = first..(first + sampling.batch).min(prompts.len());
+    for batch in sampling.batches(prompts.len()) {
         let latents = pipeline.sample(&prompts, batch, &sampling, None, &progress)?;
         for picture in split(&pipeline.pictures(&latents)?)? {
             let name = format!("{:04}.png", images.len());

@@ -79,7 +79,8 @@ impl DryRun {
         let report_macs = images(2 * judged) * macs;
         let calls = images(calibration.prompts.len());
         // An allocation leaves the statistics of one package for the pruning, and of several none.
-        let times = match (&args.statistics, allocation(args)) {
+        let allocation = allocation(args);
+        let times = match (&args.statistics, allocation) {
             (Some(_), _) => 0,
             (None, Allocation::Uniform) => 1,
             (None, _) => plan.packages.len().min(2) as u64,
@@ -93,7 +94,7 @@ impl DryRun {
             groups => groups,
         };
         let (pictures, trial) = influence_pictures(calibration);
-        let allocation_macs = match allocation(args) {
+        let allocation_macs = match allocation {
             Allocation::Uniform => 0,
             _ => (modules * pictures * folder.samples_of_run(&trial)?) as u64 * macs,
         };
