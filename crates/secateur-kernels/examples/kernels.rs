@@ -46,7 +46,8 @@ fn attention(batch: usize, heads: usize, tokens: usize, head_dim: usize) -> Resu
     let operations = 4 * batch * heads * tokens * tokens * head_dim;
     let bytes = 4 * 4 * batch * tokens * heads * head_dim;
     let name = format!("attention b{batch} h{heads} n{tokens} d{head_dim}");
-    let body = move || ops::attention(&q, &k, &v, heads, None, false).map(|y| drop(black_box(y)));
+    let body =
+        move || ops::attention(&q, &k, &v, ops::Heads::new(heads, head_dim), None, false).map(|y| drop(black_box(y)));
     Ok((name, operations as f64, bytes as f64, Box::new(body)))
 }
 

@@ -18,8 +18,10 @@ pub struct Shape {
     pub queries: usize,
     /// Key and value tokens.
     pub keys: usize,
-    /// Width of a head.
+    /// Width of a head of queries and keys.
     pub head_dim: usize,
+    /// Width of a head of values.
+    pub value_dim: usize,
 }
 
 /// What is done to the scores before the softmax.
@@ -46,7 +48,8 @@ const QUERIES: usize = 32;
 /// Keys at a time.
 const KEYS: usize = 512;
 
-/// Keys and values of a part of the tokens: batch x tokens x (heads * head_dim) each, as the projections leave them.
+/// Keys and values of a part of the tokens: batch x tokens x (heads * head_dim) and (heads * value_dim), as the projections
+/// leave them.
 #[derive(Clone, Copy, Debug)]
 pub struct KeysValues<'a> {
     /// K.
@@ -55,11 +58,11 @@ pub struct KeysValues<'a> {
     pub values: &'a [f32],
 }
 
-/// softmax(scale * Q K^T + bias) V for every head. `q` and `output` are batch x queries x (heads * head_dim), row-major;
-/// the keys and values are those of all `parts`, one after another in each sample.
+/// softmax(scale * Q K^T + bias) V for every head. `q` is batch x queries x (heads * head_dim), `output` batch x queries x
+/// (heads * value_dim), row-major; the keys and values are those of all `parts`, one after another in each sample.
 pub fn attention(q: &[f32], parts: &[KeysValues<'_>], output: &mut [f32], shape: Shape, scores: Scores<'_>) {
-    let Shape { batch, heads, queries, keys, head_dim } = shape;
-    let width = heads * head_dim;
+    let Shape { batch, heads, queries, keys, head_dim, value_dim } = shape;
+    let (width, value_width) = (heads * head_dim, heads * value_dim);
     if output.is_empty() || keys == 0 {
         return;
     }
@@ -70,9 +73,9 @@ pub fn attention(q: &[f32], parts: &[KeysValues<'_>], output: &mut [f32], shape:
     let part = queries.div_ceil(parts).next_multiple_of(QUERIES);
     let parts = queries.div_ceil(part);
     let mut tasks: Vec<Vec<&mut [f32]>> = (0..batch * heads * parts).map(|_| Vec::with_capacity(part)).collect();
-    for (token, row) in output.chunks_exact_mut(width).enumerate() {
+    for (token, row) in output.chunks_exact_mut(value_width).enumerate() {
         let (sample, query) = (token / queries, token % queries);
-        for (head, piece) in row.chunks_exact_mut(head_dim).enumerate() {
+        for (head, piece) in row.chunks_exact_mut(value_dim).enumerate() {
             tasks[(sample * heads + head) * parts + query / part].push(piece);
         }
     }
@@ -82,9 +85,11 @@ pub fn attention(q: &[f32], parts: &[KeysValues<'_>], output: &mut [f32], shape:
         let first = task % parts * part;
         let scores = scores.of_sample(sample, keys);
         let q = Stream::new(q, start(queries) + first * width, width);
-        let stream = |data, tokens| Stream::new(data, start(tokens), width);
+        let of_keys = |data, tokens: usize| Stream::new(data, start(tokens), width);
+        let of_values =
+            |data, tokens: usize| Stream::new(data, sample * tokens * value_width + head * value_dim, value_width);
         let streams = streams.iter().filter(|(_, tokens)| *tokens > 0);
-        let keys: Vec<_> = streams.map(|&(part, n)| (stream(part.keys, n), stream(part.values, n), n)).collect();
+        let keys: Vec<_> = streams.map(|&(part, n)| (of_keys(part.keys, n), of_values(part.values, n), n)).collect();
         with_scratch(&WORKSPACE, |workspace| {
             workspace.run(q, &keys, &mut output, shape, scores, first);
         });
@@ -135,7 +140,7 @@ impl Workspace {
         scores: Scores<'_>,
         first: usize,
     ) {
-        let Shape { keys, head_dim, .. } = shape;
+        let Shape { keys, head_dim, value_dim, .. } = shape;
         self.state.clear();
         self.state.resize(output.len(), (f32::NEG_INFINITY, 0.0));
         for start in (0..keys).step_by(KEYS) {
@@ -144,7 +149,7 @@ impl Workspace {
                 let (part, row) = locate(parts, start + key);
                 parts[part].0.row(row)
             });
-            self.values.set_rows(count, head_dim, |key| {
+            self.values.set_rows(count, value_dim, |key| {
                 let (part, row) = locate(parts, start + key);
                 parts[part].1.row(row)
             });
@@ -257,8 +262,8 @@ pub(crate) fn gradients(
     scores: Scores<'_>,
     [gq, gk, gv]: [&mut [f32]; 3],
 ) {
-    let Shape { heads, queries, keys, head_dim, .. } = shape;
-    let width = heads * head_dim;
+    let Shape { heads, queries, keys, head_dim, value_dim, .. } = shape;
+    let (width, value_width) = (heads * head_dim, heads * value_dim);
     if gq.is_empty() || gk.is_empty() {
         return;
     }
@@ -274,12 +279,14 @@ pub(crate) fn gradients(
         pieces
     }
     let pieces = (by_head(gq, queries, heads, head_dim), by_head(gk, keys, heads, head_dim));
-    let pieces = (pieces.0, pieces.1, by_head(gv, keys, heads, head_dim));
+    let pieces = (pieces.0, pieces.1, by_head(gv, keys, heads, value_dim));
     pieces.into_par_iter().enumerate().for_each(|(task, (mut gq, mut gk, mut gv))| {
         let (sample, head) = (task / heads, task % heads);
         let scores = scores.of_sample(sample, keys);
         let stream = |data, tokens: usize| Stream::new(data, sample * tokens * width + head * head_dim, width);
-        let (q, k, v, gy) = (stream(q, queries), stream(k, keys), stream(v, keys), stream(gy, queries));
+        let of_values =
+            |data, tokens: usize| Stream::new(data, sample * tokens * value_width + head * value_dim, value_width);
+        let (q, k, v, gy) = (stream(q, queries), stream(k, keys), of_values(v, keys), of_values(gy, queries));
         let (mut left, mut right) = (Strips::default(), Panels::default());
         // P = softmax(scale Q K^T + bias)
         let mut p = vec![0f32; queries * keys];
@@ -294,12 +301,12 @@ pub(crate) fn gradients(
         }
         // gV = P^T gY
         left.set_columns(keys, queries, |query| &p[query * keys..], |_| 1.0);
-        right.set_rows(queries, head_dim, |query| gy.row(query));
+        right.set_rows(queries, value_dim, |query| gy.row(query));
         multiply(&left, 0, &right, 0..right.count(), Start::Zero, &mut gv);
         // gS = scale P * (gP - rows' sums of gP * P), gP = gY V^T
         let mut gs = vec![0f32; queries * keys];
-        left.set_rows(queries, head_dim, |query| &gy.row(query)[..head_dim]);
-        right.set_columns(head_dim, keys, |key| v.row(key));
+        left.set_rows(queries, value_dim, |query| &gy.row(query)[..value_dim]);
+        right.set_columns(value_dim, keys, |key| v.row(key));
         multiply(&left, 0, &right, 0..right.count(), Start::Zero, &mut lines(&mut gs, keys));
         for (g, p) in gs.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
             let dot: f32 = g.iter().zip(p).map(|(g, p)| g * p).sum();

@@ -502,32 +502,54 @@ pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// softmax(Q K^T / sqrt(head width) + bias) V for every head: `q` samples x queries x (heads * head width), `k` and `v`
-/// samples x keys x the same; `key_bias`, where given, has one number a key, or one a key of each sample; with `causal`,
-/// token i sees the keys 0..=i.
+/// The heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// How many there are.
+    pub count: usize,
+    /// What their scores are multiplied by.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Heads that are, or were when they were trained, `head_dim` wide: the scale is 1 / sqrt(head_dim).
+    #[must_use]
+    pub fn new(count: usize, head_dim: usize) -> Self {
+        Self { count, scale: 1.0 / (head_dim as f32).sqrt() }
+    }
+
+    /// Width of a head in rows of that width, if they divide.
+    fn width(self, row: usize) -> Option<usize> {
+        (self.count > 0 && row.is_multiple_of(self.count)).then(|| row / self.count)
+    }
+}
+
+/// softmax(scale * Q K^T + bias) V for every head: `q` samples x queries x (heads * head width), `k` samples x keys x the
+/// same, `v` samples x keys x (heads * width of a head of values), as the result is; `key_bias`, where given, has one number a
+/// key, or one a key of each sample; with `causal`, token i sees the keys 0..=i.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    heads: usize,
+    heads: Heads,
     key_bias: Option<Arc<[f32]>>,
     causal: bool,
 ) -> Result<Tensor> {
     let (batch, queries, width) = q.dims3()?;
-    let keys = k.dim(1)?;
-    if k.dims() != [batch, keys, width] || k.dims() != v.dims() || heads == 0 || width % heads != 0 {
-        let (q, k, v) = (q.dims(), k.dims(), v.dims());
+    let (_, keys, value_width) = v.dims3()?;
+    let fit = k.dims() == [batch, keys, width] && v.dim(0)? == batch;
+    let (Some(head_dim), Some(value_dim), true) = (heads.width(width), heads.width(value_width), fit) else {
+        let (q, k, v, heads) = (q.dims(), k.dims(), v.dims(), heads.count);
         bail!("attention: queries {q:?}, keys {k:?} and values {v:?} do not fit {heads} heads");
-    }
+    };
     fits("attention", key_bias.as_deref(), batch, keys)?;
-    let head_dim = width / heads;
-    let shape = AttentionShape { batch, heads, queries, keys, head_dim };
-    let scale = 1.0 / (head_dim as f32).sqrt();
+    let Heads { count, scale } = heads;
+    let shape = AttentionShape { batch, heads: count, queries, keys, head_dim, value_dim };
     let bias = key_bias.clone();
     apply(
         "attention",
         &[q, k, v],
-        q.shape(),
+        (batch, queries, value_width),
         move |data, y| {
             let scores = Scores { scale, key_bias: bias.as_deref(), causal };
             attention::attention(data[0], &[KeysValues { keys: data[1], values: data[2] }], y, shape, scores);
@@ -553,7 +575,7 @@ fn fits(name: &str, key_bias: Option<&[f32]>, batch: usize, keys: usize) -> Resu
 
 /// Self-attention over the tokens of several streams together, each with its own query, key and value (samples x tokens x
 /// (heads * head width)): the result for the tokens of each. As [`attention()`] of the streams joined, without joining them.
-pub fn joint_attention(streams: &[[&Tensor; 3]], heads: usize, key_bias: Option<Arc<[f32]>>) -> Result<Vec<Tensor>> {
+pub fn joint_attention(streams: &[[&Tensor; 3]], heads: Heads, key_bias: Option<Arc<[f32]>>) -> Result<Vec<Tensor>> {
     let tokens = streams.iter().map(|[q, ..]| q.dim(1)).collect::<Result<Vec<_>>>()?;
     let all = |index: usize| streams.iter().map(|stream| stream[index]).collect::<Vec<_>>();
     if streams.iter().flatten().any(|tensor| tensor.track_op()) {
@@ -563,32 +585,34 @@ pub fn joint_attention(streams: &[[&Tensor; 3]], heads: usize, key_bias: Option<
         let start = |stream: usize| tokens[..stream].iter().sum();
         return (0..streams.len()).map(|stream| joined.narrow(1, start(stream), tokens[stream])).collect();
     }
-    let Some([first, ..]) = streams.first() else { return Ok(Vec::new()) };
-    let (batch, _, width) = first.dims3()?;
+    let Some([first, _, value]) = streams.first() else { return Ok(Vec::new()) };
+    let ((batch, _, width), value_width) = (first.dims3()?, value.dim(candle_core::D::Minus1)?);
     let keys = tokens.iter().sum();
+    let (Some(head_dim), Some(value_dim)) = (heads.width(width), heads.width(value_width)) else {
+        bail!("joint_attention: widths {width} and {value_width} do not fit {} heads", heads.count);
+    };
     for (stream, &tokens) in streams.iter().zip(&tokens) {
-        if heads == 0 || width % heads != 0 || stream.iter().any(|t| t.dims() != [batch, tokens, width]) {
-            let shapes = stream.map(Tensor::dims);
-            bail!("joint_attention: {shapes:?} do not fit {batch} samples of width {width} in {heads} heads");
+        let wanted = [width, width, value_width].map(|width| [batch, tokens, width]);
+        if stream.iter().zip(&wanted).any(|(tensor, wanted)| tensor.dims() != wanted) {
+            bail!("joint_attention: {:?} are not {wanted:?}, as the first stream's are", stream.map(Tensor::dims));
         }
     }
     fits("joint_attention", key_bias.as_deref(), batch, keys)?;
     let contiguous = streams.iter().flatten().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<&Tensor> = contiguous.iter().collect();
-    let head_dim = width / heads;
-    let scores = Scores { scale: 1.0 / (head_dim as f32).sqrt(), key_bias: key_bias.as_deref(), causal: false };
+    let scores = Scores { scale: heads.scale, key_bias: key_bias.as_deref(), causal: false };
     let outputs = with_slices("joint_attention", &tensors, |data| {
         let (streams, _) = data.as_chunks::<3>();
         let parts: Vec<_> = streams.iter().map(|&[_, keys, values]| KeysValues { keys, values }).collect();
         let run = |(&[q, ..], &queries): (&[&[f32]; 3], &usize)| {
-            let mut output = zeros(q.len());
-            let shape = AttentionShape { batch, heads, queries, keys, head_dim };
+            let mut output = zeros(batch * queries * value_width);
+            let shape = AttentionShape { batch, heads: heads.count, queries, keys, head_dim, value_dim };
             attention::attention(q, &parts, &mut output, shape, scores);
             output
         };
         streams.iter().zip(&tokens).map(run).collect::<Vec<_>>()
     })?;
-    let tensor = |(output, &tokens)| Tensor::from_vec(output, (batch, tokens, width), first.device());
+    let tensor = |(output, &tokens)| Tensor::from_vec(output, (batch, tokens, value_width), first.device());
     outputs.into_iter().zip(&tokens).map(tensor).collect()
 }
 

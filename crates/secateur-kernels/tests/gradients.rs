@@ -2,6 +2,7 @@
 //! one row, no rows, several samples, views, and inputs that no gradient is wanted of.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
+use secateur_kernels::ops::Heads;
 use secateur_kernels::{Activation, ops};
 use std::sync::Arc;
 
@@ -228,11 +229,12 @@ type Sizes = (usize, usize, usize, usize, usize);
 
 fn plain_attention([q, k, v]: [&[f64]; 3], sizes: Sizes, bias: Option<&[f32]>, causal: bool) -> Vec<f64> {
     let (samples, queries, keys, width, heads) = sizes;
-    let size = width / heads;
-    let mut output = vec![0.0; samples * queries * width];
-    for (at, output) in output.chunks_mut(size).enumerate() {
+    let (size, of_values) = (width / heads, v.len() / (samples * keys * heads));
+    let mut output = vec![0.0; samples * queries * heads * of_values];
+    for (at, output) in output.chunks_mut(of_values).enumerate() {
         let (sample, query, head) = (at / heads / queries, at / heads % queries, at % heads);
         let row = |data: &[f64], tokens: usize, token: usize| -> Vec<f64> {
+            let size = data.len() / (samples * tokens * heads);
             data[((sample * tokens + token) * heads + head) * size..][..size].to_vec()
         };
         let q = row(q, queries, query);
@@ -498,7 +500,7 @@ fn attention() {
                 check(
                     &format!("attention of {heads} heads, causal {causal}, bias {}", bias.is_some()),
                     &[&q, &k, &k],
-                    |t| ops::attention(&t[0], &t[1], &t[2], heads, bias.clone(), causal),
+                    |t| ops::attention(&t[0], &t[1], &t[2], Heads::new(heads, head_dim), bias.clone(), causal),
                     |p| {
                         let sizes = (samples, queries, keys, width, heads);
                         plain_attention([&p[0], &p[1], &p[2]], sizes, bias.as_deref(), causal)
@@ -507,11 +509,21 @@ fn attention() {
             }
         }
     }
+    // Heads of values that are of another width.
+    for of_values in [1, 2, 7] {
+        let v = [2, 4, 3 * of_values];
+        check(
+            &format!("attention to values of {of_values}"),
+            &[&[2, 5, 12], &[2, 4, 12], &v],
+            |t| ops::attention(&t[0], &t[1], &t[2], Heads::new(3, 4), None, false),
+            |p| plain_attention([&p[0], &p[1], &p[2]], (2, 5, 4, 12, 3), None, false),
+        );
+    }
     // One tensor in all three places collects all three gradients.
     check(
         "self-attention",
         &[&[2, 5, 6]],
-        |t| ops::attention(&t[0], &t[0], &t[0], 2, None, false),
+        |t| ops::attention(&t[0], &t[0], &t[0], Heads::new(2, 3), None, false),
         |p| plain_attention([&p[0]; 3], (2, 5, 5, 6, 2), None, false),
     );
 }
@@ -565,7 +577,7 @@ fn every_op() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
         (
             "attention",
             vec![tokens(), vec![2, 4, 6], vec![2, 4, 6]],
-            op(|t| ops::attention(&t[0], &t[1], &t[2], 2, None, false)),
+            op(|t| ops::attention(&t[0], &t[1], &t[2], Heads::new(2, 3), None, false)),
         ),
         ("gated residual", vec![tokens(), vec![2, 6], tokens()], op(|t| ops::gated_add(&t[0], &t[1], &t[2]))),
     ]
@@ -672,7 +684,7 @@ fn chain() {
             let normal = ops::layer_norm_modulated(&tokens, &t[5], &t[6], EPS)?;
             let q = linear_op(&[normal.clone(), t[7].clone(), t[8].clone()])?;
             let q = ops::rms_norm(&q, &t[9], EPS)?;
-            let mixed = ops::attention(&q, &normal, &normal, heads, None, false)?;
+            let mixed = ops::attention(&q, &normal, &normal, Heads::new(heads, 3), None, false)?;
             let sum = ops::gated_add(&tokens, &t[10], &mixed)?;
             let hidden = linear_activated_op(Activation::GeluTanh, &[sum, t[11].clone(), t[12].clone()])?;
             linear_op(&[ops::softmax(&ops::geglu(&hidden)?)?, t[13].clone()])

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
+use secateur_kernels::ops::Heads;
 use secateur_kernels::{Activation, gram, obs, ops};
 
 fn linear_op(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> candle_core::Result<Tensor> {
@@ -76,8 +77,8 @@ fn views_that_are_not_contiguous_give_the_same() {
     same(ops::rope(&view_x, &table).unwrap(), ops::rope(&copy_x, &table.contiguous().unwrap()).unwrap());
     same(ops::activation(Activation::Gelu, &view).unwrap(), ops::activation(Activation::Gelu, &copy).unwrap());
     same(
-        ops::attention(&view, &view, &view, 1, None, false).unwrap(),
-        ops::attention(&copy, &copy, &copy, 1, None, false).unwrap(),
+        ops::attention(&view, &view, &view, Heads::new(1, 7), None, false).unwrap(),
+        ops::attention(&copy, &copy, &copy, Heads::new(1, 7), None, false).unwrap(),
     );
 }
 
@@ -205,26 +206,27 @@ fn group_norm() {
     }
 }
 
-fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Vec<f64> {
-    let (batch, queries, width) = q.dims3().unwrap();
-    let keys = k.dim(1).unwrap();
-    let (q, k, v, d) = (wide(q), wide(k), wide(v), width / heads);
-    let mut out = vec![0.0; batch * queries * width];
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, causal: bool) -> Vec<f64> {
+    let ((batch, queries, width), Heads { count: heads, scale }) = (q.dims3().unwrap(), heads);
+    let (_, keys, value_width) = v.dims3().unwrap();
+    let (q, k, v, d, of_value) = (wide(q), wide(k), wide(v), width / heads, value_width / heads);
+    let mut out = vec![0.0; batch * queries * value_width];
     for b in 0..batch {
         for h in 0..heads {
             for i in 0..queries {
                 let seen = if causal { (i + 1).min(keys) } else { keys };
                 let score = |j: usize| {
                     let at = |n: usize, t: usize, c: usize| (b * n + t) * width + h * d + c;
-                    (0..d).map(|c| q[at(queries, i, c)] * k[at(keys, j, c)]).sum::<f64>() / (d as f64).sqrt()
+                    (0..d).map(|c| q[at(queries, i, c)] * k[at(keys, j, c)]).sum::<f64>() * f64::from(scale)
                 };
                 let scores: Vec<f64> = (0..seen).map(score).collect();
                 let peak = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - peak).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                for c in 0..d {
-                    let mixed = (0..seen).map(|j| weights[j] * v[(b * keys + j) * width + h * d + c]);
-                    out[(b * queries + i) * width + h * d + c] = mixed.sum::<f64>() / total;
+                for c in 0..of_value {
+                    let column = h * of_value + c;
+                    let mixed = (0..seen).map(|j| weights[j] * v[(b * keys + j) * value_width + column]);
+                    out[(b * queries + i) * value_width + column] = mixed.sum::<f64>() / total;
                 }
             }
         }
@@ -248,21 +250,31 @@ fn attention() {
         let width = heads * head_dim;
         let q = (random(&[batch, queries, width], 1) * 2.0).unwrap();
         let (k, v) = (random(&[batch, keys, width], 2), random(&[batch, keys, width], 3));
+        let heads = Heads::new(heads, head_dim);
         let got = ops::attention(&q, &k, &v, heads, None, false).unwrap();
         close("attention", &got, &plain_attention(&q, &k, &v, heads, false));
         if queries == keys {
             let got = ops::attention(&q, &k, &v, heads, None, true).unwrap();
             close("causal attention", &got, &plain_attention(&q, &k, &v, heads, true));
         }
+        // Heads that became narrower, and keep their scale.
+        for (head_dim, value_dim) in [(1, head_dim), (head_dim, 1), (head_dim.div_ceil(2), 3), (2, 19)] {
+            let [q, k] = [(queries, 4), (keys, 5)].map(|(n, seed)| random(&[batch, n, heads.count * head_dim], seed));
+            let v = random(&[batch, keys, heads.count * value_dim], 6);
+            let got = ops::attention(&q, &k, &v, heads, None, false).unwrap();
+            close("narrow attention", &got, &plain_attention(&q, &k, &v, heads, false));
+        }
     }
-    let x = random(&[1, 4, 6], 1);
+    let (x, two) = (random(&[1, 4, 6], 1), Heads::new(2, 3));
     let large = (&x * 1e4).unwrap();
-    assert!(wide(&ops::attention(&large, &large, &x, 2, None, false).unwrap()).iter().all(|y| y.is_finite()));
+    assert!(wide(&ops::attention(&large, &large, &x, two, None, false).unwrap()).iter().all(|y| y.is_finite()));
     let mut values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     values[0] = f32::NAN;
     let bad = Tensor::from_vec(values, (1, 4, 6), &Device::Cpu).unwrap();
-    assert!(wide(&ops::attention(&bad, &x, &x, 2, None, false).unwrap())[0].is_nan());
-    assert!(ops::attention(&x, &x, &x, 4, None, false).unwrap_err().to_string().contains("4 heads"));
+    assert!(wide(&ops::attention(&bad, &x, &x, two, None, false).unwrap())[0].is_nan());
+    assert!(
+        ops::attention(&x, &x, &x, Heads { count: 4, ..two }, None, false).unwrap_err().to_string().contains("4 heads")
+    );
 }
 
 #[test]
@@ -353,10 +365,11 @@ fn a_key_of_multiplicity_m_is_m_equal_keys() {
     let index = Tensor::from_vec(spelled_out, 707, &Device::Cpu).unwrap();
     let (all_k, all_v) = (k.index_select(&index, 1).unwrap(), v.index_select(&index, 1).unwrap());
     let bias: std::sync::Arc<[f32]> = times.iter().map(|&m| (m as f32).ln()).collect();
-    let folded = ops::attention(&q, &k, &v, 3, Some(bias), false).unwrap();
-    close("folded keys", &folded, &plain_attention(&q, &all_k, &all_v, 3, false));
+    let heads = Heads::new(3, 4);
+    let folded = ops::attention(&q, &k, &v, heads, Some(bias), false).unwrap();
+    close("folded keys", &folded, &plain_attention(&q, &all_k, &all_v, heads, false));
     let short: std::sync::Arc<[f32]> = [0.0; 3].into();
-    assert!(ops::attention(&q, &k, &v, 3, Some(short), false).unwrap_err().to_string().contains("4 keys"));
+    assert!(ops::attention(&q, &k, &v, heads, Some(short), false).unwrap_err().to_string().contains("4 keys"));
 }
 
 #[test]
@@ -474,11 +487,12 @@ proptest! {
         // Of equal values that value, and never beyond the greatest one.
         let (q, k) = (random(&[2, 3, head_dim], seed), random(&[2, tokens, head_dim], seed + 1));
         let v = Tensor::full(constant, (2, tokens, head_dim), &Device::Cpu).unwrap();
-        let y = ops::attention(&q, &k, &v, 1, None, false).unwrap();
+        let heads = Heads::new(1, head_dim);
+        let y = ops::attention(&q, &k, &v, heads, None, false).unwrap();
         close("of equal values", &y, &vec![f64::from(constant); 2 * 3 * head_dim]);
         let v = random(&[2, tokens, head_dim], seed + 2);
         let most = wide(&v).into_iter().fold(f64::MIN, f64::max);
-        prop_assert!(wide(&ops::attention(&q, &k, &v, 1, None, false).unwrap()).into_iter().all(|y| y <= most + 1e-5));
+        prop_assert!(wide(&ops::attention(&q, &k, &v, heads, None, false).unwrap()).into_iter().all(|y| y <= most + 1e-5));
     }
 
     #[test]
@@ -557,7 +571,7 @@ fn threads_do_not_change_results() {
         pool.install(|| {
             let y = linear_op(&x, &w, None).unwrap();
             let y = ops::activation(Activation::GeluTanh, &y).unwrap().reshape((2, 150, 64)).unwrap();
-            let y = ops::attention(&y, &y, &y, 4, None, false).unwrap();
+            let y = ops::attention(&y, &y, &y, Heads::new(4, 16), None, false).unwrap();
             let mut gram = vec![0f32; 64 * 64];
             let rows = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             gram::add_gram(300, 64, |row| &rows[row * 64..][..64], |_| 1.0, &mut gram);

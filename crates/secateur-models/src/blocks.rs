@@ -2,7 +2,7 @@
 
 use crate::conditioning::Multiplicity;
 use crate::error::Result;
-use crate::structure::{Between, Block, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Slice, UnitKind};
+use crate::structure::{Between, Block, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Pair, Slice, UnitKind};
 use candle_core::{Device, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, LayerName, LayerNorm, Linear, Scope, ops};
 use serde::Deserialize;
@@ -102,30 +102,62 @@ impl PixelAttention {
     }
 }
 
+/// The heads of an attention, as they are left of what its configuration says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heads {
+    count: usize,
+    /// By the configuration: scores keep their scale when heads become narrower.
+    head_dim: usize,
+    query_key: usize,
+    value: usize,
+}
+
+impl Heads {
+    /// Of the module at `scope`, with `count` heads of `head_dim` by its configuration.
+    pub(crate) fn new(count: usize, head_dim: usize, scope: &Scope<'_>) -> Self {
+        let dimensions = |pair: Pair| scope.at(pair.suffix()).size(head_dim);
+        let (query_key, value) = (dimensions(Pair::QueryKey), dimensions(Pair::ValueOutput));
+        Self { count: scope.size(count), head_dim, query_key, value }
+    }
+
+    /// Rows of the projections of queries and keys.
+    pub(crate) fn query_key_width(self) -> usize {
+        self.count * self.query_key
+    }
+
+    /// Rows of the projection of values, columns of the output's.
+    pub(crate) fn value_width(self) -> usize {
+        self.count * self.value
+    }
+
+    /// As attention sees them.
+    pub(crate) fn scaled(self) -> ops::Heads {
+        ops::Heads::new(self.count, self.head_dim)
+    }
+}
+
 /// Attention of tokens to themselves or to others.
 pub(crate) struct Attention {
     to_q: Linear,
     to_k: Linear,
     to_v: Linear,
     to_out: Linear,
-    heads: usize,
+    heads: Heads,
 }
 
 impl Attention {
     /// Queries and result of `width`, keys and values of inputs of `others`; `bias`: of the first three linears.
     pub(crate) fn new(width: usize, others: usize, heads: usize, bias: bool, scope: &Scope<'_>) -> Result<Self> {
-        let head_dim = width / heads;
-        let heads = scope.size(heads);
-        let inner = heads * head_dim;
-        let linear = |inputs: usize, name: &str| match bias {
-            true => Linear::new(inputs, inner, &scope.at(name)),
-            false => Linear::without_bias(inputs, inner, &scope.at(name)),
+        let heads = Heads::new(heads, width / heads, scope);
+        let linear = |inputs: usize, outputs: usize, name: &str| match bias {
+            true => Linear::new(inputs, outputs, &scope.at(name)),
+            false => Linear::without_bias(inputs, outputs, &scope.at(name)),
         };
         Ok(Self {
-            to_q: linear(width, "to_q")?,
-            to_k: linear(others, "to_k")?,
-            to_v: linear(others, "to_v")?,
-            to_out: Linear::new(inner, width, &scope.at("to_out.0"))?,
+            to_q: linear(width, heads.query_key_width(), "to_q")?,
+            to_k: linear(others, heads.query_key_width(), "to_k")?,
+            to_v: linear(others, heads.value_width(), "to_v")?,
+            to_out: Linear::new(heads.value_width(), width, &scope.at("to_out.0"))?,
             heads,
         })
     }
@@ -143,7 +175,7 @@ impl Attention {
             let of_others = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
             let (k, v) = (self.to_k.forward(others, &of_others)?, self.to_v.forward(others, &of_others)?);
             let _span = tracing::trace_span!("attention").entered();
-            ops::attention(&q, &k, &v, self.heads, multiplicity.map(|m| Arc::clone(&m.key_bias)), false)?
+            ops::attention(&q, &k, &v, self.heads.scaled(), multiplicity.map(|m| Arc::clone(&m.key_bias)), false)?
         };
         Ok(self.to_out.forward(&y, context)?)
     }
@@ -165,7 +197,7 @@ impl Block {
         let [q, k, v, out] = ["to_q", "to_k", "to_v", "to_out.0"].map(name);
         let shared = shared.unwrap_or(&q);
         let (keys, inputs) = others;
-        let products = Operation::Attention { queries: rows, keys, width };
+        let products = Operation::Attention { queries: rows, keys, query_key: width, value: width };
         self.layers.extend([
             Layer::linear(q.clone(), rows, width, width).prunable(QueryKeyValue, &q),
             Layer::linear(k.clone(), keys, inputs, width).prunable(QueryKeyValue, shared),
@@ -177,7 +209,8 @@ impl Block {
         self.heads.push(HeadGroup {
             name: module.into(),
             count: heads,
-            head_dim: width / heads,
+            query_key: width / heads,
+            value: width / heads,
             streams: vec![HeadStream { query, key, value, output: Some(output) }],
             between: Between::default(),
         });
@@ -200,7 +233,7 @@ impl Block {
             self.layers.extend(stream.projections.map(|layer| linear(layer).prunable(QueryKeyValue, &input)));
         }
         let tokens = streams.iter().map(|stream| stream.tokens).sum();
-        let products = Operation::Attention { queries: tokens, keys: tokens, width };
+        let products = Operation::Attention { queries: tokens, keys: tokens, query_key: width, value: width };
         self.layers.push(Layer { name: module.into(), operation: products, prunable: None });
         for stream in streams {
             let output = stream.output.map(|layer| Layer::linear(name(layer), stream.tokens, width, width));
@@ -211,7 +244,8 @@ impl Block {
             HeadStream { query, key, value, output: stream.output.map(|layer| Slice::whole(name(layer))) }
         };
         let streams = streams.iter().map(described).collect();
-        self.heads.push(HeadGroup { name: module.into(), count, head_dim, streams, between });
+        let (query_key, value) = (head_dim, head_dim);
+        self.heads.push(HeadGroup { name: module.into(), count, query_key, value, streams, between });
     }
 
     /// The layers of [`FeedForward`] over `rows` tokens.

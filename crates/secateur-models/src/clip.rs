@@ -47,7 +47,7 @@ struct EncoderLayer {
 /// The stack of layers below `encoder.layers`.
 struct Encoder {
     layers: Vec<EncoderLayer>,
-    heads: usize,
+    heads: ops::Heads,
     activation: Activation,
     causal: bool,
 }
@@ -80,7 +80,8 @@ impl Encoder {
             })
         });
         let layers = layers.collect::<Result<_>>()?;
-        Ok(Self { layers, heads: config.num_attention_heads, activation, causal })
+        let heads = ops::Heads::new(config.num_attention_heads, width / config.num_attention_heads);
+        Ok(Self { layers, heads, activation, causal })
     }
 
     /// The last two hidden states: input of the last layer, and its output.

@@ -1,4 +1,5 @@
-//! What a method changes of a denoiser, as plain data: new weights, and heads and neurons that are gone for good.
+//! What a method changes of a denoiser, as plain data: new weights, and heads, dimensions of heads, and neurons that are gone
+//! for good.
 
 use crate::structure::{Axis, Group, Part, Structure};
 use candle_core::{Result as TensorResult, Tensor};
@@ -11,14 +12,14 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Edits {
     /// New tensors by parameter name, in f32.
     pub weights: BTreeMap<String, Tensor>,
-    /// All heads and neurons that the model then lacks, those that it lacked before included.
+    /// All heads, dimensions and neurons that the model then lacks, those that it lacked before included.
     pub removals: Removals,
 }
 
 /// What is gone of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {
-    /// Heads or neurons that its configuration gives it.
+    /// Heads, dimensions or neurons that its configuration gives it.
     pub of: usize,
     /// Which of them are gone, ascending.
     pub removed: Vec<usize>,
@@ -40,7 +41,7 @@ impl Removals {
         self.0.iter()
     }
 
-    /// Takes out the heads or neurons at `positions` of a group that has `count` left.
+    /// Takes out the heads, dimensions or neurons at `positions` of a group that has `count` left.
     pub fn remove(&mut self, group: &LayerName, count: usize, positions: &[usize]) {
         if positions.is_empty() {
             return;
@@ -51,7 +52,7 @@ impl Removals {
         removal.removed.sort_unstable();
     }
 
-    /// How many heads or neurons are left of each group that lost some.
+    /// How many heads, dimensions or neurons are left of each group that lost some.
     #[must_use]
     pub fn sizes(&self) -> BTreeMap<LayerName, usize> {
         self.0.iter().map(|(name, removal)| (name.clone(), removal.of - removal.removed.len())).collect()
@@ -64,7 +65,7 @@ impl Removals {
             structure.groups().map(|group| (group.name().clone(), group)).collect();
         self.0.iter().find_map(|(name, Removal { of, removed })| {
             let Some(group) = groups.get(name) else {
-                return Some(format!("{name} is no group of heads or neurons of this model"));
+                return Some(format!("{name} is no group of heads, dimensions or neurons of this model"));
             };
             let (count, kind) = (group.count(), group.kind());
             if *of != count {

@@ -1,6 +1,6 @@
 //! FluxTransformer2DModel: FLUX.1's transformer, whose image and text streams become one after the first blocks.
 
-use crate::blocks::{Embedder, Sinusoids, StreamLayers, embedder_layers};
+use crate::blocks::{Embedder, Heads, Sinusoids, StreamLayers, embedder_layers};
 use crate::conditioning::{Conditioning, Multiplicity};
 use crate::error::{Error, Result, read_json};
 use crate::family::{Denoiser, DenoiserConfig};
@@ -224,21 +224,21 @@ struct SingleBlock {
     projections: Projections,
     proj_mlp: Linear,
     proj_out: Linear,
-    heads: usize,
+    heads: Heads,
 }
 
 impl SingleBlock {
     fn new(config: JointConfig, scope: &Scope<'_>) -> Result<Self> {
         let width = config.width();
         let attn = scope.at("attn");
-        let heads = attn.size(config.heads);
+        let heads = config.heads_at(&attn);
         let proj_mlp = scope.at("proj_mlp");
         let hidden = proj_mlp.size(4 * width);
         Ok(Self {
             norm: Linear::new(width, 3 * width, &scope.at("norm.linear"))?,
             projections: Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?,
             proj_mlp: Linear::new(width, hidden, &proj_mlp)?,
-            proj_out: Linear::new(heads * config.head_dim + hidden, width, &scope.at("proj_out"))?,
+            proj_out: Linear::new(heads.value_width() + hidden, width, &scope.at("proj_out"))?,
             heads,
         })
     }
@@ -258,7 +258,7 @@ impl SingleBlock {
         let attention = {
             let [q, k, v] = self.projections.forward(normal.clone(), Some(rotation), context)?;
             let _span = tracing::trace_span!("attention").entered();
-            ops::attention(&q, &k, &v, self.heads, multiplicity.map(|m| Arc::clone(&m.key_bias)), false)?
+            ops::attention(&q, &k, &v, self.heads.scaled(), multiplicity.map(|m| Arc::clone(&m.key_bias)), false)?
         };
         let hidden = self.proj_mlp.forward_activated(&normal, Activation::GeluTanh, context)?;
         drop(normal);

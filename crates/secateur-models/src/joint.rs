@@ -1,7 +1,7 @@
 //! The block that SD3 and FLUX have in common: an image and a text stream, each with weights of its own, that attend to
 //! both.
 
-use crate::blocks::{FeedForward, Gate, StreamLayers};
+use crate::blocks::{FeedForward, Gate, Heads, StreamLayers};
 use crate::conditioning::Multiplicity;
 use crate::error::{Error, Result};
 use crate::modulation::Modulation;
@@ -68,6 +68,11 @@ impl JointConfig {
         block
     }
 
+    /// The heads of the attention at `scope`.
+    pub(crate) fn heads_at(self, scope: &Scope<'_>) -> Heads {
+        Heads::new(self.heads, self.head_dim, scope)
+    }
+
     pub(crate) fn between(self) -> Between {
         Between { norm: self.qk_norm, rotary: self.rotary }
     }
@@ -84,15 +89,16 @@ pub(crate) struct Projections {
 impl Projections {
     /// `names`: of the three linears; `norms`: of the norms of the first two.
     pub(crate) fn new(config: JointConfig, names: [&str; 3], norms: [&str; 2], scope: &Scope<'_>) -> Result<Self> {
-        let width = config.width();
-        let inner = scope.size(config.heads) * config.head_dim;
-        let linear = |name: &str| Linear::new(width, inner, &scope.at(name));
+        let heads = config.heads_at(scope);
+        let linear = |name: &str, outputs: usize| Linear::new(config.width(), outputs, &scope.at(name));
         let norm = |name: &str| RmsNorm::new(config.head_dim, EPS, &scope.at(name));
         let norms = match config.qk_norm {
             true => Some((norm(norms[0])?, norm(norms[1])?)),
             false => None,
         };
-        Ok(Self { q: linear(names[0])?, k: linear(names[1])?, v: linear(names[2])?, norms })
+        let (query_key, value) = (heads.query_key_width(), heads.value_width());
+        let (q, k) = (linear(names[0], query_key)?, linear(names[1], query_key)?);
+        Ok(Self { q, k, v: linear(names[2], value)?, norms })
     }
 
     /// Query, key and value of `x`, which is dropped as soon as it is projected; `rotation` turns the first two of them.
@@ -126,7 +132,7 @@ pub(crate) const EPS: f32 = 1e-6;
 struct DualAttention {
     projections: Projections,
     to_out: Linear,
-    heads: usize,
+    heads: Heads,
 }
 
 impl DualAttention {
@@ -134,7 +140,7 @@ impl DualAttention {
         let [q, k, v] = self.projections.forward(x, None, context)?;
         let y = {
             let _span = tracing::trace_span!("attention").entered();
-            ops::attention(&q, &k, &v, self.heads, None, false)?
+            ops::attention(&q, &k, &v, self.heads.scaled(), None, false)?
         };
         Ok(self.to_out.forward(&y, context)?)
     }
@@ -156,20 +162,20 @@ pub(crate) struct JointBlock {
     dual: Option<DualAttention>,
     ff: FeedForward,
     text_output: Option<TextOutput>,
-    heads: usize,
+    heads: Heads,
 }
 
 impl JointBlock {
     pub(crate) fn new(config: JointConfig, scope: &Scope<'_>) -> Result<Self> {
         let width = config.width();
-        let JointConfig { head_dim, dual, context_pre_only: last, .. } = config;
+        let JointConfig { dual, context_pre_only: last, .. } = config;
         let attn = scope.at("attn");
-        let heads = attn.size(config.heads);
-        let output = |heads: usize, scope: Scope<'_>| Linear::new(heads * head_dim, width, &scope);
+        let heads = config.heads_at(&attn);
+        let output = |heads: Heads, scope: Scope<'_>| Linear::new(heads.value_width(), width, &scope);
         let dual_attention = match dual {
             true => {
                 let scope = scope.at("attn2");
-                let heads = scope.size(config.heads);
+                let heads = config.heads_at(&scope);
                 let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &scope)?;
                 Some(DualAttention { projections, to_out: output(heads, scope.at("to_out.0"))?, heads })
             }
@@ -250,7 +256,7 @@ impl JointBlock {
         let _span = tracing::trace_span!("attention").entered();
         let bias = multiplicity.map(|m| Arc::clone(&m.key_bias));
         let streams = [[&q, &k, &v], [&text_q, &text_k, &text_v]];
-        let mut outputs = ops::joint_attention(&streams, self.heads, bias)?.into_iter();
+        let mut outputs = ops::joint_attention(&streams, self.heads.scaled(), bias)?.into_iter();
         match (outputs.next(), outputs.next()) {
             (Some(x), Some(text)) => Ok((x, text)),
             _ => Err(Error::Request("joint attention of two streams gave fewer".into())),

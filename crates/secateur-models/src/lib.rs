@@ -55,8 +55,8 @@ pub use scheduler::{Call, Instead, Run, Sampler, Schedule, SchedulerConfig, sche
 pub use secateur_nn::LayerName;
 pub use single_file::{Conversion, SingleFile};
 pub use structure::{
-    Axis, Between, Block, Geometry, Group, HeadGroup, HeadStream, Layer, LowRankGroup, LowRankKind, Memory,
-    NeuronGroup, Operation, Part, Prunable, Reader, Slice, Structure, Unit, UnitKind,
+    Axis, Between, Block, DimensionGroup, Geometry, Group, HeadGroup, HeadStream, Layer, Memory, NeuronGroup,
+    Operation, Pair, Part, Prunable, Reader, Slice, Structure, Unit, UnitKind,
 };
 pub use t5::{T5Config, T5Encoder};
 pub use tokenizer::{ClipTokenizer, T5Tokenizer};

@@ -80,16 +80,19 @@ pub struct Slice {
     pub start: usize,
 }
 
-/// The heads of one attention. Head h is made of the `head_dim` rows from `start + h * head_dim` of each query, key and
-/// value, and of as many columns of each output: they stand or fall together, over all streams.
+/// The heads of one attention. Head h is made of the `query_key` rows from `start + h * query_key` of each query and key, of
+/// the `value` rows from `start + h * value` of each value, and of as many columns of each output: they stand or fall
+/// together, over all streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadGroup {
     /// The module's name.
     pub name: LayerName,
     /// Number of heads.
     pub count: usize,
-    /// Width of a head.
-    pub head_dim: usize,
+    /// Width of a head of queries and keys.
+    pub query_key: usize,
+    /// Width of a head of values.
+    pub value: usize,
     /// One; two where text and image attend jointly.
     pub streams: Vec<HeadStream>,
     /// What stands between the projections of query and key and their product.
@@ -133,13 +136,73 @@ pub struct NeuronGroup {
     pub down: Slice,
 }
 
-/// Heads or neurons of one module, which can be removed one by one.
+/// What can be removed of one module, one by one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// Of an attention.
+    /// The heads of an attention.
     Heads(HeadGroup),
-    /// Of a feed-forward.
+    /// The neurons of a feed-forward.
     Neurons(NeuronGroup),
+    /// Dimensions of all heads of an attention.
+    Dimensions(DimensionGroup),
+}
+
+/// Dimensions of two projections of an attention, which have a product: the one of number i is row (or column) i of each
+/// head of both. In another basis the last of them can be done without: this is how low rank is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DimensionGroup {
+    /// The module's name, and which projections.
+    pub name: LayerName,
+    /// Which projections.
+    pub pair: Pair,
+    /// The heads.
+    pub heads: HeadGroup,
+}
+
+/// Projections of an attention with a product in which their dimensions are summed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pair {
+    /// Q K^T.
+    QueryKey,
+    /// V W_o.
+    ValueOutput,
+}
+
+impl Pair {
+    /// What the group's name has behind the module's.
+    #[must_use]
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::QueryKey => "query_key",
+            Self::ValueOutput => "value_output",
+        }
+    }
+}
+
+impl HeadGroup {
+    /// Why queries and keys have no low rank together, if so.
+    #[must_use]
+    pub fn barred(&self) -> Option<&'static str> {
+        match self.between {
+            Between { norm: true, .. } => Some("a norm stands between them"),
+            Between { rotary: true, .. } => Some("rotary positions stand between them"),
+            _ => None,
+        }
+    }
+
+    /// The dimensions of its heads that low rank can take: those of values and outputs, and of queries and keys where nothing
+    /// stands between them.
+    fn dimensions(&self) -> impl Iterator<Item = DimensionGroup> + use<> {
+        let pairs = match self.barred() {
+            Some(_) => &[Pair::ValueOutput][..],
+            None => &[Pair::QueryKey, Pair::ValueOutput],
+        };
+        let heads = self.clone();
+        pairs.iter().map(move |&pair| {
+            let name = format!("{}.{}", heads.name, pair.suffix()).into();
+            DimensionGroup { name, pair, heads: heads.clone() }
+        })
+    }
 }
 
 /// Rows or columns of a layer's weight; rows with the entries of its bias.
@@ -160,30 +223,6 @@ pub enum Axis {
     Rows,
     /// Inputs.
     Columns,
-}
-
-/// Projections that may be put in low rank together (SlimDiff's groups).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LowRankGroup {
-    /// The module's name.
-    pub name: LayerName,
-    /// Which ones.
-    pub kind: LowRankKind,
-    /// The width that can shrink: of a head, or the number of neurons.
-    pub rank: usize,
-    /// Why it must stay as it is, where it must.
-    pub barred: Option<&'static str>,
-}
-
-/// The kinds of [`LowRankGroup`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LowRankKind {
-    /// Query and key of every head.
-    QueryKey,
-    /// Value and output of every head.
-    ValueOutput,
-    /// Up and down projection.
-    FeedForward,
 }
 
 /// A layer that multiplies.
@@ -226,8 +265,10 @@ pub enum Operation {
         queries: usize,
         /// Key tokens.
         keys: usize,
-        /// Heads x width of a head.
-        width: usize,
+        /// Heads x width of a head of queries and keys.
+        query_key: usize,
+        /// Heads x width of a head of values.
+        value: usize,
     },
 }
 
@@ -299,49 +340,33 @@ impl Block {
         self.layers.iter().map(|layer| layer.operation.macs()).sum()
     }
 
-    /// Its heads and neurons.
+    /// Its heads, the dimensions of these, and its neurons.
     pub fn groups(&self) -> impl Iterator<Item = Group> {
         let heads = self.heads.iter().cloned().map(Group::Heads);
-        heads.chain(self.neurons.iter().cloned().map(Group::Neurons))
-    }
-
-    /// What may be put in low rank together.
-    pub fn low_rank_groups(&self) -> impl Iterator<Item = LowRankGroup> {
-        let of_heads = self.heads.iter().flat_map(|heads| {
-            let group = |kind, barred| LowRankGroup { name: heads.name.clone(), kind, rank: heads.head_dim, barred };
-            let barred = match heads.between {
-                Between { norm: true, .. } => Some("a norm stands between them"),
-                Between { rotary: true, .. } => Some("rotary positions stand between them"),
-                _ => None,
-            };
-            [group(LowRankKind::QueryKey, barred), group(LowRankKind::ValueOutput, None)]
-        });
-        let of_neurons = self.neurons.iter().map(|neurons| LowRankGroup {
-            name: neurons.name.clone(),
-            kind: LowRankKind::FeedForward,
-            rank: neurons.count,
-            barred: None,
-        });
-        of_heads.chain(of_neurons)
+        let dimensions = self.heads.iter().flat_map(HeadGroup::dimensions).map(Group::Dimensions);
+        heads.chain(dimensions).chain(self.neurons.iter().cloned().map(Group::Neurons))
     }
 }
 
 impl Group {
-    /// The module's name.
+    /// The module's name; with that of the projections, where it is of dimensions.
     #[must_use]
     pub fn name(&self) -> &LayerName {
         match self {
             Self::Heads(group) => &group.name,
             Self::Neurons(group) => &group.name,
+            Self::Dimensions(group) => &group.name,
         }
     }
 
-    /// Number of heads or neurons.
+    /// Number of heads, neurons, or dimensions of each head.
     #[must_use]
     pub fn count(&self) -> usize {
         match self {
             Self::Heads(group) => group.count,
             Self::Neurons(group) => group.count,
+            Self::Dimensions(DimensionGroup { pair: Pair::QueryKey, heads, .. }) => heads.query_key,
+            Self::Dimensions(DimensionGroup { pair: Pair::ValueOutput, heads, .. }) => heads.value,
         }
     }
 
@@ -351,47 +376,66 @@ impl Group {
         match self {
             Self::Heads(_) => "heads",
             Self::Neurons(_) => "neurons",
+            Self::Dimensions(DimensionGroup { pair: Pair::QueryKey, .. }) => "query-key dimensions",
+            Self::Dimensions(DimensionGroup { pair: Pair::ValueOutput, .. }) => "value-output dimensions",
         }
     }
 
-    /// Rows or columns that each of them has in every slice.
-    #[must_use]
-    pub fn width(&self) -> usize {
-        match self {
-            Self::Heads(group) => group.head_dim,
-            Self::Neurons(_) => 1,
-        }
+    /// The layers whose rows feed them.
+    pub fn inputs(&self) -> impl Iterator<Item = LayerName> + use<> {
+        self.layers(Axis::Rows)
     }
 
-    /// The rows that feed them.
-    #[must_use]
-    pub fn inputs(&self) -> Vec<&Slice> {
-        match self {
-            Self::Heads(group) => group.streams.iter().flat_map(|s| [&s.query, &s.key, &s.value]).collect(),
-            Self::Neurons(group) => group.up.iter().collect(),
-        }
+    /// The layers whose columns read them; queries and keys are read by no layer.
+    pub fn outputs(&self) -> impl Iterator<Item = LayerName> + use<> {
+        self.layers(Axis::Columns)
     }
 
-    /// The columns that read them.
-    #[must_use]
-    pub fn outputs(&self) -> Vec<&Slice> {
-        match self {
-            Self::Heads(group) => group.streams.iter().filter_map(|stream| stream.output.as_ref()).collect(),
-            Self::Neurons(group) => vec![&group.down],
-        }
+    fn layers(&self, axis: Axis) -> impl Iterator<Item = LayerName> + use<> {
+        self.parts(&[]).into_iter().filter(move |part| part.axis == axis).map(|part| part.layer)
     }
 
-    /// All rows and columns of those heads or neurons.
+    /// All rows and columns of those heads, neurons or dimensions.
     #[must_use]
     pub fn parts(&self, which: &[usize]) -> Vec<Part> {
-        let part = |slice: &Slice, axis| Part {
+        let part = |slice: &Slice, axis, indices: &dyn Fn(usize) -> Vec<usize>| Part {
             layer: slice.layer.clone(),
             axis,
-            indices: which.iter().flat_map(|&one| slice.indices(one, self.width())).collect(),
+            indices: which.iter().flat_map(|&one| indices(one)).map(|index| slice.start + index).collect(),
         };
-        let inputs = self.inputs().into_iter().map(|slice| part(slice, Axis::Rows));
-        let outputs = self.outputs().into_iter().map(|slice| part(slice, Axis::Columns));
-        inputs.chain(outputs).collect()
+        match self {
+            Self::Heads(HeadGroup { query_key, value, streams, .. }) => {
+                let successive = |width: usize| move |head: usize| (head * width..(head + 1) * width).collect();
+                let (query_key, value) = (successive(*query_key), successive(*value));
+                let of_stream = |HeadStream { query, key, value: values, output }: &HeadStream| {
+                    let rows = [
+                        part(query, Axis::Rows, &query_key),
+                        part(key, Axis::Rows, &query_key),
+                        part(values, Axis::Rows, &value),
+                    ];
+                    let columns = output.as_ref().map(|output| part(output, Axis::Columns, &value));
+                    rows.into_iter().chain(columns)
+                };
+                streams.iter().flat_map(of_stream).collect()
+            }
+            Self::Neurons(NeuronGroup { up, down, .. }) => {
+                let one = |neuron: usize| vec![neuron];
+                let rows = up.iter().map(|slice| part(slice, Axis::Rows, &one));
+                rows.chain([part(down, Axis::Columns, &one)]).collect()
+            }
+            Self::Dimensions(DimensionGroup { pair, heads, .. }) => {
+                let width = self.count();
+                let of_heads = |dimension: usize| (0..heads.count).map(|head| head * width + dimension).collect();
+                let of_stream = |HeadStream { query, key, value, output }: &HeadStream| match pair {
+                    Pair::QueryKey => vec![part(query, Axis::Rows, &of_heads), part(key, Axis::Rows, &of_heads)],
+                    Pair::ValueOutput => {
+                        let columns = output.as_ref().map(|output| part(output, Axis::Columns, &of_heads));
+                        std::iter::once(part(value, Axis::Rows, &of_heads)).chain(columns).collect()
+                    }
+                };
+                heads.streams.iter().flat_map(of_stream).collect()
+            }
+        }
     }
 }
 
@@ -432,7 +476,7 @@ impl Operation {
         let product = match *self {
             Self::Linear { rows, inputs, outputs } => [rows, inputs, outputs, 1],
             Self::Convolution { pixels, inputs, outputs, kernel } => [pixels, inputs, outputs, kernel * kernel],
-            Self::Attention { queries, keys, width } => [2, queries, keys, width],
+            Self::Attention { queries, keys, query_key, value } => [queries, keys, query_key + value, 1],
         };
         product.iter().map(|&n| n as u64).product()
     }
@@ -451,12 +495,12 @@ impl Structure {
         Self { branches: units.clone(), units, blocks, activations }
     }
 
-    /// All heads and neurons.
+    /// All heads, their dimensions, and neurons.
     pub fn groups(&self) -> impl Iterator<Item = Group> {
         self.blocks.iter().flat_map(Block::groups)
     }
 
-    /// The same without the heads and neurons that are gone. The activations are told as before: blocks that are left whole
+    /// The same without what is gone. The activations are told as before: blocks that are left whole
     /// set them.
     #[must_use]
     pub fn without(mut self, removals: &Removals) -> Self {
@@ -472,11 +516,19 @@ impl Structure {
                 }
             }
             for group in &mut block.heads {
+                let whole = group.clone();
                 group.count = sizes.get(&group.name).copied().unwrap_or(group.count);
+                for dimensions in whole.dimensions() {
+                    let width = match dimensions.pair {
+                        Pair::QueryKey => &mut group.query_key,
+                        Pair::ValueOutput => &mut group.value,
+                    };
+                    *width = sizes.get(&dimensions.name).copied().unwrap_or(*width);
+                }
                 let products = block.layers.iter_mut().filter(|layer| layer.name == group.name);
                 for layer in products {
-                    if let Operation::Attention { width, .. } = &mut layer.operation {
-                        *width = group.count * group.head_dim;
+                    if let Operation::Attention { query_key, value, .. } = &mut layer.operation {
+                        (*query_key, *value) = (group.count * group.query_key, group.count * group.value);
                     }
                 }
                 for stream in &mut group.streams {

@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Checkpoint, Geometry, LowRankKind, Operation, Reader, Slice, Structure, denoiser_config};
+use secateur_models::{Checkpoint, Geometry, Group, Operation, Pair, Reader, Slice, Structure, denoiser_config};
 use secateur_nn::{Context, LayerName, Probe, Result};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -212,7 +212,8 @@ fn heads_and_neurons_fit_their_weights() {
         };
         for block in &structure.blocks {
             for heads in &block.heads {
-                let width = heads.count * heads.head_dim;
+                assert_eq!(heads.query_key, heads.value);
+                let width = heads.count * heads.value;
                 for stream in &heads.streams {
                     [&stream.query, &stream.key, &stream.value].iter().for_each(|slice| take(slice, 0, width));
                     stream.output.iter().for_each(|slice| take(slice, 1, width));
@@ -222,12 +223,17 @@ fn heads_and_neurons_fit_their_weights() {
                 neurons.up.iter().for_each(|slice| take(slice, 0, neurons.count));
                 take(&neurons.down, 1, neurons.count);
             }
-            let low_rank: Vec<_> = block.low_rank_groups().collect();
-            assert_eq!(low_rank.len(), 2 * block.heads.len() + block.neurons.len());
-            let barred = low_rank.iter().filter(|group| group.barred.is_some());
-            assert!(barred.clone().all(|group| group.kind == LowRankKind::QueryKey), "{name}");
+            let pairs: Vec<Pair> = block
+                .groups()
+                .filter_map(|group| match group {
+                    Group::Dimensions(dimensions) => Some(dimensions.pair),
+                    _ => None,
+                })
+                .collect();
+            let of = |pair: Pair| pairs.iter().filter(|found| **found == pair).count();
+            assert_eq!(of(Pair::ValueOutput), block.heads.len(), "{name}");
             let qk_norm = ["flux_transformer", "sd35_medium_mmdit"].contains(&name);
-            assert_eq!(barred.count(), if qk_norm { block.heads.len() } else { 0 }, "{name}");
+            assert_eq!(of(Pair::QueryKey), if qk_norm { 0 } else { block.heads.len() }, "{name}");
         }
         for ((layer, dimension), count) in taken {
             let weight = parameters.get(&layer.weight()).unwrap();

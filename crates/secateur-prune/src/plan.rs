@@ -34,10 +34,9 @@ impl Selection {
 
     /// A group goes by its own name and those of its layers: one that is included is enough, one that is excluded too.
     fn takes_group(&self, group: &Group) -> bool {
-        let slices = group.inputs().into_iter().chain(group.outputs());
-        let names: Vec<&str> =
-            std::iter::once(group.name()).chain(slices.map(|slice| &slice.layer)).map(LayerName::as_str).collect();
-        let any = |set: &GlobSet| names.iter().any(|name| set.is_match(name));
+        let names: Vec<LayerName> =
+            [group.name().clone()].into_iter().chain(group.inputs()).chain(group.outputs()).collect();
+        let any = |set: &GlobSet| names.iter().any(|name| set.is_match(name.as_str()));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
     }
 
@@ -298,7 +297,7 @@ fn weight_units(structure: &Structure, selection: &Selection, pattern: Pattern) 
 /// The units of structured removal in block order: per block its {heads} and {neurons}, over all streams; those that one
 /// layer reads (FLUX's single blocks) are one unit.
 fn structured_units(structure: &Structure, selection: &Selection, removal: &Removal) -> Vec<Package> {
-    let with_groups = |block: &&Block| block.groups().next().is_some();
+    let with_groups = |block: &&Block| !(block.heads.is_empty() && block.neurons.is_empty());
     let blocks: Vec<&Block> = structure.blocks.iter().filter(with_groups).collect();
     let ends = removal.keep_ends.min(blocks.len());
     let middle = blocks.len().saturating_sub(ends).max(ends);
@@ -327,7 +326,7 @@ fn structured_units(structure: &Structure, selection: &Selection, removal: &Remo
 
 /// The layers whose columns read those heads or neurons.
 pub(crate) fn outputs(groups: &[PlannedGroup]) -> BTreeSet<LayerName> {
-    groups.iter().flat_map(|planned| planned.group.outputs()).map(|slice| slice.layer.clone()).collect()
+    groups.iter().flat_map(|planned| planned.group.outputs()).collect()
 }
 
 /// The input of a layer that is one of `outputs`.
@@ -345,7 +344,8 @@ fn nothing_chosen(structure: &Structure, task: &Task<'_>) -> String {
             ("layer", structure.layers().filter(|l| l.prunable.is_some()).map(|l| l.name.clone()).collect())
         }
         Task::Structured { .. } => {
-            ("group of heads or neurons", structure.groups().map(|group| group.name().clone()).collect())
+            let removable = structure.groups().filter(|group| !matches!(group, Group::Dimensions(_)));
+            ("group of heads or neurons", removable.map(|group| group.name().clone()).collect())
         }
     };
     let example = known.first().map_or("none", LayerName::as_str);

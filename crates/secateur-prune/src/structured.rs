@@ -56,13 +56,13 @@ impl StructuredMethod for L1 {
         let score = |planned: &PlannedGroup| {
             let group = &planned.group;
             let mut scores = vec![0f64; group.count()];
-            for (slices, axis) in [(group.inputs(), Axis::Rows), (group.outputs(), Axis::Columns)] {
-                for slice in slices {
-                    let weight = weights(&slice.layer)?;
-                    let sums = weight.sums(axis);
-                    for (index, score) in scores.iter_mut().enumerate() {
-                        *score += sums[slice.indices(index, group.width())].iter().sum::<f64>();
-                    }
+            let all: Vec<usize> = (0..group.count()).collect();
+            for Part { layer, axis, indices } in group.parts(&all) {
+                let sums = weights(&layer)?.sums(axis);
+                // The same number of rows or columns of each, one after the other.
+                let width = indices.len() / scores.len().max(1);
+                for (score, indices) in scores.iter_mut().zip(indices.chunks_exact(width.max(1))) {
+                    *score += indices.iter().map(|&index| sums[index]).sum::<f64>();
                 }
             }
             Ok(scores)

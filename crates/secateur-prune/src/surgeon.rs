@@ -45,6 +45,9 @@ impl StructuredMethod for Obs {
                     None => Vec::new(),
                 },
                 Group::Heads(heads) => remove_heads(&mut surgeons, heads, planned.remove)?,
+                Group::Dimensions(_) => {
+                    return Err(Error::layer(planned.group.name(), "OBS removes whole heads and neurons"));
+                }
             };
             removed.sort_unstable();
             positions.push(removed);
@@ -104,7 +107,7 @@ fn remove_heads(
         for output in outputs.iter().filter_map(|output| Some((output, surgeons.get(&output.layer)?))) {
             let (slice, surgeon) = output;
             let scores: Vec<f64> =
-                left.iter().map(|&head| surgeon.block_score(slice.indices(head, heads.head_dim))).collect();
+                left.iter().map(|&head| surgeon.block_score(slice.indices(head, heads.value))).collect();
             for (rank, place) in lowest(&scores, scores.len()).into_iter().enumerate() {
                 fused[place] += 1.0 / (RANKS + rank as f64 + 1.0);
             }
@@ -114,7 +117,7 @@ fn remove_heads(
         let head = left.remove(place);
         for output in &outputs {
             if let Some(surgeon) = surgeons.get_mut(&output.layer) {
-                surgeon.remove(output.indices(head, heads.head_dim).collect())?;
+                surgeon.remove(output.indices(head, heads.value).collect())?;
             }
         }
         removed.push(head);

@@ -62,6 +62,7 @@ impl Removal {
         let (wanted, multiple) = match group {
             Group::Heads(_) => (self.heads, 1),
             Group::Neurons(_) => (self.neurons, self.multiple.max(1)),
+            Group::Dimensions(_) => (false, 1),
         };
         let count = group.count();
         if !wanted || count == 0 {

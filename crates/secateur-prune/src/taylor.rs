@@ -146,10 +146,7 @@ impl Learner {
     fn new(pipeline: &Pipeline, plan: &Plan) -> Result<Self> {
         let mut parameters = pipeline.parameters().clone();
         let mut variables = BTreeMap::new();
-        let layers = plan.groups().flat_map(|planned| {
-            let slices = planned.group.inputs().into_iter().chain(planned.group.outputs());
-            slices.map(|slice| slice.layer.clone()).collect::<Vec<_>>()
-        });
+        let layers = plan.groups().flat_map(|planned| planned.group.inputs().chain(planned.group.outputs()));
         for layer in layers.collect::<BTreeSet<LayerName>>() {
             for name in [layer.weight(), layer.bias()] {
                 if let Some(tensor) = parameters.get(&name) {

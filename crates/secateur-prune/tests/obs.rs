@@ -150,7 +150,8 @@ fn heads(count: usize, head_dim: usize, outputs: &[&str]) -> Group {
         output: Some(slice(output)),
     };
     let streams = outputs.iter().map(stream).collect();
-    Group::Heads(HeadGroup { name: "attn".into(), count, head_dim, streams, between: Between::default() })
+    let (query_key, value) = (head_dim, head_dim);
+    Group::Heads(HeadGroup { name: "attn".into(), count, query_key, value, streams, between: Between::default() })
 }
 
 /// A layer that reads a group; its weight before, its inputs, and its weight after, by their names among the fixtures.
@@ -178,7 +179,8 @@ fn removed_as_reference(group: Group, cases: &[Case]) {
         (0..columns).filter(|&j| values.iter().skip(j).step_by(columns).all(|&w| w == 0.0)).collect()
     };
     let want_gone = gone(&values(&golden[cases[0].after]));
-    let remove = want_gone.len() / group.width();
+    let width = group.parts(&[0])[0].indices.len();
+    let remove = want_gone.len() / width;
     let planned = [PlannedGroup { group, remove }];
     let removed = Obs.remove(&planned, &mut outputs, &|_: &LayerName| unreachable!()).unwrap();
     assert_eq!(removed.positions[0].len(), remove);

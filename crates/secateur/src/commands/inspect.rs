@@ -4,9 +4,7 @@ use crate::args::{Common, InspectArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::Result;
-use secateur_models::{
-    Block, HeadGroup, LayerName, LowRankKind, Memory, ModelFolder, Observer, Reader, Removals, Structure, Unit,
-};
+use secateur_models::{Block, HeadGroup, LayerName, Memory, ModelFolder, Observer, Reader, Removals, Structure, Unit};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -251,7 +249,7 @@ impl BlockRow {
             module: heads.name.to_string(),
             count: heads.count,
             removed: removed(&heads.name),
-            head_dim: heads.head_dim,
+            head_dim: heads.value,
             streams: heads.streams.len(),
             norm: heads.between.norm,
             rotary: heads.between.rotary,
@@ -262,16 +260,17 @@ impl BlockRow {
             removed: removed(&neurons.name),
             gated: neurons.up.len() == 2,
         });
-        let low_rank = block.low_rank_groups().map(|group| LowRankRow {
-            module: group.name.to_string(),
-            kind: match group.kind {
-                LowRankKind::QueryKey => "query-key",
-                LowRankKind::ValueOutput => "value-output",
-                LowRankKind::FeedForward => "feed-forward",
-            },
-            rank: group.rank,
-            barred: group.barred,
+        let of_heads = |heads: &HeadGroup| {
+            let row = |kind, rank, barred| LowRankRow { module: heads.name.to_string(), kind, rank, barred };
+            [row("query-key", heads.query_key, heads.barred()), row("value-output", heads.value, None)]
+        };
+        let of_neurons = block.neurons.iter().map(|neurons| LowRankRow {
+            module: neurons.name.to_string(),
+            kind: "feed-forward",
+            rank: neurons.count,
+            barred: None,
         });
+        let low_rank = block.heads.iter().flat_map(of_heads).chain(of_neurons);
         Self {
             name: block.name.clone(),
             parameters,
