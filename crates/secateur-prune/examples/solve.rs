@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     let hessian = tensor("hessian")?.flatten_all()?.to_vec1::<f32>()?;
     let values = tensor("weight")?.flatten_all()?.to_vec1::<f32>()?;
     let layer = LayerWeight { layer: "layer".into(), rows, columns, values };
-    let statistics = InputStatistics { hessian, sums: vec![0.0; columns], squares: vec![0.0; columns], rows: 0 };
+    let statistics = InputStatistics { hessian, squares: vec![0.0; columns], ..InputStatistics::default() };
     let (mut best, mut error) = (f64::INFINITY, 0.0);
     for _ in 0..repeats {
         let mut pruned = [(layer.clone(), pattern)];

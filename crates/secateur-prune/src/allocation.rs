@@ -276,8 +276,6 @@ fn group_curves(
     let mut curves = Vec::new();
     for planned in trial.package.coupled.iter().flatten() {
         let group = &planned.group;
-        let inputs = trial.package.inputs_of(std::slice::from_ref(planned));
-        let inputs = inputs.map(|input| Ok((input, (trial.statistics)(input)?))).collect::<Result<Vec<_>>>()?;
         let mut one = pipeline.removals().clone();
         one.remove(group.name(), group.count(), &[0]);
         let amount = before - total(&one);
@@ -289,9 +287,13 @@ fn group_curves(
         counts.sort_unstable();
         counts.dedup();
         let attempt = |pipeline: &Pipeline, count: usize| {
-            remove(pipeline, &[PlannedGroup { group: group.clone(), remove: count }], &inputs, method)
+            let planned = PlannedGroup { group: group.clone(), remove: count };
+            remove(pipeline, &[planned], trial.package, method, trial.statistics)
         };
-        let error = |outcome: &Outcome| outcome.layers.iter().map(|layer| layer.error).sum::<f64>();
+        let error = |outcome: &Outcome| {
+            let of_layers = outcome.layers.iter().map(|layer| layer.error);
+            of_layers.chain(outcome.groups.iter().filter_map(|group| group.error)).sum::<f64>()
+        };
         let uniform = attempt(pipeline, planned.remove)?;
         let factor = scaled(influence.of(pipeline, uniform.edits.clone(), observer)?, error(&uniform));
         let nothing = Choice { setting: Setting::Remove(0), amount: 0.0, error: 0.0 };

@@ -5,9 +5,9 @@ use crate::error::{Error, Result};
 use crate::hessian::hessian_error;
 use crate::journal::Journal;
 use crate::method::{LayerWeight, Method, Solved};
-use crate::plan::{Plan, PlannedGroup, SharedInput, outputs};
+use crate::plan::{Package, Plan, PlannedGroup, SharedInput};
 use crate::statistics::{InputStatistics, SavedStatistics};
-use crate::structured::{Output, StructuredMethod};
+use crate::structured::{Layers, StructuredMethod};
 use crate::task::Task;
 use candle_core::{Device, Tensor};
 use secateur_models::{Cuts, Edits, Observer, Pipeline, cast};
@@ -35,17 +35,20 @@ pub struct LayerOutcome {
     pub package: usize,
 }
 
-/// What became of heads or neurons.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What became of heads, neurons or dimensions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupOutcome {
     /// The module's name.
     pub name: LayerName,
-    /// `heads` or `neurons`.
+    /// `heads`, `neurons`, `query-key dimensions` or `value-output dimensions`.
     pub kind: String,
     /// How many there were.
     pub count: usize,
     /// Those that went, ascending.
     pub removed: Vec<usize>,
+    /// Relative squared error of the product that they are a part of, over the calibration, where the method tells it; else it is
+    /// in the errors of the layers that read them.
+    pub error: Option<f64>,
 }
 
 /// What pruning gives.
@@ -127,7 +130,11 @@ pub fn prune(
             gathered = calibrate(pipeline, package, calibration, step_weights, observer)?;
         }
         let statistics = |input: &SharedInput| source.statistics(input, &gathered);
-        observer.begin(&of("solve"), package.layers().count(), "layers");
+        let (total, unit) = match task {
+            Task::Weights { .. } => (package.layers().count(), "layers"),
+            Task::Structured { .. } => (package.coupled.iter().flatten().count(), "modules"),
+        };
+        observer.begin(&of("solve"), total, unit);
         let mut done = Outcome::of(pipeline);
         // At once, so that the old weights do not stay in memory beside the new ones of a whole package.
         let mut apply = |pipeline: &mut Pipeline, part: Outcome, layers: usize| -> Result<()> {
@@ -145,13 +152,10 @@ pub fn prune(
             }
             Task::Structured { method, .. } => {
                 for coupled in &package.coupled {
-                    let layers = outputs(coupled).len();
                     // An allocation leaves some whole.
-                    let coupled: Vec<_> = coupled.iter().filter(|planned| planned.remove > 0).cloned().collect();
-                    let inputs = package.inputs_of(&coupled);
-                    let inputs = inputs.map(|input| Ok((input, statistics(input)?))).collect::<Result<Vec<_>>>()?;
-                    let part = remove(pipeline, &coupled, &inputs, method)?;
-                    apply(pipeline, part, layers)?;
+                    let some: Vec<_> = coupled.iter().filter(|planned| planned.remove > 0).cloned().collect();
+                    let part = remove(pipeline, &some, package, method, &statistics)?;
+                    apply(pipeline, part, coupled.len())?;
                 }
             }
         }
@@ -203,27 +207,29 @@ pub(crate) fn solve(
     Ok(outcome)
 }
 
-/// Removes heads and neurons of groups that the same layers read; `inputs` are these layers', with statistics.
-pub(crate) fn remove(
+/// Removes some of groups that the same layers read, with statistics of what `method` watches.
+pub(crate) fn remove<'a>(
     pipeline: &Pipeline,
     coupled: &[PlannedGroup],
-    inputs: &[(&SharedInput, Cow<'_, InputStatistics>)],
+    package: &Package,
     method: &dyn StructuredMethod,
+    statistics: &dyn Fn(&SharedInput) -> Result<Cow<'a, InputStatistics>>,
 ) -> Result<Outcome> {
-    let read = |name: &LayerName| read_weight(pipeline, name);
-    let before = inputs.iter().map(|(input, _)| read(&input.name)).collect::<Result<Vec<_>>>()?;
-    let mut outputs: Vec<Output<'_>> = Vec::with_capacity(inputs.len());
-    for (weight, (_, statistics)) in before.iter().zip(inputs) {
-        outputs.push(Output { weight: weight.clone(), statistics });
+    let mut watched = BTreeMap::new();
+    let inputs = package.watched(coupled, method);
+    let of_inputs = inputs.iter().map(statistics).collect::<Result<Vec<_>>>()?;
+    for (input, statistics) in inputs.iter().zip(&of_inputs) {
+        watched.extend(input.layers.iter().map(|layer| (&layer.name, &**statistics)));
     }
-    let removed = method.remove(coupled, &mut outputs, &read)?;
+    let layers = Watched { pipeline, watched };
+    let removed = method.remove(coupled, &layers)?;
     let mut outcome = Outcome::of(pipeline);
     let mut parts = Vec::new();
-    for (PlannedGroup { group, .. }, positions) in coupled.iter().zip(removed.positions) {
+    for ((PlannedGroup { group, .. }, positions), error) in coupled.iter().zip(removed.positions).zip(removed.errors) {
         parts.extend(group.parts(&positions));
         outcome.edits.removals.remove(group.name(), group.count(), &positions);
         let (name, kind, count) = (group.name().clone(), group.kind().to_owned(), group.count());
-        outcome.groups.push(GroupOutcome { name, kind, count, removed: positions });
+        outcome.groups.push(GroupOutcome { name, kind, count, removed: positions, error });
     }
     let cuts = Cuts::new(parts);
     let weights = &mut outcome.edits.weights;
@@ -231,25 +237,67 @@ pub(crate) fn remove(
         let Some(old) = pipeline.parameters().get(&parameter) else { continue };
         weights.insert(parameter.clone(), cuts.take_out(&parameter, old)?);
     }
-    for (old, Output { weight: new, statistics }) in before.iter().zip(outputs) {
-        let parameter = old.layer.weight();
-        let (weight, values) = rounded(pipeline, &new)?;
-        outcome.layers.push(layer_outcome(old, &values, statistics, removed.damping));
-        weights.insert(parameter.clone(), cuts.take_out(&parameter, &weight)?);
+    // The error of a layer in a new basis says nothing.
+    let told: Vec<LayerName> = coupled
+        .iter()
+        .zip(&outcome.groups)
+        .filter(|(_, outcome)| outcome.error.is_none())
+        .flat_map(|(planned, _)| planned.group.outputs())
+        .collect();
+    for (layer, new) in &removed.weights {
+        let (weight, values) = rounded(pipeline, new)?;
+        if told.contains(layer) {
+            let (old, statistics) = (layers.weight(layer)?, layers.statistics(layer)?);
+            outcome.layers.push(layer_outcome(&old, &values, statistics, removed.damping));
+        }
+        weights.insert(layer.weight(), cuts.take_out(&layer.weight(), &weight)?);
+    }
+    for (layer, new) in removed.biases {
+        let bias = as_stored(pipeline, &layer.bias(), &Tensor::from_slice(&new, new.len(), &Device::Cpu)?)?;
+        weights.insert(layer.bias(), cuts.take_out(&layer.bias(), &bias)?);
     }
     Ok(outcome)
+}
+
+/// A model, and statistics of some of its layers.
+struct Watched<'a> {
+    pipeline: &'a Pipeline,
+    watched: BTreeMap<&'a LayerName, &'a InputStatistics>,
+}
+
+impl Layers for Watched<'_> {
+    fn weight(&self, layer: &LayerName) -> Result<LayerWeight> {
+        read_weight(self.pipeline, layer)
+    }
+
+    fn bias(&self, layer: &LayerName) -> Result<Option<Vec<f32>>> {
+        let bias = self.pipeline.parameters().get(&layer.bias());
+        Ok(bias.map(Tensor::to_vec1).transpose()?)
+    }
+
+    fn statistics(&self, layer: &LayerName) -> Result<&InputStatistics> {
+        let found = self.watched.get(layer).copied();
+        found.ok_or_else(|| Error::layer(layer, "its input was not watched"))
+    }
 }
 
 /// A weight as it comes back from a file of the checkpoint's type, and its values.
 fn rounded(pipeline: &Pipeline, weight: &LayerWeight) -> Result<(Tensor, Vec<f32>)> {
     let LayerWeight { layer, rows, columns, values } = weight;
-    let info = pipeline.folder().checkpoint().tensor(&layer.weight());
-    let dtype = info.ok_or_else(|| Error::layer(layer, "not in the checkpoint"))?.dtype;
-    let weight = cast(&Tensor::from_slice(values, (*rows, *columns), &Device::Cpu)?, dtype)?;
+    let weight = Tensor::from_slice(values, (*rows, *columns), &Device::Cpu)?;
+    let weight = as_stored(pipeline, &layer.weight(), &weight)?;
     let values = weight.flatten_all()?.to_vec1::<f32>()?;
-    match values.iter().all(|value| value.is_finite()) {
-        true => Ok((weight, values)),
-        false => Err(Error::layer(layer, format!("its pruned weight does not fit {dtype:?}"))),
+    Ok((weight, values))
+}
+
+/// The new values of a parameter, rounded to the checkpoint's type.
+fn as_stored(pipeline: &Pipeline, parameter: &str, tensor: &Tensor) -> Result<Tensor> {
+    let info = pipeline.folder().checkpoint().tensor(parameter);
+    let dtype = info.ok_or_else(|| Error::layer(&parameter.into(), "not in the checkpoint"))?.dtype;
+    let rounded = cast(tensor, dtype)?;
+    match rounded.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| value.is_finite()) {
+        true => Ok(rounded),
+        false => Err(Error::layer(&parameter.into(), format!("its new values do not fit {dtype:?}"))),
     }
 }
 

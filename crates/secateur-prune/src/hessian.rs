@@ -68,7 +68,8 @@ pub fn hessian_error(weight: &[f32], pruned: &[f32], hessian: &[f32]) -> f64 {
     let columns = hessian.len().isqrt();
     let difference: Vec<f32> = weight.iter().zip(pruned).map(|(w, p)| p - w).collect();
     let total = energy(weight, hessian, columns);
-    if total > 0.0 { energy(&difference, hessian, columns) / total } else { 0.0 }
+    // Rounding can leave less than nothing.
+    if total > 0.0 { energy(&difference, hessian, columns).max(0.0) / total } else { 0.0 }
 }
 
 /// tr(W H W^T).

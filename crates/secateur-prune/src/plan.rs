@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::pattern::Pattern;
+use crate::structured::StructuredMethod;
 use crate::task::{Removal, Task};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use secateur_kernels::gram::add_gram_scratch;
@@ -128,7 +129,11 @@ impl Package {
     /// Takes an input in; one that is there already (a text that many blocks read) gets more layers.
     fn add(&mut self, input: &SharedInput) {
         match self.inputs.iter_mut().find(|own| own.name == input.name) {
-            Some(own) => own.layers.extend(input.layers.iter().cloned()),
+            Some(own) => {
+                let new = input.layers.iter().filter(|layer| !own.layers.contains(layer));
+                let new: Vec<_> = new.cloned().collect();
+                own.layers.extend(new);
+            }
             None => self.inputs.push(input.clone()),
         }
     }
@@ -151,18 +156,25 @@ impl Package {
         self.statistics_bytes() + gram.unwrap_or(0) + self.solver_bytes(task)
     }
 
-    /// The inputs of the layers whose columns read those heads or neurons.
-    pub(crate) fn inputs_of(&self, groups: &[PlannedGroup]) -> impl Iterator<Item = &SharedInput> + use<'_> {
-        let outputs = outputs(groups);
-        self.inputs.iter().filter(move |input| outputs.contains(&input.name))
+    /// The inputs that `method` watches to remove some of those groups, each with the layers among them.
+    pub(crate) fn watched(&self, groups: &[PlannedGroup], method: &dyn StructuredMethod) -> Vec<SharedInput> {
+        let watched: BTreeSet<LayerName> = groups.iter().flat_map(|planned| method.watched(&planned.group)).collect();
+        let of = |input: &SharedInput| SharedInput {
+            name: input.name.clone(),
+            layers: input.layers.iter().filter(|layer| watched.contains(&layer.name)).cloned().collect(),
+        };
+        self.inputs.iter().map(of).filter(|input| !input.layers.is_empty()).collect()
     }
 
     fn solver_bytes(&self, task: &Task<'_>) -> u64 {
-        let of_group =
-            |coupled: &Vec<PlannedGroup>| self.inputs_of(coupled).map(|input| input.solver_bytes(task)).sum();
-        match self.coupled.as_slice() {
-            [] => self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0),
-            coupled => coupled.iter().map(of_group).max().unwrap_or(0),
+        match task {
+            Task::Weights { .. } => self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0),
+            Task::Structured { method, .. } => {
+                let of_coupled = |coupled: &Vec<PlannedGroup>| {
+                    self.watched(coupled, *method).iter().map(|input| input.solver_bytes(task)).sum()
+                };
+                self.coupled.iter().map(of_coupled).max().unwrap_or(0)
+            }
         }
     }
 }
@@ -175,7 +187,7 @@ impl Plan {
     pub fn new(structure: &Structure, selection: &Selection, packages: Packages, task: &Task<'_>) -> Result<Self> {
         let units = match task {
             Task::Weights { pattern, .. } => weight_units(structure, selection, *pattern),
-            Task::Structured { removal, .. } => structured_units(structure, selection, removal),
+            Task::Structured { method, removal } => structured_units(structure, selection, removal, *method),
         };
         if units.is_empty() {
             return Err(Error::Request(nothing_chosen(structure, task)));
@@ -296,7 +308,12 @@ fn weight_units(structure: &Structure, selection: &Selection, pattern: Pattern) 
 
 /// The units of structured removal in block order: per block its {heads} and {neurons}, over all streams; those that one
 /// layer reads (FLUX's single blocks) are one unit.
-fn structured_units(structure: &Structure, selection: &Selection, removal: &Removal) -> Vec<Package> {
+fn structured_units(
+    structure: &Structure,
+    selection: &Selection,
+    removal: &Removal,
+    method: &dyn StructuredMethod,
+) -> Vec<Package> {
     let with_groups = |block: &&Block| !(block.heads.is_empty() && block.neurons.is_empty());
     let blocks: Vec<&Block> = structure.blocks.iter().filter(with_groups).collect();
     let ends = removal.keep_ends.min(blocks.len());
@@ -310,15 +327,21 @@ fn structured_units(structure: &Structure, selection: &Selection, removal: &Remo
                 continue;
             }
             let planned = PlannedGroup { group, remove };
-            let layers = outputs(std::slice::from_ref(&planned));
+            let readers = outputs(std::slice::from_ref(&planned));
             let mut own = units[first..].iter_mut();
-            match own.find(|unit| unit.inputs.iter().any(|input| layers.contains(&input.name))) {
-                Some(unit) => unit.coupled[0].push(planned),
-                None => units.push(Package {
-                    inputs: block.layers.iter().filter_map(|layer| output_input(layer, &layers)).collect(),
-                    coupled: vec![vec![planned]],
-                }),
-            }
+            let reads = |unit: &&mut Package| !outputs(&unit.coupled[0]).is_disjoint(&readers);
+            let unit = match own.find(reads) {
+                Some(unit) => unit,
+                None => {
+                    units.push(Package { inputs: Vec::new(), coupled: vec![Vec::new()] });
+                    let Some(unit) = units.last_mut() else { continue };
+                    unit
+                }
+            };
+            let watched = method.watched(&planned.group);
+            let inputs = block.layers.iter().filter(|layer| watched.contains(&layer.name)).filter_map(watched_input);
+            inputs.for_each(|input| unit.add(&input));
+            unit.coupled[0].push(planned);
         }
     }
     units
@@ -329,12 +352,14 @@ pub(crate) fn outputs(groups: &[PlannedGroup]) -> BTreeSet<LayerName> {
     groups.iter().flat_map(|planned| planned.group.outputs()).collect()
 }
 
-/// The input of a layer that is one of `outputs`.
-fn output_input(layer: &Layer, outputs: &BTreeSet<LayerName>) -> Option<SharedInput> {
-    let Operation::Linear { rows, inputs, outputs: width } = layer.operation else { return None };
-    let name = outputs.get(&layer.name)?.clone();
-    let planned = PlannedLayer { name: name.clone(), rows: width, columns: inputs, tokens: rows, pattern: None };
-    Some(SharedInput { name, layers: vec![planned] })
+/// The input of a layer that is watched.
+fn watched_input(layer: &Layer) -> Option<SharedInput> {
+    let (Operation::Linear { rows, inputs, outputs }, Some(prunable)) = (layer.operation, &layer.prunable) else {
+        return None;
+    };
+    let planned =
+        PlannedLayer { name: layer.name.clone(), rows: outputs, columns: inputs, tokens: rows, pattern: None };
+    Some(SharedInput { name: prunable.input.clone(), layers: vec![planned] })
 }
 
 /// What to say where a selection leaves nothing to do.

@@ -10,11 +10,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Statistics of one distinct layer input of width d.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct InputStatistics {
     /// H = 2 / (sum of a_t) * sum of a_t X_t^T X_t, where a_t is the weight of the step and every sample counts once
     /// (OBS-Diff, eq. 5): d x d, symmetric, row-major.
     pub hessian: Vec<f32>,
+    /// 2 / (sum of a_t) * sum of a_t X_t^T 1, H's last column if every row ended with a 1: d.
+    pub weighted_sums: Vec<f32>,
+    /// 2 / (sum of a_t) * sum of a_t n_t for the n_t rows of X_t: the end of that column.
+    pub weighted_rows: f64,
     /// Sum of each column over all rows, unweighted: d.
     pub sums: Vec<f32>,
     /// Sum of squares of each column over all rows, unweighted: d.
@@ -27,6 +31,8 @@ pub struct InputStatistics {
 #[derive(Clone, Debug)]
 pub(crate) struct Accumulator {
     gram: Vec<f32>,
+    weighted_sums: Vec<f64>,
+    weighted_rows: f64,
     sums: Vec<f64>,
     squares: Vec<f64>,
     rows: f64,
@@ -51,8 +57,9 @@ fn taken(tokens: usize, stride: usize, step: usize) -> Vec<(usize, f32)> {
 
 impl Accumulator {
     pub(crate) fn new(width: usize, stride: usize) -> Self {
-        let (gram, sums, squares) = (vec![0.0; width * width], vec![0.0; width], vec![0.0; width]);
-        Self { gram, sums, squares, rows: 0.0, weight: 0.0, stride }
+        let (gram, zeros) = (vec![0.0; width * width], vec![0.0; width]);
+        let (weighted_sums, sums, squares) = (zeros.clone(), zeros.clone(), zeros);
+        Self { gram, weighted_sums, weighted_rows: 0.0, sums, squares, rows: 0.0, weight: 0.0, stride }
     }
 
     /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`; a row counts as often as
@@ -72,8 +79,16 @@ impl Accumulator {
         let times = |index: usize| multiplicity.map_or(1.0, |times| times[place(index)]) * taken[index % taken.len()].1;
         let rows = samples * taken.len();
         gram::add_gram(rows, width, row, |index| weight as f32 * times(index), &mut self.gram);
-        gram::add_column_moments(rows, row, times, &mut self.sums, &mut self.squares);
-        self.rows += (0..rows).map(|index| f64::from(times(index))).sum::<f64>();
+        // The weight is the step's, and the same for all of these rows.
+        let mut sums = vec![0f64; width];
+        gram::add_column_moments(rows, row, times, &mut sums, &mut self.squares);
+        for ((sum, weighted), new) in self.sums.iter_mut().zip(&mut self.weighted_sums).zip(sums) {
+            *sum += new;
+            *weighted += weight * new;
+        }
+        let rows = (0..rows).map(|index| f64::from(times(index))).sum::<f64>();
+        self.rows += rows;
+        self.weighted_rows += weight * rows;
         self.weight += weight * samples as f64;
     }
 
@@ -85,11 +100,13 @@ impl Accumulator {
     pub(crate) fn finish(mut self) -> InputStatistics {
         let width = self.squares.len();
         gram::symmetrise(&mut self.gram, width);
-        let scale = if self.weight > 0.0 { (2.0 / self.weight) as f32 } else { 0.0 };
-        self.gram.iter_mut().for_each(|h| *h *= scale);
+        let scale = if self.weight > 0.0 { 2.0 / self.weight } else { 0.0 };
+        self.gram.iter_mut().for_each(|h| *h *= scale as f32);
         let rounded = |sums: Vec<f64>| sums.iter().map(|&sum| sum as f32).collect();
         InputStatistics {
             hessian: self.gram,
+            weighted_sums: self.weighted_sums.iter().map(|sum| (scale * sum) as f32).collect(),
+            weighted_rows: scale * self.weighted_rows,
             sums: rounded(self.sums),
             squares: rounded(self.squares),
             rows: self.rows.round() as u64,
@@ -139,12 +156,13 @@ struct Saved {
     fingerprint: Fingerprint,
     step_weights: Vec<f64>,
     rows: BTreeMap<String, u64>,
+    weighted_rows: BTreeMap<String, f64>,
 }
 
 const FILE: &str = "statistics";
 
-/// Version 1 had no column sums.
-const FORMAT_VERSION: u32 = 2;
+/// Version 1 had no column sums, version 2 no weighted ones.
+const FORMAT_VERSION: u32 = 3;
 
 impl SavedStatistics {
     /// Writes statistics, and the weights that the steps had in them, into an existing folder.
@@ -162,7 +180,8 @@ impl SavedStatistics {
             let width = input.width();
             let hessian = Tensor::from_slice(&input.hessian, (width, width), &Device::Cpu)?;
             tensors.insert(format!("{name}.hessian"), hessian);
-            for (kind, values) in [("sums", &input.sums), ("squares", &input.squares)] {
+            let columns = [("weighted_sums", &input.weighted_sums), ("sums", &input.sums), ("squares", &input.squares)];
+            for (kind, values) in columns {
                 tensors.insert(format!("{name}.{kind}"), Tensor::from_slice(values, width, &Device::Cpu)?);
             }
         }
@@ -173,6 +192,7 @@ impl SavedStatistics {
             fingerprint: fingerprint.clone(),
             step_weights: step_weights.to_vec(),
             rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
+            weighted_rows: statistics.iter().map(|(name, input)| (name.to_string(), input.weighted_rows)).collect(),
         };
         let path = folder.join(format!("{FILE}.json"));
         let json = serde_json::to_string_pretty(&saved).map_err(|e| Error::statistics(&path, e))?;
@@ -210,7 +230,8 @@ impl SavedStatistics {
     /// # Errors
     /// If they are not there or damaged.
     pub fn input(&self, name: &LayerName, width: usize) -> Result<InputStatistics> {
-        let Some(&rows) = self.saved.rows.get(name.as_str()) else {
+        let Saved { rows, weighted_rows, .. } = &self.saved;
+        let (Some(&rows), Some(&weighted_rows)) = (rows.get(name.as_str()), weighted_rows.get(name.as_str())) else {
             return Err(Error::statistics(&self.folder, format!("no statistics of the input of {name}")));
         };
         let read = |kind: &str, shape: &[usize]| {
@@ -221,8 +242,14 @@ impl SavedStatistics {
             }
             Ok(tensor.flatten_all()?.to_vec1()?)
         };
-        let hessian = read("hessian", &[width, width])?;
-        Ok(InputStatistics { hessian, sums: read("sums", &[width])?, squares: read("squares", &[width])?, rows })
+        Ok(InputStatistics {
+            hessian: read("hessian", &[width, width])?,
+            weighted_sums: read("weighted_sums", &[width])?,
+            weighted_rows,
+            sums: read("sums", &[width])?,
+            squares: read("squares", &[width])?,
+            rows,
+        })
     }
 }
 

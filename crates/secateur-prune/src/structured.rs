@@ -1,45 +1,68 @@
-//! Removing whole heads and neurons: the methods' interface, and the plain baseline.
+//! Removing whole heads and neurons, or dimensions of heads: the methods' interface, and the plain baseline.
 
 use crate::error::Result;
 use crate::method::LayerWeight;
 use crate::plan::PlannedGroup;
 use crate::statistics::InputStatistics;
-use secateur_models::{Axis, Part};
+use secateur_models::{Axis, Group, Part};
 use secateur_nn::LayerName;
+use std::collections::BTreeMap;
 
-/// A layer of which columns go, with the statistics of its input.
-pub struct Output<'a> {
-    /// Its weight, with all columns; those that go become zero.
-    pub weight: LayerWeight,
-    /// Of the input of all columns.
-    pub statistics: &'a InputStatistics,
+/// What a method can learn of a model.
+pub trait Layers {
+    /// The weight of a layer.
+    ///
+    /// # Errors
+    /// If there is no such layer.
+    fn weight(&self, layer: &LayerName) -> Result<LayerWeight>;
+
+    /// The bias of a layer, if it has one.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn bias(&self, layer: &LayerName) -> Result<Option<Vec<f32>>>;
+
+    /// Statistics of the input of a layer that the method watches.
+    ///
+    /// # Errors
+    /// If there are none.
+    fn statistics(&self, layer: &LayerName) -> Result<&InputStatistics>;
 }
 
-/// Reads the weight of a layer.
-pub type Weights<'a> = dyn Fn(&LayerName) -> Result<LayerWeight> + 'a;
-
-/// What became of heads or neurons that one method chose among.
+/// What became of groups that one method chose among.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Removed {
     /// For each group, those that go, ascending.
     pub positions: Vec<Vec<usize>>,
+    /// New weights, with all rows and columns; those that go are zero.
+    pub weights: BTreeMap<LayerName, LayerWeight>,
+    /// New biases, with all entries.
+    pub biases: BTreeMap<LayerName, Vec<f32>>,
+    /// For each group, the relative squared error of the product that it is a part of, over the calibration, where that is
+    /// not told by the errors of the layers that read it.
+    pub errors: Vec<Option<f64>>,
     /// What was added to the Hessians' diagonals, relative to their means; 0 where nothing was.
     pub damping: f64,
 }
 
-/// A way to choose heads and neurons, and to make up for them.
+/// A way to choose heads, neurons or dimensions, and to make up for them.
 pub trait StructuredMethod: Sync {
     /// The name on the command line.
     fn name(&self) -> &'static str;
 
-    /// Chooses which of `groups` go, and removes their columns from `outputs`: all layers that read them, in place. `weights`
-    /// has the layers that feed them, too.
+    /// The layers whose inputs it needs statistics of, to remove some of a group: those that read it, unless the method says
+    /// otherwise.
+    fn watched(&self, group: &Group) -> Vec<LayerName> {
+        group.outputs().collect()
+    }
+
+    /// Chooses which of `groups` go, and makes up for them.
     ///
     /// # Errors
     /// If the statistics cannot be used.
-    fn remove(&self, groups: &[PlannedGroup], outputs: &mut [Output<'_>], weights: &Weights<'_>) -> Result<Removed>;
+    fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed>;
 
-    /// Bytes that [`StructuredMethod::remove`] takes for an output of `rows` x `columns`, beside weights and statistics.
+    /// Bytes that [`StructuredMethod::remove`] takes for a watched layer of `rows` x `columns`, beside weights and statistics.
     fn scratch(&self, rows: usize, columns: usize) -> u64;
 }
 
@@ -52,13 +75,13 @@ impl StructuredMethod for L1 {
         "l1"
     }
 
-    fn remove(&self, groups: &[PlannedGroup], outputs: &mut [Output<'_>], weights: &Weights<'_>) -> Result<Removed> {
+    fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed> {
         let score = |planned: &PlannedGroup| {
             let group = &planned.group;
             let mut scores = vec![0f64; group.count()];
             let all: Vec<usize> = (0..group.count()).collect();
             for Part { layer, axis, indices } in group.parts(&all) {
-                let sums = weights(&layer)?.sums(axis);
+                let sums = layers.weight(&layer)?.sums(axis);
                 // The same number of rows or columns of each, one after the other.
                 let width = indices.len() / scores.len().max(1);
                 for (score, indices) in scores.iter_mut().zip(indices.chunks_exact(width.max(1))) {
@@ -68,7 +91,7 @@ impl StructuredMethod for L1 {
             Ok(scores)
         };
         let scores = groups.iter().map(score).collect::<Result<Vec<_>>>()?;
-        Ok(remove_lowest(groups, &scores, outputs))
+        remove_lowest(groups, &scores, layers)
     }
 
     fn scratch(&self, _: usize, columns: usize) -> u64 {
@@ -77,16 +100,21 @@ impl StructuredMethod for L1 {
 }
 
 /// Removes of each group the heads or neurons with the lowest scores, the first of equal ones.
-pub(crate) fn remove_lowest(groups: &[PlannedGroup], scores: &[Vec<f64>], outputs: &mut [Output<'_>]) -> Removed {
-    let lowest = |(planned, scores): (&PlannedGroup, &Vec<f64>)| {
+pub(crate) fn remove_lowest(groups: &[PlannedGroup], scores: &[Vec<f64>], layers: &dyn Layers) -> Result<Removed> {
+    let mut removed = Removed { errors: vec![None; groups.len()], ..Removed::default() };
+    for (planned, scores) in groups.iter().zip(scores) {
         let mut positions = lowest(scores, planned.remove);
         positions.sort_unstable();
-        for part in planned.group.parts(&positions) {
-            clear(&part, outputs);
+        for part in planned.group.parts(&positions).iter().filter(|part| part.axis == Axis::Columns) {
+            let weight = match removed.weights.remove(&part.layer) {
+                Some(weight) => weight,
+                None => layers.weight(&part.layer)?,
+            };
+            removed.weights.insert(part.layer.clone(), weight.cleared(part));
         }
-        positions
-    };
-    Removed { positions: groups.iter().zip(scores).map(lowest).collect(), damping: 0.0 }
+        removed.positions.push(positions);
+    }
+    Ok(removed)
 }
 
 /// The places of the `count` lowest scores, the lowest first, of equal ones the first.
@@ -97,16 +125,15 @@ pub(crate) fn lowest(scores: &[f64], count: usize) -> Vec<usize> {
     order
 }
 
-/// Zeros in the columns of a part, where it is one of an output.
-fn clear(part: &Part, outputs: &mut [Output<'_>]) {
-    let output = outputs.iter_mut().find(|output| part.axis == Axis::Columns && output.weight.layer == part.layer);
-    let Some(Output { weight, .. }) = output else { return };
-    for row in weight.values.chunks_exact_mut(weight.columns.max(1)) {
-        part.indices.iter().for_each(|&column| row[column] = 0.0);
-    }
-}
-
 impl LayerWeight {
+    /// With zeros in the columns of a part.
+    fn cleared(mut self, part: &Part) -> Self {
+        for row in self.values.chunks_exact_mut(self.columns.max(1)) {
+            part.indices.iter().for_each(|&column| row[column] = 0.0);
+        }
+        self
+    }
+
     /// The sum of |w| over each row or column.
     fn sums(&self, axis: Axis) -> Vec<f64> {
         let mut sums = vec![0f64; [self.rows, self.columns][axis as usize]];

@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::hessian::Factor;
 use crate::method::LayerWeight;
 use crate::obs::Obs;
-use crate::plan::PlannedGroup;
-use crate::structured::{Output, Removed, StructuredMethod, Weights, lowest};
+use crate::plan::{PlannedGroup, outputs};
+use crate::structured::{Layers, Removed, StructuredMethod, lowest};
 use secateur_kernels::Panels;
 use secateur_kernels::factor::{inverse_factor, inverse_factor_scratch};
 use secateur_kernels::gram::{add_gram, add_gram_scratch, symmetrise};
@@ -28,14 +28,13 @@ impl StructuredMethod for Obs {
         "obs"
     }
 
-    fn remove(&self, groups: &[PlannedGroup], outputs: &mut [Output<'_>], _: &Weights<'_>) -> Result<Removed> {
+    fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed> {
         let mut damping = 0f64;
         let mut surgeons = BTreeMap::new();
-        for output in outputs.iter_mut() {
-            let layer = output.weight.layer.clone();
-            let factor = Factor::new(&output.statistics.hessian, &layer)?;
+        for layer in outputs(groups) {
+            let factor = Factor::new(&layers.statistics(&layer)?.hessian, &layer)?;
             damping = damping.max(factor.damping);
-            surgeons.insert(layer, Surgeon::new(&mut output.weight, factor));
+            surgeons.insert(layer.clone(), Surgeon::new(layers.weight(&layer)?, factor));
         }
         let mut positions = Vec::with_capacity(groups.len());
         for planned in groups {
@@ -52,7 +51,8 @@ impl StructuredMethod for Obs {
             removed.sort_unstable();
             positions.push(removed);
         }
-        Ok(Removed { positions, damping })
+        let weights = surgeons.into_iter().map(|(layer, surgeon)| (layer, surgeon.weight)).collect();
+        Ok(Removed { positions, weights, errors: vec![None; groups.len()], damping, ..Removed::default() })
     }
 
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
@@ -67,7 +67,7 @@ impl StructuredMethod for Obs {
 
 /// Neurons go in chunks, by the reference's schedule: of those that are left, the ones with the least
 /// sum_rows W_q^2 / (H^-1)_qq.
-fn remove_neurons(surgeon: &mut Surgeon<'_>, down: &Slice, count: usize, remove: usize) -> Result<Vec<usize>> {
+fn remove_neurons(surgeon: &mut Surgeon, down: &Slice, count: usize, remove: usize) -> Result<Vec<usize>> {
     let mut left: Vec<usize> = (0..count).collect();
     let mut removed: Vec<usize> = Vec::with_capacity(remove);
     let mut chunk = halved(remove as i64);
@@ -94,11 +94,7 @@ fn size_of_chunk(chunk: i64) -> usize {
 
 /// Heads go one at a time, the others are scored again after each. Where several streams read them, each ranks them by its
 /// own Hessian, and reciprocal rank fusion makes one ranking of these.
-fn remove_heads(
-    surgeons: &mut BTreeMap<LayerName, Surgeon<'_>>,
-    heads: &HeadGroup,
-    remove: usize,
-) -> Result<Vec<usize>> {
+fn remove_heads(surgeons: &mut BTreeMap<LayerName, Surgeon>, heads: &HeadGroup, remove: usize) -> Result<Vec<usize>> {
     let outputs: Vec<&Slice> = heads.streams.iter().filter_map(|stream| stream.output.as_ref()).collect();
     let mut left: Vec<usize> = (0..heads.count).collect();
     let mut removed = Vec::with_capacity(remove);
@@ -126,16 +122,16 @@ fn remove_heads(
 }
 
 /// A weight and the inverse of the Hessian of those of its columns that are left.
-struct Surgeon<'a> {
-    weight: &'a mut LayerWeight,
+struct Surgeon {
+    weight: LayerWeight,
     /// left x left, symmetric.
     inverse: Vec<f32>,
     /// Columns, ascending.
     left: Vec<usize>,
 }
 
-impl<'a> Surgeon<'a> {
-    fn new(weight: &'a mut LayerWeight, factor: Factor) -> Self {
+impl Surgeon {
+    fn new(mut weight: LayerWeight, factor: Factor) -> Self {
         let columns = weight.columns;
         for row in weight.values.chunks_exact_mut(columns.max(1)) {
             factor.dead.iter().for_each(|&j| row[j] = 0.0);

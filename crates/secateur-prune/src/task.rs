@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::method::Method;
 use crate::pattern::Pattern;
 use crate::structured::StructuredMethod;
-use secateur_models::Group;
+use secateur_models::{DimensionGroup, Group, Pair};
 use std::fmt;
 
 /// A method, and how much it removes.
@@ -26,7 +26,7 @@ pub enum Task<'a> {
     },
 }
 
-/// How many heads and neurons go.
+/// How many heads, neurons, and dimensions of heads go.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Removal {
     /// The share of each group that goes.
@@ -35,10 +35,14 @@ pub struct Removal {
     pub heads: bool,
     /// Neurons of feed-forwards.
     pub neurons: bool,
+    /// Dimensions that queries and keys have in common.
+    pub query_key: bool,
+    /// Dimensions that values and outputs have in common.
+    pub value_output: bool,
     /// So many blocks with heads or neurons at either end are left whole, as in OBS-Diff's experiments.
     pub keep_ends: usize,
-    /// The neurons that are left are a multiple of this where they were, so that products and N:M patterns fit; 1 for the
-    /// exact share.
+    /// The neurons that are left are a multiple of this where they were, and so are the dimensions of a head, or of a smaller power of
+    /// two where it has fewer than eight such multiples, so that products and N:M patterns fit; 1 for the exact share.
     pub multiple: usize,
 }
 
@@ -49,22 +53,37 @@ impl Removal {
     /// If the sparsity is not in (0, 1).
     pub fn new(sparsity: f64) -> Result<Self> {
         if sparsity > 0.0 && sparsity < 1.0 {
-            return Ok(Self { sparsity, heads: true, neurons: true, keep_ends: 1, multiple: 8 });
+            let (heads, neurons, query_key, value_output) = (true, true, false, false);
+            return Ok(Self { sparsity, heads, neurons, query_key, value_output, keep_ends: 1, multiple: 8 });
         }
         Err(Error::Request(format!(
             "sparsity {sparsity} is not in (0, 1): give the share of heads and neurons to remove"
         )))
     }
 
+    /// What SlimDiff makes smaller: dimensions of all heads, and neurons, of all blocks; multiples of 8 of both are left.
+    ///
+    /// # Errors
+    /// As [`Removal::new`].
+    pub fn slim(sparsity: f64) -> Result<Self> {
+        Ok(Self { heads: false, query_key: true, value_output: true, keep_ends: 0, ..Self::new(sparsity)? })
+    }
+
     /// How many of a group go: its share, rounded half to even as in the reference; at least one stays.
     #[must_use]
     pub fn count(&self, group: &Group) -> usize {
+        let (count, multiple) = (group.count(), self.multiple.max(1));
         let (wanted, multiple) = match group {
             Group::Heads(_) => (self.heads, 1),
-            Group::Neurons(_) => (self.neurons, self.multiple.max(1)),
-            Group::Dimensions(_) => (false, 1),
+            Group::Neurons(_) => (self.neurons, multiple),
+            Group::Dimensions(DimensionGroup { pair, .. }) => {
+                let wanted = match pair {
+                    Pair::QueryKey => self.query_key,
+                    Pair::ValueOutput => self.value_output,
+                };
+                (wanted, multiple.min((count / 8).max(1).next_power_of_two()))
+            }
         };
-        let count = group.count();
         if !wanted || count == 0 {
             return 0;
         }
@@ -103,10 +122,16 @@ impl fmt::Display for Task<'_> {
         match self {
             Self::Weights { pattern, .. } => pattern.fmt(f),
             Self::Structured { removal, .. } => {
-                let what = match (removal.heads, removal.neurons) {
-                    (true, false) => "heads",
-                    (false, true) => "neurons",
-                    _ => "heads and neurons",
+                let kinds = [
+                    ("heads", removal.heads),
+                    ("query-key", removal.query_key),
+                    ("value-output", removal.value_output),
+                    ("neurons", removal.neurons),
+                ];
+                let kinds: Vec<&str> = kinds.into_iter().filter_map(|(kind, wanted)| wanted.then_some(kind)).collect();
+                let what = match kinds.as_slice() {
+                    [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
+                    kinds => kinds.concat(),
                 };
                 write!(f, "{} of {what}", Pattern::Unstructured(removal.sparsity))
             }

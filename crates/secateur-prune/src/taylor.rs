@@ -4,7 +4,7 @@
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, PlannedGroup};
-use crate::structured::{Output, Removed, StructuredMethod, Weights, remove_lowest};
+use crate::structured::{Layers, Removed, StructuredMethod, remove_lowest};
 use candle_core::{Tensor, Var};
 use secateur_models::{Axis, Observer, Pipeline, noise};
 use secateur_nn::{Context, LayerName};
@@ -91,13 +91,13 @@ impl StructuredMethod for Taylor {
         "taylor"
     }
 
-    fn remove(&self, groups: &[PlannedGroup], outputs: &mut [Output<'_>], _: &Weights<'_>) -> Result<Removed> {
+    fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed> {
         let scores = |planned: &PlannedGroup| {
             let name = planned.group.name();
             self.scores.get(name).cloned().ok_or_else(|| Error::layer(name, "the training loss was not measured"))
         };
         let scores = groups.iter().map(scores).collect::<Result<Vec<_>>>()?;
-        Ok(remove_lowest(groups, &scores, outputs))
+        remove_lowest(groups, &scores, layers)
     }
 
     fn scratch(&self, _: usize, _: usize) -> u64 {

@@ -46,7 +46,7 @@ fn of_rows(x: &[f32], columns: usize) -> InputStatistics {
         }
     }
     let squares = (0..columns).map(|j| hessian[j * columns + j]).collect();
-    InputStatistics { hessian, sums, squares, rows: (x.len() / columns) as u64 }
+    InputStatistics { hessian, sums, squares, rows: (x.len() / columns) as u64, ..InputStatistics::default() }
 }
 
 fn layer(rows: usize, columns: usize, scale: f32) -> LayerWeight {
@@ -187,6 +187,7 @@ fn dsnot_masks_are_those_of_its_own_code() {
         sums: values("sums"),
         squares: values("squares"),
         rows: u64::from(golden["rows"].to_scalar::<u32>().unwrap()),
+        ..InputStatistics::default()
     };
     for (name, method) in [("wanda", Dsnot::Wanda), ("hessian", Dsnot::Hessian)] {
         for (case, text) in [("50", "0.5"), ("70", "0.7"), ("2_4", "2:4"), ("4_8", "4:8")] {
@@ -242,7 +243,12 @@ fn rows_whose_error_is_small_are_left_as_they_start() {
 #[test]
 fn nothing_to_prune_and_nothing_to_go_by() {
     let (layer, statistics) = (layer(5, 24, 4.0), statistics(24, 1.0, 1));
-    let empty = InputStatistics { hessian: vec![0.0; 576], sums: vec![0.0; 24], squares: vec![0.0; 24], rows: 0 };
+    let empty = InputStatistics {
+        hessian: vec![0.0; 576],
+        sums: vec![0.0; 24],
+        squares: vec![0.0; 24],
+        ..InputStatistics::default()
+    };
     for method in STARTS {
         assert_eq!(pruned(&method, &layer, &statistics, pattern("0")), layer.values);
         // 1 of 24 goes, or 23.

@@ -9,7 +9,7 @@ use assemble::assemble;
 use candle_core::Tensor;
 use secateur_models::{Edits, Group, ModelFolder, Pipeline, Sampler, Sampling};
 use secateur_prune::{
-    Calibration, Dsnot, L1, Magnitude, Method, Obs, Packages, Pattern, Plan, Removal, Selection, Source,
+    Calibration, Dsnot, L1, Magnitude, Method, Obs, Packages, Pattern, Plan, Removal, Rows, Selection, Slim, Source,
     StructuredMethod, Task, Wanda, Weighting, prune,
 };
 use std::path::{Path, PathBuf};
@@ -89,27 +89,29 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
         let scale = a.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() / scale
     };
-    let groups = || {
-        let structure = open(folder).structure(&sampling);
-        structure.groups().filter(|group| !matches!(group, Group::Dimensions(_))).collect::<Vec<_>>()
-    };
-    if !groups().iter().any(|group| group.count() > 1) {
-        // Attentions of one head each, which has to stay.
-        let task = Task::Structured { method: &L1, removal: Removal::new(0.5).unwrap() };
-        let structure = open(folder).structure(&sampling);
-        assert!(Plan::new(&structure, &Selection::default(), Packages::Count(2), &task).is_err());
-        return;
-    }
     let temporary = tempfile::tempdir().unwrap();
-    let methods: [&dyn StructuredMethod; 2] = [&Obs, &L1];
-    let removal = Removal { keep_ends: 0, multiple: 1, ..Removal::new(0.5).unwrap() };
+    let whole = Removal { keep_ends: 0, multiple: 1, ..Removal::new(0.5).unwrap() };
+    let low_rank = Removal { multiple: 1, ..Removal::slim(0.5).unwrap() };
+    let methods: [(&str, &dyn StructuredMethod, Removal); 4] = [
+        ("obs", &Obs, whole),
+        ("l1", &L1, whole),
+        ("slim", &Slim { rows: Rows::Values }, low_rank),
+        ("slim by attention", &Slim { rows: Rows::Attention }, low_rank),
+    ];
     let mut errors = Vec::new();
-    for method in methods {
-        let what = format!("{}, {}", folder.display(), method.name());
+    for (name, method, removal) in methods {
+        let what = format!("{}, {name}", folder.display());
         let task = Task::Structured { method, removal };
+        let structure = open(folder).structure(&sampling);
+        let smaller: Vec<Group> = structure.groups().filter(|group| removal.count(group) > 0).collect();
+        if smaller.is_empty() {
+            // Attentions of one head each, which has to stay.
+            assert!(Plan::new(&structure, &Selection::default(), Packages::Count(2), &task).is_err());
+            continue;
+        }
         let mut pipeline = Pipeline::open(open(folder)).unwrap();
         let outcome = prune(&mut pipeline, &plan(folder, &task), &task, &source, None, &()).unwrap();
-        assert_eq!(outcome.groups.len(), groups().iter().filter(|group| group.count() > 1).count(), "{what}");
+        assert_eq!(outcome.groups.len(), smaller.len(), "{what}");
         for group in &outcome.groups {
             assert_eq!(
                 group.removed.len(),
@@ -118,9 +120,12 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
                 group.name
             );
         }
-        errors.push(outcome.layers.iter().map(|layer| layer.error).sum::<f64>() / outcome.layers.len() as f64);
+        let of_layers = outcome.layers.iter().map(|layer| layer.error);
+        let all: Vec<f64> = of_layers.chain(outcome.groups.iter().filter_map(|group| group.error)).collect();
+        assert!(all.iter().all(|error| (0.0..=1.0).contains(error)), "{what}: {all:?}");
+        errors.push(all.iter().sum::<f64>() / all.len() as f64);
 
-        let small = temporary.path().join(method.name());
+        let small = temporary.path().join(name);
         let write = |folder: &Path, path: &Path, edits: &Edits| {
             std::fs::create_dir(path).unwrap();
             open(folder).write(path, edits, &()).unwrap();
@@ -142,7 +147,7 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
         let in_file: usize = open(&small).checkpoint().tensors().map(|(_, info)| info.elements()).sum();
         assert!(in_file >= parameters(&small) && parameters(&small) < parameters(folder), "{what}");
 
-        let dense = temporary.path().join(format!("{}-dense", method.name()));
+        let dense = temporary.path().join(format!("{name}-dense"));
         std::fs::create_dir(&dense).unwrap();
         open(&small).densify(&dense, &()).unwrap();
         let shapes = |path: &Path| -> Vec<_> {
@@ -155,7 +160,7 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
         // Again, and then weights anywhere.
         let mut pipeline = Pipeline::open(open(&small)).unwrap();
         let again = prune(&mut pipeline, &plan(&small, &task), &task, &source, None, &()).unwrap();
-        let smaller = temporary.path().join(format!("{}-again", method.name()));
+        let smaller = temporary.path().join(format!("{name}-again"));
         write(&small, &smaller, &again.edits);
         assert!(parameters(&smaller) < parameters(&small), "{what}");
         let removed =
@@ -167,7 +172,7 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
         assert_eq!(zeros.edits.removals, *open(&smaller).removals(), "{what}");
         assert!(latents(&pipeline).sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite(), "{what}");
     }
-    assert!(errors[0] < errors[1], "{}: layer errors of OBS and L1 {errors:?}", folder.display());
+    assert!(errors.len() < 4 || errors[0] < errors[1], "{}: layer errors of OBS and L1 {errors:?}", folder.display());
 }
 
 fn small(name: &str, latent: (usize, usize)) {

@@ -1,15 +1,19 @@
 //! The methods on cases that no fixture has: against a plain f64 version, dead columns, Hessians that are hard to factor.
 
+#[path = "common/given.rs"]
+mod given;
+
 use candle_core::{Device, Tensor};
+use given::Given;
 use secateur_models::{
     Block, Conditioning, Edits, Geometry, Group, Layer, ModelFolder, NeuronGroup, Operation, Pipeline, Prunable,
     Removals, Sampling, Slice, Structure, UnitKind, denoiser_config,
 };
-use secateur_nn::{Context, LayerName, Probe, Step};
+use secateur_nn::{Context, Probe, Step};
 use secateur_prune::{
     Calibration, Calibrator, Dsnot, Error, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs,
-    Output, Packages, Pattern, Plan, PlannedGroup, Removal, SavedStatistics, Selection, Solved, Source,
-    StructuredMethod, Task, Wanda, Weighting, hessian_error, prune,
+    Packages, Pattern, Plan, PlannedGroup, Removal, SavedStatistics, Selection, Solved, Source, StructuredMethod, Task,
+    Wanda, Weighting, hessian_error, prune,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -66,7 +70,7 @@ fn hessian(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
 fn statistics(hessian: Vec<f32>, rows: u64) -> InputStatistics {
     let columns = hessian.len().isqrt();
     let squares = (0..columns).map(|j| hessian[j * columns + j]).collect();
-    InputStatistics { hessian, sums: vec![0.0; columns], squares, rows }
+    InputStatistics { hessian, sums: vec![0.0; columns], squares, rows, ..InputStatistics::default() }
 }
 
 fn layer(rows: usize, columns: usize, seed: u64) -> LayerWeight {
@@ -420,9 +424,9 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
 
     let path = folder.path().join("statistics.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("\"format_version\": 2", "\"format_version\": 1")).unwrap();
+    std::fs::write(&path, text.replace("\"format_version\": 3", "\"format_version\": 2")).unwrap();
     let error = SavedStatistics::open(folder.path(), &fingerprint).unwrap_err().to_string();
-    assert!(error.contains("format_version 1") && error.contains("calibrate again"), "{error}");
+    assert!(error.contains("format_version 2") && error.contains("calibrate again"), "{error}");
 }
 
 #[test]
@@ -588,11 +592,10 @@ fn removed_neurons_are_those_of_inverting_anew() {
         let group = NeuronGroup { name: "ff".into(), count: columns, up: vec![slice("up")], down: slice("down") };
         let planned = [PlannedGroup { group: Group::Neurons(group), remove }];
         let weight = LayerWeight { layer: "down".into(), rows, columns, values };
-        let mut outputs = [Output { weight, statistics: &statistics }];
-        let removed = Obs.remove(&planned, &mut outputs, &|_: &LayerName| unreachable!()).unwrap();
+        let removed = Obs.remove(&planned, &Given::new(vec![(weight, statistics)])).unwrap();
         assert_eq!(removed.positions, [gone], "{remove} of {columns}");
         let scale = want.iter().fold(0f64, |scale, w| scale.max(w.abs()));
-        for (got, want) in outputs[0].weight.values.iter().zip(&want) {
+        for (got, want) in removed.weights["down"].values.iter().zip(&want) {
             assert!((f64::from(*got) - want).abs() < 1e-3 * scale, "{remove} of {columns}: {got} against {want}");
         }
     }

@@ -2,13 +2,17 @@
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
+#[path = "common/given.rs"]
+mod given;
+
 use candle_core::{Device, Tensor};
+use given::Given;
 use secateur_models::{
     Between, Block, Group, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Prunable, Slice, Structure, UnitKind,
 };
 use secateur_nn::{Context, LayerName, Probe, Step};
 use secateur_prune::{
-    Calibrator, InputStatistics, LayerWeight, Method, Obs, Output, Packages, Pattern, Plan, PlannedGroup, Selection,
+    Calibrator, InputStatistics, LayerWeight, Method, Obs, Packages, Pattern, Plan, PlannedGroup, Selection,
     StructuredMethod, Task, hessian_error,
 };
 use std::collections::HashMap;
@@ -172,9 +176,8 @@ fn removed_as_reference(group: Group, cases: &[Case]) {
     let weights = values(&golden["timestep_weights"]);
     let statistics: Vec<_> = cases.iter().map(|case| calibrated(&golden[case.x], &weights)).collect();
     let weight = |case: &Case| LayerWeight { layer: case.layer.into(), ..layer(&golden[case.weight]) };
-    let mut outputs: Vec<_> =
-        cases.iter().zip(&statistics).map(|(case, statistics)| Output { weight: weight(case), statistics }).collect();
-    let columns = outputs[0].weight.columns;
+    let columns = weight(&cases[0]).columns;
+    let given = Given::new(cases.iter().map(weight).zip(statistics).collect());
     let gone = |values: &[f32]| -> Vec<usize> {
         (0..columns).filter(|&j| values.iter().skip(j).step_by(columns).all(|&w| w == 0.0)).collect()
     };
@@ -182,9 +185,10 @@ fn removed_as_reference(group: Group, cases: &[Case]) {
     let width = group.parts(&[0])[0].indices.len();
     let remove = want_gone.len() / width;
     let planned = [PlannedGroup { group, remove }];
-    let removed = Obs.remove(&planned, &mut outputs, &|_: &LayerName| unreachable!()).unwrap();
+    let removed = Obs.remove(&planned, &given).unwrap();
     assert_eq!(removed.positions[0].len(), remove);
-    for (Output { weight, .. }, Case { layer: name, after, .. }) in outputs.iter().zip(cases) {
+    for Case { layer: name, after, .. } in cases {
+        let weight = &removed.weights[*name];
         let want = values(&golden[*after]);
         assert_eq!(gone(&weight.values), gone(&want), "{after}: columns removed of {name}");
         let scale = want.iter().fold(0f32, |scale, w| scale.max(w.abs()));

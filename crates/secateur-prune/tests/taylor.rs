@@ -2,16 +2,20 @@
 
 #![cfg(unix)]
 
+#[path = "common/given.rs"]
+mod given;
+
 #[path = "../../secateur-models/tests/common/assemble.rs"]
 mod assemble;
 
 use assemble::assemble;
 use candle_core::Tensor;
+use given::Given;
 use secateur_models::{Axis, Edits, ModelFolder, Pipeline, Sampling, noise};
-use secateur_nn::{Context, LayerName};
+use secateur_nn::Context;
 use secateur_prune::{
-    Calibration, LayerWeight, Output, Packages, Plan, PlannedGroup, Removal, Selection, Source, StructuredMethod, Task,
-    Taylor, Weighting, prune,
+    Calibration, Packages, Plan, PlannedGroup, Removal, Selection, Source, StructuredMethod, Task, Taylor, Weighting,
+    prune,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -149,8 +153,6 @@ fn without_scores_nothing_is_removed() {
         up: Vec::new(),
         down: secateur_models::Slice { layer: "down".into(), start: 0 },
     });
-    let mut outputs: [Output<'_>; 0] = [];
-    let weights = |_: &LayerName| -> secateur_prune::Result<LayerWeight> { unreachable!() };
-    let error = Taylor::default().remove(&[PlannedGroup { group, remove: 1 }], &mut outputs, &weights).unwrap_err();
+    let error = Taylor::default().remove(&[PlannedGroup { group, remove: 1 }], &Given::new(Vec::new())).unwrap_err();
     assert!(error.to_string().contains("ff"), "{error}");
 }
