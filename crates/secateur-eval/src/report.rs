@@ -136,17 +136,20 @@ pub struct LayerReport {
     pub package: usize,
 }
 
-/// Heads or neurons of one module, of which some were removed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Heads, neurons or dimensions of one module, of which some were removed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GroupReport {
     /// Name of the module.
     pub name: String,
-    /// `heads` or `neurons`.
+    /// `heads`, `neurons`, or which dimensions of heads.
     pub kind: String,
     /// How many there were.
     pub count: usize,
     /// How many went.
     pub removed: usize,
+    /// Relative squared error of the product that they are a part of, over the calibration, where it is not in the layers'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<f64>,
 }
 
 /// One stage of the run.

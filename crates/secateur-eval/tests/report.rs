@@ -256,8 +256,13 @@ fn write_says_which_path_is_wrong() {
 
 #[test]
 fn heads_and_neurons_that_went_are_told() {
-    let group =
-        |name: &str, kind: &str, count, removed| GroupReport { name: name.into(), kind: kind.into(), count, removed };
+    let group = |name: &str, kind: &str, count, removed| GroupReport {
+        name: name.into(),
+        kind: kind.into(),
+        count,
+        removed,
+        error: None,
+    };
     let groups = vec![
         group("blocks.1.attn", "heads", 8, 2),
         group("blocks.1.ff", "neurons", 1024, 304),

@@ -252,6 +252,16 @@ impl ModelFolder {
         &self.checkpoint
     }
 
+    /// How many parameters the denoiser has without those heads, dimensions and neurons.
+    ///
+    /// # Errors
+    /// If the configuration describes no model.
+    pub fn parameters_without(&self, removals: &Removals) -> Result<u64> {
+        let wanted = self.denoiser().parameters(removals)?;
+        let learned = wanted.values().filter(|wanted| !wanted.constant);
+        Ok(learned.map(|wanted| wanted.shape.iter().product::<usize>() as u64).sum())
+    }
+
     /// Whether a tensor of the denoiser's checkpoint is one of its parameters, and not a constant stored with them.
     #[must_use]
     pub fn is_parameter(&self, name: &str) -> bool {

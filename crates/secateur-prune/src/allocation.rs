@@ -16,25 +16,69 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-/// What is given to each layer or group of heads or neurons.
+/// What is given to each layer or group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Allocation {
     /// The same share of all, as in OBS-Diff.
     #[default]
     Uniform,
-    /// Shares of least error that remove as many parameters in total.
+    /// Shares of least error that remove as much in total.
+    Greedy(Amount),
+    /// MoDeGPT's rule: shares in proportion to exp(-s / mean of s) for the influences s, that remove as much in total.
+    Softmax(Amount),
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Amount {
+    /// Parameters of the denoiser.
     Parameters,
-    /// Shares of least error that remove as many multiply-accumulates in total.
+    /// Its multiply-accumulates.
     Macs,
+}
+
+/// What an allocation has to give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Budget {
+    /// To which layer or group.
+    pub allocation: Allocation,
+    /// How many parameters or multiply-accumulates of a call for one sample go; nothing for as many as the plan removes.
+    pub total: Option<f64>,
+}
+
+impl From<Allocation> for Budget {
+    fn from(allocation: Allocation) -> Self {
+        Self { allocation, total: None }
+    }
+}
+
+impl Allocation {
+    /// What it counts, if it does.
+    #[must_use]
+    pub fn amount(self) -> Option<Amount> {
+        match self {
+            Self::Uniform => None,
+            Self::Greedy(amount) | Self::Softmax(amount) => Some(amount),
+        }
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Parameters => "parameters",
+            Self::Macs => "macs",
+        })
+    }
 }
 
 impl fmt::Display for Allocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Uniform => "uniform",
-            Self::Parameters => "parameters",
-            Self::Macs => "macs",
-        })
+        match self {
+            Self::Uniform => f.write_str("uniform"),
+            Self::Greedy(amount) => amount.fmt(f),
+            Self::Softmax(amount) => write!(f, "softmax-{amount}"),
+        }
     }
 }
 
@@ -42,7 +86,7 @@ impl FromStr for Allocation {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let all = [Self::Uniform, Self::Parameters, Self::Macs];
+        let all = [Self::Uniform, Self::Greedy(Amount::Parameters), Self::Greedy(Amount::Macs)];
         let found = all.into_iter().find(|allocation| allocation.to_string() == text);
         found.ok_or_else(|| {
             Error::Request(format!("allocation {text:?} is unknown; there are uniform, parameters, macs"))
@@ -50,12 +94,12 @@ impl FromStr for Allocation {
     }
 }
 
-/// How far a layer goes, or a group of heads or neurons.
+/// How far a layer or group goes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Setting {
     /// Zeros.
     Pattern(Pattern),
-    /// So many heads or neurons.
+    /// So many heads, neurons or dimensions.
     Remove(usize),
 }
 
@@ -121,12 +165,12 @@ pub fn allocate(
     task: &Task<'_>,
     source: &Source<'_>,
     calibration: &Calibration,
-    allocation: Allocation,
+    budget: Budget,
     observer: &dyn Observer,
 ) -> Result<(Settings, Option<Statistics>)> {
+    let Some(amount) = budget.allocation.amount() else { return Ok((Settings::new(), None)) };
     let mut influence = Influence::new(pipeline, calibration, observer)?;
-    let mut curves: BTreeMap<LayerName, Vec<Choice>> = BTreeMap::new();
-    let mut budget = 0.0;
+    let mut curves: BTreeMap<LayerName, Curve> = BTreeMap::new();
     let mut gathered = Statistics::new();
     for (index, package) in plan.packages.iter().enumerate() {
         let stage = |name: &str| match plan.packages.len() {
@@ -150,13 +194,14 @@ pub fn allocate(
             Task::Structured { .. } => group_curves,
         };
         let statistics = |input: &SharedInput| source.statistics(input, &gathered);
-        let trial = Trial { package, statistics: &statistics, task, allocation };
-        for (name, choices, uniform) in curves_of(pipeline, &trial, &mut influence, observer)? {
-            budget += uniform;
-            curves.insert(name, choices);
-        }
+        let trial = Trial { package, statistics: &statistics, task, amount };
+        curves.extend(curves_of(pipeline, &trial, &mut influence, observer)?);
     }
-    let settings = greedy(&curves, budget);
+    let total = budget.total.unwrap_or_else(|| curves.values().map(|curve| curve.uniform).sum());
+    let settings = match budget.allocation {
+        Allocation::Softmax(_) => softmax(&curves, total),
+        _ => greedy(&curves, total),
+    };
     let keep = plan.packages.len() == 1 && matches!(source, Source::Calibration(..));
     Ok((settings, keep.then_some(gathered)))
 }
@@ -166,18 +211,27 @@ struct Trial<'a> {
     package: &'a Package,
     statistics: &'a dyn Fn(&SharedInput) -> Result<Cow<'a, InputStatistics>>,
     task: &'a Task<'a>,
-    allocation: Allocation,
+    amount: Amount,
 }
 
-/// Name, choices, and the amount that the uniform share removes.
-type Curve = (LayerName, Vec<Choice>, f64);
+/// What can become of one layer or group.
+struct Curve {
+    /// From the least amount to the largest.
+    choices: Vec<Choice>,
+    /// What the uniform share removes.
+    uniform: f64,
+    /// What the uniform share does to pictures.
+    influence: f64,
+    /// The setting of a share, and what it removes.
+    at: Box<dyn Fn(f64) -> (Setting, f64)>,
+}
 
 fn weight_curves(
     pipeline: &mut Pipeline,
     trial: &Trial<'_>,
     influence: &mut Influence,
     observer: &dyn Observer,
-) -> Result<Vec<Curve>> {
+) -> Result<Vec<(LayerName, Curve)>> {
     let Task::Weights { method, pattern: uniform } = *trial.task else { return Ok(Vec::new()) };
     let patterns = tried(uniform);
     let mut curves = Vec::new();
@@ -200,9 +254,9 @@ fn weight_curves(
         for (index, layer) in input.layers.iter().enumerate() {
             let scale = influence.of(pipeline, only(&base, &layer.name.weight()), observer)?;
             let weights = (layer.rows * layer.columns) as f64;
-            let amount = match trial.allocation {
-                Allocation::Macs => weights * layer.tokens as f64,
-                _ => weights,
+            let amount = match trial.amount {
+                Amount::Macs => weights * layer.tokens as f64,
+                Amount::Parameters => weights,
             };
             let factor = scaled(scale, of_base[index]);
             let solved: Vec<(Pattern, f64)> =
@@ -213,7 +267,12 @@ fn weight_curves(
                 error,
             };
             let choices = between(&solved).into_iter().map(choice).collect();
-            curves.push((layer.name.clone(), choices, amount * uniform.sparsity()));
+            let at = move |share: f64| {
+                let pattern = uniform.near(share);
+                (Setting::Pattern(pattern), amount * pattern.sparsity())
+            };
+            let curve = Curve { choices, uniform: amount * uniform.sparsity(), influence: scale, at: Box::new(at) };
+            curves.push((layer.name.clone(), curve));
         }
     }
     Ok(curves)
@@ -262,23 +321,23 @@ fn group_curves(
     trial: &Trial<'_>,
     influence: &mut Influence,
     observer: &dyn Observer,
-) -> Result<Vec<Curve>> {
+) -> Result<Vec<(LayerName, Curve)>> {
     let Task::Structured { method, removal } = *trial.task else { return Ok(Vec::new()) };
-    let whole = pipeline.folder().whole_structure(&influence.sampling);
+    let folder = pipeline.folder().clone();
+    let whole = folder.whole_structure(&influence.sampling);
     let total = |removals: &Removals| {
-        let structure = whole.clone().without(removals);
-        match trial.allocation {
-            Allocation::Macs => structure.macs() as f64,
-            _ => structure.layers().map(|layer| layer.operation.weights()).sum::<u64>() as f64,
-        }
+        Ok::<f64, Error>(match trial.amount {
+            Amount::Macs => whole.clone().without(removals).macs() as f64,
+            Amount::Parameters => folder.parameters_without(removals)? as f64,
+        })
     };
-    let before = total(pipeline.removals());
+    let before = total(pipeline.removals())?;
     let mut curves = Vec::new();
     for planned in trial.package.coupled.iter().flatten() {
         let group = &planned.group;
         let mut one = pipeline.removals().clone();
         one.remove(group.name(), group.count(), &[0]);
-        let amount = before - total(&one);
+        let amount = before - total(&one)?;
         let counts = QUARTERS.map(|quarters| {
             let sparsity = (removal.sparsity * quarters as f64 / 4.0).min(MOST_OF_GROUP.max(removal.sparsity));
             Removal { sparsity, ..removal }.count(group)
@@ -295,14 +354,22 @@ fn group_curves(
             of_layers.chain(outcome.groups.iter().filter_map(|group| group.error)).sum::<f64>()
         };
         let uniform = attempt(pipeline, planned.remove)?;
-        let factor = scaled(influence.of(pipeline, uniform.edits.clone(), observer)?, error(&uniform));
+        let scale = influence.of(pipeline, uniform.edits.clone(), observer)?;
+        let factor = scaled(scale, error(&uniform));
         let nothing = Choice { setting: Setting::Remove(0), amount: 0.0, error: 0.0 };
         let mut choices = vec![nothing];
         for count in counts {
             let error = factor * error(&attempt(pipeline, count)?);
             choices.push(Choice { setting: Setting::Remove(count), amount: amount * count as f64, error });
         }
-        curves.push((group.name().clone(), choices, amount * planned.remove as f64));
+        let of_share = group.clone();
+        let at = move |share: f64| {
+            let count = Removal { sparsity: share, ..removal }.count(&of_share);
+            (Setting::Remove(count), amount * count as f64)
+        };
+        let uniform = amount * planned.remove as f64;
+        let curve = Curve { choices, uniform, influence: scale, at: Box::new(at) };
+        curves.push((group.name().clone(), curve));
     }
     Ok(curves)
 }
@@ -376,15 +443,15 @@ impl Influence {
     }
 }
 
-/// Lets every curve begin at its first choice, and then the one go on that pays least a unit of amount, until `budget` is
+/// Lets every curve begin at its first choice, and then the one go on that pays least a unit of amount, until `total` is
 /// removed. A step goes to the choice further on that is cheapest by that measure, as dents in a curve are not worth
 /// stopping at.
-fn greedy(curves: &BTreeMap<LayerName, Vec<Choice>>, budget: f64) -> Settings {
+fn greedy(curves: &BTreeMap<LayerName, Curve>, total: f64) -> Settings {
     let mut at: BTreeMap<&LayerName, usize> = curves.keys().map(|name| (name, 0)).collect();
-    let mut left =
-        budget - curves.values().filter_map(|choices| choices.first()).map(|choice| choice.amount).sum::<f64>();
+    let first = curves.values().filter_map(|curve| curve.choices.first());
+    let mut left = total - first.map(|choice| choice.amount).sum::<f64>();
     loop {
-        let step = |(name, choices): (&'_ LayerName, &Vec<Choice>)| {
+        let step = |(name, Curve { choices, .. }): (&'_ LayerName, &Curve)| {
             let here = at[name];
             let next = (here + 1..choices.len()).filter_map(|next| {
                 let amount = choices[next].amount - choices[here].amount;
@@ -401,20 +468,75 @@ fn greedy(curves: &BTreeMap<LayerName, Vec<Choice>>, budget: f64) -> Settings {
         }
         left -= amount;
     }
-    at.into_iter().map(|(name, place)| (name.clone(), curves[name][place].setting)).collect()
+    at.into_iter().map(|(name, place)| (name.clone(), curves[name].choices[place].setting)).collect()
+}
+
+/// Shares in proportion to exp(-s / mean of s) for the influences s, none more than the most of a group, and so large that they
+/// remove `total`.
+fn softmax(curves: &BTreeMap<LayerName, Curve>, total: f64) -> Settings {
+    let mean = curves.values().map(|curve| curve.influence).sum::<f64>() / curves.len().max(1) as f64;
+    let share = |curve: &Curve, factor: f64| {
+        let exponent = if mean > 0.0 { -curve.influence / mean } else { 0.0 };
+        (factor * exponent.exp()).min(MOST_OF_GROUP)
+    };
+    let removed = |factor: f64| curves.values().map(|curve| (curve.at)(share(curve, factor)).1).sum::<f64>();
+    // Shares only grow with the factor.
+    let (mut low, mut high) = (0.0, 1.0);
+    while removed(high) < total && high < 1e9 {
+        high *= 2.0;
+    }
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if removed(middle) <= total * (1.0 + 1e-9) { low = middle } else { high = middle }
+    }
+    curves.iter().map(|(name, curve)| (name.clone(), (curve.at)(share(curve, low)).0)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Choice, Pattern, Setting, between, greedy, tried};
+    use super::{Choice, Curve, Pattern, Setting, between, greedy, softmax, tried};
     use std::collections::BTreeMap;
+
+    /// Of a hundred numbers.
+    fn curve(choices: Vec<Choice>, influence: f64) -> Curve {
+        let at = |share: f64| {
+            let count = (100.0 * share).round() as usize;
+            (Setting::Remove(count), count as f64)
+        };
+        Curve { choices, uniform: 0.0, influence, at: Box::new(at) }
+    }
+
+    #[test]
+    fn shares_fall_with_the_influence_and_remove_the_total() {
+        let curves: BTreeMap<_, _> = [("a", 0.0), ("b", 1.0), ("c", 2.0)]
+            .map(|(name, influence)| (name.into(), curve(Vec::new(), influence)))
+            .into();
+        for total in [0.0, 30.0, 100.0, 200.0] {
+            let shares: Vec<usize> = softmax(&curves, total)
+                .into_values()
+                .map(|setting| match setting {
+                    Setting::Remove(count) => count,
+                    Setting::Pattern(_) => unreachable!(),
+                })
+                .collect();
+            let removed: usize = shares.iter().sum();
+            assert!((removed as f64 - total).abs() <= 2.0, "{removed} of {total}");
+            assert!(shares.is_sorted_by(|a, b| a >= b) && shares[0] <= 80, "{shares:?}");
+            // e apart, as the mean influence is 1.
+            if total == 30.0 {
+                assert_eq!(shares, [20, 7, 3]);
+            }
+        }
+        // More than there is to take.
+        assert_eq!(softmax(&curves, 1e6).into_values().collect::<Vec<_>>(), [Setting::Remove(80); 3]);
+    }
 
     #[test]
     fn what_pays_least_goes_first_until_the_budget_is_removed() {
-        let curve = |errors: &[f64]| -> Vec<Choice> {
+        let curve = |errors: &[f64]| {
             let choice =
                 |(i, error): (usize, &f64)| Choice { setting: Setting::Remove(i), amount: i as f64, error: *error };
-            errors.iter().enumerate().map(choice).collect()
+            curve(errors.iter().enumerate().map(choice).collect(), 0.0)
         };
         // The second one has a dent: two steps cost less than one.
         let curves =

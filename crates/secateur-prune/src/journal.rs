@@ -1,6 +1,6 @@
 //! The finished packages of a run, on disk: what it takes to go on after it was stopped.
 
-use crate::allocation::{Allocation, Settings};
+use crate::allocation::{Budget, Settings};
 use crate::driver::{GroupOutcome, LayerOutcome, Outcome};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
@@ -30,7 +30,7 @@ pub struct Run {
     batch: usize,
     method: String,
     removed: String,
-    allocation: Allocation,
+    budget: Budget,
     /// SHA-256 of the plan before any allocation: layers, patterns, heads and neurons, packages.
     plan: String,
 }
@@ -49,7 +49,7 @@ const SETTINGS: &str = "settings.json";
 impl Run {
     /// Of what `plan` chose, before any allocation; the calibration has that fingerprint and makes `batch` images at a time.
     #[must_use]
-    pub fn new(fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>, allocation: Allocation) -> Self {
+    pub fn new(fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>, budget: Budget) -> Self {
         let digest = Sha256::digest(format!("{plan:?}"));
         Self {
             format_version: 1,
@@ -57,7 +57,7 @@ impl Run {
             batch,
             method: task.method().to_owned(),
             removed: task.to_string(),
-            allocation,
+            budget,
             plan: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
         }
     }
@@ -68,8 +68,11 @@ impl Run {
         let texts = [("method", &self.method, &expected.method), ("removed", &self.removed, &expected.removed)];
         let differing = texts.into_iter().filter(|(_, found, expected)| found != expected);
         differences.extend(differing.map(|(name, found, expected)| format!("{name} {found}, now {expected}")));
-        if self.allocation != expected.allocation {
-            differences.push(format!("allocation {}, now {}", self.allocation, expected.allocation));
+        if self.budget.allocation != expected.budget.allocation {
+            let (found, expected) = (self.budget.allocation, expected.budget.allocation);
+            differences.push(format!("allocation {found}, now {expected}"));
+        } else if self.budget != expected.budget {
+            differences.push("the budget".into());
         }
         if self.batch != expected.batch {
             differences.push(format!("batch {}, now {}", self.batch, expected.batch));

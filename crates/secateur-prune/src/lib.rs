@@ -55,7 +55,7 @@ mod taylor;
 mod wanda;
 mod weighting;
 
-pub use allocation::{Allocation, Setting, Settings, allocate, influence_pictures};
+pub use allocation::{Allocation, Amount, Budget, Setting, Settings, allocate, influence_pictures};
 pub use calibrate::{Calibration, Calibrator};
 pub use driver::{GroupOutcome, LayerOutcome, Outcome, Source, Statistics, prune};
 pub use dsnot::Dsnot;

@@ -58,6 +58,18 @@ impl Pattern {
         lowest.copied().collect()
     }
 
+    /// The same kind of pattern with about that share.
+    #[must_use]
+    pub(crate) fn near(self, share: f64) -> Self {
+        match self {
+            Self::Unstructured(_) => Self::Unstructured(share),
+            Self::SemiStructured { group, .. } => {
+                let pruned = (share * group as f64).round() as usize;
+                Self::SemiStructured { pruned: pruned.clamp(1, group - 1), group }
+            }
+        }
+    }
+
     /// Whether the weight of a layer with that many columns can have this pattern.
     ///
     /// # Errors

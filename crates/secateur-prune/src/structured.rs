@@ -1,10 +1,11 @@
 //! Removing whole heads and neurons, or dimensions of heads: the methods' interface, and the plain baseline.
 
+use crate::calibrate::Calibration;
 use crate::error::Result;
 use crate::method::LayerWeight;
-use crate::plan::PlannedGroup;
+use crate::plan::{Plan, PlannedGroup};
 use crate::statistics::InputStatistics;
-use secateur_models::{Axis, Group, Part};
+use secateur_models::{Axis, Group, Observer, Part, Pipeline};
 use secateur_nn::LayerName;
 use std::collections::BTreeMap;
 
@@ -54,6 +55,26 @@ pub trait StructuredMethod: Sync {
     /// otherwise.
     fn watched(&self, group: &Group) -> Vec<LayerName> {
         group.outputs().collect()
+    }
+
+    /// Learns of a model what the statistics do not tell, before anything is removed of `plan`'s groups.
+    ///
+    /// # Errors
+    /// If the model fails, or the observer interrupts.
+    fn prepare(
+        &self,
+        _pipeline: &Pipeline,
+        _plan: &Plan,
+        _calibration: &Calibration,
+        _observer: &dyn Observer,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    /// How many pictures [`StructuredMethod::prepare`] draws, and of how many calls of the model for one sample it takes gradients, at
+    /// most.
+    fn preparation(&self, _calibration: &Calibration) -> (usize, usize) {
+        (0, 0)
     }
 
     /// Chooses which of `groups` go, and makes up for them.

@@ -9,6 +9,7 @@ use candle_core::{Tensor, Var};
 use secateur_models::{Axis, Observer, Pipeline, noise};
 use secateur_nn::{Context, LayerName};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 /// |sum of w dL/dw| over all weights of a head or neuron; the least go, and nothing makes up for them.
 ///
@@ -17,8 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// calibration prompts, stand for them.
 #[derive(Clone, Debug, Default)]
 pub struct Taylor {
-    /// By group. Without any it can be planned with, and not remove.
-    scores: BTreeMap<LayerName, Vec<f64>>,
+    /// By group.
+    scores: OnceLock<BTreeMap<LayerName, Vec<f64>>>,
 }
 
 impl Taylor {
@@ -76,13 +77,13 @@ impl Taylor {
             }
             learner.sums.extend(products);
         }
-        Ok(Self { scores: plan.groups().map(|planned| learner.score(planned)).collect() })
+        Ok(Self { scores: plan.groups().map(|planned| learner.score(planned)).collect::<BTreeMap<_, _>>().into() })
     }
 
     /// |sum of w dL/dw| of each head or neuron of a group, if it was measured.
     #[must_use]
     pub fn scores(&self, group: &LayerName) -> Option<&[f64]> {
-        self.scores.get(group).map(Vec::as_slice)
+        self.scores.get()?.get(group).map(Vec::as_slice)
     }
 }
 
@@ -91,10 +92,31 @@ impl StructuredMethod for Taylor {
         "taylor"
     }
 
+    fn prepare(
+        &self,
+        pipeline: &Pipeline,
+        plan: &Plan,
+        calibration: &Calibration,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let Self { scores } = Self::measure(pipeline, plan, calibration, observer)?;
+        if let Some(scores) = scores.into_inner() {
+            self.scores.get_or_init(|| scores);
+        }
+        Ok(())
+    }
+
+    fn preparation(&self, calibration: &Calibration) -> (usize, usize) {
+        let drawn = Self::IMAGES.min(calibration.prompts.len());
+        // Every timestep at most.
+        (drawn, drawn * calibration.sampling.steps)
+    }
+
     fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed> {
         let scores = |planned: &PlannedGroup| {
             let name = planned.group.name();
-            self.scores.get(name).cloned().ok_or_else(|| Error::layer(name, "the training loss was not measured"))
+            let scores = self.scores(name).map(<[f64]>::to_vec);
+            scores.ok_or_else(|| Error::layer(name, "the training loss was not measured"))
         };
         let scores = groups.iter().map(scores).collect::<Result<Vec<_>>>()?;
         remove_lowest(groups, &scores, layers)

@@ -8,7 +8,8 @@ mod counting;
 
 use secateur_models::{ModelFolder, Pipeline, Sampling};
 use secateur_prune::{
-    Allocation, Calibration, Obs, Packages, Pattern, Plan, Removal, Selection, Source, Task, Weighting, allocate, prune,
+    Allocation, Amount, Calibration, Obs, Packages, Pattern, Plan, Removal, Selection, Source, Task, Weighting,
+    allocate, prune,
 };
 use std::path::Path;
 
@@ -45,7 +46,7 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
             let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
             let source = Source::Calibration(&calibration, &step_weights);
             let of_allocation = counting::most_held(|| {
-                let allocation = Allocation::Parameters;
+                let allocation = Allocation::Greedy(Amount::Parameters).into();
                 drop(allocate(&mut pipeline, &plan, &task, &source, &calibration, allocation, &()).unwrap());
             });
             // Weights that were changed and changed back are packed again at the next call.

@@ -40,6 +40,8 @@ pub(crate) struct Common {
 pub(crate) enum Command {
     /// Remove weights: calibrate, prune, save, and report what it cost
     Prune(Box<PruneArgs>),
+    /// Put attention in low rank and remove neurons (SlimDiff): calibrate, make smaller, save, and report what it cost
+    Slim(Box<SlimArgs>),
     /// Make pictures from prompts
     Generate(GenerateArgs),
     /// Show layers, shapes, parameters, zeros and multiply-accumulates
@@ -111,13 +113,67 @@ pub(crate) struct ScoreArgs {
     pub(crate) clip: Option<PathBuf>,
 }
 
+/// What every compression takes.
 #[derive(Debug, Args)]
-pub(crate) struct PruneArgs {
+pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Folder for the pruned model
+    /// Folder for the new model
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     pub(crate) out: Option<PathBuf>,
+    /// Calibration prompts, one a line; labels, by name or number, for a model that knows classes [default: the first of the
+    /// model's own list]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Use only the first N calibration prompts; for a model that takes none, calibrate with N pictures [default: 100, where
+    /// there is no --prompts]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) samples: Option<usize>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// How much each denoising step counts: uniform, linear-decrease, linear-increase, log-decrease or log-increase,
+    /// between 0.8 and 1.2; or measured, by what errors made at the step come to in the end
+    #[arg(long, value_name = "NAME", default_value_t = Weighting::default())]
+    pub(crate) weighting: Weighting,
+    /// Sum up one of every N tokens into the Hessians, for all of them; 1 sums up all
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
+    pub(crate) token_stride: usize,
+    /// Work in N module packages, each calibrated with those before it compressed
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "memory")]
+    pub(crate) packages: Option<usize>,
+    /// Memory for statistics and solver, beside the model: as few packages as fit
+    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    pub(crate) memory: ByteSize,
+    /// Go on with a run for the same --out that was stopped: packages that it finished are not done again
+    #[arg(long, conflicts_with = "save_statistics")]
+    pub(crate) resume: bool,
+    /// Only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) include: Vec<String>,
+    /// Leave out layers whose name matches; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) exclude: Vec<String>,
+    /// Save the calibration statistics, for other sparsities and methods later (one package)
+    #[arg(long, value_name = "DIR", conflicts_with = "statistics")]
+    pub(crate) save_statistics: Option<PathBuf>,
+    /// Use saved statistics in place of a calibration
+    #[arg(long, value_name = "DIR")]
+    pub(crate) statistics: Option<PathBuf>,
+    /// Prompts of the report, one a line [default: the model's held-out list, or a tenth of --prompts kept back]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report_prompts: Option<PathBuf>,
+    /// Pictures of each model in the report; 0 leaves the comparison out
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) report_samples: usize,
+    #[command(flatten)]
+    pub(crate) score: ScoreArgs,
+    /// Print what would go, the memory and the work, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
     /// How weights, or heads and neurons, are chosen
     #[arg(long, value_enum, default_value_t = MethodName::Obs)]
     pub(crate) method: MethodName,
@@ -147,58 +203,80 @@ pub(crate) struct PruneArgs {
     /// Remove N of every M successive weights of a row, such as 2:4
     #[arg(long, value_name = "N:M")]
     pub(crate) pattern: Option<String>,
-    /// Calibration prompts, one a line; labels, by name or number, for a model that knows classes [default: the first 100 of
-    /// the model's own list]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) prompts: Option<PathBuf>,
-    /// Use only the first N calibration prompts; for a model that takes none, calibrate with N pictures [default there: 100]
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub(crate) samples: Option<usize>,
-    #[command(flatten)]
-    pub(crate) sampling: SamplingArgs,
-    /// How much each denoising step counts: uniform, linear-decrease, linear-increase, log-decrease or log-increase,
-    /// between 0.8 and 1.2; or measured, by what errors made at the step come to in the end
-    #[arg(long, value_name = "NAME", default_value_t = Weighting::default())]
-    pub(crate) weighting: Weighting,
-    /// Sum up one of every N tokens into the Hessians, for all of them; 1 sums up all
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
-    pub(crate) token_stride: usize,
     /// Remove the same share everywhere (uniform), or less where it hurts more, so that as much goes in total: of the
     /// parameters, or of the macs (multiply-accumulates) [default: uniform; of heads and neurons parameters]
     #[arg(long, value_name = "HOW")]
     pub(crate) allocation: Option<Allocation>,
-    /// Prune in N module packages, each calibrated with those before it pruned
-    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "memory")]
-    pub(crate) packages: Option<usize>,
-    /// Memory for statistics and solver, beside the model: as few packages as fit
-    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
-    pub(crate) memory: ByteSize,
-    /// Go on with a run for the same --out that was stopped: packages that it finished are not done again
-    #[arg(long, conflicts_with = "save_statistics")]
-    pub(crate) resume: bool,
-    /// Prune only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated
-    #[arg(long, value_name = "GLOB")]
-    pub(crate) include: Vec<String>,
-    /// Leave out layers whose name matches; may be repeated
-    #[arg(long, value_name = "GLOB")]
-    pub(crate) exclude: Vec<String>,
-    /// Save the calibration statistics, for other sparsities later (one package)
-    #[arg(long, value_name = "DIR", conflicts_with = "statistics")]
-    pub(crate) save_statistics: Option<PathBuf>,
-    /// Use saved statistics in place of a calibration
-    #[arg(long, value_name = "DIR")]
-    pub(crate) statistics: Option<PathBuf>,
-    /// Prompts of the report, one a line [default: the model's held-out list, or a tenth of --prompts kept back]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) report_prompts: Option<PathBuf>,
-    /// Pictures of each model in the report; 0 leaves the comparison out
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub(crate) report_samples: usize,
     #[command(flatten)]
-    pub(crate) score: ScoreArgs,
-    /// Print what would be pruned, the memory and the work, and stop
-    #[arg(long)]
-    pub(crate) dry_run: bool,
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SlimArgs {
+    /// Share of the denoiser's parameters to remove [default: 0.12, where there is no --speedup]
+    #[arg(long, value_name = "SHARE", conflicts_with = "speedup")]
+    pub(crate) budget: Option<f64>,
+    /// Remove so many multiply-accumulates that N times fewer are left
+    #[arg(long, value_name = "N")]
+    pub(crate) speedup: Option<f64>,
+    /// What is made smaller: query-key, value-output, feed-forward
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        value_delimiter = ',',
+        default_values_t = [ModuleName::QueryKey, ModuleName::ValueOutput, ModuleName::FeedForward]
+    )]
+    pub(crate) modules: Vec<ModuleName>,
+    /// Where value and output may differ least from before: on the values of all tokens, or on what attention makes of them
+    #[arg(long, value_enum, default_value_t = RowsName::Values)]
+    pub(crate) rows: RowsName,
+    /// Less where it hurts more, by influence or by MoDeGPT's softmax of it, or the same share everywhere
+    #[arg(long, value_enum, default_value_t = RuleName::Influence)]
+    pub(crate) allocation: RuleName,
+    /// Leave a multiple of N dimensions of a head, or neurons, where there is one
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
+    pub(crate) multiple: usize,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+/// What SlimDiff makes smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModuleName {
+    /// Dimensions of queries and keys.
+    QueryKey,
+    /// Dimensions of values and outputs.
+    ValueOutput,
+    /// Neurons of feed-forwards.
+    FeedForward,
+}
+
+/// The rows of [`Rows`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RowsName {
+    /// The values of all tokens
+    Values,
+    /// What attention makes of them
+    Attention,
+}
+
+/// How slim allocates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuleName {
+    /// Greedily by measured influence
+    Influence,
+    /// MoDeGPT's softmax of the influence
+    Softmax,
+    /// The same share everywhere
+    Uniform,
+}
+
+/// As on the command line.
+impl fmt::Display for ModuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -298,7 +376,7 @@ pub(crate) struct ConvertArgs {
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Put zeros in the place of the heads and neurons that were removed: the full size, the same pictures
+    /// Put zeros in the place of the heads, dimensions and neurons that were removed: the full size, the same pictures
     #[arg(long, required = true)]
     pub(crate) densify: bool,
     /// Folder for the model

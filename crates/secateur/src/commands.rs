@@ -2,11 +2,13 @@
 
 mod bench;
 mod compare;
+mod compression;
 mod convert;
 mod export;
 mod generate;
 mod inspect;
 mod prune;
+mod slim;
 
 use crate::args::{Cli, Command, ModelArgs, SamplingArgs, ScoreArgs};
 use anyhow::{Context, Result, bail};
@@ -23,6 +25,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
     // Within the pool: work handed to it from outside costs a wake-up and a wait at every kernel.
     rayon::scope(|_| match cli.command {
         Command::Prune(args) => prune::run(&args, &cli.common),
+        Command::Slim(args) => slim::run(&args, &cli.common),
         Command::Generate(args) => generate::run(&args, &cli.common),
         Command::Inspect(args) => inspect::run(&args, &cli.common),
         Command::Compare(args) => compare::run(&args, &cli.common),

@@ -53,9 +53,17 @@ fn removed_groups(groups: &[GroupReport]) -> Option<String> {
         let (removed, count) = (sum(|group| group.removed), sum(|group| group.count));
         (removed > 0).then(|| format!("{removed} of {count} {kind}"))
     };
-    let kinds: Vec<String> = [of("heads"), of("neurons")].into_iter().flatten().collect();
+    let mut kinds: Vec<&str> = Vec::new();
+    for GroupReport { kind, .. } in groups {
+        if !kinds.contains(&kind.as_str()) {
+            kinds.push(kind);
+        }
+    }
+    let kinds: Vec<String> = kinds.into_iter().filter_map(of).collect();
     let modules = groups.iter().filter(|group| group.removed > 0).count();
-    (!kinds.is_empty()).then(|| format!("{} of {} have been removed", kinds.join(" and "), counted(modules, "module")))
+    let (last, others) = kinds.split_last()?;
+    let kinds = if others.is_empty() { last.clone() } else { format!("{} and {last}", others.join(", ")) };
+    Some(format!("{kinds} of {} have been removed", counted(modules, "module")))
 }
 
 fn removed_weights(layers: &[LayerReport], models: Option<(&ModelSummary, &ModelSummary)>) -> Option<String> {

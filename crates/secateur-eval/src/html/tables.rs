@@ -7,10 +7,12 @@ use super::format::{bytes, count, duration, grouped, percent};
 use crate::{GroupReport, ModelSummary, Report, Stage};
 
 pub(super) fn groups(groups: &[GroupReport]) -> Markup {
+    let errors = groups.iter().any(|group| group.error.is_some());
+    let whole = groups.iter().all(|group| ["heads", "neurons"].contains(&group.kind.as_str()));
     html! {
         @if !groups.is_empty() {
             section aria-labelledby="groups" {
-                h2 #groups { "Heads and neurons" }
+                h2 #groups { @if whole { "Heads and neurons" } @else { "Modules" } }
                 p { "What is gone for good: the layers before and after them are smaller by these." }
                 div.scroll {
                     table {
@@ -20,9 +22,10 @@ pub(super) fn groups(groups: &[GroupReport]) -> Markup {
                                 th.number scope="col" { "Before" }
                                 th.number scope="col" { "Now" }
                                 th scope="col" { "Share that is left" }
+                                @if errors { th.number scope="col" { "Relative error" } }
                             }
                         }
-                        tbody { @for group in groups { (group_row(group)) } }
+                        tbody { @for group in groups { (group_row(group, errors)) } }
                     }
                 }
             }
@@ -30,7 +33,7 @@ pub(super) fn groups(groups: &[GroupReport]) -> Markup {
     }
 }
 
-fn group_row(group: &GroupReport) -> Markup {
+fn group_row(group: &GroupReport, errors: bool) -> Markup {
     let left = group.count.saturating_sub(group.removed);
     let share = left as f64 / group.count.max(1) as f64;
     html! {
@@ -39,6 +42,7 @@ fn group_row(group: &GroupReport) -> Markup {
             td.number { (group.count) " " (group.kind) }
             td.number { (left) }
             td { span.share style=(format!("width:{:.1}%", share * 70.0)) {} (format!("{:.0} %", share * 100.0)) }
+            @if errors { td.number { @if let Some(error) = group.error { (format!("{error:.4}")) } } }
         }
     }
 }

@@ -5,8 +5,8 @@ use anyhow::Result;
 use clap::ValueEnum;
 use secateur_models::Pipeline;
 use secateur_prune::{
-    Allocation, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Removal, Source, StructuredMethod,
-    Task, Wanda, Weighting, allocate, prune,
+    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Removal, Source,
+    StructuredMethod, Task, Wanda, Weighting, allocate, prune,
 };
 use std::path::Path;
 
@@ -111,7 +111,8 @@ impl Study {
     }
 
     fn allocations() -> Result<Self> {
-        use Allocation::{Macs, Parameters, Uniform};
+        use Allocation::Uniform;
+        let [parameters, macs] = [Amount::Parameters, Amount::Macs].map(Allocation::Greedy);
         let rows = |name: &str, label: &str, task: Task<'static>, allocations: &[Allocation]| {
             let row = |&allocation: &Allocation| Row {
                 name: format!("allocation-{name}-{allocation}"),
@@ -122,7 +123,7 @@ impl Study {
                     let mut plan = seed.plan(pipeline, &task)?;
                     if allocation != Allocation::Uniform {
                         let (settings, _) =
-                            allocate(pipeline, &plan, &task, &source, seed.calibration(), allocation, &())?;
+                            allocate(pipeline, &plan, &task, &source, seed.calibration(), allocation.into(), &())?;
                         plan.set(&settings);
                     }
                     Ok(prune(pipeline, &plan, &task, &source, None, &())?)
@@ -132,14 +133,14 @@ impl Study {
         };
         let weights = |pattern| Task::Weights { method: &Obs, pattern };
         let groups = vec![
-            rows("0.5", "50 %", weights(Pattern::unstructured(0.5)?), &[Uniform, Parameters]),
+            rows("0.5", "50 %", weights(Pattern::unstructured(0.5)?), &[Uniform, parameters]),
             rows(
                 "structured-0.3",
                 "structured 30 %",
                 Task::Structured { method: &Obs, removal: Removal::new(0.3)? },
-                &[Uniform, Parameters, Macs],
+                &[Uniform, parameters, macs],
             ),
-            rows("2of4", "2:4", weights("2:4".parse()?), &[Uniform, Parameters]),
+            rows("2of4", "2:4", weights("2:4".parse()?), &[Uniform, parameters]),
         ];
         let about = "obs, one package, Hessians of every fourth token. By parameters as many weights go in total as with the \
                      same share everywhere, by macs as many multiply-accumulates.";

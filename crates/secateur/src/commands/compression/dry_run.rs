@@ -1,13 +1,10 @@
 //! What a run would do, before it does it.
 
-use super::{allocation, spelled};
-use crate::args::{MethodName, PruneArgs};
+use super::spelled;
 use crate::format::{bytes, count, table};
 use anyhow::Result;
 use secateur_models::ModelFolder;
-use secateur_prune::{
-    Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, Taylor, influence_pictures,
-};
+use secateur_prune::{Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, influence_pictures};
 use serde::Serialize;
 
 /// What a run would do.
@@ -34,7 +31,7 @@ pub(super) struct DryRun {
     /// A second copy of the weights, before there are statistics.
     weighting_bytes: u64,
     hessian_macs: u64,
-    taylor_macs: u64,
+    preparation_macs: u64,
     allocation_macs: u64,
     report_macs: u64,
     memory_bytes: u64,
@@ -69,7 +66,8 @@ impl DryRun {
         task: &Task<'_>,
         calibration: &Calibration,
         judged: usize,
-        args: &PruneArgs,
+        allocation: Allocation,
+        saved_before: bool,
     ) -> Result<Self> {
         let sampling = &calibration.sampling;
         let samples = folder.samples_of_run(sampling)?;
@@ -79,11 +77,10 @@ impl DryRun {
         let report_macs = images(2 * judged) * macs;
         let calls = images(calibration.prompts.len());
         // An allocation leaves the statistics of one package for the pruning, and of several none.
-        let allocation = allocation(args);
-        let times = match (&args.statistics, allocation) {
-            (Some(_), _) => 0,
-            (None, Allocation::Uniform) => 1,
-            (None, _) => plan.packages.len().min(2) as u64,
+        let times = match (saved_before, allocation) {
+            (true, _) => 0,
+            (false, Allocation::Uniform) => 1,
+            (false, _) => plan.packages.len().min(2) as u64,
         };
         let weights: u64 = plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum();
         let zeros = |layer: &PlannedLayer| {
@@ -98,25 +95,20 @@ impl DryRun {
             Allocation::Uniform => 0,
             _ => (modules * pictures * folder.samples_of_run(&trial)?) as u64 * macs,
         };
-        let taylor_macs = match args.method {
-            MethodName::Taylor => {
-                let drawn = Taylor::IMAGES.min(calibration.prompts.len());
-                // Every timestep at most, forward and twice as much backward, without guidance.
-                (images(drawn) + (3 * drawn * sampling.steps) as u64) * macs
+        let preparation_macs = match task {
+            Task::Weights { .. } => 0,
+            Task::Structured { method, .. } => {
+                let (drawn, learned) = method.preparation(calibration);
+                // A gradient is a pass forward and twice as much backward, without guidance.
+                (images(drawn) + 3 * learned as u64) * macs
             }
-            _ => 0,
         };
-        let to_weigh = match args.statistics {
-            Some(_) => 0,
-            None => calibration.weighting.pictures(calibration.prompts.len(), sampling.steps),
+        let to_weigh = match saved_before {
+            true => 0,
+            false => calibration.weighting.pictures(calibration.prompts.len(), sampling.steps),
         };
         let prunable = structure.layers().filter(|layer| to_weigh > 0 && layer.prunable.is_some());
         let removals = plan.removals(folder.removals());
-        let parameters = |removals| -> Result<u64> {
-            let wanted = folder.denoiser().parameters(removals)?;
-            let learned = wanted.values().filter(|wanted| !wanted.constant);
-            Ok(learned.map(|wanted| wanted.shape.iter().product::<usize>() as u64).sum())
-        };
         let group = |planned: &PlannedGroup| GroupRow {
             name: planned.group.name().to_string(),
             kind: planned.group.kind(),
@@ -139,8 +131,8 @@ impl DryRun {
             weights,
             weights_removed: plan.layers().map(zeros).sum::<f64>() as u64,
             groups: plan.groups().map(group).collect(),
-            parameters: parameters(folder.removals())?,
-            parameters_after: parameters(&removals)?,
+            parameters: folder.parameters_without(folder.removals())?,
+            parameters_after: folder.parameters_without(&removals)?,
             macs: structure.macs(),
             macs_after: folder.whole_structure(sampling).without(&removals).macs(),
             calibration_samples: calibration.prompts.len(),
@@ -151,7 +143,7 @@ impl DryRun {
             weighting_bytes: 4 * prunable.map(|layer| layer.operation.weights()).sum::<u64>(),
             forward_macs: calls * times * plan.packages.len() as u64 * macs,
             hessian_macs: calls * times * plan.hessian_macs(&computed) / calibration.token_stride as u64,
-            taylor_macs,
+            preparation_macs,
             allocation_macs,
             report_macs,
             memory_bytes: plan.bytes(task),
@@ -206,7 +198,7 @@ impl DryRun {
                     format!("{macs}, and first {bytes} more, to measure the weights of the steps; ")
                 }
             },
-            match self.taylor_macs {
+            match self.preparation_macs {
                 0 => String::new(),
                 macs => format!("{} at most, with all activations in memory, for the training loss; ", count(macs)),
             },

@@ -1,0 +1,386 @@
+//! What all commands that compress a model have in common: from the request to the new model and its report.
+
+mod dry_run;
+mod unfinished;
+
+use super::compare::{model_summary, quality};
+use super::{command_line, names, no_score, numbered};
+use crate::args::{Common, RunArgs};
+use crate::format::{count, print, print_json};
+use crate::machine::Product;
+use crate::progress::Progress;
+use anyhow::{Context, Result, bail};
+use dry_run::DryRun;
+use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples, Stage};
+use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
+use secateur_prune::{
+    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, Outcome, Packages, Pattern, Plan, Run,
+    SavedStatistics, Selection, Source, Task, Weighting, allocate, prune,
+};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use unfinished::Unfinished;
+
+/// What is asked for.
+pub(super) struct Job<'a> {
+    pub(super) args: &'a RunArgs,
+    pub(super) common: &'a Common,
+    pub(super) folder: ModelFolder,
+    pub(super) calibration: Calibration,
+    pub(super) report_prompts: Vec<String>,
+    pub(super) task: Task<'a>,
+    pub(super) budget: Budget,
+    /// For the report.
+    pub(super) notes: Vec<String>,
+}
+
+pub(super) fn run(job: Job<'_>) -> Result<()> {
+    let Job { args, common, folder, calibration, report_prompts, task, budget, mut notes } = job;
+    let task = &task;
+    let mut plan = plan(args, &folder, &calibration.sampling, task)?;
+    let one = plan.packages.len() == 1;
+    if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
+        bail!(
+            "statistics can be saved and used again only with one package, as later packages see a pruned model; this \
+             plan has {}: with --packages 1 or more --memory it has one",
+            plan.packages.len()
+        );
+    }
+    let saved_before = args.statistics.is_some();
+    let judged = report_prompts.len();
+    let dry = DryRun::new(&folder, &plan, task, &calibration, judged, budget.allocation, saved_before)?;
+    if args.dry_run {
+        return if common.json { print_json(&dry) } else { print(&dry.text()) };
+    }
+    let out = args.out.as_ref().context("--out DIR is needed")?;
+    let clip = args.score.open(&folder)?;
+    if clip.is_none() && !report_prompts.is_empty() {
+        notes.push(no_score(&folder).into());
+    }
+    // From here on Ctrl-C ends the work in order, and the temporary folders go with it.
+    let progress = Progress::new(common.quiet);
+    let clip_path = args.score.path(&folder);
+    let files = [&args.prompts, &args.report_prompts, &args.statistics, &clip_path];
+    let mut inputs: Vec<&Path> = files.into_iter().flatten().map(PathBuf::as_path).collect();
+    inputs.push(folder.path());
+    let output = OutputFolder::create(out, common.force, &inputs)?;
+    inputs.push(output.target());
+    let unfinished = Unfinished::check(output.target(), args.resume, common.force)?;
+    let statistics_output = match &args.save_statistics {
+        Some(path) => Some(OutputFolder::create(path, common.force, &inputs)?),
+        None => None,
+    };
+    let fingerprint = Fingerprint::new(&folder, &calibration)?;
+    let saved = args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint)).transpose()?;
+    let journal = unfinished.journal(&Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget))?;
+
+    progress.note(&dry.summary());
+    if args.resume {
+        let finished = Journal::finished(&unfinished.folder);
+        progress.note(&format!("{finished} of {} packages are finished", plan.packages.len()));
+    }
+    progress.begin("load", 0, "");
+    let names = names(&[folder.path(), out]);
+    let mut pipeline = Pipeline::open(folder)?;
+    // The report's noise is not the calibration's.
+    let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
+    let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
+    let mut models = vec![model_summary(&pipeline, &names[0], &calibration.sampling)?];
+    let dense = evaluation.samples(&pipeline, &names[0])?;
+    if let Task::Structured { method, .. } = task {
+        method.prepare(&pipeline, &plan, &calibration, &progress)?;
+    }
+    let mut product = Product::new();
+    product.measure();
+    let step_weights = match &saved {
+        Some(saved) => saved.step_weights().to_vec(),
+        None => calibration.step_weights(&mut pipeline, &progress)?,
+    };
+    if calibration.weighting == Weighting::Measured {
+        progress.note(&format!("weights of the steps, as measured: {}", spelled(&step_weights)));
+    }
+    let calibrating = Source::Calibration(&calibration, &step_weights);
+    let mut gathered = None;
+    if budget.allocation != Allocation::Uniform {
+        let settings = match journal.settings()? {
+            Some(settings) => settings,
+            None => {
+                let source = saved.as_ref().map(Source::Saved);
+                let source = source.as_ref().unwrap_or(&calibrating);
+                let (settings, statistics) =
+                    allocate(&mut pipeline, &plan, task, source, &calibration, budget, &progress)?;
+                journal.set_settings(&settings)?;
+                gathered = statistics;
+                settings
+            }
+        };
+        plan.set(&settings);
+    }
+    let source = match (&saved, &gathered) {
+        (Some(saved), _) => Source::Saved(saved),
+        (None, Some(gathered)) => Source::Gathered(gathered),
+        (None, None) => calibrating,
+    };
+    let outcome = prune(&mut pipeline, &plan, task, &source, Some(&journal), &progress)?;
+    product.measure();
+    let pruned = evaluation.samples(&pipeline, &names[1])?;
+    models.push(model_summary(&pipeline, &names[1], &calibration.sampling)?);
+
+    progress.begin("save", pipeline.parameters().iter().count(), "tensors");
+    pipeline.folder().write(output.path(), &outcome.edits, &progress)?;
+    if let Some(output) = &statistics_output {
+        let statistics = gathered.as_ref().unwrap_or(&outcome.statistics);
+        SavedStatistics::write(output.path(), statistics, &step_weights, &fingerprint)?;
+    }
+    let (comparison, pictures) = match (dense, pruned) {
+        (Some(dense), Some(pruned)) => dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?,
+        _ => (None, Vec::<PicturePair>::new()),
+    };
+    notes.extend(damped(&outcome));
+    notes.extend(mixed(&plan, task));
+    let (mut stages, peak_bytes) = progress.finish();
+    let product_rate = product.rate().median;
+    // Packages that were finished before were not calibrated now.
+    if !args.resume
+        && let Some(stage) = stages.iter_mut().find(|stage| stage.name == "calibrate")
+    {
+        stage.floor_seconds = Some(dry.calibration_floor(product_rate));
+    }
+    let report = Report {
+        format_version: Report::FORMAT_VERSION,
+        title: format!("{}, {task} removed by {}", names[0], task.method()),
+        command: command_line(),
+        secateur_version: env!("CARGO_PKG_VERSION").into(),
+        seed: args.sampling.seed,
+        settings: settings(args, &calibration, &step_weights, &plan, task, budget),
+        models,
+        comparison,
+        layers: layers(&outcome),
+        groups: groups(&outcome),
+        stages,
+        peak_bytes,
+        notes,
+    };
+    report.write(&pictures, output.path())?;
+    output.finish()?;
+    unfinished.remove()?;
+    statistics_output.map(OutputFolder::finish).transpose()?;
+    if common.json {
+        return print_json(&report);
+    }
+    if let Some(comparison) = &report.comparison {
+        print(&quality(comparison))?;
+    }
+    if let [before, after] = report.models.as_slice()
+        && after.parameters < before.parameters
+    {
+        let of = |after: u64, before: u64| format!("{} ({} before)", count(after), count(before));
+        print(&format!("  parameters    {}", of(after.parameters, before.parameters)))?;
+        print(&format!("  MACs a call   {}", of(after.macs, before.macs)))?;
+    }
+    let calibrated = |stage: &Stage| stage.floor_seconds.map(|floor| (stage.seconds, floor));
+    if let Some((seconds, floor)) = report.stages.iter().find_map(calibrated) {
+        print(&format!(
+            "  calibration   {seconds:.0} s, {:.1} times what its products take at this machine's rate of {:.0} GFLOPS",
+            seconds / floor,
+            product_rate * 1e-9
+        ))?;
+    }
+    let of_layers: Vec<f64> = report.layers.iter().map(|layer| layer.error).collect();
+    let of_modules: Vec<f64> = report.groups.iter().filter_map(|group| group.error).collect();
+    for (what, errors) in [("layer error ", of_layers), ("module error", of_modules)] {
+        if !errors.is_empty() {
+            let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+            let worst = errors.iter().copied().fold(0.0, f64::max);
+            print(&format!("  {what}  {mean:.4} mean, {worst:.4} largest"))?;
+        }
+    }
+    print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display()))
+}
+
+/// What the task changes of the layers that were chosen.
+pub(super) fn plan(args: &RunArgs, folder: &ModelFolder, sampling: &Sampling, task: &Task<'_>) -> Result<Plan> {
+    let packages = match args.packages {
+        Some(count) => Packages::Count(count),
+        // Saved statistics are read one input at a time.
+        None if args.statistics.is_some() => Packages::Count(1),
+        None => Packages::Memory(args.memory.as_u64()),
+    };
+    let selection = Selection::new(&args.include, &args.exclude)?;
+    Ok(Plan::new(&folder.structure(sampling), &selection, packages, task)?)
+}
+
+/// Pictures for the report.
+struct Evaluation<'a> {
+    prompts: &'a [String],
+    sampling: Sampling,
+    clip: Option<&'a ClipModel>,
+    progress: &'a Progress,
+}
+
+impl Evaluation<'_> {
+    fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Option<Samples>> {
+        if self.prompts.is_empty() {
+            return Ok(None);
+        }
+        self.progress.begin(&format!("evaluate {name}"), self.prompts.len() * self.sampling.steps, "image steps");
+        let samples = Samples::generate(pipeline, name, self.prompts, &self.sampling, self.clip, self.progress)?;
+        Ok(Some(samples))
+    }
+}
+
+/// Calibration with `samples` prompts of the model's own list where no number is given, prompts of the report, and notes. No text
+/// is in both; labels are, from other noise.
+pub(super) fn prompts(
+    args: &RunArgs,
+    folder: &ModelFolder,
+    samples: usize,
+) -> Result<(Calibration, Vec<String>, Vec<String>)> {
+    let (calibration, report, notes) = match folder.subject() {
+        Subject::Nothing if args.prompts.is_some() || args.report_prompts.is_some() => {
+            bail!("{} takes no prompts: give --samples N, and --report-samples N", folder.path().display())
+        }
+        Subject::Nothing => (numbered(args.samples.unwrap_or(samples)), numbered(args.report_samples), Vec::new()),
+        Subject::Text | Subject::Label => prompt_lists(args, folder, samples)?,
+    };
+    let calibration = Calibration {
+        prompts: calibration,
+        sampling: args.sampling.sampling(folder)?,
+        weighting: args.weighting,
+        token_stride: args.token_stride,
+    };
+    Ok((calibration, report, notes))
+}
+
+/// The prompts to calibrate with, those of the report, and notes.
+fn prompt_lists(
+    args: &RunArgs,
+    folder: &ModelFolder,
+    samples: usize,
+) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
+    let mut notes = Vec::new();
+    let (mut calibration, from_file) = match &args.prompts {
+        Some(file) => (read_prompts(file)?, true),
+        None => match folder.prompts(|prompts| &prompts.calibration)? {
+            Some(own) => (own, false),
+            None => bail!("{} comes with no prompts: give --prompts FILE", folder.path().display()),
+        },
+    };
+    let mut report = match &args.report_prompts {
+        _ if args.report_samples == 0 => Vec::new(),
+        Some(file) => read_prompts(file)?,
+        None => match folder.prompts(|prompts| &prompts.held_out)? {
+            Some(held_out) => held_out,
+            None => {
+                let kept = (calibration.len() / 10).clamp(1, args.report_samples).min(calibration.len() - 1);
+                notes.push(format!("{kept} of the {} prompts were kept back for this report", calibration.len()));
+                calibration.split_off(calibration.len() - kept)
+            }
+        },
+    };
+    match (args.samples, from_file) {
+        (Some(count), _) if count > calibration.len() => {
+            bail!("--samples {count}, and there are {} calibration prompts", calibration.len());
+        }
+        (Some(count), _) => calibration.truncate(count),
+        (None, false) => calibration.truncate(samples),
+        (None, true) => {}
+    }
+    if folder.subject() == Subject::Text {
+        let seen: HashSet<&String> = calibration.iter().collect();
+        let before = report.len();
+        report.retain(|prompt| !seen.contains(prompt));
+        if report.len() < before {
+            notes.push(format!("{} report prompts are calibration prompts and were left out", before - report.len()));
+        }
+    }
+    if report.is_empty() && args.report_samples > 0 {
+        bail!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
+    }
+    report.truncate(args.report_samples);
+    Ok((calibration, report, notes))
+}
+
+fn layers(outcome: &Outcome) -> Vec<LayerReport> {
+    let layer = |layer: &secateur_prune::LayerOutcome| LayerReport {
+        name: layer.name.to_string(),
+        rows: layer.rows,
+        columns: layer.columns,
+        sparsity: layer.zeros as f64 / (layer.rows * layer.columns).max(1) as f64,
+        error: layer.error,
+        damping: layer.damping,
+        package: layer.package,
+    };
+    outcome.layers.iter().map(layer).collect()
+}
+
+fn groups(outcome: &Outcome) -> Vec<GroupReport> {
+    let group = |group: &GroupOutcome| GroupReport {
+        name: group.name.to_string(),
+        kind: group.kind.clone(),
+        count: group.count,
+        removed: group.removed.len(),
+        error: group.error,
+    };
+    outcome.groups.iter().map(group).collect()
+}
+
+/// What became of one N:M pattern by allocation.
+fn mixed(plan: &Plan, task: &Task<'_>) -> Option<String> {
+    let Task::Weights { pattern: wanted @ Pattern::SemiStructured { .. }, .. } = task else { return None };
+    let mut layers = BTreeMap::<String, usize>::new();
+    for pattern in plan.layers().filter_map(|layer| layer.pattern) {
+        *layers.entry(pattern.to_string()).or_default() += 1;
+    }
+    let counts: Vec<_> = layers.iter().map(|(pattern, count)| format!("{count} layers {pattern}")).collect();
+    (counts.len() > 1).then(|| {
+        let counts = counts.join(", ");
+        format!("not all layers are {wanted}: {counts}; for hardware that wants {wanted}, --allocation uniform")
+    })
+}
+
+/// Hessians that needed more damping than usual.
+fn damped(outcome: &Outcome) -> Vec<String> {
+    let raised = outcome.layers.iter().filter(|layer| layer.damping > Factor::DAMPING);
+    raised
+        .map(|l| format!("{}: damping raised to {} to make its Hessian positive definite", l.name, l.damping))
+        .collect()
+}
+
+fn settings(
+    args: &RunArgs,
+    calibration: &Calibration,
+    step_weights: &[f64],
+    plan: &Plan,
+    task: &Task<'_>,
+    budget: Budget,
+) -> Map<String, Value> {
+    let sampling = &calibration.sampling;
+    let settings = json!({
+        "method": task.method(),
+        "removed": task.to_string(),
+        "calibration prompts": calibration.prompts.len(),
+        "calibration steps": sampling.steps,
+        "sampler": sampling.sampler.to_string(),
+        "token stride": calibration.token_stride,
+        "guidance": sampling.guidance,
+        "batch": sampling.batch,
+        "timestep weighting": calibration.weighting.to_string(),
+        "timestep weights": spelled(step_weights),
+        "allocation": budget.allocation.to_string(),
+        "packages": plan.packages.len(),
+        "statistics": if args.statistics.is_some() { "saved before" } else { "of this run" },
+        "seed of the report's noise": sampling.seed.wrapping_add(1),
+        "threads": rayon::current_num_threads(),
+    });
+    match settings {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// The weights of the steps, the noisiest first.
+fn spelled(step_weights: &[f64]) -> String {
+    step_weights.iter().map(|weight| format!("{weight:.3}")).collect::<Vec<_>>().join(" ")
+}
