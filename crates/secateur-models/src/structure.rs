@@ -171,11 +171,17 @@ pub enum Pair {
 impl Pair {
     /// What the group's name has behind the module's.
     #[must_use]
-    pub fn suffix(self) -> &'static str {
+    pub(crate) fn suffix(self) -> &'static str {
         match self {
             Self::QueryKey => "query_key",
             Self::ValueOutput => "value_output",
         }
+    }
+
+    /// The name of the group of dimensions of a module.
+    #[must_use]
+    pub fn group_name(self, module: &LayerName) -> LayerName {
+        format!("{module}.{}", self.suffix()).into()
     }
 }
 
@@ -199,7 +205,7 @@ impl HeadGroup {
         };
         let heads = self.clone();
         pairs.iter().map(move |&pair| {
-            let name = format!("{}.{}", heads.name, pair.suffix()).into();
+            let name = pair.group_name(&heads.name);
             DimensionGroup { name, pair, heads: heads.clone() }
         })
     }

@@ -1,11 +1,12 @@
 //! SlimDiff, reconstructed from its abstract and summaries (Yang et al. 2025, arXiv 2509.21498) and from its ancestor MoDeGPT (Lin et
 //! al. 2024, arXiv 2408.09632): low rank for query-key and value-output, and fewer neurons, by the second moments of activations.
 
+use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::hessian::{Factor, hessian_error};
 use crate::low_rank::LowRank;
 use crate::method::LayerWeight;
-use crate::plan::PlannedGroup;
+use crate::plan::{Plan, PlannedGroup};
 use crate::statistics::InputStatistics;
 use crate::structured::{Layers, Removed, StructuredMethod};
 use faer::linalg::solvers::Solve;
@@ -13,7 +14,7 @@ use faer::{Mat, Side};
 use rayon::prelude::*;
 use secateur_kernels::Panels;
 use secateur_kernels::linear::linear;
-use secateur_models::{DimensionGroup, Group, HeadGroup, NeuronGroup, Pair, Slice};
+use secateur_models::{DimensionGroup, Group, HeadGroup, NeuronGroup, Observer, Pair, Pipeline, Slice};
 use secateur_nn::LayerName;
 
 /// Module-aligned decompositions: of query and key together, of value and output together, of the two halves of a feed-forward.
@@ -33,10 +34,14 @@ pub enum Rows {
     Attention,
 }
 
+/// A weight with a larger share of zeros is taken for a pruned one.
+const ZEROS: f64 = 0.1;
 /// Added to the diagonal of C, relative to its mean, to score neurons.
 const TO_SCORE: f64 = Factor::DAMPING;
 /// The same to solve for the columns that are left.
 const TO_SOLVE: f64 = 1e-6;
+/// How often that is raised tenfold where C_JJ is not positive definite.
+const ESCALATIONS: i32 = 4;
 
 impl StructuredMethod for Slim {
     fn name(&self) -> &'static str {
@@ -51,6 +56,29 @@ impl StructuredMethod for Slim {
             Group::Dimensions(DimensionGroup { pair: Pair::QueryKey, .. }) => group.inputs().collect(),
             _ => group.outputs().collect(),
         }
+    }
+
+    /// Finds weights with zeros that low rank would fill in.
+    fn prepare(&self, pipeline: &Pipeline, plan: &Plan, _: &Calibration, observer: &dyn Observer) -> Result<()> {
+        for PlannedGroup { group, .. } in plan.groups() {
+            observer.advance(0)?;
+            // The rows of neurons stay as they are.
+            let inputs = matches!(group, Group::Dimensions(_)).then(|| group.inputs());
+            for layer in inputs.into_iter().flatten().chain(group.outputs()) {
+                let Some(weight) = pipeline.parameters().get(&layer.weight()) else { continue };
+                let values = weight.flatten_all()?.to_vec1::<f32>()?;
+                let zeros = values.iter().filter(|value| **value == 0.0).count() as f64 / values.len().max(1) as f64;
+                if zeros > ZEROS {
+                    let problem = format!(
+                        "{:.0} % of its weights are zero, which low rank would fill in: make the model smaller first and remove \
+                         single weights afterwards, or leave the layer out (--exclude)",
+                        100.0 * zeros
+                    );
+                    return Err(Error::layer(&layer, problem));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed> {
@@ -234,16 +262,21 @@ impl Edit<'_> {
         gone.sort_unstable();
 
         let at = |i: usize, j: usize| f64::from(c[i * count + j]);
-        let ridge = TO_SOLVE * (0..*count).map(|i| at(i, i)).sum::<f64>() / (*count).max(1) as f64;
-        let moments =
-            Mat::from_fn(kept.len(), kept.len(), |i, j| at(kept[i], kept[j]) + if i == j { ridge } else { 0.0 });
+        let mean = (0..*count).map(|i| at(i, i)).sum::<f64>() / (*count).max(1) as f64;
+        let factor = |ridge: f64| {
+            let diagonal = |i, j| if i == j { ridge * mean } else { 0.0 };
+            Mat::from_fn(kept.len(), kept.len(), |i, j| at(kept[i], kept[j]) + diagonal(i, j)).llt(Side::Lower).ok()
+        };
+        // Of few rows what is left after rounding can be negative.
+        let factor = (0..=ESCALATIONS).find_map(|escalation| factor(TO_SOLVE * 10f64.powi(escalation)));
+        let problem =
+            "the second moments of the input of its neurons are not positive definite, however much they are damped";
+        let factor = factor.ok_or_else(|| Error::layer(layer, problem))?;
         // C_J: W^T, a column for each row of the weight.
         let mut product = vec![0f32; before.len()];
         linear(&before, &Panels::transposed(&c, *count), None, None, &mut product);
         let target = Mat::from_fn(kept.len(), weight.rows, |i, j| f64::from(product[j * count + kept[i]]));
-        let problem = "the second moments of the input of its neurons are not positive definite: too few samples, or neurons that \
-                       are equal";
-        let solved = moments.llt(Side::Lower).map_err(|_| Error::layer(layer, problem))?.solve(&target);
+        let solved = factor.solve(&target);
 
         let mut after = vec![0f32; before.len()];
         for (row, (after, all)) in

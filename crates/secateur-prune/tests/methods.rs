@@ -409,7 +409,7 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
     let folder = tempfile::tempdir().unwrap();
     let name = "layer".into();
     let mut input = statistics(hessian(20, 6, 1), 20);
-    input.sums = random(6, 2);
+    (input.sums, input.weighted_sums, input.weighted_rows) = (random(6, 2), random(6, 3), 3.5);
     SavedStatistics::write(
         folder.path(),
         &BTreeMap::from([("layer".into(), input.clone())]),

@@ -1,8 +1,11 @@
 //! Removing heads and neurons through the binary: smaller models, what becomes of them, and runs that are stopped.
 
 mod common;
+#[path = "common/looks.rs"]
+mod looks;
 
 use common::{entries, fail, model, secateur, succeed};
+use looks::{draw, inspect, json};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,14 +17,6 @@ fn prune(model: &Path, out: &Path, options: &[&str]) -> Command {
     let mut command = secateur();
     command.arg("prune").arg(model).arg("--out").arg(out).args(SMALL).args(options);
     command
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap()
-}
-
-fn inspect(folder: &Path) -> Value {
-    json(&succeed(secateur().arg("inspect").arg(folder).args(["--json", "--quiet"])))
 }
 
 #[test]
@@ -50,18 +45,14 @@ fn a_smaller_model_lives_on() {
     assert_eq!((shape["was"][1].as_u64(), shape["is"][1].as_u64()), (Some(1024), Some(720)));
 
     // It draws, and so does the full-size model with zeros put back: the same pictures.
-    let generate = |folder: &Path, out: &Path| {
-        let options = ["--prompt", "red apple, noto style emoji", "--steps", "3", "--quiet"];
-        succeed(secateur().arg("generate").arg(folder).arg("--out").arg(out).args(options));
-        image::open(out.join("0000.png")).unwrap().into_rgb8()
-    };
     let export = || {
         let mut command = secateur();
         command.arg("export").arg(&small).args(["--densify", "--quiet", "--out"]).arg(at("dense"));
         command
     };
     succeed(&mut export());
-    let (smaller, dense) = (generate(&small, &at("pictures")), generate(&at("dense"), &at("dense-pictures")));
+    let prompt = "red apple, noto style emoji";
+    let (smaller, dense) = (draw(&small, prompt), draw(&at("dense"), prompt));
     let furthest = smaller.iter().zip(dense.iter()).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(furthest <= Some(1), "pixels differ by {furthest:?} of 255");
     assert_eq!(inspect(&at("dense"))["parameters"], inspect(&model("emoji-mmdit"))["parameters"]);

@@ -14,8 +14,8 @@ use dry_run::DryRun;
 use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples, Stage};
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
 use secateur_prune::{
-    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, Outcome, Packages, Pattern, Plan, Run,
-    SavedStatistics, Selection, Source, Task, Weighting, allocate, prune,
+    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, Outcome, Packages, Pattern, Plan,
+    PlannedLayer, Run, SavedStatistics, Selection, Source, Task, Weighting, allocate, prune,
 };
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashSet};
@@ -53,6 +53,7 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     if args.dry_run {
         return if common.json { print_json(&dry) } else { print(&dry.text()) };
     }
+    notes.extend(too_few(&folder, &plan, &calibration)?);
     let out = args.out.as_ref().context("--out DIR is needed")?;
     let clip = args.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
@@ -76,6 +77,7 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     let journal = unfinished.journal(&Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget))?;
 
     progress.note(&dry.summary());
+    notes.iter().for_each(|note| progress.note(note));
     if args.resume {
         let finished = Journal::finished(&unfinished.folder);
         progress.note(&format!("{finished} of {} packages are finished", plan.packages.len()));
@@ -197,6 +199,24 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
         }
     }
     print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display()))
+}
+
+/// What is said where an input has fewer rows in the statistics than it is wide.
+fn too_few(folder: &ModelFolder, plan: &Plan, calibration: &Calibration) -> Result<Option<String>> {
+    let samples = calibration.prompts.len() * folder.samples_of_run(&calibration.sampling)?;
+    let rows = |layer: &PlannedLayer| samples * layer.tokens.div_ceil(calibration.token_stride);
+    let few: Vec<&PlannedLayer> = plan.layers().filter(|layer| rows(layer) < layer.columns).collect();
+    let worst = few.iter().min_by(|a, b| (rows(a) * b.columns).cmp(&(rows(b) * a.columns)));
+    Ok(worst.map(|worst| {
+        format!(
+            "too few calibration samples: the input of {} has {} rows in its statistics and is {} wide, and {} more layers are like \
+             that; more --samples, or a smaller --token-stride, make the result better",
+            worst.name,
+            rows(worst),
+            worst.columns,
+            few.len() - 1
+        )
+    }))
 }
 
 /// What the task changes of the layers that were chosen.

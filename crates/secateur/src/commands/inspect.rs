@@ -4,7 +4,9 @@ use crate::args::{Common, InspectArgs};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::Result;
-use secateur_models::{Block, HeadGroup, LayerName, Memory, ModelFolder, Observer, Reader, Removals, Structure, Unit};
+use secateur_models::{
+    Block, HeadGroup, LayerName, Memory, ModelFolder, Observer, Pair, Reader, Removals, Structure, Unit,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -76,6 +78,7 @@ struct LowRankRow {
     module: String,
     kind: &'static str,
     rank: usize,
+    removed: usize,
     barred: Option<&'static str>,
 }
 
@@ -261,13 +264,20 @@ impl BlockRow {
             gated: neurons.up.len() == 2,
         });
         let of_heads = |heads: &HeadGroup| {
-            let row = |kind, rank, barred| LowRankRow { module: heads.name.to_string(), kind, rank, barred };
-            [row("query-key", heads.query_key, heads.barred()), row("value-output", heads.value, None)]
+            let row = |kind, pair: Pair, rank, barred| {
+                let removed = removed(&pair.group_name(&heads.name));
+                LowRankRow { module: heads.name.to_string(), kind, rank, removed, barred }
+            };
+            [
+                row("query-key", Pair::QueryKey, heads.query_key, heads.barred()),
+                row("value-output", Pair::ValueOutput, heads.value, None),
+            ]
         };
         let of_neurons = block.neurons.iter().map(|neurons| LowRankRow {
             module: neurons.name.to_string(),
             kind: "feed-forward",
             rank: neurons.count,
+            removed: removed(&neurons.name),
             barred: None,
         });
         let low_rank = block.heads.iter().flat_map(of_heads).chain(of_neurons);
@@ -288,10 +298,13 @@ impl BlockRow {
         let heads = self.heads.iter().map(|heads| {
             let joint = if heads.streams == 2 { ", image and text" } else { "" };
             let mut note = format!("{} heads of {}{joint}", left(heads.count, heads.removed), heads.head_dim);
-            if let Some(barred) =
-                self.low_rank.iter().find(|group| group.module == heads.module && group.barred.is_some())
-            {
-                note += &format!("; query and key stay dense, {}", barred.barred.unwrap_or_default());
+            for pair in self.low_rank.iter().filter(|pair| pair.module == heads.module) {
+                if let Some(barred) = pair.barred {
+                    note += &format!("; query and key stay dense, {barred}");
+                }
+                if pair.removed > 0 {
+                    note += &format!("; {} rank {}", pair.kind, left(pair.rank, pair.removed));
+                }
             }
             (name(&heads.module), note)
         });

@@ -1,0 +1,106 @@
+//! SlimDiff through the binary: smaller models, what becomes of them, and requests that cannot be met.
+
+mod common;
+#[path = "common/looks.rs"]
+mod looks;
+
+use common::{entries, fail, model, secateur, succeed};
+use looks::{draw, inspect, json};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+const SMALL: [&str; 7] = ["--samples", "2", "--steps", "3", "--report-samples", "0", "--quiet"];
+
+fn slim(model: &Path, out: &Path, options: &[&str]) -> Command {
+    let mut command = secateur();
+    command.arg("slim").arg(model).arg("--out").arg(out).args(SMALL).args(options);
+    command
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap()
+}
+
+#[test]
+fn a_slim_model_lives_on() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let dit = model("emoji-dit");
+    let before = inspect(&dit);
+    let shares = |name: &str| 1.0 - number(&inspect(&at(name)), "parameters") / number(&before, "parameters");
+    let report = json(&succeed(&mut slim(&dit, &at("small"), &["--budget", "0.15", "--json"])));
+    let share = shares("small");
+    assert!((share - 0.15).abs() < 0.002, "{share} of the parameters went");
+    assert!(number(&inspect(&at("small")), "macs") < 0.9 * number(&before, "macs"));
+    let kinds: std::collections::BTreeSet<&str> =
+        report["groups"].as_array().unwrap().iter().map(|group| group["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["neurons", "query-key dimensions", "value-output dimensions"]);
+    assert!(report["groups"].as_array().unwrap().iter().all(|group| number(group, "error") < 0.5));
+    let manifest = json(&std::fs::read_to_string(at("small").join("secateur.json")).unwrap());
+    let removals = manifest["compressed"]["removals"].as_object().unwrap();
+    assert!(removals.keys().any(|name| name.ends_with(".attn1.query_key")), "{removals:?}");
+    let tree = succeed(secateur().arg("inspect").arg(at("small")).args(["--tree", "--quiet"]));
+    assert!(tree.contains("rank"), "{tree}");
+
+    // With zeros put back it is of the full size, and draws the same pictures.
+    let export = ["--densify", "--quiet", "--out"];
+    succeed(secateur().arg("export").arg(at("small")).args(export).arg(at("dense")));
+    assert_eq!(inspect(&at("dense"))["parameters"], before["parameters"]);
+    let (smaller, dense) = (draw(&at("small"), "3"), draw(&at("dense"), "3"));
+    let furthest = smaller.iter().zip(dense.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(furthest <= Some(1), "pixels differ by {furthest:?} of 255");
+
+    // Slim again, heads and neurons, and 2:4, on top of it.
+    succeed(&mut slim(&at("small"), &at("smaller"), &["--budget", "0.05", "--allocation", "softmax"]));
+    assert!(shares("smaller") > share + 0.03);
+    let prune = |from: &str, to: &str, options: &[&str]| {
+        succeed(secateur().arg("prune").arg(at(from)).arg("--out").arg(at(to)).args(SMALL).args(options));
+    };
+    prune("small", "structured", &["--structured", "--allocation", "uniform"]);
+    assert!(shares("structured") > share + 0.03);
+    succeed(&mut slim(&at("structured"), &at("structured-slim"), &["--budget", "0.05", "--allocation", "uniform"]));
+    prune("structured-slim", "hybrid", &["--pattern", "2:4"]);
+    draw(&at("hybrid"), "3");
+
+    // Low rank would fill the zeros in.
+    let error = fail(&mut slim(&at("hybrid"), &at("no"), &["--budget", "0.05"]), 1);
+    assert!(error.contains("50 % of its weights are zero") && error.contains("first"), "{error}");
+    assert!(!at("no").exists());
+}
+
+#[test]
+fn by_multiply_accumulates_and_on_what_attention_makes() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let mmdit = model("emoji-mmdit");
+    let options = ["--speedup", "1.15", "--rows", "attention", "--modules", "value-output,query-key", "--json"];
+    let report = json(&succeed(&mut slim(&mmdit, &at("small"), &options)));
+    let notes = report["notes"].as_array().unwrap();
+    let barred =
+        |note: &Value| note.as_str().unwrap().contains("attentions stay as they are: a norm stands between them");
+    assert!(notes.iter().any(barred), "{notes:?}");
+    let groups = report["groups"].as_array().unwrap();
+    assert!(groups.iter().all(|group| group["kind"] == "value-output dimensions"));
+    let speedup = number(&inspect(&mmdit), "macs") / number(&inspect(&at("small")), "macs");
+    assert!((speedup / 1.15 - 1.0).abs() < 0.01, "{speedup} times fewer");
+}
+
+#[test]
+fn what_cannot_be_met_says_what_can() {
+    let temporary = tempfile::tempdir().unwrap();
+    let refused = |model_name: &str, options: &[&str]| {
+        let error = fail(&mut slim(&model(model_name), &temporary.path().join("no"), options), 1);
+        assert!(entries(temporary.path()).is_empty());
+        error
+    };
+    let error = refused("emoji-unet", &["--budget", "0.3"]);
+    assert!(error.contains("30.0 % of the parameters cannot go") && error.contains("is the largest"), "{error}");
+    let largest = error.split("--budget ").last().unwrap().split(' ').next().unwrap();
+    let mut dry = slim(&model("emoji-unet"), &temporary.path().join("no"), &["--budget", largest, "--dry-run"]);
+    succeed(&mut dry);
+    let error = refused("emoji-dit", &["--speedup", "40"]);
+    assert!(error.contains("--speedup") && error.contains("is the largest"), "{error}");
+    assert!(refused("emoji-dit", &["--speedup", "0.9"]).contains("not more than 1"));
+    assert!(refused("emoji-dit", &["--budget", "1.5"]).contains("not in (0, 1)"));
+}
