@@ -125,7 +125,7 @@ const SHARES: (f64, f64) = (0.02, 0.95);
 /// Multiples of the uniform share of heads and neurons that are tried, in quarters.
 const QUARTERS: std::ops::RangeInclusive<usize> = 1..=8;
 /// No group loses more.
-const MOST_OF_GROUP: f64 = 0.8;
+pub(crate) const MOST_OF_GROUP: f64 = 0.8;
 /// Images that an influence is measured on.
 const IMAGES: usize = 4;
 
@@ -323,14 +323,8 @@ fn group_curves(
     observer: &dyn Observer,
 ) -> Result<Vec<(LayerName, Curve)>> {
     let Task::Structured { method, removal } = *trial.task else { return Ok(Vec::new()) };
-    let folder = pipeline.folder().clone();
-    let whole = folder.whole_structure(&influence.sampling);
-    let total = |removals: &Removals| {
-        Ok::<f64, Error>(match trial.amount {
-            Amount::Macs => whole.clone().without(removals).macs() as f64,
-            Amount::Parameters => folder.parameters_without(removals)? as f64,
-        })
-    };
+    let (folder, sampling) = (pipeline.folder().clone(), influence.sampling.clone());
+    let total = |removals: &Removals| trial.amount.of(&folder, &sampling, removals);
     let before = total(pipeline.removals())?;
     let mut curves = Vec::new();
     for planned in trial.package.coupled.iter().flatten() {

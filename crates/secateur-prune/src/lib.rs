@@ -32,6 +32,7 @@
 //! ```
 
 mod allocation;
+mod budget;
 mod calibrate;
 mod driver;
 mod dsnot;
@@ -56,6 +57,7 @@ mod wanda;
 mod weighting;
 
 pub use allocation::{Allocation, Amount, Budget, Setting, Settings, allocate, influence_pictures};
+pub use budget::Target;
 pub use calibrate::{Calibration, Calibrator};
 pub use driver::{GroupOutcome, LayerOutcome, Outcome, Source, Statistics, prune};
 pub use dsnot::Dsnot;

@@ -252,7 +252,7 @@ pub(crate) enum ModuleName {
     FeedForward,
 }
 
-/// The rows of [`Rows`].
+/// The rows that value and output are fitted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RowsName {
     /// The values of all tokens

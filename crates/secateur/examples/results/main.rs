@@ -10,6 +10,7 @@
 
 mod seed;
 mod sheet;
+mod slim;
 mod study;
 mod table;
 
@@ -34,6 +35,9 @@ struct Arguments {
     /// What is compared
     #[arg(long, value_enum, default_value_t = StudyName::Methods)]
     study: StudyName,
+    /// Shares of the parameters that go, where the study takes them
+    #[arg(long, value_name = "SHARE,...", value_delimiter = ',', default_values_t = [0.05, 0.12, 0.2, 0.3])]
+    budgets: Vec<f64>,
     /// Number of seeds, from 0
     #[arg(long, value_name = "N", default_value_t = 1)]
     seeds: u64,
@@ -50,7 +54,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let study = Study::new(arguments.study)?;
+    let study = Study::new(arguments.study, &arguments.budgets)?;
     match (&arguments.table, &arguments.model, &arguments.out) {
         (Some(out), ..) => {
             if let Some(sheet) = &arguments.sheet {

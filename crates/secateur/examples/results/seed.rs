@@ -101,9 +101,9 @@ impl<'a> Seed<'a> {
     }
 
     /// All that the task can prune, in one package.
-    pub(crate) fn plan(&self, pipeline: &Pipeline, task: &Task<'_>) -> Result<Plan> {
+    pub(crate) fn plan(&self, pipeline: &Pipeline, task: &Task<'_>) -> secateur_prune::Result<Plan> {
         let structure = pipeline.folder().structure(&self.calibration.sampling);
-        Ok(Plan::new(&structure, &Selection::default(), Packages::Count(1), task)?)
+        Plan::new(&structure, &Selection::default(), Packages::Count(1), task)
     }
 
     /// Prunes all that the task can.
@@ -198,7 +198,9 @@ impl<'a> Seed<'a> {
             let samples = self.samples(&pipeline, &row.label)?;
             sheet::save(samples.pictures(), self.out, self.seed, &row.name)?;
             let (comparison, _) = dense.compare(&samples)?;
-            let errors = Summary::of(&outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>())?;
+            let of_layers = outcome.layers.iter().map(|layer| layer.error);
+            let errors = of_layers.chain(outcome.groups.iter().filter_map(|group| group.error));
+            let errors = Summary::of(&errors.collect::<Vec<_>>())?;
             let cell = Cell {
                 comparison,
                 mean_layer_error: errors.mean,

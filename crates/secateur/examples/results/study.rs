@@ -1,6 +1,7 @@
 //! What is compared with what.
 
 use crate::seed::{Cell, Seed};
+use crate::slim;
 use anyhow::Result;
 use clap::ValueEnum;
 use secateur_models::Pipeline;
@@ -22,6 +23,8 @@ pub(crate) enum StudyName {
     Allocation,
     /// Hessians of all tokens, or of some
     Tokens,
+    /// SlimDiff's allocations, rows and numbers of samples, and OBS and L1 at the same number of parameters
+    Slim,
 }
 
 type Pruning = dyn Fn(&Seed<'_>, &mut Pipeline) -> Result<Outcome> + Send + Sync;
@@ -50,13 +53,15 @@ pub(crate) struct Study {
 }
 
 impl Study {
-    pub(crate) fn new(name: StudyName) -> Result<Self> {
+    /// `budgets` are shares of the parameters, for the study that takes them.
+    pub(crate) fn new(name: StudyName, budgets: &[f64]) -> Result<Self> {
         match name {
             StudyName::Methods => Self::methods(),
             StudyName::Weighting => Self::weightings(),
             StudyName::Structured => Self::structured(),
             StudyName::Allocation => Self::allocations(),
             StudyName::Tokens => Self::tokens(),
+            StudyName::Slim => Ok(slim::study(budgets)),
         }
     }
 

@@ -220,7 +220,12 @@ fn too_few(folder: &ModelFolder, plan: &Plan, calibration: &Calibration) -> Resu
 }
 
 /// What the task changes of the layers that were chosen.
-pub(super) fn plan(args: &RunArgs, folder: &ModelFolder, sampling: &Sampling, task: &Task<'_>) -> Result<Plan> {
+pub(super) fn plan(
+    args: &RunArgs,
+    folder: &ModelFolder,
+    sampling: &Sampling,
+    task: &Task<'_>,
+) -> secateur_prune::Result<Plan> {
     let packages = match args.packages {
         Some(count) => Packages::Count(count),
         // Saved statistics are read one input at a time.
@@ -228,7 +233,7 @@ pub(super) fn plan(args: &RunArgs, folder: &ModelFolder, sampling: &Sampling, ta
         None => Packages::Memory(args.memory.as_u64()),
     };
     let selection = Selection::new(&args.include, &args.exclude)?;
-    Ok(Plan::new(&folder.structure(sampling), &selection, packages, task)?)
+    Plan::new(&folder.structure(sampling), &selection, packages, task)
 }
 
 /// Pictures for the report.

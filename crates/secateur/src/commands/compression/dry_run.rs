@@ -168,13 +168,14 @@ impl DryRun {
                 self.removed
             ),
             groups => format!(
-                "{} in {} modules; {} of {} parameters and {} of {} MACs stay",
+                "{} in {} modules; {} of {} parameters and {} of {} MACs stay, {:.2} times fewer",
                 self.removed,
                 groups.len(),
                 count(self.parameters_after),
                 count(self.parameters),
                 count(self.macs_after),
-                count(self.macs)
+                count(self.macs),
+                self.macs as f64 / self.macs_after.max(1) as f64
             ),
         };
         format!(

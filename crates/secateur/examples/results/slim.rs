@@ -1,0 +1,77 @@
+//! SlimDiff against itself and others, at equal numbers of parameters.
+
+use crate::seed::Seed;
+use crate::study::{Row, Study};
+use anyhow::Result;
+use secateur_models::Pipeline;
+use secateur_prune::{
+    Allocation, Amount, Budget, Calibration, L1, Obs, Outcome, Removal, Rows, Slim, Source, StructuredMethod, Target,
+    Task, allocate, prune,
+};
+
+/// Prompts of 50 samples and of 500, at 25 steps.
+const FEW: usize = 2;
+const SOME: usize = 20;
+
+/// What fills a budget.
+#[derive(Clone, Copy)]
+struct Way {
+    method: &'static dyn StructuredMethod,
+    allocation: fn(Amount) -> Allocation,
+    prompts: usize,
+}
+
+pub(crate) fn study(budgets: &[f64]) -> Study {
+    const SLIM: Way = Way { method: &Slim { rows: Rows::Values }, allocation: Allocation::Greedy, prompts: SOME };
+    let ways = [
+        ("slim", "slim by influence", SLIM),
+        ("slim-softmax", "slim by softmax", Way { allocation: Allocation::Softmax, ..SLIM }),
+        ("slim-uniform", "slim alike everywhere", Way { allocation: |_| Allocation::Uniform, ..SLIM }),
+        ("slim-attention", "slim on what attention makes", Way { method: &Slim { rows: Rows::Attention }, ..SLIM }),
+        ("slim-few", "slim, 50 samples", Way { prompts: FEW, ..SLIM }),
+        ("obs", "obs, heads and neurons", Way { method: &Obs, ..SLIM }),
+        ("l1", "l1, heads and neurons", Way { method: &L1, ..SLIM }),
+    ];
+    let row = |budget: f64, (name, label, way): (&str, &str, Way)| Row {
+        name: format!("slim-{budget}-{name}"),
+        label: format!("{} %, {label}", 100.0 * budget),
+        prune: Box::new(move |seed, pipeline| way.fill(seed, pipeline, budget)),
+    };
+    let groups = budgets.iter().map(|&budget| ways.map(|way| row(budget, way)).into()).collect();
+    let about = "Shares of all parameters, at most; 500 samples (20 prompts x 25 steps) but where it says 50, Hessians of every fourth \
+                 token, one package. obs and l1 take from all blocks, by influence too.";
+    Study { about, token_stride: 4, groups, sizes: true, baseline: None }
+}
+
+impl Way {
+    fn fill(self, seed: &Seed<'_>, pipeline: &mut Pipeline, budget: f64) -> Result<Outcome> {
+        let Self { method, allocation, prompts } = self;
+        let all = seed.calibration();
+        let calibration = Calibration { prompts: all.prompts[..prompts].to_vec(), ..all.clone() };
+        let removal = |share: f64| {
+            if method.name() == "slim" {
+                Removal::slim(share)
+            } else {
+                Ok(Removal { keep_ends: 0, ..Removal::new(share)? })
+            }
+        };
+        let (folder, sampling) = (pipeline.folder().clone(), &calibration.sampling);
+        let target = Target::new(&folder, sampling, Amount::Parameters, budget)?;
+        let share = target.uniform_share(&folder, sampling, |share| {
+            seed.plan(pipeline, &Task::Structured { method, removal: removal(share)? })
+        })?;
+        let task = Task::Structured { method, removal: removal(share)? };
+        let mut plan = seed.plan(pipeline, &task)?;
+        let step_weights = calibration.step_weights(pipeline, &())?;
+        let source = Source::Calibration(&calibration, &step_weights);
+        let allocation = allocation(Amount::Parameters);
+        if allocation == Allocation::Uniform {
+            return Ok(prune(pipeline, &plan, &task, &source, None, &())?);
+        }
+        let budget = Budget { allocation, total: Some(target.total) };
+        let (settings, statistics) = allocate(pipeline, &plan, &task, &source, &calibration, budget, &())?;
+        plan.set(&settings);
+        let gathered = statistics.as_ref().map(Source::Gathered);
+        Ok(prune(pipeline, &plan, &task, gathered.as_ref().unwrap_or(&source), None, &())?)
+    }
+}
