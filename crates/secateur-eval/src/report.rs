@@ -150,6 +150,9 @@ pub struct GroupReport {
     /// Relative squared error of the product that they are a part of, over the calibration, where it is not in the layers'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<f64>,
+    /// The same of the whole attention, after the softmax and the output projection, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module_error: Option<f64>,
 }
 
 /// One stage of the run.

@@ -262,6 +262,7 @@ fn heads_and_neurons_that_went_are_told() {
         count,
         removed,
         error: None,
+        module_error: None,
     };
     let groups = vec![
         group("blocks.1.attn", "heads", 8, 2),

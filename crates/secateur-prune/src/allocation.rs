@@ -124,6 +124,8 @@ const GRID: usize = 48;
 const SHARES: (f64, f64) = (0.02, 0.95);
 /// Multiples of the uniform share of heads and neurons that are tried, in quarters.
 const QUARTERS: std::ops::RangeInclusive<usize> = 1..=8;
+/// Parts of the most of a group that are tried too.
+const EIGHTHS: std::ops::RangeInclusive<usize> = 1..=8;
 /// No group loses more.
 pub(crate) const MOST_OF_GROUP: f64 = 0.8;
 /// Images that an influence is measured on.
@@ -332,10 +334,10 @@ fn group_curves(
         let mut one = pipeline.removals().clone();
         one.remove(group.name(), group.count(), &[0]);
         let amount = before - total(&one)?;
-        let counts = QUARTERS.map(|quarters| {
-            let sparsity = (removal.sparsity * quarters as f64 / 4.0).min(MOST_OF_GROUP.max(removal.sparsity));
-            Removal { sparsity, ..removal }.count(group)
-        });
+        let most = MOST_OF_GROUP.max(removal.sparsity);
+        let around = QUARTERS.map(|quarters| (removal.sparsity * quarters as f64 / 4.0).min(most));
+        let over_all = EIGHTHS.map(|eighths| MOST_OF_GROUP * eighths as f64 / 8.0);
+        let counts = around.chain(over_all).map(|sparsity| Removal { sparsity, ..removal }.count(group));
         let mut counts: Vec<usize> = counts.chain([planned.remove]).filter(|count| *count > 0).collect();
         counts.sort_unstable();
         counts.dedup();
@@ -383,9 +385,13 @@ fn only(outcome: &Outcome, parameter: &str) -> Edits {
 /// How many pictures the influence of each layer or group is measured on, and how they are drawn.
 #[must_use]
 pub fn influence_pictures(calibration: &Calibration) -> (usize, Sampling) {
+    (IMAGES.min(calibration.prompts.len()), influence_sampling(calibration))
+}
+
+/// A quarter of the steps.
+pub(crate) fn influence_sampling(calibration: &Calibration) -> Sampling {
     let steps = calibration.sampling.steps;
-    let sampling = Sampling { steps: (steps / 4).max(steps.min(4)), ..calibration.sampling.clone() };
-    (IMAGES.min(calibration.prompts.len()), sampling)
+    Sampling { steps: (steps / 4).max(steps.min(4)), ..calibration.sampling.clone() }
 }
 
 /// Measures what an edit does to pictures.

@@ -5,16 +5,17 @@ use crate::error::{Error, Result};
 use crate::hessian::hessian_error;
 use crate::journal::Journal;
 use crate::method::{LayerWeight, Method, Solved};
+use crate::module_error::{ModuleErrors, relative};
 use crate::plan::{Package, Plan, PlannedGroup, SharedInput};
 use crate::statistics::{InputStatistics, SavedStatistics};
 use crate::structured::{Layers, StructuredMethod};
 use crate::task::Task;
 use candle_core::{Device, Tensor};
-use secateur_models::{Cuts, Edits, Observer, Pipeline, cast};
+use secateur_models::{Cuts, Edits, Group, Observer, Pipeline, cast};
 use secateur_nn::LayerName;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What became of a layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,9 @@ pub struct GroupOutcome {
     /// Relative squared error of the product that they are a part of, over the calibration, where the method tells it; else it is
     /// in the errors of the layers that read them.
     pub error: Option<f64>,
+    /// Relative squared error of the attention that dimensions were removed of, after the softmax and the output projection,
+    /// see [`ModuleErrors`].
+    pub module_error: Option<f64>,
 }
 
 /// What pruning gives.
@@ -95,7 +99,7 @@ impl Source<'_> {
 }
 
 /// Does `task` to what `plan` chose, package after package, in `pipeline` itself. The packages that `journal` has are taken
-/// from there, and the others go into it.
+/// from there, and the others go into it. With `module_errors` the outcome tells what became of attentions as a whole.
 ///
 /// # Errors
 /// If a layer cannot be pruned, the model fails, or the observer interrupts; the pipeline may then hold the packages
@@ -105,6 +109,7 @@ pub fn prune(
     plan: &Plan,
     task: &Task<'_>,
     source: &Source<'_>,
+    module_errors: Option<&ModuleErrors>,
     journal: Option<&Journal>,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
@@ -137,8 +142,16 @@ pub fn prune(
         observer.begin(&of("solve"), total, unit);
         let mut done = Outcome::of(pipeline);
         // At once, so that the old weights do not stay in memory beside the new ones of a whole package.
-        let mut apply = |pipeline: &mut Pipeline, part: Outcome, layers: usize| -> Result<()> {
+        let mut apply = |pipeline: &mut Pipeline, mut part: Outcome, layers: usize| -> Result<()> {
+            let projections = part.groups.iter().any(|group| group.kind.ends_with("dimensions"));
+            let judge = module_errors.filter(|_| projections).map(|errors| (errors, attention_outputs(package, &part)));
+            let before = judge.as_ref().map(|(errors, layers)| errors.outputs(pipeline, layers)).transpose()?;
             pipeline.apply(&part.edits)?;
+            if let (Some((errors, layers)), Some(before)) = (judge, before) {
+                let error = relative(&before, &errors.outputs(pipeline, &layers)?);
+                let groups = part.groups.iter_mut().filter(|group| group.kind.ends_with("dimensions"));
+                groups.for_each(|group| group.module_error = Some(error));
+            }
             observer.advance(layers)?;
             done.extend(part);
             Ok(())
@@ -186,6 +199,18 @@ impl Outcome {
     }
 }
 
+/// The output projections of the attentions that dimensions were removed of.
+fn attention_outputs(package: &Package, part: &Outcome) -> BTreeSet<LayerName> {
+    let changed = |planned: &&PlannedGroup| part.groups.iter().any(|group| group.name == *planned.group.name());
+    let outputs = |planned: &PlannedGroup| match &planned.group {
+        Group::Dimensions(dimensions) => {
+            dimensions.heads.streams.iter().filter_map(|stream| Some(stream.output.as_ref()?.layer.clone())).collect()
+        }
+        _ => Vec::new(),
+    };
+    package.coupled.iter().flatten().filter(changed).flat_map(outputs).collect()
+}
+
 /// Prunes the layers of one input.
 pub(crate) fn solve(
     pipeline: &Pipeline,
@@ -229,7 +254,7 @@ pub(crate) fn remove<'a>(
         parts.extend(group.parts(&positions));
         outcome.edits.removals.remove(group.name(), group.count(), &positions);
         let (name, kind, count) = (group.name().clone(), group.kind().to_owned(), group.count());
-        outcome.groups.push(GroupOutcome { name, kind, count, removed: positions, error });
+        outcome.groups.push(GroupOutcome { name, kind, count, removed: positions, error, module_error: None });
     }
     let cuts = Cuts::new(parts);
     let weights = &mut outcome.edits.weights;

@@ -52,7 +52,7 @@ fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> 
             let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
             let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
             let source = Source::Calibration(&calibration, &step_weights);
-            let outcome = prune(&mut pipeline, &plan, &task, &source, None, &()).unwrap();
+            let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &()).unwrap();
             let prunable = structure.layers().filter(|layer| layer.prunable.is_some()).count();
             assert_eq!((outcome.layers.len(), outcome.edits.weights.len()), (prunable, prunable), "{what}");
             for layer in &outcome.layers {
@@ -110,7 +110,7 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
             continue;
         }
         let mut pipeline = Pipeline::open(open(folder)).unwrap();
-        let outcome = prune(&mut pipeline, &plan(folder, &task), &task, &source, None, &()).unwrap();
+        let outcome = prune(&mut pipeline, &plan(folder, &task), &task, &source, None, None, &()).unwrap();
         assert_eq!(outcome.groups.len(), smaller.len(), "{what}");
         for group in &outcome.groups {
             assert_eq!(
@@ -159,7 +159,7 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
 
         // Again, and then weights anywhere.
         let mut pipeline = Pipeline::open(open(&small)).unwrap();
-        let again = prune(&mut pipeline, &plan(&small, &task), &task, &source, None, &()).unwrap();
+        let again = prune(&mut pipeline, &plan(&small, &task), &task, &source, None, None, &()).unwrap();
         let smaller = temporary.path().join(format!("{name}-again"));
         write(&small, &smaller, &again.edits);
         assert!(parameters(&smaller) < parameters(&small), "{what}");
@@ -168,7 +168,7 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
         assert!(removed(&smaller) > removed(&small), "{what}");
         let task = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
         let mut pipeline = Pipeline::open(open(&smaller)).unwrap();
-        let zeros = prune(&mut pipeline, &plan(&smaller, &task), &task, &source, None, &()).unwrap();
+        let zeros = prune(&mut pipeline, &plan(&smaller, &task), &task, &source, None, None, &()).unwrap();
         assert_eq!(zeros.edits.removals, *open(&smaller).removals(), "{what}");
         assert!(latents(&pipeline).sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite(), "{what}");
     }

@@ -52,7 +52,7 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
             // Weights that were changed and changed back are packed again at the next call.
             sample(&pipeline);
             let of_pruning = counting::most_held(|| {
-                prune(&mut pipeline, &plan, &task, &source, None, &()).unwrap();
+                prune(&mut pipeline, &plan, &task, &source, None, None, &()).unwrap();
             });
             for (what, held) in [("allocate", of_allocation), ("prune", of_pruning)] {
                 let told = format!("{what} {task} in {}: {held} held, {said} said, {call} a call", plan.packages.len());

@@ -338,7 +338,7 @@ fn activations_that_are_not_finite_name_layer_and_step() {
     let calibration = calibration(1, 1);
     let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
     let source = Source::Calibration(&calibration, &step_weights);
-    let error = prune(&mut pipeline, &plan, &half(&Obs), &source, None, &()).unwrap_err().to_string();
+    let error = prune(&mut pipeline, &plan, &half(&Obs), &source, None, None, &()).unwrap_err().to_string();
     assert!(error.contains("transformer_blocks.1.ff.net.2") && error.contains("denoising step 1"), "{error}");
 }
 
@@ -351,7 +351,7 @@ fn statistics_do_not_depend_on_the_batch() {
         let calibration = calibration(3, batch);
         let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
         let source = Source::Calibration(&calibration, &step_weights);
-        prune(&mut pipeline, &plan, &half(&Magnitude), &source, None, &()).unwrap().statistics
+        prune(&mut pipeline, &plan, &half(&Magnitude), &source, None, None, &()).unwrap().statistics
     };
     let (whole, apart) = (gather(3), gather(2));
     assert_eq!(whole.len(), 8, "one Hessian per distinct input");
@@ -399,7 +399,8 @@ fn saved_statistics_serve_one_package() {
     let folder = tempfile::tempdir().unwrap();
     SavedStatistics::write(folder.path(), &BTreeMap::new(), &[1.0, 1.0], &fingerprint).unwrap();
     let saved = SavedStatistics::open(folder.path(), &fingerprint).unwrap();
-    let error = prune(&mut pipeline, &plan, &half(&Obs), &Source::Saved(&saved), None, &()).unwrap_err().to_string();
+    let error =
+        prune(&mut pipeline, &plan, &half(&Obs), &Source::Saved(&saved), None, None, &()).unwrap_err().to_string();
     assert!(error.contains("one package"), "{error}");
 }
 

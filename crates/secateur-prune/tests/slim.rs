@@ -5,8 +5,15 @@ mod given;
 
 use given::Given;
 use proptest::prelude::*;
-use secateur_models::{Between, DimensionGroup, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Slice};
-use secateur_prune::{InputStatistics, LayerWeight, PlannedGroup, Removed, Rows, Slim, StructuredMethod};
+use secateur_models::{
+    Between, DimensionGroup, Geometry, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Removals, Slice,
+    denoiser_config,
+};
+use secateur_prune::{
+    InputStatistics, LayerWeight, Packages, Plan, PlannedGroup, Removal, Removed, Rows, Selection, Slim,
+    StructuredMethod, Task,
+};
+use std::path::Path;
 
 /// Rows x columns, row-major.
 #[derive(Clone)]
@@ -356,6 +363,32 @@ fn what_cannot_be_solved_is_told() {
     let given = Given::new(layers.into());
     let error = Slim::default().remove(&planned(Pair::QueryKey, &[""], 3), &given).unwrap_err().to_string();
     assert!(error.contains("attn") && error.contains("not finite"), "{error}");
+}
+
+/// By shapes: 100 M of SD-1.5's 859.5 M parameters can go, 11.6 %.
+#[test]
+fn a_hundred_million_parameters_of_sd_1_5() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/full_size/sd-1.5/unet/config.json");
+    let config = denoiser_config(&path).unwrap();
+    let structure = config.structure(&Geometry { latent: (64, 64), text: 77 });
+    let parameters = |removals: &Removals| -> usize {
+        let wanted = config.parameters(removals).unwrap();
+        wanted.values().filter(|wanted| !wanted.constant).map(|wanted| wanted.shape.iter().product::<usize>()).sum()
+    };
+    let whole = parameters(&Removals::default());
+    assert_eq!(whole, 859_520_964);
+    let slim = Slim::default();
+    let at = |share: f64| {
+        let task = Task::Structured { method: &slim, removal: Removal::slim(share).unwrap() };
+        let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
+        // Query-key, value-output and feed-forward of 16 blocks, two attentions each.
+        assert_eq!(plan.groups().count(), 16 * 5);
+        plan.removals(&Removals::default())
+    };
+    let removals = at(0.43);
+    let gone = whole - parameters(&removals);
+    let fewer = structure.macs() as f64 / structure.clone().without(&removals).macs() as f64;
+    assert!((100_000_000..115_000_000).contains(&gone) && fewer > 1.1, "{gone} parameters, {fewer} times fewer");
 }
 
 proptest! {

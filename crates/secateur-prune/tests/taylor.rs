@@ -121,7 +121,7 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
     let task = Task::Structured { method: &taylor, removal };
     let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
     let source = Source::Calibration(&calibration, &step_weights);
-    let outcome = prune(&mut pipeline, &plan, &task, &source, None, &()).unwrap();
+    let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &()).unwrap();
     for group in &outcome.groups {
         let scores = taylor.scores(&group.name).unwrap();
         let gone = group.removed.iter().map(|&one| scores[one]).fold(0.0, f64::max);

@@ -22,7 +22,10 @@ pub(super) fn groups(groups: &[GroupReport]) -> Markup {
                                 th.number scope="col" { "Before" }
                                 th.number scope="col" { "Now" }
                                 th scope="col" { "Share that is left" }
-                                @if errors { th.number scope="col" { "Relative error" } }
+                                @if errors {
+                                    th.number scope="col" { "Error of the product" }
+                                    th.number scope="col" { "Error of the attention" }
+                                }
                             }
                         }
                         tbody { @for group in groups { (group_row(group, errors)) } }
@@ -42,7 +45,9 @@ fn group_row(group: &GroupReport, errors: bool) -> Markup {
             td.number { (group.count) " " (group.kind) }
             td.number { (left) }
             td { span.share style=(format!("width:{:.1}%", share * 70.0)) {} (format!("{:.0} %", share * 100.0)) }
-            @if errors { td.number { @if let Some(error) = group.error { (format!("{error:.4}")) } } }
+            @if errors { @for error in [group.error, group.module_error] {
+                td.number { @if let Some(error) = error { (format!("{error:.4}")) } }
+            } }
         }
     }
 }

@@ -109,7 +109,7 @@ impl<'a> Seed<'a> {
     /// Prunes all that the task can.
     pub(crate) fn prune(&self, pipeline: &mut Pipeline, task: &Task<'_>, source: &Source<'_>) -> Result<Outcome> {
         let plan = self.plan(pipeline, task)?;
-        Ok(prune(pipeline, &plan, task, source, None, &())?)
+        Ok(prune(pipeline, &plan, task, source, None, None, &())?)
     }
 
     /// The statistics of the dense model, gathered where that was not done yet.

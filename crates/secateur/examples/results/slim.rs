@@ -66,12 +66,12 @@ impl Way {
         let source = Source::Calibration(&calibration, &step_weights);
         let allocation = allocation(Amount::Parameters);
         if allocation == Allocation::Uniform {
-            return Ok(prune(pipeline, &plan, &task, &source, None, &())?);
+            return Ok(prune(pipeline, &plan, &task, &source, None, None, &())?);
         }
         let budget = Budget { allocation, total: Some(target.total) };
         let (settings, statistics) = allocate(pipeline, &plan, &task, &source, &calibration, budget, &())?;
         plan.set(&settings);
         let gathered = statistics.as_ref().map(Source::Gathered);
-        Ok(prune(pipeline, &plan, &task, gathered.as_ref().unwrap_or(&source), None, &())?)
+        Ok(prune(pipeline, &plan, &task, gathered.as_ref().unwrap_or(&source), None, None, &())?)
     }
 }

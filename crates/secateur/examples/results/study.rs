@@ -131,7 +131,7 @@ impl Study {
                             allocate(pipeline, &plan, &task, &source, seed.calibration(), allocation.into(), &())?;
                         plan.set(&settings);
                     }
-                    Ok(prune(pipeline, &plan, &task, &source, None, &())?)
+                    Ok(prune(pipeline, &plan, &task, &source, None, None, &())?)
                 }),
             };
             allocations.iter().map(row).collect()

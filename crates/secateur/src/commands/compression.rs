@@ -12,10 +12,12 @@ use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use dry_run::DryRun;
 use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples, Stage};
-use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts};
+use secateur_models::{
+    ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts,
+};
 use secateur_prune::{
-    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, Outcome, Packages, Pattern, Plan,
-    PlannedLayer, Run, SavedStatistics, Selection, Source, Task, Weighting, allocate, prune,
+    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, ModuleErrors, Outcome, Packages,
+    Pattern, Plan, PlannedLayer, Run, SavedStatistics, Selection, Source, Task, Weighting, allocate, prune,
 };
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashSet};
@@ -124,7 +126,9 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
         (None, Some(gathered)) => Source::Gathered(gathered),
         (None, None) => calibrating,
     };
-    let outcome = prune(&mut pipeline, &plan, task, &source, Some(&journal), &progress)?;
+    let dimensions = plan.groups().any(|planned| matches!(planned.group, Group::Dimensions(_)));
+    let module_errors = dimensions.then(|| ModuleErrors::new(&pipeline, &calibration, &progress)).transpose()?;
+    let outcome = prune(&mut pipeline, &plan, task, &source, module_errors.as_ref(), Some(&journal), &progress)?;
     product.measure();
     let pruned = evaluation.samples(&pipeline, &names[1])?;
     models.push(model_summary(&pipeline, &names[1], &calibration.sampling)?);
@@ -190,12 +194,14 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
         ))?;
     }
     let of_layers: Vec<f64> = report.layers.iter().map(|layer| layer.error).collect();
-    let of_modules: Vec<f64> = report.groups.iter().filter_map(|group| group.error).collect();
-    for (what, errors) in [("layer error ", of_layers), ("module error", of_modules)] {
+    let of_products: Vec<f64> = report.groups.iter().filter_map(|group| group.error).collect();
+    let of_attentions: Vec<f64> = report.groups.iter().filter_map(|group| group.module_error).collect();
+    let all = [("layer error  ", of_layers), ("product error", of_products), ("attentions'  ", of_attentions)];
+    for (what, errors) in all {
         if !errors.is_empty() {
             let mean = errors.iter().sum::<f64>() / errors.len() as f64;
             let worst = errors.iter().copied().fold(0.0, f64::max);
-            print(&format!("  {what}  {mean:.4} mean, {worst:.4} largest"))?;
+            print(&format!("  {what} {mean:.4} mean, {worst:.4} largest"))?;
         }
     }
     print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display()))
@@ -347,6 +353,7 @@ fn groups(outcome: &Outcome) -> Vec<GroupReport> {
         count: group.count,
         removed: group.removed.len(),
         error: group.error,
+        module_error: group.module_error,
     };
     outcome.groups.iter().map(group).collect()
 }
