@@ -42,7 +42,7 @@ fn group_row(group: &GroupReport, errors: bool) -> Markup {
     html! {
         tr {
             th scope="row" { (group.name) }
-            td.number { (group.count) " " (group.kind) }
+            td.number { (group.count) " " (group.kind.rsplit(' ').next().unwrap_or_default()) }
             td.number { (left) }
             td { span.share style=(format!("width:{:.1}%", share * 70.0)) {} (format!("{:.0} %", share * 100.0)) }
             @if errors { @for error in [group.error, group.module_error] {

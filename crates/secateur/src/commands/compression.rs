@@ -32,13 +32,15 @@ pub(super) struct Job<'a> {
     pub(super) calibration: Calibration,
     pub(super) report_prompts: Vec<String>,
     pub(super) task: Task<'a>,
+    /// How much goes, in words.
+    pub(super) removed: String,
     pub(super) budget: Budget,
     /// For the report.
     pub(super) notes: Vec<String>,
 }
 
 pub(super) fn run(job: Job<'_>) -> Result<()> {
-    let Job { args, common, folder, calibration, report_prompts, task, budget, mut notes } = job;
+    let Job { args, common, folder, calibration, report_prompts, task, removed, budget, mut notes } = job;
     let task = &task;
     let mut plan = plan(args, &folder, &calibration.sampling, task)?;
     let one = plan.packages.len() == 1;
@@ -51,7 +53,7 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     }
     let saved_before = args.statistics.is_some();
     let judged = report_prompts.len();
-    let dry = DryRun::new(&folder, &plan, task, &calibration, judged, budget.allocation, saved_before)?;
+    let dry = DryRun::new(&folder, &plan, task, &removed, &calibration, judged, (budget.allocation, saved_before))?;
     if args.dry_run {
         return if common.json { print_json(&dry) } else { print(&dry.text()) };
     }
@@ -155,11 +157,11 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     }
     let report = Report {
         format_version: Report::FORMAT_VERSION,
-        title: format!("{}, {task} removed by {}", names[0], task.method()),
+        title: format!("{}, {removed} removed by {}", names[0], task.method()),
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: args.sampling.seed,
-        settings: settings(args, &calibration, &step_weights, &plan, task, budget),
+        settings: settings(args, &calibration, &step_weights, &plan, (task.method(), &removed), budget),
         models,
         comparison,
         layers: layers(&outcome),
@@ -385,13 +387,13 @@ fn settings(
     calibration: &Calibration,
     step_weights: &[f64],
     plan: &Plan,
-    task: &Task<'_>,
+    (method, removed): (&str, &str),
     budget: Budget,
 ) -> Map<String, Value> {
     let sampling = &calibration.sampling;
     let settings = json!({
-        "method": task.method(),
-        "removed": task.to_string(),
+        "method": method,
+        "removed": removed,
         "calibration prompts": calibration.prompts.len(),
         "calibration steps": sampling.steps,
         "sampler": sampling.sampler.to_string(),

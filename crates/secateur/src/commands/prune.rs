@@ -14,7 +14,8 @@ pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     let task = task(args, structured.as_deref())?;
     let (calibration, report_prompts, notes) = compression::prompts(&args.run, &folder, SAMPLES)?;
     let budget = allocation(args).into();
-    compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, budget, notes })
+    let removed = task.to_string();
+    compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, removed, budget, notes })
 }
 
 /// The method that chooses heads and neurons, where these are to go.

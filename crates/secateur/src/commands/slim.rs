@@ -4,7 +4,7 @@ use super::compression::{self, Job};
 use crate::args::{Common, ModuleName, RowsName, RuleName, SlimArgs};
 use anyhow::{Result, bail};
 use secateur_models::{HeadGroup, ModelFolder, Sampling};
-use secateur_prune::{Allocation, Amount, Budget, Removal, Rows, Slim, Target, Task};
+use secateur_prune::{Allocation, Amount, Budget, Pattern, Removal, Rows, Slim, Target, Task};
 
 /// Calibration samples, each a picture at a denoising step, where no number of pictures is given (SlimDiff's).
 const SAMPLES: usize = 500;
@@ -47,7 +47,11 @@ pub(crate) fn run(args: &SlimArgs, common: &Common) -> Result<()> {
     };
     let budget = Budget { allocation, total: Some(target.total) };
     let task = Task::Structured { method: &method, removal: removal(share)? };
-    compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, budget, notes })
+    let removed = match amount {
+        Amount::Parameters => format!("{} of the parameters", Pattern::Unstructured(target.total / target.whole)),
+        Amount::Macs => format!("{} of the multiply-accumulates", Pattern::Unstructured(target.total / target.whole)),
+    };
+    compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, removed, budget, notes })
 }
 
 /// What is counted, and the share of it that is to go.

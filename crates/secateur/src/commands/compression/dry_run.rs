@@ -64,10 +64,10 @@ impl DryRun {
         folder: &ModelFolder,
         plan: &Plan,
         task: &Task<'_>,
+        removed: &str,
         calibration: &Calibration,
         judged: usize,
-        allocation: Allocation,
-        saved_before: bool,
+        (allocation, saved_before): (Allocation, bool),
     ) -> Result<Self> {
         let sampling = &calibration.sampling;
         let samples = folder.samples_of_run(sampling)?;
@@ -126,7 +126,7 @@ impl DryRun {
         Ok(Self {
             model: folder.name(),
             method: task.method(),
-            removed: task.to_string(),
+            removed: removed.to_owned(),
             layers: plan.layers().count(),
             weights,
             weights_removed: plan.layers().map(zeros).sum::<f64>() as u64,
