@@ -351,12 +351,14 @@ fn group_curves(
         };
         let uniform = attempt(pipeline, planned.remove)?;
         let scale = influence.of(pipeline, uniform.edits.clone(), observer)?;
-        let factor = scaled(scale, error(&uniform));
+        let of_uniform = error(&uniform);
+        let factor = scaled(scale, of_uniform);
         let nothing = Choice { setting: Setting::Remove(0), amount: 0.0, error: 0.0 };
         let mut choices = vec![nothing];
         for count in counts {
-            let error = factor * error(&attempt(pipeline, count)?);
-            choices.push(Choice { setting: Setting::Remove(count), amount: amount * count as f64, error });
+            let error = if count == planned.remove { of_uniform } else { error(&attempt(pipeline, count)?) };
+            let (setting, amount) = (Setting::Remove(count), amount * count as f64);
+            choices.push(Choice { setting, amount, error: factor * error });
         }
         let of_share = group.clone();
         let at = move |share: f64| {

@@ -141,34 +141,36 @@ pub fn prune(
         };
         observer.begin(&of("solve"), total, unit);
         let mut done = Outcome::of(pipeline);
-        // At once, so that the old weights do not stay in memory beside the new ones of a whole package.
-        let mut apply = |pipeline: &mut Pipeline, mut part: Outcome, layers: usize| -> Result<()> {
-            let projections = part.groups.iter().any(|group| group.kind.ends_with("dimensions"));
-            let judge = module_errors.filter(|_| projections).map(|errors| (errors, attention_outputs(package, &part)));
-            let before = judge.as_ref().map(|(errors, layers)| errors.outputs(pipeline, layers)).transpose()?;
-            pipeline.apply(&part.edits)?;
-            if let (Some((errors, layers)), Some(before)) = (judge, before) {
-                let error = relative(&before, &errors.outputs(pipeline, &layers)?);
-                let groups = part.groups.iter_mut().filter(|group| group.kind.ends_with("dimensions"));
-                groups.for_each(|group| group.module_error = Some(error));
-            }
-            observer.advance(layers)?;
-            done.extend(part);
-            Ok(())
-        };
+        // Each part is applied at once, so that old weights do not stay in memory beside the new ones of a whole package.
         match *task {
             Task::Weights { method, .. } => {
                 for input in &package.inputs {
                     let part = solve(pipeline, input, method, &*statistics(input)?)?;
-                    apply(pipeline, part, input.layers.len())?;
+                    pipeline.apply(&part.edits)?;
+                    done.extend(part);
+                    observer.advance(input.layers.len())?;
                 }
             }
             Task::Structured { method, .. } => {
                 for coupled in &package.coupled {
                     // An allocation leaves some whole.
                     let some: Vec<_> = coupled.iter().filter(|planned| planned.remove > 0).cloned().collect();
-                    let part = remove(pipeline, &some, package, method, &statistics)?;
-                    apply(pipeline, part, coupled.len())?;
+                    let judge = module_errors.map(|errors| (errors, attention_outputs(&some)));
+                    let judge = judge.filter(|(_, outputs)| !outputs.is_empty());
+                    let outputs = |pipeline: &Pipeline| {
+                        judge.as_ref().map(|(errors, outputs)| errors.outputs(pipeline, outputs)).transpose()
+                    };
+                    let before = outputs(pipeline)?;
+                    let mut part = remove(pipeline, &some, package, method, &statistics)?;
+                    pipeline.apply(&part.edits)?;
+                    if let (Some(before), Some(after)) = (before, outputs(pipeline)?) {
+                        let error = relative(&before, &after);
+                        for (planned, group) in some.iter().zip(&mut part.groups) {
+                            group.module_error = matches!(planned.group, Group::Dimensions(_)).then_some(error);
+                        }
+                    }
+                    done.extend(part);
+                    observer.advance(coupled.len())?;
                 }
             }
         }
@@ -199,16 +201,14 @@ impl Outcome {
     }
 }
 
-/// The output projections of the attentions that dimensions were removed of.
-fn attention_outputs(package: &Package, part: &Outcome) -> BTreeSet<LayerName> {
-    let changed = |planned: &&PlannedGroup| part.groups.iter().any(|group| group.name == *planned.group.name());
-    let outputs = |planned: &PlannedGroup| match &planned.group {
-        Group::Dimensions(dimensions) => {
-            dimensions.heads.streams.iter().filter_map(|stream| Some(stream.output.as_ref()?.layer.clone())).collect()
-        }
-        _ => Vec::new(),
-    };
-    package.coupled.iter().flatten().filter(changed).flat_map(outputs).collect()
+/// The output projections of the attentions that dimensions go of.
+fn attention_outputs(groups: &[PlannedGroup]) -> BTreeSet<LayerName> {
+    let heads = groups.iter().filter_map(|planned| match &planned.group {
+        Group::Dimensions(dimensions) => Some(&dimensions.heads),
+        _ => None,
+    });
+    let outputs = heads.flat_map(|heads| &heads.streams).filter_map(|stream| stream.output.as_ref());
+    outputs.map(|output| output.layer.clone()).collect()
 }
 
 /// Prunes the layers of one input.
