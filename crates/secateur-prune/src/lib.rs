@@ -72,7 +72,7 @@ pub use module_error::ModuleErrors;
 pub use obs::Obs;
 pub use pattern::Pattern;
 pub use plan::{Package, Packages, Plan, PlannedGroup, PlannedLayer, Selection, SharedInput};
-pub use slim::{Rows, Slim};
+pub use slim::{Neurons, Rows, Slim};
 pub use statistics::{InputStatistics, SavedStatistics};
 pub use structured::{L1, Layers, Removed, StructuredMethod};
 pub use task::{Removal, Task};

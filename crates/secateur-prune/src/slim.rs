@@ -6,9 +6,11 @@ use crate::error::{Error, Result};
 use crate::hessian::{Factor, hessian_error};
 use crate::low_rank::LowRank;
 use crate::method::LayerWeight;
+use crate::obs::Obs;
 use crate::plan::{Plan, PlannedGroup};
 use crate::statistics::InputStatistics;
-use crate::structured::{Layers, Removed, StructuredMethod};
+use crate::structured::{Layers, Removed, StructuredMethod, lowest};
+use crate::surgeon;
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 use rayon::prelude::*;
@@ -22,6 +24,8 @@ use secateur_nn::LayerName;
 pub struct Slim {
     /// What the error of value and output is measured on.
     pub rows: Rows,
+    /// How neurons are chosen.
+    pub neurons: Neurons,
 }
 
 /// The rows on which || V W_o - V' W_o' ||_F is least.
@@ -32,6 +36,16 @@ pub enum Rows {
     Values,
     /// What attention makes of them, the input of the output projection.
     Attention,
+}
+
+/// How the neurons J that stay are chosen, for the second moments C of the input of the down projection W.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Neurons {
+    /// The least increase of || H (W - W')^T ||_F^2 by OBS, which goes by W too.
+    #[default]
+    Obs,
+    /// The highest ridge leverage [C (C + lam I)^-1]_ii, as in MoDeGPT.
+    Leverage,
 }
 
 /// A weight with a larger share of zeros is taken for a pruned one.
@@ -45,7 +59,12 @@ const ESCALATIONS: i32 = 4;
 
 impl StructuredMethod for Slim {
     fn name(&self) -> &'static str {
-        "slim"
+        match (self.rows, self.neurons) {
+            (Rows::Values, Neurons::Obs) => "slim",
+            (Rows::Values, Neurons::Leverage) => "slim --neurons leverage",
+            (Rows::Attention, Neurons::Obs) => "slim --rows attention",
+            (Rows::Attention, Neurons::Leverage) => "slim --rows attention --neurons leverage",
+        }
     }
 
     fn watched(&self, group: &Group) -> Vec<LayerName> {
@@ -93,7 +112,7 @@ impl StructuredMethod for Slim {
                     };
                     ((rank..group.count()).collect(), error)
                 }
-                Group::Neurons(neurons) => edit.feed_forward(neurons, *remove)?,
+                Group::Neurons(neurons) => edit.feed_forward(neurons, *remove, self.neurons)?,
                 Group::Heads(heads) => return Err(Error::layer(&heads.name, "SlimDiff removes no whole heads")),
             };
             edit.removed.positions.push(positions);
@@ -103,10 +122,14 @@ impl StructuredMethod for Slim {
     }
 
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
-        // A feed-forward: the factor that scores, then C_JJ and its factor in f64, and both sides of the system.
+        // A feed-forward: what chooses, then C_JJ and its factor in f64, and both sides of the system.
         let square = columns * columns;
         let to_solve = (2 * square + 2 * rows * columns) * size_of::<f64>();
-        Factor::scratch(columns).max(to_solve as u64)
+        let to_choose = match self.neurons {
+            Neurons::Obs => StructuredMethod::scratch(&Obs, rows, columns),
+            Neurons::Leverage => Factor::scratch(columns),
+        };
+        to_choose.max(to_solve as u64)
     }
 }
 
@@ -241,10 +264,9 @@ impl Edit<'_> {
         Ok(())
     }
 
-    /// Nystrom: the neurons J of the highest ridge leverage [C (C + lam I)^-1]_ii stay, for the second moments C of the down
-    /// projection's input, and W'_J = W C_:J (C_JJ + lam I)^-1 makes up for the others. Gives those that go, ascending, and
-    /// tr(D C D^T) / tr(W C W^T) for D = W' - W.
-    fn feed_forward(&mut self, neurons: &NeuronGroup, remove: usize) -> Result<(Vec<usize>, f64)> {
+    /// Nystrom: of the second moments C of the down projection's input, W'_J = W C_:J (C_JJ + lam I)^-1 makes up for the
+    /// neurons that go. Gives these, ascending, and tr(D C D^T) / tr(W C W^T) for D = W' - W.
+    fn feed_forward(&mut self, neurons: &NeuronGroup, remove: usize, by: Neurons) -> Result<(Vec<usize>, f64)> {
         let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
         let statistics = self.layers.statistics(layer)?;
         let width = statistics.width();
@@ -254,12 +276,15 @@ impl Edit<'_> {
         let own = |row: &[f32]| row[*start..][..*count].to_vec();
         let before: Vec<f32> = weight.values.chunks_exact(weight.columns).flat_map(own).collect();
 
-        let leverage = leverages(&c, layer)?;
-        let mut order: Vec<usize> = (0..*count).collect();
-        order.sort_by(|&a, &b| leverage[b].total_cmp(&leverage[a]));
-        let (mut kept, mut gone) = (order[..count - remove].to_vec(), order[count - remove..].to_vec());
-        kept.sort_unstable();
+        let mut gone = match by {
+            Neurons::Obs => {
+                let down = LayerWeight { columns: *count, values: before.clone(), ..weight.clone() };
+                surgeon::least_columns(down, &c, remove)?
+            }
+            Neurons::Leverage => lowest(&leverages(&c, layer)?, remove),
+        };
         gone.sort_unstable();
+        let kept: Vec<usize> = (0..*count).filter(|neuron| gone.binary_search(neuron).is_err()).collect();
 
         let at = |i: usize, j: usize| f64::from(c[i * count + j]);
         let mean = (0..*count).map(|i| at(i, i)).sum::<f64>() / (*count).max(1) as f64;

@@ -48,7 +48,7 @@ pub struct Removed {
 
 /// A way to choose heads, neurons or dimensions, and to make up for them.
 pub trait StructuredMethod: Sync {
-    /// The name on the command line.
+    /// The name on the command line, with the options that make another method of it.
     fn name(&self) -> &'static str;
 
     /// The layers whose inputs it needs statistics of, to remove some of a group: those that read it, unless the method says

@@ -40,7 +40,7 @@ impl StructuredMethod for Obs {
         for planned in groups {
             let mut removed = match &planned.group {
                 Group::Neurons(neurons) => match surgeons.get_mut(&neurons.down.layer) {
-                    Some(surgeon) => remove_neurons(surgeon, &neurons.down, neurons.count, planned.remove)?,
+                    Some(surgeon) => remove_neurons(surgeon, neurons.down.start, neurons.count, planned.remove)?,
                     None => Vec::new(),
                 },
                 Group::Heads(heads) => remove_heads(&mut surgeons, heads, planned.remove)?,
@@ -65,18 +65,25 @@ impl StructuredMethod for Obs {
     }
 }
 
-/// Neurons go in chunks, by the reference's schedule: of those that are left, the ones with the least
+/// The columns of a weight that are missed least, in the order in which they go, under the Hessian of its input.
+pub(crate) fn least_columns(weight: LayerWeight, hessian: &[f32], remove: usize) -> Result<Vec<usize>> {
+    let factor = Factor::new(hessian, &weight.layer)?;
+    let columns = weight.columns;
+    remove_neurons(&mut Surgeon::new(weight, factor), 0, columns, remove)
+}
+
+/// Neurons, columns from `start` on, go in chunks, by the reference's schedule: of those that are left, the ones with the least
 /// sum_rows W_q^2 / (H^-1)_qq.
-fn remove_neurons(surgeon: &mut Surgeon, down: &Slice, count: usize, remove: usize) -> Result<Vec<usize>> {
+fn remove_neurons(surgeon: &mut Surgeon, start: usize, count: usize, remove: usize) -> Result<Vec<usize>> {
     let mut left: Vec<usize> = (0..count).collect();
     let mut removed: Vec<usize> = Vec::with_capacity(remove);
     let mut chunk = halved(remove as i64);
     while removed.len() < remove {
         let size = size_of_chunk(chunk).min(remove - removed.len());
         chunk = halved(chunk);
-        let scores = surgeon.scores(left.iter().map(|&neuron| down.start + neuron));
+        let scores = surgeon.scores(left.iter().map(|&neuron| start + neuron));
         let gone: Vec<usize> = lowest(&scores, size).into_iter().map(|place| left[place]).collect();
-        surgeon.remove(gone.iter().map(|&neuron| down.start + neuron).collect())?;
+        surgeon.remove(gone.iter().map(|&neuron| start + neuron).collect())?;
         left.retain(|neuron| !gone.contains(neuron));
         removed.extend(gone);
     }

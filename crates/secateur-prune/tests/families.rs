@@ -9,8 +9,8 @@ use assemble::assemble;
 use candle_core::Tensor;
 use secateur_models::{Edits, Group, ModelFolder, Pipeline, Sampler, Sampling};
 use secateur_prune::{
-    Calibration, Dsnot, L1, Magnitude, Method, Obs, Packages, Pattern, Plan, Removal, Rows, Selection, Slim, Source,
-    StructuredMethod, Task, Wanda, Weighting, prune,
+    Calibration, Dsnot, L1, Magnitude, Method, Neurons, Obs, Packages, Pattern, Plan, Removal, Rows, Selection, Slim,
+    Source, StructuredMethod, Task, Wanda, Weighting, prune,
 };
 use std::path::{Path, PathBuf};
 
@@ -95,8 +95,8 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
     let methods: [(&str, &dyn StructuredMethod, Removal); 4] = [
         ("obs", &Obs, whole),
         ("l1", &L1, whole),
-        ("slim", &Slim { rows: Rows::Values }, low_rank),
-        ("slim by attention", &Slim { rows: Rows::Attention }, low_rank),
+        ("slim", &Slim { rows: Rows::Values, neurons: Neurons::Obs }, low_rank),
+        ("slim by attention and leverage", &Slim { rows: Rows::Attention, neurons: Neurons::Leverage }, low_rank),
     ];
     let mut errors = Vec::new();
     for (name, method, removal) in methods {

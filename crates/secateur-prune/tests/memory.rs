@@ -8,7 +8,7 @@ mod counting;
 
 use secateur_models::{ModelFolder, Pipeline, Sampling};
 use secateur_prune::{
-    Allocation, Amount, Calibration, Obs, Packages, Pattern, Plan, Removal, Selection, Source, Task, Weighting,
+    Allocation, Amount, Calibration, Obs, Packages, Pattern, Plan, Removal, Selection, Slim, Source, Task, Weighting,
     allocate, prune,
 };
 use std::path::Path;
@@ -31,7 +31,8 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
     };
     let weights = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
     let groups = Task::Structured { method: &Obs, removal: Removal { keep_ends: 0, ..Removal::new(0.3).unwrap() } };
-    for task in [weights, groups] {
+    let slim = Task::Structured { method: &Slim::default(), removal: Removal::slim(0.3).unwrap() };
+    for task in [weights, groups, slim] {
         let selection = Selection::new(&["transformer_blocks.[0-2].*".into()], &[]).unwrap();
         let plan = |packages| Plan::new(&structure, &selection, packages, &task).unwrap();
         let whole = plan(Packages::Count(1)).bytes(&task);
@@ -58,7 +59,7 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
                 let told = format!("{what} {task} in {}: {held} held, {said} said, {call} a call", plan.packages.len());
                 println!("{told}");
                 assert!(held as f64 <= 1.1 * said as f64 + call as f64, "{told}");
-                assert!(held as f64 >= 0.3 * said as f64, "{told}");
+                assert!(held as f64 >= 0.25 * said as f64, "{told}");
             }
         }
     }

@@ -10,7 +10,7 @@ use secateur_models::{
     denoiser_config,
 };
 use secateur_prune::{
-    InputStatistics, LayerWeight, Packages, Plan, PlannedGroup, Removal, Removed, Rows, Selection, Slim,
+    InputStatistics, LayerWeight, Neurons, Packages, Plan, PlannedGroup, Removal, Removed, Rows, Selection, Slim,
     StructuredMethod, Task,
 };
 use std::path::Path;
@@ -257,7 +257,8 @@ fn value_output_on_values_and_on_what_attention_makes_of_them() {
             given.biases.insert("out".into(), of_output.iter().map(|&x| x as f32).collect());
         }
         for rank in [1, 3, 6, WIDTH] {
-            let removed = Slim { rows }.remove(&planned(Pair::ValueOutput, &[""], rank), &given).unwrap();
+            let removed =
+                Slim { rows, ..Slim::default() }.remove(&planned(Pair::ValueOutput, &[""], rank), &given).unwrap();
             let (new_value, new_output) = (weight(&removed, "v"), weight(&removed, "out"));
             let new_bias = if folds { bias_of(&removed, "out") } else { of_output.clone() };
             assert_eq!(bias_of(&removed, "v").iter().all(|&b| b == 0.0), folds);
@@ -321,6 +322,8 @@ fn feed_forward(count: usize, remove: usize) -> [PlannedGroup; 1] {
     [PlannedGroup { group: Group::Neurons(group), remove }]
 }
 
+const BOTH: [Neurons; 2] = [Neurons::Obs, Neurons::Leverage];
+
 #[test]
 fn feed_forward_error_and_choice() {
     let (rows, count, outputs) = (200, 24, 10);
@@ -328,15 +331,15 @@ fn feed_forward_error_and_choice() {
     let down = Matrix::random(outputs, count, 6);
     let given = Given::new(vec![(down.layer("down"), hidden.statistics())]);
     let before = [hidden.times(&down, None)];
-    for remove in [1, 9, 20] {
-        let removed = Slim::default().remove(&feed_forward(count, remove), &given).unwrap();
+    for (remove, neurons) in [1, 9, 20].into_iter().flat_map(|remove| BOTH.map(|neurons| (remove, neurons))) {
+        let removed = Slim { neurons, ..Slim::default() }.remove(&feed_forward(count, remove), &given).unwrap();
         let gone = &removed.positions[0];
         assert!(gone.len() == remove && gone.is_sorted());
         let new = weight(&removed, "down");
         assert!(new.rows().all(|row| gone.iter().all(|&j| row[j] == 0.0)));
         let measured = error(&before, &[hidden.times(&new, None)]);
         close(removed.errors[0].unwrap(), measured, 0.01, "the error of the down projection");
-        // Columns of a falling spread: those of the least leverage are among the last.
+        // Columns of a falling spread: those of the least use are among the last.
         assert!(gone.iter().all(|&j| j >= (count - remove) / 2), "{gone:?}");
         // As the ridge goes to nothing, it is tr W (C - C_:J C_JJ^-1 C_J:) W^T: no other W' for these neurons does better.
         for seed in 0..20 {
@@ -350,6 +353,19 @@ fn feed_forward_error_and_choice() {
             }
         }
     }
+}
+
+/// A neuron that is much used by the activations and not at all by the weight goes first by OBS, and last by leverage.
+#[test]
+fn neurons_that_nothing_reads() {
+    let hidden = Matrix::random(200, 24, 5);
+    let mut down = Matrix::random(10, 24, 6);
+    down.values.chunks_exact_mut(24).for_each(|row| row[0] = 0.0);
+    let given = Given::new(vec![(down.layer("down"), hidden.statistics())]);
+    let [obs, leverage] = BOTH.map(|neurons| {
+        Slim { neurons, ..Slim::default() }.remove(&feed_forward(24, 12), &given).unwrap().positions.remove(0)
+    });
+    assert!(obs.contains(&0) && !leverage.contains(&0), "{obs:?}, {leverage:?}");
 }
 
 #[test]

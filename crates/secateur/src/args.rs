@@ -231,6 +231,9 @@ pub(crate) struct SlimArgs {
     /// Where value and output may differ least from before: on the values of all tokens, or on what attention makes of them
     #[arg(long, value_enum, default_value_t = RowsName::Values)]
     pub(crate) rows: RowsName,
+    /// How neurons are chosen: by OBS, which goes by the weights too, or by their leverage alone, as in MoDeGPT
+    #[arg(long, value_enum, default_value_t = NeuronsName::Obs)]
+    pub(crate) neurons: NeuronsName,
     /// Less where it hurts more, by influence or by MoDeGPT's softmax of it, or the same share everywhere
     #[arg(long, value_enum, default_value_t = RuleName::Influence)]
     pub(crate) allocation: RuleName,
@@ -259,6 +262,15 @@ pub(crate) enum RowsName {
     Values,
     /// What attention makes of them
     Attention,
+}
+
+/// How slim chooses neurons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NeuronsName {
+    /// Optimal Brain Surgeon, on the down projection
+    Obs,
+    /// Ridge leverage of the activations
+    Leverage,
 }
 
 /// How slim allocates.

@@ -8,7 +8,8 @@ use common::{entries, fail, model, secateur, succeed};
 use looks::{draw, inspect, json};
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const SMALL: [&str; 7] = ["--samples", "2", "--steps", "3", "--report-samples", "0", "--quiet"];
 
@@ -103,4 +104,47 @@ fn what_cannot_be_met_says_what_can() {
     assert!(error.contains("--speedup") && error.contains("is the largest"), "{error}");
     assert!(refused("emoji-dit", &["--speedup", "0.9"]).contains("not more than 1"));
     assert!(refused("emoji-dit", &["--budget", "1.5"]).contains("not in (0, 1)"));
+}
+
+/// A run that is killed after its first package goes on to the same bytes as one that was not, and only as the same run.
+#[test]
+#[cfg(unix)]
+fn a_killed_run_goes_on() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let options = ["--budget", "0.15", "--allocation", "uniform", "--packages", "3"];
+    let run = |name: &str, more: &[&str]| slim(&model("emoji-dit"), &at(name), &[&options, more].concat());
+    succeed(&mut run("whole", &[]));
+    let unfinished = at(".stopped.unfinished");
+    let mut child = run("stopped", &[]).stderr(Stdio::null()).spawn().unwrap();
+    while !unfinished.join("package-0000.json").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for (other, words) in [
+        (["--neurons", "leverage"], "method slim, now slim --neurons leverage"),
+        (["--rows", "attention"], "now slim --rows attention"),
+        (["--modules", "feed-forward"], "now"),
+    ] {
+        let error = fail(&mut run("stopped", &[other.as_slice(), &["--resume"]].concat()), 1);
+        assert!(error.contains(words), "{other:?}: {error}");
+    }
+    succeed(&mut run("stopped", &["--resume"]));
+    let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(weights("whole") == weights("stopped"), "the weights differ");
+}
+
+/// Second moments of fewer rows than an input is wide cannot tell all its directions: the note has the numbers.
+#[test]
+fn too_few_samples_are_told() {
+    let temporary = tempfile::tempdir().unwrap();
+    let notes = |samples: &str, stride: &str| {
+        let options = ["--budget", "0.05", "--dry-run", "--samples", samples, "--token-stride", stride];
+        succeed(&mut slim(&model("emoji-dit"), &temporary.path().join("no"), &options))
+    };
+    let told = notes("1", "16");
+    assert!(told.contains("too few calibration samples") && told.contains("wide"), "{told}");
+    assert!(!notes("16", "1").contains("too few"));
 }

@@ -5,8 +5,8 @@ use crate::study::{Row, Study};
 use anyhow::Result;
 use secateur_models::Pipeline;
 use secateur_prune::{
-    Allocation, Amount, Budget, Calibration, L1, Obs, Outcome, Removal, Rows, Slim, Source, StructuredMethod, Target,
-    Task, allocate, prune,
+    Allocation, Amount, Budget, Calibration, L1, Neurons, Obs, Outcome, Removal, Rows, Slim, Source, StructuredMethod,
+    Target, Task, allocate, prune,
 };
 
 /// Prompts of 50 samples and of 500, at 25 steps.
@@ -22,12 +22,19 @@ struct Way {
 }
 
 pub(crate) fn study(budgets: &[f64]) -> Study {
-    const SLIM: Way = Way { method: &Slim { rows: Rows::Values }, allocation: Allocation::Greedy, prompts: SOME };
+    const SLIM: Way = Way {
+        method: &Slim { rows: Rows::Values, neurons: Neurons::Obs },
+        allocation: Allocation::Greedy,
+        prompts: SOME,
+    };
+    const LEVERAGE: &Slim = &Slim { rows: Rows::Values, neurons: Neurons::Leverage };
+    const ATTENTION: &Slim = &Slim { rows: Rows::Attention, neurons: Neurons::Obs };
     let ways = [
         ("slim", "slim by influence", SLIM),
         ("slim-softmax", "slim by softmax", Way { allocation: Allocation::Softmax, ..SLIM }),
         ("slim-uniform", "slim alike everywhere", Way { allocation: |_| Allocation::Uniform, ..SLIM }),
-        ("slim-attention", "slim on what attention makes", Way { method: &Slim { rows: Rows::Attention }, ..SLIM }),
+        ("slim-leverage", "slim, neurons by leverage", Way { method: LEVERAGE, ..SLIM }),
+        ("slim-attention", "slim on what attention makes", Way { method: ATTENTION, ..SLIM }),
         ("slim-few", "slim, 50 samples", Way { prompts: FEW, ..SLIM }),
         ("obs", "obs, heads and neurons", Way { method: &Obs, ..SLIM }),
         ("l1", "l1, heads and neurons", Way { method: &L1, ..SLIM }),
@@ -49,7 +56,7 @@ impl Way {
         let all = seed.calibration();
         let calibration = Calibration { prompts: all.prompts[..prompts].to_vec(), ..all.clone() };
         let removal = |share: f64| {
-            if method.name() == "slim" {
+            if method.name().starts_with("slim") {
                 Removal::slim(share)
             } else {
                 Ok(Removal { keep_ends: 0, ..Removal::new(share)? })

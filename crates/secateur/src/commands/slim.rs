@@ -1,10 +1,10 @@
 //! `secateur slim`.
 
 use super::compression::{self, Job};
-use crate::args::{Common, ModuleName, RowsName, RuleName, SlimArgs};
+use crate::args::{Common, ModuleName, NeuronsName, RowsName, RuleName, SlimArgs};
 use anyhow::{Result, bail};
 use secateur_models::{HeadGroup, ModelFolder, Sampling};
-use secateur_prune::{Allocation, Amount, Budget, Pattern, Removal, Rows, Slim, Target, Task};
+use secateur_prune::{Allocation, Amount, Budget, Neurons, Pattern, Removal, Rows, Slim, Target, Task};
 
 /// Calibration samples, each a picture at a denoising step, where no number of pictures is given (SlimDiff's).
 const SAMPLES: usize = 500;
@@ -19,6 +19,10 @@ pub(crate) fn run(args: &SlimArgs, common: &Common) -> Result<()> {
         rows: match args.rows {
             RowsName::Values => Rows::Values,
             RowsName::Attention => Rows::Attention,
+        },
+        neurons: match args.neurons {
+            NeuronsName::Obs => Neurons::Obs,
+            NeuronsName::Leverage => Neurons::Leverage,
         },
     };
     let wanted = |module: ModuleName| args.modules.contains(&module);
