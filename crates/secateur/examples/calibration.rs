@@ -1,4 +1,4 @@
-//! What it costs to watch a model's activations: the steps of a calibration for heads and neurons over the same steps with
+//! What it costs to watch a model's activations: the steps of a calibration of `prune --structured` or `slim` over the same steps with
 //! nobody watching, and over their floor. The ways take turns at every step, so that a phase of the machine hits all alike.
 //!
 //! `cargo run --release --example calibration -- models/emoji-mmdit`
@@ -13,7 +13,7 @@ use clap::Parser;
 use machine::{Product, Spread};
 use secateur_models::{Denoising, ModelFolder, Pipeline};
 use secateur_nn::Probe;
-use secateur_prune::{Calibrator, Obs, Packages, Plan, Removal, Selection, Task, Weighting};
+use secateur_prune::{Calibrator, Obs, Packages, Plan, Removal, Selection, Slim, Task, Weighting};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -29,6 +29,9 @@ struct Arguments {
     /// Batches of pictures
     #[arg(long, default_value_t = 4)]
     batches: usize,
+    /// Watch what `slim` watches
+    #[arg(long)]
+    slim: bool,
 }
 
 const STRIDES: [usize; 2] = [4, 1];
@@ -44,7 +47,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let folder = pipeline.folder();
     let sampling = folder.sampling();
     let prompts = folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
-    let task = Task::Structured { method: &Obs, removal: Removal::new(0.3)? };
+    let task = match arguments.slim {
+        true => Task::Structured { method: &Slim::default(), removal: Removal::slim(0.3)? },
+        false => Task::Structured { method: &Obs, removal: Removal::new(0.3)? },
+    };
     let plan = Plan::new(&folder.structure(&sampling), &Selection::default(), Packages::Count(1), &task)?;
     let package = plan.packages.first().context("nothing to remove")?;
     let weights = Weighting::default().weights(sampling.steps).context("weights that have to be measured")?;
