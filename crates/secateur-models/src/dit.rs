@@ -111,8 +111,8 @@ impl DenoiserConfig for DitConfig {
             Layer::linear("proj_out_1", 1, width, 2 * width),
             Layer::linear("proj_out_2", tokens, width, self.transformer.outputs()),
         ]);
-        // The embeddings of all blocks, and the modulation of one.
-        let activations = self.transformer.activations(tokens) + (self.transformer.num_layers + 6) * width;
+        // The embeddings of the first block and of one, and the modulation of one.
+        let activations = self.transformer.activations(tokens) + (2 + 6) * width;
         Structure::chain(embedders, blocks, output, activations)
     }
 }
@@ -202,12 +202,15 @@ impl Denoiser for Dit {
         x = x.broadcast_add(&self.positions.of(grid)?)?;
         let (time, labels) = (TIME.of(timesteps)?, conditioning.labels()?.unsqueeze(1)?);
         let embed = |block: &DitBlock| block.embed(&time, &labels, context);
-        let embeddings = self.transformer_blocks.iter().map(embed).collect::<Result<Vec<_>>>()?;
-        for (block, embedding) in self.transformer_blocks.iter().zip(&embeddings) {
-            x = block.forward(x, embedding, context)?;
-        }
         // The output has no embedder of its own.
-        let output = Modulation::new(&self.proj_out_1, &embeddings[0], context)?;
+        let first = embed(&self.transformer_blocks[0])?;
+        for (index, block) in self.transformer_blocks.iter().enumerate() {
+            [x] = context.gated_array(format_args!("transformer_blocks.{index}"), [x], |[x]| {
+                let embedding = if index == 0 { first.clone() } else { embed(block)? };
+                Ok::<_, Error>([block.forward(x, &embedding, context)?])
+            })?;
+        }
+        let output = Modulation::new(&self.proj_out_1, &first, context)?;
         let x = self.proj_out_2.forward(&output.norm(&x, 0, 1, EPS)?, context)?;
         self.pos_embed.unpatchify(&x, grid)
     }

@@ -341,13 +341,17 @@ impl Denoiser for Flux {
         let rotations = self.config.rotations(rows, columns, text.dim(1)?)?;
         // The text is at 0 of all axes, where nothing turns.
         let image_rotations = rotations.narrow(0, 0, image)?;
-        for block in &self.transformer_blocks {
-            (x, text) = block.forward(x, text, &time, Some(&image_rotations), multiplicity.as_ref(), context)?;
+        for (index, block) in self.transformer_blocks.iter().enumerate() {
+            [x, text] = context.gated_array(format_args!("transformer_blocks.{index}"), [x, text], |[x, text]| {
+                block.forward(x, text, &time, Some(&image_rotations), multiplicity.as_ref(), context)
+            })?;
         }
         // The text comes last, as in key biases: attention does not mind the order.
         x = Tensor::cat(&[x, text], 1)?;
-        for block in &self.single_transformer_blocks {
-            x = block.forward(x, &time, &rotations, multiplicity.as_ref(), context)?;
+        for (index, block) in self.single_transformer_blocks.iter().enumerate() {
+            [x] = context.gated_array(format_args!("single_transformer_blocks.{index}"), [x], |[x]| {
+                Ok::<_, Error>([block.forward(x, &time, &rotations, multiplicity.as_ref(), context)?])
+            })?;
         }
         let output = Modulation::new(&self.norm_out, &time, context)?;
         let x = output.norm(&x.narrow(1, 0, image)?, 1, 0, EPS)?;

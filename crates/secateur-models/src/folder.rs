@@ -8,6 +8,7 @@ use crate::family::{DenoiserConfig, denoiser_config};
 use crate::manifest::{Generation, MANIFEST, Manifest, Prompts};
 use crate::pipeline::Sampling;
 use crate::pipeline::class::{CLASSES, Component, PipelineClass, SCHEDULER, Subject, VAE};
+use crate::reuse::ReuseSchedule;
 use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 use crate::single_file::SingleFile;
 use crate::structure::{Geometry, Memory, Structure};
@@ -178,7 +179,26 @@ impl ModelFolder {
             sampler: self.sampler,
             seed: 0,
             batch: 8,
+            reuse: None,
         }
+    }
+
+    /// What it does not compute at every step of that run, if it was made to skip. For a sampler or a number of steps that this
+    /// was not learned for it is an error, or with `adapt` [`ReuseSchedule::adapted`].
+    ///
+    /// # Errors
+    /// If the file cannot be read or does not fit.
+    pub fn reuse(&self, sampling: &Sampling, adapt: bool) -> Result<Option<Arc<ReuseSchedule>>> {
+        let Some(file) = &self.manifest.reuse else { return Ok(None) };
+        let reuse = ReuseSchedule::open(&self.path.join(file), &self.structure(sampling))?;
+        let calls = self.schedule(sampling.latent, sampling)?.calls().len();
+        let found = reuse.check(sampling, calls);
+        let fits = found.is_ok();
+        let reuse = match adapt && !fits {
+            true => reuse.adapted(self, sampling)?,
+            false => found.map(|()| reuse)?,
+        };
+        Ok(Some(Arc::new(reuse)))
     }
 
     /// Pixels that a latent is high and wide.

@@ -212,7 +212,7 @@ impl JointBlock {
         rotation: Option<&Tensor>,
         multiplicity: Option<&Multiplicity>,
         context: &Context<'_>,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<[Tensor; 2]> {
         let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
         let image = Modulation::new(&self.norm1, time, context)?;
         let words = Modulation::new(&self.norm1_context, time, context)?;
@@ -234,11 +234,11 @@ impl JointBlock {
         let y = self.ff.forward(image.norm(&x, 3, 4, EPS)?, context)?;
         x = image.gated(x, 5, y)?;
 
-        let Some(output) = &self.text_output else { return Ok((x, text)) };
+        let Some(output) = &self.text_output else { return Ok([x, text]) };
         let text = words.gated(text, 2, output.to_add_out.forward(&text_attention, &text_context)?)?;
         drop(text_attention);
         let y = output.ff_context.forward(words.norm(&text, 3, 4, EPS)?, &text_context)?;
-        Ok((x, words.gated(text, 5, y)?))
+        Ok([x, words.gated(text, 5, y)?])
     }
 
     /// Joint attention of both streams, which are dropped as soon as they are projected.

@@ -67,6 +67,8 @@ pub struct Manifest {
     /// For a model that knows classes: what pictures of each label are scored against, in the labels' order, one a line,
     /// relative to its folder; without it that is the label's name.
     pub captions: Option<PathBuf>,
+    /// A [`ReuseSchedule`](crate::ReuseSchedule), relative to its folder.
+    pub reuse: Option<PathBuf>,
     compressed: Compressed,
 }
 
@@ -129,6 +131,23 @@ impl Manifest {
         }
         let text = serde_json::to_string_pretty(&file).map_err(|error| Error::invalid(path, error))?;
         Ok(Some(text + "\n"))
+    }
+
+    /// The text of the file of a folder, for a model that skips what the file `reuse` says in as many `steps`.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub(crate) fn with_reuse(folder: &Path, reuse: &str, steps: usize) -> Result<String> {
+        let path = folder.join(MANIFEST);
+        let mut file: Map<String, Value> = if path.is_file() { read_json(&path)? } else { Map::new() };
+        file.entry("format_version").or_insert_with(|| 1.into());
+        file.insert("reuse".into(), reuse.into());
+        let generation = file.entry("generation").or_insert_with(|| json!({}));
+        if let Some(generation) = generation.as_object_mut() {
+            generation.insert("steps".into(), steps.into());
+        }
+        let text = serde_json::to_string_pretty(&file).map_err(|error| Error::invalid(path, error))?;
+        Ok(text + "\n")
     }
 
     /// How the model wants to be sampled, where its class says `class`.

@@ -195,8 +195,10 @@ impl Denoiser for Mmdit {
         let multiplicity = conditioning.multiplicity(x.dim(1)?)?;
         let text_context = Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
         let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
-        for block in &self.transformer_blocks {
-            (x, text) = block.forward(x, text, &time, None, multiplicity.as_ref(), context)?;
+        for (index, block) in self.transformer_blocks.iter().enumerate() {
+            [x, text] = context.gated_array(format_args!("transformer_blocks.{index}"), [x, text], |[x, text]| {
+                block.forward(x, text, &time, None, multiplicity.as_ref(), context)
+            })?;
         }
         let output = Modulation::new(&self.norm_out, &time, context)?;
         let x = self.proj_out.forward(&output.norm(&x, 1, 0, EPS)?, context)?;

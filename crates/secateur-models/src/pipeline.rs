@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::family::Denoiser;
 use crate::folder::ModelFolder;
 use crate::noise::noise;
+use crate::reuse::ReuseSchedule;
 use crate::scheduler::{Call, Sampler};
 use crate::structure::Structure;
 use candle_core::Tensor;
@@ -25,6 +26,7 @@ use conditioner::Conditioner;
 pub use denoising::Denoising;
 use secateur_nn::{Parameters, Probe};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Told about progress; may end the work.
 pub trait Observer {
@@ -65,6 +67,8 @@ pub struct Sampling {
     pub seed: u64,
     /// Images at a time.
     pub batch: usize,
+    /// What is not computed at every step.
+    pub reuse: Option<Arc<ReuseSchedule>>,
 }
 
 impl Sampling {

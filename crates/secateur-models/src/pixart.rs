@@ -320,8 +320,10 @@ impl Denoiser for Pixart {
             }
             None => text.clone(),
         };
-        for block in &self.transformer_blocks {
-            x = block.forward(x, &text, &modulation, multiplicity.as_ref(), context)?;
+        for (index, block) in self.transformer_blocks.iter().enumerate() {
+            [x] = context.gated_array(format_args!("transformer_blocks.{index}"), [x], |[x]| {
+                Ok::<_, Error>([block.forward(x, &text, &modulation, multiplicity.as_ref(), context)?])
+            })?;
         }
         let output = Modulation::of_table(&self.scale_shift_table, &Modulation::of_part(&embedding)?)?;
         let x = self.proj_out.forward(&output.norm(&x, 0, 1, EPS)?, context)?;

@@ -6,6 +6,7 @@ use crate::error::{Error, Result, read_json};
 use crate::folder::ModelFolder;
 use crate::manifest::{ChangedShape, MANIFEST, Manifest};
 use crate::pipeline::Observer;
+use crate::reuse::ReuseSchedule;
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
@@ -27,6 +28,8 @@ pub struct OutputFolder {
     work: TempDir,
 }
 
+/// The name of the file of a [`ReuseSchedule`].
+const REUSE: &str = "reuse.json";
 const LOCK: &str = "lock";
 const REPLACED: &str = "replaced";
 
@@ -181,6 +184,17 @@ impl ModelFolder {
         let manifest = Manifest::with_removals(self.path(), &Removals::default(), BTreeMap::new())?;
         self.write_with(destination, manifest, &Densified { checkpoint: self.checkpoint(), cuts }, observer)?;
         Ok(restored)
+    }
+
+    /// Writes the folder as a model that skips what `reuse` says.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::write`].
+    pub fn write_reuse(&self, destination: &Path, reuse: &ReuseSchedule, observer: &dyn Observer) -> Result<()> {
+        let manifest = Manifest::with_reuse(self.path(), REUSE, reuse.steps)?;
+        self.write_with(destination, Some(manifest), &BTreeMap::<String, Tensor>::new(), observer)?;
+        let path = destination.join(REUSE);
+        std::fs::write(&path, reuse.to_json()?).map_err(Error::io(&path))
     }
 
     fn write_with(

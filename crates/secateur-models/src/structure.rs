@@ -15,6 +15,8 @@ pub struct Structure {
     pub units: Vec<Unit>,
     /// The same in finer parts (DiP-GO's branches), where a family has any.
     pub branches: Vec<Unit>,
+    /// Whether each unit gives tensors of its inputs' shapes, so that what it adds to them can be told.
+    pub residual: bool,
     /// The most numbers of one sample that are alive at once in a call, beside the weights.
     pub activations: usize,
 }
@@ -498,7 +500,7 @@ impl Structure {
         }
         let unit = |index: usize| Unit { name: blocks[index].name.clone(), blocks: index..index + 1 };
         let units: Vec<Unit> = (1..=count).map(unit).collect();
-        Self { branches: units.clone(), units, blocks, activations }
+        Self { branches: units.clone(), units, residual: true, blocks, activations }
     }
 
     /// All heads, their dimensions, and neurons.

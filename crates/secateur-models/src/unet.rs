@@ -7,7 +7,7 @@ pub use config::UnetConfig;
 
 use crate::blocks::{Embedder, Norm, PixelAttention, ResnetBlock, TransformerBlock, pixels_of, tokens_of};
 use crate::conditioning::Conditioning;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::family::Denoiser;
 use candle_core::{DType, Tensor};
 use config::{Level, LevelAttention};
@@ -110,6 +110,66 @@ struct UnetBlock {
     resnets: Vec<ResnetBlock>,
     attentions: Vec<BlockAttention>,
     resample: Option<Conv2d>,
+}
+
+impl UnetBlock {
+    /// All that it makes of `inputs`, its only input: the last is what goes on.
+    fn down(&self, name: &str, inputs: Vec<Tensor>, call: &Call<'_>) -> Result<Vec<Tensor>> {
+        let mut x = one(name, inputs)?;
+        let mut made = Vec::with_capacity(self.resnets.len() + 1);
+        for (layer, (resnet, attention)) in self.resnets.iter().zip(&self.attentions).enumerate() {
+            [x] = call.context.gated_array(format_args!("{name}.resnets.{layer}"), [x], |[x]| {
+                let x = resnet.forward(&x, Some(call.time), call.context)?;
+                Ok::<_, Error>([attention.forward(x, call)?])
+            })?;
+            made.push(x.clone());
+        }
+        if let Some(convolution) = &self.resample {
+            let halved = |[x]: [Tensor; 1]| Ok::<_, Error>([convolution.forward(&x)?]);
+            made.extend(call.context.gated_array(format_args!("{name}.downsamplers.0"), [x], halved)?);
+        }
+        Ok(made)
+    }
+
+    /// `inputs`: what comes from below, and what was kept on the way down for its layers, that of the last layer first. What
+    /// it makes is of `size` (height, width), where that of the next block differs.
+    fn up(
+        &self,
+        name: &str,
+        inputs: Vec<Tensor>,
+        size: Option<(usize, usize)>,
+        call: &Call<'_>,
+    ) -> Result<Vec<Tensor>> {
+        let mut skips = inputs;
+        let mut x: Vec<Tensor> = skips.drain(..1).collect();
+        for (layer, (resnet, attention)) in self.resnets.iter().zip(&self.attentions).enumerate() {
+            let name = format!("{name}.resnets.{layer}");
+            x.extend(skips.pop());
+            x = call.context.gated(&name, x, |inputs| {
+                let joined = Tensor::cat(&inputs, 1)?;
+                drop(inputs);
+                let mut x = resnet.forward(&joined, Some(call.time), call.context)?;
+                drop(joined);
+                x = attention.forward(x, call)?;
+                if let (true, Some(convolution), Some((height, width))) =
+                    (layer + 1 == self.resnets.len(), &self.resample, size)
+                {
+                    // A side that was odd before it was halved is one less than twice its half.
+                    let larger = ops::upsample_nearest(&x, 2)?;
+                    x = convolution.forward(&larger.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()?)?;
+                }
+                Ok::<_, Error>(vec![x])
+            })?;
+        }
+        Ok(x)
+    }
+}
+
+/// The only one of the tensors at a stretch.
+fn one(stretch: &str, tensors: Vec<Tensor>) -> Result<Tensor> {
+    let count = tensors.len();
+    let problem = || Error::Request(format!("{stretch}: {count} tensors where one was expected"));
+    <[Tensor; 1]>::try_from(tensors).map(|[x]| x).map_err(|_| problem())
 }
 
 struct MidBlock {
@@ -227,35 +287,25 @@ impl Denoiser for Unet {
         let time = self.time(timesteps, conditioning, context)?;
         let call = Call { time: &time, conditioning, context };
         let mut x = self.conv_in.forward(latents)?;
+        // What is kept for the way up: all that the way down makes.
         let mut skips = vec![x.clone()];
-        for block in &self.down_blocks {
-            for (resnet, attention) in block.resnets.iter().zip(&block.attentions) {
-                x = resnet.forward(&x, Some(call.time), context)?;
-                x = attention.forward(x, &call)?;
-                skips.push(x.clone());
-            }
-            if let Some(convolution) = &block.resample {
-                x = convolution.forward(&x)?;
-                skips.push(x.clone());
-            }
+        for (index, block) in self.down_blocks.iter().enumerate() {
+            let name = format!("down_blocks.{index}");
+            let made = context.gated(&name, vec![x.clone()], |inputs| block.down(&name, inputs, &call))?;
+            x = made.last().cloned().unwrap_or(x);
+            skips.extend(made);
         }
-        x = self.mid_block.first.forward(&x, Some(call.time), context)?;
-        x = self.mid_block.attention.forward(x, &call)?;
-        x = self.mid_block.second.forward(&x, Some(call.time), context)?;
-        for block in &self.up_blocks {
-            for (resnet, attention) in block.resnets.iter().zip(&block.attentions) {
-                if let Some(skip) = skips.pop() {
-                    x = Tensor::cat(&[&x, &skip], 1)?;
-                }
-                x = resnet.forward(&x, Some(call.time), context)?;
-                x = attention.forward(x, &call)?;
-            }
-            if let (Some(convolution), Some(skip)) = (&block.resample, skips.last()) {
-                // A side that was odd before it was halved is one less than twice its half.
-                let (_, _, height, width) = skip.dims4()?;
-                let larger = ops::upsample_nearest(&x, 2)?.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()?;
-                x = convolution.forward(&larger)?;
-            }
+        [x] = context.gated_array("mid_block", [x], |[x]| {
+            let x = self.mid_block.first.forward(&x, Some(call.time), context)?;
+            let x = self.mid_block.attention.forward(x, &call)?;
+            Ok::<_, Error>([self.mid_block.second.forward(&x, Some(call.time), context)?])
+        })?;
+        for (index, block) in self.up_blocks.iter().enumerate() {
+            let name = format!("up_blocks.{index}");
+            let own = skips.split_off(skips.len().saturating_sub(block.resnets.len()));
+            let size = skips.last().map(|skip| skip.dims4()).transpose()?.map(|(_, _, height, width)| (height, width));
+            let inputs = [x].into_iter().chain(own).collect();
+            x = one(&name, context.gated(&name, inputs, |inputs| block.up(&name, inputs, size, &call))?)?;
         }
         Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?)
     }

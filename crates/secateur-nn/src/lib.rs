@@ -8,7 +8,7 @@ mod context;
 mod layers;
 mod parameters;
 
-pub use context::{Context, LayerName, Probe, Step};
+pub use context::{Context, Gates, LayerName, Passage, Probe, Step};
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm};
 pub use parameters::{Mismatch, Parameters, Scope, Wanted};
 pub use secateur_kernels::{Activation, ops};

@@ -460,7 +460,7 @@ fn equal_tokens_may_be_folded_into_one() {
     let run = |conditioning: &Conditioning| {
         let latents = secateur_models::noise(7, 0..2, 0, &pipeline.folder().denoiser().latent_shape()).unwrap();
         let calibrator = Calibrator::new(&plan.packages[0], vec![1.0], 1);
-        let context = Context { step: Step { index: 0, count: 1 }, probe: Some(&calibrator), multiplicity: None };
+        let context = Context { step: Step { index: 0, count: 1 }, probe: Some(&calibrator), ..Context::default() };
         let output = pipeline.denoiser().forward(&latents, &[700.0; 2], conditioning, &context).unwrap();
         (output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), calibrator.finish())
     };

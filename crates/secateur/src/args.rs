@@ -105,6 +105,15 @@ pub(crate) struct SamplingArgs {
     pub(crate) batch: usize,
 }
 
+/// For models that skip.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct SkippingArgs {
+    /// Of a model that skips blocks: sample with another sampler or number of steps than it was learned for, each call like the
+    /// one at the nearest place of the run
+    #[arg(long)]
+    pub(crate) adapt: bool,
+}
+
 /// How to score pictures against their prompts.
 #[derive(Debug, Args)]
 pub(crate) struct ScoreArgs {
@@ -309,6 +318,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) samples: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) skipping: SkippingArgs,
     /// Print each operation's share of the time
     #[arg(long)]
     pub(crate) profile: bool,
@@ -353,6 +364,8 @@ pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
+    pub(crate) skipping: SkippingArgs,
+    #[command(flatten)]
     pub(crate) score: ScoreArgs,
 }
 
@@ -370,6 +383,8 @@ pub(crate) struct BenchArgs {
     pub(crate) repeats: usize,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) skipping: SkippingArgs,
 }
 
 #[derive(Debug, Args)]

@@ -78,6 +78,11 @@ impl SamplingArgs {
     }
 }
 
+/// The same, without what `folder` skips.
+fn skipping(sampling: &Sampling, folder: &ModelFolder, adapt: bool) -> Result<Sampling> {
+    Ok(Sampling { reuse: folder.reuse(sampling, adapt)?, ..sampling.clone() })
+}
+
 impl ScoreArgs {
     /// The CLIP that was asked for, or the model's own, if it is there: beside the model folder, or in `models/` under
     /// the current folder.

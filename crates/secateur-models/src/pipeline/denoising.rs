@@ -5,9 +5,10 @@ use crate::checkpoint::is_finite;
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
 use crate::noise::noise;
+use crate::reuse::Reuse;
 use crate::scheduler::{Call, Schedule};
 use candle_core::Tensor;
-use secateur_nn::{Context, LayerName, Probe, Step};
+use secateur_nn::{Context, Gates, LayerName, Probe, Step};
 use std::ops::Range;
 
 /// Images on their way from noise to latents, step by step.
@@ -18,6 +19,7 @@ pub struct Denoising<'a> {
     sampling: &'a Sampling,
     probe: Option<&'a dyn Probe>,
     schedule: Box<dyn Schedule>,
+    reuse: Option<Reuse<'a>>,
     latents: Tensor,
     /// Calls of the denoiser so far.
     calls: usize,
@@ -43,7 +45,14 @@ impl<'a> Denoising<'a> {
         let (_, _, height, width) = noise.dims4()?;
         let schedule = pipeline.folder.schedule((height, width), sampling)?;
         let latents = noise.affine(schedule.initial_scale(), 0.0)?;
-        Ok(Self { pipeline, conditioning, images, sampling, probe, schedule, latents, calls: 0, draws: 0 })
+        let reuse = match &sampling.reuse {
+            Some(reuse) => {
+                reuse.check(sampling, schedule.calls().len())?;
+                Some(Reuse::new(reuse))
+            }
+            None => None,
+        };
+        Ok(Self { pipeline, conditioning, images, sampling, probe, schedule, reuse, latents, calls: 0, draws: 0 })
     }
 
     /// The latents so far: samples x channels x height x width.
@@ -83,7 +92,11 @@ impl<'a> Denoising<'a> {
     /// What the denoiser makes of the latents, guided.
     fn call(&self, call: Call) -> Result<Tensor> {
         let step = Step { index: call.step, count: self.sampling.steps };
-        let context = Context { step, probe: self.probe, multiplicity: None };
+        let gates = self.reuse.as_ref().map(|reuse| {
+            reuse.begin(self.calls);
+            reuse as &dyn Gates
+        });
+        let context = Context { step, probe: self.probe, multiplicity: None, gates };
         let (samples, channels, _, _) = self.latents.dims4()?;
         let guided = self.pipeline.folder.passes(self.sampling.guidance) == 2;
         let input = self.schedule.scale_input(self.calls, &self.latents)?;

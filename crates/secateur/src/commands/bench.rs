@@ -1,7 +1,7 @@
 //! `secateur bench`.
 
-use super::compare::model_summary;
-use super::{command_line, names};
+use super::compare::{macs_a_call, model_summary};
+use super::{command_line, names, skipping};
 use crate::args::{BenchArgs, Common};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::machine::{Product, Spread};
@@ -82,22 +82,24 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
     for folder in &folders[1..] {
         check_alike((&folders[0], &sampling), (folder, &args.sampling.sampling(folder)?))?;
     }
+    let skipping = |folder: &ModelFolder| skipping(&sampling, folder, args.skipping.adapt);
+    let samplings = folders.iter().map(skipping).collect::<Result<Vec<_>>>()?;
     let names = names(&folders.iter().map(ModelFolder::path).collect::<Vec<_>>());
     let progress = Progress::new(common.quiet);
     // In a process with several models, each takes over what others have freed.
     let mut peaks = Vec::new();
     if folders.len() > 1 {
         progress.begin("memory", folders.len(), "models");
-        for folder in &folders {
-            peaks.push(peak_alone(folder, &sampling, &progress)?);
+        for (folder, sampling) in folders.iter().zip(&samplings) {
+            peaks.push(peak_alone(folder, sampling, &progress)?);
         }
     }
     progress.begin("load", folders.len(), "models");
     let mut pipelines = Vec::new();
-    for folder in folders {
+    for (folder, sampling) in folders.into_iter().zip(&samplings) {
         let pipeline = Pipeline::open(folder)?;
         memory::reset();
-        warm_up(&pipeline, &sampling)?;
+        warm_up(&pipeline, sampling)?;
         pipelines.push(pipeline);
         progress.advance(1)?;
     }
@@ -108,19 +110,22 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
     let mut product = Product::new();
     progress.begin("measure", args.repeats * pipelines.len() * sampling.steps * sampling.batch, "image steps");
     for _ in 0..args.repeats {
-        round(&pipelines, &mut times, &mut product, &sampling, &progress)?;
+        round(&pipelines, &samplings, &mut times, &mut product, &progress)?;
     }
     progress.finish();
 
     let product_rate = product.rate();
     let mut models = Vec::new();
-    for (((pipeline, name), times), peak_bytes) in pipelines.iter().zip(&names).zip(&times).zip(peaks) {
+    let named = pipelines.iter().zip(&names).zip(&samplings);
+    for ((((pipeline, name), sampling), times), peak_bytes) in named.zip(&times).zip(peaks) {
         let peak_bytes = (peak_bytes > 0).then_some(peak_bytes);
-        models.push(Row::new(pipeline, name, times, &sampling, peak_bytes, product_rate.median)?);
+        models.push(Row::new(pipeline, name, times, sampling, peak_bytes, product_rate.median)?);
     }
     for index in 1..models.len() {
         let macs = (models[0].summary.macs, models[index].summary.macs);
-        models[index].gain = Some(Gain::new(&times[0], &times[index], macs, sampling.steps));
+        // The steps of a model that skips are not alike.
+        let paired = [0, index].iter().all(|&index| samplings[index].reuse.is_none());
+        models[index].gain = Some(Gain::new(&times[0], &times[index], macs, sampling.steps, paired));
     }
     let bench = Bench {
         command: command_line(),
@@ -176,6 +181,7 @@ fn peak_alone(folder: &ModelFolder, sampling: &Sampling, progress: &Progress) ->
         format!("--batch={}", sampling.batch),
         format!("--threads={}", rayon::current_num_threads()),
     ]);
+    command.args(sampling.reuse.is_some().then_some("--adapt"));
     command.args(folder.variant().map(|variant| format!("--variant={variant}")));
     let output = command.arg("--").arg(folder.path()).output()?;
     // Ctrl-C reaches both processes.
@@ -199,20 +205,22 @@ fn warm_up(pipeline: &Pipeline, sampling: &Sampling) -> Result<()> {
 /// Every model draws a batch. They take turns at every step.
 fn round(
     pipelines: &[Pipeline],
+    samplings: &[Sampling],
     times: &mut [Times],
     product: &mut Product,
-    sampling: &Sampling,
     progress: &Progress,
 ) -> Result<()> {
     product.measure();
     let mut conditioning = Vec::new();
-    for (pipeline, times) in pipelines.iter().zip(&mut *times) {
+    for ((pipeline, sampling), times) in pipelines.iter().zip(samplings).zip(&mut *times) {
         conditioning.push(timed(&mut times.encode, || encode(pipeline, sampling))?);
     }
-    let begin = |(pipeline, conditioning)| begin(pipeline, conditioning, sampling);
-    let mut denoisings = pipelines.iter().zip(&conditioning).map(begin).collect::<Result<Vec<_>, _>>()?;
-    for _ in 0..sampling.steps {
-        for (denoising, times) in denoisings.iter_mut().zip(&mut *times) {
+    let begin = |((pipeline, conditioning), sampling)| begin(pipeline, conditioning, sampling);
+    let all = pipelines.iter().zip(&conditioning).zip(samplings);
+    let mut denoisings = all.map(begin).collect::<Result<Vec<_>, _>>()?;
+    // All take as many.
+    for _ in 0..samplings.first().map_or(0, |sampling| sampling.steps) {
+        for ((denoising, sampling), times) in denoisings.iter_mut().zip(samplings).zip(&mut *times) {
             timed(&mut times.steps, || denoising.step())?;
             progress.advance(sampling.batch)?;
         }
@@ -273,7 +281,7 @@ impl Row {
         let (steps, batch) = (sampling.steps as f64, sampling.batch as f64);
         let step_seconds = Spread::of(times.denoise(sampling.steps).map(|seconds| seconds / steps));
         let image_seconds = Spread::of(times.batch(sampling.steps).map(|seconds| seconds / batch));
-        let computed_macs = folder.computed_structure(sampling).macs();
+        let computed_macs = macs_a_call(&folder.computed_structure(sampling), sampling)?;
         let operations = 2.0 * computed_macs as f64 * folder.samples_of_run(sampling)? as f64 * batch / steps;
         Ok(Self {
             path: folder.path().to_owned(),
@@ -293,9 +301,12 @@ impl Row {
 }
 
 impl Gain {
-    /// Of a model in `after` over one in `before`, with the multiply-accumulates of both.
-    fn new(before: &Times, after: &Times, macs: (u64, u64), steps: usize) -> Self {
-        let step_speed_up = Spread::of(before.steps.iter().zip(&after.steps).map(|(before, after)| before / after));
+    /// Of a model in `after` over one in `before`, with the multiply-accumulates of both: step by step, or of the steps of each
+    /// round together.
+    fn new(before: &Times, after: &Times, macs: (u64, u64), steps: usize, paired: bool) -> Self {
+        let together = if paired { 1 } else { steps };
+        let sums = |times: &Times| times.denoise(together).collect::<Vec<_>>();
+        let step_speed_up = Spread::of(sums(before).iter().zip(sums(after)).map(|(before, after)| before / after));
         let image_speed_up = before.batch(steps).zip(after.batch(steps)).map(|(before, after)| before / after);
         let macs_speed_up = macs.0 as f64 / macs.1 as f64;
         let saved = |speed_up: f64| 1.0 - 1.0 / speed_up;
@@ -362,11 +373,11 @@ mod tests {
     fn half_of_the_work_in_three_fifths_of_the_time() {
         let before = Times { encode: vec![1.0; 2], steps: vec![5.0, 10.0, 5.0, 10.0], decode: vec![4.0; 2] };
         let after = Times { encode: vec![1.0; 2], steps: vec![3.0, 6.0, 3.0, 6.0], decode: vec![4.0; 2] };
-        let gain = Gain::new(&before, &after, (200, 100), 2);
+        let gain = Gain::new(&before, &after, (200, 100), 2, true);
         assert!((gain.step_speed_up.median - 5.0 / 3.0).abs() < 1e-12);
         assert!((gain.image_speed_up.median - 20.0 / 14.0).abs() < 1e-12);
         assert_eq!(gain.macs_speed_up, 2.0);
         assert!((gain.time_saved_over_macs_saved.unwrap() - 0.8).abs() < 1e-12);
-        assert!(Gain::new(&before, &after, (100, 100), 2).time_saved_over_macs_saved.is_none());
+        assert!(Gain::new(&before, &after, (100, 100), 2, true).time_saved_over_macs_saved.is_none());
     }
 }

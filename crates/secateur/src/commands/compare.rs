@@ -1,12 +1,12 @@
 //! `secateur compare`.
 
-use super::{command_line, held_out_prompts, names, no_score};
+use super::{command_line, held_out_prompts, names, no_score, skipping};
 use crate::args::{Common, CompareArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;
 use anyhow::Result;
 use secateur_eval::{Comparison, ModelSummary, Report, Samples};
-use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
+use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Structure};
 use std::path::Path;
 
 pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
@@ -20,6 +20,8 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let progress = Progress::new(common.quiet);
     let inputs = [Some(reference.path()), Some(candidate.path()), args.prompts.as_deref(), clip_path.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
+    let skipping = |folder: &ModelFolder| skipping(&sampling, folder, args.skipping.adapt);
+    let samplings = [skipping(&reference)?, skipping(&candidate)?];
     let output = match &args.out {
         Some(out) => Some(OutputFolder::create(out, common.force, &inputs)?),
         None => None,
@@ -27,12 +29,12 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let names = names(&[&args.reference, &args.candidate]);
     let mut samples = Vec::new();
     let mut models = Vec::new();
-    for (folder, name) in [reference, candidate].into_iter().zip(&names) {
+    for ((folder, name), sampling) in [reference, candidate].into_iter().zip(&names).zip(&samplings) {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder)?;
-        models.push(model_summary(&pipeline, name, &sampling)?);
+        models.push(model_summary(&pipeline, name, sampling)?);
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
-        samples.push(Samples::generate(&pipeline, name, &prompts, &sampling, clip.as_ref(), &progress)?);
+        samples.push(Samples::generate(&pipeline, name, &prompts, sampling, clip.as_ref(), &progress)?);
     }
     let (comparison, pictures) = samples[0].compare(&samples[1])?;
     let (stages, peak_bytes) = progress.finish();
@@ -82,8 +84,16 @@ pub(super) fn model_summary(pipeline: &Pipeline, name: &str, sampling: &Sampling
         parameters += values.len() as u64;
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }
-    let macs = pipeline.structure(sampling).macs();
+    let macs = macs_a_call(&pipeline.structure(sampling), sampling)?;
     Ok(ModelSummary { name: name.to_owned(), parameters, zeros, macs, file_bytes })
+}
+
+/// Multiply-accumulates of a call for one sample: on average, where some calls skip.
+pub(super) fn macs_a_call(structure: &Structure, sampling: &Sampling) -> Result<u64> {
+    match &sampling.reuse {
+        Some(reuse) => Ok(reuse.macs(structure)? / reuse.computed.len().max(1) as u64),
+        None => Ok(structure.macs()),
+    }
 }
 
 /// The scores in a few lines.

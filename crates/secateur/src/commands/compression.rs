@@ -4,7 +4,7 @@ mod dry_run;
 mod unfinished;
 
 use super::compare::{model_summary, quality};
-use super::{command_line, names, no_score, numbered};
+use super::{command_line, names, no_score, numbered, skipping};
 use crate::args::{Common, RunArgs};
 use crate::format::{count, print, print_json};
 use crate::machine::Product;
@@ -91,8 +91,9 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     let mut pipeline = Pipeline::open(folder)?;
     // The report's noise is not the calibration's.
     let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
+    let sampling = skipping(&sampling, pipeline.folder(), false)?;
     let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
-    let mut models = vec![model_summary(&pipeline, &names[0], &calibration.sampling)?];
+    let mut models = vec![model_summary(&pipeline, &names[0], &evaluation.sampling)?];
     let dense = evaluation.samples(&pipeline, &names[0])?;
     if let Task::Structured { method, .. } = task {
         method.prepare(&pipeline, &plan, &calibration, &progress)?;
@@ -133,7 +134,7 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     let outcome = prune(&mut pipeline, &plan, task, &source, module_errors.as_ref(), Some(&journal), &progress)?;
     product.measure();
     let pruned = evaluation.samples(&pipeline, &names[1])?;
-    models.push(model_summary(&pipeline, &names[1], &calibration.sampling)?);
+    models.push(model_summary(&pipeline, &names[1], &evaluation.sampling)?);
 
     progress.begin("save", pipeline.parameters().iter().count(), "tensors");
     pipeline.folder().write(output.path(), &outcome.edits, &progress)?;

@@ -1,6 +1,6 @@
 //! `secateur generate`.
 
-use super::{command_line, held_out_prompts};
+use super::{command_line, held_out_prompts, skipping};
 use crate::args::{Common, GenerateArgs};
 use crate::format::{print, print_json, table};
 use crate::profile::{Profile, Share};
@@ -37,7 +37,7 @@ struct Image {
 
 pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
     let folder = args.model.open()?;
-    let sampling = args.sampling.sampling(&folder)?;
+    let sampling = skipping(&args.sampling.sampling(&folder)?, &folder, args.skipping.adapt)?;
     let prompts = match (args.prompt.as_slice(), &args.prompts, args.samples) {
         ([_, ..], ..) if folder.subject() == Subject::Nothing => bail!("this model takes no prompts: give --samples N"),
         (prompts @ [_, ..], _, count) => prompts.iter().take(count.unwrap_or(usize::MAX)).cloned().collect(),

@@ -1,0 +1,288 @@
+//! Stretches of a denoiser that are not computed at some calls of a run, but taken over from the call before (DiP-GO, Zhu et
+//! al. 2024, arXiv 2410.16942).
+
+use crate::error::{Error, Result, read_json};
+use crate::folder::ModelFolder;
+use crate::pipeline::Sampling;
+use crate::scheduler::Sampler;
+use crate::structure::{Reader, Structure, Unit};
+use candle_core::Tensor;
+use secateur_nn::{Gates, Passage};
+use serde::{Deserialize, Serialize};
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// What is taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The output of a block, with all that is kept of it for later blocks. What feeds only such blocks is not computed either.
+    Block,
+    /// The output of a finer part of a UNet: a residual block with its attention.
+    Branch,
+    /// What a transformer block adds to its input.
+    Residual,
+}
+
+/// Of each unit, whether it is computed.
+type Row = Vec<bool>;
+
+/// Which units are computed at which call of a run, for one sampler and number of steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReuseSchedule {
+    /// What is taken over.
+    pub kind: Kind,
+    /// The sampler.
+    pub sampler: Sampler,
+    /// Its steps.
+    pub steps: usize,
+    /// Names of the units, in execution order.
+    pub units: Vec<String>,
+    /// Calls of the denoiser x units. At the first call all are computed.
+    pub computed: Vec<Row>,
+}
+
+/// The file.
+#[derive(Serialize, Deserialize)]
+struct File {
+    format_version: u32,
+    kind: Kind,
+    sampler: String,
+    steps: usize,
+    units: Vec<String>,
+    /// A digit a unit, 1 where it is computed.
+    calls: Vec<String>,
+}
+
+const FORMAT_VERSION: u32 = 1;
+
+/// All kinds with their names.
+const KINDS: [(Kind, &str); 3] = [(Kind::Block, "block"), (Kind::Branch, "branch"), (Kind::Residual, "residual")];
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(KINDS.iter().find(|(kind, _)| kind == self).map_or("", |(_, name)| name))
+    }
+}
+
+impl FromStr for Kind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let found = KINDS.into_iter().find(|(_, known)| *known == name).map(|(kind, _)| kind);
+        found
+            .ok_or_else(|| Error::Request(format!("there is no kind of unit {name:?}: block, branch and residual are")))
+    }
+}
+
+impl Structure {
+    /// The units of a kind, in execution order.
+    ///
+    /// # Errors
+    /// If the model has none.
+    pub fn units_of(&self, kind: Kind) -> Result<&[Unit]> {
+        let units = match kind {
+            Kind::Residual if !self.residual => &[],
+            Kind::Block | Kind::Residual => self.units.as_slice(),
+            Kind::Branch => self.branches.as_slice(),
+        };
+        match units {
+            [] => Err(Error::Request(format!(
+                "the model has no units of the kind {kind}: its blocks change their input's shape"
+            ))),
+            units => Ok(units),
+        }
+    }
+
+    /// Which units of a kind have to be computed where those of `wanted` are not to be taken over: not those that feed only
+    /// units that are not computed.
+    ///
+    /// # Errors
+    /// As [`Structure::units_of`].
+    pub fn live(&self, kind: Kind, wanted: &[bool]) -> Result<Row> {
+        let mut live = wanted.to_vec();
+        if kind == Kind::Residual {
+            return Ok(live);
+        }
+        let readers = self.readers(self.units_of(kind)?);
+        for unit in (0..live.len()).rev() {
+            let read = readers[unit].iter().any(|reader| match *reader {
+                Reader::Output => true,
+                Reader::Unit(reader) => live[reader],
+            });
+            live[unit] &= read;
+        }
+        Ok(live)
+    }
+}
+
+impl ReuseSchedule {
+    /// With everything computed.
+    ///
+    /// # Errors
+    /// If the model has no such units, or the sampler cannot make so many steps.
+    pub fn whole(folder: &ModelFolder, sampling: &Sampling, kind: Kind) -> Result<Self> {
+        let units: Vec<String> =
+            folder.structure(sampling).units_of(kind)?.iter().map(|unit| unit.name.clone()).collect();
+        let calls = folder.schedule(sampling.latent, sampling)?.calls().len();
+        let computed = vec![vec![true; units.len()]; calls];
+        Ok(Self { kind, sampler: sampling.sampler, steps: sampling.steps, units, computed })
+    }
+
+    /// Without the units that feed only such as are not computed.
+    ///
+    /// # Errors
+    /// As [`Structure::live`].
+    pub fn live(mut self, structure: &Structure) -> Result<Self> {
+        for row in &mut self.computed {
+            *row = structure.live(self.kind, row)?;
+        }
+        Ok(self)
+    }
+
+    /// Multiply-accumulates of a run for one sample, without the doubling of guidance.
+    ///
+    /// # Errors
+    /// If the model has no such units.
+    pub fn macs(&self, structure: &Structure) -> Result<u64> {
+        let units: Vec<u64> = structure.units_of(self.kind)?.iter().map(|unit| structure.unit_macs(unit)).collect();
+        let always = structure.macs() - units.iter().sum::<u64>();
+        let of_row = |row: &Row| {
+            always + units.iter().zip(row).filter(|(_, computed)| **computed).map(|(macs, _)| macs).sum::<u64>()
+        };
+        Ok(self.computed.iter().map(of_row).sum())
+    }
+
+    /// For another number of steps or another sampler: each call is like the one at the same place of the run, from 0 for the
+    /// first to 1 for the last, the earlier one of two that are as near.
+    ///
+    /// # Errors
+    /// If the sampler cannot make so many steps.
+    pub fn adapted(&self, folder: &ModelFolder, sampling: &Sampling) -> Result<Self> {
+        let calls = folder.schedule(sampling.latent, sampling)?.calls().len();
+        let (last, last_of_ours) = (self.computed.len().saturating_sub(1), calls.saturating_sub(1).max(1));
+        // To the nearest, the earlier one of two.
+        let place = |call: usize| (2 * call * last + last_of_ours - 1) / (2 * last_of_ours);
+        let row = |call: usize| self.computed[place(call).min(last)].clone();
+        let computed = (0..calls).map(row).collect();
+        Ok(Self { sampler: sampling.sampler, steps: sampling.steps, computed, ..self.clone() })
+    }
+
+    /// Reads the file of a model with that structure.
+    ///
+    /// # Errors
+    /// If it cannot be read, or does not fit the model or itself.
+    pub fn open(path: &Path, structure: &Structure) -> Result<Self> {
+        let file: File = read_json(path)?;
+        let invalid = |problem: String| Error::invalid(path, problem);
+        if file.format_version > FORMAT_VERSION {
+            let version = file.format_version;
+            return Err(invalid(format!("format_version {version} is newer than this secateur; update it")));
+        }
+        let sampler = file.sampler.parse().map_err(|error| invalid(format!("{error}")))?;
+        let known = structure.units_of(file.kind).map_err(|error| invalid(format!("{error}")))?;
+        if !known.iter().map(|unit| &unit.name).eq(&file.units) {
+            let known: Vec<&str> = known.iter().map(|unit| unit.name.as_str()).collect();
+            return Err(invalid(format!("units are not those of the model, {}", known.join(", "))));
+        }
+        let digit = |digit: char| match digit {
+            '0' => Some(false),
+            '1' => Some(true),
+            _ => None,
+        };
+        let row = |(call, text): (usize, &String)| {
+            let row: Option<Row> = text.chars().map(digit).collect();
+            let row = row.filter(|row| row.len() == known.len());
+            row.ok_or_else(|| {
+                invalid(format!("calls[{call}] {text:?} is not a digit 0 or 1 for each of the {} units", known.len()))
+            })
+        };
+        let computed = file.calls.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+        if !computed.first().is_some_and(|first| first.iter().all(|computed| *computed)) {
+            return Err(invalid("the first call must compute all units: there is nothing to take over yet".into()));
+        }
+        Ok(Self { kind: file.kind, sampler, steps: file.steps, units: file.units, computed })
+    }
+
+    /// The text of the file.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        let digits = |row: &Row| row.iter().map(|&computed| if computed { '1' } else { '0' }).collect();
+        let file = File {
+            format_version: FORMAT_VERSION,
+            kind: self.kind,
+            sampler: self.sampler.to_string(),
+            steps: self.steps,
+            units: self.units.clone(),
+            calls: self.computed.iter().map(digits).collect(),
+        };
+        serde_json::to_string_pretty(&file).map(|text| text + "\n").map_err(|error| Error::Request(error.to_string()))
+    }
+
+    /// That it is for so many calls.
+    pub(crate) fn check(&self, sampling: &Sampling, calls: usize) -> Result<()> {
+        if self.sampler == sampling.sampler && self.computed.len() == calls {
+            return Ok(());
+        }
+        Err(Error::Request(format!(
+            "what the model skips was learned for {} with {} steps, not for {} with {}: sample as it was learned, or give --adapt \
+             to take the nearest of its steps for each",
+            self.sampler, self.steps, sampling.sampler, sampling.steps
+        )))
+    }
+}
+
+/// Takes over what the schedule of a run says.
+pub(crate) struct Reuse<'a> {
+    schedule: &'a ReuseSchedule,
+    call: Cell<usize>,
+    /// Of each unit, what it made when it was last computed.
+    features: RefCell<Vec<Option<Vec<Tensor>>>>,
+}
+
+impl<'a> Reuse<'a> {
+    pub(crate) fn new(schedule: &'a ReuseSchedule) -> Self {
+        let features = vec![None; schedule.units.len()].into();
+        Self { schedule, call: Cell::new(0), features }
+    }
+
+    /// The next forward is that of call `call`.
+    pub(crate) fn begin(&self, call: usize) {
+        self.call.set(call);
+    }
+
+    fn unit(&self, stretch: &str) -> Option<usize> {
+        self.schedule.units.iter().position(|unit| unit == stretch)
+    }
+}
+
+impl Gates for Reuse<'_> {
+    fn enter(&self, stretch: &str, inputs: &[Tensor]) -> secateur_nn::Result<Passage> {
+        let compute = || Passage::Compute(inputs.to_vec());
+        let Some(unit) = self.unit(stretch) else { return Ok(compute()) };
+        let features = self.features.borrow();
+        Ok(match (&features[unit], self.schedule.computed[self.call.get()][unit]) {
+            (Some(features), false) => Passage::Instead(match self.schedule.kind {
+                Kind::Residual => {
+                    inputs.iter().zip(features).map(|(x, y)| x + y).collect::<candle_core::Result<_>>()?
+                }
+                Kind::Block | Kind::Branch => features.clone(),
+            }),
+            _ => compute(),
+        })
+    }
+
+    fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
+        if let Some(unit) = self.unit(stretch) {
+            self.features.borrow_mut()[unit] = Some(match self.schedule.kind {
+                Kind::Residual => outputs.iter().zip(inputs).map(|(y, x)| y - x).collect::<candle_core::Result<_>>()?,
+                Kind::Block | Kind::Branch => outputs.clone(),
+            });
+        }
+        Ok(outputs)
+    }
+}

@@ -1,0 +1,234 @@
+//! What is taken over from earlier calls, against a plain run that computes everything and then replaces what should not have
+//! been, on every family.
+
+#![cfg(unix)]
+
+#[path = "common/assemble.rs"]
+mod assemble;
+
+use candle_core::Tensor;
+use secateur_models::{Error, Kind, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_nn::{Context, Gates, Passage, Probe, Step};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Computes all, and replaces what is not to be computed.
+struct Plain<'a> {
+    schedule: &'a ReuseSchedule,
+    call: Cell<usize>,
+    made: RefCell<BTreeMap<String, Vec<Tensor>>>,
+}
+
+impl Gates for Plain<'_> {
+    fn enter(&self, _: &str, inputs: &[Tensor]) -> secateur_nn::Result<Passage> {
+        Ok(Passage::Compute(inputs.to_vec()))
+    }
+
+    fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
+        let Some(unit) = self.schedule.units.iter().position(|unit| unit == stretch) else { return Ok(outputs) };
+        let residual = self.schedule.kind == Kind::Residual;
+        let mut made = self.made.borrow_mut();
+        if self.schedule.computed[self.call.get()][unit] {
+            let kept = match residual {
+                true => outputs.iter().zip(inputs).map(|(y, x)| (y - x).unwrap()).collect(),
+                false => outputs.clone(),
+            };
+            made.insert(stretch.to_owned(), kept);
+            return Ok(outputs);
+        }
+        let kept = &made[stretch];
+        Ok(match residual {
+            true => inputs.iter().zip(kept).map(|(x, y)| (x + y).unwrap()).collect(),
+            false => kept.clone(),
+        })
+    }
+}
+
+fn plain(pipeline: &Pipeline, prompts: &[String], sampling: &Sampling, reuse: &ReuseSchedule) -> Result<Tensor, Error> {
+    let images = 0..prompts.len();
+    let conditioning = pipeline.guided_conditioning(prompts, sampling.latent, sampling)?;
+    let mut schedule = pipeline.folder().schedule(sampling.latent, sampling)?;
+    let mut latents = pipeline.noise(images.clone(), sampling)?.affine(schedule.initial_scale(), 0.0)?;
+    let gates = Plain { schedule: reuse, call: Cell::default(), made: RefCell::default() };
+    let guided = pipeline.folder().passes(sampling.guidance) == 2;
+    let mut draws = 0;
+    for (index, call) in schedule.calls().to_vec().into_iter().enumerate() {
+        gates.call.set(index);
+        let step = Step { index: call.step, count: sampling.steps };
+        let context = Context { step, gates: Some(&gates), ..Context::default() };
+        let input = schedule.scale_input(index, &latents)?;
+        let input = if guided { Tensor::cat(&[&input, &input], 0)? } else { input };
+        let timesteps = vec![call.timestep; input.dim(0)?];
+        let output = pipeline.denoiser().forward(&input, &timesteps, &conditioning, &context)?;
+        let output = output.narrow(1, 0, latents.dim(1)?)?;
+        let output = match guided {
+            true => {
+                let (free, told) = (output.narrow(0, 0, images.len())?, output.narrow(0, images.len(), images.len())?);
+                (&free + ((told - &free)? * sampling.guidance)?)?
+            }
+            false => output,
+        };
+        let shape = latents.dims()[1..].to_vec();
+        let mut noise = || {
+            draws += 1;
+            secateur_models::noise(sampling.seed, images.clone(), draws, &shape)
+        };
+        latents = schedule.step(index, &latents, &output, &mut noise)?;
+    }
+    Ok(latents)
+}
+
+/// The layers that were called at each step.
+#[derive(Default)]
+struct Called(RefCell<BTreeSet<(usize, LayerName)>>);
+
+impl Probe for Called {
+    fn linear_input(&self, layer: &LayerName, _: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
+        self.0.borrow_mut().insert((context.step.index, layer.clone()));
+        Ok(())
+    }
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
+}
+
+/// Every second unit or so, another choice at each call.
+fn some(schedule: &mut ReuseSchedule) {
+    for (call, row) in schedule.computed.iter_mut().enumerate().skip(1) {
+        row.iter_mut().enumerate().for_each(|(unit, computed)| *computed = (call * 7 + unit * 5) % 3 == 0);
+    }
+}
+
+fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], sampler: Option<Sampler>) {
+    let folder = ModelFolder::open(folder, None).unwrap();
+    let prompts: Vec<String> = prompts.iter().map(|&prompt| prompt.to_owned()).collect();
+    let own = folder.sampling();
+    let sampling = Sampling { steps: 5, sampler: sampler.unwrap_or(own.sampler), ..own };
+    let structure = folder.structure(&sampling);
+    let pipeline = Pipeline::open(folder).unwrap();
+    let draw = |reuse: Option<&ReuseSchedule>, probe: Option<&dyn Probe>| {
+        let sampling = Sampling { reuse: reuse.cloned().map(Arc::new), ..sampling.clone() };
+        pipeline.sample(&prompts, 0..prompts.len(), &sampling, probe, &()).unwrap()
+    };
+    let full = draw(None, None);
+    for kind in [Kind::Block, Kind::Branch, Kind::Residual] {
+        let what = format!("{}, {kind}", pipeline.folder().class_name());
+        let Ok(whole) = ReuseSchedule::whole(pipeline.folder(), &sampling, kind) else {
+            assert!(!kinds.contains(&kind), "{what}: no units");
+            continue;
+        };
+        assert!(kinds.contains(&kind), "{what}: units");
+        let calls = whole.computed.len() as u64;
+        assert_eq!(largest_difference(&full, &draw(Some(&whole), None)), 0.0, "{what}: all computed");
+        assert_eq!(whole.macs(&structure).unwrap(), calls * structure.macs(), "{what}");
+
+        let mut mixed = whole.clone();
+        some(&mut mixed);
+        let called = Called::default();
+        let drawn = draw(Some(&mixed), Some(&called));
+        let difference = largest_difference(&drawn, &plain(&pipeline, &prompts, &sampling, &mixed).unwrap());
+        assert!(difference < 1e-5, "{what}: {difference} from a plain run");
+        assert!(largest_difference(&drawn, &full) > 1e-4, "{what}: nothing was taken over");
+        // No layer of a unit that is taken over was called.
+        if calls == sampling.steps as u64 {
+            let linear =
+                |layer: &&secateur_models::Layer| matches!(layer.operation, secateur_models::Operation::Linear { .. });
+            for (call, row) in mixed.computed.iter().enumerate() {
+                for (unit, computed) in structure.units_of(kind).unwrap().iter().zip(row) {
+                    let layers = structure.blocks[unit.blocks.clone()].iter().flat_map(|block| &block.layers);
+                    for layer in layers.filter(linear) {
+                        let was = called.0.borrow().contains(&(call, layer.name.clone()));
+                        assert_eq!(was, *computed, "{what}: {} at call {call}", layer.name);
+                    }
+                }
+            }
+        }
+
+        // What feeds only what is taken over changes nothing.
+        let mut once = whole.clone();
+        once.computed[2].iter_mut().enumerate().for_each(|(unit, computed)| *computed = unit % 3 != 1);
+        let live = once.clone().live(&structure).unwrap();
+        assert_eq!(largest_difference(&draw(Some(&once), None), &draw(Some(&live), None)), 0.0, "{what}: liveness");
+        let fewer = live.macs(&structure).unwrap() < once.macs(&structure).unwrap();
+        assert_eq!(fewer, kind != Kind::Residual, "{what}: something is dead");
+    }
+}
+
+const OF_UNETS: [Kind; 2] = [Kind::Block, Kind::Branch];
+const OF_CHAINS: [Kind; 3] = [Kind::Block, Kind::Branch, Kind::Residual];
+
+#[test]
+fn small_pipelines() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
+    for name in ["stable_diffusion_2", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "ddpm"] {
+        let kinds = if name.starts_with("stable_diffusion_3") || ["flux", "pixart"].contains(&name) {
+            &OF_CHAINS[..]
+        } else {
+            &OF_UNETS
+        };
+        check(assemble::assemble(&goldens, name).path(), &["a red apple", "dog"], kinds, None);
+    }
+}
+
+fn model(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name)
+}
+
+#[test]
+fn bundled_models() {
+    check(&model("emoji-unet"), &["red apple, noto style emoji"], &OF_UNETS, None);
+    check(&model("emoji-unet"), &["red apple, noto style emoji"], &OF_UNETS, Some(Sampler::Pndm));
+    check(&model("emoji-dit"), &["1", "2"], &OF_CHAINS, None);
+    check(&model("emoji-mmdit"), &["red apple, noto style emoji"], &OF_CHAINS, None);
+}
+
+/// Sampled in another way, it is refused, or each call is like the nearest.
+#[test]
+fn another_number_of_steps() {
+    let folder = ModelFolder::open(&model("emoji-dit"), None).unwrap();
+    let sampling = |steps| Sampling { steps, ..folder.sampling() };
+    let mut schedule = ReuseSchedule::whole(&folder, &sampling(5), Kind::Block).unwrap();
+    for (call, row) in schedule.computed.iter_mut().enumerate() {
+        row.iter_mut().for_each(|computed| *computed = call % 2 == 0);
+    }
+    let calls = |steps| {
+        let adapted = schedule.adapted(&folder, &sampling(steps)).unwrap();
+        assert_eq!((adapted.steps, adapted.computed.len()), (steps, steps));
+        adapted.computed.iter().map(|row| row[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(calls(5), [true, false, true, false, true]);
+    assert_eq!(calls(9), [true, true, false, false, true, true, false, false, true]);
+    assert_eq!((calls(1), calls(2), calls(3)), (vec![true], vec![true, true], vec![true, true, true]));
+
+    let temporary = tempfile::tempdir().unwrap();
+    let out = temporary.path().join("skipping");
+    folder.write_reuse(&out, &schedule, &()).unwrap_err();
+    std::fs::create_dir(&out).unwrap();
+    folder.write_reuse(&out, &schedule, &()).unwrap();
+    let skipping = ModelFolder::open(&out, None).unwrap();
+    assert_eq!(skipping.sampling().steps, 5, "it is sampled as it was learned");
+    assert_eq!(*skipping.reuse(&skipping.sampling(), false).unwrap().unwrap(), schedule);
+    let error = skipping.reuse(&sampling(7), false).unwrap_err().to_string();
+    assert!(error.contains("with 5 steps") && error.contains("with 7") && error.contains("--adapt"), "{error}");
+    assert_eq!(skipping.reuse(&sampling(7), true).unwrap().unwrap().steps, 7);
+
+    let path = out.join("reuse.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let [none, all] = ["0", "1"].map(|digit| digit.repeat(schedule.units.len()));
+    let (fewer, spoiled) = (none[1..].to_owned(), all.replacen('1', "0", 1));
+    for (from, to, words) in [
+        ("transformer_blocks.1", "blocks.1", "units are not those of the model"),
+        (&all, &spoiled, "the first call must compute all units"),
+        (&none, &fewer, "calls[1]"),
+        ("\"format_version\": 1", "\"format_version\": 9", "newer"),
+        ("\"ddim\"", "\"dim\"", "no sampler \"dim\""),
+    ] {
+        assert!(text.contains(from), "{from} is in {text}");
+        std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        let error = skipping.reuse(&sampling(5), false).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("reuse.json"), "{words}: {error}");
+    }
+}
