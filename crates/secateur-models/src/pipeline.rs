@@ -24,7 +24,7 @@ use crate::structure::Structure;
 use candle_core::Tensor;
 use conditioner::Conditioner;
 pub use denoising::Denoising;
-use secateur_nn::{Parameters, Probe};
+use secateur_nn::{Context, Parameters, Probe};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -42,6 +42,11 @@ pub trait Observer {
     fn advance(&self, amount: usize) -> Result<()> {
         let _ = amount;
         Ok(())
+    }
+
+    /// How the work stands, in a few words.
+    fn tell(&self, state: &str) {
+        let _ = state;
     }
 }
 
@@ -124,6 +129,32 @@ impl Pipeline {
     #[must_use]
     pub fn denoiser(&self) -> &dyn Denoiser {
         &*self.denoiser
+    }
+
+    /// What the denoiser makes of `input` (samples x channels x height x width), guided; `conditioning` is
+    /// [`Pipeline::guided_conditioning`]'s.
+    ///
+    /// # Errors
+    /// If a shape does not fit, or the context's probe or gates object.
+    pub fn predict(
+        &self,
+        input: &Tensor,
+        timestep: f32,
+        conditioning: &Conditioning,
+        guidance: f64,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
+        let (samples, channels, _, _) = input.dims4()?;
+        let guided = self.folder.passes(guidance) == 2;
+        let input = if guided { Tensor::cat(&[input, input], 0)? } else { input.clone() };
+        let output = self.denoiser.forward(&input, &vec![timestep; input.dim(0)?], conditioning, context)?;
+        // More channels than the latents' are a variance, which no sampler here asks for.
+        let output = output.narrow(1, 0, channels)?;
+        if !guided {
+            return Ok(output);
+        }
+        let (free, told) = (output.narrow(0, 0, samples)?, output.narrow(0, samples, samples)?);
+        Ok((&free + ((told - &free)? * guidance)?)?)
     }
 
     /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x channels.

@@ -97,25 +97,16 @@ impl<'a> Denoising<'a> {
             reuse as &dyn Gates
         });
         let context = Context { step, probe: self.probe, multiplicity: None, gates };
-        let (samples, channels, _, _) = self.latents.dims4()?;
-        let guided = self.pipeline.folder.passes(self.sampling.guidance) == 2;
         let input = self.schedule.scale_input(self.calls, &self.latents)?;
-        let input = if guided { Tensor::cat(&[&input, &input], 0)? } else { input };
-        let timesteps = vec![call.timestep; input.dim(0)?];
-        let forward = |context: &_| self.pipeline.denoiser.forward(&input, &timesteps, self.conditioning, context);
-        let output = forward(&context)?;
+        let guidance = self.sampling.guidance;
+        let predict = |context: &_| self.pipeline.predict(&input, call.timestep, self.conditioning, guidance, context);
+        let output = predict(&context)?;
         if !is_finite(&output)? {
-            forward(&Context { probe: Some(&FiniteProbe), ..context })?;
+            predict(&Context { probe: Some(&FiniteProbe), ..context })?;
             let problem = format!("the denoiser's output is not finite at denoising step {}", step.index + 1);
             return Err(Error::Request(problem));
         }
-        // More channels than the latents' are a variance, which no sampler here asks for.
-        let output = output.narrow(1, 0, channels)?;
-        if !guided {
-            return Ok(output);
-        }
-        let (free, told) = (output.narrow(0, 0, samples)?, output.narrow(0, samples, samples)?);
-        Ok((&free + ((told - &free)? * self.sampling.guidance)?)?)
+        Ok(output)
     }
 }
 

@@ -1,0 +1,278 @@
+//! DiP-GO's optimisation: gates from the pruner network, a run with them, and back.
+
+use crate::error::{Error, Result};
+use crate::loss::Loss;
+use crate::pruner::Pruner;
+use crate::scores::{Scores, cascades, kept};
+use crate::supernet::SuperNet;
+use candle_core::{Device, Tensor};
+use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How to learn.
+#[derive(Clone, Debug)]
+pub struct Learning {
+    /// One iteration a prompt, over and over.
+    pub prompts: Vec<String>,
+    /// The run that is learned for; its seed is that of the noise and of the network.
+    pub sampling: Sampling,
+    /// What is compared.
+    pub loss: Loss,
+    /// At most.
+    pub iterations: usize,
+    /// The share of the multiply-accumulates below which nothing asks for less (tau).
+    pub least: f64,
+}
+
+/// A moment of the optimisation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Of the pictures.
+    pub loss: f64,
+    /// The share of the multiply-accumulates that the gates kept.
+    pub kept: f64,
+}
+
+/// What was learned.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Learned {
+    /// P(computed); 1 at the first call.
+    pub scores: Scores,
+    /// One an iteration.
+    pub history: Vec<Point>,
+    /// It was stopped before it was done.
+    pub stopped: bool,
+}
+
+/// A folder that has how far it has come, to go on after it was stopped.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// The folder.
+    pub folder: PathBuf,
+    /// What the result depends on, in words of the caller: one that differs is not gone on with.
+    pub request: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    request: String,
+    history: Vec<Point>,
+    /// The file of the network, by its number: the last one stays until the next is whole.
+    pruner: String,
+}
+
+const STATE: &str = "learned.json";
+/// How often it is written.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Iterations in which the rate of learning rises.
+const WARM_UP: usize = 10;
+/// The rate of the paper's UNets, of 50 steps x 9 units in 500 iterations. The loss has the mean over all gates, so more of them
+/// take longer steps.
+const RATE: f64 = 0.1;
+const RATE_OF: (f64, f64) = (450.0, 500.0);
+/// The weight of the multiply-accumulates in the loss (alpha).
+const ALPHA: f64 = 1.0;
+
+/// Learns which units to compute at which calls.
+///
+/// # Errors
+/// If the model fails, or there are no prompts. An observer that interrupts ends it with what was learned so far.
+pub fn learn(
+    pipeline: &Pipeline,
+    whole: &ReuseSchedule,
+    learning: &Learning,
+    progress: Option<&Progress>,
+    observer: &dyn Observer,
+) -> Result<Learned> {
+    let mut optimisation = Optimisation::new(pipeline, whole, learning, progress)?;
+    let result = optimisation.run(progress, observer);
+    let stopped = match result {
+        Ok(()) => false,
+        Err(Error::Model(ModelError::Interrupted)) => true,
+        Err(error) => return Err(error),
+    };
+    if let Some(progress) = progress.filter(|_| stopped) {
+        optimisation.save(progress)?;
+    }
+    Ok(Learned { scores: optimisation.scores()?, history: optimisation.history, stopped })
+}
+
+struct Optimisation<'a> {
+    pipeline: &'a Pipeline,
+    whole: &'a ReuseSchedule,
+    learning: &'a Learning,
+    pruner: Pruner,
+    /// gamma of each unit.
+    cascades: Vec<f64>,
+    history: Vec<Point>,
+}
+
+impl<'a> Optimisation<'a> {
+    fn new(
+        pipeline: &'a Pipeline,
+        whole: &'a ReuseSchedule,
+        learning: &'a Learning,
+        progress: Option<&Progress>,
+    ) -> Result<Self> {
+        if learning.prompts.is_empty() {
+            return Err(Error::Request("there are no prompts to learn from".into()));
+        }
+        let (calls, units, seed) = (whole.computed.len(), whole.units.len(), learning.sampling.seed);
+        if calls < 2 {
+            return Err(Error::Request("a run of one call has nothing to take over: give more --steps".into()));
+        }
+        let state = progress.map(State::read).transpose()?.flatten();
+        let (pruner, history) = match (state, progress) {
+            (Some(state), Some(progress)) => {
+                let path = progress.folder.join(&state.pruner);
+                (Pruner::open(&path, calls - 1, units, seed, state.history.len())?, state.history)
+            }
+            _ => (Pruner::new(calls - 1, units, seed)?, Vec::new()),
+        };
+        let cascades = cascades(whole, &pipeline.structure(&learning.sampling))?;
+        Ok(Self { pipeline, whole, learning, pruner, cascades, history })
+    }
+
+    /// P(computed), 1 at the first call.
+    fn scores(&self) -> Result<Scores> {
+        let probabilities = self.pruner.forward(false)?.to_vec2::<f32>()?;
+        let rows = probabilities.into_iter().map(|row| row.into_iter().map(f64::from).collect());
+        Ok(Scores([vec![1.0; self.whole.units.len()]].into_iter().chain(rows).collect()))
+    }
+
+    fn run(&mut self, progress: Option<&Progress>, observer: &dyn Observer) -> Result<()> {
+        let Learning { prompts, sampling, iterations, .. } = self.learning;
+        // As they should be, each drawn when it is first met.
+        let mut wanted: Vec<Option<Tensor>> = vec![None; prompts.len()];
+        observer.begin("learn", *iterations, "iterations");
+        observer.advance(self.history.len())?;
+        let mut saved = Instant::now();
+        for iteration in self.history.len()..*iterations {
+            let image = iteration % prompts.len();
+            let picture = match &wanted[image] {
+                Some(picture) => picture.clone(),
+                None => {
+                    let latents = self.pipeline.sample(prompts, image..image + 1, sampling, None, &Quiet(observer))?;
+                    let picture = self.pipeline.pictures(&latents)?;
+                    wanted[image] = Some(picture.clone());
+                    picture
+                }
+            };
+            let point = self.iterate(iteration, image, &picture, observer)?;
+            self.history.push(point);
+            let (loss, kept) = self.recent();
+            observer.tell(&format!("{} {loss:.3}, {:.0} % kept", self.learning.loss, 100.0 * kept));
+            if let Some(progress) = progress.filter(|_| saved.elapsed() > INTERVAL) {
+                self.save(progress)?;
+                saved = Instant::now();
+            }
+            observer.advance(1)?;
+        }
+        Ok(())
+    }
+
+    /// Means of the last iterations.
+    fn recent(&self) -> (f64, f64) {
+        let recent = &self.history[self.history.len().saturating_sub(self.learning.prompts.len().min(16))..];
+        let mean = |of: fn(&Point) -> f64| recent.iter().map(of).sum::<f64>() / recent.len().max(1) as f64;
+        (mean(|point| point.loss), mean(|point| point.kept))
+    }
+
+    fn iterate(&mut self, iteration: usize, image: usize, wanted: &Tensor, observer: &dyn Observer) -> Result<Point> {
+        let Learning { prompts, sampling, .. } = self.learning;
+        let structure = self.pipeline.structure(sampling);
+        let probabilities = self.pruner.forward(true)?;
+        let hard = probabilities.detach().to_vec2::<f32>()?;
+        let rows = hard.iter().map(|row| row.iter().map(|&p| p >= 0.5).collect());
+        let computed = [vec![true; self.whole.units.len()]].into_iter().chain(rows).collect();
+        let schedule = ReuseSchedule { computed, ..self.whole.clone() }.live(&structure)?;
+
+        let images = image..image + 1;
+        let conditioning = self.pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+        let net = SuperNet::new(self.pipeline, sampling, &schedule);
+        let run = net.run(&conditioning, images, &schedule.computed)?;
+        let loss = self.learning.loss.of(&self.pipeline.pictures(run.latents())?, wanted)?;
+        let share = kept(&schedule, &structure)?;
+        let point = Point { loss: f64::from(loss.to_scalar::<f32>()?), kept: share };
+        let gradients = loss.backward()?;
+        let mut of_gates = match gradients.get(run.latents()) {
+            Some(gradient) => run.gradients(gradient, || Ok(observer.advance(0)?))?,
+            None => vec![vec![0.0; schedule.units.len()]; schedule.computed.len()],
+        };
+        of_gates.remove(0);
+        // alpha / (N T) * sum of gamma_k g_k, while more is kept than asked for.
+        if share >= self.learning.least {
+            let mean = ALPHA / (hard.len() * self.cascades.len()) as f64;
+            for row in &mut of_gates {
+                row.iter_mut().zip(&self.cascades).for_each(|(gradient, gamma)| *gradient += mean * gamma);
+            }
+        }
+        // The gates are hard, their gradients those of the probabilities (straight through).
+        let of_gates: Vec<f32> = of_gates.into_iter().flatten().map(|gradient| gradient as f32).collect();
+        let of_gates = Tensor::from_vec(of_gates, probabilities.shape(), &Device::Cpu)?;
+        self.pruner.step(&(probabilities * of_gates)?.sum_all()?, self.rate(iteration))?;
+        Ok(point)
+    }
+
+    /// Rises over the first iterations, and falls with the cosine to the last.
+    fn rate(&self, iteration: usize) -> f64 {
+        let iterations = self.learning.iterations;
+        let gates = (self.whole.computed.len() - 1) * self.whole.units.len();
+        let rate = RATE * gates as f64 / RATE_OF.0 * RATE_OF.1 / iterations as f64;
+        let warm_up = WARM_UP.min(iterations / 10);
+        if iteration < warm_up {
+            return rate * (iteration + 1) as f64 / warm_up as f64;
+        }
+        let place = (iteration - warm_up) as f64 / (iterations - warm_up).max(1) as f64;
+        0.5 * rate * (1.0 + (std::f64::consts::PI * place).cos())
+    }
+
+    fn save(&self, progress: &Progress) -> Result<()> {
+        let state = State {
+            request: progress.request.clone(),
+            history: self.history.clone(),
+            pruner: format!("pruner-{}.safetensors", self.history.len()),
+        };
+        let problem = |path: &Path| {
+            let path = path.to_owned();
+            move |error: std::io::Error| Error::Progress { path, problem: error.to_string() }
+        };
+        let folder = &progress.folder;
+        std::fs::create_dir_all(folder).map_err(problem(folder))?;
+        self.pruner.save(&folder.join(&state.pruner))?;
+        let (path, partial) = (folder.join(STATE), folder.join("learned.json.partial"));
+        let text = serde_json::to_string(&state).map_err(|error| Error::Request(error.to_string()))?;
+        std::fs::write(&partial, text).map_err(problem(&partial))?;
+        std::fs::rename(&partial, &path).map_err(problem(&path))?;
+        let old = std::fs::read_dir(folder).map_err(problem(folder))?.flatten().map(|entry| entry.path());
+        let is_old =
+            |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors") && !path.ends_with(&state.pruner);
+        old.filter(is_old).try_for_each(|path| std::fs::remove_file(&path).map_err(problem(&path)))
+    }
+}
+
+impl State {
+    /// What a stopped run left, if it did.
+    fn read(progress: &Progress) -> Result<Option<Self>> {
+        let path = progress.folder.join(STATE);
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+        let state: Self = serde_json::from_str(&text)
+            .map_err(|error| Error::Progress { path: path.clone(), problem: error.to_string() })?;
+        if state.request != progress.request {
+            let problem = format!("it is of another run: {}; now {}", state.request, progress.request);
+            return Err(Error::Progress { path, problem });
+        }
+        Ok(Some(state))
+    }
+}
+
+/// Only whether to stop.
+struct Quiet<'a>(&'a dyn Observer);
+
+impl Observer for Quiet<'_> {
+    fn advance(&self, _: usize) -> secateur_models::Result<()> {
+        self.0.advance(0)
+    }
+}

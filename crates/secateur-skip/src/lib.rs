@@ -1,0 +1,23 @@
+//! What a diffusion model need not compute at every step (DiP-GO, Zhu et al. 2024, arXiv 2410.16942), and plain rules to hold it
+//! against.
+//!
+//! A [`SuperNet`] is a model in which every unit, at every call but the first of a run, may take over what it made at the call
+//! before; gradients of a loss of the final pictures tell how much each call of each unit is missed. [`learn`] lets a small
+//! network ([`Pruner`]) learn by these which to compute, and gives a score to each; [`Scores`] make a
+//! [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share of the work that is to be left.
+
+mod baselines;
+mod error;
+mod learn;
+mod loss;
+mod pruner;
+mod scores;
+mod supernet;
+
+pub use baselines::{evenly, first_unit, random};
+pub use error::{Error, Result};
+pub use learn::{Learned, Learning, Point, Progress, learn};
+pub use loss::Loss;
+pub use pruner::Pruner;
+pub use scores::{Scores, Selection, kept};
+pub use supernet::{Run, SuperNet};

@@ -1,0 +1,183 @@
+//! DiP-GO's pruner network: from learned queries, one for each unit at each call, to the probability that it is computed.
+
+use crate::error::{Error, Result};
+use candle_core::{D, Device, Tensor, Var, safetensors};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// Width of a query, of queries and keys of the attention, of the hidden layers.
+const WIDTH: usize = 512;
+const QUERY_KEY: usize = 128;
+const HIDDEN: usize = 128;
+/// Of what the attention makes, while it learns.
+const DROPOUT: f64 = 0.1;
+/// Of stochastic gradient descent.
+const MOMENTUM: f64 = 0.9;
+const WEIGHT_DECAY: f64 = 1e-4;
+const EPS: f64 = 1e-5;
+/// Of the velocities in a file.
+const VELOCITY: &str = "velocity.";
+
+/// The network with what its optimiser remembers. A layer of self-attention over the units of a call and a feed-forward, and for
+/// each query a head of its own of three linears, whose last one starts with weights of 0 and biases of 0 and 1: every unit is
+/// computed with probability 0.731 at first.
+pub struct Pruner {
+    calls: usize,
+    units: usize,
+    parameters: BTreeMap<String, Var>,
+    velocities: BTreeMap<String, Tensor>,
+    random: RefCell<ChaCha8Rng>,
+}
+
+impl Pruner {
+    /// For so many calls and units, with weights that depend on the seed alone.
+    ///
+    /// # Errors
+    /// If a tensor cannot be made.
+    pub fn new(calls: usize, units: usize, seed: u64) -> Result<Self> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut parameters = BTreeMap::new();
+        let mut put = |name: &str, shape: &[usize], values: Vec<f32>| -> Result<()> {
+            parameters.insert(name.to_owned(), Var::from_vec(values, shape, &Device::Cpu)?);
+            Ok(())
+        };
+        let count = calls * units;
+        let queries = (0..count * WIDTH).map(|_| random.sample::<f32, _>(StandardNormal)).collect();
+        put("queries", &[calls, units, WIDTH], queries)?;
+        for (name, inputs, outputs) in [
+            ("to_q", WIDTH, QUERY_KEY),
+            ("to_k", WIDTH, QUERY_KEY),
+            ("to_v", WIDTH, WIDTH),
+            ("up", WIDTH, HIDDEN),
+            ("down", HIDDEN, WIDTH),
+        ] {
+            // As PyTorch's linears start.
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let mut uniform = |count: usize| (0..count).map(|_| random.random_range(-bound..bound)).collect::<Vec<_>>();
+            put(&format!("{name}.weight"), &[inputs, outputs], uniform(inputs * outputs))?;
+            put(&format!("{name}.bias"), &[outputs], uniform(outputs))?;
+        }
+        put("norm.weight", &[WIDTH], vec![1.0; WIDTH])?;
+        put("norm.bias", &[WIDTH], vec![0.0; WIDTH])?;
+        for (name, inputs) in [("head.0", WIDTH), ("head.1", HIDDEN)] {
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let mut uniform =
+                |size: usize| (0..count * size).map(|_| random.random_range(-bound..bound)).collect::<Vec<_>>();
+            put(&format!("{name}.weight"), &[count, inputs, HIDDEN], uniform(inputs * HIDDEN))?;
+            put(&format!("{name}.bias"), &[count, 1, HIDDEN], uniform(HIDDEN))?;
+        }
+        put("head.2.weight", &[count, HIDDEN, 2], vec![0.0; count * HIDDEN * 2])?;
+        put("head.2.bias", &[count, 1, 2], [0.0, 1.0].repeat(count))?;
+        Ok(Self { calls, units, parameters, velocities: BTreeMap::new(), random: random.into() })
+    }
+
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        let parameter = self.parameters.get(name);
+        parameter.map(Var::as_tensor).ok_or_else(|| Error::Request(format!("the pruner network has no {name}")))
+    }
+
+    fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        let (calls, units, width) = x.dims3()?;
+        let x = x.reshape((calls * units, width))?.matmul(self.get(&format!("{name}.weight"))?)?;
+        Ok(x.broadcast_add(self.get(&format!("{name}.bias"))?)?.reshape((calls, units, ()))?)
+    }
+
+    /// P(computed) of each unit at each call: calls x units. Where it learns, some of the attention is dropped.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn forward(&self, learns: bool) -> Result<Tensor> {
+        let queries = self.get("queries")?;
+        let (q, k, v) = (self.linear("to_q", queries)?, self.linear("to_k", queries)?, self.linear("to_v", queries)?);
+        let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? * (1.0 / (QUERY_KEY as f64).sqrt()))?;
+        let scores = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
+        let attention = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?.matmul(&v)?;
+        let attention = if learns { (attention * self.dropout()?)? } else { attention };
+        let x = self.norm(&(queries + attention)?)?;
+        let x = self.linear("down", &self.linear("up", &x)?.relu()?)?;
+
+        let count = self.calls * self.units;
+        let mut x = x.reshape((count, 1, WIDTH))?;
+        for layer in 0..3 {
+            let (weight, bias) = (format!("head.{layer}.weight"), format!("head.{layer}.bias"));
+            x = (x.matmul(self.get(&weight)?)? + self.get(&bias)?)?;
+            x = if layer < 2 { x.relu()? } else { x };
+        }
+        // The softmax over both.
+        let x = x.reshape((count, 2))?;
+        let odds = (x.narrow(1, 0, 1)? - x.narrow(1, 1, 1)?)?.exp()?;
+        Ok((odds + 1.0)?.recip()?.reshape((self.calls, self.units))?)
+    }
+
+    fn dropout(&self) -> Result<Tensor> {
+        let mut random = self.random.borrow_mut();
+        let keep = (1.0 / (1.0 - DROPOUT)) as f32;
+        let mask = (0..self.calls * self.units * WIDTH).map(|_| if random.random_bool(DROPOUT) { 0.0 } else { keep });
+        Ok(Tensor::from_iter(mask, &Device::Cpu)?.reshape((self.calls, self.units, WIDTH))?)
+    }
+
+    fn norm(&self, x: &Tensor) -> Result<Tensor> {
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
+        let x = centred.broadcast_div(&deviation)?;
+        Ok(x.broadcast_mul(self.get("norm.weight")?)?.broadcast_add(self.get("norm.bias")?)?)
+    }
+
+    /// A step of gradient descent with momentum and weight decay, down a loss made of [`Pruner::forward`]'s result.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn step(&mut self, loss: &Tensor, learning_rate: f64) -> Result<()> {
+        let gradients = loss.backward()?;
+        for (name, parameter) in &self.parameters {
+            let Some(gradient) = gradients.get(parameter) else { continue };
+            let gradient = (gradient + (parameter.as_tensor() * WEIGHT_DECAY)?)?;
+            let velocity = match self.velocities.get(name) {
+                Some(velocity) => ((velocity * MOMENTUM)? + gradient)?,
+                None => gradient,
+            };
+            // Without the graph that made it.
+            let velocity = velocity.detach();
+            parameter.set(&(parameter.as_tensor() - (&velocity * learning_rate)?)?.detach())?;
+            self.velocities.insert(name.clone(), velocity);
+        }
+        Ok(())
+    }
+
+    /// Writes all that [`Pruner::open`] needs to go on.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let parameters = self.parameters.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone()));
+        let velocities = self.velocities.iter().map(|(name, tensor)| (format!("{VELOCITY}{name}"), tensor.clone()));
+        let tensors: HashMap<String, Tensor> = parameters.chain(velocities).collect();
+        Ok(safetensors::save(&tensors, path)?)
+    }
+
+    /// Reads what [`Pruner::save`] wrote after `steps` steps, of a network for so many calls and units and that seed. It goes on
+    /// as it would have.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is of another network.
+    pub fn open(path: &Path, calls: usize, units: usize, seed: u64, steps: usize) -> Result<Self> {
+        let mut pruner = Self::new(calls, units, seed)?;
+        let mut tensors = safetensors::load(path, &Device::Cpu)?;
+        let problem = |problem: String| Error::Progress { path: path.to_owned(), problem };
+        for (name, parameter) in &pruner.parameters {
+            let tensor = tensors.remove(name).filter(|tensor| tensor.shape() == parameter.shape());
+            parameter.set(&tensor.ok_or_else(|| problem(format!("{name} is missing or of another shape")))?)?;
+            if let Some(velocity) = tensors.remove(&format!("{VELOCITY}{name}")) {
+                pruner.velocities.insert(name.clone(), velocity);
+            }
+        }
+        for _ in 0..steps {
+            pruner.dropout()?;
+        }
+        Ok(pruner)
+    }
+}
