@@ -136,6 +136,7 @@ fn report(pairs: &[PicturePair]) -> secateur_eval::Result<Report> {
         ],
         peak_bytes: 1_388 << 20,
         groups: Vec::new(),
+        skipping: None,
         notes: vec![
             "The layers of the last block were left as they are: the text stream ends there.".into(),
             "transformer_blocks.3.ff.net.2 needed ten times the damping: its Hessian is close to singular.".into(),

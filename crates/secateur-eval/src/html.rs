@@ -5,6 +5,7 @@ mod format;
 mod headline;
 mod layers;
 mod pictures;
+mod skipping;
 mod tables;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
@@ -47,6 +48,7 @@ pub fn html(report: &Report, pictures: &[PicturePair]) -> String {
                 main {
                     (cards::section(report))
                     (pictures::section(report, pictures))
+                    (skipping::section(report.skipping.as_ref()))
                     (tables::groups(&report.groups))
                     (layers::section(&report.layers))
                     (tables::models(&report.models))

@@ -19,7 +19,9 @@ pub use error::{Error, Result};
 pub use html::{PicturePair, html};
 pub use image_metrics::{PSNR_CAP, psnr, psnr_capped, relative_error};
 pub use picture::Picture;
-pub use report::{Comparison, GroupReport, LayerReport, ModelSummary, PromptRow, Report, Stage, TextImage};
+pub use report::{
+    Comparison, GroupReport, LayerReport, ModelSummary, PromptRow, Report, SkippingReport, Stage, TextImage, WayReport,
+};
 pub use samples::{Samples, split};
 pub use ssim::ssim;
 pub use summary::Summary;

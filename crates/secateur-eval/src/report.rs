@@ -29,6 +29,9 @@ pub struct Report {
     /// The heads and neurons of which some were removed, in the order of the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupReport>,
+    /// What is not computed at every step, where a model was made to skip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipping: Option<SkippingReport>,
     /// The stages of the run, in order.
     pub stages: Vec<Stage>,
     /// Peak memory of the whole run in bytes.
@@ -153,6 +156,62 @@ pub struct GroupReport {
     /// The same of the whole attention, after the softmax and the output projection, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub module_error: Option<f64>,
+}
+
+/// What a model computes at which call of a run, and other ways to as little work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SkippingReport {
+    /// `block`, `branch` or `residual`: what is used again.
+    pub kind: String,
+    /// Names of the units, in execution order.
+    pub units: Vec<String>,
+    /// Calls of the denoiser x units: whether it is computed.
+    pub computed: Vec<Vec<bool>>,
+    /// Share of the multiply-accumulates of a run that is left.
+    pub kept: f64,
+    /// The loss, and the share that was kept, of each iteration in which it was learned.
+    pub history: Vec<(f64, f64)>,
+    /// This and other ways.
+    pub ways: Vec<WayReport>,
+}
+
+/// A way to do less, against the whole run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WayReport {
+    /// What it is.
+    pub name: String,
+    /// Share of the multiply-accumulates of the whole run.
+    pub kept: f64,
+    /// How many times faster its runs were, from noise to latents: the median over batches that were drawn by turns.
+    pub speed_up: Option<f64>,
+    /// [`psnr_capped`](crate::psnr_capped) of the pictures in dB.
+    pub psnr: f64,
+    /// [`ssim`](crate::ssim) of the pictures.
+    pub ssim: f64,
+    /// [`relative_error`](crate::relative_error) of the latents.
+    pub latent_error: f64,
+    /// Text-image score.
+    pub score: Option<f64>,
+    /// Share of the pictures whose own text scores highest.
+    pub top1: Option<f64>,
+}
+
+impl WayReport {
+    /// Of a comparison with the whole run.
+    #[must_use]
+    pub fn new(comparison: &Comparison, kept: f64, speed_up: Option<f64>) -> Self {
+        let scores = comparison.text_image.as_ref();
+        Self {
+            name: comparison.candidate.clone(),
+            kept,
+            speed_up,
+            psnr: comparison.psnr.mean,
+            ssim: comparison.ssim.mean,
+            latent_error: comparison.latent_error.mean,
+            score: scores.map(|scores| scores.score_candidate.mean),
+            top1: scores.map(|scores| scores.top1_candidate),
+        }
+    }
 }
 
 /// One stage of the run.

@@ -42,6 +42,23 @@ impl Samples {
         clip: Option<&ClipModel>,
         observer: &dyn Observer,
     ) -> Result<Self> {
+        let draw = |images| Ok(pipeline.sample(prompts, images, sampling, None, observer)?);
+        let latents = sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?;
+        Self::of(pipeline, model, prompts, sampling, &latents, clip)
+    }
+
+    /// The same of final latents that were drawn before, batch by batch.
+    ///
+    /// # Errors
+    /// If the model makes values that are not finite.
+    pub fn of(
+        pipeline: &Pipeline,
+        model: &str,
+        prompts: &[String],
+        sampling: &Sampling,
+        latents: &[Tensor],
+        clip: Option<&ClipModel>,
+    ) -> Result<Self> {
         let mut samples = Self {
             model: model.to_owned(),
             prompts: prompts.to_vec(),
@@ -56,9 +73,8 @@ impl Samples {
         };
         let clip = clip.zip(captions);
         let mut embeddings = Vec::new();
-        for images in sampling.batches(prompts.len()) {
-            let latents = pipeline.sample(prompts, images, sampling, None, observer)?;
-            let pictures = pipeline.pictures(&latents)?;
+        for latents in latents {
+            let pictures = pipeline.pictures(latents)?;
             if let Some((clip, _)) = &clip {
                 embeddings.push(clip.embed_pictures(&pictures)?);
             }

@@ -90,6 +90,7 @@ fn report() -> Report {
         ],
         peak_bytes: 3 << 29,
         groups: Vec::new(),
+        skipping: None,
         notes: vec!["Ran on 2 threads & a <small> machine.".into()],
     }
 }

@@ -275,7 +275,7 @@ fn linear_then(
         if given.wanted[1] {
             linear::weight_gradient(given.inputs[0], given.gradient, size, &mut gradients[1]);
         }
-        if let Some(bias) = gradients.get_mut(2) {
+        if let (Some(bias), Some(true)) = (gradients.get_mut(2), given.wanted.get(2)) {
             for row in given.gradient.chunks_exact(outputs.max(1)) {
                 bias.iter_mut().zip(row).for_each(|(b, g)| *b += g);
             }
@@ -324,8 +324,10 @@ pub fn conv2d(
             if given.wanted[1] {
                 convolution.weight_gradient(given.inputs[0], given.gradient, gweight);
             }
-            for (plane, gradient) in given.gradient.chunks_exact((height * width).max(1)).enumerate() {
-                gbias[plane % outputs] += gradient.iter().sum::<f32>();
+            if given.wanted[2] {
+                for (plane, gradient) in given.gradient.chunks_exact((height * width).max(1)).enumerate() {
+                    gbias[plane % outputs] += gradient.iter().sum::<f32>();
+                }
             }
         },
     )

@@ -1,10 +1,65 @@
 //! Plain rules of the same multiply-accumulates.
 
 use crate::error::Result;
-use crate::scores::{Scores, Selection};
+use crate::learn::Learning;
+use crate::scores::{Scores, Selection, kept};
+use crate::supernet::SuperNet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur_models::{ReuseSchedule, Structure};
+use secateur_models::{Pipeline, ReuseSchedule, Sampling, Structure};
+use std::sync::Arc;
+
+/// A way to little work.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// What it is.
+    pub name: String,
+    /// The share of the whole run's multiply-accumulates.
+    pub kept: f64,
+    /// How to sample so.
+    pub sampling: Sampling,
+}
+
+/// Pictures by whose changes the first block tells when to compute.
+const WATCHED: usize = 2;
+
+/// `schedule`, and what needs no learning, with no more than the share `keep` of the multiply-accumulates.
+///
+/// # Errors
+/// If the model fails.
+pub fn ways(
+    pipeline: &Pipeline,
+    schedule: &ReuseSchedule,
+    whole: &ReuseSchedule,
+    learning: &Learning,
+    keep: f64,
+) -> Result<Vec<Way>> {
+    let (folder, sampling) = (pipeline.folder(), &learning.sampling);
+    let structure = pipeline.structure(sampling);
+    let way = |name: &str, schedule: ReuseSchedule| -> Result<Way> {
+        let kept = kept(&schedule, &structure)?;
+        let sampling = Sampling { reuse: Some(Arc::new(schedule)), ..sampling.clone() };
+        Ok(Way { name: name.to_owned(), kept, sampling })
+    };
+    let mut ways = vec![way("learned", schedule.clone())?];
+    for steps in (1..sampling.steps).rev() {
+        let sampling = Sampling { steps, ..sampling.clone() };
+        let calls = folder.schedule(sampling.latent, &sampling)?.calls().len();
+        let share = calls as f64 / whole.computed.len() as f64;
+        if share <= keep {
+            ways.push(Way { name: format!("fewer steps: {steps}"), kept: share, sampling });
+            break;
+        }
+    }
+    ways.push(way("calls evenly spread", evenly(whole, &structure, keep)?)?);
+    let images = 0..learning.prompts.len().min(WATCHED);
+    let conditioning = pipeline.guided_conditioning(&learning.prompts[images.clone()], sampling.latent, sampling)?;
+    let net = SuperNet::new(pipeline, sampling, whole);
+    let changes = net.run(&conditioning, images, &whole.computed)?.changes(0)?;
+    ways.push(way("by the first block's change", first_unit(whole, &structure, keep, &changes)?)?);
+    ways.push(way("random", random(whole, &structure, keep, sampling.seed)?)?);
+    Ok(ways)
+}
 
 /// All of some calls, evenly spread over the run, and nothing of the others: as many as keep no more than the share `wanted`.
 ///
@@ -16,7 +71,7 @@ pub fn evenly(whole: &ReuseSchedule, structure: &Structure, wanted: f64) -> Resu
         let due = |call: usize| call == 0 || call * count / calls > (call - 1) * count / calls;
         let computed = (0..calls).map(|call| vec![due(call); whole.units.len()]).collect();
         let schedule = ReuseSchedule { computed, ..whole.clone() };
-        match crate::scores::kept(&schedule, structure) {
+        match kept(&schedule, structure) {
             Ok(kept) if kept > wanted && count > 1 => None,
             result => Some(result.map(|_| schedule)),
         }
@@ -54,7 +109,7 @@ pub fn first_unit(whole: &ReuseSchedule, structure: &Structure, wanted: f64, cha
     let (mut low, mut high) = (0.0, changes.iter().sum::<f64>() + 1.0);
     for _ in 0..60 {
         let middle = 0.5 * (low + high);
-        match crate::scores::kept(&at(middle), structure)? <= wanted {
+        match kept(&at(middle), structure)? <= wanted {
             true => high = middle,
             false => low = middle,
         }

@@ -3,27 +3,29 @@
 use crate::error::{Error, Result};
 use crate::loss::Loss;
 use crate::pruner::Pruner;
-use crate::scores::{Scores, cascades, kept};
+use crate::scores::{Scores, Selection, cascades, kept};
 use crate::supernet::SuperNet;
 use candle_core::{Device, Tensor};
-use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
+use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How to learn.
 #[derive(Clone, Debug)]
 pub struct Learning {
-    /// One iteration a prompt, over and over.
+    /// One iteration a batch of them, over and over.
     pub prompts: Vec<String>,
-    /// The run that is learned for; its seed is that of the noise and of the network.
+    /// The run that is learned for, in batches of that size; its seed is that of the noise and of the network.
     pub sampling: Sampling,
     /// What is compared.
     pub loss: Loss,
     /// At most.
     pub iterations: usize,
-    /// The share of the multiply-accumulates below which nothing asks for less (tau).
-    pub least: f64,
+    /// The share of the multiply-accumulates that is to be kept.
+    pub keep: f64,
 }
 
 /// A moment of the optimisation.
@@ -55,6 +57,14 @@ pub struct Progress {
     pub request: String,
 }
 
+impl Progress {
+    /// Whether there is anything to go on with in a folder.
+    #[must_use]
+    pub fn exists(folder: &Path) -> bool {
+        folder.join(STATE).is_file()
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct State {
     request: String,
@@ -68,12 +78,14 @@ const STATE: &str = "learned.json";
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Iterations in which the rate of learning rises.
 const WARM_UP: usize = 10;
-/// The rate of the paper's UNets, of 50 steps x 9 units in 500 iterations. The loss has the mean over all gates, so more of them
-/// take longer steps.
-const RATE: f64 = 0.1;
-const RATE_OF: (f64, f64) = (450.0, 500.0);
-/// The weight of the multiply-accumulates in the loss (alpha).
-const ALPHA: f64 = 1.0;
+/// The rate of learning times the number of iterations.
+const RATE: f64 = 0.25;
+/// Iterations over which it is told how it stands.
+const RECENT: usize = 8;
+/// Iterations in which nothing has changed after which nothing is expected to; a fifth of all, where that is more.
+const PATIENCE: usize = 20;
+/// The share of the iterations in which what is computed comes down to what is asked for.
+const DESCENT: f64 = 0.3;
 
 /// Learns which units to compute at which calls.
 ///
@@ -99,6 +111,11 @@ pub fn learn(
     Ok(Learned { scores: optimisation.scores()?, history: optimisation.history, stopped })
 }
 
+/// In [0, 1), of every few successive numbers spread evenly (van der Corput's sequence).
+fn evenness(number: usize) -> f64 {
+    (number as u64).reverse_bits() as f64 / 2f64.powi(64)
+}
+
 struct Optimisation<'a> {
     pipeline: &'a Pipeline,
     whole: &'a ReuseSchedule,
@@ -107,6 +124,8 @@ struct Optimisation<'a> {
     /// gamma of each unit.
     cascades: Vec<f64>,
     history: Vec<Point>,
+    /// What would be computed, and since which iteration.
+    settled: Option<(usize, ReuseSchedule)>,
 }
 
 impl<'a> Optimisation<'a> {
@@ -132,7 +151,7 @@ impl<'a> Optimisation<'a> {
             _ => (Pruner::new(calls - 1, units, seed)?, Vec::new()),
         };
         let cascades = cascades(whole, &pipeline.structure(&learning.sampling))?;
-        Ok(Self { pipeline, whole, learning, pruner, cascades, history })
+        Ok(Self { pipeline, whole, learning, pruner, cascades, history, settled: None })
     }
 
     /// P(computed), 1 at the first call.
@@ -144,23 +163,23 @@ impl<'a> Optimisation<'a> {
 
     fn run(&mut self, progress: Option<&Progress>, observer: &dyn Observer) -> Result<()> {
         let Learning { prompts, sampling, iterations, .. } = self.learning;
-        // As they should be, each drawn when it is first met.
-        let mut wanted: Vec<Option<Tensor>> = vec![None; prompts.len()];
+        let batches: Vec<Range<usize>> = sampling.batches(prompts.len()).collect();
+        // As they should be, each batch drawn when it is first met.
+        let mut wanted: Vec<Option<Tensor>> = vec![None; batches.len()];
         observer.begin("learn", *iterations, "iterations");
         observer.advance(self.history.len())?;
         let mut saved = Instant::now();
         for iteration in self.history.len()..*iterations {
-            let image = iteration % prompts.len();
-            let picture = match &wanted[image] {
-                Some(picture) => picture.clone(),
+            let batch = iteration % batches.len();
+            let images = batches[batch].clone();
+            let pictures = match &wanted[batch] {
+                Some(pictures) => pictures.clone(),
                 None => {
-                    let latents = self.pipeline.sample(prompts, image..image + 1, sampling, None, &Quiet(observer))?;
-                    let picture = self.pipeline.pictures(&latents)?;
-                    wanted[image] = Some(picture.clone());
-                    picture
+                    let latents = self.pipeline.sample(prompts, images.clone(), sampling, None, &Quiet(observer))?;
+                    wanted[batch].insert(self.pipeline.pictures(&latents)?).clone()
                 }
             };
-            let point = self.iterate(iteration, image, &picture, observer)?;
+            let point = self.iterate(iteration, images, &pictures, observer)?;
             self.history.push(point);
             let (loss, kept) = self.recent();
             observer.tell(&format!("{} {loss:.3}, {:.0} % kept", self.learning.loss, 100.0 * kept));
@@ -169,27 +188,46 @@ impl<'a> Optimisation<'a> {
                 saved = Instant::now();
             }
             observer.advance(1)?;
+            if self.is_settled(iteration)? {
+                break;
+            }
         }
         Ok(())
     }
 
+    /// Whether what would be computed has been the same for long.
+    fn is_settled(&mut self, iteration: usize) -> Result<bool> {
+        let patience = PATIENCE.max(self.learning.iterations / 5);
+        let descent = (DESCENT * self.learning.iterations as f64) as usize;
+        let structure = self.pipeline.structure(&self.learning.sampling);
+        let now = self.scores()?.select(Selection::Bisection, self.whole, &structure, self.learning.keep)?;
+        if self.settled.as_ref().is_none_or(|(_, then)| *then != now) {
+            self.settled = Some((iteration, now));
+        }
+        let since = self.settled.as_ref().map_or(iteration, |(since, _)| *since).max(descent);
+        Ok(iteration >= since + patience)
+    }
+
     /// Means of the last iterations.
     fn recent(&self) -> (f64, f64) {
-        let recent = &self.history[self.history.len().saturating_sub(self.learning.prompts.len().min(16))..];
+        let recent = &self.history[self.history.len().saturating_sub(RECENT)..];
         let mean = |of: fn(&Point) -> f64| recent.iter().map(of).sum::<f64>() / recent.len().max(1) as f64;
         (mean(|point| point.loss), mean(|point| point.kept))
     }
 
-    fn iterate(&mut self, iteration: usize, image: usize, wanted: &Tensor, observer: &dyn Observer) -> Result<Point> {
+    fn iterate(
+        &mut self,
+        iteration: usize,
+        images: Range<usize>,
+        wanted: &Tensor,
+        observer: &dyn Observer,
+    ) -> Result<Point> {
         let Learning { prompts, sampling, .. } = self.learning;
         let structure = self.pipeline.structure(sampling);
         let probabilities = self.pruner.forward(true)?;
         let hard = probabilities.detach().to_vec2::<f32>()?;
-        let rows = hard.iter().map(|row| row.iter().map(|&p| p >= 0.5).collect());
-        let computed = [vec![true; self.whole.units.len()]].into_iter().chain(rows).collect();
-        let schedule = ReuseSchedule { computed, ..self.whole.clone() }.live(&structure)?;
+        let schedule = self.wanted(&hard, iteration, &structure)?;
 
-        let images = image..image + 1;
         let conditioning = self.pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
         let net = SuperNet::new(self.pipeline, sampling, &schedule);
         let run = net.run(&conditioning, images, &schedule.computed)?;
@@ -202,25 +240,40 @@ impl<'a> Optimisation<'a> {
             None => vec![vec![0.0; schedule.units.len()]; schedule.computed.len()],
         };
         of_gates.remove(0);
-        // alpha / (N T) * sum of gamma_k g_k, while more is kept than asked for.
-        if share >= self.learning.least {
-            let mean = ALPHA / (hard.len() * self.cascades.len()) as f64;
-            for row in &mut of_gates {
-                row.iter_mut().zip(&self.cascades).for_each(|(gradient, gamma)| *gradient += mean * gamma);
-            }
+        // What the average gate gains for its work, times its own work: below that it is better not computed.
+        let gain: f64 = -of_gates.iter().flatten().sum::<f64>();
+        let price = (gain / (hard.len() as f64 * self.cascades.iter().sum::<f64>())).max(0.0);
+        for row in &mut of_gates {
+            row.iter_mut().zip(&self.cascades).for_each(|(gradient, gamma)| *gradient += price * gamma);
         }
+        // Of size 1 on average, so that steps are as long whatever the loss, the gates' number and their work.
+        let squares: f64 = of_gates.iter().flatten().map(|gradient| gradient * gradient).sum();
+        let size = (squares / (hard.len() * self.cascades.len()) as f64).sqrt().max(f64::MIN_POSITIVE);
         // The gates are hard, their gradients those of the probabilities (straight through).
-        let of_gates: Vec<f32> = of_gates.into_iter().flatten().map(|gradient| gradient as f32).collect();
+        let of_gates: Vec<f32> = of_gates.into_iter().flatten().map(|gradient| (gradient / size) as f32).collect();
         let of_gates = Tensor::from_vec(of_gates, probabilities.shape(), &Device::Cpu)?;
         self.pruner.step(&(probabilities * of_gates)?.sum_all()?, self.rate(iteration))?;
         Ok(point)
     }
 
+    /// What is computed at an iteration: by P(computed), the share of the multiply-accumulates that is asked for, coming down to it
+    /// over the first iterations. Of equal probabilities the calls that are spread most evenly are computed.
+    fn wanted(&self, probabilities: &[Vec<f32>], iteration: usize, structure: &Structure) -> Result<ReuseSchedule> {
+        let place = iteration as f64 / (DESCENT * self.learning.iterations as f64);
+        let share = self.learning.keep + (1.0 - self.learning.keep) * (1.0 - place).max(0.0);
+        let row = |(call, row): (usize, &Vec<f32>)| {
+            let first = 1e-3 * evenness(call);
+            row.iter().map(|&p| f64::from(p) + first).collect()
+        };
+        let first = vec![2.0; self.whole.units.len()];
+        let scores = Scores([first].into_iter().chain(probabilities.iter().enumerate().map(row)).collect());
+        scores.select(Selection::Bisection, self.whole, structure, share.min(0.95))
+    }
+
     /// Rises over the first iterations, and falls with the cosine to the last.
     fn rate(&self, iteration: usize) -> f64 {
         let iterations = self.learning.iterations;
-        let gates = (self.whole.computed.len() - 1) * self.whole.units.len();
-        let rate = RATE * gates as f64 / RATE_OF.0 * RATE_OF.1 / iterations as f64;
+        let rate = RATE / iterations as f64;
         let warm_up = WARM_UP.min(iterations / 10);
         if iteration < warm_up {
             return rate * (iteration + 1) as f64 / warm_up as f64;
@@ -275,4 +328,49 @@ impl Observer for Quiet<'_> {
     fn advance(&self, _: usize) -> secateur_models::Result<()> {
         self.0.advance(0)
     }
+}
+
+/// A schedule by one way to select.
+#[derive(Clone, Debug)]
+pub struct Selected {
+    /// The way.
+    pub how: Selection,
+    /// The loss of some of the pictures that were learned from.
+    pub loss: f64,
+    /// The schedule.
+    pub schedule: ReuseSchedule,
+}
+
+/// Pictures on which ways to select are compared.
+const JUDGED: usize = 8;
+
+/// Selects by scores in all ways; the one whose pictures are closest first.
+///
+/// # Errors
+/// If the model fails, or the observer interrupts.
+pub fn select(
+    pipeline: &Pipeline,
+    scores: &Scores,
+    whole: &ReuseSchedule,
+    learning: &Learning,
+    keep: f64,
+    observer: &dyn Observer,
+) -> Result<Vec<Selected>> {
+    let structure = pipeline.structure(&learning.sampling);
+    let prompts = &learning.prompts[..learning.prompts.len().min(JUDGED)];
+    observer.begin("select", 3 * prompts.len() * learning.sampling.steps, "image steps");
+    let draw = |reuse: Option<&ReuseSchedule>| -> Result<Tensor> {
+        let sampling = Sampling { reuse: reuse.cloned().map(Arc::new), ..learning.sampling.clone() };
+        let draw = |images| Ok(pipeline.pictures(&pipeline.sample(prompts, images, &sampling, None, observer)?)?);
+        Ok(Tensor::cat(&sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?, 0)?)
+    };
+    let wanted = draw(None)?;
+    let try_one = |how| {
+        let schedule = scores.select(how, whole, &structure, keep)?;
+        let loss = learning.loss.of(&draw(Some(&schedule))?, &wanted)?.to_scalar::<f32>()?;
+        Ok(Selected { how, loss: f64::from(loss), schedule })
+    };
+    let mut tried = [Selection::Bisection, Selection::Cascade].into_iter().map(try_one).collect::<Result<Vec<_>>>()?;
+    tried.sort_by(|a, b| a.loss.total_cmp(&b.loss));
+    Ok(tried)
 }

@@ -14,9 +14,9 @@ mod pruner;
 mod scores;
 mod supernet;
 
-pub use baselines::{evenly, first_unit, random};
+pub use baselines::{Way, evenly, first_unit, random, ways};
 pub use error::{Error, Result};
-pub use learn::{Learned, Learning, Point, Progress, learn};
+pub use learn::{Learned, Learning, Point, Progress, Selected, learn, select};
 pub use loss::Loss;
 pub use pruner::Pruner;
 pub use scores::{Scores, Selection, kept};

@@ -1,10 +1,11 @@
 //! DiP-GO's pruner network: from learned queries, one for each unit at each call, to the probability that it is computed.
 
 use crate::error::{Error, Result};
-use candle_core::{D, Device, Tensor, Var, safetensors};
+use candle_core::{CpuStorage, D, Device, InplaceOp2, InplaceOp3, Layout, Tensor, Var, safetensors};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
+use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -16,9 +17,81 @@ const HIDDEN: usize = 128;
 /// Of what the attention makes, while it learns.
 const DROPOUT: f64 = 0.1;
 /// Of stochastic gradient descent.
-const MOMENTUM: f64 = 0.9;
-const WEIGHT_DECAY: f64 = 1e-4;
+const MOMENTUM: f32 = 0.9;
+const WEIGHT_DECAY: f32 = 1e-4;
 const EPS: f64 = 1e-5;
+/// v = momentum * v + gradient + decay * parameter.
+struct Accelerate;
+
+impl InplaceOp3 for Accelerate {
+    fn name(&self) -> &'static str {
+        "accelerate"
+    }
+
+    fn cpu_fwd(
+        &self,
+        velocity: &mut CpuStorage,
+        of_velocity: &Layout,
+        parameter: &CpuStorage,
+        of_parameter: &Layout,
+        gradient: &CpuStorage,
+        of_gradient: &Layout,
+    ) -> candle_core::Result<()> {
+        let (parameter, gradient) = (slice(parameter, of_parameter)?, slice(gradient, of_gradient)?);
+        let velocity = slice_mut(velocity, of_velocity)?;
+        let others = parameter.par_chunks(CHUNK).zip(gradient.par_chunks(CHUNK));
+        velocity.par_chunks_mut(CHUNK).zip(others).for_each(|(velocity, (parameter, gradient))| {
+            for (v, (w, g)) in velocity.iter_mut().zip(parameter.iter().zip(gradient)) {
+                *v = MOMENTUM * *v + g + WEIGHT_DECAY * w;
+            }
+        });
+        Ok(())
+    }
+}
+
+/// parameter -= rate * v.
+struct Descend {
+    rate: f32,
+}
+
+impl InplaceOp2 for Descend {
+    fn name(&self) -> &'static str {
+        "descend"
+    }
+
+    fn cpu_fwd(
+        &self,
+        parameter: &mut CpuStorage,
+        of_parameter: &Layout,
+        velocity: &CpuStorage,
+        of_velocity: &Layout,
+    ) -> candle_core::Result<()> {
+        let velocity = slice(velocity, of_velocity)?;
+        let parameter = slice_mut(parameter, of_parameter)?;
+        parameter.par_chunks_mut(CHUNK).zip(velocity.par_chunks(CHUNK)).for_each(|(parameter, velocity)| {
+            parameter.iter_mut().zip(velocity).for_each(|(w, v)| *w -= self.rate * v);
+        });
+        Ok(())
+    }
+}
+
+/// Numbers that a thread takes at a time.
+const CHUNK: usize = 1 << 15;
+
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => candle_core::bail!("parameters have to be contiguous"),
+    }
+}
+
+fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => candle_core::bail!("parameters have to be contiguous f32"),
+    }
+}
+
 /// Of the velocities in a file.
 const VELOCITY: &str = "velocity.";
 
@@ -73,6 +146,13 @@ impl Pruner {
         put("head.2.weight", &[count, HIDDEN, 2], vec![0.0; count * HIDDEN * 2])?;
         put("head.2.bias", &[count, 1, 2], [0.0, 1.0].repeat(count))?;
         Ok(Self { calls, units, parameters, velocities: BTreeMap::new(), random: random.into() })
+    }
+
+    /// Bytes of one for so many calls and units, with its velocities and gradients.
+    #[must_use]
+    pub fn bytes(calls: usize, units: usize) -> u64 {
+        let of_head = WIDTH * HIDDEN + HIDDEN * HIDDEN + 2 * HIDDEN;
+        (3 * calls * units * (WIDTH + of_head) * size_of::<f32>()) as u64
     }
 
     fn get(&self, name: &str) -> Result<&Tensor> {
@@ -135,15 +215,13 @@ impl Pruner {
         let gradients = loss.backward()?;
         for (name, parameter) in &self.parameters {
             let Some(gradient) = gradients.get(parameter) else { continue };
-            let gradient = (gradient + (parameter.as_tensor() * WEIGHT_DECAY)?)?;
-            let velocity = match self.velocities.get(name) {
-                Some(velocity) => ((velocity * MOMENTUM)? + gradient)?,
-                None => gradient,
-            };
-            // Without the graph that made it.
-            let velocity = velocity.detach();
-            parameter.set(&(parameter.as_tensor() - (&velocity * learning_rate)?)?.detach())?;
-            self.velocities.insert(name.clone(), velocity);
+            if !self.velocities.contains_key(name) {
+                self.velocities.insert(name.clone(), parameter.zeros_like()?);
+            }
+            let Some(velocity) = self.velocities.get(name) else { continue };
+            let gradient = gradient.contiguous()?;
+            velocity.inplace_op3(parameter.as_tensor(), &gradient, &Accelerate)?;
+            parameter.as_tensor().inplace_op2(velocity, &Descend { rate: learning_rate as f32 })?;
         }
         Ok(())
     }

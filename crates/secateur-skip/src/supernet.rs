@@ -130,6 +130,23 @@ impl Run<'_> {
         &self.latents
     }
 
+    /// The change of what a unit made from each call to the next, relative to its size: the mean of |b - a| / |a| over all
+    /// tensors, where it was computed every time.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn changes(&self, unit: usize) -> Result<Vec<f64>> {
+        let made: Vec<&Vec<Tensor>> = self.calls.iter().filter_map(|call| call.features[unit].as_ref()).collect();
+        let norm = |x: &Tensor| Ok::<_, candle_core::Error>(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt());
+        let change = |pair: &[&Vec<Tensor>]| {
+            let changes =
+                pair[0].iter().zip(pair[1]).map(|(a, b)| Ok(norm(&(b - a)?)? / norm(a)?.max(f64::MIN_POSITIVE)));
+            let changes = changes.collect::<Result<Vec<_>>>()?;
+            Ok(changes.iter().sum::<f64>() / changes.len().max(1) as f64)
+        };
+        made.windows(2).map(change).collect()
+    }
+
     /// What a loss with the gradient `of_final` with respect to the final latents has for each gate (calls x units): the change
     /// per unit of a gate that is 1 where the unit is computed and 0 where not, with
     /// `out = gate * computed + (1 - gate) * taken over`, which is also what later calls take over. There is no choice at the

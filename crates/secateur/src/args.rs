@@ -2,7 +2,7 @@
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use secateur_models::Sampler;
+use secateur_models::{Kind, Sampler};
 use secateur_prune::{Allocation, Dsnot, L1, Magnitude, Method, Obs, StructuredMethod, Taylor, Wanda, Weighting};
 use std::fmt;
 use std::path::PathBuf;
@@ -42,6 +42,10 @@ pub(crate) enum Command {
     Prune(Box<PruneArgs>),
     /// Put attention in low rank and remove neurons (SlimDiff): calibrate, make smaller, save, and report what it cost
     Slim(Box<SlimArgs>),
+    /// Learn which blocks to compute at which denoising step (DiP-GO), and write a model that skips the others
+    ///
+    /// Ctrl-C ends the learning: the model is written by what was learned so far, and --resume goes on.
+    Skip(Box<SkipArgs>),
     /// Make pictures from prompts
     Generate(GenerateArgs),
     /// Show layers, shapes, parameters, zeros and multiply-accumulates
@@ -122,14 +126,9 @@ pub(crate) struct ScoreArgs {
     pub(crate) clip: Option<PathBuf>,
 }
 
-/// What every compression takes.
+/// What to draw, to learn from and for the report.
 #[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// Folder for the new model
-    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
-    pub(crate) out: Option<PathBuf>,
+pub(crate) struct PromptArgs {
     /// Calibration prompts, one a line; labels, by name or number, for a model that knows classes [default: the first of the
     /// model's own list]
     #[arg(long, value_name = "FILE")]
@@ -138,6 +137,24 @@ pub(crate) struct RunArgs {
     /// there is no --prompts]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) samples: Option<usize>,
+    /// Prompts of the report, one a line [default: the model's held-out list, or a tenth of --prompts kept back]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report_prompts: Option<PathBuf>,
+    /// Pictures of each model in the report; 0 leaves the comparison out
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) report_samples: usize,
+}
+
+/// What every compression takes.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Folder for the new model
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) prompts: PromptArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     /// How much each denoising step counts: uniform, linear-decrease, linear-increase, log-decrease or log-increase,
@@ -168,12 +185,6 @@ pub(crate) struct RunArgs {
     /// Use saved statistics in place of a calibration
     #[arg(long, value_name = "DIR")]
     pub(crate) statistics: Option<PathBuf>,
-    /// Prompts of the report, one a line [default: the model's held-out list, or a tenth of --prompts kept back]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) report_prompts: Option<PathBuf>,
-    /// Pictures of each model in the report; 0 leaves the comparison out
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub(crate) report_samples: usize,
     #[command(flatten)]
     pub(crate) score: ScoreArgs,
     /// Print what would go, the memory and the work, and stop
@@ -221,6 +232,10 @@ pub(crate) struct PruneArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_arg("samples", |samples| samples.help(
+    "Use only the first N calibration prompts; for a model that takes none, calibrate with N pictures [default: as many as \
+     make 500 samples, each a picture at a denoising step, where there is no --prompts]"
+)))]
 pub(crate) struct SlimArgs {
     /// Share of the denoiser's parameters to remove [default: 0.12, where there is no --speedup]
     #[arg(long, value_name = "SHARE", conflicts_with = "speedup")]
@@ -251,6 +266,59 @@ pub(crate) struct SlimArgs {
     pub(crate) multiple: usize,
     #[command(flatten)]
     pub(crate) run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(mut_arg("samples", |samples| samples.help(
+    "Learn from no more than the first N calibration prompts, over and over; for a model that takes none, from N pictures \
+     [default: 32, where there is no --prompts]"
+)))]
+#[command(mut_arg("batch", |batch| batch.default_value("4")))]
+pub(crate) struct SkipArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Folder for the new model
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    pub(crate) out: Option<PathBuf>,
+    /// Share of a run's multiply-accumulates to keep [default: 0.4, where there is no --speedup]
+    #[arg(long, value_name = "SHARE", conflicts_with = "speedup")]
+    pub(crate) keep: Option<f64>,
+    /// Keep so few multiply-accumulates that there are N times fewer
+    #[arg(long, value_name = "N")]
+    pub(crate) speedup: Option<f64>,
+    /// What is used again: the output of a block, of a finer branch of a UNet, or as residual what a transformer block adds to
+    /// its input
+    #[arg(long, value_name = "KIND", default_value_t = Kind::Block)]
+    pub(crate) units: Kind,
+    /// Iterations of the optimisation at most, a run of a batch and the way back each
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
+    pub(crate) iterations: usize,
+    /// How pictures are compared with those of the whole run while it learns
+    #[arg(long, value_enum, default_value_t = LossName::Ssim)]
+    pub(crate) loss: LossName,
+    #[command(flatten)]
+    pub(crate) prompts: PromptArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// Go on with a run for the same --out that was stopped
+    #[arg(long)]
+    pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) score: ScoreArgs,
+    /// Print what can be skipped and what an iteration takes, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// How pictures are compared while skip learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LossName {
+    /// 1 - SSIM
+    Ssim,
+    /// Mean absolute difference
+    L1,
+    /// Mean squared difference
+    L2,
 }
 
 /// What SlimDiff makes smaller.

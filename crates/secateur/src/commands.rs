@@ -7,8 +7,11 @@ mod convert;
 mod export;
 mod generate;
 mod inspect;
+mod prompts;
 mod prune;
+mod skip;
 mod slim;
+mod unfinished;
 
 use crate::args::{Cli, Command, ModelArgs, SamplingArgs, ScoreArgs};
 use anyhow::{Context, Result, bail};
@@ -26,6 +29,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
     rayon::scope(|_| match cli.command {
         Command::Prune(args) => prune::run(&args, &cli.common),
         Command::Slim(args) => slim::run(&args, &cli.common),
+        Command::Skip(args) => skip::run(&args, &cli.common),
         Command::Generate(args) => generate::run(&args, &cli.common),
         Command::Inspect(args) => inspect::run(&args, &cli.common),
         Command::Compare(args) => compare::run(&args, &cli.common),

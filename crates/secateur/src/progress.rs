@@ -44,6 +44,8 @@ struct Current {
     total: usize,
     done: usize,
     told: Instant,
+    /// How the work stands.
+    state: String,
 }
 
 /// Where there is no terminal, a line this often.
@@ -137,7 +139,7 @@ impl Observer for Progress {
         });
         let now = Instant::now();
         let (name, unit) = (stage.to_owned(), unit.to_owned());
-        state.current = Some(Current { name, unit, start: now, bar, total, done: 0, told: now });
+        state.current = Some(Current { name, unit, start: now, bar, total, done: 0, told: now, state: String::new() });
     }
 
     fn advance(&self, amount: usize) -> Result<(), Error> {
@@ -153,8 +155,18 @@ impl Observer for Progress {
             let rate = current.done as f64 / seconds;
             let left = Duration::from_secs_f64((current.total - current.done) as f64 / rate);
             let (name, done, total, unit) = (&current.name, current.done, current.total, &current.unit);
-            say(&format!("{name:<18} {done}/{total} {unit}, {rate:.1}/s, {} left", HumanDuration(left)));
+            let state = if current.state.is_empty() { String::new() } else { format!(", {}", current.state) };
+            say(&format!("{name:<18} {done}/{total} {unit}{state}, {rate:.1}/s, {} left", HumanDuration(left)));
         }
         Ok(())
+    }
+
+    fn tell(&self, told: &str) {
+        let mut state = self.lock();
+        let Some(current) = &mut state.current else { return };
+        current.state = told.to_owned();
+        if let Some(bar) = &current.bar {
+            bar.set_message(format!("{}, {told}", current.unit));
+        }
     }
 }

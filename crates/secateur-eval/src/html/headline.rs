@@ -7,6 +7,9 @@ use crate::{Comparison, GroupReport, LayerReport, ModelSummary, Report};
 pub(super) fn sentence(report: &Report) -> String {
     let mut clauses: Vec<String> = Vec::new();
     let models = compared(report);
+    if let Some(skipping) = &report.skipping {
+        clauses.push(format!("of the work of a run {} is left", percent(skipping.kept)));
+    }
     match removed_groups(&report.groups) {
         Some(clause) => clauses.push(clause),
         None => clauses.extend(removed_weights(&report.layers, models)),

@@ -49,6 +49,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         comparison: Some(comparison),
         layers: Vec::new(),
         groups: Vec::new(),
+        skipping: None,
         stages,
         peak_bytes,
         notes,

@@ -1,10 +1,11 @@
 //! What all commands that compress a model have in common: from the request to the new model and its report.
 
 mod dry_run;
-mod unfinished;
 
 use super::compare::{model_summary, quality};
-use super::{command_line, names, no_score, numbered, skipping};
+use super::prompts::prompt_lists;
+use super::unfinished::Unfinished;
+use super::{command_line, names, no_score, skipping};
 use crate::args::{Common, RunArgs};
 use crate::format::{count, print, print_json};
 use crate::machine::Product;
@@ -12,17 +13,14 @@ use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use dry_run::DryRun;
 use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples, Stage};
-use secateur_models::{
-    ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject, read_prompts,
-};
+use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
     Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, ModuleErrors, Outcome, Packages,
     Pattern, Plan, PlannedLayer, Run, SavedStatistics, Selection, Source, Task, Weighting, allocate, prune,
 };
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use unfinished::Unfinished;
 
 /// What is asked for.
 pub(super) struct Job<'a> {
@@ -66,7 +64,7 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     // From here on Ctrl-C ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
     let clip_path = args.score.path(&folder);
-    let files = [&args.prompts, &args.report_prompts, &args.statistics, &clip_path];
+    let files = [&args.prompts.prompts, &args.prompts.report_prompts, &args.statistics, &clip_path];
     let mut inputs: Vec<&Path> = files.into_iter().flatten().map(PathBuf::as_path).collect();
     inputs.push(folder.path());
     let output = OutputFolder::create(out, common.force, &inputs)?;
@@ -167,6 +165,7 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
         comparison,
         layers: layers(&outcome),
         groups: groups(&outcome),
+        skipping: None,
         stages,
         peak_bytes,
         notes,
@@ -264,75 +263,19 @@ impl Evaluation<'_> {
     }
 }
 
-/// Calibration with `samples` prompts of the model's own list where no number is given, prompts of the report, and notes. No text
-/// is in both; labels are, from other noise.
+/// The calibration with `samples` prompts of the model's own list where no number is given, prompts of the report, and notes.
 pub(super) fn prompts(
     args: &RunArgs,
     folder: &ModelFolder,
     samples: usize,
 ) -> Result<(Calibration, Vec<String>, Vec<String>)> {
-    let (calibration, report, notes) = match folder.subject() {
-        Subject::Nothing if args.prompts.is_some() || args.report_prompts.is_some() => {
-            bail!("{} takes no prompts: give --samples N, and --report-samples N", folder.path().display())
-        }
-        Subject::Nothing => (numbered(args.samples.unwrap_or(samples)), numbered(args.report_samples), Vec::new()),
-        Subject::Text | Subject::Label => prompt_lists(args, folder, samples)?,
-    };
+    let (prompts, report, notes) = prompt_lists(&args.prompts, folder, samples)?;
     let calibration = Calibration {
-        prompts: calibration,
+        prompts,
         sampling: args.sampling.sampling(folder)?,
         weighting: args.weighting,
         token_stride: args.token_stride,
     };
-    Ok((calibration, report, notes))
-}
-
-/// The prompts to calibrate with, those of the report, and notes.
-fn prompt_lists(
-    args: &RunArgs,
-    folder: &ModelFolder,
-    samples: usize,
-) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
-    let mut notes = Vec::new();
-    let (mut calibration, from_file) = match &args.prompts {
-        Some(file) => (read_prompts(file)?, true),
-        None => match folder.prompts(|prompts| &prompts.calibration)? {
-            Some(own) => (own, false),
-            None => bail!("{} comes with no prompts: give --prompts FILE", folder.path().display()),
-        },
-    };
-    let mut report = match &args.report_prompts {
-        _ if args.report_samples == 0 => Vec::new(),
-        Some(file) => read_prompts(file)?,
-        None => match folder.prompts(|prompts| &prompts.held_out)? {
-            Some(held_out) => held_out,
-            None => {
-                let kept = (calibration.len() / 10).clamp(1, args.report_samples).min(calibration.len() - 1);
-                notes.push(format!("{kept} of the {} prompts were kept back for this report", calibration.len()));
-                calibration.split_off(calibration.len() - kept)
-            }
-        },
-    };
-    match (args.samples, from_file) {
-        (Some(count), _) if count > calibration.len() => {
-            bail!("--samples {count}, and there are {} calibration prompts", calibration.len());
-        }
-        (Some(count), _) => calibration.truncate(count),
-        (None, false) => calibration.truncate(samples),
-        (None, true) => {}
-    }
-    if folder.subject() == Subject::Text {
-        let seen: HashSet<&String> = calibration.iter().collect();
-        let before = report.len();
-        report.retain(|prompt| !seen.contains(prompt));
-        if report.len() < before {
-            notes.push(format!("{} report prompts are calibration prompts and were left out", before - report.len()));
-        }
-    }
-    if report.is_empty() && args.report_samples > 0 {
-        bail!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
-    }
-    report.truncate(args.report_samples);
     Ok((calibration, report, notes))
 }
 

@@ -3,6 +3,7 @@
 use crate::progress::say;
 use anyhow::{Result, bail};
 use secateur_prune::{Journal, Run};
+use secateur_skip::Progress;
 use std::path::{Path, PathBuf};
 
 /// The folder beside the output that has what a run finished until it ends. A run that fails or is stopped leaves it there,
@@ -33,7 +34,8 @@ impl Unfinished {
     }
 
     pub(super) fn remove(&self) -> Result<()> {
-        Ok(std::fs::remove_dir_all(&self.folder)?)
+        // A short one may have had nothing to keep.
+        if self.folder.is_dir() { Ok(std::fs::remove_dir_all(&self.folder)?) } else { Ok(()) }
     }
 }
 
@@ -43,7 +45,7 @@ impl Drop for Unfinished {
             return;
         }
         // A new run that came to nothing leaves nothing to go on with.
-        match self.resume || Journal::has_progress(&self.folder) {
+        match self.resume || Journal::has_progress(&self.folder) || Progress::exists(&self.folder) {
             true => say("what was finished is kept: --resume goes on with it"),
             false => drop(std::fs::remove_dir_all(&self.folder)),
         }

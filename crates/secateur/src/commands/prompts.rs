@@ -1,0 +1,68 @@
+//! Lists of prompts.
+
+use super::numbered;
+use crate::args::PromptArgs;
+use anyhow::{Result, bail};
+use secateur_models::{ModelFolder, Subject, read_prompts};
+use std::collections::HashSet;
+
+/// Prompts to learn from, `samples` of the model's own list where no number is given, prompts of the report, and notes. No text
+/// is in both; labels are, from other noise.
+pub(super) fn prompt_lists(
+    args: &PromptArgs,
+    folder: &ModelFolder,
+    samples: usize,
+) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
+    match folder.subject() {
+        Subject::Nothing if args.prompts.is_some() || args.report_prompts.is_some() => {
+            bail!("{} takes no prompts: give --samples N, and --report-samples N", folder.path().display())
+        }
+        Subject::Nothing => Ok((numbered(args.samples.unwrap_or(samples)), numbered(args.report_samples), Vec::new())),
+        Subject::Text | Subject::Label => lists(args, folder, samples),
+    }
+}
+
+/// The prompts to calibrate with, those of the report, and notes.
+fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
+    let mut notes = Vec::new();
+    let (mut calibration, from_file) = match &args.prompts {
+        Some(file) => (read_prompts(file)?, true),
+        None => match folder.prompts(|prompts| &prompts.calibration)? {
+            Some(own) => (own, false),
+            None => bail!("{} comes with no prompts: give --prompts FILE", folder.path().display()),
+        },
+    };
+    let mut report = match &args.report_prompts {
+        _ if args.report_samples == 0 => Vec::new(),
+        Some(file) => read_prompts(file)?,
+        None => match folder.prompts(|prompts| &prompts.held_out)? {
+            Some(held_out) => held_out,
+            None => {
+                let kept = (calibration.len() / 10).clamp(1, args.report_samples).min(calibration.len() - 1);
+                notes.push(format!("{kept} of the {} prompts were kept back for this report", calibration.len()));
+                calibration.split_off(calibration.len() - kept)
+            }
+        },
+    };
+    match (args.samples, from_file) {
+        (Some(count), _) if count > calibration.len() => {
+            bail!("--samples {count}, and there are {} calibration prompts", calibration.len());
+        }
+        (Some(count), _) => calibration.truncate(count),
+        (None, false) => calibration.truncate(samples),
+        (None, true) => {}
+    }
+    if folder.subject() == Subject::Text {
+        let seen: HashSet<&String> = calibration.iter().collect();
+        let before = report.len();
+        report.retain(|prompt| !seen.contains(prompt));
+        if report.len() < before {
+            notes.push(format!("{} report prompts are calibration prompts and were left out", before - report.len()));
+        }
+    }
+    if report.is_empty() && args.report_samples > 0 {
+        bail!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
+    }
+    report.truncate(args.report_samples);
+    Ok((calibration, report, notes))
+}

@@ -1,0 +1,314 @@
+//! `secateur skip`.
+
+use super::compare::{model_summary, quality};
+use super::prompts::prompt_lists;
+use super::unfinished::Unfinished;
+use super::{command_line, names, no_score};
+use crate::args::{Common, LossName, SkipArgs};
+use crate::format::{bytes, count, print, print_json};
+use crate::machine::Spread;
+use crate::progress::Progress;
+use anyhow::{Context, Result, bail};
+use secateur_eval::{PicturePair, Report, Samples, SkippingReport, WayReport};
+use secateur_models::{Kind, ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure};
+use secateur_skip::{Learned, Learning, Loss, Pruner, Scores, Selected, Selection, Way, kept, learn, select, ways};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The share of the multiply-accumulates that is kept where none is given.
+const KEEP: f64 = 0.4;
+/// Prompts to learn from where no number is given.
+const SAMPLES: usize = 32;
+
+/// What is asked for, and what there is.
+#[derive(Serialize)]
+struct DryRun {
+    model: PathBuf,
+    kind: Kind,
+    units: Vec<String>,
+    calls: usize,
+    /// Multiply-accumulates of a run for one sample.
+    macs: u64,
+    keep: f64,
+    /// The least share that can be kept.
+    least: f64,
+    /// Of the pruner network and its optimiser.
+    network_bytes: u64,
+    iterations: usize,
+}
+
+pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
+    let folder = args.model.open()?;
+    let sampling = args.sampling.sampling(&folder)?;
+    let structure = folder.structure(&sampling);
+    let kind = args.units;
+    let whole = ReuseSchedule::whole(&folder, &sampling, kind)?;
+    let keep = keep(args, &whole, &structure)?;
+    let dry = DryRun::new(args, &folder, &whole, &structure, keep)?;
+    if args.dry_run {
+        return if common.json { print_json(&dry) } else { print(&dry.text()) };
+    }
+    let (prompts, report_prompts, mut notes) = prompt_lists(&args.prompts, &folder, SAMPLES)?;
+    let out = args.out.as_ref().context("--out DIR is needed")?;
+    let clip = args.score.open(&folder)?;
+    if clip.is_none() && !report_prompts.is_empty() {
+        notes.push(no_score(&folder).into());
+    }
+    let progress = Progress::new(common.quiet);
+    let clip_path = args.score.path(&folder);
+    let files = [&args.prompts.prompts, &args.prompts.report_prompts, &clip_path];
+    let mut inputs: Vec<&Path> = files.into_iter().flatten().map(PathBuf::as_path).collect();
+    inputs.push(folder.path());
+    // A run that was stopped wrote what it had.
+    let output = OutputFolder::create(out, common.force || args.resume, &inputs)?;
+    let unfinished = Unfinished::check(output.target(), args.resume, common.force)?;
+    progress.note(&dry.text());
+    notes.iter().for_each(|note| progress.note(note));
+
+    progress.begin("load", 0, "");
+    let names = names(&[folder.path(), out]);
+    let pipeline = Pipeline::open(folder)?;
+    let learning = Learning {
+        prompts,
+        sampling: sampling.clone(),
+        loss: match args.loss {
+            LossName::Ssim => Loss::Ssim,
+            LossName::L1 => Loss::L1,
+            LossName::L2 => Loss::L2,
+        },
+        iterations: args.iterations,
+        keep,
+    };
+    let request = request(&learning, kind, pipeline.folder())?;
+    let state = secateur_skip::Progress { folder: unfinished.folder.clone(), request };
+    let learned = learn(&pipeline, &whole, &learning, Some(&state), &progress)?;
+    let (schedule, ways) = match learned.stopped {
+        true => {
+            notes.push(format!(
+                "stopped after {} of {} iterations: the model is of what was learned by then; --resume goes on",
+                learned.history.len(),
+                args.iterations
+            ));
+            (learned.scores.select(Selection::Bisection, &whole, &structure, keep)?, Vec::new())
+        }
+        false => {
+            let mut selected = select(&pipeline, &learned.scores, &whole, &learning, keep, &progress)?.into_iter();
+            let Some(Selected { schedule, how, loss }) = selected.next() else { bail!("there is no way to select") };
+            let others = selected.map(|other| format!(", not by {}, {:.4}", other.how, other.loss)).collect::<String>();
+            notes.push(format!("selected by {how}, {} {loss:.4} of some pictures{others}", learning.loss));
+            let ways = ways(&pipeline, &schedule, &whole, &learning, keep)?;
+            (schedule, ways)
+        }
+    };
+
+    let skipping = Sampling { reuse: Some(Arc::new(schedule.clone())), ..sampling.clone() };
+    let models = vec![model_summary(&pipeline, &names[0], &sampling)?, model_summary(&pipeline, &names[1], &skipping)?];
+    let mut compared = Compared::default();
+    if !report_prompts.is_empty() && !learned.stopped {
+        // The report's noise is not that of the learning.
+        let sampling = Sampling { seed: sampling.seed.wrapping_add(1), ..sampling.clone() };
+        compared = Compared::new(&pipeline, &names, &report_prompts, &sampling, ways, clip.as_ref(), &progress)?;
+    }
+    progress.begin("save", 0, "");
+    pipeline.folder().write_reuse(output.path(), &schedule, &())?;
+    let (stages, peak_bytes) = progress.finish();
+    let report = Report {
+        format_version: Report::FORMAT_VERSION,
+        title: format!("{}, {:.0} % of the work kept by DiP-GO", names[0], 100.0 * kept(&schedule, &structure)?),
+        command: command_line(),
+        secateur_version: env!("CARGO_PKG_VERSION").into(),
+        seed: sampling.seed,
+        settings: settings(args, &learning, &learned, kind),
+        models,
+        comparison: compared.comparison,
+        layers: Vec::new(),
+        groups: Vec::new(),
+        skipping: Some(SkippingReport {
+            kind: kind.to_string(),
+            units: schedule.units.clone(),
+            computed: schedule.computed.clone(),
+            kept: kept(&schedule, &structure)?,
+            history: learned.history.iter().map(|point| (point.loss, point.kept)).collect(),
+            ways: compared.ways,
+        }),
+        stages,
+        peak_bytes,
+        notes,
+    };
+    report.write(&compared.pictures, output.path())?;
+    output.finish()?;
+    if !learned.stopped {
+        unfinished.remove()?;
+    }
+    if common.json {
+        return print_json(&report);
+    }
+    if let Some(comparison) = &report.comparison {
+        print(&quality(comparison))?;
+    }
+    for way in report.skipping.iter().flat_map(|skipping| &skipping.ways) {
+        let faster = way.speed_up.map_or(String::new(), |faster| format!(", {faster:.2} times faster"));
+        print(&format!(
+            "  {:<28} {:.2} dB, SSIM {:.3}, {:.1} % of the MACs{faster}",
+            way.name,
+            way.psnr,
+            way.ssim,
+            100.0 * way.kept
+        ))?;
+    }
+    print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display()))
+}
+
+/// The share to keep.
+fn keep(args: &SkipArgs, whole: &ReuseSchedule, structure: &Structure) -> Result<f64> {
+    let keep = match (args.keep, args.speedup) {
+        (_, Some(speedup)) if speedup > 1.0 => 1.0 / speedup,
+        (_, Some(speedup)) => bail!("--speedup {speedup} is not more than 1"),
+        (keep, None) => keep.unwrap_or(KEEP),
+    };
+    if !(keep > 0.0 && keep < 1.0) {
+        bail!("--keep {keep} is not in (0, 1): give the share of the multiply-accumulates to keep");
+    }
+    let least = least(whole, structure)?;
+    if keep < least {
+        let rounded = (1000.0 * least).ceil() / 1000.0;
+        bail!(
+            "{:.1} % of the multiply-accumulates cannot be kept: with everything used again but at the first of {} calls, {:.1} % \
+             are left: --keep {rounded} is the least, and more --steps leave less",
+            100.0 * keep,
+            whole.computed.len(),
+            100.0 * least
+        );
+    }
+    Ok(keep)
+}
+
+/// The share that is left where only the first call computes anything.
+fn least(whole: &ReuseSchedule, structure: &Structure) -> Result<f64> {
+    let nothing = Scores(vec![vec![0.0; whole.units.len()]; whole.computed.len()]);
+    Ok(kept(&nothing.at(1.0, whole, structure)?, structure)?)
+}
+
+impl DryRun {
+    fn new(
+        args: &SkipArgs,
+        folder: &ModelFolder,
+        whole: &ReuseSchedule,
+        structure: &Structure,
+        keep: f64,
+    ) -> Result<Self> {
+        Ok(Self {
+            model: folder.path().to_owned(),
+            kind: whole.kind,
+            units: whole.units.clone(),
+            calls: whole.computed.len(),
+            macs: whole.macs(structure)?,
+            keep,
+            least: least(whole, structure)?,
+            network_bytes: Pruner::bytes(whole.computed.len() - 1, whole.units.len()),
+            iterations: args.iterations,
+        })
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "{} calls of {} units ({}), {} MACs a run for one sample; {:.1} % are to be kept, {:.1} % at least; {} iterations, each a run \
+             and the way back through it; {} for the pruner network and its optimiser",
+            self.calls,
+            self.units.len(),
+            self.kind,
+            count(self.macs),
+            100.0 * self.keep,
+            100.0 * self.least,
+            self.iterations,
+            bytes(self.network_bytes)
+        )
+    }
+}
+
+/// What the result depends on.
+fn request(learning: &Learning, kind: Kind, folder: &ModelFolder) -> Result<String> {
+    let Learning { prompts, sampling, loss, iterations, keep } = learning;
+    let calibration = secateur_prune::Calibration {
+        prompts: prompts.clone(),
+        sampling: sampling.clone(),
+        weighting: secateur_prune::Weighting::default(),
+        token_stride: 1,
+    };
+    let fingerprint = secateur_prune::Fingerprint::new(folder, &calibration)?;
+    let fingerprint = serde_json::to_string(&fingerprint)?;
+    Ok(format!("{kind} units, {loss}, {iterations} iterations, {keep} kept, {fingerprint}"))
+}
+
+/// Pictures of the whole run and of all ways.
+#[derive(Default)]
+struct Compared {
+    comparison: Option<secateur_eval::Comparison>,
+    pictures: Vec<PicturePair>,
+    ways: Vec<WayReport>,
+}
+
+impl Compared {
+    fn new(
+        pipeline: &Pipeline,
+        names: &[String],
+        prompts: &[String],
+        sampling: &Sampling,
+        ways: Vec<Way>,
+        clip: Option<&secateur_models::ClipModel>,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let whole = Way { name: names[0].clone(), kept: 1.0, sampling: sampling.clone() };
+        let own = |way: Way| Way { sampling: Sampling { seed: sampling.seed, ..way.sampling }, ..way };
+        let ways: Vec<Way> = [whole].into_iter().chain(ways.into_iter().map(own)).collect();
+        let steps: usize = ways.iter().map(|way| way.sampling.steps).sum();
+        progress.begin("evaluate", prompts.len() * steps, "image steps");
+        // By turns, so that a machine that gets faster or slower does so for all.
+        let (mut latents, mut seconds) = (vec![Vec::new(); ways.len()], vec![Vec::new(); ways.len()]);
+        for images in sampling.batches(prompts.len()) {
+            for (index, way) in ways.iter().enumerate() {
+                let start = Instant::now();
+                latents[index].push(pipeline.sample(prompts, images.clone(), &way.sampling, None, progress)?);
+                seconds[index].push(start.elapsed().as_secs_f64());
+            }
+        }
+        let samples = |index: usize| {
+            let Way { name, sampling, .. } = &ways[index];
+            let name = if index == 1 { &names[1] } else { name };
+            Samples::of(pipeline, name, prompts, sampling, &latents[index], clip)
+        };
+        let reference = samples(0)?;
+        let mut compared = Self::default();
+        for (index, way) in ways.iter().enumerate().skip(1) {
+            let (comparison, pictures) = reference.compare(&samples(index)?)?;
+            let ratios = seconds[0].iter().zip(&seconds[index]).map(|(whole, way)| whole / way);
+            let report = WayReport::new(&comparison, way.kept, Some(Spread::of(ratios).median));
+            compared.ways.push(WayReport { name: way.name.clone(), ..report });
+            if index == 1 {
+                (compared.comparison, compared.pictures) = (Some(comparison), pictures);
+            }
+        }
+        Ok(compared)
+    }
+}
+
+fn settings(args: &SkipArgs, learning: &Learning, learned: &Learned, kind: Kind) -> Map<String, Value> {
+    let sampling = &learning.sampling;
+    let settings = json!({
+        "method": "skip",
+        "units": kind.to_string(),
+        "loss": learning.loss.to_string(),
+        "iterations": format!("{} of {}", learned.history.len(), args.iterations),
+        "prompts to learn from": learning.prompts.len(),
+        "sampler": sampling.sampler.to_string(),
+        "seed of the report's noise": sampling.seed.wrapping_add(1),
+        "threads": rayon::current_num_threads(),
+    });
+    match settings {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}

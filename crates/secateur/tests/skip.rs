@@ -1,0 +1,103 @@
+//! DiP-GO through the binary: a model that skips, what becomes of it, and requests that cannot be met.
+
+mod common;
+use common::{entries, fail, model, secateur, succeed};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+const SMALL: [&str; 9] = ["--samples", "4", "--steps", "6", "--iterations", "4", "--report-samples", "2", "--quiet"];
+
+fn skip(model_name: &str, out: &Path, options: &[&str]) -> Command {
+    let mut command = secateur();
+    command.arg("skip").arg(model(model_name)).arg("--out").arg(out).args(SMALL).args(options);
+    command
+}
+
+#[test]
+fn a_model_that_skips_lives_on() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let report = json(&succeed(&mut skip("emoji-dit", &at("skips"), &["--keep", "0.5", "--json"])));
+    let skipping = &report["skipping"];
+    let kept = skipping["kept"].as_f64().unwrap();
+    assert!(kept <= 0.5 && kept > 0.2, "{kept} of the work is kept");
+    assert_eq!(skipping["computed"].as_array().unwrap().len(), 6);
+    assert_eq!(skipping["history"].as_array().unwrap().len(), 4);
+    let ways = skipping["ways"].as_array().unwrap();
+    assert_eq!(ways.len(), 5, "{ways:?}");
+    assert!(ways.iter().all(|way| way["kept"].as_f64().unwrap() <= 0.5 && way["speed_up"].as_f64().unwrap() > 1.0));
+    let page = std::fs::read_to_string(at("skips").join("report.html")).unwrap();
+    assert!(page.contains("What is computed") && page.contains("transformer_blocks.7"));
+    let schedule = json(&std::fs::read_to_string(at("skips").join("reuse.json")).unwrap());
+    assert_eq!((&schedule["kind"], &schedule["steps"]), (&"block".into(), &6.into()));
+
+    // It is sampled as it was learned, and in no other way unless that is asked for.
+    let generate = |name: &str, options: &[&str]| {
+        let mut command = secateur();
+        command.args(["generate", "--samples", "1", "--quiet", "--out"]).arg(at(name)).arg(at("skips")).args(options);
+        command
+    };
+    succeed(&mut generate("pictures", &[]));
+    let error = fail(&mut generate("no", &["--steps", "9"]), 1);
+    assert!(error.contains("with 6 steps") && error.contains("--adapt"), "{error}");
+    succeed(&mut generate("adapted", &["--steps", "9", "--adapt"]));
+    let bench = ["bench", "--repeats", "2", "--steps", "6", "--json", "--quiet"];
+    let bench = json(&succeed(secateur().args(bench).arg(model("emoji-dit")).arg(at("skips"))));
+    assert!(bench["models"][1]["gain"]["macs_speed_up"].as_f64().unwrap() > 1.9);
+
+    // Smaller as well: the schedule stays, and the report is of both.
+    let prune =
+        ["--structured", "--allocation", "uniform", "--samples", "2", "--report-samples", "2", "--quiet", "--json"];
+    let report = succeed(secateur().arg("prune").arg(at("skips")).args(prune).arg("--out").arg(at("both")));
+    let models = json(&report)["models"].clone();
+    assert!(models[1]["macs"].as_u64().unwrap() < models[0]["macs"].as_u64().unwrap());
+    assert!(at("both").join("reuse.json").is_file());
+}
+
+#[test]
+fn what_cannot_be_met_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let refused = |model_name: &str, options: &[&str]| {
+        let error = fail(&mut skip(model_name, &temporary.path().join("no"), options), 1);
+        assert!(entries(temporary.path()).is_empty());
+        error
+    };
+    let error = refused("emoji-unet", &["--keep", "0.05"]);
+    assert!(error.contains("5.0 % of the multiply-accumulates cannot be kept"), "{error}");
+    let least = error.split("--keep ").last().unwrap().split(' ').next().unwrap();
+    let options = ["--keep", least, "--dry-run"];
+    succeed(&mut skip("emoji-unet", &temporary.path().join("no"), &options));
+    assert!(refused("emoji-unet", &["--units", "residual"]).contains("no units of the kind residual"));
+    assert!(refused("emoji-unet", &["--keep", "1.5"]).contains("not in (0, 1)"));
+    assert!(refused("emoji-unet", &["--speedup", "0.5"]).contains("not more than 1"));
+}
+
+/// Ctrl-C writes what was learned, and --resume ends as if nothing had been.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_stopped_run_goes_on() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let options = ["--iterations", "14", "--report-samples", "0"];
+    let run = |name: &str, more: &[&str]| skip("emoji-dit", &at(name), &[&options, more].concat());
+    succeed(&mut run("whole", &[]));
+    let mut child = run("stopped", &[]).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    child.wait().unwrap();
+    let note = json(&std::fs::read_to_string(at("stopped").join("report.json")).unwrap())["notes"].to_string();
+    assert!(note.contains("stopped after") && note.contains("--resume"), "{note}");
+    let error = fail(&mut run("stopped", &["--resume", "--seed", "3"]), 1);
+    assert!(error.contains("of another run"), "{error}");
+    succeed(&mut run("stopped", &["--resume"]));
+    let schedule = |name: &str| std::fs::read_to_string(at(name).join("reuse.json")).unwrap();
+    assert_eq!(schedule("whole"), schedule("stopped"));
+    assert_eq!(entries(temporary.path()), ["stopped", "whole"]);
+}
