@@ -151,12 +151,13 @@ impl Observer for Progress {
             bar.inc(amount as u64);
         } else if !self.quiet && current.told.elapsed() > INTERVAL && current.done < current.total {
             current.told = Instant::now();
-            let seconds = current.start.elapsed().as_secs_f64();
-            let rate = current.done as f64 / seconds;
-            let left = Duration::from_secs_f64((current.total - current.done) as f64 / rate);
             let (name, done, total, unit) = (&current.name, current.done, current.total, &current.unit);
             let state = if current.state.is_empty() { String::new() } else { format!(", {}", current.state) };
-            say(&format!("{name:<18} {done}/{total} {unit}{state}, {rate:.1}/s, {} left", HumanDuration(left)));
+            // Nothing may be done yet.
+            let rate = done as f64 / current.start.elapsed().as_secs_f64();
+            let left = Duration::try_from_secs_f64((total - done) as f64 / rate);
+            let left = left.map_or(String::new(), |left| format!(", {rate:.1}/s, {} left", HumanDuration(left)));
+            say(&format!("{name:<18} {done}/{total} {unit}{state}{left}"));
         }
         Ok(())
     }
