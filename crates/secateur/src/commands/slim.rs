@@ -51,10 +51,12 @@ pub(crate) fn run(args: &SlimArgs, common: &Common) -> Result<()> {
     };
     let budget = Budget { allocation, total: Some(target.total) };
     let task = Task::Structured { method: &method, removal: removal(share)? };
-    let removed = match amount {
-        Amount::Parameters => format!("{} of the parameters", Pattern::Unstructured(target.total / target.whole)),
-        Amount::Macs => format!("{} of the multiply-accumulates", Pattern::Unstructured(target.total / target.whole)),
+    let what = match amount {
+        Amount::Parameters => "parameters",
+        Amount::Macs => "multiply-accumulates",
     };
+    let of_all = Pattern::Unstructured(target.total / target.whole);
+    let removed = format!("{of_all} of the {what} ({:.0} % of those that can go)", 100.0 * share);
     compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, removed, budget, notes })
 }
 
