@@ -1,7 +1,7 @@
 //! Plain rules of the same multiply-accumulates.
 
 use crate::error::Result;
-use crate::learn::Learning;
+use crate::learn::{Learning, Selected};
 use crate::scores::{Scores, Selection, kept};
 use crate::supernet::SuperNet;
 use rand::{Rng, SeedableRng};
@@ -23,13 +23,16 @@ pub struct Way {
 /// Pictures by whose changes the first block tells when to compute.
 const WATCHED: usize = 2;
 
-/// `schedule`, and what needs no learning, with no more than the share `keep` of the multiply-accumulates.
+/// What [`evenly`] is called.
+pub(crate) const EVENLY: &str = "calls evenly spread";
+
+/// The schedules that were tried, and what else needs no learning, with no more than the share `keep` of the multiply-accumulates.
 ///
 /// # Errors
 /// If the model fails.
 pub fn ways(
     pipeline: &Pipeline,
-    schedule: &ReuseSchedule,
+    tried: &[Selected],
     whole: &ReuseSchedule,
     learning: &Learning,
     keep: f64,
@@ -41,7 +44,13 @@ pub fn ways(
         let sampling = Sampling { reuse: Some(Arc::new(schedule)), ..sampling.clone() };
         Ok(Way { name: name.to_owned(), kept, sampling })
     };
-    let mut ways = vec![way("learned", schedule.clone())?];
+    let mut ways: Vec<Way> = Vec::new();
+    for (index, Selected { how, schedule, .. }) in tried.iter().enumerate() {
+        // Two ways to select may come to the same.
+        if tried[..index].iter().all(|earlier| earlier.schedule != *schedule) {
+            ways.push(way(how, schedule.clone())?);
+        }
+    }
     for steps in (1..sampling.steps).rev() {
         let sampling = Sampling { steps, ..sampling.clone() };
         let calls = folder.schedule(sampling.latent, &sampling)?.calls().len();
@@ -51,7 +60,6 @@ pub fn ways(
             break;
         }
     }
-    ways.push(way("calls evenly spread", evenly(whole, &structure, keep)?)?);
     let images = 0..learning.prompts.len().min(WATCHED);
     let conditioning = pipeline.guided_conditioning(&learning.prompts[images.clone()], sampling.latent, sampling)?;
     let net = SuperNet::new(pipeline, sampling, whole);

@@ -1,5 +1,6 @@
 //! DiP-GO's optimisation: gates from the pruner network, a run with them, and back.
 
+use crate::baselines::{EVENLY, evenly};
 use crate::error::{Error, Result};
 use crate::loss::Loss;
 use crate::pruner::Pruner;
@@ -330,11 +331,11 @@ impl Observer for Quiet<'_> {
     }
 }
 
-/// A schedule by one way to select.
+/// A schedule that was tried.
 #[derive(Clone, Debug)]
 pub struct Selected {
-    /// The way.
-    pub how: Selection,
+    /// Where it comes from.
+    pub how: String,
     /// The loss of some of the pictures that were learned from.
     pub loss: f64,
     /// The schedule.
@@ -344,7 +345,7 @@ pub struct Selected {
 /// Pictures on which ways to select are compared.
 const JUDGED: usize = 8;
 
-/// Selects by scores in all ways; the one whose pictures are closest first.
+/// Selects by scores in all ways, and tries calls that are evenly spread beside these; the one whose pictures are closest first.
 ///
 /// # Errors
 /// If the model fails, or the observer interrupts.
@@ -358,19 +359,22 @@ pub fn select(
 ) -> Result<Vec<Selected>> {
     let structure = pipeline.structure(&learning.sampling);
     let prompts = &learning.prompts[..learning.prompts.len().min(JUDGED)];
-    observer.begin("select", 3 * prompts.len() * learning.sampling.steps, "image steps");
+    observer.begin("select", 4 * prompts.len() * learning.sampling.steps, "image steps");
     let draw = |reuse: Option<&ReuseSchedule>| -> Result<Tensor> {
         let sampling = Sampling { reuse: reuse.cloned().map(Arc::new), ..learning.sampling.clone() };
         let draw = |images| Ok(pipeline.pictures(&pipeline.sample(prompts, images, &sampling, None, observer)?)?);
         Ok(Tensor::cat(&sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?, 0)?)
     };
     let wanted = draw(None)?;
-    let try_one = |how| {
-        let schedule = scores.select(how, whole, &structure, keep)?;
+    let select = |how| Ok((format!("learned, {how}"), scores.select(how, whole, &structure, keep)?));
+    let even = || Ok((EVENLY.to_owned(), evenly(whole, &structure, keep)?));
+    let schedules: [Result<_>; 3] = [select(Selection::Bisection), select(Selection::Cascade), even()];
+    let try_one = |schedule: Result<(String, ReuseSchedule)>| {
+        let (how, schedule) = schedule?;
         let loss = learning.loss.of(&draw(Some(&schedule))?, &wanted)?.to_scalar::<f32>()?;
         Ok(Selected { how, loss: f64::from(loss), schedule })
     };
-    let mut tried = [Selection::Bisection, Selection::Cascade].into_iter().map(try_one).collect::<Result<Vec<_>>>()?;
+    let mut tried = schedules.into_iter().map(try_one).collect::<Result<Vec<_>>>()?;
     tried.sort_by(|a, b| a.loss.total_cmp(&b.loss));
     Ok(tried)
 }

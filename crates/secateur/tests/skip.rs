@@ -30,7 +30,10 @@ fn a_model_that_skips_lives_on() {
     assert_eq!(skipping["computed"].as_array().unwrap().len(), 6);
     assert_eq!(skipping["history"].as_array().unwrap().len(), 4);
     let ways = skipping["ways"].as_array().unwrap();
-    assert_eq!(ways.len(), 5, "{ways:?}");
+    let names: Vec<&str> = ways.iter().map(|way| way["name"].as_str().unwrap()).collect();
+    for name in ["learned", "calls evenly spread", "fewer steps: 3", "by the first block's change", "random"] {
+        assert!(names.iter().any(|known| known.starts_with(name)), "{name} is none of {names:?}");
+    }
     assert!(ways.iter().all(|way| way["kept"].as_f64().unwrap() <= 0.5 && way["speed_up"].as_f64().unwrap() > 1.0));
     let page = std::fs::read_to_string(at("skips").join("report.html")).unwrap();
     assert!(page.contains("What is computed") && page.contains("transformer_blocks.7"));

@@ -95,11 +95,12 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
             (learned.scores.select(Selection::Bisection, &whole, &structure, keep)?, Vec::new())
         }
         false => {
-            let mut selected = select(&pipeline, &learned.scores, &whole, &learning, keep, &progress)?.into_iter();
-            let Some(Selected { schedule, how, loss }) = selected.next() else { bail!("there is no way to select") };
-            let others = selected.map(|other| format!(", not by {}, {:.4}", other.how, other.loss)).collect::<String>();
-            notes.push(format!("selected by {how}, {} {loss:.4} of some pictures{others}", learning.loss));
-            let ways = ways(&pipeline, &schedule, &whole, &learning, keep)?;
+            let tried = select(&pipeline, &learned.scores, &whole, &learning, keep, &progress)?;
+            let told =
+                tried.iter().map(|tried| format!("{} {:.4}", tried.how, tried.loss)).collect::<Vec<_>>().join("; ");
+            notes.push(format!("the first of these is kept, by {} of some pictures: {told}", learning.loss));
+            let ways = ways(&pipeline, &tried, &whole, &learning, keep)?;
+            let Some(Selected { schedule, .. }) = tried.into_iter().next() else { bail!("there is nothing to keep") };
             (schedule, ways)
         }
     };
@@ -112,6 +113,7 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
         let sampling = Sampling { seed: sampling.seed.wrapping_add(1), ..sampling.clone() };
         compared = Compared::new(&pipeline, &names, &report_prompts, &sampling, ways, clip.as_ref(), &progress)?;
     }
+    notes.extend(closer(&compared.ways));
     progress.begin("save", 0, "");
     pipeline.folder().write_reuse(output.path(), &schedule, &())?;
     let (stages, peak_bytes) = progress.finish();
@@ -149,6 +151,7 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
     if let Some(comparison) = &report.comparison {
         print(&quality(comparison))?;
     }
+    report.notes.iter().try_for_each(|note| print(note))?;
     for way in report.skipping.iter().flat_map(|skipping| &skipping.ways) {
         let faster = way.speed_up.map_or(String::new(), |faster| format!(", {faster:.2} times faster"));
         print(&format!(
@@ -293,6 +296,20 @@ impl Compared {
         }
         Ok(compared)
     }
+}
+
+/// What is said where another way, all after the first, gives closer pictures.
+fn closer(ways: &[WayReport]) -> Option<String> {
+    let (kept, others) = ways.split_first()?;
+    let best = others.iter().max_by(|a, b| a.psnr.total_cmp(&b.psnr)).filter(|best| best.psnr > kept.psnr)?;
+    Some(format!(
+        "closer with as little work: {}, {:.2} dB with {:.1} % of the MACs, against {:.2} dB with {:.1} %",
+        best.name,
+        best.psnr,
+        100.0 * best.kept,
+        kept.psnr,
+        100.0 * kept.kept
+    ))
 }
 
 fn settings(args: &SkipArgs, learning: &Learning, learned: &Learned, kind: Kind) -> Map<String, Value> {
