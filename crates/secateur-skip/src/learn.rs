@@ -70,6 +70,7 @@ impl Progress {
 struct State {
     request: String,
     history: Vec<Point>,
+    settled: Settled,
     /// The file of the network, by its number: the last one stays until the next is whole.
     pruner: String,
 }
@@ -117,6 +118,13 @@ fn evenness(number: usize) -> f64 {
     (number as u64).reverse_bits() as f64 / 2f64.powi(64)
 }
 
+/// What would be computed, and since which iteration.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Settled {
+    since: usize,
+    computed: Vec<Vec<bool>>,
+}
+
 struct Optimisation<'a> {
     pipeline: &'a Pipeline,
     whole: &'a ReuseSchedule,
@@ -125,8 +133,7 @@ struct Optimisation<'a> {
     /// gamma of each unit.
     cascades: Vec<f64>,
     history: Vec<Point>,
-    /// What would be computed, and since which iteration.
-    settled: Option<(usize, ReuseSchedule)>,
+    settled: Settled,
 }
 
 impl<'a> Optimisation<'a> {
@@ -144,15 +151,16 @@ impl<'a> Optimisation<'a> {
             return Err(Error::Request("a run of one call has nothing to take over: give more --steps".into()));
         }
         let state = progress.map(State::read).transpose()?.flatten();
-        let (pruner, history) = match (state, progress) {
+        let (pruner, history, settled) = match (state, progress) {
             (Some(state), Some(progress)) => {
                 let path = progress.folder.join(&state.pruner);
-                (Pruner::open(&path, calls - 1, units, seed, state.history.len())?, state.history)
+                let pruner = Pruner::open(&path, calls - 1, units, seed, state.history.len())?;
+                (pruner, state.history, state.settled)
             }
-            _ => (Pruner::new(calls - 1, units, seed)?, Vec::new()),
+            _ => (Pruner::new(calls - 1, units, seed)?, Vec::new(), Settled::default()),
         };
         let cascades = cascades(whole, &pipeline.structure(&learning.sampling))?;
-        Ok(Self { pipeline, whole, learning, pruner, cascades, history, settled: None })
+        Ok(Self { pipeline, whole, learning, pruner, cascades, history, settled })
     }
 
     /// P(computed), 1 at the first call.
@@ -182,6 +190,7 @@ impl<'a> Optimisation<'a> {
             };
             let point = self.iterate(iteration, images, &pictures, observer)?;
             self.history.push(point);
+            let settled = self.is_settled(iteration)?;
             let (loss, kept) = self.recent();
             observer.tell(&format!("{} {loss:.3}, {:.0} % kept", self.learning.loss, 100.0 * kept));
             if let Some(progress) = progress.filter(|_| saved.elapsed() > INTERVAL) {
@@ -189,7 +198,7 @@ impl<'a> Optimisation<'a> {
                 saved = Instant::now();
             }
             observer.advance(1)?;
-            if self.is_settled(iteration)? {
+            if settled {
                 break;
             }
         }
@@ -202,11 +211,10 @@ impl<'a> Optimisation<'a> {
         let descent = (DESCENT * self.learning.iterations as f64) as usize;
         let structure = self.pipeline.structure(&self.learning.sampling);
         let now = self.scores()?.select(Selection::Bisection, self.whole, &structure, self.learning.keep)?;
-        if self.settled.as_ref().is_none_or(|(_, then)| *then != now) {
-            self.settled = Some((iteration, now));
+        if self.settled.computed != now.computed {
+            self.settled = Settled { since: iteration, computed: now.computed };
         }
-        let since = self.settled.as_ref().map_or(iteration, |(since, _)| *since).max(descent);
-        Ok(iteration >= since + patience)
+        Ok(iteration >= self.settled.since.max(descent) + patience)
     }
 
     /// Means of the last iterations.
@@ -287,6 +295,7 @@ impl<'a> Optimisation<'a> {
         let state = State {
             request: progress.request.clone(),
             history: self.history.clone(),
+            settled: self.settled.clone(),
             pruner: format!("pruner-{}.safetensors", self.history.len()),
         };
         let problem = |path: &Path| {

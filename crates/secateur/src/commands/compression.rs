@@ -51,11 +51,12 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     }
     let saved_before = args.statistics.is_some();
     let judged = report_prompts.len();
-    let dry = DryRun::new(&folder, &plan, task, &removed, &calibration, judged, (budget.allocation, saved_before))?;
+    let mut dry = DryRun::new(&folder, &plan, task, &removed, &calibration, judged, (budget.allocation, saved_before))?;
+    notes.extend(too_few(&folder, &plan, &calibration)?);
     if args.dry_run {
+        dry.notes = notes;
         return if common.json { print_json(&dry) } else { print(&dry.text()) };
     }
-    notes.extend(too_few(&folder, &plan, &calibration)?);
     let out = args.out.as_ref().context("--out DIR is needed")?;
     let clip = args.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {

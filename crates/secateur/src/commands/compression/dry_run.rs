@@ -38,6 +38,9 @@ pub(super) struct DryRun {
     call_bytes: u64,
     other_components_bytes: u64,
     packages: Vec<PackageRow>,
+    /// Remarks for the reader.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) notes: Vec<String>,
 }
 
 /// Heads or neurons of which some go.
@@ -124,6 +127,7 @@ impl DryRun {
             memory_bytes: package.bytes(task),
         };
         Ok(Self {
+            notes: Vec::new(),
             model: folder.name(),
             method: task.method(),
             removed: removed.to_owned(),
@@ -225,6 +229,7 @@ impl DryRun {
         let rows: Vec<_> = self.packages.iter().enumerate().map(row).collect();
         let header = ["package", "layers", "Hessians", "statistics", "with solver", "from ... to"];
         let weights = self.step_weights.as_ref().map_or("to be measured".into(), |weights| spelled(weights));
-        format!("{}\nweights of the steps: {weights}\n\n{}", self.summary(), table(&header, &rows))
+        let notes: String = self.notes.iter().map(|note| format!("\n{note}")).collect();
+        format!("{}{notes}\nweights of the steps: {weights}\n\n{}", self.summary(), table(&header, &rows))
     }
 }
