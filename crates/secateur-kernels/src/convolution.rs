@@ -6,12 +6,38 @@ use crate::product::{DEPTH, Panels, Start, Strips, multiply, product, with_scrat
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Panels of output pixels that a thread works on at a time, at most: each such group reads all weights once.
 const MOST_PANELS: usize = 4;
 
 thread_local! {
     static PATCHES: Cell<Panels> = Cell::default();
+}
+
+/// A weight (outputs x channels x kernel x kernel) as products read it.
+#[derive(Debug)]
+pub struct ConvolutionWeight {
+    /// The left factor of all products.
+    forward: Strips,
+    /// That of the convolution that leads back, made when first needed.
+    backward: OnceLock<Strips>,
+}
+
+impl ConvolutionWeight {
+    /// Of so many outputs.
+    #[must_use]
+    pub fn new(weight: &[f32], outputs: usize) -> Self {
+        let depth = weight.len().checked_div(outputs).unwrap_or(0);
+        let forward = Strips::from_rows(outputs, depth, |output| &weight[output * depth..][..depth]);
+        Self { forward, backward: OnceLock::new() }
+    }
+
+    /// The left factor of all products.
+    #[must_use]
+    pub fn forward(&self) -> &Strips {
+        &self.forward
+    }
 }
 
 /// The shape of a square-kernel convolution.
@@ -47,15 +73,8 @@ impl Convolution {
         height * width
     }
 
-    /// The left factor of all products with `weight`, of `outputs` rows.
-    #[must_use]
-    pub fn pack(weight: &[f32], outputs: usize) -> Strips {
-        let depth = weight.len().checked_div(outputs).unwrap_or(0);
-        Strips::from_rows(outputs, depth, |output| &weight[output * depth..][..depth])
-    }
-
     /// `y` (samples x outputs x height x width) = `x` (samples x channels x ...) convolved with `weight` (outputs x
-    /// channels x kernel x kernel, packed by [`Convolution::pack`]), plus `bias` (outputs).
+    /// channels x kernel x kernel, [`ConvolutionWeight::forward`]), plus `bias` (outputs).
     pub fn run(&self, x: &[f32], weight: &Strips, bias: &[f32], y: &mut [f32]) {
         let (area, outputs) = (self.output_area(), bias.len());
         let image = self.channels * self.size.0 * self.size.1;
@@ -159,14 +178,47 @@ impl Convolution {
         }
     }
 
-    /// The gradient of `x`, for the gradient `gy` of `y`.
-    pub(crate) fn input_gradient(&self, gy: &[f32], weight: &[f32], gradient: &mut [f32]) {
-        let (area, depth) = (self.output_area(), self.depth());
-        let (plane, taps) = (self.size.0 * self.size.1, self.kernel * self.kernel);
-        if gradient.is_empty() || area == 0 {
+    /// The gradient of `x`, for the gradient `gy` of `y`; `packed` was made of `weight`.
+    pub(crate) fn input_gradient(&self, gy: &[f32], weight: &[f32], packed: &ConvolutionWeight, gradient: &mut [f32]) {
+        if gradient.is_empty() || self.output_area() == 0 {
             return;
         }
-        let outputs = weight.len() / depth;
+        let outputs = weight.len() / self.depth();
+        match self.backward(outputs) {
+            Some(backward) => {
+                let strips = packed.backward.get_or_init(|| self.turned(weight, outputs));
+                backward.run(gy, strips, &vec![0.0; self.channels], gradient);
+            }
+            None => self.scatter(gy, weight, outputs, gradient),
+        }
+    }
+
+    /// The convolution that makes the gradient of `x` of that of `y`, where one does: with its kernel turned, and the channels
+    /// in the place of the outputs.
+    fn backward(&self, outputs: usize) -> Option<Self> {
+        let (before, after) = self.padding;
+        let last = self.kernel - 1;
+        let padding = (last.checked_sub(before)?, last.checked_sub(after)?);
+        (self.stride == 1).then(|| Self { channels: outputs, size: self.output_size(), padding, ..*self })
+    }
+
+    /// The weight of [`Convolution::backward`].
+    fn turned(&self, weight: &[f32], outputs: usize) -> Strips {
+        let taps = self.kernel * self.kernel;
+        let mut turned = vec![0f32; weight.len()];
+        for (index, kernel) in weight.chunks_exact(taps).enumerate() {
+            let (output, channel) = (index / self.channels, index % self.channels);
+            let place = (channel * outputs + output) * taps;
+            turned[place..place + taps].iter_mut().zip(kernel.iter().rev()).for_each(|(to, from)| *to = *from);
+        }
+        let depth = outputs * taps;
+        Strips::from_rows(self.channels, depth, |channel| &turned[channel * depth..][..depth])
+    }
+
+    /// The gradient of `x` by adding to it what each tap of each output has read.
+    fn scatter(&self, gy: &[f32], weight: &[f32], outputs: usize, gradient: &mut [f32]) {
+        let (area, depth) = (self.output_area(), self.depth());
+        let (plane, taps) = (self.size.0 * self.size.1, self.kernel * self.kernel);
         let stretches = self.stretches(0..area);
         for (gy, gradient) in gy.chunks_exact(outputs * area).zip(gradient.chunks_exact_mut(self.channels * plane)) {
             let right = Panels::from_rows(outputs, area, |output| &gy[output * area..][..area]);

@@ -20,4 +20,6 @@ mod simd;
 mod transpose;
 
 pub use activation::Activation;
-pub use product::{Panels, Strips};
+pub use convolution::ConvolutionWeight;
+pub use linear::LinearWeight;
+pub use product::Panels;

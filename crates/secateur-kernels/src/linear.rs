@@ -3,6 +3,42 @@
 use crate::activation::{Activation, activate};
 use crate::product::{Panels, Start, Strips, product};
 use std::ops::Range;
+use std::sync::OnceLock;
+
+/// A weight W (outputs x inputs) as products read it.
+#[derive(Debug)]
+pub struct LinearWeight {
+    /// W^T.
+    forward: Panels,
+    /// W, for the gradient of the input, made when first needed.
+    backward: OnceLock<Panels>,
+}
+
+impl LinearWeight {
+    /// Of row-major rows of `inputs`.
+    #[must_use]
+    pub fn new(weight: &[f32], inputs: usize) -> Self {
+        Self { forward: Panels::transposed(weight, inputs), backward: OnceLock::new() }
+    }
+
+    /// The factor W^T.
+    #[must_use]
+    pub fn forward(&self) -> &Panels {
+        &self.forward
+    }
+
+    /// Inputs and outputs.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        (self.forward.depth(), self.forward.columns())
+    }
+
+    /// The factor W of `weight`, which is the one it was made of.
+    fn backward(&self, weight: &[f32]) -> &Panels {
+        let (inputs, outputs) = self.size();
+        self.backward.get_or_init(|| Panels::from_rows(outputs, inputs, |row| &weight[row * inputs..][..inputs]))
+    }
+}
 
 /// y = x W^T + bias, then `activation`: `x` rows x inputs, row-major, `weight` the factor W^T (inputs x outputs), `y`
 /// rows x outputs.
@@ -36,11 +72,12 @@ pub(crate) fn weight_gradient(x: &[f32], gy: &[f32], (inputs, outputs): (usize, 
     product(pack, &right, Start::Output, gradient.chunks_exact_mut(inputs).collect(), |_| ());
 }
 
-/// The gradient of x (rows x inputs): gy W, with `weight` outputs x inputs and `gy` rows x outputs.
-pub(crate) fn input_gradient(gy: &[f32], weight: &[f32], (inputs, outputs): (usize, usize), gradient: &mut [f32]) {
+/// The gradient of x (rows x inputs): gy W, with `weight` outputs x inputs, `packed` made of it, and `gy` rows x outputs.
+pub(crate) fn input_gradient(gy: &[f32], weight: &[f32], packed: &LinearWeight, gradient: &mut [f32]) {
+    let (inputs, outputs) = packed.size();
     if gradient.is_empty() || outputs == 0 {
         return;
     }
-    let right = Panels::from_rows(outputs, inputs, |row| &weight[row * inputs..][..inputs]);
-    product(rows_of(gy, outputs), &right, Start::Zero, gradient.chunks_exact_mut(inputs).collect(), |_| ());
+    let right = packed.backward(weight);
+    product(rows_of(gy, outputs), right, Start::Zero, gradient.chunks_exact_mut(inputs).collect(), |_| ());
 }

@@ -3,10 +3,9 @@
 
 use crate::activation::{self, Activation};
 use crate::attention::{self, KeysValues, Scores, Shape as AttentionShape};
-use crate::convolution::Convolution;
-use crate::linear;
+use crate::convolution::{Convolution, ConvolutionWeight};
+use crate::linear::{self, LinearWeight};
 use crate::norm::{self, Affine};
-use crate::product::{Panels, Strips};
 use crate::rope;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
@@ -83,7 +82,9 @@ where
         gradient: &Tensor,
     ) -> Result<[Option<Tensor>; N]> {
         let wanted = inputs.map(Tensor::track_op);
-        let mut gradients: Vec<Vec<f32>> = inputs.iter().map(|input| vec![0f32; input.elem_count()]).collect();
+        let gradient_of =
+            |(input, &wanted): (&&Tensor, &bool)| if wanted { zeros(input.elem_count()) } else { Vec::new() };
+        let mut gradients: Vec<Vec<f32>> = inputs.iter().zip(&wanted).map(gradient_of).collect();
         let gradient = gradient.contiguous()?;
         let mut tensors = inputs.to_vec();
         tensors.extend([output, &gradient]);
@@ -173,7 +174,7 @@ where
 }
 
 /// Puts a kernel of one to three inputs into the graph. `forward` fills a zeroed output of `shape`; `backward` adds to
-/// zeroed gradients of the inputs.
+/// zeroed gradients of the inputs; those that are not wanted are empty.
 fn apply(
     name: &'static str,
     inputs: &[&Tensor],
@@ -191,10 +192,14 @@ fn apply(
     }
 }
 
-/// The vectors behind a slice of gradients.
-fn split<const N: usize>(gradients: &mut [Vec<f32>]) -> [&mut Vec<f32>; N] {
-    let mut gradients = gradients.iter_mut();
-    std::array::from_fn(|_| gradients.next().expect("a gradient for every input"))
+/// The gradients of all inputs, also of those that are not wanted, for kernels that make them together.
+fn all<'a, const N: usize>(given: &Backward<'_>, gradients: &'a mut [Vec<f32>]) -> [&'a mut Vec<f32>; N] {
+    let mut gradients = gradients.iter_mut().zip(given.inputs);
+    std::array::from_fn(|_| {
+        let (gradient, input) = gradients.next().expect("a gradient for every input");
+        gradient.resize(input.len(), 0.0);
+        gradient
+    })
 }
 
 fn last_dim(name: &str, x: &Tensor, width: usize) -> Result<()> {
@@ -211,38 +216,39 @@ fn same_width(name: &str, bias: &Tensor, width: usize) -> Result<()> {
     bail!("{name}: a bias of {:?} does not fit {width} outputs", bias.dims())
 }
 
-/// Packs a weight (outputs x inputs) for [`linear()`]. As much memory again as the weight.
-pub fn pack(weight: &Tensor) -> Result<Arc<Panels>> {
+/// Packs a weight (outputs x inputs) for [`linear()`]. As much memory again as the weight, and once more where a gradient goes
+/// back through it.
+pub fn pack(weight: &Tensor) -> Result<Arc<LinearWeight>> {
     let (_, inputs) = weight.dims2()?;
     let weight = weight.contiguous()?;
-    with_slices("linear", &[&weight], |data| Arc::new(Panels::transposed(data[0], inputs)))
+    with_slices("linear", &[&weight], |data| Arc::new(LinearWeight::new(data[0], inputs)))
 }
 
-/// x W^T + bias over the last dimension of `x`; `weight` is outputs x inputs, `panels` what [`pack`] made of it, `bias`
+/// x W^T + bias over the last dimension of `x`; `weight` is outputs x inputs, `packed` what [`pack`] made of it, `bias`
 /// outputs.
-pub fn linear(x: &Tensor, weight: &Tensor, panels: &Arc<Panels>, bias: Option<&Tensor>) -> Result<Tensor> {
-    linear_then(x, weight, panels, bias, None)
+pub fn linear(x: &Tensor, weight: &Tensor, packed: &Arc<LinearWeight>, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_then(x, weight, packed, bias, None)
 }
 
 /// [`linear()`], then a pointwise activation while the result is in the cache.
 pub fn linear_activated(
     x: &Tensor,
     weight: &Tensor,
-    panels: &Arc<Panels>,
+    packed: &Arc<LinearWeight>,
     bias: Option<&Tensor>,
     kind: Activation,
 ) -> Result<Tensor> {
     // The activation's gradient needs its input, which the fused form does not keep.
     if [Some(x), Some(weight), bias].into_iter().flatten().any(Tensor::track_op) {
-        return activation(kind, &linear(x, weight, panels, bias)?);
+        return activation(kind, &linear(x, weight, packed, bias)?);
     }
-    linear_then(x, weight, panels, bias, Some(kind))
+    linear_then(x, weight, packed, bias, Some(kind))
 }
 
 fn linear_then(
     x: &Tensor,
     weight: &Tensor,
-    panels: &Arc<Panels>,
+    packed: &Arc<LinearWeight>,
     bias: Option<&Tensor>,
     kind: Option<Activation>,
 ) -> Result<Tensor> {
@@ -251,29 +257,25 @@ fn linear_then(
     if let Some(bias) = bias {
         same_width("linear", bias, outputs)?;
     }
-    if (panels.depth(), panels.columns()) != (inputs, outputs) && weight.elem_count() > 0 {
-        bail!(
-            "linear: a packed weight of {} x {} is not that of {outputs} x {inputs}",
-            panels.columns(),
-            panels.depth()
-        );
+    if packed.size() != (inputs, outputs) && weight.elem_count() > 0 {
+        let (of_inputs, of_outputs) = packed.size();
+        bail!("linear: a packed weight of {of_outputs} x {of_inputs} is not that of {outputs} x {inputs}");
     }
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = outputs;
     }
-    let panels = Arc::clone(panels);
+    let (packed, of_backward) = (Arc::clone(packed), Arc::clone(packed));
     let tensors: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
     let forward = move |data: &[&[f32]], y: &mut [f32]| {
-        linear::linear(data[0], &panels, data.get(2).copied(), kind, y);
+        linear::linear(data[0], packed.forward(), data.get(2).copied(), kind, y);
     };
     let backward = move |given: &Backward<'_>, gradients: &mut [Vec<f32>]| {
-        let size = (inputs, outputs);
         if given.wanted[0] {
-            linear::input_gradient(given.gradient, given.inputs[1], size, &mut gradients[0]);
+            linear::input_gradient(given.gradient, given.inputs[1], &of_backward, &mut gradients[0]);
         }
         if given.wanted[1] {
-            linear::weight_gradient(given.inputs[0], given.gradient, size, &mut gradients[1]);
+            linear::weight_gradient(given.inputs[0], given.gradient, (inputs, outputs), &mut gradients[1]);
         }
         if let (Some(bias), Some(true)) = (gradients.get_mut(2), given.wanted.get(2)) {
             for row in given.gradient.chunks_exact(outputs.max(1)) {
@@ -284,19 +286,20 @@ fn linear_then(
     apply("linear", &tensors, shape, forward, backward)
 }
 
-/// Packs a weight (outputs x channels x kernel x kernel) for [`conv2d`]. As much memory again as the weight.
-pub fn pack_convolution(weight: &Tensor) -> Result<Arc<Strips>> {
+/// Packs a weight (outputs x channels x kernel x kernel) for [`conv2d`]. As much memory again as the weight, and once more where
+/// a gradient goes back through it.
+pub fn pack_convolution(weight: &Tensor) -> Result<Arc<ConvolutionWeight>> {
     let (outputs, ..) = weight.dims4()?;
     let weight = weight.contiguous()?;
-    with_slices("conv2d", &[&weight], |data| Arc::new(Convolution::pack(data[0], outputs)))
+    with_slices("conv2d", &[&weight], |data| Arc::new(ConvolutionWeight::new(data[0], outputs)))
 }
 
-/// Convolution of `x` (samples x channels x height x width) with `weight` (outputs x channels x kernel x kernel; `strips`
+/// Convolution of `x` (samples x channels x height x width) with `weight` (outputs x channels x kernel x kernel; `packed`
 /// is what [`pack_convolution`] made of it) and `bias` (outputs); `padding` zeros before and after in both directions.
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
-    strips: &Arc<Strips>,
+    packed: &Arc<ConvolutionWeight>,
     bias: &Tensor,
     stride: usize,
     padding: (usize, usize),
@@ -310,23 +313,22 @@ pub fn conv2d(
     same_width("conv2d", bias, outputs)?;
     let convolution = Convolution { channels, size: (height, width), kernel, stride, padding };
     let (height, width) = convolution.output_size();
-    let strips = Arc::clone(strips);
+    let (of_forward, packed) = (Arc::clone(packed), Arc::clone(packed));
     apply(
         "conv2d",
         &[x, weight, bias],
         (samples, outputs, height, width),
-        move |data, y| convolution.run(data[0], &strips, data[2], y),
+        move |data, y| convolution.run(data[0], of_forward.forward(), data[2], y),
         move |given, gradients| {
-            let [gx, gweight, gbias] = split(gradients);
             if given.wanted[0] {
-                convolution.input_gradient(given.gradient, given.inputs[1], gx);
+                convolution.input_gradient(given.gradient, given.inputs[1], &packed, &mut gradients[0]);
             }
             if given.wanted[1] {
-                convolution.weight_gradient(given.inputs[0], given.gradient, gweight);
+                convolution.weight_gradient(given.inputs[0], given.gradient, &mut gradients[1]);
             }
             if given.wanted[2] {
                 for (plane, gradient) in given.gradient.chunks_exact((height * width).max(1)).enumerate() {
-                    gbias[plane % outputs] += gradient.iter().sum::<f32>();
+                    gradients[2][plane % outputs] += gradient.iter().sum::<f32>();
                 }
             }
         },
@@ -405,10 +407,12 @@ pub fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
         x.shape(),
         move |data, y| norm::layer_norm(data[0], y, width, eps, Affine::Elementwise(data[1], data[2])),
         move |given, gradients| {
-            let [gx, gweight, gbias] = split(gradients);
+            let [gx, gweight, gbias] = all(given, gradients);
             let &[x, weight, bias] = given.inputs else { return };
             norm::layer_norm_gradient(x, given.gradient, gx, width, eps, Affine::Elementwise(weight, bias));
-            norm::layer_norm_affine_gradient(x, given.gradient, (gweight, gbias), (rows, width), eps);
+            if given.wanted[1] || given.wanted[2] {
+                norm::layer_norm_affine_gradient(x, given.gradient, (gweight, gbias), (rows, width), eps);
+            }
         },
     )
 }
@@ -429,11 +433,13 @@ pub fn layer_norm_modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32
             norm::layer_norm(data[0], y, width, eps, modulation);
         },
         move |given, gradients| {
-            let [gx, gscale, gshift] = split(gradients);
+            let [gx, gscale, gshift] = all(given, gradients);
             let &[x, scale, shift] = given.inputs else { return };
             let modulation = Affine::Modulated { scale, shift, rows };
             norm::layer_norm_gradient(x, given.gradient, gx, width, eps, modulation);
-            norm::layer_norm_affine_gradient(x, given.gradient, (gscale, gshift), (rows, width), eps);
+            if given.wanted[1] || given.wanted[2] {
+                norm::layer_norm_affine_gradient(x, given.gradient, (gscale, gshift), (rows, width), eps);
+            }
         },
     )
 }
@@ -450,9 +456,11 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         x.shape(),
         move |data, y| norm::rms_norm(data[0], y, data[1], eps),
         move |given, gradients| {
-            let [gx, gweight] = split(gradients);
+            let [gx, gweight] = all(given, gradients);
             norm::rms_norm_gradient(given.inputs[0], given.gradient, gx, given.inputs[1], eps);
-            norm::rms_norm_weight_gradient(given.inputs[0], given.gradient, gweight, eps);
+            if given.wanted[1] {
+                norm::rms_norm_weight_gradient(given.inputs[0], given.gradient, gweight, eps);
+            }
         },
     )
 }
@@ -470,7 +478,7 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps
         x.shape(),
         move |data, y| norm::group_norm(data[0], y, (data[1], data[2]), (groups, area), eps, silu),
         move |given, gradients| {
-            let [gx, gweight, gbias] = split(gradients);
+            let [gx, gweight, gbias] = all(given, gradients);
             let &[x, weight, bias] = given.inputs else { return };
             let (affine, size) = ((weight, bias), (groups, area));
             norm::group_norm_gradient(x, given.gradient, gx, (gweight, gbias), affine, size, eps, silu);
@@ -494,7 +502,7 @@ pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
         x.shape(),
         move |data, y| rope::rope(data[0], y, data[1], size),
         move |given, gradients| {
-            let [gx, gtable] = split(gradients);
+            let [gx, gtable] = all(given, gradients);
             let &[x, table] = given.inputs else { return };
             rope::rope_gradient(given.gradient, gx, table, size);
             if given.wanted[1] {
@@ -557,7 +565,7 @@ pub fn attention(
             attention::attention(data[0], &[KeysValues { keys: data[1], values: data[2] }], y, shape, scores);
         },
         move |given, gradients| {
-            let [gq, gk, gv] = split(gradients);
+            let [gq, gk, gv] = all(given, gradients);
             let &[q, k, v] = given.inputs else { return };
             let scores = Scores { scale, key_bias: key_bias.as_deref(), causal };
             attention::gradients([q, k, v], given.gradient, shape, scores, [gq, gk, gv]);
@@ -630,7 +638,7 @@ pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
         x.shape(),
         move |data, out| norm::gated_add(data[0], data[1], data[2], out, (rows, width)),
         move |given, gradients| {
-            let [gx, ggate, gy] = split(gradients);
+            let [gx, ggate, gy] = all(given, gradients);
             gx.copy_from_slice(given.gradient);
             norm::gated_add_gradient((given.inputs[1], given.inputs[2]), given.gradient, (ggate, gy), (rows, width));
         },

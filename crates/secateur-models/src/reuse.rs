@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use secateur_nn::{Gates, Passage};
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -40,6 +41,9 @@ pub struct ReuseSchedule {
     pub steps: usize,
     /// Names of the units, in execution order.
     pub units: Vec<String>,
+    /// Of what is taken over: 0 is what was made last, n the polynomial of degree n in the timestep through the last n + 1 that were made,
+    /// or as many as there are (TaylorSeer, Liu et al. 2025, arXiv 2503.06923).
+    pub order: usize,
     /// Calls of the denoiser x units. At the first call all are computed.
     pub computed: Vec<Row>,
 }
@@ -52,11 +56,15 @@ struct File {
     sampler: String,
     steps: usize,
     units: Vec<String>,
+    #[serde(default)]
+    order: usize,
     /// A digit a unit, 1 where it is computed.
     calls: Vec<String>,
 }
 
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+/// Polynomials of a higher degree say nothing of what comes next.
+const HIGHEST_ORDER: usize = 3;
 
 /// All kinds with their names.
 const KINDS: [(Kind, &str); 3] = [(Kind::Block, "block"), (Kind::Branch, "branch"), (Kind::Residual, "residual")];
@@ -108,14 +116,28 @@ impl Structure {
         }
         let readers = self.readers(self.units_of(kind)?);
         for unit in (0..live.len()).rev() {
-            let read = readers[unit].iter().any(|reader| match *reader {
-                Reader::Output => true,
-                Reader::Unit(reader) => live[reader],
-            });
-            live[unit] &= read;
+            live[unit] &= is_read(&readers[unit], &live);
         }
         Ok(live)
     }
+
+    /// Of which units of a kind anything reads the output where those of `computed` are computed.
+    fn read(&self, kind: Kind, computed: &[bool]) -> Result<Row> {
+        let units = self.units_of(kind)?;
+        Ok(match kind {
+            Kind::Residual => vec![true; units.len()],
+            Kind::Block | Kind::Branch => {
+                self.readers(units).iter().map(|readers| is_read(readers, computed)).collect()
+            }
+        })
+    }
+}
+
+fn is_read(readers: &BTreeSet<Reader>, computed: &[bool]) -> bool {
+    readers.iter().any(|reader| match *reader {
+        Reader::Output => true,
+        Reader::Unit(reader) => computed[reader],
+    })
 }
 
 impl ReuseSchedule {
@@ -128,7 +150,7 @@ impl ReuseSchedule {
             folder.structure(sampling).units_of(kind)?.iter().map(|unit| unit.name.clone()).collect();
         let calls = folder.schedule(sampling.latent, sampling)?.calls().len();
         let computed = vec![vec![true; units.len()]; calls];
-        Ok(Self { kind, sampler: sampling.sampler, steps: sampling.steps, units, computed })
+        Ok(Self { kind, sampler: sampling.sampler, steps: sampling.steps, units, order: 0, computed })
     }
 
     /// Without the units that feed only such as are not computed.
@@ -187,6 +209,9 @@ impl ReuseSchedule {
             let known: Vec<&str> = known.iter().map(|unit| unit.name.as_str()).collect();
             return Err(invalid(format!("units are not those of the model, {}", known.join(", "))));
         }
+        if file.order > HIGHEST_ORDER {
+            return Err(invalid(format!("order {} is more than {HIGHEST_ORDER}", file.order)));
+        }
         let digit = |digit: char| match digit {
             '0' => Some(false),
             '1' => Some(true),
@@ -203,7 +228,7 @@ impl ReuseSchedule {
         if !computed.first().is_some_and(|first| first.iter().all(|computed| *computed)) {
             return Err(invalid("the first call must compute all units: there is nothing to take over yet".into()));
         }
-        Ok(Self { kind: file.kind, sampler, steps: file.steps, units: file.units, computed })
+        Ok(Self { kind: file.kind, sampler, steps: file.steps, units: file.units, order: file.order, computed })
     }
 
     /// The text of the file.
@@ -218,6 +243,7 @@ impl ReuseSchedule {
             sampler: self.sampler.to_string(),
             steps: self.steps,
             units: self.units.clone(),
+            order: self.order,
             calls: self.computed.iter().map(digits).collect(),
         };
         serde_json::to_string_pretty(&file).map(|text| text + "\n").map_err(|error| Error::Request(error.to_string()))
@@ -239,49 +265,89 @@ impl ReuseSchedule {
 /// Takes over what the schedule of a run says.
 pub(crate) struct Reuse<'a> {
     schedule: &'a ReuseSchedule,
+    /// Of each call, whose output is read.
+    read: Vec<Row>,
     call: Cell<usize>,
-    /// Of each unit, what it made when it was last computed.
-    features: RefCell<Vec<Option<Vec<Tensor>>>>,
+    timestep: Cell<f64>,
+    /// Of each unit, what it made when it was last computed, the latest first.
+    made: RefCell<Vec<VecDeque<Made>>>,
+}
+
+/// What a unit made at a call.
+struct Made {
+    timestep: f64,
+    tensors: Vec<Tensor>,
 }
 
 impl<'a> Reuse<'a> {
-    pub(crate) fn new(schedule: &'a ReuseSchedule) -> Self {
-        let features = vec![None; schedule.units.len()].into();
-        Self { schedule, call: Cell::new(0), features }
+    pub(crate) fn new(schedule: &'a ReuseSchedule, structure: &Structure) -> Result<Self> {
+        let read = schedule.computed.iter().map(|row| structure.read(schedule.kind, row)).collect::<Result<_>>()?;
+        let made = RefCell::new(schedule.units.iter().map(|_| VecDeque::new()).collect());
+        Ok(Self { schedule, read, call: Cell::new(0), timestep: Cell::new(0.0), made })
     }
 
     /// The next forward is that of call `call`.
-    pub(crate) fn begin(&self, call: usize) {
+    pub(crate) fn begin(&self, call: usize, timestep: f32) {
         self.call.set(call);
+        self.timestep.set(timestep.into());
     }
 
     fn unit(&self, stretch: &str) -> Option<usize> {
         self.schedule.units.iter().position(|unit| unit == stretch)
     }
+
+    /// What stands in for what a unit would make now.
+    fn taken_over(&self, unit: usize, made: &VecDeque<Made>) -> candle_core::Result<Vec<Tensor>> {
+        let Some(last) = made.front() else { return Ok(Vec::new()) };
+        if made.len() == 1 || !self.read[self.call.get()][unit] {
+            return Ok(last.tensors.clone());
+        }
+        let timesteps: Vec<f64> = made.iter().map(|made| made.timestep).collect();
+        let weights = lagrange(&timesteps, self.timestep.get());
+        let sum = |index: usize| {
+            let mut terms = made.iter().zip(&weights).map(|(made, &weight)| made.tensors[index].affine(weight, 0.0));
+            let first = terms.next().unwrap_or_else(|| last.tensors[index].zeros_like())?;
+            terms.try_fold(first, |sum, term| sum + term?)
+        };
+        (0..last.tensors.len()).map(sum).collect()
+    }
+}
+
+/// What the values at `places` are multiplied by to give that of the polynomial through them at `place`.
+fn lagrange(places: &[f64], place: f64) -> Vec<f64> {
+    let factor = |(own, &at): (usize, &f64)| {
+        let others = places.iter().enumerate().filter(|(other, _)| *other != own);
+        others.map(|(_, &other)| (place - other) / (at - other)).product()
+    };
+    places.iter().enumerate().map(factor).collect()
 }
 
 impl Gates for Reuse<'_> {
     fn enter(&self, stretch: &str, inputs: &[Tensor]) -> secateur_nn::Result<Passage> {
         let compute = || Passage::Compute(inputs.to_vec());
         let Some(unit) = self.unit(stretch) else { return Ok(compute()) };
-        let features = self.features.borrow();
-        Ok(match (&features[unit], self.schedule.computed[self.call.get()][unit]) {
-            (Some(features), false) => Passage::Instead(match self.schedule.kind {
-                Kind::Residual => {
-                    inputs.iter().zip(features).map(|(x, y)| x + y).collect::<candle_core::Result<_>>()?
-                }
-                Kind::Block | Kind::Branch => features.clone(),
-            }),
-            _ => compute(),
-        })
+        let made = &self.made.borrow()[unit];
+        if made.is_empty() || self.schedule.computed[self.call.get()][unit] {
+            return Ok(compute());
+        }
+        let taken_over = self.taken_over(unit, made)?;
+        Ok(Passage::Instead(match self.schedule.kind {
+            Kind::Residual => inputs.iter().zip(&taken_over).map(|(x, y)| x + y).collect::<candle_core::Result<_>>()?,
+            Kind::Block | Kind::Branch => taken_over,
+        }))
     }
 
     fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
         if let Some(unit) = self.unit(stretch) {
-            self.features.borrow_mut()[unit] = Some(match self.schedule.kind {
+            let tensors = match self.schedule.kind {
                 Kind::Residual => outputs.iter().zip(inputs).map(|(y, x)| y - x).collect::<candle_core::Result<_>>()?,
                 Kind::Block | Kind::Branch => outputs.clone(),
-            });
+            };
+            let made = &mut self.made.borrow_mut()[unit];
+            // Some samplers call the denoiser twice at a timestep.
+            made.retain(|made| made.timestep != self.timestep.get());
+            made.push_front(Made { timestep: self.timestep.get(), tensors });
+            made.truncate(self.schedule.order + 1);
         }
         Ok(outputs)
     }

@@ -18,7 +18,23 @@ use std::sync::Arc;
 struct Plain<'a> {
     schedule: &'a ReuseSchedule,
     call: Cell<usize>,
-    made: RefCell<BTreeMap<String, Vec<Tensor>>>,
+    timestep: Cell<f64>,
+    /// With their timesteps, the latest last.
+    made: RefCell<BTreeMap<String, Vec<(f64, Vec<Tensor>)>>>,
+}
+
+/// The value at `place` of the polynomial through some points, by Neville's scheme.
+fn neville(points: &[(f64, &Tensor)], place: f64) -> Tensor {
+    match points {
+        [] => panic!("no points"),
+        [(_, only)] => (*only).clone(),
+        [first, .., last] => {
+            let (without_last, without_first) = (&points[..points.len() - 1], &points[1..]);
+            let share = (place - first.0) / (last.0 - first.0);
+            let [a, b] = [(without_first, share), (without_last, 1.0 - share)];
+            ((neville(a.0, place) * a.1).unwrap() + (neville(b.0, place) * b.1).unwrap()).unwrap()
+        }
+    }
 }
 
 impl Gates for Plain<'_> {
@@ -35,13 +51,22 @@ impl Gates for Plain<'_> {
                 true => outputs.iter().zip(inputs).map(|(y, x)| (y - x).unwrap()).collect(),
                 false => outputs.clone(),
             };
-            made.insert(stretch.to_owned(), kept);
+            let made = made.entry(stretch.to_owned()).or_default();
+            // Two calls at a timestep have one point.
+            made.retain(|(timestep, _)| *timestep != self.timestep.get());
+            made.push((self.timestep.get(), kept));
             return Ok(outputs);
         }
-        let kept = &made[stretch];
+        let last = &made[stretch][made[stretch].len().saturating_sub(self.schedule.order + 1)..];
+        let kept: Vec<Tensor> = (0..last[0].1.len())
+            .map(|tensor| {
+                let points: Vec<(f64, &Tensor)> = last.iter().map(|(place, made)| (*place, &made[tensor])).collect();
+                neville(&points, self.timestep.get())
+            })
+            .collect();
         Ok(match residual {
-            true => inputs.iter().zip(kept).map(|(x, y)| (x + y).unwrap()).collect(),
-            false => kept.clone(),
+            true => inputs.iter().zip(&kept).map(|(x, y)| (x + y).unwrap()).collect(),
+            false => kept,
         })
     }
 }
@@ -51,11 +76,12 @@ fn plain(pipeline: &Pipeline, prompts: &[String], sampling: &Sampling, reuse: &R
     let conditioning = pipeline.guided_conditioning(prompts, sampling.latent, sampling)?;
     let mut schedule = pipeline.folder().schedule(sampling.latent, sampling)?;
     let mut latents = pipeline.noise(images.clone(), sampling)?.affine(schedule.initial_scale(), 0.0)?;
-    let gates = Plain { schedule: reuse, call: Cell::default(), made: RefCell::default() };
+    let gates = Plain { schedule: reuse, call: Cell::default(), timestep: Cell::default(), made: RefCell::default() };
     let guided = pipeline.folder().passes(sampling.guidance) == 2;
     let mut draws = 0;
     for (index, call) in schedule.calls().to_vec().into_iter().enumerate() {
         gates.call.set(index);
+        gates.timestep.set(call.timestep.into());
         let step = Step { index: call.step, count: sampling.steps };
         let context = Context { step, gates: Some(&gates), ..Context::default() };
         let input = schedule.scale_input(index, &latents)?;
@@ -129,9 +155,16 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], sampler: Option<Sample
         some(&mut mixed);
         let called = Called::default();
         let drawn = draw(Some(&mixed), Some(&called));
-        let difference = largest_difference(&drawn, &plain(&pipeline, &prompts, &sampling, &mixed).unwrap());
-        assert!(difference < 1e-5, "{what}: {difference} from a plain run");
         assert!(largest_difference(&drawn, &full) > 1e-4, "{what}: nothing was taken over");
+        for order in 0..3 {
+            let of_order = ReuseSchedule { order, ..mixed.clone() };
+            let plain = plain(&pipeline, &prompts, &sampling, &of_order).unwrap();
+            let scale = plain.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap().max(1.0);
+            let of_order = draw(Some(&of_order), None);
+            let difference = largest_difference(&of_order, &plain);
+            assert!(difference < 1e-5 * scale, "{what}, order {order}: {difference} from a plain run");
+            assert_eq!(order > 0, largest_difference(&of_order, &drawn) > 1e-4, "{what}: order {order}");
+        }
         // No layer of a unit that is taken over was called.
         if calls == sampling.steps as u64 {
             let linear =
@@ -191,12 +224,13 @@ fn another_number_of_steps() {
     let folder = ModelFolder::open(&model("emoji-dit"), None).unwrap();
     let sampling = |steps| Sampling { steps, ..folder.sampling() };
     let mut schedule = ReuseSchedule::whole(&folder, &sampling(5), Kind::Block).unwrap();
+    schedule.order = 1;
     for (call, row) in schedule.computed.iter_mut().enumerate() {
         row.iter_mut().for_each(|computed| *computed = call % 2 == 0);
     }
     let calls = |steps| {
         let adapted = schedule.adapted(&folder, &sampling(steps)).unwrap();
-        assert_eq!((adapted.steps, adapted.computed.len()), (steps, steps));
+        assert_eq!((adapted.steps, adapted.computed.len(), adapted.order), (steps, steps, 1));
         adapted.computed.iter().map(|row| row[0]).collect::<Vec<_>>()
     };
     assert_eq!(calls(5), [true, false, true, false, true]);
@@ -223,7 +257,8 @@ fn another_number_of_steps() {
         ("transformer_blocks.1", "blocks.1", "units are not those of the model"),
         (&all, &spoiled, "the first call must compute all units"),
         (&none, &fewer, "calls[1]"),
-        ("\"format_version\": 1", "\"format_version\": 9", "newer"),
+        ("\"format_version\": 2", "\"format_version\": 9", "newer"),
+        ("\"order\": 1", "\"order\": 7", "order 7 is more than 3"),
         ("\"ddim\"", "\"dim\"", "no sampler \"dim\""),
     ] {
         assert!(text.contains(from), "{from} is in {text}");

@@ -1,6 +1,6 @@
 use crate::{Context, Error, LayerName, Result, Scope};
 use candle_core::Tensor;
-use secateur_kernels::{Activation, Panels, Strips, ops};
+use secateur_kernels::{Activation, ConvolutionWeight, LinearWeight, ops};
 use std::sync::{Arc, OnceLock};
 use tracing::trace_span;
 
@@ -11,7 +11,7 @@ pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
     /// The weight as products read it, made when first needed.
-    panels: OnceLock<Arc<Panels>>,
+    packed: OnceLock<Arc<LinearWeight>>,
 }
 
 impl Linear {
@@ -29,7 +29,7 @@ impl Linear {
     /// See [`Scope::get`].
     pub fn without_bias(inputs: usize, outputs: usize, scope: &Scope<'_>) -> Result<Self> {
         let weight = scope.get("weight", (outputs, inputs))?;
-        Ok(Self { name: scope.layer_name(), weight, bias: None, panels: OnceLock::new() })
+        Ok(Self { name: scope.layer_name(), weight, bias: None, packed: OnceLock::new() })
     }
 
     /// `x` (... x inputs) to ... x outputs.
@@ -39,7 +39,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         self.watch(x, context)?;
         let _span = trace_span!("linear").entered();
-        Ok(ops::linear(x, &self.weight, self.panels()?, self.bias.as_ref())?)
+        Ok(ops::linear(x, &self.weight, self.packed()?, self.bias.as_ref())?)
     }
 
     /// [`Linear::forward`], then an activation.
@@ -49,7 +49,7 @@ impl Linear {
     pub fn forward_activated(&self, x: &Tensor, activation: Activation, context: &Context<'_>) -> Result<Tensor> {
         self.watch(x, context)?;
         let _span = trace_span!("linear").entered();
-        Ok(ops::linear_activated(x, &self.weight, self.panels()?, self.bias.as_ref(), activation)?)
+        Ok(ops::linear_activated(x, &self.weight, self.packed()?, self.bias.as_ref(), activation)?)
     }
 
     fn watch(&self, x: &Tensor, context: &Context<'_>) -> Result<()> {
@@ -62,12 +62,12 @@ impl Linear {
         probe.linear_input(&self.name, x, context)
     }
 
-    fn panels(&self) -> Result<&Arc<Panels>> {
-        match self.panels.get() {
-            Some(panels) => Ok(panels),
+    fn packed(&self) -> Result<&Arc<LinearWeight>> {
+        match self.packed.get() {
+            Some(packed) => Ok(packed),
             None => {
-                let panels = ops::pack(&self.weight)?;
-                Ok(self.panels.get_or_init(|| panels))
+                let packed = ops::pack(&self.weight)?;
+                Ok(self.packed.get_or_init(|| packed))
             }
         }
     }
@@ -78,7 +78,7 @@ impl Linear {
 pub struct Conv2d {
     weight: Tensor,
     /// The weight as products read it, made when first needed.
-    strips: OnceLock<Arc<Strips>>,
+    packed: OnceLock<Arc<ConvolutionWeight>>,
     bias: Tensor,
     stride: usize,
     padding: (usize, usize),
@@ -113,7 +113,7 @@ impl Conv2d {
     ) -> Result<Self> {
         let weight = scope.get("weight", (outputs, inputs, kernel, kernel))?;
         let bias = Tensor::zeros(outputs, weight.dtype(), weight.device())?;
-        Ok(Self { weight, strips: OnceLock::new(), bias, stride, padding })
+        Ok(Self { weight, packed: OnceLock::new(), bias, stride, padding })
     }
 
     /// `x` samples x inputs x height x width.
@@ -122,14 +122,14 @@ impl Conv2d {
     /// If the shape does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let _span = trace_span!("convolution").entered();
-        let strips = match self.strips.get() {
-            Some(strips) => strips,
+        let packed = match self.packed.get() {
+            Some(packed) => packed,
             None => {
-                let strips = ops::pack_convolution(&self.weight)?;
-                self.strips.get_or_init(|| strips)
+                let packed = ops::pack_convolution(&self.weight)?;
+                self.packed.get_or_init(|| packed)
             }
         };
-        Ok(ops::conv2d(x, &self.weight, strips, &self.bias, self.stride, self.padding)?)
+        Ok(ops::conv2d(x, &self.weight, packed, &self.bias, self.stride, self.padding)?)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Plain rules of the same multiply-accumulates.
 
 use crate::error::Result;
-use crate::learn::{Learning, Selected};
+use crate::learn::Learning;
 use crate::scores::{Scores, Selection, kept};
+use crate::select::Selected;
 use crate::supernet::SuperNet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,17 +1,16 @@
 //! DiP-GO's optimisation: gates from the pruner network, a run with them, and back.
 
-use crate::baselines::{EVENLY, evenly};
 use crate::error::{Error, Result};
 use crate::loss::Loss;
 use crate::pruner::Pruner;
 use crate::scores::{Scores, Selection, cascades, kept};
+use crate::select::Quiet;
 use crate::supernet::SuperNet;
 use candle_core::{Device, Tensor};
 use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How to learn.
@@ -329,61 +328,4 @@ impl State {
         }
         Ok(Some(state))
     }
-}
-
-/// Only whether to stop.
-struct Quiet<'a>(&'a dyn Observer);
-
-impl Observer for Quiet<'_> {
-    fn advance(&self, _: usize) -> secateur_models::Result<()> {
-        self.0.advance(0)
-    }
-}
-
-/// A schedule that was tried.
-#[derive(Clone, Debug)]
-pub struct Selected {
-    /// Where it comes from.
-    pub how: String,
-    /// The loss of some of the pictures that were learned from.
-    pub loss: f64,
-    /// The schedule.
-    pub schedule: ReuseSchedule,
-}
-
-/// Pictures on which ways to select are compared.
-const JUDGED: usize = 8;
-
-/// Selects by scores in all ways, and tries calls that are evenly spread beside these; the one whose pictures are closest first.
-///
-/// # Errors
-/// If the model fails, or the observer interrupts.
-pub fn select(
-    pipeline: &Pipeline,
-    scores: &Scores,
-    whole: &ReuseSchedule,
-    learning: &Learning,
-    keep: f64,
-    observer: &dyn Observer,
-) -> Result<Vec<Selected>> {
-    let structure = pipeline.structure(&learning.sampling);
-    let prompts = &learning.prompts[..learning.prompts.len().min(JUDGED)];
-    observer.begin("select", 4 * prompts.len() * learning.sampling.steps, "image steps");
-    let draw = |reuse: Option<&ReuseSchedule>| -> Result<Tensor> {
-        let sampling = Sampling { reuse: reuse.cloned().map(Arc::new), ..learning.sampling.clone() };
-        let draw = |images| Ok(pipeline.pictures(&pipeline.sample(prompts, images, &sampling, None, observer)?)?);
-        Ok(Tensor::cat(&sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?, 0)?)
-    };
-    let wanted = draw(None)?;
-    let select = |how| Ok((format!("learned, {how}"), scores.select(how, whole, &structure, keep)?));
-    let even = || Ok((EVENLY.to_owned(), evenly(whole, &structure, keep)?));
-    let schedules: [Result<_>; 3] = [select(Selection::Bisection), select(Selection::Cascade), even()];
-    let try_one = |schedule: Result<(String, ReuseSchedule)>| {
-        let (how, schedule) = schedule?;
-        let loss = learning.loss.of(&draw(Some(&schedule))?, &wanted)?.to_scalar::<f32>()?;
-        Ok(Selected { how, loss: f64::from(loss), schedule })
-    };
-    let mut tried = schedules.into_iter().map(try_one).collect::<Result<Vec<_>>>()?;
-    tried.sort_by(|a, b| a.loss.total_cmp(&b.loss));
-    Ok(tried)
 }

@@ -12,12 +12,14 @@ mod learn;
 mod loss;
 mod pruner;
 mod scores;
+mod select;
 mod supernet;
 
 pub use baselines::{Way, evenly, first_unit, random, ways};
 pub use error::{Error, Result};
-pub use learn::{Learned, Learning, Point, Progress, Selected, learn, select};
+pub use learn::{Learned, Learning, Point, Progress, learn};
 pub use loss::Loss;
 pub use pruner::Pruner;
 pub use scores::{Scores, Selection, kept};
+pub use select::{Selected, select};
 pub use supernet::{Run, SuperNet};

@@ -290,9 +290,14 @@ pub(crate) struct SkipArgs {
     /// its input
     #[arg(long, value_name = "KIND", default_value_t = Kind::Block)]
     pub(crate) units: Kind,
-    /// Iterations of the optimisation at most, a run of a batch and the way back each
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
+    /// Iterations of the optimisation at most, a run of a batch and the way back each; with 0 nothing is learned, and only calls evenly
+    /// spread are tried
+    #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) iterations: usize,
+    /// Exchanges of what is computed at successive calls that are tried afterwards at most, kept where pictures get closer; 0 leaves
+    /// what was learned as it is
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) exchanges: usize,
     /// How pictures are compared with those of the whole run while it learns
     #[arg(long, value_enum, default_value_t = LossName::Ssim)]
     pub(crate) loss: LossName,

@@ -48,7 +48,7 @@ impl<'a> Denoising<'a> {
         let reuse = match &sampling.reuse {
             Some(reuse) => {
                 reuse.check(sampling, schedule.calls().len())?;
-                Some(Reuse::new(reuse))
+                Some(Reuse::new(reuse, &pipeline.structure(sampling))?)
             }
             None => None,
         };
@@ -93,7 +93,7 @@ impl<'a> Denoising<'a> {
     fn call(&self, call: Call) -> Result<Tensor> {
         let step = Step { index: call.step, count: self.sampling.steps };
         let gates = self.reuse.as_ref().map(|reuse| {
-            reuse.begin(self.calls);
+            reuse.begin(self.calls, call.timestep);
             reuse as &dyn Gates
         });
         let context = Context { step, probe: self.probe, multiplicity: None, gates };

@@ -95,7 +95,7 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
             (learned.scores.select(Selection::Bisection, &whole, &structure, keep)?, Vec::new())
         }
         false => {
-            let tried = select(&pipeline, &learned.scores, &whole, &learning, keep, &progress)?;
+            let tried = select(&pipeline, &learned.scores, &whole, &learning, args.exchanges, &progress)?;
             let told =
                 tried.iter().map(|tried| format!("{} {:.4}", tried.how, tried.loss)).collect::<Vec<_>>().join("; ");
             notes.push(format!("the first of these is kept, by {} of some pictures: {told}", learning.loss));
