@@ -19,9 +19,12 @@ struct Plain<'a> {
     schedule: &'a ReuseSchedule,
     call: Cell<usize>,
     timestep: Cell<f64>,
-    /// With their timesteps, the latest last.
-    made: RefCell<BTreeMap<String, Vec<(f64, Vec<Tensor>)>>>,
+    /// The latest last.
+    made: RefCell<BTreeMap<String, Vec<Made>>>,
 }
+
+/// What a unit made at a timestep.
+type Made = (f64, Vec<Tensor>);
 
 /// The value at `place` of the polynomial through some points, by Neville's scheme.
 fn neville(points: &[(f64, &Tensor)], place: f64) -> Tensor {

@@ -4,7 +4,6 @@ use crate::error::Result;
 use crate::learn::Learning;
 use crate::scores::{Scores, Selection, kept};
 use crate::select::Selected;
-use crate::supernet::SuperNet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use secateur_models::{Pipeline, ReuseSchedule, Sampling, Structure};
@@ -21,13 +20,13 @@ pub struct Way {
     pub sampling: Sampling,
 }
 
-/// Pictures by whose changes the first block tells when to compute.
-const WATCHED: usize = 2;
-
 /// What [`evenly`] is called.
 pub(crate) const EVENLY: &str = "calls evenly spread";
+/// What [`first_unit`] is called.
+pub(crate) const FIRST_UNIT: &str = "by the first block's change";
 
-/// The schedules that were tried, and what else needs no learning, with no more than the share `keep` of the multiply-accumulates.
+/// The schedules that were tried, the same as they are without a forecast, and what else needs no learning, with no more than the share
+/// `keep` of the multiply-accumulates.
 ///
 /// # Errors
 /// If the model fails.
@@ -46,10 +45,13 @@ pub fn ways(
         Ok(Way { name: name.to_owned(), kept, sampling })
     };
     let mut ways: Vec<Way> = Vec::new();
-    for (index, Selected { how, schedule, .. }) in tried.iter().enumerate() {
+    let plain = |tried: &Selected| ReuseSchedule { order: 0, ..tried.schedule.clone() };
+    let plain = tried.iter().filter(|tried| tried.exchanges == 0).map(|tried| (tried.from.clone(), plain(tried)));
+    let all: Vec<_> = tried.iter().map(|tried| (tried.to_string(), tried.schedule.clone())).chain(plain).collect();
+    for (index, (name, schedule)) in all.iter().enumerate() {
         // Two ways to select may come to the same.
-        if tried[..index].iter().all(|earlier| earlier.schedule != *schedule) {
-            ways.push(way(how, schedule.clone())?);
+        if all[..index].iter().all(|(_, earlier)| earlier != schedule) {
+            ways.push(way(name, schedule.clone())?);
         }
     }
     for steps in (1..sampling.steps).rev() {
@@ -61,11 +63,6 @@ pub fn ways(
             break;
         }
     }
-    let images = 0..learning.prompts.len().min(WATCHED);
-    let conditioning = pipeline.guided_conditioning(&learning.prompts[images.clone()], sampling.latent, sampling)?;
-    let net = SuperNet::new(pipeline, sampling, whole);
-    let changes = net.run(&conditioning, images, &whole.computed)?.changes(0)?;
-    ways.push(way("by the first block's change", first_unit(whole, &structure, keep, &changes)?)?);
     ways.push(way("random", random(whole, &structure, keep, sampling.seed)?)?);
     Ok(ways)
 }

@@ -17,6 +17,9 @@ pub enum Error {
     /// The model failed.
     #[error(transparent)]
     Model(#[from] secateur_models::Error),
+    /// Pictures could not be compared.
+    #[error(transparent)]
+    Eval(#[from] secateur_eval::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

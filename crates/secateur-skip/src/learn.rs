@@ -106,7 +106,7 @@ pub fn learn(
         Err(Error::Model(ModelError::Interrupted)) => true,
         Err(error) => return Err(error),
     };
-    if let Some(progress) = progress.filter(|_| stopped) {
+    if let Some(progress) = progress {
         optimisation.save(progress)?;
     }
     Ok(Learned { scores: optimisation.scores()?, history: optimisation.history, stopped })

@@ -7,6 +7,7 @@
 //! [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share of the work that is to be left.
 
 mod baselines;
+mod compare;
 mod error;
 mod learn;
 mod loss;
@@ -16,10 +17,11 @@ mod select;
 mod supernet;
 
 pub use baselines::{Way, evenly, first_unit, random, ways};
+pub use compare::{Compared, compare};
 pub use error::{Error, Result};
 pub use learn::{Learned, Learning, Point, Progress, learn};
 pub use loss::Loss;
 pub use pruner::Pruner;
 pub use scores::{Scores, Selection, kept};
-pub use select::{Selected, select};
+pub use select::{Selected, Tried, select};
 pub use supernet::{Run, SuperNet};

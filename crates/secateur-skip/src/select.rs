@@ -1,106 +1,174 @@
 //! From scores to the schedule that is kept, by the pictures that schedules give.
 
-use crate::baselines::{EVENLY, evenly};
-use crate::error::Result;
+use crate::baselines::{EVENLY, FIRST_UNIT, evenly, first_unit};
+use crate::error::{Error, Result};
 use crate::learn::Learning;
 use crate::scores::{Scores, Selection};
+use crate::supernet::SuperNet;
 use candle_core::Tensor;
-use secateur_models::{Observer, Pipeline, ReuseSchedule, Sampling};
+use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
+use std::fmt;
 use std::sync::Arc;
 
 /// A schedule that was tried.
 #[derive(Clone, Debug)]
 pub struct Selected {
     /// Where it comes from.
-    pub how: String,
-    /// The loss of some of the pictures that were learned from.
-    pub loss: f64,
+    pub from: String,
+    /// Exchanges that made it closer.
+    pub exchanges: usize,
+    /// How close some of the pictures that were learned from come to those of the whole run: mean PSNR in dB.
+    pub psnr: f64,
     /// The schedule.
     pub schedule: ReuseSchedule,
 }
 
+/// All schedules that were tried.
+#[derive(Clone, Debug)]
+pub struct Tried {
+    /// The closest first, and then each as it was before any exchange, in its best order, the closest first.
+    pub schedules: Vec<Selected>,
+    /// It was stopped before all exchanges were tried.
+    pub stopped: bool,
+}
+
+impl fmt::Display for Selected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, exchanges, schedule, .. } = self;
+        f.write_str(from)?;
+        if schedule.order > 0 {
+            write!(f, ", order {}", schedule.order)?;
+        }
+        match exchanges {
+            0 => Ok(()),
+            1 => write!(f, ", 1 exchange"),
+            _ => write!(f, ", {exchanges} exchanges"),
+        }
+    }
+}
+
 /// Pictures on which schedules are compared.
 const JUDGED: usize = 8;
+/// Pictures by whose changes the first unit tells when to compute.
+const WATCHED: usize = 2;
 /// Orders in which what is taken over is forecast.
 const ORDERS: usize = 3;
+/// Pictures that are as good as the same.
+const LEAST_ERROR: f64 = 1e-10;
 
-/// Selects by scores in all ways, and tries calls that are evenly spread beside these, each in all orders of
-/// [`ReuseSchedule::order`]. The closest is then made closer by exchanging what is computed at successive calls, where that gives closer
-/// pictures, in no more than `exchanges` tries. The one whose pictures are closest comes first; then each that was tried, in its best
-/// order.
+/// Selects by scores, if any, in all ways, and tries plain rules beside these, each in all orders of [`ReuseSchedule::order`]. Then
+/// what is computed at successive calls is exchanged where that makes pictures closer: in the closest schedule, and as long as no more
+/// than `exchanges` were tried in the next ones too.
+///
+/// Closest is by the mean PSNR: its logarithm weighs all pictures alike, where a mean of errors goes by the worst few.
 ///
 /// # Errors
-/// If the model fails, or the observer interrupts.
+/// If the model fails, or the observer interrupts before there is anything to exchange; after that it ends with the closest so far.
 pub fn select(
     pipeline: &Pipeline,
-    scores: &Scores,
+    scores: Option<&Scores>,
     whole: &ReuseSchedule,
     learning: &Learning,
     exchanges: usize,
     observer: &dyn Observer,
-) -> Result<Vec<Selected>> {
-    let structure = pipeline.structure(&learning.sampling);
-    let learned = |how| Ok((format!("learned, {how}"), scores.select(how, whole, &structure, learning.keep)?));
-    let even = || Ok((EVENLY.to_owned(), evenly(whole, &structure, learning.keep)?));
-    let schedules = [learned(Selection::Bisection), learned(Selection::Cascade), even()];
-    let schedules: Vec<(String, ReuseSchedule)> = schedules.into_iter().collect::<Result<_>>()?;
+) -> Result<Tried> {
+    let Learning { prompts, sampling, keep, .. } = learning;
+    let structure = pipeline.structure(sampling);
+    let learned = |(scores, how): (&Scores, Selection)| {
+        Ok((format!("learned, {how}"), scores.select(how, whole, &structure, *keep)?))
+    };
+    let ways = [Selection::Bisection, Selection::Cascade];
+    let watched = 0..prompts.len().min(WATCHED);
+    let by_first_unit = || {
+        let conditioning = pipeline.guided_conditioning(&prompts[watched.clone()], sampling.latent, sampling)?;
+        let net = SuperNet::new(pipeline, sampling, whole);
+        let changes = net.run(&conditioning, watched.clone(), &whole.computed)?.changes(0)?;
+        Ok((FIRST_UNIT.to_owned(), first_unit(whole, &structure, *keep, &changes)?))
+    };
+    let even = || Ok((EVENLY.to_owned(), evenly(whole, &structure, *keep)?));
+    let schedules = scores.into_iter().flat_map(|scores| ways.map(|how| (scores, how))).map(learned);
+    let schedules: Vec<(String, ReuseSchedule)> = schedules.chain([even(), by_first_unit()]).collect::<Result<_>>()?;
 
     observer.begin("select", schedules.len() * ORDERS, "schedules");
     let judge = Judge::new(pipeline, learning, observer)?;
     let mut tried = Vec::new();
-    for (how, schedule) in schedules {
+    for (from, schedule) in schedules {
         let mut orders = Vec::new();
         for order in 0..ORDERS {
             let schedule = ReuseSchedule { order, ..schedule.clone() };
-            let how = if order == 0 { how.clone() } else { format!("{how}, order {order}") };
-            orders.push(Selected { how, loss: judge.loss(&schedule)?, schedule });
+            orders.push(Selected { from: from.clone(), exchanges: 0, psnr: judge.psnr(&schedule)?, schedule });
             observer.advance(1)?;
         }
-        tried.extend(orders.into_iter().min_by(|a, b| a.loss.total_cmp(&b.loss)));
+        tried.extend(orders.into_iter().max_by(|a, b| a.psnr.total_cmp(&b.psnr)));
     }
-    tried.sort_by(|a, b| a.loss.total_cmp(&b.loss));
-    observer.begin("exchange", exchanges, "schedules");
-    let exchanged = tried.first().map(|best| exchange(best, &judge, exchanges, observer)).transpose()?.flatten();
-    Ok(exchanged.into_iter().chain(tried).collect())
-}
+    tried.sort_by(|a, b| b.psnr.total_cmp(&a.psnr));
 
-/// Exchanges what is computed at a call and at the next, as long as that gives closer pictures.
-fn exchange(
-    start: &Selected,
-    judge: &Judge<'_>,
-    exchanges: usize,
-    observer: &dyn Observer,
-) -> Result<Option<Selected>> {
-    let mut best = start.clone();
-    let (mut made, mut tries) = (0, 0);
-    // Around the calls until none has given anything since the one that comes now.
-    let pairs = best.schedule.computed.len().saturating_sub(2);
-    let (mut pair, mut idle) = (0, 0);
-    while idle < pairs && tries < exchanges {
-        let call = 1 + pair;
-        pair = (pair + 1) % pairs;
-        idle += 1;
-        let mut schedule = best.schedule.clone();
-        if schedule.computed[call] == schedule.computed[call + 1] {
+    observer.begin("exchange", exchanges, "schedules");
+    let mut exchange = Exchange { judge: &judge, left: exchanges, stopped: false };
+    let mut best: Option<Selected> = None;
+    for (index, start) in tried.iter().enumerate() {
+        // Two ways to select may come to the same.
+        if tried[..index].iter().any(|earlier| earlier.schedule == start.schedule) {
             continue;
         }
-        schedule.computed.swap(call, call + 1);
-        tries += 1;
-        let loss = judge.loss(&schedule)?;
-        if loss < best.loss {
-            (made, idle) = (made + 1, 0);
-            best = Selected { how: format!("{}, {made} exchanges", start.how), loss, schedule };
-            observer.tell(&format!("{} {loss:.4}", judge.learning.loss));
+        let exchanged = exchange.run(start, observer)?;
+        if best.as_ref().is_none_or(|best| exchanged.psnr > best.psnr) {
+            best = Some(exchanged);
         }
-        observer.advance(1)?;
     }
-    Ok((made > 0).then_some(best))
+    let schedules = best.filter(|best| best.exchanges > 0).into_iter().chain(tried).collect();
+    Ok(Tried { schedules, stopped: exchange.stopped })
+}
+
+/// The search by exchanges.
+struct Exchange<'a> {
+    judge: &'a Judge<'a>,
+    /// Tries that are left.
+    left: usize,
+    stopped: bool,
+}
+
+impl Exchange<'_> {
+    /// Exchanges what is computed at a call and at the next where that makes pictures closer, until none does or no tries are left.
+    fn run(&mut self, start: &Selected, observer: &dyn Observer) -> Result<Selected> {
+        let mut best = start.clone();
+        // At the first call all is computed.
+        let pairs = best.schedule.computed.len().saturating_sub(2);
+        // Around the calls, until none has given anything since the one that comes now.
+        let (mut pair, mut idle) = (0, 0);
+        while idle < pairs && self.left > 0 && !self.stopped {
+            let call = 1 + pair;
+            pair = (pair + 1) % pairs;
+            idle += 1;
+            let mut schedule = best.schedule.clone();
+            if schedule.computed[call] == schedule.computed[call + 1] {
+                continue;
+            }
+            schedule.computed.swap(call, call + 1);
+            self.left -= 1;
+            let psnr = match self.judge.psnr(&schedule) {
+                Err(Error::Model(ModelError::Interrupted)) => {
+                    self.stopped = true;
+                    break;
+                }
+                psnr => psnr?,
+            };
+            if psnr > best.psnr {
+                idle = 0;
+                best = Selected { exchanges: best.exchanges + 1, psnr, schedule, ..best };
+            }
+            observer.tell(&format!("{:.2} dB", best.psnr));
+            // The next try is stopped where this one would have been.
+            drop(observer.advance(1));
+        }
+        Ok(best)
+    }
 }
 
 /// Compares pictures of schedules with those of the whole run.
 struct Judge<'a> {
     pipeline: &'a Pipeline,
-    learning: &'a Learning,
+    sampling: &'a Sampling,
     observer: &'a dyn Observer,
     prompts: &'a [String],
     wanted: Tensor,
@@ -110,13 +178,15 @@ impl<'a> Judge<'a> {
     fn new(pipeline: &'a Pipeline, learning: &'a Learning, observer: &'a dyn Observer) -> Result<Self> {
         let prompts = &learning.prompts[..learning.prompts.len().min(JUDGED)];
         let wanted = draw(pipeline, prompts, &learning.sampling, observer)?;
-        Ok(Self { pipeline, learning, observer, prompts, wanted })
+        Ok(Self { pipeline, sampling: &learning.sampling, observer, prompts, wanted })
     }
 
-    fn loss(&self, schedule: &ReuseSchedule) -> Result<f64> {
-        let sampling = Sampling { reuse: Some(Arc::new(schedule.clone())), ..self.learning.sampling.clone() };
+    fn psnr(&self, schedule: &ReuseSchedule) -> Result<f64> {
+        let sampling = Sampling { reuse: Some(Arc::new(schedule.clone())), ..self.sampling.clone() };
         let pictures = draw(self.pipeline, self.prompts, &sampling, self.observer)?;
-        Ok(f64::from(self.learning.loss.of(&pictures, &self.wanted)?.to_scalar::<f32>()?))
+        let errors = (pictures - &self.wanted)?.sqr()?.mean((1, 2, 3))?.to_vec1::<f32>()?;
+        let psnr = |error: &f32| -10.0 * f64::from(*error).max(LEAST_ERROR).log10();
+        Ok(errors.iter().map(psnr).sum::<f64>() / errors.len().max(1) as f64)
     }
 }
 

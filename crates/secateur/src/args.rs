@@ -296,7 +296,7 @@ pub(crate) struct SkipArgs {
     pub(crate) iterations: usize,
     /// Exchanges of what is computed at successive calls that are tried afterwards at most, kept where pictures get closer; 0 leaves
     /// what was learned as it is
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 200)]
     pub(crate) exchanges: usize,
     /// How pictures are compared with those of the whole run while it learns
     #[arg(long, value_enum, default_value_t = LossName::Ssim)]

@@ -10,12 +10,15 @@
 
 mod seed;
 mod sheet;
+mod skip;
 mod slim;
 mod study;
 mod table;
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use secateur_models::{Kind, Sampler};
+use skip::SkipStudy;
 use std::path::PathBuf;
 use study::{Study, StudyName};
 
@@ -38,6 +41,18 @@ struct Arguments {
     /// Shares of the parameters that go, where the study takes them
     #[arg(long, value_name = "SHARE,...", value_delimiter = ',', default_values_t = [0.05, 0.12, 0.2, 0.3])]
     budgets: Vec<f64>,
+    /// Iterations of an optimisation at most, where the study learns
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    iterations: usize,
+    /// Denoising steps, where the study learns [default: the model's]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Sampler, where the study learns [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<Sampler>,
+    /// Units, where the study learns
+    #[arg(long, value_name = "KIND", default_value_t = Kind::Block)]
+    units: Kind,
     /// Number of seeds, from 0
     #[arg(long, value_name = "N", default_value_t = 1)]
     seeds: u64,
@@ -54,6 +69,9 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if arguments.study == StudyName::Skip {
+        return skipping(&arguments);
+    }
     let study = Study::new(arguments.study, &arguments.budgets)?;
     match (&arguments.table, &arguments.model, &arguments.out) {
         (Some(out), ..) => {
@@ -66,6 +84,19 @@ fn main() -> Result<()> {
             // Within the thread pool, as the binary's commands.
             rayon::scope(|_| study.fill(model, out, arguments.seeds))?;
             table::print(&study, out, arguments.seeds)
+        }
+        _ => bail!("MODEL and OUT are needed"),
+    }
+}
+
+fn skipping(arguments: &Arguments) -> Result<()> {
+    let &Arguments { steps, sampler, units, iterations, .. } = arguments;
+    let study = SkipStudy { steps, sampler, units, iterations };
+    match (&arguments.table, &arguments.model, &arguments.out) {
+        (Some(out), ..) => skip::print(out, 100),
+        (None, Some(model), Some(out)) => {
+            rayon::scope(|_| study.fill(model, out, arguments.seeds))?;
+            skip::print(out, arguments.seeds)
         }
         _ => bail!("MODEL and OUT are needed"),
     }

@@ -2,7 +2,7 @@
 
 use crate::seed::{Cell, Seed};
 use crate::slim;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use secateur_models::Pipeline;
 use secateur_prune::{
@@ -11,7 +11,7 @@ use secateur_prune::{
 };
 use std::path::Path;
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StudyName {
     /// Every method at every sparsity
     Methods,
@@ -25,6 +25,8 @@ pub(crate) enum StudyName {
     Tokens,
     /// SlimDiff's allocations, rows and numbers of samples, and OBS and L1 at the same number of parameters
     Slim,
+    /// What is learned to be skipped, fewer steps, and plain rules, at 2, 3 and 4 times fewer multiply-accumulates
+    Skip,
 }
 
 type Pruning = dyn Fn(&Seed<'_>, &mut Pipeline) -> Result<Outcome> + Send + Sync;
@@ -62,6 +64,7 @@ impl Study {
             StudyName::Allocation => Self::allocations(),
             StudyName::Tokens => Self::tokens(),
             StudyName::Slim => Ok(slim::study(budgets)),
+            StudyName::Skip => bail!("it has its own table"),
         }
     }
 

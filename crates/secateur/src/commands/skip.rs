@@ -6,17 +6,15 @@ use super::unfinished::Unfinished;
 use super::{command_line, names, no_score};
 use crate::args::{Common, LossName, SkipArgs};
 use crate::format::{bytes, count, print, print_json};
-use crate::machine::Spread;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
-use secateur_eval::{PicturePair, Report, Samples, SkippingReport, WayReport};
+use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
 use secateur_models::{Kind, ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure};
-use secateur_skip::{Learned, Learning, Loss, Pruner, Scores, Selected, Selection, Way, kept, learn, select, ways};
+use secateur_skip::{Learning, Loss, Pruner, Scores, Selected, Selection, Tried, compare, kept, learn, select, ways};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// The share of the multiply-accumulates that is kept where none is given.
 const KEEP: f64 = 0.4;
@@ -84,36 +82,57 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
     };
     let request = request(&learning, kind, pipeline.folder())?;
     let state = secateur_skip::Progress { folder: unfinished.folder.clone(), request };
-    let learned = learn(&pipeline, &whole, &learning, Some(&state), &progress)?;
-    let (schedule, ways) = match learned.stopped {
-        true => {
+    // Nothing is learned in no iterations.
+    let learned = match args.iterations {
+        0 => None,
+        _ => Some(learn(&pipeline, &whole, &learning, Some(&state), &progress)?),
+    };
+    let scores = learned.as_ref().map(|learned| &learned.scores);
+    let tried = match &learned {
+        Some(learned) if learned.stopped => None,
+        _ => match select(&pipeline, scores, &whole, &learning, args.exchanges, &progress) {
+            Err(secateur_skip::Error::Model(secateur_models::Error::Interrupted)) if scores.is_some() => None,
+            tried => Some(tried?),
+        },
+    };
+    let stopped = tried.as_ref().is_none_or(|tried| tried.stopped);
+    let (schedule, ways) = match (tried, scores) {
+        (Some(Tried { schedules, .. }), _) => {
+            let told = schedules.iter().map(|tried| format!("{tried} {:.2} dB", tried.psnr));
+            let told = told.collect::<Vec<_>>().join("; ");
             notes.push(format!(
-                "stopped after {} of {} iterations: the model is of what was learned by then; --resume goes on",
-                learned.history.len(),
-                args.iterations
+                "the first of these is kept, by the PSNR of some of the pictures that were learned from: {told}"
             ));
-            (learned.scores.select(Selection::Bisection, &whole, &structure, keep)?, Vec::new())
-        }
-        false => {
-            let tried = select(&pipeline, &learned.scores, &whole, &learning, args.exchanges, &progress)?;
-            let told =
-                tried.iter().map(|tried| format!("{} {:.4}", tried.how, tried.loss)).collect::<Vec<_>>().join("; ");
-            notes.push(format!("the first of these is kept, by {} of some pictures: {told}", learning.loss));
-            let ways = ways(&pipeline, &tried, &whole, &learning, keep)?;
-            let Some(Selected { schedule, .. }) = tried.into_iter().next() else { bail!("there is nothing to keep") };
+            let ways = ways(&pipeline, &schedules, &whole, &learning, keep)?;
+            let Some(Selected { schedule, .. }) = schedules.into_iter().next() else {
+                bail!("there is nothing to keep")
+            };
             (schedule, ways)
         }
+        (None, Some(scores)) => (scores.select(Selection::Bisection, &whole, &structure, keep)?, Vec::new()),
+        (None, None) => bail!("there is nothing to keep"),
     };
+    let history = learned.map_or(Vec::new(), |learned| learned.history);
+    if stopped {
+        let so_far = format!("stopped after {} of {} iterations", history.len(), args.iterations);
+        let resume = if args.iterations > 0 { "; --resume goes on" } else { "" };
+        notes.push(format!("{so_far} and before the end of the exchanges: the model is of the best so far{resume}"));
+    }
 
     let skipping = Sampling { reuse: Some(Arc::new(schedule.clone())), ..sampling.clone() };
     let models = vec![model_summary(&pipeline, &names[0], &sampling)?, model_summary(&pipeline, &names[1], &skipping)?];
-    let mut compared = Compared::default();
-    if !report_prompts.is_empty() && !learned.stopped {
+    let mut compared = Vec::new();
+    if !report_prompts.is_empty() && !stopped {
         // The report's noise is not that of the learning.
         let sampling = Sampling { seed: sampling.seed.wrapping_add(1), ..sampling.clone() };
-        compared = Compared::new(&pipeline, &names, &report_prompts, &sampling, ways, clip.as_ref(), &progress)?;
+        compared = compare(&pipeline, (&names[0], &sampling), &ways, &report_prompts, clip.as_ref(), &progress)?;
     }
-    notes.extend(closer(&compared.ways));
+    let ways: Vec<WayReport> = compared.iter().map(|compared| compared.report.clone()).collect();
+    notes.extend(closer(&ways));
+    // The first is what is kept.
+    let (comparison, pictures) = compared.into_iter().next().map_or((None, Vec::new()), |kept| {
+        (Some(Comparison { candidate: names[1].clone(), ..kept.comparison }), kept.pictures)
+    });
     progress.begin("save", 0, "");
     pipeline.folder().write_reuse(output.path(), &schedule, &())?;
     let (stages, peak_bytes) = progress.finish();
@@ -123,9 +142,9 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: sampling.seed,
-        settings: settings(args, &learning, &learned, kind),
+        settings: settings(args, &learning, history.len(), kind),
         models,
-        comparison: compared.comparison,
+        comparison,
         layers: Vec::new(),
         groups: Vec::new(),
         skipping: Some(SkippingReport {
@@ -133,16 +152,16 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
             units: schedule.units.clone(),
             computed: schedule.computed.clone(),
             kept: kept(&schedule, &structure)?,
-            history: learned.history.iter().map(|point| (point.loss, point.kept)).collect(),
-            ways: compared.ways,
+            history: history.iter().map(|point| (point.loss, point.kept)).collect(),
+            ways,
         }),
         stages,
         peak_bytes,
         notes,
     };
-    report.write(&compared.pictures, output.path())?;
+    report.write(&pictures, output.path())?;
     output.finish()?;
-    if !learned.stopped {
+    if !stopped {
         unfinished.remove()?;
     }
     if common.json {
@@ -246,58 +265,6 @@ fn request(learning: &Learning, kind: Kind, folder: &ModelFolder) -> Result<Stri
     Ok(format!("{kind} units, {loss}, {iterations} iterations, {keep} kept, {fingerprint}"))
 }
 
-/// Pictures of the whole run and of all ways.
-#[derive(Default)]
-struct Compared {
-    comparison: Option<secateur_eval::Comparison>,
-    pictures: Vec<PicturePair>,
-    ways: Vec<WayReport>,
-}
-
-impl Compared {
-    fn new(
-        pipeline: &Pipeline,
-        names: &[String],
-        prompts: &[String],
-        sampling: &Sampling,
-        ways: Vec<Way>,
-        clip: Option<&secateur_models::ClipModel>,
-        progress: &Progress,
-    ) -> Result<Self> {
-        let whole = Way { name: names[0].clone(), kept: 1.0, sampling: sampling.clone() };
-        let own = |way: Way| Way { sampling: Sampling { seed: sampling.seed, ..way.sampling }, ..way };
-        let ways: Vec<Way> = [whole].into_iter().chain(ways.into_iter().map(own)).collect();
-        let steps: usize = ways.iter().map(|way| way.sampling.steps).sum();
-        progress.begin("evaluate", prompts.len() * steps, "image steps");
-        // By turns, so that a machine that gets faster or slower does so for all.
-        let (mut latents, mut seconds) = (vec![Vec::new(); ways.len()], vec![Vec::new(); ways.len()]);
-        for images in sampling.batches(prompts.len()) {
-            for (index, way) in ways.iter().enumerate() {
-                let start = Instant::now();
-                latents[index].push(pipeline.sample(prompts, images.clone(), &way.sampling, None, progress)?);
-                seconds[index].push(start.elapsed().as_secs_f64());
-            }
-        }
-        let samples = |index: usize| {
-            let Way { name, sampling, .. } = &ways[index];
-            let name = if index == 1 { &names[1] } else { name };
-            Samples::of(pipeline, name, prompts, sampling, &latents[index], clip)
-        };
-        let reference = samples(0)?;
-        let mut compared = Self::default();
-        for (index, way) in ways.iter().enumerate().skip(1) {
-            let (comparison, pictures) = reference.compare(&samples(index)?)?;
-            let ratios = seconds[0].iter().zip(&seconds[index]).map(|(whole, way)| whole / way);
-            let report = WayReport::new(&comparison, way.kept, Some(Spread::of(ratios).median));
-            compared.ways.push(WayReport { name: way.name.clone(), ..report });
-            if index == 1 {
-                (compared.comparison, compared.pictures) = (Some(comparison), pictures);
-            }
-        }
-        Ok(compared)
-    }
-}
-
 /// What is said where another way, all after the first, gives closer pictures.
 fn closer(ways: &[WayReport]) -> Option<String> {
     let (kept, others) = ways.split_first()?;
@@ -312,13 +279,14 @@ fn closer(ways: &[WayReport]) -> Option<String> {
     ))
 }
 
-fn settings(args: &SkipArgs, learning: &Learning, learned: &Learned, kind: Kind) -> Map<String, Value> {
+fn settings(args: &SkipArgs, learning: &Learning, iterations: usize, kind: Kind) -> Map<String, Value> {
     let sampling = &learning.sampling;
     let settings = json!({
         "method": "skip",
         "units": kind.to_string(),
         "loss": learning.loss.to_string(),
-        "iterations": format!("{} of {}", learned.history.len(), args.iterations),
+        "iterations": format!("{iterations} of {}", args.iterations),
+        "exchanges tried": format!("no more than {}", args.exchanges),
         "prompts to learn from": learning.prompts.len(),
         "sampler": sampling.sampler.to_string(),
         "seed of the report's noise": sampling.seed.wrapping_add(1),

@@ -1,0 +1,64 @@
+//! Ways to do less, held against the whole run on pictures that nothing was learned from.
+
+use crate::baselines::Way;
+use crate::error::Result;
+use secateur_eval::{Comparison, PicturePair, Samples, WayReport};
+use secateur_models::{ClipModel, Observer, Pipeline, Sampling};
+use std::time::Instant;
+
+/// What a way comes to.
+pub struct Compared {
+    /// In short.
+    pub report: WayReport,
+    /// Picture by picture.
+    pub comparison: Comparison,
+    /// The pictures of the whole run and its own.
+    pub pictures: Vec<PicturePair>,
+}
+
+/// Draws a picture a prompt by the whole run `whole`, which is called `name`, and by each way, from its noise. The ways take turns
+/// batch by batch, so that a machine that gets faster or slower does so for all.
+///
+/// # Errors
+/// If the model fails, or the observer interrupts.
+pub fn compare(
+    pipeline: &Pipeline,
+    (name, whole): (&str, &Sampling),
+    ways: &[Way],
+    prompts: &[String],
+    clip: Option<&ClipModel>,
+    observer: &dyn Observer,
+) -> Result<Vec<Compared>> {
+    let own = |way: &Way| (way.name.clone(), Sampling { seed: whole.seed, ..way.sampling.clone() });
+    let all: Vec<(String, Sampling)> =
+        [(name.to_owned(), whole.clone())].into_iter().chain(ways.iter().map(own)).collect();
+    let steps: usize = all.iter().map(|(_, sampling)| sampling.steps).sum();
+    observer.begin("evaluate", prompts.len() * steps, "image steps");
+    let (mut latents, mut seconds) = (vec![Vec::new(); all.len()], vec![Vec::new(); all.len()]);
+    for images in whole.batches(prompts.len()) {
+        for (index, (_, sampling)) in all.iter().enumerate() {
+            let start = Instant::now();
+            latents[index].push(pipeline.sample(prompts, images.clone(), sampling, None, observer)?);
+            seconds[index].push(start.elapsed().as_secs_f64());
+        }
+    }
+    let samples = |index: usize| {
+        let (name, sampling) = &all[index];
+        Samples::of(pipeline, name, prompts, sampling, &latents[index], clip)
+    };
+    let reference = samples(0)?;
+    let compared = |(index, way): (usize, &Way)| {
+        let (comparison, pictures) = reference.compare(&samples(index + 1)?)?;
+        let ratios = seconds[0].iter().zip(&seconds[index + 1]).map(|(whole, way)| whole / way);
+        let report = WayReport::new(&comparison, way.kept, median(ratios));
+        Ok(Compared { report, comparison, pictures })
+    };
+    ways.iter().enumerate().map(compared).collect()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let (below, above) = (values.get(values.len().saturating_sub(1) / 2)?, values.get(values.len() / 2)?);
+    Some(0.5 * (below + above))
+}

@@ -1,0 +1,85 @@
+//! What is kept of the schedules that are tried, on a bundled model.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use secateur_models::{Error, Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling};
+use secateur_skip::{Learning, Loss, Scores, kept, select};
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+
+/// Interrupts after some schedules were exchanged.
+struct Impatient {
+    stage: RefCell<String>,
+    left: Cell<usize>,
+}
+
+impl Observer for Impatient {
+    fn begin(&self, stage: &str, _: usize, _: &str) {
+        stage.clone_into(&mut self.stage.borrow_mut());
+    }
+
+    fn advance(&self, amount: usize) -> Result<(), Error> {
+        if *self.stage.borrow() != "exchange" {
+            return Ok(());
+        }
+        if self.left.get() == 0 {
+            return Err(Error::Interrupted);
+        }
+        self.left.set(self.left.get() - amount);
+        Ok(())
+    }
+}
+
+#[test]
+fn the_closest_is_kept_and_keeps_to_the_share() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+    let folder = ModelFolder::open(&folder, None).unwrap();
+    let sampling = Sampling { steps: 9, batch: 2, ..folder.sampling() };
+    let structure = folder.structure(&sampling);
+    let pipeline = Pipeline::open(folder).unwrap();
+    let learning = Learning {
+        prompts: ["1", "2", "3"].map(str::to_owned).into(),
+        sampling,
+        loss: Loss::Ssim,
+        iterations: 1,
+        keep: 0.5,
+    };
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    for kind in [Kind::Block, Kind::Residual] {
+        let whole = ReuseSchedule::whole(pipeline.folder(), &learning.sampling, kind).unwrap();
+        let scores = Scores(whole.computed.iter().map(|row| row.iter().map(|_| random.random()).collect()).collect());
+        let tried = |exchanges: usize, observer: &dyn Observer| {
+            select(&pipeline, Some(&scores), &whole, &learning, exchanges, observer).unwrap()
+        };
+        let all = tried(40, &());
+        assert!(!all.stopped);
+        let names: Vec<String> = all.schedules.iter().map(ToString::to_string).collect();
+        let [first, rest @ ..] = all.schedules.as_slice() else { panic!("nothing was tried") };
+        assert!(first.exchanges > 0 && first.psnr > rest[0].psnr, "{kind}: {names:?}");
+        assert!(rest.is_sorted_by(|a, b| a.psnr >= b.psnr) && rest.iter().all(|tried| tried.exchanges == 0));
+        for name in ["learned, bisection", "learned, cascade", "calls evenly spread", "by the first block's change"] {
+            assert_eq!(rest.iter().filter(|tried| tried.from == name).count(), 1, "{kind}: {name} in {names:?}");
+        }
+        for tried in &all.schedules {
+            let schedule = &tried.schedule;
+            assert!(kept(schedule, &structure).unwrap() <= learning.keep, "{kind}: {tried}");
+            assert!(schedule.computed[0].iter().all(|computed| *computed), "{kind}: {tried}");
+            assert_eq!(
+                schedule.clone().live(&structure).unwrap(),
+                *schedule,
+                "{kind}: {tried} computes what nobody reads"
+            );
+        }
+        let again = tried(40, &());
+        assert_eq!(first.schedule, again.schedules[0].schedule);
+
+        // None, and as many as there was time for.
+        let none = tried(0, &());
+        assert_eq!(
+            none.schedules.iter().map(|tried| tried.psnr).collect::<Vec<_>>(),
+            rest.iter().map(|tried| tried.psnr).collect::<Vec<_>>()
+        );
+        let some = tried(40, &Impatient { stage: RefCell::default(), left: Cell::new(9) });
+        assert!(some.stopped && some.schedules[0].psnr > rest[0].psnr && some.schedules[0].psnr <= first.psnr);
+    }
+}
