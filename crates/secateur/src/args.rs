@@ -19,7 +19,7 @@ pub(crate) struct Cli {
     pub(crate) common: Common,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "All commands")]
 pub(crate) struct Common {
     /// Replace an output folder that exists
@@ -46,6 +46,12 @@ pub(crate) enum Command {
     ///
     /// Ctrl-C ends the learning: the model is written by what was learned so far, and --resume goes on.
     Skip(Box<SkipArgs>),
+    /// Run several of prune, slim and skip after each other, as a recipe says, with one report of all
+    ///
+    /// A recipe is a TOML file with a [[method]] for each, in order: `name`, and the options of that command without the dashes.
+    /// Options of this command may stand before the first, such as `samples = 50`; the command line goes first. Each method
+    /// works on what those before it left, and calibrates or learns on that.
+    Compress(Box<CompressArgs>),
     /// Make pictures from prompts
     Generate(GenerateArgs),
     /// Show layers, shapes, parameters, zeros and multiply-accumulates
@@ -311,6 +317,30 @@ pub(crate) struct SkipArgs {
     #[command(flatten)]
     pub(crate) score: ScoreArgs,
     /// Print what can be skipped and what an iteration takes, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompressArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The recipe
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: PathBuf,
+    /// Folder for the new model
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) prompts: PromptArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// Go on with a run for the same --out that was stopped: methods that it finished are not run again
+    #[arg(long)]
+    pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) score: ScoreArgs,
+    /// Print the commands that would be run, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
 }

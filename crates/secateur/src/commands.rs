@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod compress;
 mod compression;
 mod convert;
 mod export;
@@ -11,6 +12,7 @@ mod prompts;
 mod prune;
 mod skip;
 mod slim;
+mod told;
 mod unfinished;
 
 use crate::args::{Cli, Command, ModelArgs, SamplingArgs, ScoreArgs};
@@ -30,6 +32,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Prune(args) => prune::run(&args, &cli.common),
         Command::Slim(args) => slim::run(&args, &cli.common),
         Command::Skip(args) => skip::run(&args, &cli.common),
+        Command::Compress(args) => compress::run(&args, &cli.common),
         Command::Generate(args) => generate::run(&args, &cli.common),
         Command::Inspect(args) => inspect::run(&args, &cli.common),
         Command::Compare(args) => compare::run(&args, &cli.common),

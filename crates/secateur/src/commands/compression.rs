@@ -2,17 +2,17 @@
 
 mod dry_run;
 
-use super::compare::{model_summary, quality};
+use super::compare::model_summary;
 use super::prompts::prompt_lists;
 use super::unfinished::Unfinished;
 use super::{command_line, names, no_score, skipping};
 use crate::args::{Common, RunArgs};
-use crate::format::{count, print, print_json};
+use crate::format::{print, print_json};
 use crate::machine::Product;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use dry_run::DryRun;
-use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples, Stage};
+use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
     Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, ModuleErrors, Outcome, Packages,
@@ -37,7 +37,8 @@ pub(super) struct Job<'a> {
     pub(super) notes: Vec<String>,
 }
 
-pub(super) fn run(job: Job<'_>) -> Result<()> {
+/// The report, which is written beside the model; none of a dry run.
+pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let Job { args, common, folder, calibration, report_prompts, task, removed, budget, mut notes } = job;
     let task = &task;
     let mut plan = plan(args, &folder, &calibration.sampling, task)?;
@@ -55,7 +56,8 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     notes.extend(too_few(&folder, &plan, &calibration)?);
     if args.dry_run {
         dry.notes = notes;
-        return if common.json { print_json(&dry) } else { print(&dry.text()) };
+        if common.json { print_json(&dry) } else { print(&dry.text()) }?;
+        return Ok(None);
     }
     let out = args.out.as_ref().context("--out DIR is needed")?;
     let clip = args.score.open(&folder)?;
@@ -148,12 +150,11 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     notes.extend(damped(&outcome));
     notes.extend(mixed(&plan, task));
     let (mut stages, peak_bytes) = progress.finish();
-    let product_rate = product.rate().median;
     // Packages that were finished before were not calibrated now.
     if !args.resume
         && let Some(stage) = stages.iter_mut().find(|stage| stage.name == "calibrate")
     {
-        stage.floor_seconds = Some(dry.calibration_floor(product_rate));
+        stage.floor_seconds = Some(dry.calibration_floor(product.rate().median));
     }
     let report = Report {
         format_version: Report::FORMAT_VERSION,
@@ -175,39 +176,7 @@ pub(super) fn run(job: Job<'_>) -> Result<()> {
     output.finish()?;
     unfinished.remove()?;
     statistics_output.map(OutputFolder::finish).transpose()?;
-    if common.json {
-        return print_json(&report);
-    }
-    if let Some(comparison) = &report.comparison {
-        print(&quality(comparison))?;
-    }
-    if let [before, after] = report.models.as_slice()
-        && after.parameters < before.parameters
-    {
-        let of = |after: u64, before: u64| format!("{} ({} before)", count(after), count(before));
-        print(&format!("  parameters    {}", of(after.parameters, before.parameters)))?;
-        print(&format!("  MACs a call   {}", of(after.macs, before.macs)))?;
-    }
-    let calibrated = |stage: &Stage| stage.floor_seconds.map(|floor| (stage.seconds, floor));
-    if let Some((seconds, floor)) = report.stages.iter().find_map(calibrated) {
-        print(&format!(
-            "  calibration   {seconds:.0} s, {:.1} times what its products take at this machine's rate of {:.0} GFLOPS",
-            seconds / floor,
-            product_rate * 1e-9
-        ))?;
-    }
-    let of_layers: Vec<f64> = report.layers.iter().map(|layer| layer.error).collect();
-    let of_products: Vec<f64> = report.groups.iter().filter_map(|group| group.error).collect();
-    let of_attentions: Vec<f64> = report.groups.iter().filter_map(|group| group.module_error).collect();
-    let all = [("layer error  ", of_layers), ("product error", of_products), ("attentions'  ", of_attentions)];
-    for (what, errors) in all {
-        if !errors.is_empty() {
-            let mean = errors.iter().sum::<f64>() / errors.len() as f64;
-            let worst = errors.iter().copied().fold(0.0, f64::max);
-            print(&format!("  {what} {mean:.4} mean, {worst:.4} largest"))?;
-        }
-    }
-    print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display()))
+    Ok(Some(report))
 }
 
 /// What is said where an input has fewer rows in the statistics than it is wide.

@@ -1,14 +1,21 @@
 //! `secateur prune`.
 
 use super::compression::{self, Job};
+use super::told::tell;
 use crate::args::{Common, GroupName, PruneArgs};
 use anyhow::{Context, Result};
+use secateur_eval::Report;
 use secateur_prune::{Allocation, Amount, Pattern, Removal, StructuredMethod, Task};
 
 /// Calibration prompts taken from a model's own list: quality rises to about so many, then is flat.
 const SAMPLES: usize = 100;
 
 pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
+    tell(compress(args, common)?.as_ref(), args.run.out.as_deref(), common)
+}
+
+/// The report, which is written beside the model; none of a dry run.
+pub(super) fn compress(args: &PruneArgs, common: &Common) -> Result<Option<Report>> {
     let folder = args.run.model.open()?;
     let structured = structured_method(args)?;
     let task = task(args, structured.as_deref())?;

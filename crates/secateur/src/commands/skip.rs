@@ -1,7 +1,8 @@
 //! `secateur skip`.
 
-use super::compare::{model_summary, quality};
+use super::compare::model_summary;
 use super::prompts::prompt_lists;
+use super::told::tell;
 use super::unfinished::Unfinished;
 use super::{command_line, names, no_score};
 use crate::args::{Common, LossName, SkipArgs};
@@ -39,6 +40,11 @@ struct DryRun {
 }
 
 pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
+    tell(compress(args, common)?.as_ref(), args.out.as_deref(), common)
+}
+
+/// The report, which is written beside the model; none of a dry run.
+pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report>> {
     let folder = args.model.open()?;
     let sampling = args.sampling.sampling(&folder)?;
     let structure = folder.structure(&sampling);
@@ -47,7 +53,8 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
     let keep = keep(args, &whole, &structure)?;
     let dry = DryRun::new(args, &folder, &whole, &structure, keep)?;
     if args.dry_run {
-        return if common.json { print_json(&dry) } else { print(&dry.text()) };
+        if common.json { print_json(&dry) } else { print(&dry.text()) }?;
+        return Ok(None);
     }
     let (prompts, report_prompts, mut notes) = prompt_lists(&args.prompts, &folder, SAMPLES)?;
     let out = args.out.as_ref().context("--out DIR is needed")?;
@@ -164,24 +171,7 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
     if !stopped {
         unfinished.remove()?;
     }
-    if common.json {
-        return print_json(&report);
-    }
-    if let Some(comparison) = &report.comparison {
-        print(&quality(comparison))?;
-    }
-    report.notes.iter().try_for_each(|note| print(note))?;
-    for way in report.skipping.iter().flat_map(|skipping| &skipping.ways) {
-        let faster = way.speed_up.map_or(String::new(), |faster| format!(", {faster:.2} times faster"));
-        print(&format!(
-            "  {:<28} {:.2} dB, SSIM {:.3}, {:.1} % of the MACs{faster}",
-            way.name,
-            way.psnr,
-            way.ssim,
-            100.0 * way.kept
-        ))?;
-    }
-    print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display()))
+    Ok(Some(report))
 }
 
 /// The share to keep.

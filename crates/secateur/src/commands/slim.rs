@@ -1,8 +1,10 @@
 //! `secateur slim`.
 
 use super::compression::{self, Job};
+use super::told::tell;
 use crate::args::{Common, ModuleName, NeuronsName, RowsName, RuleName, SlimArgs};
 use anyhow::{Result, bail};
+use secateur_eval::Report;
 use secateur_models::{HeadGroup, ModelFolder, Sampling};
 use secateur_prune::{Allocation, Amount, Budget, Neurons, Pattern, Removal, Rows, Slim, Target, Task};
 
@@ -12,6 +14,11 @@ const SAMPLES: usize = 500;
 const BUDGET: f64 = 0.12;
 
 pub(crate) fn run(args: &SlimArgs, common: &Common) -> Result<()> {
+    tell(compress(args, common)?.as_ref(), args.run.out.as_deref(), common)
+}
+
+/// The report, which is written beside the model; none of a dry run.
+pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Option<Report>> {
     let folder = args.run.model.open()?;
     let steps = args.run.sampling.sampling(&folder)?.steps;
     let (calibration, report_prompts, mut notes) = compression::prompts(&args.run, &folder, SAMPLES.div_ceil(steps))?;

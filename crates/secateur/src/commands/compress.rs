@@ -1,0 +1,218 @@
+//! `secateur compress`: several methods after each other.
+
+mod recipe;
+
+use super::compare::model_summary;
+use super::prompts::prompt_lists;
+use super::told::tell;
+use super::{command_line, names, no_score, prune, skip, skipping, slim};
+use crate::args::{Command, Common, CompressArgs};
+use crate::format::{print, print_json};
+use crate::progress::{Progress, say};
+use anyhow::{Context, Result, bail};
+use recipe::{Method, Recipe};
+use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
+use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
+    let recipe = Recipe::read(&args.recipe)?;
+    let args = &recipe.merged()?;
+    let folder = args.model.open()?;
+    let out = args.out.clone().unwrap_or_else(|| "OUT".into());
+    let methods = recipe.methods(folder.path(), &out)?;
+    if args.dry_run {
+        let commands: Vec<String> = methods.iter().map(Method::to_string).collect();
+        return if common.json { print_json(&commands) } else { commands.iter().try_for_each(|line| print(line)) };
+    }
+    let report_prompts = report_prompts(args, &folder)?;
+    let inputs = [Some(folder.path()), Some(&*args.recipe), args.prompts.prompts.as_deref()];
+    let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
+    let output = OutputFolder::create(&out, common.force, &inputs)?;
+    let finished = Stages::check(&methods, &recipe, args.resume, common.force)?;
+    let mut reports = Vec::new();
+    for (index, method) in methods.iter().enumerate() {
+        if index < finished {
+            reports.push(method.report()?);
+            continue;
+        }
+        if !common.quiet {
+            say(&format!("method {} of {}: {method}", index + 1, methods.len()));
+        }
+        // What a method of its own writes is replaced, or gone on with.
+        let resume = args.resume && method.is_unfinished();
+        let common = Common { force: !resume, json: false, ..common.clone() };
+        reports.push(method.run(resume, &common)?);
+    }
+    let report = evaluate(args, common, &folder, &methods, (&reports, &report_prompts), &out)?;
+    let last = methods.last().context("the recipe has no methods")?;
+    for entry in std::fs::read_dir(&last.out)? {
+        let entry = entry?;
+        std::fs::rename(entry.path(), output.path().join(entry.file_name()))?;
+    }
+    let (report, pictures) = report;
+    report.write(&pictures, output.path())?;
+    output.finish()?;
+    Stages::remove(&methods)?;
+    tell(Some(&report), Some(&out), common)
+}
+
+/// Prompts of the report, which no method learns from.
+fn report_prompts(args: &CompressArgs, folder: &ModelFolder) -> Result<Vec<String>> {
+    let own = folder.subject() == Subject::Nothing || folder.prompts(|prompts| &prompts.held_out)?.is_some();
+    if args.prompts.report_samples > 0 && args.prompts.report_prompts.is_none() && !own {
+        bail!(
+            "{} comes with no held-out prompts: give --report-prompts FILE, or --report-samples 0 for no comparison",
+            folder.path().display()
+        );
+    }
+    Ok(prompt_lists(&args.prompts, folder, 1)?.1)
+}
+
+/// The folders of the methods.
+struct Stages;
+
+impl Stages {
+    /// How many are finished; those of another run are thrown away with `force`.
+    fn check(methods: &[Method], recipe: &Recipe, resume: bool, force: bool) -> Result<usize> {
+        let begun = methods.iter().any(|method| method.out.is_dir() || method.is_unfinished());
+        let first = methods.first().context("the recipe has no methods")?;
+        let kept = first.recipe_path();
+        match (begun, resume) {
+            (false, true) => bail!("nothing to resume: there is no unfinished run for this --out"),
+            (true, false) if !force => {
+                bail!("a run for this --out was not finished: --resume goes on with it, --force begins anew")
+            }
+            (true, false) => Self::remove(methods)?,
+            (true, true) if std::fs::read_to_string(&kept).ok().as_deref() != Some(&recipe.request) => {
+                bail!("{}: it is of another recipe or command line", kept.display())
+            }
+            _ => {}
+        }
+        std::fs::write(&kept, &recipe.request).with_context(|| format!("{}", kept.display()))?;
+        Ok(methods.iter().take_while(|method| method.out.is_dir() && !method.is_unfinished()).count())
+    }
+
+    fn remove(methods: &[Method]) -> Result<()> {
+        for method in methods {
+            for folder in [&method.out, &method.unfinished()] {
+                if folder.is_dir() {
+                    std::fs::remove_dir_all(folder)?;
+                }
+            }
+            let recipe = method.recipe_path();
+            if recipe.is_file() {
+                std::fs::remove_file(recipe)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Method {
+    fn run(&self, resume: bool, common: &Common) -> Result<Report> {
+        let report = match self.command(resume)? {
+            Command::Prune(args) => prune::compress(&args, common),
+            Command::Slim(args) => slim::compress(&args, common),
+            Command::Skip(args) => skip::compress(&args, common),
+            _ => bail!("{self} is no method"),
+        };
+        report.and_then(|report| report.context("it made no model")).with_context(|| format!("{self}"))
+    }
+
+    /// Where the method stands as a run of its own that was stopped.
+    fn unfinished(&self) -> PathBuf {
+        let name = self.out.file_name().unwrap_or_default().to_string_lossy();
+        self.out.with_file_name(format!(".{name}.unfinished"))
+    }
+
+    fn is_unfinished(&self) -> bool {
+        self.unfinished().is_dir()
+    }
+
+    fn report(&self) -> Result<Report> {
+        let path = self.out.join("report.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
+    }
+
+    /// How what it made is sampled, where it is made for one way.
+    fn sampling(&self, folder: &ModelFolder) -> Result<Option<Sampling>> {
+        match self.command(false)? {
+            Command::Skip(args) => args.sampling.sampling(folder).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The report of all, with pictures of the first model and the last.
+fn evaluate(
+    args: &CompressArgs,
+    common: &Common,
+    folder: &ModelFolder,
+    methods: &[Method],
+    (reports, prompts): (&[Report], &[String]),
+    out: &Path,
+) -> Result<(Report, Vec<PicturePair>)> {
+    let progress = Progress::new(common.quiet);
+    let last = methods.last().context("the recipe has no methods")?;
+    let sampled = methods.iter().rev().find_map(|method| method.sampling(folder).transpose()).transpose()?;
+    let sampling = sampled.map_or_else(|| args.sampling.sampling(folder), Ok)?;
+    // The report's noise is not that of the methods.
+    let sampling = Sampling { seed: args.sampling.seed.wrapping_add(1), batch: args.sampling.batch, ..sampling };
+    let clip = args.score.open(folder)?;
+    let mut notes: Vec<String> = Vec::new();
+    if clip.is_none() && !prompts.is_empty() {
+        notes.push(no_score(folder).into());
+    }
+    let names = names(&[folder.path(), out]);
+    let (mut models, mut samples) = (Vec::new(), Vec::new());
+    for (folder, name) in [folder.clone(), ModelFolder::open(&last.out, None)?].into_iter().zip(&names) {
+        progress.begin("load", 0, "");
+        let pipeline = Pipeline::open(folder)?;
+        let sampling = skipping(&sampling, pipeline.folder(), false)?;
+        models.push(model_summary(&pipeline, name, &sampling)?);
+        if !prompts.is_empty() {
+            progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
+            samples.push(Samples::generate(&pipeline, name, prompts, &sampling, clip.as_ref(), &progress)?);
+        }
+    }
+    let (comparison, pictures) = match samples.as_slice() {
+        [reference, candidate] => reference.compare(candidate).map(|(comparison, pairs)| (Some(comparison), pairs))?,
+        _ => (None::<Comparison>, Vec::new()),
+    };
+    let (own_stages, own_peak) = progress.finish();
+    let (mut stages, mut settings, mut skipping) = (Vec::<Stage>::new(), Map::new(), None::<SkippingReport>);
+    for (number, (method, report)) in (1..).zip(methods.iter().zip(reports)) {
+        let of_method = |text: &str| format!("{number}, {}: {text}", method.name);
+        stages.extend(report.stages.iter().map(|stage| Stage { name: of_method(&stage.name), ..stage.clone() }));
+        notes.extend(report.notes.iter().map(|note| of_method(note)));
+        settings.insert(of_method("command"), Value::String(method.to_string()));
+        settings.extend(report.settings.iter().map(|(name, value)| (of_method(name), value.clone())));
+        skipping = report.skipping.clone().or(skipping);
+    }
+    settings.insert("seed of the report's noise".into(), json!(sampling.seed));
+    stages.extend(own_stages);
+    let report = Report {
+        format_version: Report::FORMAT_VERSION,
+        title: format!(
+            "{}, {}",
+            names[0],
+            methods.iter().map(|method| &*method.name).collect::<Vec<_>>().join(", then ")
+        ),
+        command: command_line(),
+        secateur_version: env!("CARGO_PKG_VERSION").into(),
+        seed: args.sampling.seed,
+        settings,
+        models,
+        comparison,
+        layers: reports.iter().flat_map(|report| report.layers.clone()).collect(),
+        groups: reports.iter().flat_map(|report| report.groups.clone()).collect(),
+        skipping,
+        stages,
+        peak_bytes: reports.iter().map(|report| report.peak_bytes).fold(own_peak, u64::max),
+        notes,
+    };
+    Ok((report, pictures))
+}

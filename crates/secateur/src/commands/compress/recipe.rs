@@ -1,0 +1,212 @@
+//! Recipes, and the commands that they stand for.
+
+use crate::args::{Cli, Command, CompressArgs};
+use anyhow::{Context, Result, bail};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, Parser};
+use serde_json::{Map, Value};
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Commands that are methods.
+const METHODS: [&str; 3] = ["prune", "slim", "skip"];
+/// Options of `compress` that its methods do not get: each has its own, and there is one report.
+const OWN: [&str; 4] = ["model", "out", "report_samples", "report_prompts"];
+
+/// A file of methods.
+pub(super) struct Recipe {
+    path: PathBuf,
+    /// The words of the command line with the recipe's own options before all others.
+    words: Vec<OsString>,
+    /// What the result depends on.
+    pub(super) request: String,
+    methods: Vec<(String, Vec<OsString>)>,
+}
+
+/// A method as a command.
+pub(super) struct Method {
+    pub(super) name: String,
+    /// Its new model.
+    pub(super) out: PathBuf,
+    words: Vec<OsString>,
+}
+
+impl Recipe {
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+        Self::parse(path, &text, std::env::args_os().collect()).with_context(|| format!("{}", path.display()))
+    }
+
+    fn parse(path: &Path, text: &str, mut words: Vec<OsString>) -> Result<Self> {
+        let mut table: Map<String, Value> = toml::from_str(text)?;
+        let Some(Value::Array(tables)) = table.shift_remove("method") else {
+            bail!("a recipe has a [[method]] for each of its methods, in order");
+        };
+        let mut methods = Vec::new();
+        for (number, value) in (1..).zip(tables) {
+            let Value::Object(mut method) = value else { bail!("method {number} is no table") };
+            match method.shift_remove("name") {
+                Some(Value::String(name)) if METHODS.contains(&&*name) => methods.push((name, options(&method)?)),
+                Some(name) => bail!("method {number} has the name {name}; there are {}", METHODS.join(", ")),
+                None => bail!("method {number} has no name; there are {}", METHODS.join(", ")),
+            }
+        }
+        if methods.is_empty() {
+            bail!("a recipe has a [[method]] for each of its methods, in order");
+        }
+        let own = options(&table)?;
+        let place = words.iter().position(|word| word == "compress").map_or(words.len(), |place| place + 1);
+        let stays =
+            |word: &&OsString| !["--resume", "--force", "--quiet", "-q", "--json"].iter().any(|flag| word == flag);
+        let request = format!("{:?}\n{text}", words.iter().skip(1).filter(stays).collect::<Vec<_>>());
+        words.splice(place..place, own);
+        Ok(Self { path: path.to_owned(), words, request, methods })
+    }
+
+    fn problem(&self, error: &clap::Error) -> anyhow::Error {
+        anyhow::anyhow!("{}: {}", self.path.display(), error.render().to_string().trim())
+    }
+
+    /// The arguments with what the recipe says for all.
+    pub(super) fn merged(&self) -> Result<CompressArgs> {
+        match Cli::try_parse_from(&self.words).map_err(|error| self.problem(&error))?.command {
+            Command::Compress(args) => Ok(*args),
+            _ => bail!("{}: not a recipe for compress", self.path.display()),
+        }
+    }
+
+    /// Its methods, each of the model of the one before, beside `out`.
+    pub(super) fn methods(&self, model: &Path, out: &Path) -> Result<Vec<Method>> {
+        let matches = Cli::command().try_get_matches_from(&self.words).map_err(|error| self.problem(&error))?;
+        let given = matches.subcommand().map(|(_, matches)| matches).context("no command")?;
+        let stem = out.file_name().with_context(|| format!("{}: not the name of a folder", out.display()))?;
+        let mut input = model.to_owned();
+        let mut methods = Vec::new();
+        for (number, (name, own)) in (1..).zip(&self.methods) {
+            let out = out.with_file_name(format!(".{}.{number}-{name}", stem.to_string_lossy()));
+            let mut words: Vec<OsString> = vec!["secateur".into(), name.into(), input.into()];
+            words.push(option("out", out.as_os_str()));
+            words.extend(inherited(given));
+            words.extend(own.iter().cloned());
+            words.push("--report-samples=0".into());
+            let method = Method { name: name.clone(), out: out.clone(), words };
+            method.command(false).with_context(|| format!("{}: method {number}", self.path.display()))?;
+            methods.push(method);
+            input = out;
+        }
+        Ok(methods)
+    }
+}
+
+fn option(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
+    let mut word = OsString::from(format!("--{name}="));
+    word.push(value);
+    word
+}
+
+/// A table as options of the command line.
+fn options(table: &Map<String, Value>) -> Result<Vec<OsString>> {
+    let mut words = Vec::new();
+    for (name, value) in table {
+        let values = match value {
+            Value::Array(values) => values.as_slice(),
+            value => std::slice::from_ref(value),
+        };
+        for value in values {
+            match value {
+                Value::Bool(true) => words.push(format!("--{name}").into()),
+                Value::Bool(false) => {}
+                Value::String(text) => words.push(option(name, text)),
+                Value::Number(number) => words.push(option(name, number.to_string())),
+                value => bail!("{name} = {value} is no option"),
+            }
+        }
+    }
+    Ok(words)
+}
+
+/// What was given for all methods.
+fn inherited(given: &ArgMatches) -> Vec<OsString> {
+    let command = Cli::command();
+    let arguments = command.find_subcommand("compress").into_iter().flat_map(clap::Command::get_arguments);
+    let shared = METHODS.iter().filter_map(|name| command.find_subcommand(name)).collect::<Vec<_>>();
+    let wanted = |argument: &&clap::Arg| {
+        let id = argument.get_id();
+        let known = shared.iter().all(|method| method.get_arguments().any(|other| other.get_id() == id));
+        let takes_values = argument.get_action().takes_values();
+        let by_hand = given.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+        known && takes_values && by_hand && !OWN.contains(&id.as_str())
+    };
+    let words = |argument: &clap::Arg| {
+        let name = argument.get_long().unwrap_or_default().to_owned();
+        let values = given.get_raw(argument.get_id().as_str()).into_iter().flatten();
+        values.map(|value| option(&name, value)).collect::<Vec<_>>()
+    };
+    arguments.filter(wanted).flat_map(words).collect()
+}
+
+impl Method {
+    /// The command, which goes on with what was stopped or begins.
+    pub(super) fn command(&self, resume: bool) -> Result<Command> {
+        let words = self.words.iter().cloned().chain(resume.then(|| "--resume".into()));
+        let cli = Cli::try_parse_from(words);
+        Ok(cli.map_err(|error| anyhow::anyhow!("{}", error.render().to_string().trim()))?.command)
+    }
+
+    /// What the run depends on, beside the first method's folder.
+    pub(super) fn recipe_path(&self) -> PathBuf {
+        self.out.with_extension("recipe")
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<_> = self.words.iter().map(|word| word.to_string_lossy()).collect();
+        f.write_str(&words.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Recipe;
+    use std::path::Path;
+
+    fn commands(recipe: &str, words: &str) -> Result<Vec<String>, String> {
+        let words = words.split(' ').map(Into::into).collect();
+        let recipe = Recipe::parse(Path::new("recipe.toml"), recipe, words).map_err(|error| format!("{error:#}"))?;
+        let methods = recipe.methods(Path::new("model"), Path::new("to/out")).map_err(|error| format!("{error:#}"))?;
+        Ok(methods.iter().map(ToString::to_string).collect())
+    }
+
+    const WORDS: &str = "secateur compress model --recipe recipe.toml --out to/out --steps 9 --report-samples 3";
+
+    #[test]
+    fn methods_become_commands() {
+        let recipe = "steps = 5\nbatch = 2\n[[method]]\nname = 'slim'\nbudget = 0.1\nmodules = ['query-key', 'feed-forward']\n\
+                      [[method]]\nname = 'prune'\nstructured = true\nsteps = 7\n[[method]]\nname = 'skip'\nspeedup = 2\n";
+        let expected = [
+            "secateur slim model --out=to/.out.1-slim --steps=9 --batch=2 --budget=0.1 --modules=query-key \
+             --modules=feed-forward --report-samples=0",
+            "secateur prune to/.out.1-slim --out=to/.out.2-prune --steps=9 --batch=2 --structured --steps=7 --report-samples=0",
+            "secateur skip to/.out.2-prune --out=to/.out.3-skip --steps=9 --batch=2 --speedup=2 --report-samples=0",
+        ];
+        assert_eq!(commands(recipe, WORDS).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        for (recipe, words) in [
+            ("budget = 1", "[[method]]"),
+            ("[[method]]\nbudget = 1", "method 1 has no name; there are prune, slim, skip"),
+            ("[[method]]\nname = 'generate'", "method 1 has the name \"generate\""),
+            ("[[method]]\nname = 'slim'\nkeep = 0.4", "unexpected argument '--keep'"),
+            ("[[method]]\nname = 'skip'\nkeep = { a = 1 }", "is no option"),
+            ("[[method]", "TOML parse error"),
+            ("keep = 1\n[[method]]\nname = 'skip'", "unexpected argument '--keep'"),
+        ] {
+            let error = commands(recipe, WORDS).unwrap_err();
+            assert!(error.contains(words), "{recipe}: {error}");
+        }
+    }
+}

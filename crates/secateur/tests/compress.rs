@@ -1,0 +1,102 @@
+//! Recipes through the binary: several methods on one model, with one report, and runs that go on.
+
+mod common;
+use common::{entries, fail, model, secateur, succeed};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+const RECIPE: &str = "\
+steps = 6
+samples = 4
+report-samples = 2
+
+[[method]]
+name = 'slim'
+budget = 0.05
+allocation = 'uniform'
+
+[[method]]
+name = 'prune'
+pattern = '2:4'
+samples = 3
+
+[[method]]
+name = 'skip'
+speedup = 2
+iterations = 3
+exchanges = 4
+";
+
+fn compress(recipe: &Path, out: &Path, options: &[&str]) -> Command {
+    let mut command = secateur();
+    command.arg("compress").arg(model("emoji-dit")).arg("--recipe").arg(recipe).arg("--out").arg(out).args(options);
+    command
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn one_report_of_all_methods() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    std::fs::write(at("recipe.toml"), RECIPE).unwrap();
+    let planned = succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run", "--seed", "3"]));
+    assert_eq!(planned.lines().count(), 3, "{planned}");
+    assert!(planned.lines().all(|line| line.contains("--steps=6") && line.contains("--seed=3")), "{planned}");
+    assert_eq!(entries(temporary.path()), ["recipe.toml"]);
+
+    let report = json(&succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--quiet", "--json"])));
+    assert_eq!(entries(temporary.path()), ["recipe.toml", "small"]);
+    assert_eq!(report["title"], "emoji-dit, slim, then prune, then skip");
+    let models = &report["models"];
+    let figure = |model: usize, name: &str| models[model][name].as_u64().unwrap();
+    assert!(figure(1, "parameters") < figure(0, "parameters"));
+    assert!(figure(1, "zeros") > figure(1, "parameters") / 6);
+    assert!(2 * figure(1, "macs") < figure(0, "macs"));
+    assert!(!report["layers"].as_array().unwrap().is_empty() && !report["groups"].as_array().unwrap().is_empty());
+    assert_eq!(report["skipping"]["computed"].as_array().unwrap().len(), 6);
+    assert_eq!(report["comparison"]["prompts"].as_array().unwrap().len(), 2);
+    let stages: Vec<&str> = report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert!(stages.contains(&"1, slim: calibrate") && stages.contains(&"3, skip: learn"), "{stages:?}");
+    let page = std::fs::read_to_string(at("small/report.html")).unwrap();
+    assert!(page.contains("What is computed") && page.contains("then prune"));
+    // It is a model as any other.
+    let generate = ["generate", "--samples", "1", "--quiet", "--out"];
+    succeed(secateur().args(generate).arg(at("pictures")).arg(at("small")));
+}
+
+#[test]
+fn a_recipe_goes_on_where_it_failed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let labels = at("labels.txt");
+    let recipe = format!(
+        "steps = 3\nreport-samples = 0\n[[method]]\nname = 'prune'\nsamples = 2\n[[method]]\nname = 'prune'\npattern = '2:4'\n\
+         prompts = '{}'\n",
+        labels.display()
+    );
+    std::fs::write(at("recipe.toml"), &recipe).unwrap();
+    let run = |options: &[&str]| compress(&at("recipe.toml"), &at("small"), options);
+    let error = fail(&mut run(&["--resume"]), 1);
+    assert!(error.contains("nothing to resume"), "{error}");
+    let error = fail(&mut run(&[]), 1);
+    assert!(error.contains("labels.txt") && error.contains("secateur prune"), "{error}");
+    assert!(!at("small").exists());
+    let error = fail(&mut run(&[]), 1);
+    assert!(error.contains("--resume goes on") && error.contains("--force"), "{error}");
+    let error = fail(&mut run(&["--resume", "--seed", "9"]), 1);
+    assert!(error.contains("another recipe or command line"), "{error}");
+
+    std::fs::write(&labels, "1\n2\n").unwrap();
+    let output = run(&["--resume"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("method 2 of 2") && !told.contains("method 1 of 2"), "{told}");
+    assert_eq!(entries(temporary.path()), ["labels.txt", "recipe.toml", "small"]);
+    let resumed = std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    succeed(&mut run(&["--force", "--quiet"]));
+    assert!(resumed == std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap());
+}
