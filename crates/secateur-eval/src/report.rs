@@ -167,6 +167,9 @@ pub struct SkippingReport {
     pub units: Vec<String>,
     /// Calls of the denoiser x units: whether it is computed.
     pub computed: Vec<Vec<bool>>,
+    /// Of the forecast of what is not computed; 0 where it is used again as it was.
+    #[serde(default)]
+    pub order: usize,
     /// Share of the multiply-accumulates of a run that is left.
     pub kept: f64,
     /// The loss, and the share that was kept, of each iteration in which it was learned.

@@ -20,7 +20,11 @@ pub(super) fn section(skipping: Option<&SkippingReport>) -> Markup {
                     "A column is a call of the denoiser, the noisiest first; a row is a part of it, the first at the top. "
                     "Where a field is filled the part is computed; elsewhere "
                     @if skipping.kind == "residual" { "what it added to its input" } @else { "its output" }
-                    " at the call before is used again, or nothing reads it. Of the multiply-accumulates of the run "
+                    @match skipping.order {
+                        0 => " when it was last computed is used again",
+                        order => { " is forecast from the last " (order + 1) " times that it was computed" }
+                    }
+                    ", or nothing reads it. Of the multiply-accumulates of the run "
                     (percent(skipping.kept)) " are left."
                 }
                 div.scroll { (chart(skipping)) }

@@ -158,6 +158,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
             kind: kind.to_string(),
             units: schedule.units.clone(),
             computed: schedule.computed.clone(),
+            order: schedule.order,
             kept: kept(&schedule, &structure)?,
             history: history.iter().map(|point| (point.loss, point.kept)).collect(),
             ways,
