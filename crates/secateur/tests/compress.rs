@@ -84,6 +84,7 @@ fn a_recipe_goes_on_where_it_failed() {
     assert!(error.contains("nothing to resume"), "{error}");
     let error = fail(&mut run(&[]), 1);
     assert!(error.contains("labels.txt") && error.contains("secateur prune"), "{error}");
+    assert!(error.contains("1 of 2 methods are finished: --resume"), "{error}");
     assert!(!at("small").exists());
     let error = fail(&mut run(&[]), 1);
     assert!(error.contains("--resume goes on") && error.contains("--force"), "{error}");

@@ -43,7 +43,11 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         // What a method of its own writes is replaced, or gone on with.
         let resume = args.resume && method.is_unfinished();
         let common = Common { force: !resume, json: false, ..common.clone() };
-        reports.push(method.run(resume, &common)?);
+        let report = method.run(resume, &common);
+        if report.is_err() && index > 0 {
+            say(&format!("{index} of {} methods are finished: --resume goes on after them", methods.len()));
+        }
+        reports.push(report?);
     }
     let report = evaluate(args, common, &folder, &methods, (&reports, &report_prompts), &out)?;
     let last = methods.last().context("the recipe has no methods")?;
