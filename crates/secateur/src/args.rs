@@ -48,7 +48,7 @@ pub(crate) enum Command {
     Skip(Box<SkipArgs>),
     /// Run several of prune, slim and skip after each other, as a recipe says, with one report of all
     ///
-    /// A recipe is a TOML file with a [[method]] for each, in order: `name`, and the options of that command without the dashes.
+    /// A recipe is a TOML file with a table `[[method]]` for each, in order: `name`, and the options of that command without the dashes.
     /// Options of this command may stand before the first, such as `samples = 50`; the command line goes first. Each method
     /// works on what those before it left, and calibrates or learns on that.
     Compress(Box<CompressArgs>),
