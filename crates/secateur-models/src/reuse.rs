@@ -1,4 +1,4 @@
-//! Stretches of a denoiser that are not computed at some calls of a run, but taken over from the call before (DiP-GO, Zhu et
+//! Stretches of a denoiser that are not computed at some calls of a run, but taken over from the calls before (DiP-GO, Zhu et
 //! al. 2024, arXiv 2410.16942).
 
 use crate::error::{Error, Result, read_json};
@@ -42,7 +42,7 @@ pub struct ReuseSchedule {
     /// Names of the units, in execution order.
     pub units: Vec<String>,
     /// Of what is taken over: 0 is what was made last, n the polynomial of degree n in the timestep through the last n + 1 that were made,
-    /// or as many as there are (TaylorSeer, Liu et al. 2025, arXiv 2503.06923).
+    /// or as many as there are (after TaylorSeer, Liu et al. 2025, arXiv 2503.06923, and at order 1 the same).
     pub order: usize,
     /// Calls of the denoiser x units. At the first call all are computed.
     pub computed: Vec<Row>,

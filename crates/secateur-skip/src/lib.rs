@@ -4,7 +4,8 @@
 //! A [`SuperNet`] is a model in which every unit, at every call but the first of a run, may take over what it made at the call
 //! before; gradients of a loss of the final pictures tell how much each call of each unit is missed. [`learn`] lets a small
 //! network ([`Pruner`]) learn by these which to compute, and gives a score to each; [`Scores`] make a
-//! [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share of the work that is to be left.
+//! [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share of the work that is to be left. [`select()`] tries these and
+//! plain rules on a few pictures, and makes the closest closer by exchanges; [`compare()`] holds what it keeps against fewer steps.
 
 mod baselines;
 mod compare;

@@ -80,6 +80,10 @@ fn a_recipe_goes_on_where_it_failed() {
     );
     std::fs::write(at("recipe.toml"), &recipe).unwrap();
     let run = |options: &[&str]| compress(&at("recipe.toml"), &at("small"), options);
+    std::fs::write(at("bad.toml"), recipe.replacen("samples = 2", "samples = 2\nsparsity = 2", 1)).unwrap();
+    fail(&mut compress(&at("bad.toml"), &at("small"), &[]), 1);
+    assert_eq!(entries(temporary.path()), ["bad.toml", "recipe.toml"]);
+    std::fs::remove_file(at("bad.toml")).unwrap();
     let error = fail(&mut run(&["--resume"]), 1);
     assert!(error.contains("nothing to resume"), "{error}");
     let error = fail(&mut run(&[]), 1);

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let inputs = [Some(folder.path()), Some(&*args.recipe), args.prompts.prompts.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     let output = OutputFolder::create(&out, common.force, &inputs)?;
-    let finished = Stages::check(&methods, &recipe, args.resume, common.force)?;
+    let finished = begin(&methods, &recipe, args.resume, common.force)?;
     let mut reports = Vec::new();
     for (index, method) in methods.iter().enumerate() {
         if index < finished {
@@ -44,21 +44,25 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         let resume = args.resume && method.is_unfinished();
         let common = Common { force: !resume, json: false, ..common.clone() };
         let report = method.run(resume, &common);
-        if report.is_err() && index > 0 {
-            say(&format!("{index} of {} methods are finished: --resume goes on after them", methods.len()));
+        match report {
+            Err(_) if index > 0 => {
+                say(&format!("{index} of {} methods are finished: --resume goes on after them", methods.len()));
+            }
+            // There is nothing to go on with.
+            Err(_) if !method.is_unfinished() => remove(&methods)?,
+            _ => {}
         }
         reports.push(report?);
     }
-    let report = evaluate(args, common, &folder, &methods, (&reports, &report_prompts), &out)?;
+    let (report, pictures) = evaluate(args, common, &folder, &methods, (&reports, &report_prompts), &out)?;
     let last = methods.last().context("the recipe has no methods")?;
     for entry in std::fs::read_dir(&last.out)? {
         let entry = entry?;
         std::fs::rename(entry.path(), output.path().join(entry.file_name()))?;
     }
-    let (report, pictures) = report;
     report.write(&pictures, output.path())?;
     output.finish()?;
-    Stages::remove(&methods)?;
+    remove(&methods)?;
     tell(Some(&report), Some(&out), common)
 }
 
@@ -74,44 +78,40 @@ fn report_prompts(args: &CompressArgs, folder: &ModelFolder) -> Result<Vec<Strin
     Ok(prompt_lists(&args.prompts, folder, 1)?.1)
 }
 
-/// The folders of the methods.
-struct Stages;
-
-impl Stages {
-    /// How many are finished; those of another run are thrown away with `force`.
-    fn check(methods: &[Method], recipe: &Recipe, resume: bool, force: bool) -> Result<usize> {
-        let begun = methods.iter().any(|method| method.out.is_dir() || method.is_unfinished());
-        let first = methods.first().context("the recipe has no methods")?;
-        let kept = first.recipe_path();
-        match (begun, resume) {
-            (false, true) => bail!("nothing to resume: there is no unfinished run for this --out"),
-            (true, false) if !force => {
-                bail!("a run for this --out was not finished: --resume goes on with it, --force begins anew")
-            }
-            (true, false) => Self::remove(methods)?,
-            (true, true) if std::fs::read_to_string(&kept).ok().as_deref() != Some(&recipe.request) => {
-                bail!("{}: it is of another recipe or command line", kept.display())
-            }
-            _ => {}
+/// How many methods are finished; what another run left is thrown away with `force`.
+fn begin(methods: &[Method], recipe: &Recipe, resume: bool, force: bool) -> Result<usize> {
+    let begun = methods.iter().any(|method| method.out.is_dir() || method.is_unfinished());
+    let first = methods.first().context("the recipe has no methods")?;
+    let kept = first.recipe_path();
+    match (begun, resume) {
+        (false, true) => bail!("nothing to resume: there is no unfinished run for this --out"),
+        (true, false) if !force => {
+            bail!("a run for this --out was not finished: --resume goes on with it, --force begins anew")
         }
-        std::fs::write(&kept, &recipe.request).with_context(|| format!("{}", kept.display()))?;
-        Ok(methods.iter().take_while(|method| method.out.is_dir() && !method.is_unfinished()).count())
+        (true, false) => remove(methods)?,
+        (true, true) if std::fs::read_to_string(&kept).ok().as_deref() != Some(&recipe.request) => {
+            bail!("{}: it is of another recipe or command line", kept.display())
+        }
+        _ => {}
     }
+    std::fs::write(&kept, &recipe.request).with_context(|| format!("{}", kept.display()))?;
+    Ok(methods.iter().take_while(|method| method.out.is_dir() && !method.is_unfinished()).count())
+}
 
-    fn remove(methods: &[Method]) -> Result<()> {
-        for method in methods {
-            for folder in [&method.out, &method.unfinished()] {
-                if folder.is_dir() {
-                    std::fs::remove_dir_all(folder)?;
-                }
-            }
-            let recipe = method.recipe_path();
-            if recipe.is_file() {
-                std::fs::remove_file(recipe)?;
+/// Removes what the methods made.
+fn remove(methods: &[Method]) -> Result<()> {
+    for method in methods {
+        for folder in [&method.out, &method.unfinished()] {
+            if folder.is_dir() {
+                std::fs::remove_dir_all(folder)?;
             }
         }
-        Ok(())
+        let recipe = method.recipe_path();
+        if recipe.is_file() {
+            std::fs::remove_file(recipe)?;
+        }
     }
+    Ok(())
 }
 
 impl Method {
