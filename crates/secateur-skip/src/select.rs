@@ -86,10 +86,11 @@ pub fn select(
         Ok((FIRST_UNIT.to_owned(), first_unit(whole, &structure, *keep, &changes)?))
     };
     let even = || Ok((EVENLY.to_owned(), evenly(whole, &structure, *keep)?));
+    let count = scores.map_or(0, |_| ways.len()) + 2;
+    observer.begin("select", count * ORDERS, "schedules");
     let schedules = scores.into_iter().flat_map(|scores| ways.map(|how| (scores, how))).map(learned);
     let schedules: Vec<(String, ReuseSchedule)> = schedules.chain([even(), by_first_unit()]).collect::<Result<_>>()?;
 
-    observer.begin("select", schedules.len() * ORDERS, "schedules");
     let judge = Judge::new(pipeline, learning, observer)?;
     let mut tried = Vec::new();
     for (from, schedule) in schedules {

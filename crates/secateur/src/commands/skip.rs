@@ -221,23 +221,30 @@ impl DryRun {
             macs: whole.macs(structure)?,
             keep,
             least: least(whole, structure)?,
-            network_bytes: Pruner::bytes(whole.computed.len() - 1, whole.units.len()),
+            network_bytes: match args.iterations {
+                0 => 0,
+                _ => Pruner::bytes(whole.computed.len() - 1, whole.units.len()),
+            },
             iterations: args.iterations,
         })
     }
 
     fn text(&self) -> String {
+        let learning = match self.iterations {
+            0 => "nothing is learned".to_owned(),
+            iterations => format!(
+                "{iterations} iterations, each a run and the way back through it; {} for the pruner network and its optimiser",
+                bytes(self.network_bytes)
+            ),
+        };
         format!(
-            "{} calls of {} units ({}), {} MACs a run for one sample; {:.1} % are to be kept, {:.1} % at least; {} iterations, each a run \
-             and the way back through it; {} for the pruner network and its optimiser",
+            "{} calls of {} units ({}), {} MACs a run for one sample; {:.1} % are to be kept, {:.1} % at least; {learning}",
             self.calls,
             self.units.len(),
             self.kind,
             count(self.macs),
             100.0 * self.keep,
             100.0 * self.least,
-            self.iterations,
-            bytes(self.network_bytes)
         )
     }
 }
