@@ -26,18 +26,13 @@ pub(crate) const EVENLY: &str = "calls evenly spread";
 pub(crate) const FIRST_UNIT: &str = "by the first block's change";
 
 /// The schedules that were tried, the same as they are without a forecast, and what else needs no learning, with no more than the share
-/// `keep` of the multiply-accumulates.
+/// of the multiply-accumulates that is to be kept.
 ///
 /// # Errors
 /// If the model fails.
-pub fn ways(
-    pipeline: &Pipeline,
-    tried: &[Selected],
-    whole: &ReuseSchedule,
-    learning: &Learning,
-    keep: f64,
-) -> Result<Vec<Way>> {
-    let (folder, sampling) = (pipeline.folder(), &learning.sampling);
+pub fn ways(pipeline: &Pipeline, tried: &[Selected], whole: &ReuseSchedule, learning: &Learning) -> Result<Vec<Way>> {
+    let Learning { sampling, keep, .. } = learning;
+    let folder = pipeline.folder();
     let structure = pipeline.structure(sampling);
     let way = |name: &str, schedule: ReuseSchedule| -> Result<Way> {
         let kept = kept(&schedule, &structure)?;
@@ -58,12 +53,12 @@ pub fn ways(
         let sampling = Sampling { steps, ..sampling.clone() };
         let calls = folder.schedule(sampling.latent, &sampling)?.calls().len();
         let share = calls as f64 / whole.computed.len() as f64;
-        if share <= keep {
+        if share <= *keep {
             ways.push(Way { name: format!("fewer steps: {steps}"), kept: share, sampling });
             break;
         }
     }
-    ways.push(way("random", random(whole, &structure, keep, sampling.seed)?)?);
+    ways.push(way("random", random(whole, &structure, *keep, sampling.seed)?)?);
     Ok(ways)
 }
 

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::learn::Learning;
 use crate::scores::{Scores, Selection};
 use crate::supernet::SuperNet;
-use candle_core::Tensor;
+use secateur_eval::{Picture, psnr_capped, split};
 use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
 use std::fmt;
 use std::sync::Arc;
@@ -53,8 +53,6 @@ const JUDGED: usize = 8;
 const WATCHED: usize = 2;
 /// Orders in which what is taken over is forecast.
 const ORDERS: usize = 3;
-/// Pictures that are as good as the same.
-const LEAST_ERROR: f64 = 1e-10;
 
 /// Selects by scores, if any, in all ways, and tries plain rules beside these, each in all orders of [`ReuseSchedule::order`]. Then
 /// what is computed at successive calls is exchanged where that makes pictures closer: in the closest schedule, and as long as no more
@@ -172,7 +170,7 @@ struct Judge<'a> {
     sampling: &'a Sampling,
     observer: &'a dyn Observer,
     prompts: &'a [String],
-    wanted: Tensor,
+    wanted: Vec<Picture>,
 }
 
 impl<'a> Judge<'a> {
@@ -185,16 +183,18 @@ impl<'a> Judge<'a> {
     fn psnr(&self, schedule: &ReuseSchedule) -> Result<f64> {
         let sampling = Sampling { reuse: Some(Arc::new(schedule.clone())), ..self.sampling.clone() };
         let pictures = draw(self.pipeline, self.prompts, &sampling, self.observer)?;
-        let errors = (pictures - &self.wanted)?.sqr()?.mean((1, 2, 3))?.to_vec1::<f32>()?;
-        let psnr = |error: &f32| -10.0 * f64::from(*error).max(LEAST_ERROR).log10();
-        Ok(errors.iter().map(psnr).sum::<f64>() / errors.len().max(1) as f64)
+        let psnr = |(wanted, picture)| psnr_capped(wanted, picture);
+        let all = self.wanted.iter().zip(&pictures).map(psnr).collect::<secateur_eval::Result<Vec<f64>>>()?;
+        Ok(all.iter().sum::<f64>() / all.len().max(1) as f64)
     }
 }
 
-fn draw(pipeline: &Pipeline, prompts: &[String], sampling: &Sampling, observer: &dyn Observer) -> Result<Tensor> {
-    let draw =
-        |images| Ok(pipeline.pictures(&pipeline.sample(prompts, images, sampling, None, &Quiet(observer))?)?);
-    Ok(Tensor::cat(&sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?, 0)?)
+fn draw(pipeline: &Pipeline, prompts: &[String], sampling: &Sampling, observer: &dyn Observer) -> Result<Vec<Picture>> {
+    let draw = |images| {
+        let latents = pipeline.sample(prompts, images, sampling, None, &Quiet(observer))?;
+        Ok(split(&pipeline.pictures(&latents)?)?)
+    };
+    Ok(sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// Only whether to stop.

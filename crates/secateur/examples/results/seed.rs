@@ -11,7 +11,7 @@ use secateur_prune::{
     Calibration, Calibrator, Fingerprint, L1, Magnitude, Outcome, Packages, Pattern, Plan, Removal, SavedStatistics,
     Selection, Source, Statistics, Task, Taylor, Weighting, prune,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,20 +29,25 @@ pub(crate) struct Cell {
     pub(crate) removed: Option<[f64; 2]>,
 }
 
-impl Cell {
-    pub(crate) fn path(out: &Path, seed: u64, row: &str) -> PathBuf {
-        out.join(format!("seed{seed}-{row}.json"))
-    }
+/// The file of a cell.
+pub(crate) fn path(out: &Path, seed: u64, row: &str) -> PathBuf {
+    out.join(format!("seed{seed}-{row}.json"))
+}
 
-    /// Nothing where it is not made yet.
-    pub(crate) fn read(out: &Path, seed: u64, row: &str) -> Result<Option<Self>> {
-        let path = Self::path(out, seed, row);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = std::fs::read_to_string(&path)?;
-        serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
+/// Nothing where it is not made yet.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if !path.exists() {
+        return Ok(None);
     }
+    let text = std::fs::read_to_string(path)?;
+    serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
+}
+
+/// Whole or not at all.
+pub(crate) fn write(path: &Path, cell: &impl Serialize) -> Result<()> {
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, serde_json::to_string_pretty(cell)?)?;
+    Ok(std::fs::rename(partial, path)?)
 }
 
 /// One seed: its calibration, and what its pictures are made of.
@@ -207,10 +212,7 @@ impl<'a> Seed<'a> {
                 largest_layer_error: errors.maximum,
                 removed: Some(self.removed(&pipeline)?),
             };
-            let path = Cell::path(self.out, self.seed, &row.name);
-            let partial = path.with_extension("partial");
-            std::fs::write(&partial, serde_json::to_string_pretty(&cell)?)?;
-            std::fs::rename(partial, path)?;
+            write(&path(self.out, self.seed, &row.name), &cell)?;
         }
         Ok(())
     }

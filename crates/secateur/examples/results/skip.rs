@@ -1,13 +1,15 @@
 //! What is learned to be skipped, against fewer steps and plain rules, at the same multiply-accumulates.
 
+use crate::seed::{path, read, write};
 use crate::sheet;
+use crate::table::spread;
 use anyhow::{Context as _, Result};
-use secateur_eval::{Summary, WayReport};
+use secateur_eval::WayReport;
 use secateur_models::{ClipModel, Kind, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling};
 use secateur_skip::{Learned, Learning, Loss, Point, Progress, Scores, compare, learn, select, ways};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 /// How many times fewer multiply-accumulates.
@@ -46,24 +48,6 @@ struct Cell {
     tried: Vec<(String, f64)>,
     /// What is kept, a digit a unit, 1 where it is computed.
     schedule: Vec<String>,
-}
-
-fn path(out: &Path, seed: u64, name: &str) -> PathBuf {
-    out.join(format!("seed{seed}-{name}.json"))
-}
-
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(path)?;
-    serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
-}
-
-fn write(path: &Path, value: &impl Serialize) -> Result<()> {
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, serde_json::to_string_pretty(value)?)?;
-    Ok(std::fs::rename(partial, path)?)
 }
 
 impl SkipStudy {
@@ -108,7 +92,7 @@ impl SkipStudy {
             println!("seed {seed}: {rate} times fewer");
             let learning = learning(rate);
             let tried = select(&pipeline, Some(&optimised.scores), &whole, &learning, EXCHANGES, &())?.schedules;
-            let ways = ways(&pipeline, &tried, &whole, &learning, learning.keep)?;
+            let ways = ways(&pipeline, &tried, &whole, &learning)?;
             let judged = some(judged.clone(), 0, JUDGED);
             let compared = compare(&pipeline, ("whole", &judging), &ways, &judged, Some(&clip), &())?;
             if let Some(kept) = compared.first() {
@@ -188,15 +172,8 @@ pub(crate) fn print(out: &Path, seeds: u64) -> Result<()> {
         }
         for role in order {
             let ways = &rows[&role];
-            let column = |value: fn(&WayReport) -> Option<f64>, digits: usize| -> Result<String> {
-                let values: Vec<f64> = ways.iter().filter_map(value).collect();
-                if values.is_empty() {
-                    return Ok("-".into());
-                }
-                let Summary { mean, standard_deviation, .. } = Summary::of(&values)?;
-                let spread =
-                    if values.len() > 1 { format!(" ± {standard_deviation:.digits$}") } else { String::new() };
-                Ok(format!("{mean:.digits$}{spread}"))
+            let column = |value: fn(&WayReport) -> Option<f64>, digits: usize| {
+                spread(&ways.iter().filter_map(value).collect::<Vec<f64>>(), digits, false)
             };
             let columns = [
                 column(|way| Some(100.0 * way.kept), 1)?,

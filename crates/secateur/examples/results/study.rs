@@ -1,6 +1,6 @@
 //! What is compared with what.
 
-use crate::seed::{Cell, Seed};
+use crate::seed::{Seed, path};
 use crate::slim;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -196,7 +196,7 @@ impl Study {
         std::fs::create_dir_all(out)?;
         for rows in &self.groups {
             for seed in 0..seeds {
-                let missing = rows.iter().filter(|row| !Cell::path(out, seed, &row.name).exists());
+                let missing = rows.iter().filter(|row| !path(out, seed, &row.name).exists());
                 let missing: Vec<&Row> = missing.collect();
                 if !missing.is_empty() {
                     Seed::new(model, out, seed, self.token_stride)?.fill(&missing)?;

@@ -1,6 +1,6 @@
 //! Cells to a table in Markdown.
 
-use crate::seed::Cell;
+use crate::seed::{Cell, path, read};
 use crate::study::{Row, Study};
 use anyhow::{Context, Result};
 use secateur_eval::{Summary, TextImage};
@@ -39,7 +39,7 @@ type Cells = BTreeMap<u64, Cell>;
 
 fn cells(out: &Path, seeds: u64, row: &str) -> Result<Cells> {
     // A run that was stopped has cells of fewer seeds.
-    (0..seeds).filter_map(|seed| Cell::read(out, seed, row).transpose().map(|cell| Ok((seed, cell?)))).collect()
+    (0..seeds).filter_map(|seed| read(&path(out, seed, row)).transpose().map(|cell| Ok((seed, cell?)))).collect()
 }
 
 fn removed(cell: &Cell) -> Result<[f64; 2]> {
@@ -54,7 +54,7 @@ fn text_image(cell: &Cell) -> Result<&TextImage> {
 }
 
 /// Mean over the seeds, and their sample standard deviation where there are several.
-fn spread(values: &[f64], digits: usize, signed: bool) -> Result<String> {
+pub(crate) fn spread(values: &[f64], digits: usize, signed: bool) -> Result<String> {
     if values.is_empty() {
         return Ok("-".into());
     }

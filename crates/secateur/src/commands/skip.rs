@@ -110,7 +110,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
             notes.push(format!(
                 "the first of these is kept, by the PSNR of some of the pictures that were learned from: {told}"
             ));
-            let ways = ways(&pipeline, &schedules, &whole, &learning, keep)?;
+            let ways = ways(&pipeline, &schedules, &whole, &learning)?;
             let Some(Selected { schedule, .. }) = schedules.into_iter().next() else {
                 bail!("there is nothing to keep")
             };

@@ -41,7 +41,6 @@ pub(super) fn tell(report: Option<&Report>, out: Option<&Path>, common: &Common)
             print(&format!("  {what} {mean:.4} mean, {worst:.4} largest"))?;
         }
     }
-
     if let Some(skipping) = &report.skipping {
         report.notes.iter().try_for_each(|note| print(note))?;
         for way in &skipping.ways {
