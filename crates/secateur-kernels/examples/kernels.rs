@@ -111,6 +111,7 @@ fn cases() -> Result<Vec<Case>> {
         pointwise("silu 2x320x64x64", &image, |x| ops::activation(Activation::Silu, x))?,
         pointwise("softmax 16384x512", &[16384, 512], ops::softmax)?,
         gram_case(8192, 1536)?,
+        gram_case(1024, 192)?,
         gram_case(1024, 256)?,
         gram_case(1024, 1024)?,
     ])

@@ -56,10 +56,12 @@ pub fn add_gram_scratch(columns: usize) -> u64 {
 pub(crate) fn add_upper(x: &Panels, weight: impl Fn(usize) -> f32 + Sync, mut matrix: Vec<&mut [f32]>) {
     debug_assert_eq!(matrix.len(), x.columns());
     let width = x.width();
-    matrix.par_chunks_mut(PANELS * width).enumerate().with_max_len(1).for_each(|(task, rows)| {
-        let first = task * PANELS;
+    // The first rows are the longest: of a narrow matrix, smaller tasks let the threads end together.
+    let panels = if x.count() < 4 * PANELS * rayon::current_num_threads() { 1 } else { PANELS };
+    matrix.par_chunks_mut(panels * width).enumerate().with_max_len(1).for_each(|(task, rows)| {
+        let first = task * panels;
         with_scratch(&LEFT, |left| {
-            left.resize_with(PANELS, Strips::default);
+            left.resize_with(panels, Strips::default);
             let mut blocks: Vec<_> = rows.chunks_mut(width).zip(left).collect();
             // The left factor is the same columns, weighted.
             for (index, (rows, left)) in (first..).zip(&mut blocks) {
