@@ -46,7 +46,7 @@ pub struct Calibrator {
 }
 
 impl Calibrator {
-    /// For the inputs of a package; `weights` are those of the denoising steps. One of every `stride` tokens is summed
+    /// For the inputs that a package watches; `weights` are those of the denoising steps. One of every `stride` tokens is summed
     /// up, for all of them.
     #[must_use]
     pub fn new(package: &Package, weights: Vec<f64>, stride: usize) -> Self {
@@ -54,7 +54,7 @@ impl Calibrator {
             let first = input.layers.first()?;
             Some((first.name.clone(), (input.name.clone(), Mutex::new(Accumulator::new(first.columns, stride.max(1))))))
         };
-        Self { accumulators: package.inputs.iter().filter_map(accumulator).collect(), weights }
+        Self { accumulators: package.watched_inputs().filter_map(accumulator).collect(), weights }
     }
 
     /// The statistics, by the name of the input.

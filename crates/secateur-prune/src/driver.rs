@@ -1,6 +1,7 @@
 //! The loop over packages: calibrate, solve, put the pruned weights in, go on.
 
 use crate::calibrate::{Calibration, calibrate};
+use crate::carry::Turn;
 use crate::error::{Error, Result};
 use crate::hessian::hessian_error;
 use crate::journal::Journal;
@@ -66,6 +67,8 @@ pub struct Outcome {
     pub groups: Vec<GroupOutcome>,
     /// The statistics of the model as it was: where it was calibrated in one package, and else none.
     pub statistics: Statistics,
+    /// Columns of inputs that are in a new basis.
+    pub turns: Vec<Turn>,
 }
 
 /// Where statistics come from.
@@ -198,6 +201,7 @@ impl Outcome {
         self.edits.removals = next.edits.removals;
         self.layers.extend(next.layers);
         self.groups.extend(next.groups);
+        self.turns.extend(next.turns);
     }
 }
 
@@ -248,7 +252,7 @@ pub(crate) fn remove<'a>(
     }
     let layers = Watched { pipeline, watched };
     let removed = method.remove(coupled, &layers)?;
-    let mut outcome = Outcome::of(pipeline);
+    let mut outcome = Outcome { turns: removed.turns, ..Outcome::of(pipeline) };
     let mut parts = Vec::new();
     for ((PlannedGroup { group, .. }, positions), error) in coupled.iter().zip(removed.positions).zip(removed.errors) {
         parts.extend(group.parts(&positions));

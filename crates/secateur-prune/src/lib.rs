@@ -34,6 +34,7 @@
 mod allocation;
 mod budget;
 mod calibrate;
+mod carry;
 mod driver;
 mod dsnot;
 mod error;
@@ -60,6 +61,7 @@ mod weighting;
 pub use allocation::{Allocation, Amount, Budget, Setting, Settings, allocate, influence_pictures};
 pub use budget::Target;
 pub use calibrate::{Calibration, Calibrator};
+pub use carry::Turn;
 pub use driver::{GroupOutcome, LayerOutcome, Outcome, Source, Statistics, prune};
 pub use dsnot::Dsnot;
 pub use error::{Error, Result};

@@ -12,6 +12,7 @@ use std::fmt;
 /// This is the whitening SVD of MoDeGPT (Lin et al. 2024, arXiv 2408.09632, type III): with A = V_a S_a^2 V_a^T, likewise B, and
 /// K = S_a V_a^T V_b S_b = U Sigma V^T, the paper's L = V_a S_a^-1 U Sigma^(1/2) is V_b S_b V Sigma^(-1/2) where S_a can be
 /// inverted, and the latter is defined where it cannot. Likewise R = V_a S_a U Sigma^(-1/2).
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LowRank {
     /// width x width.
     pub(crate) left: Mat<f64>,

@@ -116,6 +116,8 @@ pub struct Package {
     pub inputs: Vec<SharedInput>,
     /// Where heads and neurons are removed: those that are read by the same columns' layers, together.
     pub coupled: Vec<Vec<PlannedGroup>>,
+    /// Inputs that are watched for a method after this one alone.
+    pub carried: Vec<SharedInput>,
 }
 
 /// The whole plan.
@@ -143,16 +145,21 @@ impl Package {
         self.inputs.iter().flat_map(|input| &input.layers)
     }
 
+    /// The inputs that statistics are gathered of.
+    pub fn watched_inputs(&self) -> impl Iterator<Item = &SharedInput> {
+        self.inputs.iter().chain(&self.carried)
+    }
+
     /// Bytes of the Hessians of the package.
     #[must_use]
     pub fn statistics_bytes(&self) -> u64 {
-        self.inputs.iter().map(SharedInput::statistics_bytes).sum()
+        self.watched_inputs().map(SharedInput::statistics_bytes).sum()
     }
 
     /// Bytes of statistics, of what summing them up takes, and of the solver at its largest.
     #[must_use]
     pub fn bytes(&self, task: &Task<'_>) -> u64 {
-        let gram = self.inputs.iter().map(|input| add_gram_scratch(input.width())).max();
+        let gram = self.watched_inputs().map(|input| add_gram_scratch(input.width())).max();
         self.statistics_bytes() + gram.unwrap_or(0) + self.solver_bytes(task)
     }
 
@@ -186,7 +193,7 @@ impl Plan {
     /// If nothing is chosen, a layer cannot have the pattern, or the memory does not hold even one unit.
     pub fn new(structure: &Structure, selection: &Selection, packages: Packages, task: &Task<'_>) -> Result<Self> {
         let units = match task {
-            Task::Weights { pattern, .. } => weight_units(structure, selection, *pattern),
+            Task::Weights { pattern, .. } => weight_units(structure, selection, Some(*pattern)),
             Task::Structured { method, removal } => structured_units(structure, selection, removal, *method),
         };
         if units.is_empty() {
@@ -234,6 +241,24 @@ impl Plan {
         Self { packages: (0..count).map(join).collect() }
     }
 
+    /// Has the inputs of all attentions and feed-forwards watched as well, for [`Source::carried`](crate::Source::carried).
+    ///
+    /// # Errors
+    /// If the plan has more than one package.
+    pub fn carry(&mut self, structure: &Structure) -> Result<()> {
+        let [package] = self.packages.as_mut_slice() else {
+            let problem = "statistics can be carried over to the new model only with one package, as later packages see a \
+                           model that was changed: with --packages 1 or more --memory there is one";
+            return Err(Error::Request(problem.into()));
+        };
+        for input in weight_units(structure, &Selection::default(), None).iter().flat_map(|unit| &unit.inputs) {
+            if package.watched_inputs().all(|watched| watched.name != input.name) {
+                package.carried.push(input.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// All layers in execution order.
     pub fn layers(&self) -> impl Iterator<Item = &PlannedLayer> {
         self.packages.iter().flat_map(Package::layers)
@@ -265,7 +290,7 @@ impl Plan {
     /// symmetric products counted at half.
     #[must_use]
     pub fn hessian_macs(&self, structure: &Structure) -> u64 {
-        let inputs = self.packages.iter().flat_map(|package| &package.inputs);
+        let inputs = self.packages.iter().flat_map(Package::watched_inputs);
         let tokens = |layer: &Layer| match layer.operation {
             Operation::Linear { rows, .. } => rows,
             _ => 0,
@@ -279,7 +304,7 @@ impl Plan {
 }
 
 /// OBS-Diff's units in block order: per block {QKV}, {out}, {ff up}, {ff down}, over all streams.
-fn weight_units(structure: &Structure, selection: &Selection, pattern: Pattern) -> Vec<Package> {
+fn weight_units(structure: &Structure, selection: &Selection, pattern: Option<Pattern>) -> Vec<Package> {
     let mut units = Vec::new();
     for block in &structure.blocks {
         use UnitKind::{AttentionOutput, FeedForwardDown, FeedForwardUp, QueryKeyValue};
@@ -294,8 +319,7 @@ fn weight_units(structure: &Structure, selection: &Selection, pattern: Pattern) 
                     continue;
                 }
                 let name = layer.name.clone();
-                let planned =
-                    PlannedLayer { name, rows: outputs, columns: inputs, tokens: rows, pattern: Some(pattern) };
+                let planned = PlannedLayer { name, rows: outputs, columns: inputs, tokens: rows, pattern };
                 unit.add(&SharedInput { name: prunable.input.clone(), layers: vec![planned] });
             }
             if !unit.inputs.is_empty() {
@@ -333,7 +357,7 @@ fn structured_units(
             let unit = match own.find(reads) {
                 Some(unit) => unit,
                 None => {
-                    units.push(Package { inputs: Vec::new(), coupled: vec![Vec::new()] });
+                    units.push(Package { coupled: vec![Vec::new()], ..Package::default() });
                     let Some(unit) = units.last_mut() else { continue };
                     unit
                 }

@@ -2,6 +2,7 @@
 //! al. 2024, arXiv 2408.09632): low rank for query-key and value-output, and fewer neurons, by the second moments of activations.
 
 use crate::calibrate::Calibration;
+use crate::carry::Turn;
 use crate::error::{Error, Result};
 use crate::hessian::{Factor, hessian_error};
 use crate::low_rank::LowRank;
@@ -190,6 +191,8 @@ impl Edit<'_> {
             self.turn_rows(&stream.value, &bases, rank, |basis| &basis.left)?;
             if let Some(output) = &stream.output {
                 self.turn_columns(output, &bases, rank)?;
+                let Slice { layer, start } = output.clone();
+                self.removed.turns.push(Turn { layer, start, offset: bias.clone(), bases: bases.clone(), rank });
             }
         }
         Ok(relative_tail(&bases, rank))
@@ -424,7 +427,7 @@ fn relative_tail(bases: &[LowRank], rank: usize) -> f64 {
 }
 
 /// Turns the successive dimensions of each head, rows of `columns` numbers, into its basis, with zeros from `rank` on.
-fn turn(rows: &mut [f32], columns: usize, bases: &[LowRank], rank: usize, basis: fn(&LowRank) -> &Mat<f64>) {
+pub(crate) fn turn(rows: &mut [f32], columns: usize, bases: &[LowRank], rank: usize, basis: fn(&LowRank) -> &Mat<f64>) {
     for (rows, head) in rows.chunks_mut(columns * basis(&bases[0]).nrows()).zip(bases) {
         let (basis, width) = (basis(head), basis(head).nrows());
         let old: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();

@@ -1,6 +1,7 @@
 //! Removing whole heads and neurons, or dimensions of heads: the methods' interface, and the plain baseline.
 
 use crate::calibrate::Calibration;
+use crate::carry::Turn;
 use crate::error::Result;
 use crate::method::LayerWeight;
 use crate::plan::{Plan, PlannedGroup};
@@ -44,6 +45,8 @@ pub struct Removed {
     pub errors: Vec<Option<f64>>,
     /// What was added to the Hessians' diagonals, relative to their means; 0 where nothing was.
     pub damping: f64,
+    /// Columns of inputs that are in a new basis.
+    pub turns: Vec<Turn>,
 }
 
 /// A way to choose heads, neurons or dimensions, and to make up for them.

@@ -86,7 +86,7 @@ pub(crate) struct ModelArgs {
 }
 
 /// How to sample; the defaults travel with the model.
-#[derive(Debug, Args)]
+#[derive(Debug, Args, PartialEq)]
 pub(crate) struct SamplingArgs {
     /// Denoising steps [default: the model's]
     #[arg(long, value_name = "N", value_parser = positive)]
@@ -133,7 +133,7 @@ pub(crate) struct ScoreArgs {
 }
 
 /// What to draw, to learn from and for the report.
-#[derive(Debug, Args)]
+#[derive(Debug, Args, PartialEq)]
 pub(crate) struct PromptArgs {
     /// Calibration prompts, one a line; labels, by name or number, for a model that knows classes [default: the first of the
     /// model's own list]
@@ -191,6 +191,10 @@ pub(crate) struct RunArgs {
     /// Use saved statistics in place of a calibration
     #[arg(long, value_name = "DIR")]
     pub(crate) statistics: Option<PathBuf>,
+    /// Save the statistics as the new model has them, for another method to use on it (one package); the inputs of all
+    /// attentions and feed-forwards are watched for that
+    #[arg(long, value_name = "DIR")]
+    pub(crate) carry_statistics: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) score: ScoreArgs,
     /// Print what would go, the memory and the work, and stop

@@ -105,3 +105,47 @@ fn a_recipe_goes_on_where_it_failed() {
     succeed(&mut run(&["--force", "--quiet"]));
     assert!(resumed == std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap());
 }
+
+#[test]
+fn methods_that_would_calibrate_alike_share_a_calibration() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let recipe = "steps = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = 0.05\n[[method]]\nname = 'prune'\n\
+                  pattern = '2:4'\n[[method]]\nname = 'prune'\nsamples = 3\n";
+    std::fs::write(at("recipe.toml"), recipe).unwrap();
+    let planned = succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run"]));
+    let [slim, first, second] = planned.lines().collect::<Vec<_>>()[..] else { panic!("{planned}") };
+    assert!(slim.contains("--samples=100 --carry-statistics=") && slim.ends_with(".small.1-slim.statistics"), "{slim}");
+    assert!(first.contains("--samples=100 --statistics=") && first.ends_with(".small.1-slim.statistics"), "{first}");
+    assert!(second.contains("--samples=3") && !second.contains("statistics"), "{second}");
+
+    // What is shared is what the commands do by themselves, a run that was stopped in between included.
+    let few = ["--samples", "4", "--force", "--quiet", "--json"];
+    let report = json(&succeed(&mut compress(&at("recipe.toml"), &at("small"), &few)));
+    assert_eq!(entries(temporary.path()), ["recipe.toml", "small"]);
+    let stages: Vec<&str> = report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert!(stages.contains(&"1, slim: calibrate") && stages.contains(&"3, prune: calibrate"), "{stages:?}");
+    assert!(!stages.contains(&"2, prune: calibrate"), "{stages:?}");
+    let by_hand = |command: &str, options: &[&str], from: &Path, out: &str| {
+        let common = ["--steps=2", "--samples=4", "--report-samples=0", "--quiet"];
+        succeed(secateur().arg(command).arg(from).args(common).args(options).arg("--out").arg(at(out)));
+    };
+    let statistics = at("carried");
+    let carry = format!("--carry-statistics={}", statistics.display());
+    by_hand("slim", &["--budget=0.05", &carry], &model("emoji-dit"), "a");
+    let error = secateur()
+        .arg("prune")
+        .arg(model("emoji-dit"))
+        .arg("--statistics")
+        .arg(&statistics)
+        .arg("--out")
+        .arg(at("b"))
+        .args(["--steps=2", "--samples=4", "--report-samples=0"])
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&error.stderr).contains("made with other settings: model"), "{error:?}");
+    by_hand("prune", &["--pattern=2:4", &format!("--statistics={}", statistics.display())], &at("a"), "b");
+    by_hand("prune", &["--samples=3"], &at("b"), "c");
+    let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(weights("small") == weights("c"));
+}

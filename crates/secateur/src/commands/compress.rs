@@ -1,6 +1,7 @@
 //! `secateur compress`: several methods after each other.
 
 mod recipe;
+mod sharing;
 
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
@@ -21,7 +22,8 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let args = &recipe.merged()?;
     let folder = args.model.open()?;
     let out = args.out.clone().unwrap_or_else(|| "OUT".into());
-    let methods = recipe.methods(folder.path(), &out)?;
+    let mut methods = recipe.methods(folder.path(), &out)?;
+    sharing::share(&mut methods, &folder)?;
     if args.dry_run {
         let commands: Vec<String> = methods.iter().map(Method::to_string).collect();
         return if common.json { print_json(&commands) } else { commands.iter().try_for_each(|line| print(line)) };
@@ -53,6 +55,9 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
             _ => {}
         }
         reports.push(report?);
+        if let Some(before) = index.checked_sub(1) {
+            remove_folder(&methods[before].statistics())?;
+        }
     }
     let (report, pictures) = evaluate(args, common, &folder, &methods, (&reports, &report_prompts), &out)?;
     let last = methods.last().context("the recipe has no methods")?;
@@ -101,10 +106,8 @@ fn begin(methods: &[Method], recipe: &Recipe, resume: bool, force: bool) -> Resu
 /// Removes what the methods made.
 fn remove(methods: &[Method]) -> Result<()> {
     for method in methods {
-        for folder in [&method.out, &method.unfinished()] {
-            if folder.is_dir() {
-                std::fs::remove_dir_all(folder)?;
-            }
+        for folder in [&method.out, &method.unfinished(), &method.statistics()] {
+            remove_folder(folder)?;
         }
         let recipe = method.recipe_path();
         if recipe.is_file() {
@@ -114,8 +117,14 @@ fn remove(methods: &[Method]) -> Result<()> {
     Ok(())
 }
 
+fn remove_folder(folder: &Path) -> std::io::Result<()> {
+    if folder.is_dir() { std::fs::remove_dir_all(folder) } else { Ok(()) }
+}
+
 impl Method {
     fn run(&self, resume: bool, common: &Common) -> Result<Report> {
+        // Those of a run that was stopped before its model was whole.
+        remove_folder(&self.statistics())?;
         let report = match self.command(resume)? {
             Command::Prune(args) => prune::compress(&args, common),
             Command::Slim(args) => slim::compress(&args, common),

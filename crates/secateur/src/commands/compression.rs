@@ -50,6 +50,9 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
             plan.packages.len()
         );
     }
+    if args.carry_statistics.is_some() {
+        plan.carry(&folder.structure(&calibration.sampling))?;
+    }
     let saved_before = args.statistics.is_some();
     let judged = report_prompts.len();
     let mut dry = DryRun::new(&folder, &plan, task, &removed, &calibration, judged, (budget.allocation, saved_before))?;
@@ -73,10 +76,10 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let output = OutputFolder::create(out, common.force, &inputs)?;
     inputs.push(output.target());
     let unfinished = Unfinished::check(output.target(), args.resume, common.force)?;
-    let statistics_output = match &args.save_statistics {
-        Some(path) => Some(OutputFolder::create(path, common.force, &inputs)?),
-        None => None,
+    let folder_for = |path: &Option<PathBuf>| {
+        path.as_ref().map(|path| OutputFolder::create(path, common.force, &inputs)).transpose()
     };
+    let (statistics_output, carried_output) = (folder_for(&args.save_statistics)?, folder_for(&args.carry_statistics)?);
     let fingerprint = Fingerprint::new(&folder, &calibration)?;
     let saved = args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint)).transpose()?;
     let journal = unfinished.journal(&Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget))?;
@@ -132,7 +135,9 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     };
     let dimensions = plan.groups().any(|planned| matches!(planned.group, Group::Dimensions(_)));
     let module_errors = dimensions.then(|| ModuleErrors::new(&pipeline, &calibration, &progress)).transpose()?;
-    let outcome = prune(&mut pipeline, &plan, task, &source, module_errors.as_ref(), Some(&journal), &progress)?;
+    // A finished package has no statistics to carry.
+    let journal = carried_output.is_none().then_some(&journal);
+    let outcome = prune(&mut pipeline, &plan, task, &source, module_errors.as_ref(), journal, &progress)?;
     product.measure();
     let pruned = evaluation.samples(&pipeline, &names[1])?;
     models.push(model_summary(&pipeline, &names[1], &evaluation.sampling)?);
@@ -142,6 +147,11 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     if let Some(output) = &statistics_output {
         let statistics = gathered.as_ref().unwrap_or(&outcome.statistics);
         SavedStatistics::write(output.path(), statistics, &step_weights, &fingerprint)?;
+    }
+    if let Some(carried_output) = &carried_output {
+        let carried = source.carried(&plan, &outcome)?;
+        let of_new = Fingerprint::new(&ModelFolder::open(output.path(), pipeline.folder().variant())?, &calibration)?;
+        SavedStatistics::write(carried_output.path(), &carried, &step_weights, &of_new)?;
     }
     let (comparison, pictures) = match (dense, pruned) {
         (Some(dense), Some(pruned)) => dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?,
@@ -173,6 +183,8 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         notes,
     };
     report.write(&pictures, output.path())?;
+    // Where the new model is, its statistics are.
+    carried_output.map(OutputFolder::finish).transpose()?;
     output.finish()?;
     unfinished.remove()?;
     statistics_output.map(OutputFolder::finish).transpose()?;
@@ -206,8 +218,8 @@ pub(super) fn plan(
 ) -> secateur_prune::Result<Plan> {
     let packages = match args.packages {
         Some(count) => Packages::Count(count),
-        // Saved statistics are read one input at a time.
-        None if args.statistics.is_some() => Packages::Count(1),
+        // Saved statistics are read one input at a time; those to carry are of one package.
+        None if args.statistics.is_some() || args.carry_statistics.is_some() => Packages::Count(1),
         None => Packages::Memory(args.memory.as_u64()),
     };
     let selection = Selection::new(&args.include, &args.exclude)?;

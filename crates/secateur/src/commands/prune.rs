@@ -8,7 +8,7 @@ use secateur_eval::Report;
 use secateur_prune::{Allocation, Amount, Pattern, Removal, StructuredMethod, Task};
 
 /// Calibration prompts taken from a model's own list: quality rises to about so many, then is flat.
-const SAMPLES: usize = 100;
+pub(super) const SAMPLES: usize = 100;
 
 pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
     tell(compress(args, common)?.as_ref(), args.run.out.as_deref(), common)

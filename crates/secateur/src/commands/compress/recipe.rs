@@ -154,6 +154,17 @@ impl Method {
         Ok(cli.map_err(|error| anyhow::anyhow!("{}", error.render().to_string().trim()))?.command)
     }
 
+    /// Gives an option to the command.
+    pub(super) fn add(&mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) {
+        self.words.push(option(name, value));
+    }
+
+    /// Statistics for the next method.
+    pub(super) fn statistics(&self) -> PathBuf {
+        let name = self.out.file_name().unwrap_or_default().to_string_lossy();
+        self.out.with_file_name(format!("{name}.statistics"))
+    }
+
     /// What the run depends on, beside the first method's folder.
     pub(super) fn recipe_path(&self) -> PathBuf {
         self.out.with_extension("recipe")
