@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What is taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,8 +264,8 @@ impl ReuseSchedule {
 }
 
 /// Takes over what the schedule of a run says.
-pub(crate) struct Reuse<'a> {
-    schedule: &'a ReuseSchedule,
+pub(crate) struct Reuse {
+    schedule: Arc<ReuseSchedule>,
     /// Of each call, whose output is read.
     read: Vec<Row>,
     call: Cell<usize>,
@@ -274,16 +275,22 @@ pub(crate) struct Reuse<'a> {
 }
 
 /// What a unit made at a call.
+#[derive(Clone)]
 struct Made {
     timestep: f64,
     tensors: Vec<Tensor>,
 }
 
-impl<'a> Reuse<'a> {
-    pub(crate) fn new(schedule: &'a ReuseSchedule, structure: &Structure) -> Result<Self> {
+impl Reuse {
+    pub(crate) fn new(schedule: Arc<ReuseSchedule>, structure: &Structure) -> Result<Self> {
         let read = schedule.computed.iter().map(|row| structure.read(schedule.kind, row)).collect::<Result<_>>()?;
         let made = RefCell::new(schedule.units.iter().map(|_| VecDeque::new()).collect());
         Ok(Self { schedule, read, call: Cell::new(0), timestep: Cell::new(0.0), made })
+    }
+
+    /// With what units made in another run.
+    pub(crate) fn remembering(self, other: &Self) -> Self {
+        Self { made: other.made.clone(), ..self }
     }
 
     /// The next forward is that of call `call`.
@@ -322,7 +329,7 @@ fn lagrange(places: &[f64], place: f64) -> Vec<f64> {
     places.iter().enumerate().map(factor).collect()
 }
 
-impl Gates for Reuse<'_> {
+impl Gates for Reuse {
     fn enter(&self, stretch: &str, inputs: &[Tensor]) -> secateur_nn::Result<Passage> {
         let compute = || Passage::Compute(inputs.to_vec());
         let Some(unit) = self.unit(stretch) else { return Ok(compute()) };

@@ -87,8 +87,20 @@ pub trait SchedulerConfig: Debug + Send + Sync {
     fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)>;
 }
 
+/// What can go on twice from the same moment.
+pub trait Fork {
+    /// Another one that remembers the same.
+    fn fork(&self) -> Box<dyn Schedule>;
+}
+
+impl<S: Schedule + Clone + 'static> Fork for S {
+    fn fork(&self) -> Box<dyn Schedule> {
+        Box::new(self.clone())
+    }
+}
+
 /// One run of a sampler, with what it remembers of earlier calls. All that is done to latents is differentiable.
-pub trait Schedule {
+pub trait Schedule: Fork {
     /// The calls of the model, in order.
     fn calls(&self) -> &[Call];
 

@@ -7,7 +7,7 @@
 mod assemble;
 
 use candle_core::Tensor;
-use secateur_models::{Error, Kind, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_models::{Denoising, Error, Kind, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling};
 use secateur_nn::{Context, Gates, Passage, Probe, Step};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -219,6 +219,46 @@ fn bundled_models() {
     check(&model("emoji-unet"), &["red apple, noto style emoji"], &OF_UNETS, Some(Sampler::Pndm));
     check(&model("emoji-dit"), &["1", "2"], &OF_CHAINS, None);
     check(&model("emoji-mmdit"), &["red apple, noto style emoji"], &OF_CHAINS, None);
+}
+
+/// A run that forks goes on as if it had been the other one from the start, and the first one as if nothing had been.
+#[test]
+fn forks() {
+    let folder = ModelFolder::open(&model("emoji-dit"), None).unwrap();
+    let pipeline = Pipeline::open(folder.clone()).unwrap();
+    let prompts = ["1", "2"].map(str::to_owned);
+    for sampler in [Sampler::Ddim, Sampler::Ddpm, Sampler::Pndm, Sampler::Heun, Sampler::DpmSolver] {
+        let sampling = Sampling { steps: 6, sampler, ..folder.sampling() };
+        let mut one = ReuseSchedule::whole(&folder, &sampling, Kind::Block).unwrap();
+        one.order = 1;
+        some(&mut one);
+        let mut other = one.clone();
+        let steps_of_fork = 3;
+        let reusing =
+            |schedule: &ReuseSchedule| Sampling { reuse: Some(Arc::new(schedule.clone())), ..sampling.clone() };
+        let noise = pipeline.noise(0..2, &sampling).unwrap();
+        let conditioning = pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
+        let begin =
+            |sampling: &Sampling| Denoising::new(&pipeline, &noise, &conditioning, 0..2, sampling, None).unwrap();
+        let finish = |mut run: Denoising<'_>| {
+            while run.step().unwrap() {}
+            assert_eq!(run.next_calls().len(), 0);
+            run.latents().clone()
+        };
+        let mut first = begin(&reusing(&one));
+        let mut calls = 0;
+        for _ in 0..steps_of_fork {
+            assert_eq!(first.next_calls().start, calls, "{sampler}");
+            calls = first.next_calls().end;
+            assert!(first.step().unwrap());
+        }
+        other.computed[calls..].iter_mut().flatten().for_each(|computed| *computed = !*computed);
+        let forked = finish(first.fork(&Arc::new(other.clone())).unwrap());
+        assert_eq!(largest_difference(&forked, &finish(begin(&reusing(&other)))), 0.0, "{sampler}");
+        let first = finish(first);
+        assert_eq!(largest_difference(&first, &finish(begin(&reusing(&one)))), 0.0, "{sampler}");
+        assert!(largest_difference(&first, &forked) > 0.0, "{sampler}");
+    }
 }
 
 /// Sampled in another way, it is refused, or each call is like the nearest.

@@ -5,7 +5,7 @@ use secateur_prune::{
     Calibration, InputStatistics, Magnitude, Obs, Packages, Pattern, Plan, Removal, Rows, Selection, Slim, Source,
     Statistics, StructuredMethod, Task, Weighting, prune,
 };
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn open(path: &Path) -> ModelFolder {
     ModelFolder::open(path, None).unwrap()

@@ -5,9 +5,11 @@ use crate::error::{Error, Result};
 use crate::learn::Learning;
 use crate::scores::{Scores, Selection};
 use crate::supernet::SuperNet;
+use candle_core::Tensor;
 use secateur_eval::{Picture, psnr_capped, split};
-use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
+use secateur_models::{Conditioning, Denoising, Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A schedule that was tried.
@@ -89,13 +91,15 @@ pub fn select(
     let schedules = scores.into_iter().flat_map(|scores| ways.map(|how| (scores, how))).map(learned);
     let schedules: Vec<(String, ReuseSchedule)> = schedules.chain([even(), by_first_unit()]).collect::<Result<_>>()?;
 
-    let judge = Judge::new(pipeline, learning, observer)?;
+    let mut judge = Judge::new(pipeline, learning, observer)?;
+    judge.wanted = judge.pictures(judge.begin(whole)?)?;
     let mut tried = Vec::new();
     for (from, schedule) in schedules {
         let mut orders = Vec::new();
         for order in 0..ORDERS {
             let schedule = ReuseSchedule { order, ..schedule.clone() };
-            orders.push(Selected { from: from.clone(), exchanges: 0, psnr: judge.psnr(&schedule)?, schedule });
+            let psnr = judge.psnr(judge.begin(&schedule)?)?;
+            orders.push(Selected { from: from.clone(), exchanges: 0, psnr, schedule });
             observer.advance(1)?;
         }
         tried.extend(orders.into_iter().max_by(|a, b| a.psnr.total_cmp(&b.psnr)));
@@ -135,7 +139,11 @@ impl Exchange<'_> {
         let pairs = best.schedule.computed.len().saturating_sub(2);
         // Around the calls, until none has given anything since the one that comes now.
         let (mut pair, mut idle) = (0, 0);
+        let mut so_far = Vec::new();
         while idle < pairs && self.left > 0 && !self.stopped {
+            if pair == 0 {
+                so_far = self.judge.begin(&best.schedule)?;
+            }
             let call = 1 + pair;
             pair = (pair + 1) % pairs;
             idle += 1;
@@ -145,7 +153,7 @@ impl Exchange<'_> {
             }
             schedule.computed.swap(call, call + 1);
             self.left -= 1;
-            let psnr = match self.judge.psnr(&schedule) {
+            let psnr = match self.judge.try_from(call, &mut so_far, &schedule) {
                 Err(Error::Model(ModelError::Interrupted)) => {
                     self.stopped = true;
                     break;
@@ -154,6 +162,7 @@ impl Exchange<'_> {
             };
             if psnr > best.psnr {
                 idle = 0;
+                so_far = fork(&so_far, &schedule)?;
                 best = Selected { exchanges: best.exchanges + 1, psnr, schedule, ..best };
             }
             observer.tell(&format!("{:.2} dB", best.psnr));
@@ -169,32 +178,73 @@ struct Judge<'a> {
     pipeline: &'a Pipeline,
     sampling: &'a Sampling,
     observer: &'a dyn Observer,
-    prompts: &'a [String],
+    batches: Vec<Batch>,
     wanted: Vec<Picture>,
 }
 
+/// Pictures that are drawn together.
+struct Batch {
+    images: Range<usize>,
+    noise: Tensor,
+    conditioning: Conditioning,
+}
+
 impl<'a> Judge<'a> {
+    /// Without the pictures that are wanted.
     fn new(pipeline: &'a Pipeline, learning: &'a Learning, observer: &'a dyn Observer) -> Result<Self> {
-        let prompts = &learning.prompts[..learning.prompts.len().min(JUDGED)];
-        let wanted = draw(pipeline, prompts, &learning.sampling, observer)?;
-        Ok(Self { pipeline, sampling: &learning.sampling, observer, prompts, wanted })
+        let Learning { prompts, sampling, .. } = learning;
+        let batch = |images: Range<usize>| {
+            let conditioning = pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+            Ok(Batch { noise: pipeline.noise(images.clone(), sampling)?, images, conditioning })
+        };
+        let batches = sampling.batches(prompts.len().min(JUDGED)).map(batch).collect::<Result<_>>()?;
+        Ok(Self { pipeline, sampling, observer, batches, wanted: Vec::new() })
     }
 
-    fn psnr(&self, schedule: &ReuseSchedule) -> Result<f64> {
+    /// Runs of a schedule before their first step, one a batch.
+    fn begin<'b>(&'b self, schedule: &ReuseSchedule) -> Result<Vec<Denoising<'b>>> {
         let sampling = Sampling { reuse: Some(Arc::new(schedule.clone())), ..self.sampling.clone() };
-        let pictures = draw(self.pipeline, self.prompts, &sampling, self.observer)?;
+        let begin = |batch: &'b Batch| {
+            let Batch { images, noise, conditioning } = batch;
+            Ok(Denoising::new(self.pipeline, noise, conditioning, images.clone(), &sampling, None)?)
+        };
+        self.batches.iter().map(begin).collect()
+    }
+
+    /// Takes runs up to the step of a call, and others from there to their end, with a schedule that has been theirs before that call.
+    fn try_from(&self, call: usize, runs: &mut [Denoising<'_>], schedule: &ReuseSchedule) -> Result<f64> {
+        for run in runs.iter_mut() {
+            while run.next_calls().end <= call && run.step()? {
+                self.observer.advance(0)?;
+            }
+        }
+        self.psnr(fork(runs, schedule)?)
+    }
+
+    /// Takes runs to their end.
+    fn pictures(&self, runs: Vec<Denoising<'_>>) -> Result<Vec<Picture>> {
+        let mut pictures = Vec::new();
+        for mut run in runs {
+            while run.step()? {
+                self.observer.advance(0)?;
+            }
+            pictures.extend(split(&self.pipeline.pictures(run.latents())?)?);
+        }
+        Ok(pictures)
+    }
+
+    fn psnr(&self, runs: Vec<Denoising<'_>>) -> Result<f64> {
+        let pictures = self.pictures(runs)?;
         let psnr = |(wanted, picture)| psnr_capped(wanted, picture);
         let all = self.wanted.iter().zip(&pictures).map(psnr).collect::<secateur_eval::Result<Vec<f64>>>()?;
         Ok(all.iter().sum::<f64>() / all.len().max(1) as f64)
     }
 }
 
-fn draw(pipeline: &Pipeline, prompts: &[String], sampling: &Sampling, observer: &dyn Observer) -> Result<Vec<Picture>> {
-    let draw = |images| {
-        let latents = pipeline.sample(prompts, images, sampling, None, &Quiet(observer))?;
-        Ok(split(&pipeline.pictures(&latents)?)?)
-    };
-    Ok(sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?.concat())
+/// The same moment of runs that go on with another schedule.
+fn fork<'a>(runs: &[Denoising<'a>], schedule: &ReuseSchedule) -> Result<Vec<Denoising<'a>>> {
+    let schedule = Arc::new(schedule.clone());
+    runs.iter().map(|run| Ok(run.fork(&schedule)?)).collect()
 }
 
 /// Only whether to stop.

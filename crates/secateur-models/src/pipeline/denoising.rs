@@ -5,21 +5,22 @@ use crate::checkpoint::is_finite;
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
 use crate::noise::noise;
-use crate::reuse::Reuse;
+use crate::reuse::{Reuse, ReuseSchedule};
 use crate::scheduler::{Call, Schedule};
 use candle_core::Tensor;
 use secateur_nn::{Context, Gates, LayerName, Probe, Step};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Images on their way from noise to latents, step by step.
 pub struct Denoising<'a> {
     pipeline: &'a Pipeline,
     conditioning: &'a Conditioning,
     images: Range<usize>,
-    sampling: &'a Sampling,
+    sampling: Sampling,
     probe: Option<&'a dyn Probe>,
     schedule: Box<dyn Schedule>,
-    reuse: Option<Reuse<'a>>,
+    reuse: Option<Reuse>,
     latents: Tensor,
     /// Calls of the denoiser so far.
     calls: usize,
@@ -39,7 +40,7 @@ impl<'a> Denoising<'a> {
         noise: &Tensor,
         conditioning: &'a Conditioning,
         images: Range<usize>,
-        sampling: &'a Sampling,
+        sampling: &Sampling,
         probe: Option<&'a dyn Probe>,
     ) -> Result<Self> {
         let (_, _, height, width) = noise.dims4()?;
@@ -48,11 +49,43 @@ impl<'a> Denoising<'a> {
         let reuse = match &sampling.reuse {
             Some(reuse) => {
                 reuse.check(sampling, schedule.calls().len())?;
-                Some(Reuse::new(reuse, &pipeline.structure(sampling))?)
+                Some(Reuse::new(reuse.clone(), &pipeline.structure(sampling))?)
             }
             None => None,
         };
+        let sampling = sampling.clone();
         Ok(Self { pipeline, conditioning, images, sampling, probe, schedule, reuse, latents, calls: 0, draws: 0 })
+    }
+
+    /// The same moment of a run that goes on with another schedule of what is computed, which has been the same so far.
+    ///
+    /// # Errors
+    /// If the pipeline cannot be sampled so.
+    pub fn fork(&self, reuse: &Arc<ReuseSchedule>) -> Result<Self> {
+        let sampling = Sampling { reuse: Some(reuse.clone()), ..self.sampling.clone() };
+        reuse.check(&sampling, self.schedule.calls().len())?;
+        let of_new = Reuse::new(reuse.clone(), &self.pipeline.structure(&sampling))?;
+        let of_new = match &self.reuse {
+            Some(own) => of_new.remembering(own),
+            None => of_new,
+        };
+        Ok(Self {
+            images: self.images.clone(),
+            sampling,
+            schedule: self.schedule.fork(),
+            reuse: Some(of_new),
+            latents: self.latents.clone(),
+            ..*self
+        })
+    }
+
+    /// The calls of the denoiser in the next step; none after the last.
+    #[must_use]
+    pub fn next_calls(&self) -> Range<usize> {
+        let calls = self.schedule.calls();
+        let step = calls.get(self.calls).map(|call| call.step);
+        let end = (self.calls..).find(|&call| calls.get(call).map(|call| call.step) != step || step.is_none());
+        self.calls..end.unwrap_or(self.calls)
     }
 
     /// The latents so far: samples x channels x height x width.
