@@ -54,7 +54,7 @@ const ZEROS: f64 = 0.1;
 /// Added to the diagonal of C, relative to its mean, to score neurons.
 const TO_SCORE: f64 = Factor::DAMPING;
 /// The same to solve for the columns that are left.
-const TO_SOLVE: f64 = 1e-6;
+const TO_SOLVE: f64 = 1e-3;
 /// How often that is raised tenfold where C_JJ is not positive definite.
 const ESCALATIONS: i32 = 4;
 

@@ -95,6 +95,25 @@ impl<'a> SuperNet<'a> {
         Ok(Run { net: self, conditioning, calls, latents: Var::from_tensor(&latents)? })
     }
 
+    /// Bytes of what units make in a run of `images` pictures, at most: of a first call for the picture of one prompt, times calls and
+    /// pictures.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub fn bytes(&self, prompt: &str, images: usize) -> Result<u64> {
+        let schedule = self.pipeline.folder().schedule(self.sampling.latent, self.sampling)?;
+        let Some(&call) = schedule.calls().first() else { return Ok(0) };
+        let conditioning =
+            self.pipeline.guided_conditioning(&[prompt.to_owned()], self.sampling.latent, self.sampling)?;
+        let latents = self.pipeline.noise(0..1, self.sampling)?.affine(schedule.initial_scale(), 0.0)?;
+        let computed = vec![true; self.units.len()];
+        let gates = Hard { net: self, computed: &computed, features: vec![None; self.units.len()].into() };
+        self.predict(&schedule.scale_input(0, &latents)?, call, &conditioning, &gates)?;
+        let features = gates.features.into_inner();
+        let elements: usize = features.iter().flatten().flatten().map(Tensor::elem_count).sum();
+        Ok((elements * size_of::<f32>() * images * schedule.calls().len()) as u64)
+    }
+
     fn predict(&self, input: &Tensor, call: Call, conditioning: &Conditioning, gates: &dyn Gates) -> Result<Tensor> {
         let step = Step { index: call.step, count: self.sampling.steps };
         let context = Context { step, gates: Some(gates), ..Context::default() };

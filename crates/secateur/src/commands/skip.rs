@@ -11,7 +11,9 @@ use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
 use secateur_models::{Kind, ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure};
-use secateur_skip::{Learning, Loss, Pruner, Scores, Selected, Selection, Tried, compare, kept, learn, select, ways};
+use secateur_skip::{
+    Learning, Loss, Pruner, Scores, Selected, Selection, SuperNet, Tried, compare, kept, learn, select, ways,
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -90,6 +92,16 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     let request = request(&learning, kind, pipeline.folder())?;
     let state = secateur_skip::Progress { folder: unfinished.folder.clone(), request };
     // Nothing is learned in no iterations.
+    if args.iterations > 0
+        && let Some(prompt) = learning.prompts.first()
+    {
+        let held =
+            SuperNet::new(&pipeline, &sampling, &whole).bytes(prompt, sampling.batch.min(learning.prompts.len()))?;
+        progress.note(&format!(
+            "learning keeps what units make at all calls of a batch, {} at most, beside the way back through one call",
+            bytes(held)
+        ));
+    }
     let learned = match args.iterations {
         0 => None,
         _ => Some(learn(&pipeline, &whole, &learning, Some(&state), &progress)?),
@@ -132,7 +144,13 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     if !report_prompts.is_empty() && !stopped {
         // The report's noise is not that of the learning.
         let sampling = Sampling { seed: sampling.seed.wrapping_add(1), ..sampling.clone() };
-        compared = compare(&pipeline, (&names[0], &sampling), &ways, &report_prompts, clip.as_ref(), &progress)?;
+        compared = match compare(&pipeline, (&names[0], &sampling), &ways, &report_prompts, clip.as_ref(), &progress) {
+            Err(secateur_skip::Error::Model(secateur_models::Error::Interrupted)) => {
+                notes.push("stopped before the pictures of the report were drawn: there is no comparison".into());
+                Vec::new()
+            }
+            compared => compared?,
+        };
     }
     let ways: Vec<WayReport> = compared.iter().map(|compared| compared.report.clone()).collect();
     notes.extend(closer(&ways));
