@@ -93,15 +93,16 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     progress.begin("load", 0, "");
     let names = names(&[folder.path(), out]);
     let mut pipeline = Pipeline::open(folder)?;
+    // It may find that the model cannot be made smaller so.
+    if let Task::Structured { method, .. } = task {
+        method.prepare(&pipeline, &plan, &calibration, &progress)?;
+    }
     // The report's noise is not the calibration's.
     let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
     let sampling = skipping(&sampling, pipeline.folder(), false)?;
     let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
     let mut models = vec![model_summary(&pipeline, &names[0], &evaluation.sampling)?];
     let dense = evaluation.samples(&pipeline, &names[0])?;
-    if let Task::Structured { method, .. } = task {
-        method.prepare(&pipeline, &plan, &calibration, &progress)?;
-    }
     let mut product = Product::new();
     product.measure();
     let step_weights = match &saved {
