@@ -40,7 +40,7 @@ impl Fingerprint {
     /// If the weight files cannot be read.
     pub fn new(folder: &ModelFolder, calibration: &Calibration) -> Result<Self> {
         Ok(Self {
-            model: model(folder)?,
+            model: Self::of_model(folder)?,
             prompts: digest(calibration.prompts.iter().map(|prompt| format!("{prompt}\n"))),
             samples: calibration.prompts.len(),
             steps: calibration.sampling.steps,
@@ -53,6 +53,19 @@ impl Fingerprint {
             weighting: calibration.weighting.to_string(),
             token_stride: calibration.token_stride,
         })
+    }
+
+    /// SHA-256 of all files of a model that its activations depend on.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn of_model(folder: &ModelFolder) -> Result<String> {
+        let mut hash = Sha256::new();
+        for path in folder.activation_files()? {
+            let mut file = File::open(&path).map_err(Error::io(&path))?;
+            std::io::copy(&mut file, &mut hash).map_err(Error::io(&path))?;
+        }
+        Ok(hexadecimal(hash))
     }
 
     /// What differs, in words.
@@ -91,13 +104,4 @@ fn digest(parts: impl Iterator<Item = impl AsRef<[u8]>>) -> String {
 
 fn hexadecimal(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn model(folder: &ModelFolder) -> Result<String> {
-    let mut hash = Sha256::new();
-    for path in folder.activation_files()? {
-        let mut file = File::open(&path).map_err(Error::io(&path))?;
-        std::io::copy(&mut file, &mut hash).map_err(Error::io(&path))?;
-    }
-    Ok(hexadecimal(hash))
 }

@@ -273,6 +273,27 @@ fn a_disk_that_is_full() {
 }
 
 #[test]
+fn a_recipe_does_not_go_on_with_another_model() {
+    let temporary = tempfile::tempdir().unwrap();
+    let model = copy(temporary.path(), "scheduler");
+    let recipe = temporary.path().join("recipe.toml");
+    let methods = "[[method]]\nname = 'prune'\n[[method]]\nname = 'prune'\nprompts = 'there is no such file'\n";
+    std::fs::write(&recipe, format!("samples = 2\nsteps = 2\nreport-samples = 0\n{methods}")).unwrap();
+    let run = |resume: &[&str]| {
+        let mut command = secateur();
+        command.arg("compress").arg(&model).arg("--recipe").arg(&recipe);
+        command.arg("--out").arg(temporary.path().join("out")).arg("--quiet").args(resume);
+        fail(&mut command, 1)
+    };
+    assert!(run(&[]).contains("1 of 2 methods are finished"));
+    assert!(run(&["--resume"]).contains("there is no such file"));
+    let config = model.join("scheduler/scheduler_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"shift\": 1.0", "\"shift\": 3.0")).unwrap();
+    assert!(run(&["--resume"]).contains("another model, recipe or command line"));
+}
+
+#[test]
 fn ctrl_c_leaves_nothing() {
     let temporary = tempfile::tempdir().unwrap();
     let mut command = secateur();

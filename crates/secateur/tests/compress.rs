@@ -93,7 +93,7 @@ fn a_recipe_goes_on_where_it_failed() {
     let error = fail(&mut run(&[]), 1);
     assert!(error.contains("--resume goes on") && error.contains("--force"), "{error}");
     let error = fail(&mut run(&["--resume", "--seed", "9"]), 1);
-    assert!(error.contains("another recipe or command line"), "{error}");
+    assert!(error.contains("another model, recipe or command line"), "{error}");
 
     std::fs::write(&labels, "1\n2\n").unwrap();
     let output = run(&["--resume"]).output().unwrap();

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
 use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
 use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
+use secateur_prune::Fingerprint;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -32,7 +33,8 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let inputs = [Some(folder.path()), Some(&*args.recipe), args.prompts.prompts.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     let output = OutputFolder::create(&out, common.force, &inputs)?;
-    let finished = begin(&methods, &recipe, args.resume, common.force)?;
+    let request = format!("model {}\n{}", Fingerprint::of_model(&folder)?, recipe.request);
+    let finished = begin(&methods, &request, args.resume, common.force)?;
     let mut reports = Vec::new();
     for (index, method) in methods.iter().enumerate() {
         if index < finished {
@@ -83,8 +85,8 @@ fn report_prompts(args: &CompressArgs, folder: &ModelFolder) -> Result<Vec<Strin
     Ok(prompt_lists(&args.prompts, folder, 1)?.1)
 }
 
-/// How many methods are finished; what another run left is thrown away with `force`.
-fn begin(methods: &[Method], recipe: &Recipe, resume: bool, force: bool) -> Result<usize> {
+/// How many methods are finished of a run whose result depends on `request`; what another run left is thrown away with `force`.
+fn begin(methods: &[Method], request: &str, resume: bool, force: bool) -> Result<usize> {
     let begun = methods.iter().any(|method| method.out.is_dir() || method.is_unfinished());
     let first = methods.first().context("the recipe has no methods")?;
     let kept = first.recipe_path();
@@ -94,12 +96,12 @@ fn begin(methods: &[Method], recipe: &Recipe, resume: bool, force: bool) -> Resu
             bail!("a run for this --out was not finished: --resume goes on with it, --force begins anew")
         }
         (true, false) => remove(methods)?,
-        (true, true) if std::fs::read_to_string(&kept).ok().as_deref() != Some(&recipe.request) => {
-            bail!("{}: it is of another recipe or command line", kept.display())
+        (true, true) if std::fs::read_to_string(&kept).ok().as_deref() != Some(request) => {
+            bail!("{}: it is of another model, recipe or command line", kept.display())
         }
         _ => {}
     }
-    std::fs::write(&kept, &recipe.request).with_context(|| format!("{}", kept.display()))?;
+    std::fs::write(&kept, request).with_context(|| format!("{}", kept.display()))?;
     Ok(methods.iter().take_while(|method| method.out.is_dir() && !method.is_unfinished()).count())
 }
 

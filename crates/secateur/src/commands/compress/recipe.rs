@@ -19,7 +19,7 @@ pub(super) struct Recipe {
     path: PathBuf,
     /// The words of the command line with the recipe's own options before all others.
     words: Vec<OsString>,
-    /// What the result depends on.
+    /// What the result depends on, beside the model.
     pub(super) request: String,
     methods: Vec<(String, Vec<OsString>)>,
 }
