@@ -151,9 +151,9 @@ pub(crate) struct PromptArgs {
     pub(crate) report_samples: usize,
 }
 
-/// What every compression takes.
+/// What everything takes that makes a model of a model.
 #[derive(Debug, Args)]
-pub(crate) struct RunArgs {
+pub(crate) struct JobArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// Folder for the new model
@@ -163,6 +163,21 @@ pub(crate) struct RunArgs {
     pub(crate) prompts: PromptArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) score: ScoreArgs,
+    /// Go on with a run for the same --out that was stopped; what it finished is not done again
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Print what would be done and what it takes, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// What every method takes that calibrates.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
     /// How much each denoising step counts: uniform, linear-decrease, linear-increase, log-decrease or log-increase,
     /// between 0.8 and 1.2; or measured, by what errors made at the step come to in the end
     #[arg(long, value_name = "NAME", default_value_t = Weighting::default())]
@@ -176,9 +191,6 @@ pub(crate) struct RunArgs {
     /// Memory for statistics and solver, beside the model: as few packages as fit
     #[arg(long, value_name = "SIZE", default_value = "4GiB")]
     pub(crate) memory: ByteSize,
-    /// Go on with a run for the same --out that was stopped: packages that it finished are not done again
-    #[arg(long, conflicts_with = "save_statistics")]
-    pub(crate) resume: bool,
     /// Only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub(crate) include: Vec<String>,
@@ -186,7 +198,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "GLOB")]
     pub(crate) exclude: Vec<String>,
     /// Save the calibration statistics, for other sparsities and methods later (one package)
-    #[arg(long, value_name = "DIR", conflicts_with = "statistics")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["statistics", "resume"])]
     pub(crate) save_statistics: Option<PathBuf>,
     /// Use saved statistics in place of a calibration
     #[arg(long, value_name = "DIR")]
@@ -195,11 +207,6 @@ pub(crate) struct RunArgs {
     /// attentions and feed-forwards are watched for that
     #[arg(long, value_name = "DIR")]
     pub(crate) carry_statistics: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) score: ScoreArgs,
-    /// Print what would go, the memory and the work, and stop
-    #[arg(long)]
-    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -285,11 +292,6 @@ pub(crate) struct SlimArgs {
 )))]
 #[command(mut_arg("batch", |batch| batch.default_value("4")))]
 pub(crate) struct SkipArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// Folder for the new model
-    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
-    pub(crate) out: Option<PathBuf>,
     /// Share of a run's multiply-accumulates to keep [default: 0.4, where there is no --speedup]
     #[arg(long, value_name = "SHARE", conflicts_with = "speedup")]
     pub(crate) keep: Option<f64>,
@@ -300,8 +302,8 @@ pub(crate) struct SkipArgs {
     /// its input
     #[arg(long, value_name = "KIND", default_value_t = Kind::Block)]
     pub(crate) units: Kind,
-    /// Iterations of the optimisation at most, a run of a batch and the way back each; with 0 nothing is learned, and only calls evenly
-    /// spread are tried
+    /// Iterations of the optimisation at most, a run of a batch and the way back each; with 0 nothing is learned, and plain
+    /// rules alone are tried
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) iterations: usize,
     /// Exchanges of what is computed at successive calls that are tried afterwards at most, kept where pictures get closer; 0 leaves
@@ -312,41 +314,16 @@ pub(crate) struct SkipArgs {
     #[arg(long, value_enum, default_value_t = LossName::Ssim)]
     pub(crate) loss: LossName,
     #[command(flatten)]
-    pub(crate) prompts: PromptArgs,
-    #[command(flatten)]
-    pub(crate) sampling: SamplingArgs,
-    /// Go on with a run for the same --out that was stopped
-    #[arg(long)]
-    pub(crate) resume: bool,
-    #[command(flatten)]
-    pub(crate) score: ScoreArgs,
-    /// Print what can be skipped and what an iteration takes, and stop
-    #[arg(long)]
-    pub(crate) dry_run: bool,
+    pub(crate) job: JobArgs,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CompressArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
     /// The recipe
     #[arg(long, value_name = "FILE")]
     pub(crate) recipe: PathBuf,
-    /// Folder for the new model
-    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
-    pub(crate) out: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) prompts: PromptArgs,
-    #[command(flatten)]
-    pub(crate) sampling: SamplingArgs,
-    /// Go on with a run for the same --out that was stopped: methods that it finished are not run again
-    #[arg(long)]
-    pub(crate) resume: bool,
-    #[command(flatten)]
-    pub(crate) score: ScoreArgs,
-    /// Print the commands that would be run, and stop
-    #[arg(long)]
-    pub(crate) dry_run: bool,
+    pub(crate) job: JobArgs,
 }
 
 /// How pictures are compared while skip learns.

@@ -21,20 +21,20 @@ use std::path::{Path, PathBuf};
 pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
     let args = &recipe.merged()?;
-    let folder = args.model.open()?;
-    let out = args.out.clone().unwrap_or_else(|| "OUT".into());
+    let folder = args.job.model.open()?;
+    let out = args.job.out.clone().unwrap_or_else(|| "OUT".into());
     let mut methods = recipe.methods(folder.path(), &out)?;
     sharing::share(&mut methods, &folder)?;
-    if args.dry_run {
+    if args.job.dry_run {
         let commands: Vec<String> = methods.iter().map(Method::to_string).collect();
         return if common.json { print_json(&commands) } else { commands.iter().try_for_each(|line| print(line)) };
     }
     let report_prompts = report_prompts(args, &folder)?;
-    let inputs = [Some(folder.path()), Some(&*args.recipe), args.prompts.prompts.as_deref()];
+    let inputs = [Some(folder.path()), Some(&*args.recipe), args.job.prompts.prompts.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     let output = OutputFolder::create(&out, common.force, &inputs)?;
     let request = format!("model {}\n{}", Fingerprint::of_model(&folder)?, recipe.request);
-    let finished = begin(&methods, &request, args.resume, common.force)?;
+    let finished = begin(&methods, &request, args.job.resume, common.force)?;
     let mut reports = Vec::new();
     for (index, method) in methods.iter().enumerate() {
         if index < finished {
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
             say(&format!("method {} of {}: {method}", index + 1, methods.len()));
         }
         // What a method of its own writes is replaced, or gone on with.
-        let resume = args.resume && method.is_unfinished();
+        let resume = args.job.resume && method.is_unfinished();
         let common = Common { force: !resume, json: false, ..common.clone() };
         let report = method.run(resume, &common);
         match report {
@@ -76,13 +76,13 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
 /// Prompts of the report, which no method learns from.
 fn report_prompts(args: &CompressArgs, folder: &ModelFolder) -> Result<Vec<String>> {
     let own = folder.subject() == Subject::Nothing || folder.prompts(|prompts| &prompts.held_out)?.is_some();
-    if args.prompts.report_samples > 0 && args.prompts.report_prompts.is_none() && !own {
+    if args.job.prompts.report_samples > 0 && args.job.prompts.report_prompts.is_none() && !own {
         bail!(
             "{} comes with no held-out prompts: give --report-prompts FILE, or --report-samples 0 for no comparison",
             folder.path().display()
         );
     }
-    Ok(prompt_lists(&args.prompts, folder, 1)?.1)
+    Ok(prompt_lists(&args.job.prompts, folder, 1)?.1)
 }
 
 /// How many methods are finished of a run whose result depends on `request`; what another run left is thrown away with `force`.
@@ -155,7 +155,7 @@ impl Method {
     /// How what it made is sampled, where it is made for one way.
     fn sampling(&self, folder: &ModelFolder) -> Result<Option<Sampling>> {
         match self.command(false)? {
-            Command::Skip(args) => args.sampling.sampling(folder).map(Some),
+            Command::Skip(args) => args.job.sampling.sampling(folder).map(Some),
             _ => Ok(None),
         }
     }
@@ -173,10 +173,11 @@ fn evaluate(
     let progress = Progress::new(common.quiet);
     let last = methods.last().context("the recipe has no methods")?;
     let sampled = methods.iter().rev().find_map(|method| method.sampling(folder).transpose()).transpose()?;
-    let sampling = sampled.map_or_else(|| args.sampling.sampling(folder), Ok)?;
+    let sampling = sampled.map_or_else(|| args.job.sampling.sampling(folder), Ok)?;
     // The report's noise is not that of the methods.
-    let sampling = Sampling { seed: args.sampling.seed.wrapping_add(1), batch: args.sampling.batch, ..sampling };
-    let clip = args.score.open(folder)?;
+    let sampling =
+        Sampling { seed: args.job.sampling.seed.wrapping_add(1), batch: args.job.sampling.batch, ..sampling };
+    let clip = args.job.score.open(folder)?;
     let mut notes: Vec<String> = Vec::new();
     if clip.is_none() && !prompts.is_empty() {
         notes.push(no_score(folder).into());
@@ -218,7 +219,7 @@ fn evaluate(
         ),
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
-        seed: args.sampling.seed,
+        seed: args.job.sampling.seed,
         settings,
         models,
         comparison,

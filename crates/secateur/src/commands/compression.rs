@@ -57,25 +57,25 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let judged = report_prompts.len();
     let mut dry = DryRun::new(&folder, &plan, task, &removed, &calibration, judged, (budget.allocation, saved_before))?;
     notes.extend(too_few(&folder, &plan, &calibration)?);
-    if args.dry_run {
+    if args.job.dry_run {
         dry.notes = notes;
         if common.json { print_json(&dry) } else { print(&dry.text()) }?;
         return Ok(None);
     }
-    let out = args.out.as_ref().context("--out DIR is needed")?;
-    let clip = args.score.open(&folder)?;
+    let out = args.job.out.as_ref().context("--out DIR is needed")?;
+    let clip = args.job.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
         notes.push(no_score(&folder).into());
     }
     // From here on Ctrl-C ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
-    let clip_path = args.score.path(&folder);
-    let files = [&args.prompts.prompts, &args.prompts.report_prompts, &args.statistics, &clip_path];
+    let clip_path = args.job.score.path(&folder);
+    let files = [&args.job.prompts.prompts, &args.job.prompts.report_prompts, &args.statistics, &clip_path];
     let mut inputs: Vec<&Path> = files.into_iter().flatten().map(PathBuf::as_path).collect();
     inputs.push(folder.path());
     let output = OutputFolder::create(out, common.force, &inputs)?;
     inputs.push(output.target());
-    let unfinished = Unfinished::check(output.target(), args.resume, common.force)?;
+    let unfinished = Unfinished::check(output.target(), args.job.resume, common.force)?;
     let folder_for = |path: &Option<PathBuf>| {
         path.as_ref().map(|path| OutputFolder::create(path, common.force, &inputs)).transpose()
     };
@@ -86,7 +86,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
 
     progress.note(&dry.summary());
     notes.iter().for_each(|note| progress.note(note));
-    if args.resume {
+    if args.job.resume {
         let finished = Journal::finished(&unfinished.folder);
         progress.note(&format!("{finished} of {} packages are finished", plan.packages.len()));
     }
@@ -162,7 +162,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     notes.extend(mixed(&plan, task));
     let (mut stages, peak_bytes) = progress.finish();
     // Packages that were finished before were not calibrated now.
-    if !args.resume
+    if !args.job.resume
         && let Some(stage) = stages.iter_mut().find(|stage| stage.name == "calibrate")
     {
         stage.floor_seconds = Some(dry.calibration_floor(product.rate().median));
@@ -172,7 +172,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         title: format!("{}, {removed} removed by {}", names[0], task.method()),
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
-        seed: args.sampling.seed,
+        seed: args.job.sampling.seed,
         settings: settings(args, &calibration, &step_weights, &plan, (task.method(), &removed), budget),
         models,
         comparison,
@@ -252,10 +252,10 @@ pub(super) fn prompts(
     folder: &ModelFolder,
     samples: usize,
 ) -> Result<(Calibration, Vec<String>, Vec<String>)> {
-    let (prompts, report, notes) = prompt_lists(&args.prompts, folder, samples)?;
+    let (prompts, report, notes) = prompt_lists(&args.job.prompts, folder, samples)?;
     let calibration = Calibration {
         prompts,
-        sampling: args.sampling.sampling(folder)?,
+        sampling: args.job.sampling.sampling(folder)?,
         weighting: args.weighting,
         token_stride: args.token_stride,
     };

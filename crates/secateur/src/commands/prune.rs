@@ -11,12 +11,12 @@ use secateur_prune::{Allocation, Amount, Pattern, Removal, StructuredMethod, Tas
 pub(super) const SAMPLES: usize = 100;
 
 pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
-    tell(compress(args, common)?.as_ref(), args.run.out.as_deref(), common)
+    tell(compress(args, common)?.as_ref(), args.run.job.out.as_deref(), common)
 }
 
 /// The report, which is written beside the model; none of a dry run.
 pub(super) fn compress(args: &PruneArgs, common: &Common) -> Result<Option<Report>> {
-    let folder = args.run.model.open()?;
+    let folder = args.run.job.model.open()?;
     let structured = structured_method(args)?;
     let task = task(args, structured.as_deref())?;
     let (calibration, report_prompts, notes) = compression::prompts(&args.run, &folder, SAMPLES)?;

@@ -42,36 +42,36 @@ struct DryRun {
 }
 
 pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
-    tell(compress(args, common)?.as_ref(), args.out.as_deref(), common)
+    tell(compress(args, common)?.as_ref(), args.job.out.as_deref(), common)
 }
 
 /// The report, which is written beside the model; none of a dry run.
 pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report>> {
-    let folder = args.model.open()?;
-    let sampling = args.sampling.sampling(&folder)?;
+    let folder = args.job.model.open()?;
+    let sampling = args.job.sampling.sampling(&folder)?;
     let structure = folder.structure(&sampling);
     let kind = args.units;
     let whole = ReuseSchedule::whole(&folder, &sampling, kind)?;
     let keep = keep(args, &whole, &structure)?;
     let dry = DryRun::new(args, &folder, &whole, &structure, keep)?;
-    if args.dry_run {
+    if args.job.dry_run {
         if common.json { print_json(&dry) } else { print(&dry.text()) }?;
         return Ok(None);
     }
-    let (prompts, report_prompts, mut notes) = prompt_lists(&args.prompts, &folder, SAMPLES)?;
-    let out = args.out.as_ref().context("--out DIR is needed")?;
-    let clip = args.score.open(&folder)?;
+    let (prompts, report_prompts, mut notes) = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
+    let out = args.job.out.as_ref().context("--out DIR is needed")?;
+    let clip = args.job.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
         notes.push(no_score(&folder).into());
     }
     let progress = Progress::new(common.quiet);
-    let clip_path = args.score.path(&folder);
-    let files = [&args.prompts.prompts, &args.prompts.report_prompts, &clip_path];
+    let clip_path = args.job.score.path(&folder);
+    let files = [&args.job.prompts.prompts, &args.job.prompts.report_prompts, &clip_path];
     let mut inputs: Vec<&Path> = files.into_iter().flatten().map(PathBuf::as_path).collect();
     inputs.push(folder.path());
     // A run that was stopped wrote what it had.
-    let output = OutputFolder::create(out, common.force || args.resume, &inputs)?;
-    let unfinished = Unfinished::check(output.target(), args.resume, common.force)?;
+    let output = OutputFolder::create(out, common.force || args.job.resume, &inputs)?;
+    let unfinished = Unfinished::check(output.target(), args.job.resume, common.force)?;
     progress.note(&dry.text());
     notes.iter().for_each(|note| progress.note(note));
 

@@ -14,13 +14,13 @@ const SAMPLES: usize = 500;
 const BUDGET: f64 = 0.12;
 
 pub(crate) fn run(args: &SlimArgs, common: &Common) -> Result<()> {
-    tell(compress(args, common)?.as_ref(), args.run.out.as_deref(), common)
+    tell(compress(args, common)?.as_ref(), args.run.job.out.as_deref(), common)
 }
 
 /// The report, which is written beside the model; none of a dry run.
 pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Option<Report>> {
-    let folder = args.run.model.open()?;
-    let steps = args.run.sampling.sampling(&folder)?.steps;
+    let folder = args.run.job.model.open()?;
+    let steps = args.run.job.sampling.sampling(&folder)?.steps;
     let (calibration, report_prompts, mut notes) = compression::prompts(&args.run, &folder, SAMPLES.div_ceil(steps))?;
     let method = Slim {
         rows: match args.rows {

@@ -20,7 +20,7 @@ pub(super) fn share(methods: &mut [Method], folder: &ModelFolder) -> Result<()> 
         if let (Some(run), 2..) = (&runs[first], of_one.len())
             && fits(run, folder)?
         {
-            let prompts = &run.prompts;
+            let prompts = &run.job.prompts;
             if prompts.prompts.is_none() && prompts.samples.is_none() {
                 let samples = samples(folder)?;
                 of_one.iter_mut().for_each(|method| method.add("samples", samples.to_string()));
@@ -55,13 +55,13 @@ fn alike(one: Option<&RunArgs>, other: Option<&RunArgs>) -> bool {
     free(one)
         && free(other)
         && calibration(one) == calibration(other)
-        && one.prompts == other.prompts
-        && one.sampling == other.sampling
+        && one.job.prompts == other.job.prompts
+        && one.job.sampling == other.job.sampling
 }
 
 /// Whether statistics of all inputs, and what solves with them, fit into the memory.
 fn fits(run: &RunArgs, folder: &ModelFolder) -> Result<bool> {
-    let structure = folder.structure(&run.sampling.sampling(folder)?);
+    let structure = folder.structure(&run.job.sampling.sampling(folder)?);
     let all = Task::Weights { method: &Obs, pattern: Pattern::unstructured(0.5)? };
     let plan = Plan::new(&structure, &Selection::default(), Packages::Memory(run.memory.as_u64()), &all);
     Ok(plan.is_ok_and(|plan| plan.packages.len() == 1))
