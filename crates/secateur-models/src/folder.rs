@@ -164,7 +164,7 @@ impl ModelFolder {
         self.manifest.removals()
     }
 
-    /// How it wants to be sampled: at the size it was trained for, by its own sampler, with seed 0 and eight images at a
+    /// How it wants to be sampled: at the size it was trained for, by its own sampler where its `secateur.json` names no other, with seed 0 and eight images at a
     /// time.
     #[must_use]
     pub fn sampling(&self) -> Sampling {
@@ -176,7 +176,7 @@ impl ModelFolder {
             guidance,
             max_sequence_length,
             negative_prompt: String::new(),
-            sampler: self.sampler,
+            sampler: self.manifest.sampler().unwrap_or(self.sampler),
             seed: 0,
             batch: 8,
             reuse: None,

@@ -51,7 +51,7 @@ pub use pipeline::class::Subject;
 pub use pipeline::{Denoising, Observer, Pipeline, Sampling};
 pub use pixart::{Pixart, PixartConfig};
 pub use preprocess::ClipImageProcessor;
-pub use reuse::{Kind, ReuseSchedule};
+pub use reuse::{Kind, Made, Past, Reuse, ReuseSchedule};
 pub use save::{OutputFolder, cast};
 pub use scheduler::{Call, Instead, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 pub use secateur_nn::LayerName;

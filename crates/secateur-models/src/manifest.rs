@@ -2,6 +2,8 @@
 
 use crate::edits::Removals;
 use crate::error::{Error, Result, read_json};
+use crate::reuse::ReuseSchedule;
+use crate::scheduler::Sampler;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -25,6 +27,7 @@ struct GenerationChanges {
     steps: Option<usize>,
     guidance: Option<f64>,
     max_sequence_length: Option<usize>,
+    sampler: Option<String>,
 }
 
 /// Prompt lists that come with a model, relative to its folder. Of a model that knows classes they hold labels.
@@ -97,6 +100,9 @@ impl Manifest {
         if manifest.generation.steps == Some(0) {
             return Err(Error::invalid(path, "generation.steps must be at least 1"));
         }
+        if let Some(name) = &manifest.generation.sampler {
+            name.parse::<Sampler>().map_err(|error| Error::invalid(path, format!("generation.sampler: {error}")))?;
+        }
         Ok(manifest)
     }
 
@@ -133,21 +139,28 @@ impl Manifest {
         Ok(Some(text + "\n"))
     }
 
-    /// The text of the file of a folder, for a model that skips what the file `reuse` says in as many `steps`.
+    /// The text of the file of a folder, for a model that skips what the file `name` says.
     ///
     /// # Errors
     /// If the file is damaged.
-    pub(crate) fn with_reuse(folder: &Path, reuse: &str, steps: usize) -> Result<String> {
+    pub(crate) fn with_reuse(folder: &Path, name: &str, reuse: &ReuseSchedule) -> Result<String> {
         let path = folder.join(MANIFEST);
         let mut file: Map<String, Value> = if path.is_file() { read_json(&path)? } else { Map::new() };
         file.entry("format_version").or_insert_with(|| 1.into());
-        file.insert("reuse".into(), reuse.into());
+        file.insert("reuse".into(), name.into());
         let generation = file.entry("generation").or_insert_with(|| json!({}));
         if let Some(generation) = generation.as_object_mut() {
-            generation.insert("steps".into(), steps.into());
+            generation.insert("steps".into(), reuse.steps.into());
+            generation.insert("sampler".into(), reuse.sampler.to_string().into());
         }
         let text = serde_json::to_string_pretty(&file).map_err(|error| Error::invalid(path, error))?;
         Ok(text + "\n")
+    }
+
+    /// The sampler that the model wants, where it is not its scheduler's.
+    #[must_use]
+    pub fn sampler(&self) -> Option<Sampler> {
+        self.generation.sampler.as_ref().and_then(|name| name.parse().ok())
     }
 
     /// How the model wants to be sampled, where its class says `class`.

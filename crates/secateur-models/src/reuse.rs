@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use secateur_nn::{Gates, Passage};
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -73,6 +73,30 @@ const KINDS: [(Kind, &str); 3] = [(Kind::Block, "block"), (Kind::Branch, "branch
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(KINDS.iter().find(|(kind, _)| kind == self).map_or("", |(_, name)| name))
+    }
+}
+
+impl Kind {
+    /// What later calls take over of a unit with these inputs and outputs.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn kept(self, inputs: &[Tensor], outputs: &[Tensor]) -> candle_core::Result<Vec<Tensor>> {
+        match self {
+            Self::Residual => outputs.iter().zip(inputs).map(|(y, x)| y - x).collect(),
+            Self::Block | Self::Branch => Ok(outputs.to_vec()),
+        }
+    }
+
+    /// The outputs of a unit with these inputs that takes over what was kept.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn outputs(self, inputs: &[Tensor], kept: Vec<Tensor>) -> candle_core::Result<Vec<Tensor>> {
+        match self {
+            Self::Residual => inputs.iter().zip(&kept).map(|(x, y)| x + y).collect(),
+            Self::Block | Self::Branch => Ok(kept),
+        }
     }
 }
 
@@ -264,39 +288,97 @@ impl ReuseSchedule {
 }
 
 /// Takes over what the schedule of a run says.
-pub(crate) struct Reuse {
+pub struct Reuse {
     schedule: Arc<ReuseSchedule>,
     /// Of each call, whose output is read.
     read: Vec<Row>,
     call: Cell<usize>,
     timestep: Cell<f64>,
-    /// Of each unit, what it made when it was last computed, the latest first.
-    made: RefCell<Vec<VecDeque<Made>>>,
+    /// Of each unit.
+    past: RefCell<Vec<Past>>,
 }
 
+/// What a unit made when it was last computed, the latest first.
+#[derive(Clone, Debug, Default)]
+pub struct Past(Vec<Made>);
+
 /// What a unit made at a call.
-#[derive(Clone)]
-struct Made {
-    timestep: f64,
-    tensors: Vec<Tensor>,
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The call, by its number.
+    pub call: usize,
+    /// Its timestep.
+    pub timestep: f64,
+    /// What was made.
+    pub tensors: Vec<Tensor>,
+}
+
+impl Past {
+    /// What the polynomial through it goes through, the latest first.
+    #[must_use]
+    pub fn made(&self) -> &[Made] {
+        &self.0
+    }
+
+    /// What is known of it after something more was made, for a polynomial of degree `order`.
+    pub fn push(&mut self, made: Made, order: usize) {
+        // Some samplers call the denoiser twice at a timestep.
+        self.0.retain(|earlier| earlier.timestep != made.timestep);
+        self.0.insert(0, made);
+        self.0.truncate(order + 1);
+    }
+
+    /// What all that was made is multiplied by in a forecast.
+    #[must_use]
+    pub fn weights(&self, timestep: f64) -> Vec<f64> {
+        lagrange(&self.0.iter().map(|made| made.timestep).collect::<Vec<_>>(), timestep)
+    }
+
+    /// The polynomial at a timestep; nothing where nothing was made.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn forecast(&self, timestep: f64) -> candle_core::Result<Vec<Tensor>> {
+        let Some(last) = self.0.first() else { return Ok(Vec::new()) };
+        if self.0.len() == 1 {
+            return Ok(last.tensors.clone());
+        }
+        let weights = self.weights(timestep);
+        let sum = |index: usize| {
+            let mut terms = self.0.iter().zip(&weights).map(|(made, &weight)| made.tensors[index].affine(weight, 0.0));
+            let first = terms.next().unwrap_or_else(|| last.tensors[index].zeros_like())?;
+            terms.try_fold(first, |sum, term| sum + term?)
+        };
+        (0..last.tensors.len()).map(sum).collect()
+    }
 }
 
 impl Reuse {
-    pub(crate) fn new(schedule: Arc<ReuseSchedule>, structure: &Structure) -> Result<Self> {
+    /// For a run of that schedule, of a model with that structure.
+    ///
+    /// # Errors
+    /// If the model has no such units.
+    pub fn new(schedule: Arc<ReuseSchedule>, structure: &Structure) -> Result<Self> {
         let read = schedule.computed.iter().map(|row| structure.read(schedule.kind, row)).collect::<Result<_>>()?;
-        let made = RefCell::new(schedule.units.iter().map(|_| VecDeque::new()).collect());
-        Ok(Self { schedule, read, call: Cell::new(0), timestep: Cell::new(0.0), made })
+        let past = RefCell::new(vec![Past::default(); schedule.units.len()]);
+        Ok(Self { schedule, read, call: Cell::new(0), timestep: Cell::new(0.0), past })
     }
 
     /// With what units made in another run.
     pub(crate) fn remembering(self, other: &Self) -> Self {
-        Self { made: other.made.clone(), ..self }
+        Self { past: other.past.clone(), ..self }
     }
 
     /// The next forward is that of call `call`.
-    pub(crate) fn begin(&self, call: usize, timestep: f32) {
+    pub fn begin(&self, call: usize, timestep: f32) {
         self.call.set(call);
         self.timestep.set(timestep.into());
+    }
+
+    /// What each unit made so far.
+    #[must_use]
+    pub fn past(&self) -> Vec<Past> {
+        self.past.borrow().clone()
     }
 
     fn unit(&self, stretch: &str) -> Option<usize> {
@@ -304,19 +386,11 @@ impl Reuse {
     }
 
     /// What stands in for what a unit would make now.
-    fn taken_over(&self, unit: usize, made: &VecDeque<Made>) -> candle_core::Result<Vec<Tensor>> {
-        let Some(last) = made.front() else { return Ok(Vec::new()) };
-        if made.len() == 1 || !self.read[self.call.get()][unit] {
-            return Ok(last.tensors.clone());
+    fn taken_over(&self, unit: usize, past: &Past) -> candle_core::Result<Vec<Tensor>> {
+        match past.made() {
+            [last, ..] if !self.read[self.call.get()][unit] => Ok(last.tensors.clone()),
+            _ => past.forecast(self.timestep.get()),
         }
-        let timesteps: Vec<f64> = made.iter().map(|made| made.timestep).collect();
-        let weights = lagrange(&timesteps, self.timestep.get());
-        let sum = |index: usize| {
-            let mut terms = made.iter().zip(&weights).map(|(made, &weight)| made.tensors[index].affine(weight, 0.0));
-            let first = terms.next().unwrap_or_else(|| last.tensors[index].zeros_like())?;
-            terms.try_fold(first, |sum, term| sum + term?)
-        };
-        (0..last.tensors.len()).map(sum).collect()
     }
 }
 
@@ -333,28 +407,18 @@ impl Gates for Reuse {
     fn enter(&self, stretch: &str, inputs: &[Tensor]) -> secateur_nn::Result<Passage> {
         let compute = || Passage::Compute(inputs.to_vec());
         let Some(unit) = self.unit(stretch) else { return Ok(compute()) };
-        let made = &self.made.borrow()[unit];
-        if made.is_empty() || self.schedule.computed[self.call.get()][unit] {
+        let past = &self.past.borrow()[unit];
+        if past.made().is_empty() || self.schedule.computed[self.call.get()][unit] {
             return Ok(compute());
         }
-        let taken_over = self.taken_over(unit, made)?;
-        Ok(Passage::Instead(match self.schedule.kind {
-            Kind::Residual => inputs.iter().zip(&taken_over).map(|(x, y)| x + y).collect::<candle_core::Result<_>>()?,
-            Kind::Block | Kind::Branch => taken_over,
-        }))
+        Ok(Passage::Instead(self.schedule.kind.outputs(inputs, self.taken_over(unit, past)?)?))
     }
 
     fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
         if let Some(unit) = self.unit(stretch) {
-            let tensors = match self.schedule.kind {
-                Kind::Residual => outputs.iter().zip(inputs).map(|(y, x)| y - x).collect::<candle_core::Result<_>>()?,
-                Kind::Block | Kind::Branch => outputs.clone(),
-            };
-            let made = &mut self.made.borrow_mut()[unit];
-            // Some samplers call the denoiser twice at a timestep.
-            made.retain(|made| made.timestep != self.timestep.get());
-            made.push_front(Made { timestep: self.timestep.get(), tensors });
-            made.truncate(self.schedule.order + 1);
+            let tensors = self.schedule.kind.kept(inputs, &outputs)?;
+            let made = Made { call: self.call.get(), timestep: self.timestep.get(), tensors };
+            self.past.borrow_mut()[unit].push(made, self.schedule.order);
         }
         Ok(outputs)
     }

@@ -191,7 +191,7 @@ impl ModelFolder {
     /// # Errors
     /// As [`ModelFolder::write`].
     pub fn write_reuse(&self, destination: &Path, reuse: &ReuseSchedule, observer: &dyn Observer) -> Result<()> {
-        let manifest = Manifest::with_reuse(self.path(), REUSE, reuse.steps)?;
+        let manifest = Manifest::with_reuse(self.path(), REUSE, reuse)?;
         self.write_with(destination, Some(manifest), &BTreeMap::<String, Tensor>::new(), observer)?;
         let path = destination.join(REUSE);
         std::fs::write(&path, reuse.to_json()?).map_err(Error::io(&path))

@@ -51,7 +51,9 @@ pub fn ways(pipeline: &Pipeline, tried: &[Selected], whole: &ReuseSchedule, lear
     }
     for steps in (1..sampling.steps).rev() {
         let sampling = Sampling { steps, ..sampling.clone() };
-        let calls = folder.schedule(sampling.latent, &sampling)?.calls().len();
+        // Some samplers need a number of steps.
+        let Ok(schedule) = folder.schedule(sampling.latent, &sampling) else { break };
+        let calls = schedule.calls().len();
         let share = calls as f64 / whole.computed.len() as f64;
         if share <= *keep {
             ways.push(Way { name: format!("fewer steps: {steps}"), kept: share, sampling });

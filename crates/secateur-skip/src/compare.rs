@@ -3,7 +3,7 @@
 use crate::baselines::Way;
 use crate::error::Result;
 use secateur_eval::{Comparison, PicturePair, Samples, WayReport};
-use secateur_models::{ClipModel, Observer, Pipeline, Sampling};
+use secateur_models::{ClipModel, Denoising, Observer, Pipeline, Sampling};
 use std::time::Instant;
 
 /// What a way comes to.
@@ -17,7 +17,8 @@ pub struct Compared {
 }
 
 /// Draws a picture a prompt by the whole run `whole`, which is called `name`, and by each way, from its noise. The ways take turns
-/// batch by batch, so that a machine that gets faster or slower does so for all.
+/// batch by batch, so that a machine that gets faster or slower does so for all; what is timed begins after the text encoders, and ends
+/// before the autoencoder.
 ///
 /// # Errors
 /// If the model fails, or the observer interrupts.
@@ -36,9 +37,15 @@ pub fn compare(
     observer.begin("evaluate", prompts.len() * steps, "image steps");
     let (mut latents, mut seconds) = (vec![Vec::new(); all.len()], vec![Vec::new(); all.len()]);
     for images in whole.batches(prompts.len()) {
+        let conditioning = pipeline.guided_conditioning(&prompts[images.clone()], whole.latent, whole)?;
+        let noise = pipeline.noise(images.clone(), whole)?;
         for (index, (_, sampling)) in all.iter().enumerate() {
             let start = Instant::now();
-            latents[index].push(pipeline.sample(prompts, images.clone(), sampling, None, observer)?);
+            let mut run = Denoising::new(pipeline, &noise, &conditioning, images.clone(), sampling, None)?;
+            while run.step()? {
+                observer.advance(images.len())?;
+            }
+            latents[index].push(run.latents().clone());
             seconds[index].push(start.elapsed().as_secs_f64());
         }
     }

@@ -80,15 +80,17 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Iterations in which the rate of learning rises.
 const WARM_UP: usize = 10;
 /// The rate of learning times the number of iterations.
-const RATE: f64 = 0.25;
+const RATE: f64 = 0.6;
 /// Iterations over which it is told how it stands.
 const RECENT: usize = 8;
 /// Iterations in which nothing has changed after which nothing is expected to; a fifth of all, where that is more.
 const PATIENCE: usize = 20;
 /// The share of the iterations in which what is computed comes down to what is asked for.
 const DESCENT: f64 = 0.3;
+/// The share from which it comes down: of all there would be nothing to learn.
+const MOST: f64 = 0.95;
 
-/// Learns which units to compute at which calls.
+/// Learns which units to compute at which calls; `whole` computes everything, and its order is that of the forecasts.
 ///
 /// # Errors
 /// If the model fails, or there are no prompts. An observer that interrupts ends it with what was learned so far.
@@ -177,6 +179,10 @@ impl<'a> Optimisation<'a> {
         observer.begin("learn", *iterations, "iterations");
         observer.advance(self.history.len())?;
         let mut saved = Instant::now();
+        // It may have been stopped after it was done.
+        if self.history.len().checked_sub(1).is_some_and(|last| self.rests(last)) {
+            return Ok(());
+        }
         for iteration in self.history.len()..*iterations {
             let batch = iteration % batches.len();
             let images = batches[batch].clone();
@@ -206,14 +212,19 @@ impl<'a> Optimisation<'a> {
 
     /// Whether what would be computed has been the same for long.
     fn is_settled(&mut self, iteration: usize) -> Result<bool> {
-        let patience = PATIENCE.max(self.learning.iterations / 5);
-        let descent = (DESCENT * self.learning.iterations as f64) as usize;
         let structure = self.pipeline.structure(&self.learning.sampling);
         let now = self.scores()?.select(Selection::Bisection, self.whole, &structure, self.learning.keep)?;
         if self.settled.computed != now.computed {
             self.settled = Settled { since: iteration, computed: now.computed };
         }
-        Ok(iteration >= self.settled.since.max(descent) + patience)
+        Ok(self.rests(iteration))
+    }
+
+    /// Whether the last change is long ago.
+    fn rests(&self, iteration: usize) -> bool {
+        let patience = PATIENCE.max(self.learning.iterations / 5);
+        let descent = (DESCENT * self.learning.iterations as f64) as usize;
+        iteration >= self.settled.since.max(descent) + patience
     }
 
     /// Means of the last iterations.
@@ -234,11 +245,11 @@ impl<'a> Optimisation<'a> {
         let structure = self.pipeline.structure(sampling);
         let probabilities = self.pruner.forward(true)?;
         let hard = probabilities.detach().to_vec2::<f32>()?;
-        let schedule = self.wanted(&hard, iteration, &structure)?;
+        let schedule = self.schedule(&hard, iteration, &structure)?;
 
         let conditioning = self.pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
         let net = SuperNet::new(self.pipeline, sampling, &schedule);
-        let run = net.run(&conditioning, images, &schedule.computed)?;
+        let run = net.run(&conditioning, images)?;
         let loss = self.learning.loss.of(&self.pipeline.pictures(run.latents())?, wanted)?;
         let share = kept(&schedule, &structure)?;
         let point = Point { loss: f64::from(loss.to_scalar::<f32>()?), kept: share };
@@ -248,25 +259,42 @@ impl<'a> Optimisation<'a> {
             None => vec![vec![0.0; schedule.units.len()]; schedule.computed.len()],
         };
         of_gates.remove(0);
-        // What the average gate gains for its work, times its own work: below that it is better not computed.
-        let gain: f64 = -of_gates.iter().flatten().sum::<f64>();
-        let price = (gain / (hard.len() as f64 * self.cascades.iter().sum::<f64>())).max(0.0);
-        for row in &mut of_gates {
-            row.iter_mut().zip(&self.cascades).for_each(|(gradient, gamma)| *gradient += price * gamma);
-        }
-        // Of size 1 on average, so that steps are as long whatever the loss, the gates' number and their work.
-        let squares: f64 = of_gates.iter().flatten().map(|gradient| gradient * gradient).sum();
-        let size = (squares / (hard.len() * self.cascades.len()) as f64).sqrt().max(f64::MIN_POSITIVE);
+        self.price(&schedule, &structure, &mut of_gates)?;
         // The gates are hard, their gradients those of the probabilities (straight through).
-        let of_gates: Vec<f32> = of_gates.into_iter().flatten().map(|gradient| (gradient / size) as f32).collect();
+        let of_gates: Vec<f32> = of_gates.into_iter().flatten().map(|gradient| gradient as f32).collect();
         let of_gates = Tensor::from_vec(of_gates, probabilities.shape(), &Device::Cpu)?;
         self.pruner.step(&(probabilities * of_gates)?.sum_all()?, self.rate(iteration))?;
         Ok(point)
     }
 
+    /// From what a loss has for the gates of all calls but the first to what they are moved by. What computing a unit gains for the work that
+    /// goes with it has a price: that at which the share that is asked for would be bought. A gate goes by the logarithm of its gain over its
+    /// price, and no farther than 1 either way: a few calls gain a hundred times as much as the rest, and the rest is what is to be told
+    /// apart. A gate that nothing hangs on, as what reads it is not computed, does not move.
+    fn price(&self, schedule: &ReuseSchedule, structure: &Structure, of_gates: &mut [Vec<f64>]) -> Result<()> {
+        let mut gains: Vec<Vec<Option<f64>>> = Vec::new();
+        for (row, computed) in of_gates.iter().zip(schedule.computed.iter().skip(1)) {
+            let gain = |(unit, (gradient, gamma)): (usize, (&f64, &f64))| {
+                let mut with = computed.clone();
+                with[unit] = true;
+                let is_read = structure.live(schedule.kind, &with)?[unit];
+                Ok(is_read.then(|| -gradient / gamma))
+            };
+            gains.push(row.iter().zip(&self.cascades).enumerate().map(gain).collect::<Result<_>>()?);
+        }
+        let mut sorted: Vec<f64> = gains.iter().flatten().flatten().copied().collect();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let bought = (self.learning.keep * sorted.len() as f64) as usize;
+        let price = sorted.get(bought).map_or(0.0, |price| price.max(f64::MIN_POSITIVE));
+        for (gradient, gain) in of_gates.iter_mut().flatten().zip(gains.into_iter().flatten()) {
+            *gradient = gain.map_or(0.0, |gain| -(gain / price).max(0.0).ln().clamp(-1.0, 1.0));
+        }
+        Ok(())
+    }
+
     /// What is computed at an iteration: by P(computed), the share of the multiply-accumulates that is asked for, coming down to it
     /// over the first iterations. Of equal probabilities the calls that are spread most evenly are computed.
-    fn wanted(&self, probabilities: &[Vec<f32>], iteration: usize, structure: &Structure) -> Result<ReuseSchedule> {
+    fn schedule(&self, probabilities: &[Vec<f32>], iteration: usize, structure: &Structure) -> Result<ReuseSchedule> {
         let place = iteration as f64 / (DESCENT * self.learning.iterations as f64);
         let share = self.learning.keep + (1.0 - self.learning.keep) * (1.0 - place).max(0.0);
         let row = |(call, row): (usize, &Vec<f32>)| {
@@ -275,7 +303,7 @@ impl<'a> Optimisation<'a> {
         };
         let first = vec![2.0; self.whole.units.len()];
         let scores = Scores([first].into_iter().chain(probabilities.iter().enumerate().map(row)).collect());
-        scores.select(Selection::Bisection, self.whole, structure, share.min(0.95))
+        scores.select(Selection::Bisection, self.whole, structure, share.min(self.learning.keep.max(MOST)))
     }
 
     /// Rises over the first iterations, and falls with the cosine to the last.

@@ -1,11 +1,11 @@
 //! What a diffusion model need not compute at every step (DiP-GO, Zhu et al. 2024, arXiv 2410.16942), and plain rules to hold it
 //! against.
 //!
-//! A [`SuperNet`] is a model in which every unit, at every call but the first of a run, may take over what it made at the call
-//! before; gradients of a loss of the final pictures tell how much each call of each unit is missed. [`learn`] lets a small
-//! network ([`Pruner`]) learn by these which to compute, and gives a score to each; [`Scores`] make a
-//! [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share of the work that is to be left. [`select()`] tries these and
-//! plain rules on a few pictures, and makes the closest closer by exchanges; [`compare()`] holds what it keeps against fewer steps.
+//! A [`SuperNet`] is a model in which every unit, at every call but the first of a run, may take over a forecast of what it made
+//! before; gradients of a loss of the final pictures tell how much each call of each unit is missed. [`rules`] tries plain rules on a few
+//! pictures. [`learn`] lets a small network ([`Pruner`]) learn by the gradients which to compute, and gives a score to each; [`Scores`] make
+//! a [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share of the work that is to be left. [`select()`] tries these
+//! beside the rules, and makes the closest closer by exchanges; [`compare()`] holds what it keeps against fewer steps.
 
 mod baselines;
 mod compare;
@@ -24,5 +24,5 @@ pub use learn::{Learned, Learning, Point, Progress, learn};
 pub use loss::Loss;
 pub use pruner::Pruner;
 pub use scores::{Scores, Selection, kept};
-pub use select::{Selected, Tried, select};
+pub use select::{Selected, Tried, rules, select, to_learn};
 pub use supernet::{Run, SuperNet};

@@ -56,54 +56,75 @@ const WATCHED: usize = 2;
 /// Orders in which what is taken over is forecast.
 const ORDERS: usize = 3;
 
-/// Selects by scores, if any, in all ways, and tries plain rules beside these, each in all orders of [`ReuseSchedule::order`]. Then
-/// what is computed at successive calls is exchanged where that makes pictures closer: in the closest schedule, and as long as no more
-/// than `exchanges` were tried in the next ones too.
+/// Of what forecasts the learning goes through at most: parabolas through what is not evenly spread swing, and it does not settle.
+const LEARNED_ORDER: usize = 1;
+
+/// Tries plain rules, each in all orders of [`ReuseSchedule::order`]: in their best order, the closest first.
 ///
 /// Closest is by the mean PSNR: its logarithm weighs all pictures alike, where a mean of errors goes by the worst few.
 ///
 /// # Errors
-/// If the model fails, or the observer interrupts before there is anything to exchange; after that it ends with the closest so far.
+/// If the model fails, or the observer interrupts.
+pub fn rules(
+    pipeline: &Pipeline,
+    whole: &ReuseSchedule,
+    learning: &Learning,
+    observer: &dyn Observer,
+) -> Result<Vec<Selected>> {
+    let Learning { prompts, sampling, keep, .. } = learning;
+    let structure = pipeline.structure(sampling);
+    observer.begin("plain rules", 2 * ORDERS, "schedules");
+    let watched = 0..prompts.len().min(WATCHED);
+    let conditioning = pipeline.guided_conditioning(&prompts[watched.clone()], sampling.latent, sampling)?;
+    let net = SuperNet::new(pipeline, sampling, whole);
+    let changes = net.run(&conditioning, watched)?.changes(0)?;
+    let schedules = vec![
+        (EVENLY.to_owned(), evenly(whole, &structure, *keep)?),
+        (FIRST_UNIT.to_owned(), first_unit(whole, &structure, *keep, &changes)?),
+    ];
+    Judge::new(pipeline, whole, learning, observer)?.in_best_orders(schedules)
+}
+
+/// What to learn for: everything is computed, and what is taken over is forecast as in the closest rule.
+#[must_use]
+pub fn to_learn(rules: &[Selected], whole: &ReuseSchedule) -> ReuseSchedule {
+    let order = rules.first().map_or(0, |closest| closest.schedule.order.min(LEARNED_ORDER));
+    ReuseSchedule { order, ..whole.clone() }
+}
+
+/// Selects by scores, if any, in all ways, each in all orders, beside the [`rules`]. Then what is computed at successive calls is exchanged
+/// where that makes pictures closer: in the closest schedule, and as long as no more than `exchanges` were tried in the next ones too.
+///
+/// An observer that interrupts ends it with the closest so far.
+///
+/// # Errors
+/// If the model fails.
 pub fn select(
     pipeline: &Pipeline,
+    rules: Vec<Selected>,
     scores: Option<&Scores>,
     whole: &ReuseSchedule,
     learning: &Learning,
     exchanges: usize,
     observer: &dyn Observer,
 ) -> Result<Tried> {
-    let Learning { prompts, sampling, keep, .. } = learning;
-    let structure = pipeline.structure(sampling);
-    let learned = |(scores, how): (&Scores, Selection)| {
-        Ok((format!("learned, {how}"), scores.select(how, whole, &structure, *keep)?))
+    let structure = pipeline.structure(&learning.sampling);
+    let ways = if scores.is_some() { &[Selection::Bisection, Selection::Cascade][..] } else { &[] };
+    let learned = |(scores, &how): (&Scores, &Selection)| {
+        Ok((format!("learned, {how}"), scores.select(how, whole, &structure, learning.keep)?))
     };
-    let ways = [Selection::Bisection, Selection::Cascade];
-    let watched = 0..prompts.len().min(WATCHED);
-    let by_first_unit = || {
-        let conditioning = pipeline.guided_conditioning(&prompts[watched.clone()], sampling.latent, sampling)?;
-        let net = SuperNet::new(pipeline, sampling, whole);
-        let changes = net.run(&conditioning, watched.clone(), &whole.computed)?.changes(0)?;
-        Ok((FIRST_UNIT.to_owned(), first_unit(whole, &structure, *keep, &changes)?))
+    let learned = scores.into_iter().flat_map(|scores| ways.iter().map(move |how| (scores, how))).map(learned);
+    let learned = learned.collect::<Result<Vec<_>>>()?;
+    observer.begin("select", learned.len() * ORDERS, "schedules");
+    let selected = Judge::new(pipeline, whole, learning, observer).and_then(|judge| {
+        let selected = judge.in_best_orders(learned)?;
+        Ok((judge, selected))
+    });
+    let (judge, mut tried) = match selected {
+        Err(Error::Model(ModelError::Interrupted)) => return Ok(Tried { schedules: rules, stopped: true }),
+        selected => selected?,
     };
-    let even = || Ok((EVENLY.to_owned(), evenly(whole, &structure, *keep)?));
-    let count = scores.map_or(0, |_| ways.len()) + 2;
-    observer.begin("select", count * ORDERS, "schedules");
-    let schedules = scores.into_iter().flat_map(|scores| ways.map(|how| (scores, how))).map(learned);
-    let schedules: Vec<(String, ReuseSchedule)> = schedules.chain([even(), by_first_unit()]).collect::<Result<_>>()?;
-
-    let mut judge = Judge::new(pipeline, learning, observer)?;
-    judge.wanted = judge.pictures(judge.begin(whole)?)?;
-    let mut tried = Vec::new();
-    for (from, schedule) in schedules {
-        let mut orders = Vec::new();
-        for order in 0..ORDERS {
-            let schedule = ReuseSchedule { order, ..schedule.clone() };
-            let psnr = judge.psnr(judge.begin(&schedule)?)?;
-            orders.push(Selected { from: from.clone(), exchanges: 0, psnr, schedule });
-            observer.advance(1)?;
-        }
-        tried.extend(orders.into_iter().max_by(|a, b| a.psnr.total_cmp(&b.psnr)));
-    }
+    tried.extend(rules);
     tried.sort_by(|a, b| b.psnr.total_cmp(&a.psnr));
 
     observer.begin("exchange", exchanges, "schedules");
@@ -190,15 +211,38 @@ struct Batch {
 }
 
 impl<'a> Judge<'a> {
-    /// Without the pictures that are wanted.
-    fn new(pipeline: &'a Pipeline, learning: &'a Learning, observer: &'a dyn Observer) -> Result<Self> {
+    fn new(
+        pipeline: &'a Pipeline,
+        whole: &ReuseSchedule,
+        learning: &'a Learning,
+        observer: &'a dyn Observer,
+    ) -> Result<Self> {
         let Learning { prompts, sampling, .. } = learning;
         let batch = |images: Range<usize>| {
             let conditioning = pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
             Ok(Batch { noise: pipeline.noise(images.clone(), sampling)?, images, conditioning })
         };
         let batches = sampling.batches(prompts.len().min(JUDGED)).map(batch).collect::<Result<_>>()?;
-        Ok(Self { pipeline, sampling, observer, batches, wanted: Vec::new() })
+        let mut judge = Self { pipeline, sampling, observer, batches, wanted: Vec::new() };
+        judge.wanted = judge.pictures(judge.begin(whole)?)?;
+        Ok(judge)
+    }
+
+    /// Each schedule in its best order, the closest first.
+    fn in_best_orders(&self, schedules: Vec<(String, ReuseSchedule)>) -> Result<Vec<Selected>> {
+        let mut best = Vec::new();
+        for (from, schedule) in schedules {
+            let mut orders = Vec::new();
+            for order in 0..ORDERS {
+                let schedule = ReuseSchedule { order, ..schedule.clone() };
+                let psnr = self.psnr(self.begin(&schedule)?)?;
+                orders.push(Selected { from: from.clone(), exchanges: 0, psnr, schedule });
+                self.observer.advance(1)?;
+            }
+            best.extend(orders.into_iter().max_by(|a, b| a.psnr.total_cmp(&b.psnr)));
+        }
+        best.sort_by(|a, b| b.psnr.total_cmp(&a.psnr));
+        Ok(best)
     }
 
     /// Runs of a schedule before their first step, one a batch.

@@ -1,23 +1,20 @@
-//! A model with a choice before every unit at every call: to compute it, or to take over what it made before. Runs are made
-//! without a graph; the way back goes call by call, each computed once more with one, so that memory is that of a call, and of
-//! what units made.
+//! A model with a choice before every unit at every call: to compute it, or to take over a forecast of what it made before. Runs
+//! are made without a graph; the way back goes call by call, each computed once more with one, so that memory is that of a call,
+//! and of what units made.
 
 use crate::error::Result;
 use candle_core::{Tensor, Var};
-use secateur_models::{Call, Conditioning, Kind, Pipeline, ReuseSchedule, Sampling, noise};
+use secateur_models::{Call, Conditioning, Made, Past, Pipeline, Reuse, ReuseSchedule, Sampling, noise};
 use secateur_nn::{Context, Gates, Passage, Step};
 use std::cell::RefCell;
 use std::ops::Range;
-
-/// Of each unit, what it made when it was last computed; nothing before the first call.
-type Features = Vec<Option<Vec<Tensor>>>;
+use std::sync::Arc;
 
 /// A pipeline's denoiser between gates.
 pub struct SuperNet<'a> {
     pipeline: &'a Pipeline,
     sampling: &'a Sampling,
-    kind: Kind,
-    units: Vec<String>,
+    schedule: &'a ReuseSchedule,
 }
 
 /// Pictures on their way from noise to latents, with all that the way back needs.
@@ -25,6 +22,8 @@ pub struct Run<'a> {
     net: &'a SuperNet<'a>,
     conditioning: &'a Conditioning,
     calls: Vec<Recorded>,
+    /// What units had made in the end.
+    past: Vec<Past>,
     /// The final latents.
     latents: Var,
 }
@@ -32,9 +31,8 @@ pub struct Run<'a> {
 /// A call that was made.
 struct Recorded {
     call: Call,
-    computed: Vec<bool>,
     /// What units had made before it.
-    features: Features,
+    past: Vec<Past>,
     /// The latents before it.
     latents: Var,
     /// What the sampler gives the denoiser of them.
@@ -46,34 +44,30 @@ struct Recorded {
 }
 
 impl<'a> SuperNet<'a> {
-    /// With the units of a schedule.
+    /// Between gates as a schedule has them.
     #[must_use]
-    pub fn new(pipeline: &'a Pipeline, sampling: &'a Sampling, schedule: &ReuseSchedule) -> Self {
-        Self { pipeline, sampling, kind: schedule.kind, units: schedule.units.clone() }
+    pub fn new(pipeline: &'a Pipeline, sampling: &'a Sampling, schedule: &'a ReuseSchedule) -> Self {
+        Self { pipeline, sampling, schedule }
     }
 
-    /// Draws the images `images` of a run, computing of each call what `computed` says (calls x units).
+    /// Draws the images `images` of a run.
     ///
     /// # Errors
     /// If the model fails.
-    pub fn run<'b>(
-        &'b self,
-        conditioning: &'b Conditioning,
-        images: Range<usize>,
-        computed: &[Vec<bool>],
-    ) -> Result<Run<'b>> {
+    pub fn run<'b>(&'b self, conditioning: &'b Conditioning, images: Range<usize>) -> Result<Run<'b>> {
+        let reuse = Reuse::new(Arc::new(self.schedule.clone()), &self.pipeline.structure(self.sampling))?;
         let mut schedule = self.pipeline.folder().schedule(self.sampling.latent, self.sampling)?;
         let start = self.pipeline.noise(images.clone(), self.sampling)?;
         let mut latents = start.affine(schedule.initial_scale(), 0.0)?;
         let shape = latents.dims()[1..].to_vec();
         let mut draws = 0;
-        let mut features: Features = vec![None; self.units.len()];
         let mut calls = Vec::new();
         for (index, call) in schedule.calls().to_vec().into_iter().enumerate() {
             let before = Var::from_tensor(&latents)?;
             let input = schedule.scale_input(index, &before)?;
-            let gates = Hard { net: self, computed: &computed[index], features: features.clone().into() };
-            let output = self.predict(&input.detach(), call, conditioning, &gates)?;
+            let past = reuse.past();
+            reuse.begin(index, call.timestep);
+            let output = self.predict(&input.detach(), call, conditioning, &reuse)?;
             let output = Var::from_tensor(&output)?;
             let mut draw = || {
                 draws += 1;
@@ -81,18 +75,9 @@ impl<'a> SuperNet<'a> {
             };
             let after = schedule.step(index, &before, &output, &mut draw)?;
             latents = after.detach();
-            let after_features = gates.features.into_inner();
-            calls.push(Recorded {
-                call,
-                computed: computed[index].clone(),
-                features: std::mem::replace(&mut features, after_features),
-                latents: before,
-                input,
-                output,
-                after,
-            });
+            calls.push(Recorded { call, past, latents: before, input, output, after });
         }
-        Ok(Run { net: self, conditioning, calls, latents: Var::from_tensor(&latents)? })
+        Ok(Run { net: self, conditioning, calls, past: reuse.past(), latents: Var::from_tensor(&latents)? })
     }
 
     /// Bytes of what units make in a run of `images` pictures, at most: of a first call for the picture of one prompt, times calls and
@@ -106,11 +91,12 @@ impl<'a> SuperNet<'a> {
         let conditioning =
             self.pipeline.guided_conditioning(&[prompt.to_owned()], self.sampling.latent, self.sampling)?;
         let latents = self.pipeline.noise(0..1, self.sampling)?.affine(schedule.initial_scale(), 0.0)?;
-        let computed = vec![true; self.units.len()];
-        let gates = Hard { net: self, computed: &computed, features: vec![None; self.units.len()].into() };
-        self.predict(&schedule.scale_input(0, &latents)?, call, &conditioning, &gates)?;
-        let features = gates.features.into_inner();
-        let elements: usize = features.iter().flatten().flatten().map(Tensor::elem_count).sum();
+        let reuse = Reuse::new(Arc::new(self.schedule.clone()), &self.pipeline.structure(self.sampling))?;
+        reuse.begin(0, call.timestep);
+        self.predict(&schedule.scale_input(0, &latents)?, call, &conditioning, &reuse)?;
+        let past = reuse.past();
+        let tensors = past.iter().flat_map(Past::made).flat_map(|made| &made.tensors);
+        let elements: usize = tensors.map(Tensor::elem_count).sum();
         Ok((elements * size_of::<f32>() * images * schedule.calls().len()) as u64)
     }
 
@@ -119,26 +105,6 @@ impl<'a> SuperNet<'a> {
         let context = Context { step, gates: Some(gates), ..Context::default() };
         let guidance = self.sampling.guidance;
         Ok(self.pipeline.predict(input, call.timestep, conditioning, guidance, &context)?)
-    }
-
-    fn unit(&self, stretch: &str) -> Option<usize> {
-        self.units.iter().position(|unit| unit == stretch)
-    }
-
-    /// What of a unit is taken over.
-    fn kept(&self, inputs: &[Tensor], outputs: &[Tensor]) -> candle_core::Result<Vec<Tensor>> {
-        match self.kind {
-            Kind::Residual => outputs.iter().zip(inputs).map(|(y, x)| y - x).collect(),
-            Kind::Block | Kind::Branch => Ok(outputs.to_vec()),
-        }
-    }
-
-    /// The outputs of which that was kept.
-    fn of_kept(&self, inputs: &[Tensor], kept: &[Tensor]) -> candle_core::Result<Vec<Tensor>> {
-        match self.kind {
-            Kind::Residual => inputs.iter().zip(kept).map(|(x, y)| x + y).collect(),
-            Kind::Block | Kind::Branch => Ok(kept.to_vec()),
-        }
     }
 }
 
@@ -155,7 +121,9 @@ impl Run<'_> {
     /// # Errors
     /// If a tensor operation fails.
     pub fn changes(&self, unit: usize) -> Result<Vec<f64>> {
-        let made: Vec<&Vec<Tensor>> = self.calls.iter().filter_map(|call| call.features[unit].as_ref()).collect();
+        let pasts = self.calls.iter().map(|call| &call.past).chain([&self.past]);
+        let made: Vec<&Vec<Tensor>> =
+            pasts.filter_map(|past| past[unit].made().first()).map(|made| &made.tensors).collect();
         let norm = |x: &Tensor| Ok::<_, candle_core::Error>(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt());
         let change = |pair: &[&Vec<Tensor>]| {
             let changes =
@@ -168,17 +136,21 @@ impl Run<'_> {
 
     /// What a loss with the gradient `of_final` with respect to the final latents has for each gate (calls x units): the change
     /// per unit of a gate that is 1 where the unit is computed and 0 where not, with
-    /// `out = gate * computed + (1 - gate) * taken over`, which is also what later calls take over. There is no choice at the
-    /// first call: it has zeros. `advance` is told after every call.
+    /// `out = gate * computed + (1 - gate) * forecast`. The forecasts of later calls go through `out` in the place of what was
+    /// computed; where the unit was not, those until it is computed again. There is no choice at the first call: it has zeros.
+    /// `advance` is told after every call.
     ///
     /// # Errors
     /// If the model fails, or `advance` does.
     pub fn gradients(&self, of_final: &Tensor, mut advance: impl FnMut() -> Result<()>) -> Result<Vec<Vec<f64>>> {
-        let units = self.net.units.len();
+        let ReuseSchedule { order, computed, units, .. } = self.net.schedule;
+        let units = units.len();
         let mut of_gates = vec![vec![0.0; units]; self.calls.len()];
         let mut of_latents: Vec<Option<Tensor>> = vec![None; self.calls.len()];
         let mut of_outputs: Vec<Option<Tensor>> = vec![None; self.calls.len()];
-        let mut of_features: Features = vec![None; units];
+        // Of what units made, by call; and of what was forecast since the call in question, until the unit is computed again.
+        let mut of_made: Vec<Vec<Option<Vec<Tensor>>>> = vec![vec![None; units]; self.calls.len()];
+        let mut of_forecasts: Vec<Vec<(f64, Vec<Tensor>)>> = vec![Vec::new(); units];
         let mut of_after = Some(of_final.clone());
         for (index, recorded) in self.calls.iter().enumerate().skip(1).rev() {
             // Through the sampler, which may remember earlier calls.
@@ -191,16 +163,20 @@ impl Run<'_> {
             }
             // Through the denoiser.
             let input = Var::from_tensor(&recorded.input.detach())?;
-            let mixing = Mixing::new(self.net, recorded)?;
+            let computed = &computed[index];
+            let mixing = Mixing::new(self.net.schedule, computed, recorded)?;
             let output = self.net.predict(&input, recorded.call, self.conditioning, &mixing)?;
             let mut surrogate = Tensor::zeros((), output.dtype(), output.device())?;
             if let Some(gradient) = &of_outputs[index] {
                 surrogate = (surrogate + (output * gradient)?.sum_all()?)?;
             }
-            let made = mixing.made.into_inner();
-            for (features, gradient) in made.iter().zip(&of_features) {
-                for (feature, gradient) in features.iter().flatten().zip(gradient.iter().flatten()) {
-                    surrogate = (surrogate + (feature * gradient)?.sum_all()?)?;
+            for (unit, made) in mixing.made.take().into_iter().enumerate() {
+                let gradient = match computed[unit] {
+                    true => of_made[index][unit].take(),
+                    false => recorded.of_another(*order, unit, &of_forecasts[unit])?,
+                };
+                for (made, gradient) in made.iter().flatten().zip(gradient.iter().flatten()) {
+                    surrogate = (surrogate + (made * gradient)?.sum_all()?)?;
                 }
             }
             let gradients = surrogate.backward()?;
@@ -209,13 +185,19 @@ impl Run<'_> {
                     of_gates[index][unit] = f64::from(gradient.to_scalar::<f32>()?);
                 }
             }
-            for (before, gradient) in mixing.before.iter().zip(&mut of_features) {
-                let of_before = |feature: &Var| match gradients.get(feature) {
-                    Some(gradient) => Ok(gradient.clone()),
-                    None => feature.zeros_like(),
-                };
-                let features = before.iter().map(of_before).collect::<candle_core::Result<Vec<_>>>()?;
-                *gradient = (!features.is_empty()).then_some(features);
+            for (unit, forecast) in mixing.forecasts.iter().enumerate() {
+                if computed[unit] {
+                    of_forecasts[unit].clear();
+                    continue;
+                }
+                let gradient =
+                    |tensor: &Var| gradients.get(tensor).map_or_else(|| tensor.zeros_like(), |g| Ok(g.clone()));
+                let gradient = forecast.iter().map(gradient).collect::<candle_core::Result<Vec<_>>>()?;
+                let past = &recorded.past[unit];
+                for (made, weight) in past.made().iter().zip(past.weights(recorded.timestep())) {
+                    add_times(&mut of_made[made.call][unit], &gradient, weight)?;
+                }
+                of_forecasts[unit].push((recorded.timestep(), gradient));
             }
             if let Some(gradient) = gradients.get(&input) {
                 let gradients = (&recorded.input * gradient)?.sum_all()?.backward()?;
@@ -229,6 +211,39 @@ impl Run<'_> {
     }
 }
 
+impl Recorded {
+    fn timestep(&self) -> f64 {
+        self.call.timestep.into()
+    }
+
+    /// What forecasts with these timesteps and gradients have for what a unit would have made at this call, had it been computed.
+    fn of_another(
+        &self,
+        order: usize,
+        unit: usize,
+        of_forecasts: &[(f64, Vec<Tensor>)],
+    ) -> candle_core::Result<Option<Vec<Tensor>>> {
+        let mut past = self.past[unit].clone();
+        past.push(Made { call: 0, timestep: self.timestep(), tensors: Vec::new() }, order);
+        let mut sum = None;
+        for (timestep, gradient) in of_forecasts {
+            let weight = past.weights(*timestep).first().copied().unwrap_or(0.0);
+            add_times(&mut sum, gradient, weight)?;
+        }
+        Ok(sum)
+    }
+}
+
+fn add_times(sum: &mut Option<Vec<Tensor>>, tensors: &[Tensor], weight: f64) -> candle_core::Result<()> {
+    let terms = tensors.iter().map(|tensor| tensor.affine(weight, 0.0));
+    let terms = match sum.take() {
+        Some(sum) => sum.iter().zip(terms).map(|(sum, term)| sum + term?).collect::<candle_core::Result<_>>(),
+        None => terms.collect(),
+    };
+    *sum = Some(terms?);
+    Ok(())
+}
+
 fn add(sum: &mut Option<Tensor>, gradient: Option<&Tensor>) -> Result<()> {
     *sum = match (sum.take(), gradient) {
         (Some(sum), Some(gradient)) => Some((sum + gradient)?),
@@ -237,91 +252,71 @@ fn add(sum: &mut Option<Tensor>, gradient: Option<&Tensor>) -> Result<()> {
     Ok(())
 }
 
-/// Computes what is to be computed.
-struct Hard<'a> {
-    net: &'a SuperNet<'a>,
-    computed: &'a [bool],
-    features: RefCell<Features>,
-}
-
-impl Gates for Hard<'_> {
-    fn enter(&self, stretch: &str, inputs: &[Tensor]) -> secateur_nn::Result<Passage> {
-        let compute = || Passage::Compute(inputs.to_vec());
-        let Some(unit) = self.net.unit(stretch) else { return Ok(compute()) };
-        Ok(match &self.features.borrow()[unit] {
-            Some(kept) if !self.computed[unit] => Passage::Instead(self.net.of_kept(inputs, kept)?),
-            _ => compute(),
-        })
-    }
-
-    fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
-        if let Some(unit) = self.net.unit(stretch) {
-            self.features.borrow_mut()[unit] = Some(self.net.kept(inputs, &outputs)?);
-        }
-        Ok(outputs)
-    }
-}
-
 /// Computes all units of a call, and lets go on what went on, as a function of gates.
 struct Mixing<'a> {
-    net: &'a SuperNet<'a>,
-    recorded: &'a Recorded,
+    schedule: &'a ReuseSchedule,
+    /// At this call.
+    computed: &'a [bool],
     /// 1 or 0 for each unit.
     gates: Vec<Var>,
-    /// What was taken over, of units that were not computed.
-    before: Vec<Vec<Var>>,
-    /// What later calls take over.
-    made: RefCell<Features>,
+    /// What is taken over where units are not computed.
+    forecasts: Vec<Vec<Var>>,
+    /// Of units that were computed, what later calls take over; of others, how far the gate moves it.
+    made: RefCell<Vec<Option<Vec<Tensor>>>>,
 }
 
 impl<'a> Mixing<'a> {
-    fn new(net: &'a SuperNet<'a>, recorded: &'a Recorded) -> Result<Self> {
+    fn new(schedule: &'a ReuseSchedule, computed: &'a [bool], recorded: &Recorded) -> Result<Self> {
         let device = recorded.input.device();
         let gate = |&computed: &bool| Var::new(if computed { 1f32 } else { 0.0 }, device);
-        let before = |(features, &computed): (&Option<Vec<Tensor>>, &bool)| {
-            let taken_over = features.iter().flatten().filter(|_| !computed);
-            taken_over.map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()
-        };
+        let forecast = |past: &Past| past.forecast(recorded.timestep())?.iter().map(Var::from_tensor).collect();
         Ok(Self {
-            net,
-            recorded,
-            gates: recorded.computed.iter().map(gate).collect::<candle_core::Result<_>>()?,
-            before: recorded.features.iter().zip(&recorded.computed).map(before).collect::<candle_core::Result<_>>()?,
-            made: vec![None; net.units.len()].into(),
+            schedule,
+            computed,
+            gates: computed.iter().map(gate).collect::<candle_core::Result<_>>()?,
+            forecasts: recorded.past.iter().map(forecast).collect::<candle_core::Result<_>>()?,
+            made: vec![None; computed.len()].into(),
         })
+    }
+
+    fn unit(&self, stretch: &str) -> Option<usize> {
+        self.schedule.units.iter().position(|unit| unit == stretch)
     }
 }
 
 impl Gates for Mixing<'_> {
     fn enter(&self, stretch: &str, inputs: &[Tensor]) -> secateur_nn::Result<Passage> {
         // Nothing goes back through what does not go on.
-        let through = |unit: usize| self.recorded.computed[unit];
-        Ok(Passage::Compute(match self.net.unit(stretch) {
-            Some(unit) if !through(unit) => inputs.iter().map(Tensor::detach).collect(),
+        Ok(Passage::Compute(match self.unit(stretch) {
+            Some(unit) if !self.computed[unit] => inputs.iter().map(Tensor::detach).collect(),
             _ => inputs.to_vec(),
         }))
     }
 
     fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
-        let Some(unit) = self.net.unit(stretch) else { return Ok(outputs) };
-        let computed = self.recorded.computed[unit];
+        let Some(unit) = self.unit(stretch) else { return Ok(outputs) };
+        let (kind, computed, forecasts) = (self.schedule.kind, self.computed[unit], &self.forecasts[unit]);
+        if forecasts.is_empty() {
+            return Ok(outputs);
+        }
         let now = match computed {
-            true => self.net.kept(inputs, &outputs)?,
+            true => kind.kept(inputs, &outputs)?,
             // Of inputs without a graph.
-            false => self.net.kept(&inputs.iter().map(Tensor::detach).collect::<Vec<_>>(), &outputs)?,
+            false => kind.kept(&inputs.iter().map(Tensor::detach).collect::<Vec<_>>(), &outputs)?,
         };
-        let Some(before) = &self.recorded.features[unit] else { return Ok(outputs) };
-        // gate - its value: 0, with the gradient of the gate.
+        // (gate - its value) (computed - forecast): 0, with the gradient of the gate.
         let gate = self.gates[unit].affine(1.0, if computed { -1.0 } else { 0.0 })?;
-        let taken_over = self.before[unit].iter().map(|feature| feature.as_tensor().clone());
-        let base: Vec<Tensor> = if computed { now.clone() } else { taken_over.collect() };
-        let mixed = base.iter().zip(now.iter().zip(before)).map(|(base, (now, before))| {
-            let change = (now.detach() - before)?;
-            base + change.broadcast_mul(&gate)?
-        });
+        let moved = now.iter().zip(forecasts);
+        let moved = moved.map(|(now, forecast)| (now.detach() - forecast.detach())?.broadcast_mul(&gate));
+        let moved = moved.collect::<candle_core::Result<Vec<_>>>()?;
+        let base = match computed {
+            true => now,
+            false => forecasts.iter().map(|forecast| forecast.as_tensor().clone()).collect(),
+        };
+        let mixed = base.iter().zip(&moved).map(|(base, moved)| base + moved);
         let mixed = mixed.collect::<candle_core::Result<Vec<_>>>()?;
-        let outputs = self.net.of_kept(inputs, &mixed)?;
-        self.made.borrow_mut()[unit] = Some(mixed);
-        Ok(outputs)
+        let made = if computed { mixed.clone() } else { moved };
+        self.made.borrow_mut()[unit] = Some(made);
+        Ok(kind.outputs(inputs, mixed)?)
     }
 }

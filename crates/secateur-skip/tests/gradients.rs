@@ -14,12 +14,41 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Every unit makes gate * computed + (1 - gate) * what it made before.
+/// What units made, with the timesteps, the latest first.
+type Nodes = Vec<(f64, Vec<Tensor>)>;
+
+/// The polynomial through nodes, by Neville's scheme.
+fn polynomial(nodes: &[(f64, Vec<Tensor>)], at: f64) -> Vec<Tensor> {
+    let [(first, values), .., (last, _)] = nodes else { return nodes[0].1.clone() };
+    let (without_last, without_first) = (polynomial(&nodes[..nodes.len() - 1], at), polynomial(&nodes[1..], at));
+    let between = |index: usize| {
+        let weight = (at - last) / (first - last);
+        ((&without_last[index] * weight).unwrap() + (&without_first[index] * (1.0 - weight)).unwrap()).unwrap()
+    };
+    (0..values.len()).map(between).collect()
+}
+
+/// Nodes, of no more than so many timesteps, after another one.
+fn with(node: (f64, Vec<Tensor>), nodes: &Nodes, most: usize) -> Nodes {
+    let others = nodes.iter().filter(|other| other.0 != node.0).cloned();
+    [node.clone()].into_iter().chain(others).take(most).collect()
+}
+
+/// What is known of a unit.
+#[derive(Clone, Default)]
+struct Known {
+    nodes: Nodes,
+    /// Since then: what it made between forecast and computed, as the gates say.
+    since: Nodes,
+}
+
+/// Every unit makes gate * computed + (1 - gate) * forecast; forecasts go through it.
 struct Soft<'a> {
     schedule: &'a ReuseSchedule,
     gates: &'a [Vec<f64>],
     call: Cell<usize>,
-    made: RefCell<BTreeMap<String, Vec<Tensor>>>,
+    timestep: Cell<f64>,
+    known: RefCell<BTreeMap<String, Known>>,
 }
 
 impl Gates for Soft<'_> {
@@ -30,20 +59,40 @@ impl Gates for Soft<'_> {
     fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
         let Some(unit) = self.schedule.units.iter().position(|unit| unit == stretch) else { return Ok(outputs) };
         let residual = self.schedule.kind == Kind::Residual;
-        let gate = self.gates[self.call.get()][unit];
-        let mut made = self.made.borrow_mut();
-        let mut mixed = Vec::new();
-        for (index, output) in outputs.iter().enumerate() {
-            let now = if residual { (output - &inputs[index])? } else { output.clone() };
-            mixed.push(match made.get(stretch) {
-                Some(before) => ((now * gate)? + (&before[index] * (1.0 - gate))?)?,
-                None => now,
-            });
+        let (gate, most) = (self.gates[self.call.get()][unit], self.schedule.order + 1);
+        let timestep = self.timestep.get();
+        let mut known = self.known.borrow_mut();
+        let known = known.entry(stretch.to_owned()).or_default();
+        let change = |x: &Tensor, y: &Tensor| (x - y).unwrap();
+        let now: Vec<Tensor> = match residual {
+            true => outputs.iter().zip(inputs).map(|(y, x)| change(y, x)).collect(),
+            false => outputs,
+        };
+        let mixed = if known.nodes.is_empty() {
+            now
+        } else {
+            let forecast = polynomial(&known.nodes, timestep);
+            let mix = |(now, forecast): (&Tensor, &Tensor)| {
+                ((now * gate).unwrap() + (forecast * (1.0 - gate)).unwrap()).unwrap()
+            };
+            now.iter().zip(&forecast).map(mix).collect()
+        };
+        let mut made = mixed.clone();
+        if self.schedule.computed[self.call.get()][unit] {
+            *known = Known { nodes: with((timestep, mixed), &known.nodes, most), since: Vec::new() };
+        } else {
+            let forecast = polynomial(&known.nodes, timestep);
+            for node in &known.since {
+                let another = polynomial(&with(node.clone(), &known.nodes, most), timestep);
+                for ((made, another), forecast) in made.iter_mut().zip(&another).zip(&forecast) {
+                    *made = (&*made + change(another, forecast)).unwrap();
+                }
+            }
+            known.since.push((timestep, mixed));
         }
-        made.insert(stretch.to_owned(), mixed.clone());
         match residual {
-            true => Ok(inputs.iter().zip(&mixed).map(|(x, y)| (x + y).unwrap()).collect()),
-            false => Ok(mixed),
+            true => Ok(inputs.iter().zip(&made).map(|(x, y)| (x + y).unwrap()).collect()),
+            false => Ok(made),
         }
     }
 }
@@ -52,7 +101,7 @@ struct Case<'a> {
     pipeline: &'a Pipeline,
     sampling: Sampling,
     prompts: Vec<String>,
-    whole: ReuseSchedule,
+    schedule: ReuseSchedule,
     wanted: Tensor,
     loss: Loss,
 }
@@ -66,11 +115,18 @@ impl Case<'_> {
         let mut schedule = pipeline.folder().schedule(sampling.latent, sampling).unwrap();
         let mut latents =
             pipeline.noise(images.clone(), sampling).unwrap().affine(schedule.initial_scale(), 0.0).unwrap();
-        let soft = Soft { schedule: &self.whole, gates, call: Cell::default(), made: RefCell::default() };
+        let soft = Soft {
+            schedule: &self.schedule,
+            gates,
+            call: Cell::default(),
+            timestep: Cell::default(),
+            known: RefCell::default(),
+        };
         let shape = latents.dims()[1..].to_vec();
         let mut draws = 0;
         for (index, call) in schedule.calls().to_vec().into_iter().enumerate() {
             soft.call.set(index);
+            soft.timestep.set(call.timestep.into());
             let step = Step { index: call.step, count: sampling.steps };
             let context = Context { step, gates: Some(&soft), ..Context::default() };
             let input = schedule.scale_input(index, &latents).unwrap();
@@ -86,15 +142,12 @@ impl Case<'_> {
     }
 
     fn check(&self, what: &str) {
-        let mut schedule = self.whole.clone();
-        for (call, row) in schedule.computed.iter_mut().enumerate().skip(1) {
-            row.iter_mut().enumerate().for_each(|(unit, computed)| *computed = (call * 3 + unit * 5) % 4 != 0);
-        }
+        let schedule = &self.schedule;
         let images = 0..self.prompts.len();
         let conditioning =
             self.pipeline.guided_conditioning(&self.prompts, self.sampling.latent, &self.sampling).unwrap();
-        let net = SuperNet::new(self.pipeline, &self.sampling, &schedule);
-        let run = net.run(&conditioning, images, &schedule.computed).unwrap();
+        let net = SuperNet::new(self.pipeline, &self.sampling, schedule);
+        let run = net.run(&conditioning, images).unwrap();
         let loss = self.loss.of(&self.pipeline.pictures(run.latents()).unwrap(), &self.wanted).unwrap();
         let gates: Vec<Vec<f64>> = schedule
             .computed
@@ -139,25 +192,31 @@ impl Case<'_> {
             assert!(
                 (found - wanted).abs() < 0.03 * wanted.abs() + 0.01 * largest,
                 "{what}, {} at call {call}: gradient {found}, finite difference {wanted}, the largest {largest}",
-                self.whole.units[unit]
+                schedule.units[unit]
             );
         }
     }
 }
 
-fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], sampler: Option<Sampler>, loss: Loss) {
+fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], (sampler, order): (Option<Sampler>, usize), loss: Loss) {
     let folder = ModelFolder::open(folder, None).unwrap();
     let own = folder.sampling();
-    let sampling = Sampling { steps: 4, sampler: sampler.unwrap_or(own.sampler), ..own };
+    let sampling = Sampling { steps: 4 + 2 * order, sampler: sampler.unwrap_or(own.sampler), ..own };
     let prompts: Vec<String> = prompts.iter().map(|&prompt| prompt.to_owned()).collect();
     let pipeline = Pipeline::open(folder).unwrap();
     let latents = pipeline.sample(&prompts, 0..prompts.len(), &sampling, None, &()).unwrap();
     let wanted = pipeline.pictures(&latents).unwrap();
     for &kind in kinds {
         let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, kind).unwrap();
+        let mut schedule = ReuseSchedule { order, ..whole };
+        for (call, row) in schedule.computed.iter_mut().enumerate().skip(1) {
+            // Of each unit, with a forecast, also several calls in a row that do not compute it, after several that do.
+            let place = |unit: usize| if order == 0 { (call * 3 + unit * 5) % 4 } else { (call + 2 * unit) % 5 / 2 };
+            row.iter_mut().enumerate().for_each(|(unit, computed)| *computed = place(unit) != 0);
+        }
         let (sampling, prompts, wanted) = (sampling.clone(), prompts.clone(), wanted.clone());
-        let what = format!("{}, {kind}, {}, {loss}", pipeline.folder().class_name(), sampling.sampler);
-        Case { pipeline: &pipeline, sampling, prompts, whole, wanted, loss }.check(&what);
+        let what = format!("{}, {kind}, order {order}, {}, {loss}", pipeline.folder().class_name(), sampling.sampler);
+        Case { pipeline: &pipeline, sampling, prompts, schedule, wanted, loss }.check(&what);
     }
 }
 
@@ -170,7 +229,7 @@ fn every_family() {
             "stable_diffusion_2" => &[Kind::Block, Kind::Branch],
             _ => &[Kind::Block],
         };
-        check(assemble::assemble(&goldens, name).path(), &["a red apple"], kinds, None, Loss::L2);
+        check(assemble::assemble(&goldens, name).path(), &["a red apple"], kinds, (None, 0), Loss::L2);
     }
 }
 
@@ -181,13 +240,22 @@ fn model(name: &str) -> std::path::PathBuf {
 #[test]
 fn samplers_with_a_past() {
     for sampler in [Sampler::Pndm, Sampler::DpmSolver, Sampler::Heun, Sampler::EulerAncestral] {
-        check(&model("emoji-unet"), &["red apple, noto style emoji"], &[Kind::Block], Some(sampler), Loss::Ssim);
+        check(&model("emoji-unet"), &["red apple, noto style emoji"], &[Kind::Block], (Some(sampler), 0), Loss::Ssim);
     }
 }
 
 #[test]
 fn losses() {
     for loss in [Loss::Ssim, Loss::L1, Loss::L2] {
-        check(&model("emoji-dit"), &["1"], &[Kind::Residual], None, loss);
+        check(&model("emoji-dit"), &["1"], &[Kind::Residual], (None, 0), loss);
+    }
+}
+
+#[test]
+fn forecasts() {
+    check(&model("emoji-dit"), &["1"], &[Kind::Block, Kind::Residual], (None, 1), Loss::Ssim);
+    check(&model("emoji-dit"), &["1"], &[Kind::Block], (None, 2), Loss::L2);
+    for sampler in [Sampler::Pndm, Sampler::Heun] {
+        check(&model("emoji-unet"), &["red apple, noto style emoji"], &[Kind::Block], (Some(sampler), 1), Loss::L2);
     }
 }

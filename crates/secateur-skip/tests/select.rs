@@ -2,8 +2,8 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur_models::{Error, Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling};
-use secateur_skip::{Learning, Loss, Scores, kept, select};
+use secateur_models::{Error, Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_skip::{Learning, Loss, Scores, SuperNet, evenly, first_unit, kept, rules, select, ways};
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 
@@ -49,7 +49,8 @@ fn the_closest_is_kept_and_keeps_to_the_share() {
         let whole = ReuseSchedule::whole(pipeline.folder(), &learning.sampling, kind).unwrap();
         let scores = Scores(whole.computed.iter().map(|row| row.iter().map(|_| random.random()).collect()).collect());
         let tried = |exchanges: usize, observer: &dyn Observer| {
-            select(&pipeline, Some(&scores), &whole, &learning, exchanges, observer).unwrap()
+            let rules = rules(&pipeline, &whole, &learning, observer).unwrap();
+            select(&pipeline, rules, Some(&scores), &whole, &learning, exchanges, observer).unwrap()
         };
         let all = tried(16, &());
         assert!(!all.stopped);
@@ -82,4 +83,42 @@ fn the_closest_is_kept_and_keeps_to_the_share() {
         let some = tried(16, &Impatient { stage: RefCell::default(), left: Cell::new(5) });
         assert!(some.stopped && some.schedules[0].psnr > rest[0].psnr && some.schedules[0].psnr <= first.psnr);
     }
+}
+
+#[test]
+fn plain_rules() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+    let folder = ModelFolder::open(&folder, None).unwrap();
+    let sampling = Sampling { steps: 9, ..folder.sampling() };
+    let structure = folder.structure(&sampling);
+    let pipeline = Pipeline::open(folder).unwrap();
+    let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Block).unwrap();
+    let calls = |schedule: ReuseSchedule| {
+        assert!(schedule.computed.iter().all(|row| row.iter().all(|computed| *computed == row[0])));
+        schedule.computed.iter().enumerate().filter(|(_, row)| row[0]).map(|(call, _)| call).collect::<Vec<_>>()
+    };
+    assert_eq!(calls(evenly(&whole, &structure, 0.35).unwrap()), [0, 3, 6]);
+    // The change is at the end, the last call's included.
+    let changes = [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0, 1.0];
+    assert_eq!(calls(first_unit(&whole, &structure, 0.35, &changes).unwrap()), [0, 7, 8]);
+
+    let prompts = ["1".to_owned()];
+    let conditioning = pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
+    let net = SuperNet::new(&pipeline, &sampling, &whole);
+    let changes = net.run(&conditioning, 0..1).unwrap().changes(0).unwrap();
+    assert_eq!(changes.len(), 8);
+    assert!(changes.iter().all(|&change| change > 0.0 && change < 1.0), "{changes:?}");
+}
+
+/// A sampler whose first steps take several calls cannot make as few as would do.
+#[test]
+fn fewer_steps_where_there_are_none() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-unet");
+    let folder = ModelFolder::open(&folder, None).unwrap();
+    let sampling = Sampling { steps: 20, sampler: Sampler::Pndm, ..folder.sampling() };
+    let pipeline = Pipeline::open(folder).unwrap();
+    let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Block).unwrap();
+    let learning = Learning { prompts: Vec::new(), sampling, loss: Loss::Ssim, iterations: 1, keep: 0.4 };
+    let ways = ways(&pipeline, &[], &whole, &learning).unwrap();
+    assert_eq!(ways.iter().map(|way| &*way.name).collect::<Vec<_>>(), ["random"]);
 }

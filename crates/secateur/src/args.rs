@@ -306,8 +306,8 @@ pub(crate) struct SkipArgs {
     /// rules alone are tried
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) iterations: usize,
-    /// Exchanges of what is computed at successive calls that are tried afterwards at most, kept where pictures get closer; 0 leaves
-    /// what was learned as it is
+    /// Exchanges of what is computed at successive calls that are tried afterwards at most, kept where pictures get closer; 0 keeps
+    /// the closest of what was learned and plain rules as it is
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub(crate) exchanges: usize,
     /// How pictures are compared with those of the whole run while it learns

@@ -3,6 +3,7 @@
 mod common;
 use common::{entries, fail, model, secateur, succeed};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,8 +12,8 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-const SMALL: [&str; 11] =
-    ["--samples", "4", "--steps", "6", "--iterations", "4", "--exchanges", "4", "--report-samples", "2", "--quiet"];
+const SMALL: [&str; 10] =
+    ["--samples", "4", "--steps", "6", "--iterations", "4", "--exchanges", "4", "--report-samples", "2"];
 
 fn skip(model_name: &str, out: &Path, options: &[&str]) -> Command {
     let mut command = secateur();
@@ -24,7 +25,11 @@ fn skip(model_name: &str, out: &Path, options: &[&str]) -> Command {
 fn a_model_that_skips_lives_on() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
-    let report = json(&succeed(&mut skip("emoji-dit", &at("skips"), &["--keep", "0.5", "--json"])));
+    let report = json(&succeed(&mut skip(
+        "emoji-dit",
+        &at("skips"),
+        &["--keep", "0.5", "--sampler", "dpm-solver", "--quiet", "--json"],
+    )));
     let skipping = &report["skipping"];
     let kept = skipping["kept"].as_f64().unwrap();
     assert!(kept <= 0.5 && kept > 0.2, "{kept} of the work is kept");
@@ -40,9 +45,10 @@ fn a_model_that_skips_lives_on() {
     assert!(page.contains("What is computed") && page.contains("transformer_blocks.7"));
     let schedule = json(&std::fs::read_to_string(at("skips").join("reuse.json")).unwrap());
     assert_eq!((&schedule["kind"], &schedule["steps"]), (&"block".into(), &6.into()));
+    assert_eq!(schedule["sampler"], "dpm-solver");
 
     // Plain rules alone.
-    let options = ["--keep", "0.5", "--iterations", "0", "--json"];
+    let options = ["--keep", "0.5", "--iterations", "0", "--quiet", "--json"];
     let plain = json(&succeed(&mut skip("emoji-dit", &at("plain"), &options)))["skipping"].clone();
     assert!(plain["history"].as_array().unwrap().is_empty());
     let ways = plain["ways"].as_array().unwrap();
@@ -57,8 +63,9 @@ fn a_model_that_skips_lives_on() {
     succeed(&mut generate("pictures", &[]));
     let error = fail(&mut generate("no", &["--steps", "9"]), 1);
     assert!(error.contains("with 6 steps") && error.contains("--adapt"), "{error}");
+    fail(&mut generate("no", &["--sampler", "ddim"]), 1);
     succeed(&mut generate("adapted", &["--steps", "9", "--adapt"]));
-    let bench = ["bench", "--repeats", "2", "--steps", "6", "--json", "--quiet"];
+    let bench = ["bench", "--repeats", "2", "--steps", "6", "--sampler", "dpm-solver", "--json", "--quiet"];
     let bench = json(&succeed(secateur().args(bench).arg(model("emoji-dit")).arg(at("skips"))));
     assert!(bench["models"][1]["gain"]["macs_speed_up"].as_f64().unwrap() > 1.9);
 
@@ -98,17 +105,24 @@ fn a_stopped_run_goes_on() {
     let options = ["--iterations", "14", "--report-samples", "0"];
     let run = |name: &str, more: &[&str]| skip("emoji-dit", &at(name), &[&options, more].concat());
     succeed(&mut run("whole", &[]));
-    let mut child = run("stopped", &[]).stderr(Stdio::null()).spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(3));
+    let mut child = run("stopped", &[]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(told.any(|line| line.starts_with("plain rules") && line.contains("schedules in")));
+    std::thread::sleep(Duration::from_secs(1));
     assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let told: Vec<String> = told.collect();
     child.wait().unwrap();
     let note = json(&std::fs::read_to_string(at("stopped").join("report.json")).unwrap())["notes"].to_string();
-    assert!(note.contains("stopped after") && note.contains("--resume"), "{note}");
-    let error = fail(&mut run("stopped", &["--resume", "--seed", "3"]), 1);
-    assert!(error.contains("of another run"), "{error}");
+    assert!(note.contains("stopped after") && note.contains("--resume"), "{note}, {told:?}");
+    for other in [["--seed", "3"], ["--batch", "2"]] {
+        let error = fail(&mut run("stopped", &["--resume", other[0], other[1]]), 1);
+        assert!(error.contains("of another run"), "{error}");
+    }
     succeed(&mut run("stopped", &["--resume"]));
-    let schedule = |name: &str| std::fs::read_to_string(at(name).join("reuse.json")).unwrap();
-    assert_eq!(schedule("whole"), schedule("stopped"));
+    let read = |name: &str, file: &str| std::fs::read_to_string(at(name).join(file)).unwrap();
+    assert_eq!(read("whole", "reuse.json"), read("stopped", "reuse.json"));
+    let history = |name: &str| json(&read(name, "report.json"))["skipping"]["history"].clone();
+    assert_eq!(history("whole"), history("stopped"));
     assert_eq!(entries(temporary.path()), ["stopped", "whole"]);
 }

@@ -67,7 +67,7 @@ fn ways(ways: &[WayReport]) -> Markup {
     let scored = ways.iter().any(|way| way.score.is_some());
     html! {
         @if !ways.is_empty() {
-            p { "The same share of the work in other ways, each against the pictures of the whole run:" }
+            p { "Other ways to no more than the share of the work that was asked for, each against the pictures of the whole run:" }
             div.scroll {
                 table {
                     thead {

@@ -57,6 +57,12 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
             _ => {}
         }
         reports.push(report?);
+        if method.is_unfinished() {
+            let stopped = anyhow::Error::from(secateur_models::Error::Interrupted);
+            return Err(
+                stopped.context(format!("{} was stopped before it was done: --resume goes on with it", method.name))
+            );
+        }
         if let Some(before) = index.checked_sub(1) {
             remove_folder(&methods[before].statistics())?;
         }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
 use secateur_models::{Kind, ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure};
 use secateur_skip::{
-    Learning, Loss, Pruner, Scores, Selected, Selection, SuperNet, Tried, compare, kept, learn, select, ways,
+    Learning, Loss, Pruner, Scores, Selected, SuperNet, Tried, compare, kept, learn, rules, select, to_learn, ways,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -102,41 +102,34 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
             bytes(held)
         ));
     }
+    let rules = rules(&pipeline, &whole, &learning, &progress)?;
     let learned = match args.iterations {
         0 => None,
-        _ => Some(learn(&pipeline, &whole, &learning, Some(&state), &progress)?),
+        _ => Some(learn(&pipeline, &to_learn(&rules, &whole), &learning, Some(&state), &progress)?),
     };
-    let scores = learned.as_ref().map(|learned| &learned.scores);
-    let tried = match &learned {
-        Some(learned) if learned.stopped => None,
-        _ => match select(&pipeline, scores, &whole, &learning, args.exchanges, &progress) {
-            Err(secateur_skip::Error::Model(secateur_models::Error::Interrupted)) if scores.is_some() => None,
-            tried => Some(tried?),
-        },
-    };
-    let stopped = tried.as_ref().is_none_or(|tried| tried.stopped);
-    let (schedule, ways) = match (tried, scores) {
-        (Some(Tried { schedules, .. }), _) => {
-            let told = schedules.iter().map(|tried| format!("{tried} {:.2} dB", tried.psnr));
-            let told = told.collect::<Vec<_>>().join("; ");
-            notes.push(format!(
-                "the first of these is kept, by the PSNR of some of the pictures that were learned from: {told}"
-            ));
-            let ways = ways(&pipeline, &schedules, &whole, &learning)?;
-            let Some(Selected { schedule, .. }) = schedules.into_iter().next() else {
-                bail!("there is nothing to keep")
-            };
-            (schedule, ways)
+    let Tried { schedules, stopped } = match &learned {
+        Some(learned) if learned.stopped => Tried { schedules: rules, stopped: true },
+        learned => {
+            let scores = learned.as_ref().map(|learned| &learned.scores);
+            select(&pipeline, rules, scores, &whole, &learning, args.exchanges, &progress)?
         }
-        (None, Some(scores)) => (scores.select(Selection::Bisection, &whole, &structure, keep)?, Vec::new()),
-        (None, None) => bail!("there is nothing to keep"),
     };
-    let history = learned.map_or(Vec::new(), |learned| learned.history);
+    let told = schedules.iter().map(|tried| format!("{tried} {:.2} dB", tried.psnr)).collect::<Vec<_>>().join("; ");
+    notes.push(format!(
+        "the first of these is kept, by the PSNR of some of the pictures that were learned from: {told}"
+    ));
     if stopped {
-        let so_far = format!("stopped after {} of {} iterations", history.len(), args.iterations);
-        let resume = if args.iterations > 0 { "; --resume goes on" } else { "" };
-        notes.push(format!("{so_far} and before the end of the exchanges: the model is of the best so far{resume}"));
+        let place = match &learned {
+            Some(learned) if learned.stopped => {
+                format!("after {} of {} iterations", learned.history.len(), args.iterations)
+            }
+            _ => "before the end of the exchanges".into(),
+        };
+        let resume = if args.iterations > 0 { ", and --resume goes on" } else { "" };
+        notes.push(format!("stopped {place}: the model is of what was closest so far{resume}"));
     }
+    let Some(Selected { schedule, .. }) = schedules.first().cloned() else { bail!("there is nothing to keep") };
+    let history = learned.map_or(Vec::new(), |learned| learned.history);
 
     let skipping = Sampling { reuse: Some(Arc::new(schedule.clone())), ..sampling.clone() };
     let models = vec![model_summary(&pipeline, &names[0], &sampling)?, model_summary(&pipeline, &names[1], &skipping)?];
@@ -144,9 +137,11 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     if !report_prompts.is_empty() && !stopped {
         // The report's noise is not that of the learning.
         let sampling = Sampling { seed: sampling.seed.wrapping_add(1), ..sampling.clone() };
+        let ways = ways(&pipeline, &schedules, &whole, &learning)?;
         compared = match compare(&pipeline, (&names[0], &sampling), &ways, &report_prompts, clip.as_ref(), &progress) {
             Err(secateur_skip::Error::Model(secateur_models::Error::Interrupted)) => {
-                notes.push("stopped before the pictures of the report were drawn: there is no comparison".into());
+                notes
+                    .push("stopped before the pictures of the report were drawn: `secateur compare` draws some".into());
                 Vec::new()
             }
             compared => compared?,
@@ -163,7 +158,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     let (stages, peak_bytes) = progress.finish();
     let report = Report {
         format_version: Report::FORMAT_VERSION,
-        title: format!("{}, {:.0} % of the work kept by DiP-GO", names[0], 100.0 * kept(&schedule, &structure)?),
+        title: format!("{}, {:.0} % of the work kept", names[0], 100.0 * kept(&schedule, &structure)?),
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: sampling.seed,
@@ -278,7 +273,8 @@ fn request(learning: &Learning, kind: Kind, folder: &ModelFolder) -> Result<Stri
     };
     let fingerprint = secateur_prune::Fingerprint::new(folder, &calibration)?;
     let fingerprint = serde_json::to_string(&fingerprint)?;
-    Ok(format!("{kind} units, {loss}, {iterations} iterations, {keep} kept, {fingerprint}"))
+    let batch = sampling.batch;
+    Ok(format!("{kind} units, {loss}, {iterations} iterations of {batch} pictures, {keep} kept, {fingerprint}"))
 }
 
 /// What is said where another way, all after the first, gives closer pictures.
@@ -286,7 +282,7 @@ fn closer(ways: &[WayReport]) -> Option<String> {
     let (kept, others) = ways.split_first()?;
     let best = others.iter().max_by(|a, b| a.psnr.total_cmp(&b.psnr)).filter(|best| best.psnr > kept.psnr)?;
     Some(format!(
-        "closer with as little work: {}, {:.2} dB with {:.1} % of the MACs, against {:.2} dB with {:.1} %",
+        "closer, within the share that was asked for: {}, {:.2} dB with {:.1} % of the MACs, against {:.2} dB with {:.1} %",
         best.name,
         best.psnr,
         100.0 * best.kept,
