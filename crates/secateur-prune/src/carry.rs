@@ -77,7 +77,7 @@ impl InputStatistics {
         let unweighted = self.rows as f64 / self.weighted_rows.max(f64::MIN_POSITIVE);
         let turned: usize = bases.iter().map(|basis| basis.left.nrows()).sum();
         for column in *start..start + turned {
-            self.squares[column] = (f64::from(self.hessian[column * width + column]) * unweighted) as f32;
+            self.squares[column] = (f64::from(self.hessian[column * width + column]) * unweighted).max(0.0) as f32;
         }
     }
 
@@ -98,7 +98,8 @@ impl InputStatistics {
         let rows = self.rows as f64;
         for column in start..start + offset.len() {
             let (b, sum) = (b(column), f64::from(self.sums[column]));
-            self.squares[column] = (f64::from(self.squares[column]) - 2.0 * b * sum + rows * b * b) as f32;
+            // Rounding may leave less than nothing.
+            self.squares[column] = (f64::from(self.squares[column]) - 2.0 * b * sum + rows * b * b).max(0.0) as f32;
             self.sums[column] = (sum - rows * b) as f32;
             self.weighted_sums[column] = (f64::from(self.weighted_sums[column]) - self.weighted_rows * b) as f32;
         }

@@ -44,13 +44,13 @@ pub(crate) enum Command {
     Slim(Box<SlimArgs>),
     /// Learn which blocks to compute at which denoising step (DiP-GO), and write a model that skips the others
     ///
-    /// Ctrl-C ends the learning: the model is written by what was learned so far, and --resume goes on.
+    /// Ctrl-C ends it early: the model is written by the schedule that came closest so far, and --resume goes on.
     Skip(Box<SkipArgs>),
     /// Run several of prune, slim and skip after each other, as a recipe says, with one report of all
     ///
     /// A recipe is a TOML file with a table `[[method]]` for each, in order: `name`, and the options of that command without the dashes.
     /// Options of this command may stand before the first, such as `samples = 50`; the command line goes first. Each method
-    /// works on what those before it left, and calibrates or learns on that.
+    /// works on what those before it left, and learns on that; of prune and slim those that would calibrate alike calibrate once.
     Compress(Box<CompressArgs>),
     /// Make pictures from prompts
     Generate(GenerateArgs),

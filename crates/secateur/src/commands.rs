@@ -156,10 +156,12 @@ fn numbered(count: usize) -> Vec<String> {
 
 /// The command line, as it was given.
 fn command_line() -> String {
-    let quote = |word: String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-        if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
-    };
-    let words = std::env::args().enumerate().map(|(i, word)| if i == 0 { "secateur".into() } else { quote(word) });
+    let words = std::env::args().enumerate().map(|(i, word)| if i == 0 { "secateur".into() } else { quoted(&word) });
     words.collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }

@@ -85,7 +85,7 @@ impl Progress {
 }
 
 /// Fails if the user asked to stop.
-fn check() -> Result<(), Error> {
+pub(crate) fn check() -> Result<(), Error> {
     if INTERRUPTED.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
 

@@ -277,7 +277,7 @@ fn a_recipe_does_not_go_on_with_another_model() {
     let temporary = tempfile::tempdir().unwrap();
     let model = copy(temporary.path(), "scheduler");
     let recipe = temporary.path().join("recipe.toml");
-    let methods = "[[method]]\nname = 'prune'\n[[method]]\nname = 'prune'\nprompts = 'there is no such file'\n";
+    let methods = "[[method]]\nname = 'prune'\n[[method]]\nname = 'prune'\nstatistics = 'there is no such folder'\n";
     std::fs::write(&recipe, format!("samples = 2\nsteps = 2\nreport-samples = 0\n{methods}")).unwrap();
     let run = |resume: &[&str]| {
         let mut command = secateur();
@@ -286,7 +286,7 @@ fn a_recipe_does_not_go_on_with_another_model() {
         fail(&mut command, 1)
     };
     assert!(run(&[]).contains("1 of 2 methods are finished"));
-    assert!(run(&["--resume"]).contains("there is no such file"));
+    assert!(run(&["--resume"]).contains("there is no such folder"));
     let config = model.join("scheduler/scheduler_config.json");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("\"shift\": 1.0", "\"shift\": 3.0")).unwrap();

@@ -72,38 +72,81 @@ fn one_report_of_all_methods() {
 fn a_recipe_goes_on_where_it_failed() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
-    let labels = at("labels.txt");
-    let recipe = format!(
-        "steps = 3\nreport-samples = 0\n[[method]]\nname = 'prune'\nsamples = 2\n[[method]]\nname = 'prune'\npattern = '2:4'\n\
-         prompts = '{}'\n",
-        labels.display()
-    );
-    std::fs::write(at("recipe.toml"), &recipe).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(at(name), text).unwrap();
+    let method = |name: &str| format!("[[method]]\nname = 'prune'\nprompts = '{}'\n", at(name).display());
+    let recipe =
+        format!("steps = 3\nreport-samples = 0\n{}{}pattern = '2:4'\n", method("first.txt"), method("labels.txt"));
+    write("first.txt", "1\n2\n");
+    write("labels.txt", "no such label\n");
+    write("recipe.toml", &recipe);
     let run = |options: &[&str]| compress(&at("recipe.toml"), &at("small"), options);
-    std::fs::write(at("bad.toml"), recipe.replacen("samples = 2", "samples = 2\nsparsity = 2", 1)).unwrap();
+    write("bad.toml", &recipe.replacen("name = 'prune'", "name = 'prune'\nsparsity = 2", 1));
     fail(&mut compress(&at("bad.toml"), &at("small"), &[]), 1);
-    assert_eq!(entries(temporary.path()), ["bad.toml", "recipe.toml"]);
     std::fs::remove_file(at("bad.toml")).unwrap();
+    assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml"]);
     let error = fail(&mut run(&["--resume"]), 1);
     assert!(error.contains("nothing to resume"), "{error}");
     let error = fail(&mut run(&[]), 1);
-    assert!(error.contains("labels.txt") && error.contains("secateur prune"), "{error}");
+    assert!(error.contains("no such label") && error.contains("secateur prune"), "{error}");
     assert!(error.contains("1 of 2 methods are finished: --resume"), "{error}");
     assert!(!at("small").exists());
     let error = fail(&mut run(&[]), 1);
     assert!(error.contains("--resume goes on") && error.contains("--force"), "{error}");
     let error = fail(&mut run(&["--resume", "--seed", "9"]), 1);
     assert!(error.contains("another model, recipe or command line"), "{error}");
+    // What the first method learned from is what it was; the second has not begun.
+    write("labels.txt", "1\n2\n");
+    write("first.txt", "1\n3\n");
+    let error = fail(&mut run(&["--resume"]), 1);
+    assert!(error.contains("of other prompts"), "{error}");
+    write("first.txt", "1\n2\n");
 
-    std::fs::write(&labels, "1\n2\n").unwrap();
     let output = run(&["--resume"]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}");
     assert!(told.contains("method 2 of 2") && !told.contains("method 1 of 2"), "{told}");
-    assert_eq!(entries(temporary.path()), ["labels.txt", "recipe.toml", "small"]);
+    assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml", "small"]);
     let resumed = std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap();
     succeed(&mut run(&["--force", "--quiet"]));
     assert!(resumed == std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap());
+
+    // Another recipe in its place leaves nothing of it behind.
+    write("labels.txt", "no such label\n");
+    fail(&mut run(&["--force"]), 1);
+    write("recipe.toml", "steps = 2\nsamples = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = 0.05\n");
+    succeed(&mut run(&["--force", "--quiet"]));
+    assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml", "small"]);
+}
+
+/// The report's prompts are none that a method learns from, and what is read is not replaced.
+#[test]
+fn what_a_recipe_reads() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    std::fs::create_dir(at("data")).unwrap();
+    let (recipe, own) = (at("data/recipe.toml"), model("emoji-mmdit").join("prompts/calibration.txt"));
+    std::fs::write(
+        &recipe,
+        "steps = 2\nsamples = 2\n[[method]]\nname = 'slim'\n[[method]]\nname = 'prune'\nsamples = 3\n",
+    )
+    .unwrap();
+    let prompts: Vec<String> = std::fs::read_to_string(own).unwrap().lines().take(5).map(str::to_owned).collect();
+    std::fs::write(at("data/report.txt"), prompts.join("\n")).unwrap();
+    let run = |out: &str| {
+        let mut command = secateur();
+        command.arg("compress").arg(model("emoji-mmdit")).arg("--recipe").arg(&recipe).arg("--out").arg(at(out));
+        command
+            .args(["--report-samples", "9", "--force", "--quiet", "--json", "--report-prompts"])
+            .arg(at("data/report.txt"));
+        command
+    };
+    let error = fail(&mut run("data"), 1);
+    assert!(error.contains("overlap"), "{error}");
+    assert_eq!(entries(&at("data")), ["recipe.toml", "report.txt"]);
+    let report = json(&succeed(&mut run("small")));
+    let drawn = report["comparison"]["prompts"].as_array().unwrap().iter().map(|pair| pair["prompt"].as_str().unwrap());
+    assert!(drawn.eq(prompts[3..].iter()));
+    assert!(report["notes"].to_string().contains("3 report prompts are calibration prompts"), "{}", report["notes"]);
 }
 
 #[test]
@@ -115,8 +158,8 @@ fn methods_that_would_calibrate_alike_share_a_calibration() {
     std::fs::write(at("recipe.toml"), recipe).unwrap();
     let planned = succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run"]));
     let [slim, first, second] = planned.lines().collect::<Vec<_>>()[..] else { panic!("{planned}") };
-    assert!(slim.contains("--samples=100 --carry-statistics=") && slim.ends_with(".small.1-slim.statistics"), "{slim}");
-    assert!(first.contains("--samples=100 --statistics=") && first.ends_with(".small.1-slim.statistics"), "{first}");
+    assert!(slim.contains("--samples=200 --carry-statistics=") && slim.ends_with(".small.1-slim.statistics"), "{slim}");
+    assert!(first.contains("--samples=200 --statistics=") && first.ends_with(".small.1-slim.statistics"), "{first}");
     assert!(second.contains("--samples=3") && !second.contains("statistics"), "{second}");
 
     // What is shared is what the commands do by themselves, a run that was stopped in between included.

@@ -4,37 +4,46 @@ mod recipe;
 mod sharing;
 
 use super::compare::model_summary;
-use super::prompts::prompt_lists;
+use super::prompts::{prompt_lists, report_list};
 use super::told::tell;
 use super::{command_line, names, no_score, prune, skip, skipping, slim};
 use crate::args::{Command, Common, CompressArgs};
 use crate::format::{print, print_json};
-use crate::progress::{Progress, say};
+use crate::progress::{self, Progress, say};
 use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
 use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
 use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
 use secateur_prune::Fingerprint;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
     let args = &recipe.merged()?;
-    let folder = args.job.model.open()?;
-    let out = args.job.out.clone().unwrap_or_else(|| "OUT".into());
+    let job = &args.job;
+    let folder = job.model.open()?;
+    let out = job.out.clone().unwrap_or_else(|| "OUT".into());
     let mut methods = recipe.methods(folder.path(), &out)?;
     sharing::share(&mut methods, &folder)?;
-    if args.job.dry_run {
+    if job.dry_run {
         let commands: Vec<String> = methods.iter().map(Method::to_string).collect();
         return if common.json { print_json(&commands) } else { commands.iter().try_for_each(|line| print(line)) };
     }
-    let report_prompts = report_prompts(args, &folder)?;
-    let inputs = [Some(folder.path()), Some(&*args.recipe), args.job.prompts.prompts.as_deref()];
-    let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
-    let output = OutputFolder::create(&out, common.force, &inputs)?;
-    let request = format!("model {}\n{}", Fingerprint::of_model(&folder)?, recipe.request);
-    let finished = begin(&methods, &request, args.job.resume, common.force)?;
+    let learned = methods.iter().map(|method| method.prompts(&folder)).collect::<Result<Vec<_>>>()?;
+    let (report_prompts, notes) = report_list(&job.prompts, &folder, &learned.concat())?;
+    // The first model is drawn as the last one.
+    skipping(&sampling(args, &methods, &folder)?, &folder, false)?;
+    let output = OutputFolder::create(&out, common.force, &[])?;
+    check_overlaps(args, &folder, &methods, output.target())?;
+    let run = Run {
+        model: Fingerprint::of_model(&folder)?,
+        request: recipe.request.clone(),
+        folders: methods.iter().map(Method::folder_name).collect(),
+        prompts: learned,
+    };
+    let finished = run.begin(&methods, job.resume, common.force)?;
     let mut reports = Vec::new();
     for (index, method) in methods.iter().enumerate() {
         if index < finished {
@@ -44,85 +53,143 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         if !common.quiet {
             say(&format!("method {} of {}: {method}", index + 1, methods.len()));
         }
-        // What a method of its own writes is replaced, or gone on with.
-        let resume = args.job.resume && method.is_unfinished();
-        let common = Common { force: !resume, json: false, ..common.clone() };
-        let report = method.run(resume, &common);
-        match report {
-            Err(_) if index > 0 => {
-                say(&format!("{index} of {} methods are finished: --resume goes on after them", methods.len()));
+        let resume = job.resume && method.is_unfinished();
+        let report = method.run(resume, &Common { force: false, json: false, ..common.clone() });
+        // A method may write what it has when it is stopped.
+        let report = report.and_then(|report| {
+            progress::check()?;
+            Ok(report)
+        });
+        if report.is_err() {
+            remove_folder(&method.out)?;
+            match index {
+                // There is nothing to go on with.
+                0 if !method.is_unfinished() => remove(&methods)?,
+                0 => {}
+                _ => say(&format!("{index} of {} methods are finished: --resume goes on after them", methods.len())),
             }
-            // There is nothing to go on with.
-            Err(_) if !method.is_unfinished() => remove(&methods)?,
-            _ => {}
         }
         reports.push(report?);
-        if method.is_unfinished() {
-            let stopped = anyhow::Error::from(secateur_models::Error::Interrupted);
-            return Err(
-                stopped.context(format!("{} was stopped before it was done: --resume goes on with it", method.name))
-            );
-        }
         if let Some(before) = index.checked_sub(1) {
             remove_folder(&methods[before].statistics())?;
         }
     }
-    let (report, pictures) = evaluate(args, common, &folder, &methods, (&reports, &report_prompts), &out)?;
+    let (report, pictures) = evaluate(args, common, &folder, &methods, (&reports, &report_prompts, notes), &out)?;
     let last = methods.last().context("the recipe has no methods")?;
+    report.write(&pictures, output.path())?;
+    // From here on the last method is done again if this does not come to its end.
+    std::fs::remove_file(last.report_path())?;
     for entry in std::fs::read_dir(&last.out)? {
         let entry = entry?;
-        std::fs::rename(entry.path(), output.path().join(entry.file_name()))?;
+        let target = output.path().join(entry.file_name());
+        if !target.exists() {
+            std::fs::rename(entry.path(), target)?;
+        }
     }
-    report.write(&pictures, output.path())?;
     output.finish()?;
     remove(&methods)?;
     tell(Some(&report), Some(&out), common)
 }
 
-/// Prompts of the report, which no method learns from.
-fn report_prompts(args: &CompressArgs, folder: &ModelFolder) -> Result<Vec<String>> {
-    let own = folder.subject() == Subject::Nothing || folder.prompts(|prompts| &prompts.held_out)?.is_some();
-    if args.job.prompts.report_samples > 0 && args.job.prompts.report_prompts.is_none() && !own {
-        bail!(
-            "{} comes with no held-out prompts: give --report-prompts FILE, or --report-samples 0 for no comparison",
-            folder.path().display()
-        );
-    }
-    Ok(prompt_lists(&args.job.prompts, folder, 1)?.1)
-}
-
-/// How many methods are finished of a run whose result depends on `request`; what another run left is thrown away with `force`.
-fn begin(methods: &[Method], request: &str, resume: bool, force: bool) -> Result<usize> {
-    let begun = methods.iter().any(|method| method.out.is_dir() || method.is_unfinished());
-    let first = methods.first().context("the recipe has no methods")?;
-    let kept = first.recipe_path();
-    match (begun, resume) {
-        (false, true) => bail!("nothing to resume: there is no unfinished run for this --out"),
-        (true, false) if !force => {
-            bail!("a run for this --out was not finished: --resume goes on with it, --force begins anew")
-        }
-        (true, false) => remove(methods)?,
-        (true, true) if std::fs::read_to_string(&kept).ok().as_deref() != Some(request) => {
-            bail!("{}: it is of another model, recipe or command line", kept.display())
-        }
-        _ => {}
-    }
-    std::fs::write(&kept, request).with_context(|| format!("{}", kept.display()))?;
-    Ok(methods.iter().take_while(|method| method.out.is_dir() && !method.is_unfinished()).count())
-}
-
-/// Removes what the methods made.
-fn remove(methods: &[Method]) -> Result<()> {
+/// That nothing which is read lies where something is written.
+fn check_overlaps(args: &CompressArgs, folder: &ModelFolder, methods: &[Method], target: &Path) -> Result<()> {
+    let mut read = vec![folder.path().to_owned(), args.recipe.clone()];
     for method in methods {
-        for folder in [&method.out, &method.unfinished(), &method.statistics()] {
-            remove_folder(folder)?;
-        }
-        let recipe = method.recipe_path();
-        if recipe.is_file() {
-            std::fs::remove_file(recipe)?;
+        let job = method.job()?;
+        read.extend([&job.prompts.prompts, &job.score.clip].into_iter().flatten().cloned());
+    }
+    read.extend([&args.job.prompts.report_prompts, &args.job.score.path(folder)].into_iter().flatten().cloned());
+    for read in &read {
+        let path = read.canonicalize().unwrap_or_else(|_| read.clone());
+        let mut written =
+            methods.iter().map(|method| target.with_file_name(method.out.file_name().unwrap_or_default()));
+        if written.any(|written| path.starts_with(written)) || path.starts_with(target) || target.starts_with(&path) {
+            bail!("{}: the output folder and {} overlap", target.display(), read.display());
         }
     }
     Ok(())
+}
+
+/// How the models of the report are sampled: as the last method that learns for one way of it.
+fn sampling(args: &CompressArgs, methods: &[Method], folder: &ModelFolder) -> Result<Sampling> {
+    let sampled = methods.iter().rev().find_map(|method| method.sampling(folder).transpose()).transpose()?;
+    sampled.map_or_else(|| args.job.sampling.sampling(folder), Ok)
+}
+
+/// What a run depends on, written beside its first method.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Run {
+    /// SHA-256.
+    model: String,
+    request: String,
+    /// Of each method, its folder's name.
+    folders: Vec<String>,
+    /// And the prompts that it learns from.
+    prompts: Vec<Vec<String>>,
+}
+
+impl Run {
+    /// How many methods are finished; what another run left is thrown away with `force`.
+    fn begin(&self, methods: &[Method], resume: bool, force: bool) -> Result<usize> {
+        let first = methods.first().context("the recipe has no methods")?;
+        let kept = first.run_path();
+        let finished = methods.iter().take_while(|method| method.is_finished()).count();
+        match (kept.is_file(), resume) {
+            (false, true) => bail!("nothing to resume: there is no unfinished run for this --out"),
+            (true, false) if !force => {
+                bail!("a run for this --out was not finished: --resume goes on with it, --force begins anew")
+            }
+            (true, true) => {
+                let same = Self::read(&kept)?.is_some_and(|before| {
+                    (&before.model, &before.request) == (&self.model, &self.request)
+                        && before.prompts.iter().zip(&self.prompts).take(finished).all(|(before, now)| before == now)
+                });
+                if !same {
+                    bail!("{}: it is of another model, recipe or command line, or of other prompts", kept.display());
+                }
+            }
+            (true, false) => {
+                // Which may have been of other methods.
+                for name in Self::read(&kept)?.into_iter().flat_map(|before| before.folders) {
+                    remove_method(&first.out.with_file_name(name))?;
+                }
+                remove(methods)?;
+            }
+            (false, false) => remove(methods)?,
+        }
+        let text = serde_json::to_string(self)?;
+        std::fs::write(&kept, text).with_context(|| format!("{}", kept.display()))?;
+        Ok(if resume { finished } else { 0 })
+    }
+
+    /// Nothing where it is damaged.
+    fn read(path: &Path) -> Result<Option<Self>> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+        Ok(serde_json::from_str(&text).ok())
+    }
+}
+
+/// Removes what the methods made, and what the run depends on.
+fn remove(methods: &[Method]) -> Result<()> {
+    methods.iter().try_for_each(|method| remove_method(&method.out))?;
+    match methods.first().map(Method::run_path).filter(|path| path.is_file()) {
+        Some(path) => Ok(std::fs::remove_file(path)?),
+        None => Ok(()),
+    }
+}
+
+/// Removes what the method with the output `out` made.
+fn remove_method(out: &Path) -> Result<()> {
+    for folder in [out, &unfinished(out), &recipe::statistics(out)] {
+        remove_folder(folder)?;
+    }
+    Ok(())
+}
+
+/// Where a method stands as a run of its own that was stopped.
+fn unfinished(out: &Path) -> PathBuf {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    out.with_file_name(format!(".{name}.unfinished"))
 }
 
 fn remove_folder(folder: &Path) -> std::io::Result<()> {
@@ -131,8 +198,9 @@ fn remove_folder(folder: &Path) -> std::io::Result<()> {
 
 impl Method {
     fn run(&self, resume: bool, common: &Common) -> Result<Report> {
-        // Those of a run that was stopped before its model was whole.
+        // Those of a run that was stopped before its model was whole, or done.
         remove_folder(&self.statistics())?;
+        remove_folder(&self.out)?;
         let report = match self.command(resume)? {
             Command::Prune(args) => prune::compress(&args, common),
             Command::Slim(args) => slim::compress(&args, common),
@@ -142,18 +210,33 @@ impl Method {
         report.and_then(|report| report.context("it made no model")).with_context(|| format!("{self}"))
     }
 
-    /// Where the method stands as a run of its own that was stopped.
-    fn unfinished(&self) -> PathBuf {
-        let name = self.out.file_name().unwrap_or_default().to_string_lossy();
-        self.out.with_file_name(format!(".{name}.unfinished"))
+    fn folder_name(&self) -> String {
+        self.out.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     fn is_unfinished(&self) -> bool {
-        self.unfinished().is_dir()
+        unfinished(&self.out).is_dir()
+    }
+
+    /// Its model is written, and its report last.
+    fn is_finished(&self) -> bool {
+        self.report_path().is_file() && !self.is_unfinished()
+    }
+
+    fn report_path(&self) -> PathBuf {
+        self.out.join("report.json")
+    }
+
+    /// The prompts that it learns from, or may learn from: all of the model's own where no number is given.
+    fn prompts(&self, folder: &ModelFolder) -> Result<Vec<String>> {
+        if folder.subject() == Subject::Nothing {
+            return Ok(Vec::new());
+        }
+        Ok(prompt_lists(&self.job()?.prompts, folder, usize::MAX)?.0)
     }
 
     fn report(&self) -> Result<Report> {
-        let path = self.out.join("report.json");
+        let path = self.report_path();
         let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
     }
@@ -173,18 +256,16 @@ fn evaluate(
     common: &Common,
     folder: &ModelFolder,
     methods: &[Method],
-    (reports, prompts): (&[Report], &[String]),
+    (reports, prompts, mut notes): (&[Report], &[String], Vec<String>),
     out: &Path,
 ) -> Result<(Report, Vec<PicturePair>)> {
     let progress = Progress::new(common.quiet);
     let last = methods.last().context("the recipe has no methods")?;
-    let sampled = methods.iter().rev().find_map(|method| method.sampling(folder).transpose()).transpose()?;
-    let sampling = sampled.map_or_else(|| args.job.sampling.sampling(folder), Ok)?;
+    let sampling = sampling(args, methods, folder)?;
     // The report's noise is not that of the methods.
     let sampling =
         Sampling { seed: args.job.sampling.seed.wrapping_add(1), batch: args.job.sampling.batch, ..sampling };
     let clip = args.job.score.open(folder)?;
-    let mut notes: Vec<String> = Vec::new();
     if clip.is_none() && !prompts.is_empty() {
         notes.push(no_score(folder).into());
     }

@@ -53,16 +53,52 @@ fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec
         (None, true) => {}
     }
     if folder.subject() == Subject::Text {
-        let seen: HashSet<&String> = calibration.iter().collect();
-        let before = report.len();
-        report.retain(|prompt| !seen.contains(prompt));
-        if report.len() < before {
-            notes.push(format!("{} report prompts are calibration prompts and were left out", before - report.len()));
-        }
+        notes.extend(leave_out(&mut report, &calibration));
     }
     if report.is_empty() && args.report_samples > 0 {
         bail!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
     }
     report.truncate(args.report_samples);
     Ok((calibration, report, notes))
+}
+
+/// Prompts of a report on something that learned from the prompts `learned`, and notes.
+pub(super) fn report_list(
+    args: &PromptArgs,
+    folder: &ModelFolder,
+    learned: &[String],
+) -> Result<(Vec<String>, Vec<String>)> {
+    if folder.subject() == Subject::Nothing || args.report_samples == 0 {
+        return Ok((numbered(args.report_samples), Vec::new()));
+    }
+    let mut report = match &args.report_prompts {
+        Some(file) => read_prompts(file)?,
+        None => match folder.prompts(|prompts| &prompts.held_out)? {
+            Some(held_out) => held_out,
+            None => bail!(
+                "{} comes with no held-out prompts: give --report-prompts FILE, or --report-samples 0 for no comparison",
+                folder.path().display()
+            ),
+        },
+    };
+    let notes = match folder.subject() {
+        Subject::Text => leave_out(&mut report, learned),
+        _ => None,
+    };
+    if report.is_empty() {
+        bail!(
+            "no prompt is left for the report that nothing is learned from: give --report-prompts FILE, or --report-samples 0 for none"
+        );
+    }
+    report.truncate(args.report_samples);
+    Ok((report, notes.into_iter().collect()))
+}
+
+/// Takes prompts out that others are, and says so.
+fn leave_out(report: &mut Vec<String>, learned: &[String]) -> Option<String> {
+    let seen: HashSet<&String> = learned.iter().collect();
+    let before = report.len();
+    report.retain(|prompt| !seen.contains(prompt));
+    let left_out = before - report.len();
+    (left_out > 0).then(|| format!("{left_out} report prompts are calibration prompts and were left out"))
 }

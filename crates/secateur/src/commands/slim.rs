@@ -9,7 +9,7 @@ use secateur_models::{HeadGroup, ModelFolder, Sampling};
 use secateur_prune::{Allocation, Amount, Budget, Neurons, Pattern, Removal, Rows, Slim, Target, Task};
 
 /// Calibration samples, each a picture at a denoising step, where no number of pictures is given (SlimDiff's).
-const SAMPLES: usize = 500;
+pub(super) const SAMPLES: usize = 500;
 /// The share of the parameters that goes where none is given.
 const BUDGET: f64 = 0.12;
 

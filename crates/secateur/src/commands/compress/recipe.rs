@@ -1,6 +1,7 @@
 //! Recipes, and the commands that they stand for.
 
-use crate::args::{Cli, Command, CompressArgs};
+use crate::args::{Cli, Command, CompressArgs, JobArgs};
+use crate::commands::quoted;
 use anyhow::{Context, Result, bail};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, Parser};
@@ -11,6 +12,12 @@ use std::path::{Path, PathBuf};
 
 /// Commands that are methods.
 const METHODS: [&str; 3] = ["prune", "slim", "skip"];
+/// Options that a recipe cannot have: the command line says them, for all methods.
+const OF_THE_COMMAND_LINE: [&str; 9] =
+    ["model", "out", "recipe", "resume", "dry-run", "force", "quiet", "json", "threads"];
+/// Options that a method of a recipe cannot have beside these: there is one report, and a method that saves statistics could not go on
+/// after it was stopped.
+const NOT_OF_A_METHOD: [&str; 4] = ["report-samples", "report-prompts", "save-statistics", "carry-statistics"];
 /// Options of `compress` that its methods do not get: each has its own, and there is one report.
 const OWN: [&str; 4] = ["model", "out", "report_samples", "report_prompts"];
 
@@ -47,7 +54,12 @@ impl Recipe {
         for (number, value) in (1..).zip(tables) {
             let Value::Object(mut method) = value else { bail!("method {number} is no table") };
             match method.shift_remove("name") {
-                Some(Value::String(name)) if METHODS.contains(&&*name) => methods.push((name, options(&method)?)),
+                Some(Value::String(name)) if METHODS.contains(&&*name) => {
+                    if let Some(option) = NOT_OF_A_METHOD.iter().find(|option| method.contains_key(**option)) {
+                        bail!("method {number} has {option}, which is not for a method of a recipe");
+                    }
+                    methods.push((name, options(&method)?));
+                }
                 Some(name) => bail!("method {number} has the name {name}; there are {}", METHODS.join(", ")),
                 None => bail!("method {number} has no name; there are {}", METHODS.join(", ")),
             }
@@ -109,6 +121,9 @@ fn option(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
 fn options(table: &Map<String, Value>) -> Result<Vec<OsString>> {
     let mut words = Vec::new();
     for (name, value) in table {
+        if OF_THE_COMMAND_LINE.contains(&&**name) {
+            bail!("{name} is an option of the command line, and not of a recipe");
+        }
         let values = match value {
             Value::Array(values) => values.as_slice(),
             value => std::slice::from_ref(value),
@@ -154,6 +169,16 @@ impl Method {
         Ok(cli.map_err(|error| anyhow::anyhow!("{}", error.render().to_string().trim()))?.command)
     }
 
+    /// What it was told of model, prompts and output.
+    pub(super) fn job(&self) -> Result<JobArgs> {
+        Ok(match self.command(false)? {
+            Command::Prune(args) => args.run.job,
+            Command::Slim(args) => args.run.job,
+            Command::Skip(args) => args.job,
+            _ => bail!("{self} is no method"),
+        })
+    }
+
     /// Gives an option to the command.
     pub(super) fn add(&mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) {
         self.words.push(option(name, value));
@@ -161,19 +186,24 @@ impl Method {
 
     /// Statistics for the next method.
     pub(super) fn statistics(&self) -> PathBuf {
-        let name = self.out.file_name().unwrap_or_default().to_string_lossy();
-        self.out.with_file_name(format!("{name}.statistics"))
+        statistics(&self.out)
     }
 
-    /// What the run depends on, beside the first method's folder.
-    pub(super) fn recipe_path(&self) -> PathBuf {
-        self.out.with_extension("recipe")
+    /// What the run depends on, beside the first method's folder, under one name whatever that method is.
+    pub(super) fn run_path(&self) -> PathBuf {
+        self.out.with_extension("run")
     }
+}
+
+/// Statistics of the method with the output `out` for the next one.
+pub(super) fn statistics(out: &Path) -> PathBuf {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    out.with_file_name(format!("{name}.statistics"))
 }
 
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words: Vec<_> = self.words.iter().map(|word| word.to_string_lossy()).collect();
+        let words = self.words.iter().map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>();
         f.write_str(&words.join(" "))
     }
 }
@@ -215,6 +245,9 @@ mod tests {
             ("[[method]]\nname = 'skip'\nkeep = { a = 1 }", "is no option"),
             ("[[method]", "TOML parse error"),
             ("keep = 1\n[[method]]\nname = 'skip'", "unexpected argument '--keep'"),
+            ("threads = 1\n[[method]]\nname = 'skip'", "threads is an option of the command line"),
+            ("[[method]]\nname = 'skip'\nout = 'here'", "out is an option of the command line"),
+            ("[[method]]\nname = 'skip'\nreport-samples = 3", "method 1 has report-samples"),
         ] {
             let error = commands(recipe, WORDS).unwrap_err();
             assert!(error.contains(words), "{recipe}: {error}");

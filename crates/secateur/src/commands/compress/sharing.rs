@@ -2,7 +2,7 @@
 
 use super::recipe::Method;
 use crate::args::{Command, RunArgs};
-use crate::commands::prune::SAMPLES;
+use crate::commands::{prune, slim};
 use anyhow::Result;
 use secateur_models::{ModelFolder, Subject};
 use secateur_prune::{Obs, Packages, Pattern, Plan, Selection, Task};
@@ -22,7 +22,7 @@ pub(super) fn share(methods: &mut [Method], folder: &ModelFolder) -> Result<()> 
         {
             let prompts = &run.job.prompts;
             if prompts.prompts.is_none() && prompts.samples.is_none() {
-                let samples = samples(folder)?;
+                let samples = samples(of_one, run, folder)?;
                 of_one.iter_mut().for_each(|method| method.add("samples", samples.to_string()));
             }
             for index in 1..of_one.len() {
@@ -59,19 +59,26 @@ fn alike(one: Option<&RunArgs>, other: Option<&RunArgs>) -> bool {
         && one.job.sampling == other.job.sampling
 }
 
-/// Whether statistics of all inputs, and what solves with them, fit into the memory.
+/// Whether statistics of all inputs, and what solves with them, fit into the memory: three times, as they are, as they are carried over, and as
+/// they are written.
 fn fits(run: &RunArgs, folder: &ModelFolder) -> Result<bool> {
     let structure = folder.structure(&run.job.sampling.sampling(folder)?);
     let all = Task::Weights { method: &Obs, pattern: Pattern::unstructured(0.5)? };
-    let plan = Plan::new(&structure, &Selection::default(), Packages::Memory(run.memory.as_u64()), &all);
+    let plan = Plan::new(&structure, &Selection::default(), Packages::Memory(run.memory.as_u64() / 3), &all);
     Ok(plan.is_ok_and(|plan| plan.packages.len() == 1))
 }
 
-/// Prompts where no number is given.
-fn samples(folder: &ModelFolder) -> Result<usize> {
+/// Prompts where no number is given: as many as the one of the methods takes that takes the most.
+fn samples(methods: &[Method], run: &RunArgs, folder: &ModelFolder) -> Result<usize> {
+    let steps = run.job.sampling.sampling(folder)?.steps;
+    let of_method = |method: &Method| match method.name.as_str() {
+        "slim" => slim::SAMPLES.div_ceil(steps),
+        _ => prune::SAMPLES,
+    };
+    let wanted = methods.iter().map(of_method).max().unwrap_or(prune::SAMPLES);
     let own = match folder.subject() {
         Subject::Nothing => None,
         Subject::Text | Subject::Label => folder.prompts(|prompts| &prompts.calibration)?,
     };
-    Ok(own.map_or(SAMPLES, |own| own.len().min(SAMPLES)))
+    Ok(own.map_or(wanted, |own| own.len().min(wanted)))
 }
