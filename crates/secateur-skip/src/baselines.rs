@@ -4,9 +4,10 @@ use crate::error::Result;
 use crate::learn::Learning;
 use crate::scores::{Scores, Selection, kept};
 use crate::select::Selected;
+use crate::supernet::SuperNet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur_models::{Pipeline, ReuseSchedule, Sampling, Structure};
+use secateur_models::{Kind, Pipeline, ReuseSchedule, Sampling, Structure};
 use std::sync::Arc;
 
 /// A way to little work.
@@ -22,6 +23,8 @@ pub struct Way {
 
 /// What [`evenly`] is called.
 pub(crate) const EVENLY: &str = "calls evenly spread";
+/// Pictures by whose changes the first unit tells when to compute.
+const WATCHED: usize = 2;
 /// What [`first_unit`] is called.
 pub(crate) const FIRST_UNIT: &str = "by the first block's change";
 
@@ -60,26 +63,62 @@ pub fn ways(pipeline: &Pipeline, tried: &[Selected], whole: &ReuseSchedule, lear
             break;
         }
     }
+    let (name, cached) = cache(pipeline, learning)?;
+    for (order, name) in [(0, name.to_owned()), (1, format!("{name}, order 1"))] {
+        let schedule = ReuseSchedule { order, ..cached.clone() };
+        if kept(&schedule, &structure)? <= *keep {
+            ways.push(way(&name, schedule)?);
+        }
+    }
     ways.push(way("random", random(whole, &structure, *keep, sampling.seed)?)?);
     Ok(ways)
 }
 
-/// All of some calls, evenly spread over the run, and nothing of the others: as many as keep no more than the share `wanted`.
+/// How far what the first unit makes at a call is from what it makes at each later one, on a few pictures: see
+/// [`Run::changes`](crate::Run::changes).
+pub(crate) fn changes(pipeline: &Pipeline, whole: &ReuseSchedule, learning: &Learning) -> Result<Vec<Vec<f64>>> {
+    let Learning { prompts, sampling, .. } = learning;
+    let watched = 0..prompts.len().min(WATCHED);
+    let conditioning = pipeline.guided_conditioning(&prompts[watched.clone()], sampling.latent, sampling)?;
+    SuperNet::new(pipeline, sampling, whole).run(&conditioning, watched)?.changes(0)
+}
+
+/// What the field caches by rules of its own, to be taken over as it was: what is behind the first block of a transformer (FBCache of
+/// ParaAttention, cache-dit), or below the outermost skip connection of a UNet, so that only its last branch is computed (DeepCache,
+/// Ma et al. 2024, arXiv 2312.00858). More than the share that is to be kept, where these alone are more.
+fn cache(pipeline: &Pipeline, learning: &Learning) -> Result<(&'static str, ReuseSchedule)> {
+    let Learning { sampling, keep, .. } = learning;
+    let structure = pipeline.structure(sampling);
+    let whole = |kind: Kind| ReuseSchedule::whole(pipeline.folder(), sampling, kind);
+    Ok(if structure.residual {
+        let whole = whole(Kind::Residual)?;
+        let changes = changes(pipeline, &whole, learning)?;
+        let since = |last: usize, call: usize| changes[last][call];
+        ("first-block cache", first_unit(&whole, &structure, *keep, &[0], since)?)
+    } else {
+        let whole = whole(Kind::Branch)?;
+        ("DeepCache", evenly(&whole, &structure, *keep, &[whole.units.len() - 1])?)
+    })
+}
+
+/// All of some calls, evenly spread over the run, and the units `always` of the others: as many as keep no more than the share `wanted`.
 ///
 /// # Errors
 /// If the model has no such units.
-pub fn evenly(whole: &ReuseSchedule, structure: &Structure, wanted: f64) -> Result<ReuseSchedule> {
+pub fn evenly(whole: &ReuseSchedule, structure: &Structure, wanted: f64, always: &[usize]) -> Result<ReuseSchedule> {
     let calls = whole.computed.len();
-    let most = (1..=calls).rev().find_map(|count| {
+    let of = |count: usize| {
         let due = |call: usize| call == 0 || call * count / calls > (call - 1) * count / calls;
-        let computed = (0..calls).map(|call| vec![due(call); whole.units.len()]).collect();
-        let schedule = ReuseSchedule { computed, ..whole.clone() };
-        match kept(&schedule, structure) {
-            Ok(kept) if kept > wanted && count > 1 => None,
-            result => Some(result.map(|_| schedule)),
+        let computed = (0..calls).map(|call| row(whole, due(call), always)).collect();
+        ReuseSchedule { computed, ..whole.clone() }.live(structure)
+    };
+    for count in (2..=calls).rev() {
+        let schedule = of(count)?;
+        if kept(&schedule, structure)? <= wanted {
+            return Ok(schedule);
         }
-    });
-    most.unwrap_or_else(|| Ok(whole.clone()))
+    }
+    Ok(of(1)?)
 }
 
 /// By scores that mean nothing.
@@ -92,30 +131,42 @@ pub fn random(whole: &ReuseSchedule, structure: &Structure, wanted: f64, seed: u
     Scores(rows.collect()).select(Selection::Bisection, whole, structure, wanted)
 }
 
-/// First-block caching (as in ParaAttention and cache-dit): a call is computed when what the first unit makes has changed by a
-/// threshold, relative to its size, since the last computed one. `changes` has that change from each call to the next, as
-/// measured on some runs, and the threshold is the lowest that keeps no more than the share `wanted`.
+/// By what the first unit makes: all of a call is computed where that has changed by a threshold at least since the last such call,
+/// otherwise the units `always`; `since` has the change from one call to another. The threshold is the lowest that keeps no more than the
+/// share `wanted`.
 ///
 /// # Errors
 /// If the model has no such units.
-pub fn first_unit(whole: &ReuseSchedule, structure: &Structure, wanted: f64, changes: &[f64]) -> Result<ReuseSchedule> {
+pub fn first_unit(
+    whole: &ReuseSchedule,
+    structure: &Structure,
+    wanted: f64,
+    always: &[usize],
+    since: impl Fn(usize, usize) -> f64,
+) -> Result<ReuseSchedule> {
+    let calls = whole.computed.len();
     let at = |threshold: f64| {
-        let mut since = f64::INFINITY;
-        let computed = (0..whole.computed.len()).map(|call| {
-            since += call.checked_sub(1).and_then(|before| changes.get(before)).copied().unwrap_or(0.0);
-            let due = since >= threshold;
-            since = if due { 0.0 } else { since };
-            vec![due; whole.units.len()]
+        let mut last = 0;
+        let computed = (0..calls).map(|call| {
+            let due = call == 0 || since(last, call) >= threshold;
+            last = if due { call } else { last };
+            row(whole, due, always)
         });
-        ReuseSchedule { computed: computed.collect(), ..whole.clone() }
+        ReuseSchedule { computed: computed.collect(), ..whole.clone() }.live(structure)
     };
-    let (mut low, mut high) = (0.0, changes.iter().sum::<f64>() + 1.0);
+    let all = (0..calls).flat_map(|last| (last..calls).map(move |call| (last, call)));
+    let (mut low, mut high) = (0.0, 1.0 + all.map(|(last, call)| since(last, call)).fold(0.0, f64::max));
     for _ in 0..60 {
         let middle = 0.5 * (low + high);
-        match kept(&at(middle), structure)? <= wanted {
+        match kept(&at(middle)?, structure)? <= wanted {
             true => high = middle,
             false => low = middle,
         }
     }
-    Ok(at(high))
+    Ok(at(high)?)
+}
+
+/// A call that is computed whole, or one of which only the units `always` are.
+fn row(whole: &ReuseSchedule, due: bool, always: &[usize]) -> Vec<bool> {
+    (0..whole.units.len()).map(|unit| due || always.contains(&unit)).collect()
 }

@@ -1,10 +1,9 @@
 //! From scores to the schedule that is kept, by the pictures that schedules give.
 
-use crate::baselines::{EVENLY, FIRST_UNIT, evenly, first_unit};
+use crate::baselines::{EVENLY, FIRST_UNIT, changes, evenly, first_unit};
 use crate::error::{Error, Result};
 use crate::learn::Learning;
 use crate::scores::{Scores, Selection};
-use crate::supernet::SuperNet;
 use candle_core::Tensor;
 use secateur_eval::{Picture, psnr_capped, split};
 use secateur_models::{Conditioning, Denoising, Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
@@ -51,8 +50,6 @@ impl fmt::Display for Selected {
 
 /// Pictures on which schedules are compared.
 const JUDGED: usize = 8;
-/// Pictures by whose changes the first unit tells when to compute.
-const WATCHED: usize = 2;
 /// Orders in which what is taken over is forecast.
 const ORDERS: usize = 3;
 
@@ -71,16 +68,13 @@ pub fn rules(
     learning: &Learning,
     observer: &dyn Observer,
 ) -> Result<Vec<Selected>> {
-    let Learning { prompts, sampling, keep, .. } = learning;
-    let structure = pipeline.structure(sampling);
+    let structure = pipeline.structure(&learning.sampling);
     observer.begin("plain rules", 2 * ORDERS, "schedules");
-    let watched = 0..prompts.len().min(WATCHED);
-    let conditioning = pipeline.guided_conditioning(&prompts[watched.clone()], sampling.latent, sampling)?;
-    let net = SuperNet::new(pipeline, sampling, whole);
-    let changes = net.run(&conditioning, watched)?.changes(0)?;
+    let changes = changes(pipeline, whole, learning)?;
+    let accumulated = |last: usize, call: usize| (last..call).map(|call| changes[call][call + 1]).sum();
     let schedules = vec![
-        (EVENLY.to_owned(), evenly(whole, &structure, *keep)?),
-        (FIRST_UNIT.to_owned(), first_unit(whole, &structure, *keep, &changes)?),
+        (EVENLY.to_owned(), evenly(whole, &structure, learning.keep, &[])?),
+        (FIRST_UNIT.to_owned(), first_unit(whole, &structure, learning.keep, &[], accumulated)?),
     ];
     Judge::new(pipeline, whole, learning, observer)?.in_best_orders(schedules)
 }

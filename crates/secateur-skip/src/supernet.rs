@@ -115,23 +115,28 @@ impl Run<'_> {
         &self.latents
     }
 
-    /// The change of what a unit made from each call to the next, relative to its size: the mean of |b - a| / |a| over all
-    /// tensors, where it was computed every time.
+    /// How far what a unit made at a call is from what it made at each later one, relative to its size: the mean over all tensors of
+    /// mean |b - a| / mean |a| at `[a][b]`, and 0 where b is no later. It was computed every time.
     ///
     /// # Errors
     /// If a tensor operation fails.
-    pub fn changes(&self, unit: usize) -> Result<Vec<f64>> {
-        let pasts = self.calls.iter().map(|call| &call.past).chain([&self.past]);
+    pub fn changes(&self, unit: usize) -> Result<Vec<Vec<f64>>> {
+        let pasts = self.calls.iter().skip(1).map(|call| &call.past).chain([&self.past]);
         let made: Vec<&Vec<Tensor>> =
             pasts.filter_map(|past| past[unit].made().first()).map(|made| &made.tensors).collect();
-        let norm = |x: &Tensor| Ok::<_, candle_core::Error>(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt());
-        let change = |pair: &[&Vec<Tensor>]| {
-            let changes =
-                pair[0].iter().zip(pair[1]).map(|(a, b)| Ok(norm(&(b - a)?)? / norm(a)?.max(f64::MIN_POSITIVE)));
-            let changes = changes.collect::<Result<Vec<_>>>()?;
-            Ok(changes.iter().sum::<f64>() / changes.len().max(1) as f64)
+        let size = |x: &Tensor| Ok::<_, candle_core::Error>(f64::from(x.abs()?.mean_all()?.to_scalar::<f32>()?));
+        let row = |(call, from): (usize, &&Vec<Tensor>)| {
+            let sizes = from.iter().map(size).collect::<candle_core::Result<Vec<_>>>()?;
+            let change = |to: &&Vec<Tensor>| {
+                let changes = from.iter().zip(*to).zip(&sizes);
+                let changes = changes.map(|((a, b), of_a)| Ok(size(&(b - a)?)? / of_a.max(f64::MIN_POSITIVE)));
+                let changes = changes.collect::<Result<Vec<f64>>>()?;
+                Ok(changes.iter().sum::<f64>() / changes.len().max(1) as f64)
+            };
+            let later = made[call + 1..].iter().map(change).collect::<Result<Vec<f64>>>()?;
+            Ok([vec![0.0; call + 1], later].concat())
         };
-        made.windows(2).map(change).collect()
+        made.iter().enumerate().map(row).collect()
     }
 
     /// What a loss with the gradient `of_final` with respect to the final latents has for each gate (calls x units): the change

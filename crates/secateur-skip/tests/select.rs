@@ -3,7 +3,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use secateur_models::{Error, Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling};
-use secateur_skip::{Learning, Loss, Scores, SuperNet, evenly, first_unit, kept, rules, select, ways};
+use secateur_skip::{Learning, Loss, Scores, Selection, SuperNet, evenly, first_unit, kept, rules, select, ways};
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 
@@ -97,17 +97,30 @@ fn plain_rules() {
         assert!(schedule.computed.iter().all(|row| row.iter().all(|computed| *computed == row[0])));
         schedule.computed.iter().enumerate().filter(|(_, row)| row[0]).map(|(call, _)| call).collect::<Vec<_>>()
     };
-    assert_eq!(calls(evenly(&whole, &structure, 0.35).unwrap()), [0, 3, 6]);
+    assert_eq!(calls(evenly(&whole, &structure, 0.35, &[]).unwrap()), [0, 3, 6]);
     // The change is at the end, the last call's included.
     let changes = [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0, 1.0];
-    assert_eq!(calls(first_unit(&whole, &structure, 0.35, &changes).unwrap()), [0, 7, 8]);
+    let since = |last: usize, call: usize| changes[last..call].iter().sum();
+    assert_eq!(calls(first_unit(&whole, &structure, 0.35, &[], since).unwrap()), [0, 7, 8]);
+    // With the first block of every call there is less for the others.
+    let residual = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Residual).unwrap();
+    let behind = first_unit(&residual, &structure, 0.35, &[0], since).unwrap();
+    assert!(behind.computed.iter().all(|row| row[0]) && kept(&behind, &structure).unwrap() <= 0.35);
+    let whole_calls = behind.computed.iter().enumerate().filter(|(_, row)| row.iter().all(|&computed| computed));
+    assert_eq!(whole_calls.map(|(call, _)| call).collect::<Vec<_>>(), [0, 7]);
+    assert_eq!(behind.computed.iter().flatten().filter(|&&computed| computed).count(), 7 + 2 * residual.units.len());
 
     let prompts = ["1".to_owned()];
     let conditioning = pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
     let net = SuperNet::new(&pipeline, &sampling, &whole);
     let changes = net.run(&conditioning, 0..1).unwrap().changes(0).unwrap();
-    assert_eq!(changes.len(), 8);
-    assert!(changes.iter().all(|&change| change > 0.0 && change < 1.0), "{changes:?}");
+    assert_eq!(changes.len(), 9);
+    for (call, row) in changes.iter().enumerate() {
+        assert!(row.len() == 9 && row[..=call].iter().all(|&change| change == 0.0), "{row:?}");
+        assert!(row[call + 1..].iter().all(|&change| change > 0.0 && change < 2.0), "{row:?}");
+    }
+    // Not farther than by way of the calls between.
+    assert!(changes[0][8] <= 1.01 * (0..8).map(|call| changes[call][call + 1] * (1.0 + changes[0][call])).sum::<f64>());
 }
 
 /// A sampler whose first steps take several calls cannot make as few as would do.
@@ -118,7 +131,44 @@ fn fewer_steps_where_there_are_none() {
     let sampling = Sampling { steps: 20, sampler: Sampler::Pndm, ..folder.sampling() };
     let pipeline = Pipeline::open(folder).unwrap();
     let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Block).unwrap();
-    let learning = Learning { prompts: Vec::new(), sampling, loss: Loss::Ssim, iterations: 1, keep: 0.4 };
-    let ways = ways(&pipeline, &[], &whole, &learning).unwrap();
-    assert_eq!(ways.iter().map(|way| &*way.name).collect::<Vec<_>>(), ["random"]);
+    let mut learning = Learning { prompts: Vec::new(), sampling, loss: Loss::Ssim, iterations: 1, keep: 0.4 };
+    let names = |learning: &Learning| {
+        let ways = ways(&pipeline, &[], &whole, learning).unwrap();
+        ways.into_iter().map(|way| way.name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&learning), ["DeepCache", "DeepCache, order 1", "random"]);
+    // Nor can what a branch and what is outside all branches cost.
+    learning.keep = 0.1;
+    assert_eq!(names(&learning), ["random"]);
+}
+
+/// As much as there is room for: of scores that are all different all but one more unit, of equal ones all or nothing by a threshold, and one
+/// by one in the released code's way.
+#[test]
+fn scores_to_schedules() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+    let folder = ModelFolder::open(&folder, None).unwrap();
+    let sampling = Sampling { steps: 10, ..folder.sampling() };
+    let structure = folder.structure(&sampling);
+    let whole = ReuseSchedule::whole(&folder, &sampling, Kind::Residual).unwrap();
+    let most = structure.units_of(Kind::Residual).unwrap().iter().map(|unit| structure.unit_macs(unit)).max().unwrap();
+    let one = most as f64 / (structure.macs() * whole.computed.len() as u64) as f64;
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let different = Scores(whole.computed.iter().map(|row| row.iter().map(|_| random.random()).collect()).collect());
+    let equal = Scores(vec![vec![0.5; whole.units.len()]; whole.computed.len()]);
+    for wanted in [0.2, 0.5, 0.83] {
+        let share = |scores: &Scores, how: Selection| {
+            let schedule = scores.select(how, &whole, &structure, wanted).unwrap();
+            assert!(schedule.computed[0].iter().all(|&computed| computed));
+            kept(&schedule, &structure).unwrap()
+        };
+        for scores in [&different, &equal] {
+            let cascade = share(scores, Selection::Cascade);
+            assert!(cascade <= wanted && cascade > wanted - 1.001 * one, "{wanted}: {cascade}");
+        }
+        let bisection = share(&different, Selection::Bisection);
+        assert!(bisection <= wanted && bisection > wanted - 1.001 * one, "{wanted}: {bisection}");
+        let first_alone = kept(&different.at(2.0, &whole, &structure).unwrap(), &structure).unwrap();
+        assert!((share(&equal, Selection::Bisection) - first_alone).abs() < 1e-12);
+    }
 }
