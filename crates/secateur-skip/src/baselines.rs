@@ -84,8 +84,8 @@ pub(crate) fn changes(pipeline: &Pipeline, whole: &ReuseSchedule, learning: &Lea
 }
 
 /// What the field caches by rules of its own, to be taken over as it was: what is behind the first block of a transformer (FBCache of
-/// ParaAttention, cache-dit), or below the outermost skip connection of a UNet, so that only its last branch is computed (DeepCache,
-/// Ma et al. 2024, arXiv 2312.00858). More than the share that is to be kept, where these alone are more.
+/// ParaAttention and diffusers, which has no warm-up), or below the outermost skip connection of a UNet, so that only its last branch is
+/// computed (DeepCache, Ma et al. 2024, arXiv 2312.00858). More than the share that is to be kept, where these alone are more.
 fn cache(pipeline: &Pipeline, learning: &Learning) -> Result<(&'static str, ReuseSchedule)> {
     let Learning { sampling, keep, .. } = learning;
     let structure = pipeline.structure(sampling);
