@@ -2,10 +2,10 @@
 //! against.
 //!
 //! A [`SuperNet`] is a model in which every unit, at every call but the first of a run, may take over a forecast of what it made
-//! before; gradients of a loss of the final pictures tell how much each call of each unit is missed. [`rules`] tries plain rules on a few
-//! pictures. [`learn`] lets a small network ([`Pruner`]) learn by the gradients which to compute, and gives a score to each; [`Scores`] make
-//! a [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share of the work that is to be left. [`select()`] tries these
-//! beside the rules, and makes the closest closer by exchanges; [`compare()`] holds what it keeps against fewer steps.
+//! before; gradients of a loss of the final pictures tell how much each call of each unit is missed. A [`Search`] tries plain rules on a
+//! few pictures. [`learn`] lets a small network ([`Pruner`]) learn by the gradients which to compute, and gives a score to each; [`Scores`]
+//! make a [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share of the work that is to be left. [`Search::select`] tries
+//! these beside the rules, and makes the closest closer by exchanges; [`compare()`] holds what it keeps against fewer steps.
 
 mod baselines;
 mod compare;
@@ -24,5 +24,5 @@ pub use learn::{Learned, Learning, Point, Progress, learn};
 pub use loss::Loss;
 pub use pruner::Pruner;
 pub use scores::{Scores, Selection, kept};
-pub use select::{Selected, Tried, rules, select, to_learn};
+pub use select::{Search, Selected, Tried};
 pub use supernet::{Run, SuperNet};

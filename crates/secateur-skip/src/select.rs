@@ -56,89 +56,100 @@ const ORDERS: usize = 3;
 /// Of what forecasts the learning goes through at most: parabolas through what is not evenly spread swing, and it does not settle.
 const LEARNED_ORDER: usize = 1;
 
-/// Tries plain rules, each in all orders of [`ReuseSchedule::order`]: in their best order, the closest first.
+/// The search for the schedule whose pictures are closest to those of the whole run.
 ///
 /// Closest is by the mean PSNR: its logarithm weighs all pictures alike, where a mean of errors goes by the worst few.
-///
-/// # Errors
-/// If the model fails, or the observer interrupts.
-pub fn rules(
-    pipeline: &Pipeline,
-    whole: &ReuseSchedule,
-    learning: &Learning,
-    observer: &dyn Observer,
-) -> Result<Vec<Selected>> {
-    let structure = pipeline.structure(&learning.sampling);
-    observer.begin("plain rules", 2 * ORDERS, "schedules");
-    let changes = changes(pipeline, whole, learning)?;
-    let accumulated = |last: usize, call: usize| (last..call).map(|call| changes[call][call + 1]).sum();
-    let schedules = vec![
-        (EVENLY.to_owned(), evenly(whole, &structure, learning.keep, &[])?),
-        (FIRST_UNIT.to_owned(), first_unit(whole, &structure, learning.keep, &[], accumulated)?),
-    ];
-    Judge::new(pipeline, whole, learning, observer)?.in_best_orders(schedules)
-}
-
-/// What to learn for: everything is computed, and what is taken over is forecast as in the closest rule.
-#[must_use]
-pub fn to_learn(rules: &[Selected], whole: &ReuseSchedule) -> ReuseSchedule {
-    let order = rules.first().map_or(0, |closest| closest.schedule.order.min(LEARNED_ORDER));
-    ReuseSchedule { order, ..whole.clone() }
-}
-
-/// Selects by scores, if any, in all ways, each in all orders, beside the [`rules`]. Then what is computed at successive calls is exchanged
-/// where that makes pictures closer: in the closest schedule, and as long as no more than `exchanges` were tried in the next ones too.
-///
-/// An observer that interrupts ends it with the closest so far.
-///
-/// # Errors
-/// If the model fails.
-pub fn select(
-    pipeline: &Pipeline,
+pub struct Search<'a> {
+    whole: &'a ReuseSchedule,
+    learning: &'a Learning,
+    judge: Judge<'a>,
     rules: Vec<Selected>,
-    scores: Option<&Scores>,
-    whole: &ReuseSchedule,
-    learning: &Learning,
-    exchanges: usize,
-    observer: &dyn Observer,
-) -> Result<Tried> {
-    let structure = pipeline.structure(&learning.sampling);
-    let ways = if scores.is_some() { &[Selection::Bisection, Selection::Cascade][..] } else { &[] };
-    let learned = |(scores, &how): (&Scores, &Selection)| {
-        Ok((format!("learned, {how}"), scores.select(how, whole, &structure, learning.keep)?))
-    };
-    let learned = scores.into_iter().flat_map(|scores| ways.iter().map(move |how| (scores, how))).map(learned);
-    let learned = learned.collect::<Result<Vec<_>>>()?;
-    observer.begin("select", learned.len() * ORDERS, "schedules");
-    let selected = Judge::new(pipeline, whole, learning, observer).and_then(|judge| {
-        let selected = judge.in_best_orders(learned)?;
-        Ok((judge, selected))
-    });
-    let (judge, mut tried) = match selected {
-        Err(Error::Model(ModelError::Interrupted)) => return Ok(Tried { schedules: rules, stopped: true }),
-        selected => selected?,
-    };
-    tried.extend(rules);
-    tried.sort_by(|a, b| b.psnr.total_cmp(&a.psnr));
-
-    observer.begin("exchange", exchanges, "schedules");
-    let mut exchange = Exchange { judge: &judge, left: exchanges, stopped: false };
-    let mut best: Option<Selected> = None;
-    for (index, start) in tried.iter().enumerate() {
-        // Two ways to select may come to the same.
-        if tried[..index].iter().any(|earlier| earlier.schedule == start.schedule) {
-            continue;
-        }
-        let exchanged = exchange.run(start, observer)?;
-        if best.as_ref().is_none_or(|best| exchanged.psnr > best.psnr) {
-            best = Some(exchanged);
-        }
-    }
-    let schedules = best.filter(|best| best.exchanges > 0).into_iter().chain(tried).collect();
-    Ok(Tried { schedules, stopped: exchange.stopped })
 }
 
-/// The search by exchanges.
+impl<'a> Search<'a> {
+    /// Tries plain rules, each in all orders of [`ReuseSchedule::order`]; `whole` computes everything.
+    ///
+    /// # Errors
+    /// If the model fails, or the observer interrupts.
+    pub fn new(
+        pipeline: &'a Pipeline,
+        whole: &'a ReuseSchedule,
+        learning: &'a Learning,
+        observer: &'a dyn Observer,
+    ) -> Result<Self> {
+        let structure = pipeline.structure(&learning.sampling);
+        observer.begin("plain rules", 2 * ORDERS, "schedules");
+        let changes = changes(pipeline, whole, learning)?;
+        let accumulated = |last: usize, call: usize| (last..call).map(|call| changes[call][call + 1]).sum();
+        let schedules = vec![
+            (EVENLY.to_owned(), evenly(whole, &structure, learning.keep, &[])?),
+            (FIRST_UNIT.to_owned(), first_unit(whole, &structure, learning.keep, &[], accumulated)?),
+        ];
+        let judge = Judge::new(pipeline, whole, learning, observer)?;
+        Ok(Self { whole, learning, rules: judge.in_best_orders(schedules)?, judge })
+    }
+
+    /// The rules in their best orders, the closest first.
+    #[must_use]
+    pub fn rules(&self) -> &[Selected] {
+        &self.rules
+    }
+
+    /// What to learn for: everything is computed, and what is taken over is forecast as in the closest rule.
+    #[must_use]
+    pub fn to_learn(&self) -> ReuseSchedule {
+        let order = self.rules.first().map_or(0, |closest| closest.schedule.order.min(LEARNED_ORDER));
+        ReuseSchedule { order, ..self.whole.clone() }
+    }
+
+    /// Selects by scores, if any, in all ways, each in all orders, beside the rules. Then what is computed at successive calls is exchanged
+    /// where that makes pictures closer: in the closest schedule, and as long as no more than `exchanges` were tried in the next ones too.
+    ///
+    /// An observer that interrupts ends it with the closest so far.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub fn select(&self, scores: Option<&Scores>, exchanges: usize) -> Result<Tried> {
+        let mut tried = match self.learned(scores) {
+            Err(Error::Model(ModelError::Interrupted)) => {
+                return Ok(Tried { schedules: self.rules.clone(), stopped: true });
+            }
+            learned => learned?,
+        };
+        tried.extend_from_slice(&self.rules);
+        tried.sort_by(|a, b| b.psnr.total_cmp(&a.psnr));
+
+        self.judge.observer.begin("exchange", exchanges, "schedules");
+        let mut exchange = Exchange { judge: &self.judge, left: exchanges, stopped: false };
+        let mut best: Option<Selected> = None;
+        for (index, start) in tried.iter().enumerate() {
+            // Two ways to select may come to the same.
+            if tried[..index].iter().any(|earlier| earlier.schedule == start.schedule) {
+                continue;
+            }
+            let exchanged = exchange.run(start)?;
+            if best.as_ref().is_none_or(|best| exchanged.psnr > best.psnr) {
+                best = Some(exchanged);
+            }
+        }
+        let schedules = best.filter(|best| best.exchanges > 0).into_iter().chain(tried).collect();
+        Ok(Tried { schedules, stopped: exchange.stopped })
+    }
+
+    /// By scores in all ways, each in its best order.
+    fn learned(&self, scores: Option<&Scores>) -> Result<Vec<Selected>> {
+        let Some(scores) = scores else { return Ok(Vec::new()) };
+        let structure = self.judge.pipeline.structure(&self.learning.sampling);
+        let ways = [Selection::Bisection, Selection::Cascade];
+        self.judge.observer.begin("select", ways.len() * ORDERS, "schedules");
+        let learned = |how: Selection| {
+            Ok((format!("learned, {how}"), scores.select(how, self.whole, &structure, self.learning.keep)?))
+        };
+        self.judge.in_best_orders(ways.into_iter().map(learned).collect::<Result<_>>()?)
+    }
+}
+
+/// The part of the search that exchanges.
 struct Exchange<'a> {
     judge: &'a Judge<'a>,
     /// Tries that are left.
@@ -148,7 +159,7 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// Exchanges what is computed at a call and at the next where that makes pictures closer, until none does or no tries are left.
-    fn run(&mut self, start: &Selected, observer: &dyn Observer) -> Result<Selected> {
+    fn run(&mut self, start: &Selected) -> Result<Selected> {
         let mut best = start.clone();
         // At the first call all is computed.
         let pairs = best.schedule.computed.len().saturating_sub(2);
@@ -180,9 +191,9 @@ impl Exchange<'_> {
                 so_far = fork(&so_far, &schedule)?;
                 best = Selected { exchanges: best.exchanges + 1, psnr, schedule, ..best };
             }
-            observer.tell(&format!("{:.2} dB", best.psnr));
+            self.judge.observer.tell(&format!("{:.2} dB", best.psnr));
             // The next try is stopped where this one would have been.
-            drop(observer.advance(1));
+            drop(self.judge.observer.advance(1));
         }
         Ok(best)
     }

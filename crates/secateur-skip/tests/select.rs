@@ -3,7 +3,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use secateur_models::{Error, Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling};
-use secateur_skip::{Learning, Loss, Scores, Selection, SuperNet, evenly, first_unit, kept, rules, select, ways};
+use secateur_skip::{Learning, Loss, Scores, Search, Selection, SuperNet, evenly, first_unit, kept, ways};
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 
@@ -49,8 +49,8 @@ fn the_closest_is_kept_and_keeps_to_the_share() {
         let whole = ReuseSchedule::whole(pipeline.folder(), &learning.sampling, kind).unwrap();
         let scores = Scores(whole.computed.iter().map(|row| row.iter().map(|_| random.random()).collect()).collect());
         let tried = |exchanges: usize, observer: &dyn Observer| {
-            let rules = rules(&pipeline, &whole, &learning, observer).unwrap();
-            select(&pipeline, rules, Some(&scores), &whole, &learning, exchanges, observer).unwrap()
+            let search = Search::new(&pipeline, &whole, &learning, observer).unwrap();
+            search.select(Some(&scores), exchanges).unwrap()
         };
         let all = tried(16, &());
         assert!(!all.stopped);

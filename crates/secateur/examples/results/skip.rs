@@ -6,7 +6,7 @@ use crate::table::spread;
 use anyhow::{Context as _, Result};
 use secateur_eval::WayReport;
 use secateur_models::{ClipModel, Kind, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling};
-use secateur_skip::{Learned, Learning, Loss, Point, Progress, Scores, compare, learn, rules, select, to_learn, ways};
+use secateur_skip::{Learned, Learning, Loss, Point, Progress, Scores, Search, compare, learn, ways};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -86,15 +86,13 @@ impl SkipStudy {
         };
         let whole = ReuseSchedule::whole(&folder, &sampling, self.units)?;
         let pipeline = Pipeline::open(folder)?;
-        let rules_of = |learning: &Learning| rules(&pipeline, &whole, learning, &());
-        let to_learn = to_learn(&rules_of(&learning(LEARNED))?, &whole);
+        let to_learn = Search::new(&pipeline, &whole, &learning(LEARNED), &())?.to_learn();
         let optimised = self.optimise(&pipeline, &to_learn, &learning(LEARNED), out)?;
         let judging = Sampling { seed: seed + 1000, ..sampling.clone() };
         for &rate in rates {
             println!("seed {seed}: {rate} times fewer");
             let learning = learning(rate);
-            let rules = rules_of(&learning)?;
-            let tried = select(&pipeline, rules, Some(&optimised.scores), &whole, &learning, EXCHANGES, &())?;
+            let tried = Search::new(&pipeline, &whole, &learning, &())?.select(Some(&optimised.scores), EXCHANGES)?;
             let tried = tried.schedules;
             let ways = ways(&pipeline, &tried, &whole, &learning)?;
             let judged = some(judged.clone(), 0, JUDGED);

@@ -11,9 +11,7 @@ use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
 use secateur_models::{Kind, ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure};
-use secateur_skip::{
-    Learning, Loss, Pruner, Scores, Selected, SuperNet, Tried, compare, kept, learn, rules, select, to_learn, ways,
-};
+use secateur_skip::{Learning, Loss, Pruner, Scores, Search, Selected, SuperNet, Tried, compare, kept, learn, ways};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -102,17 +100,14 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
             bytes(held)
         ));
     }
-    let rules = rules(&pipeline, &whole, &learning, &progress)?;
+    let search = Search::new(&pipeline, &whole, &learning, &progress)?;
     let learned = match args.iterations {
         0 => None,
-        _ => Some(learn(&pipeline, &to_learn(&rules, &whole), &learning, Some(&state), &progress)?),
+        _ => Some(learn(&pipeline, &search.to_learn(), &learning, Some(&state), &progress)?),
     };
     let Tried { schedules, stopped } = match &learned {
-        Some(learned) if learned.stopped => Tried { schedules: rules, stopped: true },
-        learned => {
-            let scores = learned.as_ref().map(|learned| &learned.scores);
-            select(&pipeline, rules, scores, &whole, &learning, args.exchanges, &progress)?
-        }
+        Some(learned) if learned.stopped => Tried { schedules: search.rules().to_vec(), stopped: true },
+        learned => search.select(learned.as_ref().map(|learned| &learned.scores), args.exchanges)?,
     };
     let told = schedules.iter().map(|tried| format!("{tried} {:.2} dB", tried.psnr)).collect::<Vec<_>>().join("; ");
     notes.push(format!(
