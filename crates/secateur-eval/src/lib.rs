@@ -11,6 +11,7 @@ mod image_metrics;
 mod picture;
 mod report;
 mod samples;
+mod spread;
 mod ssim;
 mod summary;
 mod write;
@@ -23,5 +24,6 @@ pub use report::{
     Comparison, GroupReport, LayerReport, ModelSummary, PromptRow, Report, SkippingReport, Stage, TextImage, WayReport,
 };
 pub use samples::{Samples, split};
+pub use spread::Spread;
 pub use ssim::ssim;
 pub use summary::Summary;

@@ -2,7 +2,7 @@
 
 use crate::baselines::Way;
 use crate::error::Result;
-use secateur_eval::{Comparison, PicturePair, Samples, WayReport};
+use secateur_eval::{Comparison, PicturePair, Samples, Spread, WayReport};
 use secateur_models::{ClipModel, Denoising, Observer, Pipeline, Sampling};
 use std::time::Instant;
 
@@ -57,15 +57,8 @@ pub fn compare(
     let compared = |(index, way): (usize, &Way)| {
         let (comparison, pictures) = reference.compare(&samples(index + 1)?)?;
         let ratios = seconds[0].iter().zip(&seconds[index + 1]).map(|(whole, way)| whole / way);
-        let report = WayReport::new(&comparison, way.kept, median(ratios));
+        let report = WayReport::new(&comparison, way.kept, Some(Spread::of(ratios).median));
         Ok(Compared { report, comparison, pictures })
     };
     ways.iter().enumerate().map(compared).collect()
-}
-
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let (below, above) = (values.get(values.len().saturating_sub(1) / 2)?, values.get(values.len() / 2)?);
-    Some(0.5 * (below + above))
 }

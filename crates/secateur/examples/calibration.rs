@@ -10,7 +10,8 @@ mod machine;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use machine::{Product, Spread};
+use machine::Product;
+use secateur_eval::Spread;
 use secateur_models::{Denoising, ModelFolder, Pipeline};
 use secateur_nn::Probe;
 use secateur_prune::{Calibrator, Obs, Packages, Plan, Removal, Selection, Slim, Task, Weighting};
