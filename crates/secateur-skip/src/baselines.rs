@@ -7,7 +7,7 @@ use crate::select::Selected;
 use crate::supernet::SuperNet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur_models::{Kind, Pipeline, ReuseSchedule, Sampling, Structure};
+use secateur_models::{Kind, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
 use std::sync::Arc;
 
 /// A way to little work.
@@ -32,8 +32,14 @@ pub(crate) const FIRST_UNIT: &str = "by the first block's change";
 /// of the multiply-accumulates that is to be kept.
 ///
 /// # Errors
-/// If the model fails.
-pub fn ways(pipeline: &Pipeline, tried: &[Selected], whole: &ReuseSchedule, learning: &Learning) -> Result<Vec<Way>> {
+/// If the model fails, or the observer interrupts.
+pub fn ways(
+    pipeline: &Pipeline,
+    tried: &[Selected],
+    whole: &ReuseSchedule,
+    learning: &Learning,
+    observer: &dyn Observer,
+) -> Result<Vec<Way>> {
     let Learning { sampling, keep, .. } = learning;
     let folder = pipeline.folder();
     let structure = pipeline.structure(sampling);
@@ -63,7 +69,7 @@ pub fn ways(pipeline: &Pipeline, tried: &[Selected], whole: &ReuseSchedule, lear
             break;
         }
     }
-    let (name, cached) = cache(pipeline, learning)?;
+    let (name, cached) = cache(pipeline, learning, observer)?;
     for (order, name) in [(0, name.to_owned()), (1, format!("{name}, order 1"))] {
         let schedule = ReuseSchedule { order, ..cached.clone() };
         if kept(&schedule, &structure)? <= *keep {
@@ -76,23 +82,29 @@ pub fn ways(pipeline: &Pipeline, tried: &[Selected], whole: &ReuseSchedule, lear
 
 /// How far what the first unit makes at a call is from what it makes at each later one, on a few pictures: see
 /// [`Run::changes`](crate::Run::changes).
-pub(crate) fn changes(pipeline: &Pipeline, whole: &ReuseSchedule, learning: &Learning) -> Result<Vec<Vec<f64>>> {
+pub(crate) fn changes(
+    pipeline: &Pipeline,
+    whole: &ReuseSchedule,
+    learning: &Learning,
+    observer: &dyn Observer,
+) -> Result<Vec<Vec<f64>>> {
     let Learning { prompts, sampling, .. } = learning;
     let watched = 0..prompts.len().min(WATCHED);
     let conditioning = pipeline.guided_conditioning(&prompts[watched.clone()], sampling.latent, sampling)?;
-    SuperNet::new(pipeline, sampling, whole).run(&conditioning, watched)?.changes(0)
+    let advance = || Ok(observer.advance(0)?);
+    SuperNet::new(pipeline, sampling, whole).run(&conditioning, watched, advance)?.changes(0)
 }
 
 /// What the field caches by rules of its own, to be taken over as it was: what is behind the first block of a transformer (FBCache of
 /// ParaAttention and diffusers, which has no warm-up), or below the outermost skip connection of a UNet, so that only its last branch is
 /// computed (DeepCache, Ma et al. 2024, arXiv 2312.00858). More than the share that is to be kept, where these alone are more.
-fn cache(pipeline: &Pipeline, learning: &Learning) -> Result<(&'static str, ReuseSchedule)> {
+fn cache(pipeline: &Pipeline, learning: &Learning, observer: &dyn Observer) -> Result<(&'static str, ReuseSchedule)> {
     let Learning { sampling, keep, .. } = learning;
     let structure = pipeline.structure(sampling);
     let whole = |kind: Kind| ReuseSchedule::whole(pipeline.folder(), sampling, kind);
     Ok(if structure.residual {
         let whole = whole(Kind::Residual)?;
-        let changes = changes(pipeline, &whole, learning)?;
+        let changes = changes(pipeline, &whole, learning, observer)?;
         let since = |last: usize, call: usize| changes[last][call];
         ("first-block cache", first_unit(&whole, &structure, *keep, &[0], since)?)
     } else {
@@ -145,25 +157,35 @@ pub fn first_unit(
     since: impl Fn(usize, usize) -> f64,
 ) -> Result<ReuseSchedule> {
     let calls = whole.computed.len();
-    let at = |threshold: f64| {
+    let due = |threshold: f64| {
         let mut last = 0;
-        let computed = (0..calls).map(|call| {
+        let due = (0..calls).map(|call| {
             let due = call == 0 || since(last, call) >= threshold;
             last = if due { call } else { last };
-            row(whole, due, always)
+            due
         });
-        ReuseSchedule { computed: computed.collect(), ..whole.clone() }.live(structure)
+        due.collect::<Vec<_>>()
     };
-    let all = (0..calls).flat_map(|last| (last..calls).map(move |call| (last, call)));
-    let (mut low, mut high) = (0.0, 1.0 + all.map(|(last, call)| since(last, call)).fold(0.0, f64::max));
-    for _ in 0..60 {
-        let middle = 0.5 * (low + high);
-        match kept(&at(middle)?, structure)? <= wanted {
-            true => high = middle,
-            false => low = middle,
+    let pairs = (0..calls).flat_map(|last| (last + 1..calls).map(move |call| (last, call)));
+    let mut thresholds: Vec<f64> = pairs.map(|(last, call)| since(last, call)).chain([f64::INFINITY]).collect();
+    thresholds.sort_by(f64::total_cmp);
+    thresholds.dedup();
+    // As many whole calls keep as much, whichever they are.
+    let mut too_many = calls + 1;
+    let mut schedule = whole.clone();
+    for due in thresholds.into_iter().map(due) {
+        let count = due.iter().filter(|&&due| due).count();
+        if count >= too_many {
+            continue;
         }
+        let computed = due.into_iter().map(|due| row(whole, due, always)).collect();
+        schedule = ReuseSchedule { computed, ..whole.clone() }.live(structure)?;
+        if kept(&schedule, structure)? <= wanted {
+            break;
+        }
+        too_many = count;
     }
-    Ok(at(high)?)
+    Ok(schedule)
 }
 
 /// A call that is computed whole, or one of which only the units `always` are.

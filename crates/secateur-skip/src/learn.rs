@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::loss::Loss;
+use crate::progress::{INTERVAL, LEARNED, Progress, problem};
 use crate::pruner::Pruner;
 use crate::scores::{Scores, Selection, cascades, kept};
 use crate::select::Quiet;
@@ -10,8 +11,8 @@ use candle_core::{Device, Tensor};
 use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
 /// How to learn.
 #[derive(Clone, Debug)]
@@ -48,35 +49,14 @@ pub struct Learned {
     pub stopped: bool,
 }
 
-/// A folder that has how far it has come, to go on after it was stopped.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    /// The folder.
-    pub folder: PathBuf,
-    /// What the result depends on, in words of the caller: one that differs is not gone on with.
-    pub request: String,
-}
-
-impl Progress {
-    /// Whether there is anything to go on with in a folder.
-    #[must_use]
-    pub fn exists(folder: &Path) -> bool {
-        folder.join(STATE).is_file()
-    }
-}
-
 #[derive(Serialize, Deserialize)]
 struct State {
-    request: String,
     history: Vec<Point>,
     settled: Settled,
     /// The file of the network, by its number: the last one stays until the next is whole.
     pruner: String,
 }
 
-const STATE: &str = "learned.json";
-/// How often it is written.
-const INTERVAL: Duration = Duration::from_secs(60);
 /// Iterations in which the rate of learning rises.
 const WARM_UP: usize = 10;
 /// The rate of learning times the number of iterations.
@@ -112,6 +92,18 @@ pub fn learn(
         optimisation.save(progress)?;
     }
     Ok(Learned { scores: optimisation.scores()?, history: optimisation.history, stopped })
+}
+
+/// What gates are moved by, with the sign of a gradient, which steps go against: by the logarithm of their gain over the price, and no farther than 1 either
+/// way, as a few calls gain a hundred times as much as the rest, and the rest is what is to be told apart. The price is the gain that the
+/// share `keep` of all gates with a gain is above.
+fn priced(gains: &[Vec<Option<f64>>], keep: f64) -> Vec<Vec<f64>> {
+    let mut sorted: Vec<f64> = gains.iter().flatten().flatten().copied().collect();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let above = (keep * sorted.len() as f64) as usize;
+    let price = sorted.get(above).map_or(0.0, |price| price.max(f64::MIN_POSITIVE));
+    let moved = |gain: &Option<f64>| gain.map_or(0.0, |gain| -(gain / price).max(0.0).ln().clamp(-1.0, 1.0));
+    gains.iter().map(|row| row.iter().map(moved).collect()).collect()
 }
 
 /// In [0, 1), of every few successive numbers spread evenly (van der Corput's sequence).
@@ -151,7 +143,7 @@ impl<'a> Optimisation<'a> {
         if calls < 2 {
             return Err(Error::Request("a run of one call has nothing to take over: give more --steps".into()));
         }
-        let state = progress.map(State::read).transpose()?.flatten();
+        let state: Option<State> = progress.map(|progress| progress.read(LEARNED)).transpose()?.flatten();
         let (pruner, history, settled) = match (state, progress) {
             (Some(state), Some(progress)) => {
                 let path = progress.folder.join(&state.pruner);
@@ -249,7 +241,7 @@ impl<'a> Optimisation<'a> {
 
         let conditioning = self.pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
         let net = SuperNet::new(self.pipeline, sampling, &schedule);
-        let run = net.run(&conditioning, images)?;
+        let run = net.run(&conditioning, images, || Ok(observer.advance(0)?))?;
         let loss = self.learning.loss.of(&self.pipeline.pictures(run.latents())?, wanted)?;
         let share = kept(&schedule, &structure)?;
         let point = Point { loss: f64::from(loss.to_scalar::<f32>()?), kept: share };
@@ -259,37 +251,32 @@ impl<'a> Optimisation<'a> {
             None => vec![vec![0.0; schedule.units.len()]; schedule.computed.len()],
         };
         of_gates.remove(0);
-        self.price(&schedule, &structure, &mut of_gates)?;
+        let moves = priced(&self.gains(&schedule, &structure, &of_gates)?, self.learning.keep);
         // The gates are hard, their gradients those of the probabilities (straight through).
-        let of_gates: Vec<f32> = of_gates.into_iter().flatten().map(|gradient| gradient as f32).collect();
+        let of_gates: Vec<f32> = moves.into_iter().flatten().map(|gradient| gradient as f32).collect();
         let of_gates = Tensor::from_vec(of_gates, probabilities.shape(), &Device::Cpu)?;
         self.pruner.step(&(probabilities * of_gates)?.sum_all()?, self.rate(iteration))?;
         Ok(point)
     }
 
-    /// From what a loss has for the gates of all calls but the first to what they are moved by. What computing a unit gains for the work that
-    /// goes with it has a price: that at which the share that is asked for would be bought. A gate goes by the logarithm of its gain over its
-    /// price, and no farther than 1 either way: a few calls gain a hundred times as much as the rest, and the rest is what is to be told
-    /// apart. A gate that nothing hangs on, as what reads it is not computed, does not move.
-    fn price(&self, schedule: &ReuseSchedule, structure: &Structure, of_gates: &mut [Vec<f64>]) -> Result<()> {
-        let mut gains: Vec<Vec<Option<f64>>> = Vec::new();
-        for (row, computed) in of_gates.iter().zip(schedule.computed.iter().skip(1)) {
+    /// What computing a unit gains for the work that goes with it, of all calls but the first, from what a loss has for the gates. A gate
+    /// that nothing hangs on, as what reads it is not computed, has none.
+    fn gains(
+        &self,
+        schedule: &ReuseSchedule,
+        structure: &Structure,
+        of_gates: &[Vec<f64>],
+    ) -> Result<Vec<Vec<Option<f64>>>> {
+        let row = |(row, computed): (&Vec<f64>, &Vec<bool>)| {
             let gain = |(unit, (gradient, gamma)): (usize, (&f64, &f64))| {
                 let mut with = computed.clone();
                 with[unit] = true;
                 let is_read = structure.live(schedule.kind, &with)?[unit];
                 Ok(is_read.then(|| -gradient / gamma))
             };
-            gains.push(row.iter().zip(&self.cascades).enumerate().map(gain).collect::<Result<_>>()?);
-        }
-        let mut sorted: Vec<f64> = gains.iter().flatten().flatten().copied().collect();
-        sorted.sort_by(|a, b| b.total_cmp(a));
-        let bought = (self.learning.keep * sorted.len() as f64) as usize;
-        let price = sorted.get(bought).map_or(0.0, |price| price.max(f64::MIN_POSITIVE));
-        for (gradient, gain) in of_gates.iter_mut().flatten().zip(gains.into_iter().flatten()) {
-            *gradient = gain.map_or(0.0, |gain| -(gain / price).max(0.0).ln().clamp(-1.0, 1.0));
-        }
-        Ok(())
+            row.iter().zip(&self.cascades).enumerate().map(gain).collect::<Result<Vec<_>>>()
+        };
+        of_gates.iter().zip(schedule.computed.iter().skip(1)).map(row).collect()
     }
 
     /// What is computed at an iteration: by P(computed), the share of the multiply-accumulates that is asked for, coming down to it
@@ -319,41 +306,35 @@ impl<'a> Optimisation<'a> {
     }
 
     fn save(&self, progress: &Progress) -> Result<()> {
-        let state = State {
-            request: progress.request.clone(),
-            history: self.history.clone(),
-            settled: self.settled.clone(),
-            pruner: format!("pruner-{}.safetensors", self.history.len()),
-        };
-        let problem = |path: &Path| {
-            let path = path.to_owned();
-            move |error: std::io::Error| Error::Progress { path, problem: error.to_string() }
-        };
         let folder = &progress.folder;
-        std::fs::create_dir_all(folder).map_err(problem(folder))?;
-        self.pruner.save(&folder.join(&state.pruner))?;
-        let (path, partial) = (folder.join(STATE), folder.join("learned.json.partial"));
-        let text = serde_json::to_string(&state).map_err(|error| Error::Request(error.to_string()))?;
-        std::fs::write(&partial, text).map_err(problem(&partial))?;
-        std::fs::rename(&partial, &path).map_err(problem(&path))?;
-        let old = std::fs::read_dir(folder).map_err(problem(folder))?.flatten().map(|entry| entry.path());
-        let is_old =
-            |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors") && !path.ends_with(&state.pruner);
-        old.filter(is_old).try_for_each(|path| std::fs::remove_file(&path).map_err(problem(&path)))
+        let pruner = format!("pruner-{}.safetensors", self.history.len());
+        std::fs::create_dir_all(folder).map_err(|error| problem(folder, &error))?;
+        self.pruner.save(&folder.join(&pruner))?;
+        let (history, settled) = (self.history.clone(), self.settled.clone());
+        progress.write(LEARNED, State { history, settled, pruner: pruner.clone() })?;
+        let old =
+            std::fs::read_dir(folder).map_err(|error| problem(folder, &error))?.flatten().map(|entry| entry.path());
+        let is_old = |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors") && !path.ends_with(&pruner);
+        old.filter(is_old).try_for_each(|path| std::fs::remove_file(&path).map_err(|error| problem(&path, &error)))
     }
 }
 
-impl State {
-    /// What a stopped run left, if it did.
-    fn read(progress: &Progress) -> Result<Option<Self>> {
-        let path = progress.folder.join(STATE);
-        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
-        let state: Self = serde_json::from_str(&text)
-            .map_err(|error| Error::Progress { path: path.clone(), problem: error.to_string() })?;
-        if state.request != progress.request {
-            let problem = format!("it is of another run: {}; now {}", state.request, progress.request);
-            return Err(Error::Progress { path, problem });
+#[cfg(test)]
+mod tests {
+    use super::priced;
+
+    #[test]
+    fn gates_go_by_their_gain_over_the_price() {
+        let e = std::f64::consts::E;
+        let gains = [vec![Some(9.0), None, Some(2.0)], vec![Some(2.0 * e.sqrt()), Some(-1.0), Some(1e-3)]];
+        // Of the five with a gain two are above the third, which is the price.
+        let moved = priced(&gains, 0.5);
+        let expected = [[-1.0, 0.0, 0.0], [-0.5, 1.0, 1.0]];
+        for (moved, expected) in moved.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((moved - expected).abs() < 1e-12, "{moved} for {expected}");
         }
-        Ok(Some(state))
+        // Nothing is worth anything: nothing is pushed up.
+        assert!(priced(&[vec![Some(0.0), Some(-2.0)]], 0.5).iter().flatten().all(|&moved| moved == 1.0));
+        assert_eq!(priced(&[vec![None, None]], 0.5), [[0.0, 0.0]]);
     }
 }

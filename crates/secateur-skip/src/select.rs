@@ -3,13 +3,16 @@
 use crate::baselines::{EVENLY, FIRST_UNIT, changes, evenly, first_unit};
 use crate::error::{Error, Result};
 use crate::learn::Learning;
+use crate::progress::{INTERVAL, Progress, TRIED};
 use crate::scores::{Scores, Selection};
 use candle_core::Tensor;
 use secateur_eval::{Picture, psnr_capped, split};
 use secateur_models::{Conditioning, Denoising, Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A schedule that was tried.
 #[derive(Clone, Debug)]
@@ -67,7 +70,8 @@ pub struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Tries plain rules, each in all orders of [`ReuseSchedule::order`]; `whole` computes everything.
+    /// Tries plain rules, each in all orders of [`ReuseSchedule::order`]; `whole` computes everything. What a stopped run tried, as
+    /// `progress` has it, is not tried again.
     ///
     /// # Errors
     /// If the model fails, or the observer interrupts.
@@ -75,18 +79,22 @@ impl<'a> Search<'a> {
         pipeline: &'a Pipeline,
         whole: &'a ReuseSchedule,
         learning: &'a Learning,
+        progress: Option<&'a Progress>,
         observer: &'a dyn Observer,
     ) -> Result<Self> {
+        let tries = Tries::new(progress)?;
         let structure = pipeline.structure(&learning.sampling);
         observer.begin("plain rules", 2 * ORDERS, "schedules");
-        let changes = changes(pipeline, whole, learning)?;
+        let changes = changes(pipeline, whole, learning, observer)?;
         let accumulated = |last: usize, call: usize| (last..call).map(|call| changes[call][call + 1]).sum();
         let schedules = vec![
             (EVENLY.to_owned(), evenly(whole, &structure, learning.keep, &[])?),
             (FIRST_UNIT.to_owned(), first_unit(whole, &structure, learning.keep, &[], accumulated)?),
         ];
-        let judge = Judge::new(pipeline, whole, learning, observer)?;
-        Ok(Self { whole, learning, rules: judge.in_best_orders(schedules)?, judge })
+        let judge = Judge::new(pipeline, whole, learning, tries, observer)?;
+        let rules = judge.in_best_orders(schedules);
+        judge.tries.save()?;
+        Ok(Self { whole, learning, rules: rules?, judge })
     }
 
     /// The rules in their best orders, the closest first.
@@ -110,7 +118,9 @@ impl<'a> Search<'a> {
     /// # Errors
     /// If the model fails.
     pub fn select(&self, scores: Option<&Scores>, exchanges: usize) -> Result<Tried> {
-        let mut tried = match self.learned(scores) {
+        let learned = self.learned(scores);
+        self.judge.tries.save()?;
+        let mut tried = match learned {
             Err(Error::Model(ModelError::Interrupted)) => {
                 return Ok(Tried { schedules: self.rules.clone(), stopped: true });
             }
@@ -132,6 +142,7 @@ impl<'a> Search<'a> {
                 best = Some(exchanged);
             }
         }
+        self.judge.tries.save()?;
         let schedules = best.filter(|best| best.exchanges > 0).into_iter().chain(tried).collect();
         Ok(Tried { schedules, stopped: exchange.stopped })
     }
@@ -199,10 +210,55 @@ impl Exchange<'_> {
     }
 }
 
+/// How close all came that were tried, in that order, which depends on nothing else.
+struct Tries<'a> {
+    progress: Option<&'a Progress>,
+    psnr: RefCell<Vec<f64>>,
+    /// How many of them are tried, where a stopped run had tried more.
+    done: Cell<usize>,
+    saved: Cell<Instant>,
+}
+
+impl<'a> Tries<'a> {
+    fn new(progress: Option<&'a Progress>) -> Result<Self> {
+        let psnr = progress.map(|progress| progress.read(TRIED)).transpose()?.flatten().unwrap_or_default();
+        Ok(Self { progress, psnr: RefCell::new(psnr), done: Cell::new(0), saved: Cell::new(Instant::now()) })
+    }
+
+    /// The next, which is tried where it was not before.
+    fn next(&self, attempt: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        let place = self.done.get();
+        let known = self.psnr.borrow().get(place).copied();
+        let psnr = match known {
+            Some(psnr) => psnr,
+            None => {
+                let psnr = attempt()?;
+                self.psnr.borrow_mut().push(psnr);
+                psnr
+            }
+        };
+        self.done.set(place + 1);
+        if self.saved.get().elapsed() > INTERVAL {
+            self.save()?;
+        }
+        Ok(psnr)
+    }
+
+    fn save(&self) -> Result<()> {
+        self.saved.set(Instant::now());
+        let psnr = self.psnr.borrow();
+        match self.progress.filter(|_| !psnr.is_empty()) {
+            Some(progress) => progress.write(TRIED, &*psnr),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Compares pictures of schedules with those of the whole run.
 struct Judge<'a> {
     pipeline: &'a Pipeline,
     sampling: &'a Sampling,
+    tries: Tries<'a>,
     observer: &'a dyn Observer,
     batches: Vec<Batch>,
     wanted: Vec<Picture>,
@@ -220,6 +276,7 @@ impl<'a> Judge<'a> {
         pipeline: &'a Pipeline,
         whole: &ReuseSchedule,
         learning: &'a Learning,
+        tries: Tries<'a>,
         observer: &'a dyn Observer,
     ) -> Result<Self> {
         let Learning { prompts, sampling, .. } = learning;
@@ -228,7 +285,7 @@ impl<'a> Judge<'a> {
             Ok(Batch { noise: pipeline.noise(images.clone(), sampling)?, images, conditioning })
         };
         let batches = sampling.batches(prompts.len().min(JUDGED)).map(batch).collect::<Result<_>>()?;
-        let mut judge = Self { pipeline, sampling, observer, batches, wanted: Vec::new() };
+        let mut judge = Self { pipeline, sampling, tries, observer, batches, wanted: Vec::new() };
         judge.wanted = judge.pictures(judge.begin(whole)?)?;
         Ok(judge)
     }
@@ -240,7 +297,7 @@ impl<'a> Judge<'a> {
             let mut orders = Vec::new();
             for order in 0..ORDERS {
                 let schedule = ReuseSchedule { order, ..schedule.clone() };
-                let psnr = self.psnr(self.begin(&schedule)?)?;
+                let psnr = self.tries.next(|| self.psnr(self.begin(&schedule)?))?;
                 orders.push(Selected { from: from.clone(), exchanges: 0, psnr, schedule });
                 self.observer.advance(1)?;
             }
@@ -262,12 +319,14 @@ impl<'a> Judge<'a> {
 
     /// Takes runs up to the step of a call, and others from there to their end, with a schedule that has been theirs before that call.
     fn try_from(&self, call: usize, runs: &mut [Denoising<'_>], schedule: &ReuseSchedule) -> Result<f64> {
-        for run in runs.iter_mut() {
-            while run.next_calls().end <= call && run.step()? {
-                self.observer.advance(0)?;
+        self.tries.next(|| {
+            for run in runs.iter_mut() {
+                while run.next_calls().end <= call && run.step()? {
+                    self.observer.advance(0)?;
+                }
             }
-        }
-        self.psnr(fork(runs, schedule)?)
+            self.psnr(fork(runs, schedule)?)
+        })
     }
 
     /// Takes runs to their end.

@@ -50,11 +50,16 @@ impl<'a> SuperNet<'a> {
         Self { pipeline, sampling, schedule }
     }
 
-    /// Draws the images `images` of a run.
+    /// Draws the images `images` of a run. `advance` is told after every call.
     ///
     /// # Errors
-    /// If the model fails.
-    pub fn run<'b>(&'b self, conditioning: &'b Conditioning, images: Range<usize>) -> Result<Run<'b>> {
+    /// If the model fails, or `advance` does.
+    pub fn run<'b>(
+        &'b self,
+        conditioning: &'b Conditioning,
+        images: Range<usize>,
+        mut advance: impl FnMut() -> Result<()>,
+    ) -> Result<Run<'b>> {
         let reuse = Reuse::new(Arc::new(self.schedule.clone()), &self.pipeline.structure(self.sampling))?;
         let mut schedule = self.pipeline.folder().schedule(self.sampling.latent, self.sampling)?;
         let start = self.pipeline.noise(images.clone(), self.sampling)?;
@@ -76,6 +81,7 @@ impl<'a> SuperNet<'a> {
             let after = schedule.step(index, &before, &output, &mut draw)?;
             latents = after.detach();
             calls.push(Recorded { call, past, latents: before, input, output, after });
+            advance()?;
         }
         Ok(Run { net: self, conditioning, calls, past: reuse.past(), latents: Var::from_tensor(&latents)? })
     }

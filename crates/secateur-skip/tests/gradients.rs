@@ -147,7 +147,7 @@ impl Case<'_> {
         let conditioning =
             self.pipeline.guided_conditioning(&self.prompts, self.sampling.latent, &self.sampling).unwrap();
         let net = SuperNet::new(self.pipeline, &self.sampling, schedule);
-        let run = net.run(&conditioning, images).unwrap();
+        let run = net.run(&conditioning, images, || Ok(())).unwrap();
         let loss = self.loss.of(&self.pipeline.pictures(run.latents()).unwrap(), &self.wanted).unwrap();
         let gates: Vec<Vec<f64>> = schedule
             .computed

@@ -3,7 +3,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use secateur_models::{Error, Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling};
-use secateur_skip::{Learning, Loss, Scores, Search, Selection, SuperNet, evenly, first_unit, kept, ways};
+use secateur_skip::{Learning, Loss, Progress, Scores, Search, Selection, SuperNet, evenly, first_unit, kept, ways};
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 
@@ -48,10 +48,11 @@ fn the_closest_is_kept_and_keeps_to_the_share() {
     for kind in [Kind::Block, Kind::Residual] {
         let whole = ReuseSchedule::whole(pipeline.folder(), &learning.sampling, kind).unwrap();
         let scores = Scores(whole.computed.iter().map(|row| row.iter().map(|_| random.random()).collect()).collect());
-        let tried = |exchanges: usize, observer: &dyn Observer| {
-            let search = Search::new(&pipeline, &whole, &learning, observer).unwrap();
-            search.select(Some(&scores), exchanges).unwrap()
+        let gone_on = |exchanges: usize, progress: Option<&Progress>, observer: &dyn Observer| {
+            let search = Search::new(&pipeline, &whole, &learning, progress, observer)?;
+            search.select(Some(&scores), exchanges)
         };
+        let tried = |exchanges: usize, observer: &dyn Observer| gone_on(exchanges, None, observer).unwrap();
         let all = tried(16, &());
         assert!(!all.stopped);
         let names: Vec<String> = all.schedules.iter().map(ToString::to_string).collect();
@@ -80,8 +81,19 @@ fn the_closest_is_kept_and_keeps_to_the_share() {
             none.schedules.iter().map(|tried| tried.psnr).collect::<Vec<_>>(),
             rest.iter().map(|tried| tried.psnr).collect::<Vec<_>>()
         );
-        let some = tried(16, &Impatient { stage: RefCell::default(), left: Cell::new(5) });
+        let temporary = tempfile::tempdir().unwrap();
+        let progress = Progress { folder: temporary.path().to_owned(), request: "this".into() };
+        let impatient = Impatient { stage: RefCell::default(), left: Cell::new(5) };
+        let some = gone_on(16, Some(&progress), &impatient).unwrap();
         assert!(some.stopped && some.schedules[0].psnr > rest[0].psnr && some.schedules[0].psnr <= first.psnr);
+        // Once more, with what was tried, whatever came of it.
+        let resumed = gone_on(16, Some(&progress), &()).unwrap();
+        assert_eq!(resumed.schedules[0].schedule, first.schedule);
+        let at_once = Impatient { stage: RefCell::default(), left: Cell::new(0) };
+        let again = gone_on(16, Some(&progress), &at_once).unwrap();
+        assert_eq!(again.schedules[0].psnr.to_bits(), first.psnr.to_bits());
+        let other = Progress { request: "that".into(), ..progress };
+        assert!(gone_on(16, Some(&other), &()).unwrap_err().to_string().contains("of another run"));
     }
 }
 
@@ -113,7 +125,7 @@ fn plain_rules() {
     let prompts = ["1".to_owned()];
     let conditioning = pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
     let net = SuperNet::new(&pipeline, &sampling, &whole);
-    let changes = net.run(&conditioning, 0..1).unwrap().changes(0).unwrap();
+    let changes = net.run(&conditioning, 0..1, || Ok(())).unwrap().changes(0).unwrap();
     assert_eq!(changes.len(), 9);
     for (call, row) in changes.iter().enumerate() {
         assert!(row.len() == 9 && row[..=call].iter().all(|&change| change == 0.0), "{row:?}");
@@ -133,7 +145,7 @@ fn fewer_steps_where_there_are_none() {
     let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Block).unwrap();
     let mut learning = Learning { prompts: Vec::new(), sampling, loss: Loss::Ssim, iterations: 1, keep: 0.4 };
     let names = |learning: &Learning| {
-        let ways = ways(&pipeline, &[], &whole, learning).unwrap();
+        let ways = ways(&pipeline, &[], &whole, learning, &()).unwrap();
         ways.into_iter().map(|way| way.name).collect::<Vec<_>>()
     };
     assert_eq!(names(&learning), ["DeepCache", "DeepCache, order 1", "random"]);

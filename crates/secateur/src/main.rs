@@ -27,14 +27,19 @@ fn no_spinning() {
     }
 }
 
+/// As the shell's own: 128 and the number of the signal.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     no_spinning();
     let cli = args::Cli::parse();
     match commands::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) if progress::check().is_ok() => ExitCode::SUCCESS,
+        // After it was written, or with what there was until then.
+        Ok(()) => ExitCode::from(INTERRUPTED),
         Err(error) if progress::is_interruption(&error) => {
             progress::say("interrupted: no output was written");
-            ExitCode::from(130)
+            ExitCode::from(INTERRUPTED)
         }
         Err(error) => {
             progress::say(&format!("error: {error:#}"));

@@ -112,10 +112,10 @@ fn a_stopped_run_goes_on() {
     assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     let told: Vec<String> = told.collect();
-    child.wait().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     let note = json(&std::fs::read_to_string(at("stopped").join("report.json")).unwrap())["notes"].to_string();
     assert!(note.contains("stopped after") && note.contains("--resume"), "{note}, {told:?}");
-    for other in [["--seed", "3"], ["--batch", "2"]] {
+    for other in [["--seed", "3"], ["--batch", "2"], ["--iterations", "0"]] {
         let error = fail(&mut run("stopped", &["--resume", other[0], other[1]]), 1);
         assert!(error.contains("of another run"), "{error}");
     }
@@ -125,4 +125,11 @@ fn a_stopped_run_goes_on() {
     let history = |name: &str| json(&read(name, "report.json"))["skipping"]["history"].clone();
     assert_eq!(history("whole"), history("stopped"));
     assert_eq!(entries(temporary.path()), ["stopped", "whole"]);
+
+    // What another command left is not gone on with, and stays.
+    let foreign = at(".whole.unfinished");
+    std::fs::create_dir(&foreign).unwrap();
+    let error = fail(&mut run("whole", &["--resume"]), 1);
+    assert!(error.contains("not of a run of skip"), "{error}");
+    assert!(foreign.is_dir());
 }

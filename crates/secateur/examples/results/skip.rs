@@ -86,15 +86,16 @@ impl SkipStudy {
         };
         let whole = ReuseSchedule::whole(&folder, &sampling, self.units)?;
         let pipeline = Pipeline::open(folder)?;
-        let to_learn = Search::new(&pipeline, &whole, &learning(LEARNED), &())?.to_learn();
+        let to_learn = Search::new(&pipeline, &whole, &learning(LEARNED), None, &())?.to_learn();
         let optimised = self.optimise(&pipeline, &to_learn, &learning(LEARNED), out)?;
         let judging = Sampling { seed: seed + 1000, ..sampling.clone() };
         for &rate in rates {
             println!("seed {seed}: {rate} times fewer");
             let learning = learning(rate);
-            let tried = Search::new(&pipeline, &whole, &learning, &())?.select(Some(&optimised.scores), EXCHANGES)?;
+            let tried =
+                Search::new(&pipeline, &whole, &learning, None, &())?.select(Some(&optimised.scores), EXCHANGES)?;
             let tried = tried.schedules;
-            let ways = ways(&pipeline, &tried, &whole, &learning)?;
+            let ways = ways(&pipeline, &tried, &whole, &learning, &())?;
             let judged = some(judged.clone(), 0, JUDGED);
             let compared = compare(&pipeline, ("whole", &judging), &ways, &judged, Some(&clip), &())?;
             if let Some(kept) = compared.first() {

@@ -43,7 +43,8 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
     tell(compress(args, common)?.as_ref(), args.job.out.as_deref(), common)
 }
 
-/// The report, which is written beside the model; none of a dry run.
+/// The report, which is written beside the model; none of a dry run. A run that is stopped writes what it has, and what it goes on with
+/// stays beside it.
 pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report>> {
     let folder = args.job.model.open()?;
     let sampling = args.job.sampling.sampling(&folder)?;
@@ -70,6 +71,9 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     // A run that was stopped wrote what it had.
     let output = OutputFolder::create(out, common.force || args.job.resume, &inputs)?;
     let unfinished = Unfinished::check(output.target(), args.job.resume, common.force)?;
+    if args.job.resume && !secateur_skip::Progress::exists(&unfinished.folder) {
+        bail!("{}: it is not of a run of skip: --force begins anew", unfinished.folder.display());
+    }
     progress.note(&dry.text());
     notes.iter().for_each(|note| progress.note(note));
 
@@ -100,7 +104,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
             bytes(held)
         ));
     }
-    let search = Search::new(&pipeline, &whole, &learning, &progress)?;
+    let search = Search::new(&pipeline, &whole, &learning, Some(&state), &progress)?;
     let learned = match args.iterations {
         0 => None,
         _ => Some(learn(&pipeline, &search.to_learn(), &learning, Some(&state), &progress)?),
@@ -120,8 +124,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
             }
             _ => "before the end of the exchanges".into(),
         };
-        let resume = if args.iterations > 0 { ", and --resume goes on" } else { "" };
-        notes.push(format!("stopped {place}: the model is of what was closest so far{resume}"));
+        notes.push(format!("stopped {place}: the model is of what was closest so far, and --resume goes on"));
     }
     let Some(Selected { schedule, .. }) = schedules.first().cloned() else { bail!("there is nothing to keep") };
     let history = learned.map_or(Vec::new(), |learned| learned.history);
@@ -132,8 +135,10 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     if !report_prompts.is_empty() && !stopped {
         // The report's noise is not that of the learning.
         let sampling = Sampling { seed: sampling.seed.wrapping_add(1), ..sampling.clone() };
-        let ways = ways(&pipeline, &schedules, &whole, &learning)?;
-        compared = match compare(&pipeline, (&names[0], &sampling), &ways, &report_prompts, clip.as_ref(), &progress) {
+        let compared_ways = ways(&pipeline, &schedules, &whole, &learning, &progress).and_then(|ways| {
+            compare(&pipeline, (&names[0], &sampling), &ways, &report_prompts, clip.as_ref(), &progress)
+        });
+        compared = match compared_ways {
             Err(secateur_skip::Error::Model(secateur_models::Error::Interrupted)) => {
                 notes
                     .push("stopped before the pictures of the report were drawn: `secateur compare` draws some".into());
