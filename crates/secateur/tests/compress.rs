@@ -3,8 +3,9 @@
 mod common;
 use common::{entries, fail, model, secateur, succeed};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const RECIPE: &str = "\
 steps = 6
@@ -116,6 +117,37 @@ fn a_recipe_goes_on_where_it_failed() {
     write("recipe.toml", "steps = 2\nsamples = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = 0.05\n");
     succeed(&mut run(&["--force", "--quiet"]));
     assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml", "small"]);
+}
+
+/// Ctrl-C in the middle of a method, and when one has just ended.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_stopped_recipe_goes_on() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let recipe = "steps = 6\nsamples = 4\nreport-samples = 0\n[[method]]\nname = 'skip'\nspeedup = 2\niterations = 12\n\
+                  exchanges = 4\n[[method]]\nname = 'prune'\npattern = '2:4'\n";
+    std::fs::write(at("recipe.toml"), recipe).unwrap();
+    let run = |out: &str, options: &[&str]| compress(&at("recipe.toml"), &at(out), options);
+    succeed(&mut run("whole", &["--quiet"]));
+    for (stage, finished) in [("plain rules", None), ("select", None), ("save", Some("1 of 2 methods are finished"))] {
+        let mut child = run("stopped", &["--force"]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(told.any(|line| line.starts_with(stage)), "{stage} was not told");
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let told = told.collect::<Vec<_>>().join("\n");
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{stage}: {told}");
+        assert!(told.contains("--resume goes on"), "{stage}: {told}");
+        assert!(finished.is_none_or(|finished| told.contains(finished)), "{stage}: {told}");
+        assert!(!at("stopped").exists());
+        succeed(&mut run("stopped", &["--resume", "--quiet"]));
+        assert_eq!(entries(temporary.path()), ["recipe.toml", "stopped", "whole"]);
+        for file in ["reuse.json", "transformer/diffusion_pytorch_model.safetensors"] {
+            let read = |name: &str| std::fs::read(at(name).join(file)).unwrap();
+            assert!(read("whole") == read("stopped"), "{stage}: {file}");
+        }
+        std::fs::remove_dir_all(at("stopped")).unwrap();
+    }
 }
 
 /// The report's prompts are none that a method learns from, and what is read is not replaced.

@@ -152,6 +152,27 @@ fn full_size_without_weights() {
     assert_eq!(dry["forward_macs"], calls * inspection["macs"].as_u64().unwrap());
 }
 
+/// Both models of the report are drawn with the weights that were asked for.
+#[test]
+fn variants_of_a_recipe() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    copy(&model("emoji-dit"), &at("model"));
+    let (plain, half) = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors");
+    std::fs::rename(at("model/transformer").join(plain), at("model/transformer").join(half)).unwrap();
+    let vae = at("model/vae");
+    std::fs::copy(vae.join(plain), vae.join(half)).unwrap();
+    std::fs::rename(vae.join(plain), vae.join("diffusion_pytorch_model.fp32.safetensors")).unwrap();
+    std::fs::write(
+        at("recipe.toml"),
+        "steps = 2\nsamples = 2\n[[method]]\nname = 'slim'\n[[method]]\nname = 'prune'\n",
+    )
+    .unwrap();
+    let mut command = secateur();
+    command.arg("compress").arg(at("model")).arg("--recipe").arg(at("recipe.toml")).arg("--out").arg(at("small"));
+    succeed(command.args(["--variant", "fp16", "--report-samples", "1", "--quiet"]));
+}
+
 fn copy(source: &std::path::Path, target: &std::path::Path) {
     std::fs::create_dir_all(target).unwrap();
     for entry in std::fs::read_dir(source).unwrap() {

@@ -13,6 +13,7 @@ use crate::progress::{self, Progress, say};
 use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
 use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
+use secateur_models::Error::Interrupted;
 use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
 use secateur_prune::Fingerprint;
 use serde::{Deserialize, Serialize};
@@ -55,21 +56,24 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         }
         let resume = job.resume && method.is_unfinished();
         let report = method.run(resume, &Common { force: false, json: false, ..common.clone() });
-        // A method may write what it has when it is stopped.
-        let report = report.and_then(|report| {
-            progress::check()?;
-            Ok(report)
-        });
+        // A method may write what it has when it is stopped, or be stopped when it has just ended.
+        let report = report.and_then(|report| if method.is_finished() { Ok(report) } else { Err(Interrupted.into()) });
+        let ends = report.is_err() || progress::check().is_err();
         if report.is_err() {
             remove_folder(&method.out)?;
-            match index {
+        }
+        if ends {
+            match methods.iter().take_while(|method| method.is_finished()).count() {
                 // There is nothing to go on with.
                 0 if !method.is_unfinished() => remove(&methods)?,
                 0 => {}
-                _ => say(&format!("{index} of {} methods are finished: --resume goes on after them", methods.len())),
+                finished => {
+                    say(&format!("{finished} of {} methods are finished: --resume goes on after them", methods.len()))
+                }
             }
         }
         reports.push(report?);
+        progress::check()?;
         if let Some(before) = index.checked_sub(1) {
             remove_folder(&methods[before].statistics())?;
         }
@@ -271,7 +275,7 @@ fn evaluate(
     }
     let names = names(&[folder.path(), out]);
     let (mut models, mut samples) = (Vec::new(), Vec::new());
-    for (folder, name) in [folder.clone(), ModelFolder::open(&last.out, None)?].into_iter().zip(&names) {
+    for (folder, name) in [folder.clone(), ModelFolder::open(&last.out, folder.variant())?].into_iter().zip(&names) {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder)?;
         let sampling = skipping(&sampling, pipeline.folder(), false)?;

@@ -64,6 +64,9 @@ impl Recipe {
                 None => bail!("method {number} has no name; there are {}", METHODS.join(", ")),
             }
         }
+        if methods.iter().filter(|(name, _)| name == "skip").count() > 1 {
+            bail!("a recipe has one skip: what a second one learns would take the place of the first");
+        }
         if methods.is_empty() {
             bail!("a recipe has a [[method]] for each of its methods, in order");
         }
@@ -248,6 +251,10 @@ mod tests {
             ("threads = 1\n[[method]]\nname = 'skip'", "threads is an option of the command line"),
             ("[[method]]\nname = 'skip'\nout = 'here'", "out is an option of the command line"),
             ("[[method]]\nname = 'skip'\nreport-samples = 3", "method 1 has report-samples"),
+            (
+                "[[method]]\nname = 'skip'\n[[method]]\nname = 'slim'\n[[method]]\nname = 'skip'",
+                "a recipe has one skip",
+            ),
         ] {
             let error = commands(recipe, WORDS).unwrap_err();
             assert!(error.contains(words), "{recipe}: {error}");
