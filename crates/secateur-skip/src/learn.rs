@@ -94,9 +94,9 @@ pub fn learn(
     Ok(Learned { scores: optimisation.scores()?, history: optimisation.history, stopped })
 }
 
-/// What gates are moved by, with the sign of a gradient, which steps go against: by the logarithm of their gain over the price, and no farther than 1 either
-/// way, as a few calls gain a hundred times as much as the rest, and the rest is what is to be told apart. The price is the gain that the
-/// share `keep` of all gates with a gain is above.
+/// What gates are moved by, with the sign of a gradient, which steps go against: by the logarithm of their gain over the price, and no
+/// farther than 1 either way, as a few calls gain a hundred times as much as the rest, and the rest is what is to be told apart. The price
+/// is the gain that the share `keep` of all gates with a gain is above.
 fn priced(gains: &[Vec<Option<f64>>], keep: f64) -> Vec<Vec<f64>> {
     let mut sorted: Vec<f64> = gains.iter().flatten().flatten().copied().collect();
     sorted.sort_by(|a, b| b.total_cmp(a));
