@@ -27,3 +27,4 @@ pub use samples::{Samples, split};
 pub use spread::Spread;
 pub use ssim::ssim;
 pub use summary::Summary;
+pub use write::write_atomically;

@@ -23,7 +23,10 @@ impl Report {
 }
 
 /// Writes a sibling temporary file and renames it to `path`, so that a reader never sees half a file.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// The file cannot be written or replaced.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |action| move |source| Error::Io { action, path: path.to_owned(), source };
     let temporary = temporary_path(path);
     let written = File::create(&temporary)

@@ -1,6 +1,7 @@
 //! What a run that is stopped leaves to go on with.
 
 use crate::error::{Error, Result};
+use secateur_eval::write_atomically;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
@@ -53,12 +54,11 @@ impl Progress {
 
     /// Puts a file into the folder, whole or not at all.
     pub(crate) fn write<T: Serialize>(&self, name: &str, state: T) -> Result<()> {
-        let (path, partial) = (self.folder.join(name), self.folder.join(format!("{name}.partial")));
+        let path = self.folder.join(name);
         let file = File { request: self.request.clone(), state };
         let text = serde_json::to_string(&file).map_err(|error| problem(&path, &error))?;
         std::fs::create_dir_all(&self.folder).map_err(|error| problem(&self.folder, &error))?;
-        std::fs::write(&partial, text).map_err(|error| problem(&partial, &error))?;
-        std::fs::rename(&partial, &path).map_err(|error| problem(&path, &error))
+        Ok(write_atomically(&path, text.as_bytes())?)
     }
 }
 

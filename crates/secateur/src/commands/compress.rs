@@ -58,11 +58,10 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         let report = method.run(resume, &Common { force: false, json: false, ..common.clone() });
         // A method may write what it has when it is stopped, or be stopped when it has just ended.
         let report = report.and_then(|report| if method.is_finished() { Ok(report) } else { Err(Interrupted.into()) });
-        let ends = report.is_err() || progress::check().is_err();
         if report.is_err() {
             remove_folder(&method.out)?;
         }
-        if ends {
+        if report.is_err() || progress::check().is_err() {
             match methods.iter().take_while(|method| method.is_finished()).count() {
                 // There is nothing to go on with.
                 0 if !method.is_unfinished() => remove(&methods)?,
