@@ -1,5 +1,6 @@
 //! The errors of this crate.
 
+use secateur_models::files::shown;
 use std::path::PathBuf;
 
 /// A result of this crate.
@@ -76,18 +77,8 @@ pub enum Error {
     /// A summary of no values was asked for.
     #[error("there are no values to summarise: evaluate at least one prompt")]
     NoValues,
-    /// The file system refused.
-    #[error("cannot {action} {path}: {source}", path = path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// Why it failed.
-        source: std::io::Error,
-    },
     /// The folder for the report is not there.
-    #[error("cannot write the report: {path} is not a folder; create it first", path = path.display())]
+    #[error("cannot write the report: {path} is not a folder; create it first", path = shown(path))]
     NotAFolder {
         /// The path given as the folder.
         path: PathBuf,

@@ -27,4 +27,3 @@ pub use samples::{Samples, split};
 pub use spread::Spread;
 pub use ssim::ssim;
 pub use summary::Summary;
-pub use write::write_atomically;

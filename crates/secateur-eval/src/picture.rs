@@ -5,7 +5,7 @@ use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
 
-use crate::write::write_atomically;
+use secateur_models::files::write_atomically;
 use crate::{Error, Result};
 
 /// The largest side a picture may have. Within it, encoding cannot overflow the limits of PNG.
@@ -69,7 +69,7 @@ impl Picture {
     /// # Errors
     /// The file cannot be written.
     pub fn save_png(&self, path: impl AsRef<Path>) -> Result<()> {
-        write_atomically(path.as_ref(), &self.to_png())
+        Ok(write_atomically(path.as_ref(), &self.to_png())?)
     }
 
     pub(crate) fn to_rgb8(&self) -> RgbImage {

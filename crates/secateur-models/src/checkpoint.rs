@@ -1,12 +1,12 @@
 //! The safetensors files of one component: found, checked, read tensor by tensor.
 
 use crate::error::{Error, Result, read_json};
+use crate::files::open;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use secateur_nn::Parameters;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ pub(crate) struct TensorFile {
 
 impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(Error::io(path))?;
+        let mut file = open(path)?;
         let bytes = file.metadata().map_err(Error::io(path))?.len();
         let mut first = [0u8; 8];
         if bytes < 8 {
@@ -117,7 +117,7 @@ impl TensorFile {
 
     /// Those of a tensor's bytes.
     pub(crate) fn raw_part(&self, info: &TensorInfo, part: Range<usize>) -> Result<Vec<u8>> {
-        let mut file = File::open(&self.path).map_err(Error::io(&self.path))?;
+        let mut file = open(&self.path)?;
         file.seek(SeekFrom::Start(info.offset + part.start as u64)).map_err(Error::io(&self.path))?;
         let mut data = vec![0u8; part.len()];
         file.read_exact(&mut data).map_err(Error::io(&self.path))?;

@@ -1,10 +1,11 @@
+use crate::files::{self, Limit, shown};
 use std::path::{Path, PathBuf};
 
 /// What can go wrong with a model's files, its configuration, or while it runs.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -12,7 +13,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file holds something that cannot be used.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", shown(path))]
     Invalid {
         /// The file or folder.
         path: PathBuf,
@@ -50,6 +51,5 @@ impl Error {
 
 /// Reads a JSON file.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    serde_json::from_str(&text).map_err(|error| Error::invalid(path, error))
+    files::read_json(path, Limit::Config)
 }

@@ -5,6 +5,8 @@ use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM, variants};
 use crate::edits::Removals;
 use crate::error::{Error, Result, read_json};
 use crate::family::{DenoiserConfig, denoiser_config};
+use crate::files::tree::{self, Tree};
+use crate::files::{Limit, read_text};
 use crate::manifest::{Generation, MANIFEST, Manifest, Prompts};
 use crate::pipeline::Sampling;
 use crate::pipeline::class::{CLASSES, Component, PipelineClass, SCHEDULER, Subject, VAE};
@@ -64,6 +66,7 @@ pub struct ModelFolder {
     path: PathBuf,
     variant: Option<String>,
     class: &'static PipelineClass,
+    tree: Tree,
     index: Map<String, Value>,
     manifest: Manifest,
     sampler: Sampler,
@@ -85,6 +88,7 @@ impl ModelFolder {
     /// If it is not a diffusers folder, misses a component, is of a class that is not supported, or is damaged.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
         let (class, index) = read_index(path)?;
+        let tree = Tree::of(path, &tree::components(&index))?;
         let found = class_of(&index, SCHEDULER.name).unwrap_or_default();
         let Some(sampler) = Sampler::of_class(found) else {
             let problem = format!("scheduler {found} is not supported");
@@ -121,6 +125,7 @@ impl ModelFolder {
             path: path.to_owned(),
             variant: variant.map(str::to_owned),
             class,
+            tree,
             clip_tokens,
             vae: match class.components.iter().any(|component| component.name == VAE.name) {
                 true => Some(autoencoder_config(&path.join(VAE.name).join("config.json"))?),
@@ -144,6 +149,16 @@ impl ModelFolder {
     pub fn name(&self) -> String {
         let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
         path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+    }
+
+    /// Its files, as they were when it was opened.
+    pub(crate) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Links in the folder that are neither read nor copied, as they lead out of it.
+    pub fn links_left_out(&self) -> impl Iterator<Item = &Path> {
+        self.tree.links.iter().map(PathBuf::as_path)
     }
 
     /// The variant of weight files that was asked for.
@@ -190,7 +205,7 @@ impl ModelFolder {
     /// If the file cannot be read or does not fit.
     pub fn reuse(&self, sampling: &Sampling, adapt: bool) -> Result<Option<Arc<ReuseSchedule>>> {
         let Some(file) = &self.manifest.reuse else { return Ok(None) };
-        let reuse = ReuseSchedule::open(&self.path.join(file), &self.structure(sampling))?;
+        let reuse = ReuseSchedule::open(&tree::inside(&self.path, file)?, &self.structure(sampling))?;
         let calls = self.schedule(sampling.latent, sampling)?.calls().len();
         let found = reuse.check(sampling, calls);
         let fits = found.is_ok();
@@ -431,7 +446,8 @@ impl ModelFolder {
     /// # Errors
     /// If the model has none, or the file cannot be read.
     pub fn prompts(&self, list: impl Fn(&Prompts) -> &PathBuf) -> Result<Option<Vec<String>>> {
-        self.manifest.prompts.as_ref().map(|prompts| read_prompts(&self.path.join(list(prompts)))).transpose()
+        let own = self.manifest.prompts.as_ref().map(|prompts| tree::inside(&self.path, list(prompts)));
+        own.transpose()?.map(|path| read_prompts(&path)).transpose()
     }
 
     /// What pictures of each of `prompts` are scored against, and all that there is to choose from: one caption a label
@@ -453,7 +469,7 @@ impl ModelFolder {
     fn captions_of(&self, labels: &Labels, prompts: &[String]) -> Result<Captions> {
         let mut choices: Vec<String> = labels.iter().map(|(_, name)| name.to_owned()).collect();
         if let Some(file) = &self.manifest.captions {
-            let path = self.path.join(file);
+            let path = tree::inside(&self.path, file)?;
             let captions = read_prompts(&path)?;
             if captions.len() != choices.len() {
                 let problem = format!("{} captions, and the model knows {} labels", captions.len(), choices.len());
@@ -562,7 +578,7 @@ fn check_variant(class: &PipelineClass, path: &Path, variant: &str) -> Result<()
 /// # Errors
 /// If the file cannot be read, is not text, or holds no prompt.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = read_text(path, Limit::Prompts)?;
     let prompts: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if prompts.is_empty() {
         return Err(Error::invalid(path, "no prompts: one a line is expected"));

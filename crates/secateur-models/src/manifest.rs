@@ -2,6 +2,8 @@
 
 use crate::edits::Removals;
 use crate::error::{Error, Result, read_json};
+use crate::files::shown;
+use crate::files::tree::is_inside;
 use crate::reuse::ReuseSchedule;
 use crate::scheduler::Sampler;
 use serde::{Deserialize, Serialize};
@@ -97,6 +99,7 @@ impl Manifest {
             let problem = format!("format_version {version} is newer than this secateur; update it");
             return Err(Error::invalid(path, problem));
         }
+        manifest.check_names().map_err(|problem| Error::invalid(&path, problem))?;
         if manifest.generation.steps == Some(0) {
             return Err(Error::invalid(path, "generation.steps must be at least 1"));
         }
@@ -104,6 +107,26 @@ impl Manifest {
             name.parse::<Sampler>().map_err(|error| Error::invalid(path, format!("generation.sampler: {error}")))?;
         }
         Ok(manifest)
+    }
+
+    /// Fails if a file is named that is not inside the model folder, or a CLIP that does not stand there or beside it.
+    fn check_names(&self) -> std::result::Result<(), String> {
+        let prompts = self.prompts.as_ref();
+        let calibration = ("prompts.calibration", prompts.map(|prompts| &prompts.calibration));
+        let held_out = ("prompts.held_out", prompts.map(|prompts| &prompts.held_out));
+        let files = [calibration, held_out, ("captions", self.captions.as_ref()), ("reuse", self.reuse.as_ref())];
+        for (field, named) in files {
+            if let Some(named) = named.filter(|named| !is_inside(named)) {
+                return Err(format!("{field}: {} is not the name of a file in the model folder", shown(named)));
+            }
+        }
+        let beside = |clip: &Path| clip.strip_prefix("..").is_ok_and(|rest| rest.components().count() == 1 && is_inside(rest));
+        match self.clip.as_deref().filter(|clip| !is_inside(clip) && !beside(clip)) {
+            Some(clip) => {
+                Err(format!("clip: {} is neither a folder in the model folder nor ../NAME beside it", shown(clip)))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The heads and neurons that the model lacks.

@@ -48,6 +48,11 @@ pub trait Observer {
     fn tell(&self, state: &str) {
         let _ = state;
     }
+
+    /// What the user must know.
+    fn warn(&self, text: &str) {
+        let _ = text;
+    }
 }
 
 /// Nobody is interested.

@@ -3,6 +3,8 @@
 use crate::checkpoint::{Checkpoint, TensorFile, TensorInfo};
 use crate::edits::{Cuts, Edits, Removals};
 use crate::error::{Error, Result, read_json};
+use crate::files::tree::{Tree, is_weights};
+use crate::files::{new_file, open, write_atomically};
 use crate::folder::ModelFolder;
 use crate::manifest::{ChangedShape, MANIFEST, Manifest};
 use crate::pipeline::Observer;
@@ -13,114 +15,11 @@ use safetensors::tensor::Metadata;
 use secateur_nn::{Parameters, Wanted};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use tempfile::TempDir;
-
-/// A folder that appears under its name only when it is complete: it is made beside it and renamed.
-pub struct OutputFolder {
-    target: PathBuf,
-    /// The folder that is filled, with the permissions that any new folder has; a [`TempDir`] is its owner's alone.
-    content: PathBuf,
-    /// Locked while this lives: a folder whose lock is free was left by a process that was killed.
-    _lock: File,
-    work: TempDir,
-}
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 /// The name of the file of a [`ReuseSchedule`].
 const REUSE: &str = "reuse.json";
-const LOCK: &str = "lock";
-const REPLACED: &str = "replaced";
-
-impl OutputFolder {
-    /// Prepares `target`. One that exists is an error unless `replace`; it is then replaced at the end. `inputs` are
-    /// folders that must not be written to.
-    ///
-    /// # Errors
-    /// If the folder exists, holds or lies in an input, or cannot be written.
-    pub fn create(target: &Path, replace: bool, inputs: &[&Path]) -> Result<Self> {
-        let name = target.file_name().ok_or_else(|| Error::invalid(target, "not the name of a folder"))?;
-        let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        let parent = parent.canonicalize().map_err(Error::io(parent))?;
-        let target = parent.join(name);
-        for input in inputs {
-            let input = input.canonicalize().unwrap_or_else(|_| input.to_path_buf());
-            if target.starts_with(&input) || input.starts_with(&target) {
-                let problem = format!("the output folder and {} overlap", input.display());
-                return Err(Error::invalid(target, problem));
-            }
-        }
-        if target.symlink_metadata().is_ok() {
-            if !replace {
-                return Err(Error::invalid(target, "exists already: choose another name, or --force to replace it"));
-            }
-            if !target.is_dir() {
-                return Err(Error::invalid(target, "exists and is not a folder"));
-            }
-        }
-        let (prefix, suffix) = (format!(".{}.", name.to_string_lossy()), ".partial");
-        remove_abandoned(&parent, &prefix, suffix);
-        let work = tempfile::Builder::new().prefix(&prefix).suffix(suffix).tempdir_in(&parent);
-        let work = work.map_err(Error::io(&parent))?;
-        let path = work.path().join(LOCK);
-        let lock = File::create(&path).map_err(Error::io(&path))?;
-        // Where a file system knows no locks, abandoned folders stay.
-        let _ = lock.lock();
-        let content = work.path().join("content");
-        std::fs::create_dir(&content).map_err(Error::io(&content))?;
-        Ok(Self { target, content, _lock: lock, work })
-    }
-
-    /// Where to write.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.content
-    }
-
-    /// The folder that will appear.
-    #[must_use]
-    pub fn target(&self) -> &Path {
-        &self.target
-    }
-
-    /// Lets the folder appear under its name.
-    ///
-    /// # Errors
-    /// If it cannot be renamed; the folder that was there before, if any, is then still there.
-    pub fn finish(self) -> Result<()> {
-        if self.target.symlink_metadata().is_err() {
-            return std::fs::rename(&self.content, &self.target).map_err(Error::io(&self.target));
-        }
-        // The old folder goes into the temporary one, and with it when that is dropped.
-        let old = self.work.path().join(REPLACED);
-        std::fs::rename(&self.target, &old).map_err(Error::io(&self.target))?;
-        if let Err(error) = std::fs::rename(&self.content, &self.target) {
-            if std::fs::rename(&old, &self.target).is_err() {
-                let kept = self.work.keep();
-                let problem = format!("{error}; what was there before is in {}", kept.join(REPLACED).display());
-                return Err(Error::invalid(self.target, problem));
-            }
-            return Err(Error::io(&self.target)(error));
-        }
-        Ok(())
-    }
-}
-
-/// Removes temporary folders that processes left which were killed, but for one that holds what could not be put back.
-fn remove_abandoned(parent: &Path, prefix: &str, suffix: &str) {
-    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        let (name, path) = (entry.file_name(), entry.path());
-        let ours = name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(suffix));
-        let free = || File::open(path.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
-        if ours && !path.join(REPLACED).exists() && free() {
-            // It is in nobody's way where that fails.
-            let _ = std::fs::remove_dir_all(&path);
-        }
-    }
-}
-
 /// A tensor with its values rounded to `dtype` (F32, F16 or BF16), in f32: what comes back after saving.
 ///
 /// A value out of the range of `dtype` becomes infinite.
@@ -194,7 +93,7 @@ impl ModelFolder {
         let manifest = Manifest::with_reuse(self.path(), REUSE, reuse)?;
         self.write_with(destination, Some(manifest), &BTreeMap::<String, Tensor>::new(), observer)?;
         let path = destination.join(REUSE);
-        std::fs::write(&path, reuse.to_json()?).map_err(Error::io(&path))
+        write_atomically(&path, reuse.to_json()?.as_bytes())
     }
 
     fn write_with(
@@ -204,10 +103,9 @@ impl ModelFolder {
         tensors: &dyn NewTensors,
         observer: &dyn Observer,
     ) -> Result<()> {
-        copy_model(self.path(), destination, &[self.denoiser_component()])?;
+        copy_model(self.path(), self.tree(), destination, &[self.denoiser_component()])?;
         if let Some(manifest) = manifest {
-            let path = destination.join(MANIFEST);
-            std::fs::write(&path, manifest).map_err(Error::io(&path))?;
+            write_atomically(&destination.join(MANIFEST), manifest.as_bytes())?;
         }
         self.checkpoint().write(&destination.join(self.denoiser_component()), tensors, observer)
     }
@@ -264,7 +162,7 @@ impl Checkpoint {
         }
         let path = destination.join(index.file_name().unwrap_or_default());
         let text = serde_json::to_string_pretty(&map).map_err(|error| Error::invalid(index, error))?;
-        std::fs::write(&path, text + "\n").map_err(Error::io(&path))
+        write_atomically(&path, (text + "\n").as_bytes())
     }
 }
 
@@ -272,7 +170,7 @@ impl TensorFile {
     /// Writes the file with some tensors replaced, and tells the bytes of all.
     fn write(&self, destination: &Path, new: &dyn NewTensors, observer: &dyn Observer) -> Result<u64> {
         let failed = || Error::io(destination);
-        let mut input = File::open(&self.path).map_err(Error::io(&self.path))?;
+        let mut input = open(&self.path)?;
         let mut tensors: Vec<_> = self.tensors.iter().collect();
         tensors.sort_by_key(|(_, info)| info.position());
         let shape = |name: &str, info| new.shape(name, info).unwrap_or_else(|| info.shape.clone());
@@ -331,14 +229,6 @@ pub(crate) fn header(
     Ok([length.as_slice(), &header].concat())
 }
 
-/// Makes a file, which is on the disk when this returns.
-pub(crate) fn new_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let mut output = BufWriter::new(File::create_new(path).map_err(Error::io(path))?);
-    fill(&mut output)?;
-    let output = output.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
-    output.sync_all().map_err(Error::io(path))
-}
-
 /// The bytes of a tensor in a file of that type.
 pub(crate) fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -347,42 +237,21 @@ pub(crate) fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn is_weights(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let ending = name.rsplit('.').next().unwrap_or_default();
-    let weights = ["safetensors", "bin", "ckpt", "pt", "pth", "msgpack", "onnx", "onnx_data", "gguf", "h5"];
-    weights.contains(&ending) || (name.contains(".index") && ending == "json")
-}
-
 /// Copies a model folder without the weights of `components`, and without checkpoints of the whole pipeline in one file:
-/// both, in whatever variant, would still be the model as it was.
-pub(crate) fn copy_model(source: &Path, destination: &Path, components: &[&str]) -> Result<()> {
-    let without: Vec<PathBuf> = components.iter().map(|component| source.join(component)).collect();
-    copy_folder(source, destination, &|path: &Path| {
-        let old = path.parent() == Some(source) || without.iter().any(|folder| path.starts_with(folder));
-        !(old && is_weights(path))
-    })
-}
-
-/// Copies a folder without hidden entries; links are followed, as model caches are made of them.
-fn copy_folder(source: &Path, destination: &Path, wanted: &dyn Fn(&Path) -> bool) -> Result<()> {
-    for entry in std::fs::read_dir(source).map_err(Error::io(source))? {
-        let entry = entry.map_err(Error::io(source))?;
-        let (path, target) = (entry.path(), destination.join(entry.file_name()));
-        if entry.file_name().to_string_lossy().starts_with('.') {
-            continue;
-        }
-        if path.is_dir() {
-            std::fs::create_dir(&target).map_err(Error::io(&target))?;
-            copy_folder(&path, &target, wanted)?;
-        } else if wanted(&path) {
-            copy_file(&path, &target)?;
-        }
+/// both, in whatever variant, would still be the model as it was. Links become files.
+pub(crate) fn copy_model(source: &Path, tree: &Tree, destination: &Path, components: &[&str]) -> Result<()> {
+    for folder in &tree.folders {
+        let target = destination.join(folder);
+        std::fs::create_dir(&target).map_err(Error::io(&target))?;
+    }
+    let old = |file: &Path| {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        is_weights(file) && (folder == Path::new("") || components.iter().any(|component| folder.starts_with(component)))
+    };
+    for file in tree.files.iter().filter(|file| !old(file)) {
+        let (source, target) = (source.join(file), destination.join(file));
+        let mut input = open(&source)?;
+        new_file(&target, |output| std::io::copy(&mut input, output).map(drop).map_err(Error::io(&target)))?;
     }
     Ok(())
-}
-
-fn copy_file(source: &Path, destination: &Path) -> Result<()> {
-    let mut input = File::open(source).map_err(Error::io(source))?;
-    new_file(destination, |output| std::io::copy(&mut input, output).map(|_| ()).map_err(Error::io(destination)))
 }

@@ -15,11 +15,13 @@ mod vae;
 
 use crate::checkpoint::{TensorFile, TensorInfo, variants};
 use crate::error::{Error, Result};
+use crate::files::new_file;
+use crate::files::tree::{self, Tree};
 use crate::folder::{class_of, read_index};
 use crate::manifest::Manifest;
 use crate::pipeline::Observer;
 use crate::pipeline::class::Component;
-use crate::save::{copy_model, header, new_file};
+use crate::save::{copy_model, header};
 use kind::{Kind, Piece};
 use secateur_nn::{Mismatch, Wanted};
 use source::{Part, Source};
@@ -109,7 +111,8 @@ impl SingleFile {
                 copied.push(name);
             }
         }
-        Ok(Conversion { file: self.file, like: like.to_owned(), converted, copied })
+        let tree = Tree::of(like, &tree::components(&index))?;
+        Ok(Conversion { file: self.file, like: like.to_owned(), tree, converted, copied })
     }
 }
 
@@ -162,6 +165,7 @@ fn same_numbers(a: &[usize], b: &[usize]) -> bool {
 pub struct Conversion {
     file: TensorFile,
     like: PathBuf,
+    tree: Tree,
     converted: Vec<Converted>,
     copied: Vec<&'static str>,
 }
@@ -191,7 +195,7 @@ impl Conversion {
     /// If something cannot be read or written, or the observer interrupts.
     pub fn write(&self, destination: &Path, observer: &dyn Observer) -> Result<()> {
         let components: Vec<&str> = self.converted().collect();
-        copy_model(&self.like, destination, &components)?;
+        copy_model(&self.like, &self.tree, destination, &components)?;
         for converted in &self.converted {
             let path = destination.join(converted.component).join(format!("{}.safetensors", converted.stem));
             converted.write(&path, &self.file, observer)?;

@@ -3,7 +3,7 @@
 #![cfg(unix)]
 
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Checkpoint, Edits, ModelFolder, OutputFolder, Pipeline};
+use secateur_models::{Checkpoint, Edits, ModelFolder, OutputFolder, OutputOptions, Pipeline};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -63,8 +63,8 @@ fn write_back(model: &Path, variant: Option<&str>, out: &Path) -> ModelFolder {
     let folder = ModelFolder::open(model, variant).unwrap();
     let name = "transformer_blocks.4.ff.net.2.weight";
     let zeros = folder.checkpoint().read(name).unwrap().zeros_like().unwrap();
-    let output = OutputFolder::create(out, false, &[model]).unwrap();
-    folder.write(output.path(), &edits(name, zeros), &()).unwrap();
+    let output = OutputFolder::create(out, OutputOptions::default(), &[model]).unwrap();
+    folder.write(&output.path(), &edits(name, zeros), &()).unwrap();
     output.finish().unwrap();
     let written = ModelFolder::open(out, variant).unwrap();
     for (key, info) in folder.checkpoint().tensors() {
@@ -126,8 +126,8 @@ fn variants_are_chosen() {
     // A saved model holds the variant that was opened alone: the other would still be the model as it was.
     std::fs::write(source.join("transformer/diffusion_pytorch_model.bin"), "a pickle").unwrap();
     let out = temporary.path().join("out");
-    let output = OutputFolder::create(&out, false, &[&source]).unwrap();
-    plain.write(output.path(), &Edits::default(), &()).unwrap();
+    let output = OutputFolder::create(&out, OutputOptions::default(), &[&source]).unwrap();
+    plain.write(&output.path(), &Edits::default(), &()).unwrap();
     output.finish().unwrap();
     let mut names: Vec<String> = std::fs::read_dir(out.join("transformer"))
         .unwrap()
@@ -158,8 +158,8 @@ fn a_weight_that_does_not_fit_is_refused() {
     let folder = ModelFolder::open(&bundled(), None).unwrap();
     let wrong = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
     for (name, words) in [("transformer_blocks.0.attn.to_q.weight", "[2, 2]"), ("no.such.weight", "no.such.weight")] {
-        let output = OutputFolder::create(&temporary.path().join("out"), false, &[]).unwrap();
-        let error = folder.write(output.path(), &edits(name, wrong.clone()), &()).unwrap_err().to_string();
+        let output = OutputFolder::create(&temporary.path().join("out"), OutputOptions::default(), &[]).unwrap();
+        let error = folder.write(&output.path(), &edits(name, wrong.clone()), &()).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
         drop(output);
         assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);

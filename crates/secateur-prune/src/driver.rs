@@ -122,7 +122,7 @@ pub fn prune(
     }
     let mut outcome = Outcome::of(pipeline);
     for (index, package) in plan.packages.iter().enumerate() {
-        if let Some(done) = journal.map(|journal| journal.load(index)).transpose()?.flatten() {
+        if let Some(done) = journal.and_then(|journal| journal.load(index, package, observer)) {
             pipeline.apply(&done.edits)?;
             outcome.extend(done);
             continue;

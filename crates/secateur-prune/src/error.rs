@@ -1,3 +1,4 @@
+use secateur_models::files::shown;
 use secateur_nn::LayerName;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ pub enum Error {
         problem: String,
     },
     /// A statistics folder cannot be used.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", shown(path))]
     Statistics {
         /// The folder or file.
         path: PathBuf,

@@ -1,8 +1,7 @@
 use crate::calibrate::Calibration;
-use secateur_models::{Error, ModelFolder, Result};
+use secateur_models::files::{digest, digest_of_file};
+use secateur_models::{ModelFolder, Result};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::fs::File;
 
 /// What statistics depend on. Batch size and threads are not in it: they change rounding alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,12 +59,9 @@ impl Fingerprint {
     /// # Errors
     /// If they cannot be read.
     pub fn of_model(folder: &ModelFolder) -> Result<String> {
-        let mut hash = Sha256::new();
-        for path in folder.activation_files()? {
-            let mut file = File::open(&path).map_err(Error::io(&path))?;
-            std::io::copy(&mut file, &mut hash).map_err(Error::io(&path))?;
-        }
-        Ok(hexadecimal(hash))
+        let files = folder.activation_files()?;
+        let digests = files.iter().map(|path| digest_of_file(path)).collect::<Result<Vec<_>>>()?;
+        Ok(digest(digests))
     }
 
     /// What differs, in words.
@@ -94,14 +90,4 @@ impl Fingerprint {
         compare("token stride", self.token_stride.to_string(), expected.token_stride.to_string());
         differences
     }
-}
-
-fn digest(parts: impl Iterator<Item = impl AsRef<[u8]>>) -> String {
-    let mut hash = Sha256::new();
-    parts.for_each(|part| hash.update(part));
-    hexadecimal(hash)
-}
-
-fn hexadecimal(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

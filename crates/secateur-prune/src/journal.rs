@@ -4,21 +4,23 @@ use crate::allocation::{Budget, Settings};
 use crate::driver::{GroupOutcome, LayerOutcome, Outcome};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
-use crate::plan::Plan;
+use crate::plan::{Package, Plan};
 use crate::task::Task;
-use candle_core::{Device, safetensors};
-use secateur_models::Removals;
+use secateur_models::files::{digest, read_sealed, read_tensors, write_sealed, write_tensors};
+use secateur_models::{Observer, Removals};
+use secateur_nn::LayerName;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// A folder with a file that says what run it is of, and a pair of files a finished package: its tensors (f32), and what
-/// became of its layers. The second is written last and renamed, so a package is there whole or not at all.
+/// A folder with a file that says which run it is of, and a pair of files a finished package: its tensors (f32), and what
+/// became of its layers. The second is written last, so a package is there whole or not at all; it has the SHA-256 of the
+/// first, and says which package of which run it is. What is not as it was written is not used, and done again.
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
+    /// SHA-256 of the run.
+    run: String,
 }
 
 /// What the result of a run depends on.
@@ -38,9 +40,24 @@ pub struct Run {
 /// A finished package, but for its tensors.
 #[derive(Serialize, Deserialize)]
 struct Finished {
+    /// SHA-256 of the run that it is of.
+    run: String,
+    /// Its number.
+    package: usize,
+    /// SHA-256 of the file of tensors.
+    sha256: String,
+    /// The shape of each tensor.
+    shapes: BTreeMap<String, Vec<usize>>,
     removals: Removals,
     layers: Vec<LayerOutcome>,
     groups: Vec<GroupOutcome>,
+}
+
+/// The settings of the layers, and the run that they are of.
+#[derive(Serialize, Deserialize)]
+struct Found {
+    run: String,
+    settings: Settings,
 }
 
 const RUN: &str = "run.json";
@@ -50,7 +67,6 @@ impl Run {
     /// Of what `plan` chose, before any allocation; the calibration has that fingerprint and makes `batch` images at a time.
     #[must_use]
     pub fn new(fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>, budget: Budget) -> Self {
-        let digest = Sha256::digest(format!("{plan:?}"));
         Self {
             format_version: 1,
             fingerprint: fingerprint.clone(),
@@ -58,7 +74,7 @@ impl Run {
             method: task.method().to_owned(),
             removed: task.to_string(),
             budget,
-            plan: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            plan: digest([format!("{plan:?}")]),
         }
     }
 
@@ -85,52 +101,58 @@ impl Run {
 }
 
 impl Journal {
-    /// Starts one in a folder that does not exist yet.
+    /// Starts one in an empty folder.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn create(folder: &Path, run: &Run) -> Result<Self> {
-        std::fs::create_dir(folder).map_err(|error| Error::statistics(folder, error))?;
-        let journal = Self { folder: folder.to_owned() };
-        journal.write_json(RUN, run)?;
-        Ok(journal)
+        write_sealed(&folder.join(RUN), run)?;
+        let text = serde_json::to_string(run).map_err(|error| Error::statistics(folder, error))?;
+        Ok(Self { folder: folder.to_owned(), run: digest([text]) })
     }
 
-    /// Opens the one of a run that was stopped.
+    /// Opens the one of a run that was stopped. Where what it was of is not there or damaged, it is written again: every
+    /// finished package says for itself of which run it is.
     ///
     /// # Errors
-    /// If it cannot be read, or it was another run than `run`: the error says what differs.
-    pub fn open(folder: &Path, run: &Run) -> Result<Self> {
-        let journal = Self { folder: folder.to_owned() };
-        let found: Run = journal.read_json(RUN)?;
-        let differences = found.differences(run);
-        match differences.is_empty() {
-            true => Ok(journal),
-            false => {
-                let problem = format!("the unfinished run had other settings: {}", differences.join("; "));
-                Err(Error::statistics(folder, problem))
+    /// If it was another run than `run`: the error says what differs.
+    pub fn open(folder: &Path, run: &Run, observer: &dyn Observer) -> Result<Self> {
+        let path = folder.join(RUN);
+        match read_sealed::<Run>(&path) {
+            Ok(found) => {
+                let differences = found.differences(run);
+                if !differences.is_empty() {
+                    let problem = format!("the unfinished run had other settings: {}", differences.join("; "));
+                    return Err(Error::statistics(folder, problem));
+                }
             }
+            Err(error) if path.exists() => observer.warn(&format!("{error}: it is written again")),
+            Err(_) => {}
         }
+        Self::create(folder, run)
     }
 
-    /// How many packages of the run in that folder are finished: the first ones.
+    /// Whether files in its folder are called so.
+    #[must_use]
+    pub fn is_own(name: &str) -> bool {
+        [RUN, SETTINGS].contains(&name) || name.starts_with("package-")
+    }
+
+    /// How many packages of the run in that folder are there: the first ones.
     #[must_use]
     pub fn finished(folder: &Path) -> usize {
         (0..).take_while(|&package| folder.join(json_name(package)).exists()).count()
     }
 
-    /// Whether that folder holds anything to go on with: packages, or the settings of the layers.
-    #[must_use]
-    pub fn has_progress(folder: &Path) -> bool {
-        Self::finished(folder) > 0 || folder.join(SETTINGS).exists()
-    }
-
     /// The settings of the layers, if they were found.
-    ///
-    /// # Errors
-    /// If they cannot be read.
-    pub fn settings(&self) -> Result<Option<Settings>> {
-        self.folder.join(SETTINGS).exists().then(|| self.read_json(SETTINGS)).transpose()
+    pub fn settings(&self, observer: &dyn Observer) -> Option<Settings> {
+        let path = self.folder.join(SETTINGS);
+        let found = path.exists().then(|| read_sealed::<Found>(&path).map_err(Error::from))?;
+        let own = found.and_then(|found| match found.run == self.run {
+            true => Ok(found.settings),
+            false => Err(Error::statistics(&path, "is of another run")),
+        });
+        own.map_err(|error| observer.warn(&format!("{error}: they are found again"))).ok()
     }
 
     /// Keeps the settings of the layers.
@@ -138,48 +160,59 @@ impl Journal {
     /// # Errors
     /// If they cannot be written.
     pub fn set_settings(&self, settings: &Settings) -> Result<()> {
-        self.write_json(SETTINGS, settings)
+        let found = Found { run: self.run.clone(), settings: settings.clone() };
+        Ok(write_sealed(&self.folder.join(SETTINGS), &found)?)
     }
 
-    /// A package, if it is finished.
-    pub(crate) fn load(&self, package: usize) -> Result<Option<Outcome>> {
-        if !self.folder.join(json_name(package)).exists() {
-            return Ok(None);
+    /// A package, if it is finished and as it was written; where it is not, the observer hears why.
+    pub(crate) fn load(&self, package: usize, planned: &Package, observer: &dyn Observer) -> Option<Outcome> {
+        self.folder.join(json_name(package)).exists().then_some(())?;
+        let read = self.read(package, planned);
+        read.map_err(|error| observer.warn(&format!("{error}: package {} is done again", package + 1))).ok()
+    }
+
+    fn read(&self, package: usize, planned: &Package) -> Result<Outcome> {
+        let path = self.folder.join(json_name(package));
+        let finished: Finished = read_sealed(&path)?;
+        let wrong = |problem: &str| Err(Error::statistics(&path, problem));
+        if finished.run != self.run || finished.package != package {
+            return wrong("is of another run or package");
         }
-        let Finished { removals, layers, groups } = self.read_json(&json_name(package))?;
-        let path = self.folder.join(tensors_name(package));
-        let weights = safetensors::load(&path, &Device::Cpu).map_err(|error| Error::statistics(&path, error))?;
-        let mut outcome = Outcome { layers, groups, ..Outcome::default() };
+        let same = |found: &mut dyn Iterator<Item = &LayerName>, planned: &mut dyn Iterator<Item = &LayerName>| {
+            found.collect::<BTreeSet<_>>() == planned.collect()
+        };
+        let removed = planned.coupled.iter().flatten().filter(|planned| planned.remove > 0);
+        let groups = same(&mut finished.groups.iter().map(|g| &g.name), &mut removed.map(|planned| planned.group.name()));
+        let layers = same(&mut finished.layers.iter().map(|l| &l.name), &mut planned.layers().map(|layer| &layer.name));
+        if !groups || (planned.coupled.is_empty() && !layers) {
+            return wrong("has other layers than the plan");
+        }
+        let weights = read_tensors(&self.folder.join(tensors_name(package)), &finished.sha256)?;
+        let shapes = weights.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect::<BTreeMap<_, _>>();
+        if shapes != finished.shapes {
+            return wrong("has other tensors than its file");
+        }
+        let mut outcome = Outcome { layers: finished.layers, groups: finished.groups, ..Outcome::default() };
         outcome.edits.weights = weights.into_iter().collect();
-        outcome.edits.removals = removals;
-        Ok(Some(outcome))
+        outcome.edits.removals = finished.removals;
+        Ok(outcome)
     }
 
     /// Keeps a finished package.
     pub(crate) fn save(&self, package: usize, outcome: &Outcome) -> Result<()> {
-        let path = self.folder.join(tensors_name(package));
-        let weights = outcome.edits.weights.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
-        safetensors::save(&weights, &path).map_err(|error| Error::statistics(&path, error))?;
-        let written = File::open(&path).and_then(|file| file.sync_all());
-        written.map_err(|error| Error::statistics(&path, error))?;
-        let (layers, groups) = (outcome.layers.clone(), outcome.groups.clone());
-        self.write_json(&json_name(package), &Finished { removals: outcome.edits.removals.clone(), layers, groups })
-    }
-
-    fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T> {
-        let path = self.folder.join(name);
-        let text = std::fs::read_to_string(&path).map_err(|error| Error::statistics(&path, error))?;
-        serde_json::from_str(&text).map_err(|error| Error::statistics(&path, error))
-    }
-
-    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        let path = self.folder.join(name);
-        let partial = self.folder.join(format!("{name}.partial"));
-        let failed = |error: std::io::Error| Error::statistics(&path, error);
-        let json = serde_json::to_string_pretty(value).map_err(|error| Error::statistics(&path, error))?;
-        let mut file = File::create(&partial).map_err(failed)?;
-        file.write_all(json.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-        std::fs::rename(&partial, &path).map_err(failed)
+        let weights = &outcome.edits.weights;
+        let tensors = weights.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        let sha256 = write_tensors(&self.folder.join(tensors_name(package)), &tensors)?;
+        let finished = Finished {
+            run: self.run.clone(),
+            package,
+            sha256,
+            shapes: weights.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect(),
+            removals: outcome.edits.removals.clone(),
+            layers: outcome.layers.clone(),
+            groups: outcome.groups.clone(),
+        };
+        Ok(write_sealed(&self.folder.join(json_name(package)), &finished)?)
     }
 }
 

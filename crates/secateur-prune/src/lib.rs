@@ -7,7 +7,7 @@
 //! The main job, on one prompt and two steps to be quick:
 //!
 //! ```
-//! use secateur_models::{ModelFolder, OutputFolder, Pipeline, Sampling};
+//! use secateur_models::{ModelFolder, OutputFolder, OutputOptions, Pipeline, Sampling};
 //! use secateur_prune::{Calibration, Obs, Packages, Pattern, Plan, Selection, Source, Task, Weighting, prune};
 //! # let temporary = tempfile::tempdir()?;
 //! # let out = temporary.path().join("pruned");
@@ -18,13 +18,13 @@
 //! let calibration = Calibration { prompts, sampling: sampling.clone(), weighting: Weighting::LogDecrease, token_stride: 4 };
 //! let task = Task::Weights { method: &Obs, pattern: Pattern::unstructured(0.5)? };
 //! let plan = Plan::new(&folder.structure(&sampling), &Selection::default(), Packages::Count(1), &task)?;
-//! let output = OutputFolder::create(&out, false, &[folder.path()])?;
+//! let output = OutputFolder::create(&out, OutputOptions::default(), &[folder.path()])?;
 //!
 //! let mut pipeline = Pipeline::open(folder)?;
 //! let step_weights = calibration.step_weights(&mut pipeline, &())?;
 //! let source = Source::Calibration(&calibration, &step_weights);
 //! let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &())?;
-//! pipeline.folder().write(output.path(), &outcome.edits, &())?;
+//! pipeline.folder().write(&output.path(), &outcome.edits, &())?;
 //! output.finish()?;
 //! # assert_eq!(outcome.layers.len(), 93);
 //! # assert!(out.join("model_index.json").exists());

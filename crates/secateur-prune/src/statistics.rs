@@ -5,6 +5,7 @@ use crate::fingerprint::Fingerprint;
 use candle_core::{Device, Tensor};
 use secateur_kernels::gram;
 use secateur_models::Checkpoint;
+use secateur_models::files::{Limit, check_digest, read_json, read_sealed, write_sealed, write_tensors};
 use secateur_nn::LayerName;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -153,6 +154,8 @@ pub struct SavedStatistics {
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Saved {
     format_version: u32,
+    /// Of the file of tensors.
+    sha256: String,
     fingerprint: Fingerprint,
     step_weights: Vec<f64>,
     rows: BTreeMap<String, u64>,
@@ -161,8 +164,15 @@ struct Saved {
 
 const FILE: &str = "statistics";
 
-/// Version 1 had no column sums, version 2 no weighted ones.
-const FORMAT_VERSION: u32 = 3;
+/// Version 1 had no column sums, version 2 no weighted ones, version 3 no checksums.
+const FORMAT_VERSION: u32 = 4;
+
+/// Where a file of any version says which it is of.
+#[derive(serde::Deserialize)]
+struct Version {
+    format_version: Option<u32>,
+    content: Option<Box<Version>>,
+}
 
 impl SavedStatistics {
     /// Writes statistics, and the weights that the steps had in them, into an existing folder.
@@ -185,18 +195,38 @@ impl SavedStatistics {
                 tensors.insert(format!("{name}.{kind}"), Tensor::from_slice(values, width, &Device::Cpu)?);
             }
         }
-        let path = folder.join(format!("{FILE}.safetensors"));
-        candle_core::safetensors::save(&tensors, path)?;
+        let sha256 = write_tensors(&folder.join(format!("{FILE}.safetensors")), &tensors)?;
         let saved = Saved {
             format_version: FORMAT_VERSION,
+            sha256,
             fingerprint: fingerprint.clone(),
             step_weights: step_weights.to_vec(),
             rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
             weighted_rows: statistics.iter().map(|(name, input)| (name.to_string(), input.weighted_rows)).collect(),
         };
+        Ok(write_sealed(&folder.join(format!("{FILE}.json")), &saved)?)
+    }
+
+    /// Fails if a statistics folder is not as it was written.
+    ///
+    /// # Errors
+    /// As told: the error names the file.
+    pub fn check(folder: &Path) -> Result<()> {
+        Self::read(folder).map(drop)
+    }
+
+    fn read(folder: &Path) -> Result<Saved> {
         let path = folder.join(format!("{FILE}.json"));
-        let json = serde_json::to_string_pretty(&saved).map_err(|e| Error::statistics(&path, e))?;
-        std::fs::write(&path, json + "\n").map_err(|e| Error::statistics(&path, e))
+        let version: Version = read_json(&path, Limit::Report)?;
+        let found = version.format_version.or(version.content.and_then(|content| content.format_version));
+        if found != Some(FORMAT_VERSION) {
+            let found = found.map_or("none".into(), |version| version.to_string());
+            let problem = format!("format_version {found}, and not {FORMAT_VERSION}: calibrate again");
+            return Err(Error::statistics(&path, problem));
+        }
+        let saved: Saved = read_sealed(&path)?;
+        check_digest(&folder.join(format!("{FILE}.safetensors")), &saved.sha256)?;
+        Ok(saved)
     }
 
     /// Opens a statistics folder made with the same model, prompts and settings.
@@ -204,13 +234,7 @@ impl SavedStatistics {
     /// # Errors
     /// If it cannot be read, or something differs: the error says what.
     pub fn open(folder: &Path, expected: &Fingerprint) -> Result<Self> {
-        let path = folder.join(format!("{FILE}.json"));
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::statistics(&path, e))?;
-        let saved: Saved = serde_json::from_str(&text).map_err(|e| Error::statistics(&path, e))?;
-        if saved.format_version != FORMAT_VERSION {
-            let problem = format!("format_version {}, and not {FORMAT_VERSION}: calibrate again", saved.format_version);
-            return Err(Error::statistics(&path, problem));
-        }
+        let saved = Self::read(folder)?;
         let differences = saved.fingerprint.differences(expected);
         if !differences.is_empty() {
             let problem = format!("made with other settings: {}", differences.join("; "));

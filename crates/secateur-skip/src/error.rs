@@ -1,3 +1,4 @@
+use secateur_models::files::shown;
 use std::path::PathBuf;
 
 /// What can go wrong.
@@ -7,7 +8,7 @@ pub enum Error {
     #[error("{0}")]
     Request(String),
     /// What a stopped run left cannot be used.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", shown(path))]
     Progress {
         /// The file.
         path: PathBuf,

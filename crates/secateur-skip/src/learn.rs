@@ -53,7 +53,8 @@ pub struct Learned {
 struct State {
     history: Vec<Point>,
     settled: Settled,
-    /// The file of the network, by its number: the last one stays until the next is whole.
+    /// SHA-256 of the file of the network, which has the number of iterations in its name: the last one stays until the
+    /// next is whole.
     pruner: String,
 }
 
@@ -81,7 +82,7 @@ pub fn learn(
     progress: Option<&Progress>,
     observer: &dyn Observer,
 ) -> Result<Learned> {
-    let mut optimisation = Optimisation::new(pipeline, whole, learning, progress)?;
+    let mut optimisation = Optimisation::new(pipeline, whole, learning, progress, observer)?;
     let result = optimisation.run(progress, observer);
     let stopped = match result {
         Ok(()) => false,
@@ -135,6 +136,7 @@ impl<'a> Optimisation<'a> {
         whole: &'a ReuseSchedule,
         learning: &'a Learning,
         progress: Option<&Progress>,
+        observer: &dyn Observer,
     ) -> Result<Self> {
         if learning.prompts.is_empty() {
             return Err(Error::Request("there are no prompts to learn from".into()));
@@ -143,12 +145,17 @@ impl<'a> Optimisation<'a> {
         if calls < 2 {
             return Err(Error::Request("a run of one call has nothing to take over: give more --steps".into()));
         }
-        let state: Option<State> = progress.map(|progress| progress.read(LEARNED)).transpose()?.flatten();
-        let (pruner, history, settled) = match (state, progress) {
-            (Some(state), Some(progress)) => {
-                let path = progress.folder.join(&state.pruner);
-                let pruner = Pruner::open(&path, calls - 1, units, seed, state.history.len())?;
-                (pruner, state.history, state.settled)
+        let state: Option<State> = progress.map(|progress| progress.read(LEARNED, observer)).transpose()?.flatten();
+        let opened = state.zip(progress).map(|(state, progress)| {
+            let steps = state.history.len();
+            let path = progress.folder.join(pruner_name(steps));
+            Pruner::open(&path, &state.pruner, calls - 1, units, seed, steps).map(|pruner| (pruner, state))
+        });
+        let (pruner, history, settled) = match opened {
+            Some(Ok((pruner, state))) => (pruner, state.history, state.settled),
+            Some(Err(error)) => {
+                observer.warn(&format!("{error}: what it holds is learned again"));
+                (Pruner::new(calls - 1, units, seed)?, Vec::new(), Settled::default())
             }
             _ => (Pruner::new(calls - 1, units, seed)?, Vec::new(), Settled::default()),
         };
@@ -306,17 +313,21 @@ impl<'a> Optimisation<'a> {
     }
 
     fn save(&self, progress: &Progress) -> Result<()> {
-        let folder = &progress.folder;
-        let pruner = format!("pruner-{}.safetensors", self.history.len());
-        std::fs::create_dir_all(folder).map_err(|error| problem(folder, &error))?;
-        self.pruner.save(&folder.join(&pruner))?;
+        let (folder, name) = (&progress.folder, pruner_name(self.history.len()));
+        let pruner = self.pruner.save(&folder.join(&name))?;
         let (history, settled) = (self.history.clone(), self.settled.clone());
-        progress.write(LEARNED, State { history, settled, pruner: pruner.clone() })?;
-        let old =
-            std::fs::read_dir(folder).map_err(|error| problem(folder, &error))?.flatten().map(|entry| entry.path());
-        let is_old = |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors") && !path.ends_with(&pruner);
-        old.filter(is_old).try_for_each(|path| std::fs::remove_file(&path).map_err(|error| problem(&path, &error)))
+        progress.write(LEARNED, State { history, settled, pruner })?;
+        let all = std::fs::read_dir(folder).map_err(|error| problem(folder, &error))?.flatten();
+        let is_old = |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors") && !path.ends_with(&name);
+        all.map(|entry| entry.path())
+            .filter(is_old)
+            .try_for_each(|path| std::fs::remove_file(&path).map_err(|error| problem(&path, &error)))
     }
+}
+
+/// The file of the network after `steps` iterations.
+fn pruner_name(steps: usize) -> String {
+    format!("pruner-{steps}.safetensors")
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! What a run that is stopped leaves to go on with.
 
 use crate::error::{Error, Result};
-use secateur_eval::write_atomically;
+use secateur_models::Observer;
+use secateur_models::files::{read_sealed, write_sealed};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,34 +31,32 @@ struct File<T> {
 }
 
 impl Progress {
-    /// Whether there is anything to go on with in a folder.
+    /// Whether files in its folder are called so.
     #[must_use]
-    pub fn exists(folder: &Path) -> bool {
-        [LEARNED, TRIED].iter().any(|name| folder.join(name).is_file())
+    pub fn is_own(name: &str) -> bool {
+        [LEARNED, TRIED].contains(&name) || name.starts_with("pruner-")
     }
 
-    /// A file of the folder; nothing where there is none.
-    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+    /// A file of the folder; nothing where there is none, or where it is damaged, which the observer hears of.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str, observer: &dyn Observer) -> Result<Option<T>> {
         let path = self.folder.join(name);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(problem(&path, &error)),
-        };
-        let file: File<T> = serde_json::from_str(&text).map_err(|error| problem(&path, &error))?;
-        if file.request != self.request {
-            return Err(problem(&path, &format!("it is of another run: {}; now {}", file.request, self.request)));
+        if !path.exists() {
+            return Ok(None);
         }
-        Ok(Some(file.state))
+        match read_sealed::<File<T>>(&path) {
+            Ok(file) if file.request == self.request => Ok(Some(file.state)),
+            Ok(file) => Err(problem(&path, &format!("it is of another run: {}; now {}", file.request, self.request))),
+            Err(error) => {
+                observer.warn(&format!("{error}: it is done again"));
+                Ok(None)
+            }
+        }
     }
 
     /// Puts a file into the folder, whole or not at all.
     pub(crate) fn write<T: Serialize>(&self, name: &str, state: T) -> Result<()> {
-        let path = self.folder.join(name);
         let file = File { request: self.request.clone(), state };
-        let text = serde_json::to_string(&file).map_err(|error| problem(&path, &error))?;
-        std::fs::create_dir_all(&self.folder).map_err(|error| problem(&self.folder, &error))?;
-        Ok(write_atomically(&path, text.as_bytes())?)
+        Ok(write_sealed(&self.folder.join(name), &file)?)
     }
 }
 

@@ -1,13 +1,14 @@
 //! DiP-GO's pruner network: from learned queries, one for each unit at each call, to the probability that it is computed.
 
 use crate::error::{Error, Result};
-use candle_core::{CpuStorage, D, Device, InplaceOp2, InplaceOp3, Layout, Tensor, Var, safetensors};
+use candle_core::{CpuStorage, D, Device, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use rayon::prelude::*;
+use secateur_models::files::{read_tensors, write_tensors};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Width of a query, of queries and keys of the attention, of the hidden layers.
@@ -226,25 +227,24 @@ impl Pruner {
         Ok(())
     }
 
-    /// Writes all that [`Pruner::open`] needs to go on.
+    /// Writes all that [`Pruner::open`] needs to go on, and returns the SHA-256 of the file.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub fn save(&self, path: &Path) -> Result<String> {
         let parameters = self.parameters.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone()));
         let velocities = self.velocities.iter().map(|(name, tensor)| (format!("{VELOCITY}{name}"), tensor.clone()));
-        let tensors: HashMap<String, Tensor> = parameters.chain(velocities).collect();
-        Ok(safetensors::save(&tensors, path)?)
+        Ok(write_tensors(path, &parameters.chain(velocities).collect())?)
     }
 
     /// Reads what [`Pruner::save`] wrote after `steps` steps, of a network for so many calls and units and that seed. It goes on
     /// as it would have.
     ///
     /// # Errors
-    /// If the file cannot be read, or is of another network.
-    pub fn open(path: &Path, calls: usize, units: usize, seed: u64, steps: usize) -> Result<Self> {
+    /// If the file cannot be read, has another SHA-256, or is of another network.
+    pub fn open(path: &Path, sha256: &str, calls: usize, units: usize, seed: u64, steps: usize) -> Result<Self> {
         let mut pruner = Self::new(calls, units, seed)?;
-        let mut tensors = safetensors::load(path, &Device::Cpu)?;
+        let mut tensors = read_tensors(path, sha256)?;
         let problem = |problem: String| Error::Progress { path: path.to_owned(), problem };
         for (name, parameter) in &pruner.parameters {
             let tensor = tensors.remove(name).filter(|tensor| tensor.shape() == parameter.shape());

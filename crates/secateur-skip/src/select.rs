@@ -82,7 +82,7 @@ impl<'a> Search<'a> {
         progress: Option<&'a Progress>,
         observer: &'a dyn Observer,
     ) -> Result<Self> {
-        let tries = Tries::new(progress)?;
+        let tries = Tries::new(progress, observer)?;
         let structure = pipeline.structure(&learning.sampling);
         observer.begin("plain rules", 2 * ORDERS, "schedules");
         let changes = changes(pipeline, whole, learning, observer)?;
@@ -220,8 +220,8 @@ struct Tries<'a> {
 }
 
 impl<'a> Tries<'a> {
-    fn new(progress: Option<&'a Progress>) -> Result<Self> {
-        let psnr = progress.map(|progress| progress.read(TRIED)).transpose()?.flatten().unwrap_or_default();
+    fn new(progress: Option<&'a Progress>, observer: &dyn Observer) -> Result<Self> {
+        let psnr = progress.map(|progress| progress.read(TRIED, observer)).transpose()?.flatten().unwrap_or_default();
         Ok(Self { progress, psnr: RefCell::new(psnr), done: Cell::new(0), saved: Cell::new(Instant::now()) })
     }
 

@@ -13,11 +13,12 @@ mod prune;
 mod skip;
 mod slim;
 mod told;
-mod unfinished;
 
-use crate::args::{Cli, Command, ModelArgs, SamplingArgs, ScoreArgs};
+use crate::args::{Cli, Command, Common, JobArgs, ModelArgs, SamplingArgs, ScoreArgs};
+use crate::progress::say;
 use anyhow::{Context, Result, bail};
-use secateur_models::{ClipModel, ModelFolder, Sampling, Subject, read_prompts};
+use secateur_models::files::shown;
+use secateur_models::{ClipModel, ModelFolder, OutputFolder, OutputOptions, Sampling, Subject, read_prompts};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -83,6 +84,42 @@ impl SamplingArgs {
         folder.check(&sampling)?;
         Ok(sampling)
     }
+}
+
+impl Common {
+    /// Prepares the folder of an output that no run goes on with.
+    fn output(&self, out: &Path, inputs: &[&Path]) -> Result<OutputFolder> {
+        let options = OutputOptions { replace: self.force, resume: false, tell: say };
+        Ok(OutputFolder::create(out, options, inputs)?)
+    }
+}
+
+impl JobArgs {
+    /// Prepares the folder of the new model, which also keeps what the run finishes.
+    fn output(&self, common: &Common, inputs: &[&Path]) -> Result<OutputFolder> {
+        let out = self.out.as_ref().context("--out DIR is needed")?;
+        let options = OutputOptions { replace: common.force, resume: self.resume, tell: say };
+        Ok(OutputFolder::create(out, options, inputs)?)
+    }
+
+    /// The files and folders that are read for a model of `folder`.
+    fn inputs(&self, folder: &ModelFolder) -> Vec<PathBuf> {
+        let prompts = [&self.prompts.prompts, &self.prompts.report_prompts].into_iter().flatten().cloned();
+        prompts.chain(self.score.path(folder)).chain([folder.path().to_owned()]).collect()
+    }
+}
+
+/// Paths as they are handed on.
+fn borrowed(paths: &[PathBuf]) -> Vec<&Path> {
+    paths.iter().map(PathBuf::as_path).collect()
+}
+
+/// What is said of links in a model folder that are not followed.
+fn links_left_out(folder: &ModelFolder) -> Option<String> {
+    let links: Vec<String> = folder.links_left_out().map(|link| shown(link).to_string()).collect();
+    let first = links.first()?;
+    let problem = "not copied, as links that lead out of the model folder are not followed";
+    Some(format!("{}: {first} and {} more links are {problem}", shown(folder.path()), links.len() - 1))
 }
 
 /// The same, without what `folder` skips.

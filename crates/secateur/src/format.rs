@@ -2,14 +2,26 @@
 
 use anyhow::Result;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::io::Write;
 
 /// Prints lines on standard output; a reader that went away ends the output quietly.
 pub(crate) fn print(text: &str) -> Result<()> {
-    match writeln!(std::io::stdout(), "{text}") {
+    match writeln!(std::io::stdout(), "{}", printable(text)) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// A text that cannot steer a terminal, whatever names of files and tensors it holds: control characters but the ends of
+/// lines are escaped.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && c != '\n';
+    if !text.contains(steers) {
+        return text.into();
+    }
+    let escaped = |c: char| if steers(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect::<String>().into()
 }
 
 /// Prints a value as JSON.

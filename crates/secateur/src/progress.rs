@@ -1,5 +1,6 @@
 //! Progress, stages and interruption.
 
+use crate::format::printable;
 use crate::memory;
 use anyhow::Result;
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
@@ -7,15 +8,44 @@ use secateur_eval::Stage;
 use secateur_models::{Error, Observer};
 use std::fmt;
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// A line on standard error.
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", printable(line));
+}
+
+/// Takes over the signals that ask a process to end: the work ends at the next step, and work folders go, or stay for
+/// `--resume`. A second signal ends the process at once.
+pub(crate) fn heed_signals() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        use signal_hook::{consts, flag};
+        let signals = [
+            Some(consts::SIGINT),
+            Some(consts::SIGTERM),
+            #[cfg(unix)]
+            (!is_ignored(consts::SIGHUP)).then_some(consts::SIGHUP),
+        ];
+        for signal in signals.into_iter().flatten() {
+            // Where one cannot be taken over it ends the process as it always did.
+            let _ = flag::register_conditional_shutdown(signal, i32::from(crate::INTERRUPTED), Arc::clone(&INTERRUPTED))
+                .and_then(|_| flag::register(signal, Arc::clone(&INTERRUPTED)));
+        }
+    });
+}
+
+/// Whether whoever started the process wants it to outlive the signal, as `nohup` does for SIGHUP.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    ignored >> (signal - 1) & 1 == 1
 }
 
 /// Whether the error is the user's wish to stop.
@@ -52,14 +82,9 @@ struct Current {
 const INTERVAL: Duration = Duration::from_secs(10);
 
 impl Progress {
-    /// Also takes over Ctrl-C: the work ends at the next step, and everything unfinished is removed.
+    /// From here on signals end the work in order: see [`heed_signals`].
     pub(crate) fn new(quiet: bool) -> Self {
-        // A second handler in one process is only possible in tests.
-        let _ = ctrlc::set_handler(|| {
-            if INTERRUPTED.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-        });
+        heed_signals();
         let state = State { stages: Vec::new(), current: None };
         Self { quiet, terminal: std::io::stderr().is_terminal(), state: Mutex::new(state) }
     }
@@ -169,5 +194,9 @@ impl Observer for Progress {
         if let Some(bar) = &current.bar {
             bar.set_message(format!("{}, {told}", current.unit));
         }
+    }
+
+    fn warn(&self, text: &str) {
+        self.lock().bar_aside(|| say(text));
     }
 }

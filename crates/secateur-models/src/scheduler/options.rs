@@ -2,6 +2,7 @@
 
 use super::Sampler;
 use crate::error::{Error, Result};
+use crate::files::{Limit, read_text};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ impl Options {
     /// Reads the file. Python writes infinite numbers, which JSON does not have: DPM-Solver's `lambda_min_clipped` is
     /// minus infinity where nothing is clipped, and taken as absent.
     pub(super) fn open(path: &Path, sampler: Sampler, instead: &[Instead]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?.replace("-Infinity", "null");
+        let text = read_text(path, Limit::Config)?.replace("-Infinity", "null");
         let mut values: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| Error::invalid(path, error))?;
         values.extend(instead.iter().map(|instead| instead.entry()));

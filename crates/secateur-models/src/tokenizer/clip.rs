@@ -1,7 +1,8 @@
 //! CLIP's byte-pair tokenizer.
 
 use super::{Vocabulary, content};
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::files::{Limit, read_json, read_text};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ impl ClipTokenizer {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         let (path, definition) = if path.is_file() {
-            let definition = read_json(&path)?;
+            let definition = read_json(&path, Limit::Vocabulary)?;
             (path, definition)
         } else {
             (folder.join("vocab.json"), definition(folder)?)
@@ -78,9 +79,9 @@ impl ClipTokenizer {
 
 /// The definition that `tokenizer.json` would hold, from the two older files.
 fn definition(folder: &Path) -> Result<Value> {
-    let vocab: Value = read_json(&folder.join("vocab.json"))?;
+    let vocab: Value = read_json(&folder.join("vocab.json"), Limit::Vocabulary)?;
     let path = folder.join("merges.txt");
-    let merges = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let merges = read_text(&path, Limit::Vocabulary)?;
     let merges: Vec<&str> = merges.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
     let special = |token: &str, options: &Value| {
         let option = |name: &str| options.get(name).and_then(Value::as_bool).unwrap_or(false);

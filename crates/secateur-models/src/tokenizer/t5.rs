@@ -1,7 +1,8 @@
 //! T5's unigram tokenizer.
 
 use super::Vocabulary;
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::files::{Limit, read_json};
 use candle_core::{Device, Tensor};
 use std::path::Path;
 
@@ -25,7 +26,7 @@ impl T5Tokenizer {
                            folder = \"...\"; transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)";
             return Err(Error::invalid(folder, problem));
         }
-        let definition = read_json(&path)?;
+        let definition = read_json(&path, Limit::Vocabulary)?;
         let vocabulary = Vocabulary::new(folder, path, &definition)?;
         let (end, padding) = (vocabulary.special("eos_token", "</s>")?, vocabulary.special("pad_token", "<pad>")?);
         Ok(Self { vocabulary, end, padding })

@@ -5,7 +5,7 @@ use crate::study::Row;
 use anyhow::{Context as _, Result, bail};
 use candle_core::Tensor;
 use secateur_eval::{Comparison, Samples, Summary};
-use secateur_models::{ClipModel, ModelFolder, OutputFolder, Pipeline, Sampling, Subject, TensorInfo};
+use secateur_models::{ClipModel, ModelFolder, OutputFolder, OutputOptions, Pipeline, Sampling, Subject, TensorInfo};
 use secateur_nn::{Context, LayerName, Probe};
 use secateur_prune::{
     Calibration, Calibrator, Fingerprint, L1, Magnitude, Outcome, Packages, Pattern, Plan, Removal, SavedStatistics,
@@ -128,8 +128,8 @@ impl<'a> Seed<'a> {
             let source = Source::Calibration(&self.calibration, &step_weights);
             let task = Task::Weights { method: &Magnitude, pattern: Pattern::unstructured(0.5)? };
             let outcome = self.prune(&mut pipeline, &task, &source)?;
-            let output = OutputFolder::create(&path, false, &[])?;
-            SavedStatistics::write(output.path(), &outcome.statistics, &step_weights, &fingerprint)?;
+            let output = OutputFolder::create(&path, OutputOptions::default(), &[])?;
+            SavedStatistics::write(&output.path(), &outcome.statistics, &step_weights, &fingerprint)?;
             output.finish()?;
         }
         Ok(SavedStatistics::open(&path, &fingerprint)?)

@@ -6,7 +6,7 @@ use crate::format::{print, print_json};
 use crate::progress::Progress;
 use anyhow::Result;
 use secateur_eval::{Comparison, ModelSummary, Report, Samples};
-use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Structure};
+use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure};
 use std::path::Path;
 
 pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
@@ -22,10 +22,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     let skipping = |folder: &ModelFolder| skipping(&sampling, folder, args.skipping.adapt);
     let samplings = [skipping(&reference)?, skipping(&candidate)?];
-    let output = match &args.out {
-        Some(out) => Some(OutputFolder::create(out, common.force, &inputs)?),
-        None => None,
-    };
+    let output = args.out.as_ref().map(|out| common.output(out, &inputs)).transpose()?;
     let names = names(&[&args.reference, &args.candidate]);
     let mut samples = Vec::new();
     let mut models = Vec::new();
@@ -55,7 +52,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         notes,
     };
     if let Some(output) = output {
-        report.write(&pictures, output.path())?;
+        report.write(&pictures, &output.path())?;
         output.finish()?;
     }
     if common.json {

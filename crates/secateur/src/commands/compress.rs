@@ -5,8 +5,8 @@ mod sharing;
 
 use super::compare::model_summary;
 use super::prompts::{prompt_lists, report_list};
-use super::told::tell;
-use super::{command_line, names, no_score, prune, skip, skipping, slim};
+use super::told::{finished, report_in, tell};
+use super::{borrowed, command_line, names, no_score, prune, skip, skipping, slim};
 use crate::args::{Command, Common, CompressArgs};
 use crate::format::{print, print_json};
 use crate::progress::{self, Progress, say};
@@ -14,10 +14,12 @@ use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
 use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
 use secateur_models::Error::Interrupted;
+use secateur_models::files::{digests_of_folder, link_files, read_sealed, shown, write_sealed};
 use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
-use secateur_prune::Fingerprint;
+use secateur_prune::{Fingerprint, SavedStatistics};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
@@ -36,81 +38,54 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let (report_prompts, notes) = report_list(&job.prompts, &folder, &learned.concat())?;
     // The first model is drawn as the last one.
     skipping(&sampling(args, &methods, &folder)?, &folder, false)?;
-    let output = OutputFolder::create(&out, common.force, &[])?;
-    check_overlaps(args, &folder, &methods, output.target())?;
-    let run = Run {
-        model: Fingerprint::of_model(&folder)?,
-        request: recipe.request.clone(),
-        folders: methods.iter().map(Method::folder_name).collect(),
-        prompts: learned,
-    };
-    let finished = run.begin(&methods, job.resume, common.force)?;
-    let mut reports = Vec::new();
-    for (index, method) in methods.iter().enumerate() {
-        if index < finished {
-            reports.push(method.report()?);
-            continue;
-        }
+    progress::heed_signals();
+    let output = job.output(common, &borrowed(&inputs(args, &folder, &methods)?))?;
+    if output.is_finished() {
+        return tell(Some(&finished(&output)?), Some(&out), common);
+    }
+    output.check_progress(Method::is_own)?;
+    let run = Run { model: Fingerprint::of_model(&folder)?, request: recipe.request.clone(), prompts: learned };
+    let mut done = run.begin(&methods, job.resume, &output.progress())?;
+    let mut reports = methods[..done].iter().map(|method| report_in(&method.out)).collect::<Result<Vec<_>>>()?;
+    for (index, method) in methods.iter().enumerate().skip(done) {
         if !common.quiet {
             say(&format!("method {} of {}: {method}", index + 1, methods.len()));
         }
-        let resume = job.resume && method.is_unfinished();
-        let report = method.run(resume, &Common { force: false, json: false, ..common.clone() });
-        // A method may write what it has when it is stopped, or be stopped when it has just ended.
-        let report = report.and_then(|report| if method.is_finished() { Ok(report) } else { Err(Interrupted.into()) });
-        if report.is_err() {
-            remove_folder(&method.out)?;
-        }
-        if report.is_err() || progress::check().is_err() {
-            match methods.iter().take_while(|method| method.is_finished()).count() {
-                // There is nothing to go on with.
-                0 if !method.is_unfinished() => remove(&methods)?,
-                0 => {}
-                finished => {
-                    say(&format!("{finished} of {} methods are finished: --resume goes on after them", methods.len()))
-                }
+        let report = method.run(&Common { force: false, json: false, ..common.clone() });
+        // A method that is stopped may write what it has, and goes on from there.
+        let stopped = || progress::check().is_err() && method.is_unfinished();
+        let report = report.and_then(|report| if stopped() { Err(Interrupted.into()) } else { Ok(report) });
+        if report.is_ok() {
+            method.keep()?;
+            done += 1;
+            if let Some(before) = index.checked_sub(1) {
+                remove_folder(&methods[before].statistics())?;
             }
+        }
+        if done > 0 && (report.is_err() || progress::check().is_err()) {
+            say(&format!("{done} of {} methods are finished: --resume goes on after them", methods.len()));
         }
         reports.push(report?);
         progress::check()?;
-        if let Some(before) = index.checked_sub(1) {
-            remove_folder(&methods[before].statistics())?;
-        }
     }
     let (report, pictures) = evaluate(args, common, &folder, &methods, (&reports, &report_prompts, notes), &out)?;
     let last = methods.last().context("the recipe has no methods")?;
-    report.write(&pictures, output.path())?;
-    // From here on the last method is done again if this does not come to its end.
-    std::fs::remove_file(last.report_path())?;
-    for entry in std::fs::read_dir(&last.out)? {
-        let entry = entry?;
-        let target = output.path().join(entry.file_name());
-        if !target.exists() {
-            std::fs::rename(entry.path(), target)?;
-        }
-    }
+    report.write(&pictures, &output.path())?;
+    link_files(&last.out, &output.path(), |file| !file.starts_with("report.html") && !file.starts_with("report.json"))?;
     output.finish()?;
-    remove(&methods)?;
     tell(Some(&report), Some(&out), common)
 }
 
-/// That nothing which is read lies where something is written.
-fn check_overlaps(args: &CompressArgs, folder: &ModelFolder, methods: &[Method], target: &Path) -> Result<()> {
-    let mut read = vec![folder.path().to_owned(), args.recipe.clone()];
+/// The files and folders that are read.
+fn inputs(args: &CompressArgs, folder: &ModelFolder, methods: &[Method]) -> Result<Vec<PathBuf>> {
+    let mut inputs = args.job.inputs(folder);
+    inputs.push(args.recipe.clone());
     for method in methods {
         let job = method.job()?;
-        read.extend([&job.prompts.prompts, &job.score.clip].into_iter().flatten().cloned());
+        inputs.extend([job.prompts.prompts, job.score.clip].into_iter().flatten());
+        inputs.extend(method.statistics_read()?.filter(|path| !method.is_beside(path)));
     }
-    read.extend([&args.job.prompts.report_prompts, &args.job.score.path(folder)].into_iter().flatten().cloned());
-    for read in &read {
-        let path = read.canonicalize().unwrap_or_else(|_| read.clone());
-        let mut written =
-            methods.iter().map(|method| target.with_file_name(method.out.file_name().unwrap_or_default()));
-        if written.any(|written| path.starts_with(written)) || path.starts_with(target) || target.starts_with(&path) {
-            bail!("{}: the output folder and {} overlap", target.display(), read.display());
-        }
-    }
-    Ok(())
+    Ok(inputs)
 }
 
 /// How the models of the report are sampled: as the last method that learns for one way of it.
@@ -119,115 +94,116 @@ fn sampling(args: &CompressArgs, methods: &[Method], folder: &ModelFolder) -> Re
     sampled.map_or_else(|| args.job.sampling.sampling(folder), Ok)
 }
 
-/// What a run depends on, written beside its first method.
+/// What a run depends on.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Run {
     /// SHA-256.
     model: String,
     request: String,
-    /// Of each method, its folder's name.
-    folders: Vec<String>,
-    /// And the prompts that it learns from.
+    /// Of each method, the prompts that it learns from.
     prompts: Vec<Vec<String>>,
 }
 
 impl Run {
-    /// How many methods are finished; what another run left is thrown away with `force`.
-    fn begin(&self, methods: &[Method], resume: bool, force: bool) -> Result<usize> {
-        let first = methods.first().context("the recipe has no methods")?;
-        let kept = first.run_path();
-        let finished = methods.iter().take_while(|method| method.is_finished()).count();
-        match (kept.is_file(), resume) {
-            (false, true) => bail!("nothing to resume: there is no unfinished run for this --out"),
-            (true, false) if !force => {
-                bail!("a run for this --out was not finished: --resume goes on with it, --force begins anew")
-            }
-            (true, true) => {
-                let same = Self::read(&kept)?.is_some_and(|before| {
-                    (&before.model, &before.request) == (&self.model, &self.request)
-                        && before.prompts.iter().zip(&self.prompts).take(finished).all(|(before, now)| before == now)
-                });
-                if !same {
-                    bail!("{}: it is of another model, recipe or command line, or of other prompts", kept.display());
+    /// How many methods are finished, of the run that is resumed; what is damaged is made again.
+    fn begin(&self, methods: &[Method], resume: bool, progress: &Path) -> Result<usize> {
+        let kept = progress.join("run.json");
+        let mut finished = 0;
+        if resume && kept.exists() {
+            match read_sealed::<Self>(&kept) {
+                Ok(before) => {
+                    finished = methods.iter().take_while(|method| method.is_whole()).count();
+                    let same = (&before.model, &before.request) == (&self.model, &self.request)
+                        && before.prompts.iter().zip(&self.prompts).take(finished).all(|(before, now)| before == now);
+                    if !same {
+                        bail!(
+                            "{}: the unfinished run is of another model, recipe or command line, or of other prompts: --force \
+                             begins anew",
+                            shown(&kept)
+                        );
+                    }
+                }
+                Err(error) => {
+                    say(&format!("{error}: all methods are run again"));
+                    for entry in std::fs::read_dir(progress)? {
+                        remove_folder(&entry?.path())?;
+                    }
                 }
             }
-            (true, false) => {
-                // Which may have been of other methods.
-                for name in Self::read(&kept)?.into_iter().flat_map(|before| before.folders) {
-                    remove_method(&first.out.with_file_name(name))?;
-                }
-                remove(methods)?;
-            }
-            (false, false) => remove(methods)?,
         }
-        let text = serde_json::to_string(self)?;
-        std::fs::write(&kept, text).with_context(|| format!("{}", kept.display()))?;
-        Ok(if resume { finished } else { 0 })
+        // A method that is to be run needs what the one before it shares.
+        while let Some(shared) = methods.get(finished).filter(|_| finished > 0).map(Method::statistics_read).transpose()?
+            && let Some(Err(error)) =
+                shared.filter(|path| methods[finished].is_beside(path)).map(|path| SavedStatistics::check(&path))
+        {
+            say(&format!("{error}: method {finished} is run again"));
+            finished -= 1;
+        }
+        write_sealed(&kept, self)?;
+        Ok(finished)
     }
-
-    /// Nothing where it is damaged.
-    fn read(path: &Path) -> Result<Option<Self>> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-        Ok(serde_json::from_str(&text).ok())
-    }
-}
-
-/// Removes what the methods made, and what the run depends on.
-fn remove(methods: &[Method]) -> Result<()> {
-    methods.iter().try_for_each(|method| remove_method(&method.out))?;
-    match methods.first().map(Method::run_path).filter(|path| path.is_file()) {
-        Some(path) => Ok(std::fs::remove_file(path)?),
-        None => Ok(()),
-    }
-}
-
-/// Removes what the method with the output `out` made.
-fn remove_method(out: &Path) -> Result<()> {
-    for folder in [out, &unfinished(out), &recipe::statistics(out)] {
-        remove_folder(folder)?;
-    }
-    Ok(())
-}
-
-/// Where a method stands as a run of its own that was stopped.
-fn unfinished(out: &Path) -> PathBuf {
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
-    out.with_file_name(format!(".{name}.unfinished"))
 }
 
 fn remove_folder(folder: &Path) -> std::io::Result<()> {
     if folder.is_dir() { std::fs::remove_dir_all(folder) } else { Ok(()) }
 }
 
+/// What a finished method made: the SHA-256 of each file.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Made(BTreeMap<PathBuf, String>);
+
 impl Method {
-    fn run(&self, resume: bool, common: &Common) -> Result<Report> {
-        // Those of a run that was stopped before its model was whole, or done.
-        remove_folder(&self.statistics())?;
-        remove_folder(&self.out)?;
+    /// Runs it, or goes on with it.
+    fn run(&self, common: &Common) -> Result<Report> {
+        let resume = self.is_unfinished();
+        if !resume {
+            remove_folder(&self.out)?;
+        }
+        if !self.out.exists() {
+            remove_folder(&self.statistics())?;
+        }
         let report = match self.command(resume)? {
             Command::Prune(args) => prune::compress(&args, common),
             Command::Slim(args) => slim::compress(&args, common),
             Command::Skip(args) => skip::compress(&args, common),
             _ => bail!("{self} is no method"),
         };
-        report.and_then(|report| report.context("it made no model")).with_context(|| format!("{self}"))
+        let report = report.and_then(|report| report.context("it made no model")).with_context(|| format!("{self}"));
+        if report.is_err() {
+            remove_folder(&self.statistics())?;
+        }
+        report
     }
 
-    fn folder_name(&self) -> String {
-        self.out.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    /// Whether entries of the progress of a recipe are called so.
+    fn is_own(name: &str) -> bool {
+        name == "run.json" || name.trim_start_matches('.').starts_with(|c: char| c.is_ascii_digit())
     }
 
     fn is_unfinished(&self) -> bool {
-        unfinished(&self.out).is_dir()
+        OutputFolder::progress_of(&self.out).is_dir()
     }
 
-    /// Its model is written, and its report last.
-    fn is_finished(&self) -> bool {
-        self.report_path().is_file() && !self.is_unfinished()
+    /// Says that it is finished, and what it made.
+    fn keep(&self) -> Result<()> {
+        Ok(write_sealed(&self.made_path(), &Made(digests_of_folder(&self.out)?))?)
     }
 
-    fn report_path(&self) -> PathBuf {
-        self.out.join("report.json")
+    /// Whether it is finished, and all that it made is as it was.
+    fn is_whole(&self) -> bool {
+        if !self.made_path().exists() {
+            return false;
+        }
+        let made = read_sealed::<Made>(&self.made_path());
+        let whole = made.and_then(|made| Ok(made == Made(digests_of_folder(&self.out)?)));
+        if !matches!(whole, Ok(true)) {
+            say(&format!("{}: damaged: it is made again", shown(&self.out)));
+        }
+        matches!(whole, Ok(true))
+    }
+
+    fn made_path(&self) -> PathBuf {
+        self.beside("json")
     }
 
     /// The prompts that it learns from, or may learn from: all of the model's own where no number is given.
@@ -236,12 +212,6 @@ impl Method {
             return Ok(Vec::new());
         }
         Ok(prompt_lists(&self.job()?.prompts, folder, usize::MAX)?.0)
-    }
-
-    fn report(&self) -> Result<Report> {
-        let path = self.report_path();
-        let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
     }
 
     /// How what it made is sampled, where it is made for one way.

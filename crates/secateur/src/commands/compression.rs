@@ -4,13 +4,13 @@ mod dry_run;
 
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
-use super::unfinished::Unfinished;
-use super::{command_line, names, no_score, skipping};
+use super::told::finished;
+use super::{borrowed, command_line, links_left_out, names, no_score, skipping};
 use crate::args::{Common, RunArgs};
 use crate::format::{print, print_json};
 use crate::machine::Product;
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use dry_run::DryRun;
 use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
@@ -20,7 +20,7 @@ use secateur_prune::{
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What is asked for.
 pub(super) struct Job<'a> {
@@ -62,36 +62,40 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         if common.json { print_json(&dry) } else { print(&dry.text()) }?;
         return Ok(None);
     }
-    let out = args.job.out.as_ref().context("--out DIR is needed")?;
     let clip = args.job.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
         notes.push(no_score(&folder).into());
     }
-    // From here on Ctrl-C ends the work in order, and the temporary folders go with it.
+    notes.extend(links_left_out(&folder));
+    // From here on a signal ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
-    let clip_path = args.job.score.path(&folder);
-    let files = [&args.job.prompts.prompts, &args.job.prompts.report_prompts, &args.statistics, &clip_path];
-    let mut inputs: Vec<&Path> = files.into_iter().flatten().map(PathBuf::as_path).collect();
-    inputs.push(folder.path());
-    let output = OutputFolder::create(out, common.force, &inputs)?;
-    inputs.push(output.target());
-    let unfinished = Unfinished::check(output.target(), args.job.resume, common.force)?;
-    let folder_for = |path: &Option<PathBuf>| {
-        path.as_ref().map(|path| OutputFolder::create(path, common.force, &inputs)).transpose()
-    };
+    let mut inputs = args.job.inputs(&folder);
+    inputs.extend(args.statistics.clone());
+    let output = args.job.output(common, &borrowed(&inputs))?;
+    if output.is_finished() {
+        return finished(&output).map(Some);
+    }
+    output.check_progress(Journal::is_own)?;
+    inputs.push(output.target().to_owned());
+    let folder_for =
+        |path: &Option<PathBuf>| path.as_ref().map(|path| common.output(path, &borrowed(&inputs))).transpose();
     let (statistics_output, carried_output) = (folder_for(&args.save_statistics)?, folder_for(&args.carry_statistics)?);
     let fingerprint = Fingerprint::new(&folder, &calibration)?;
     let saved = args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint)).transpose()?;
-    let journal = unfinished.journal(&Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget))?;
+    let run = Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget);
+    let journal = match args.job.resume {
+        true => Journal::open(&output.progress(), &run, &progress)?,
+        false => Journal::create(&output.progress(), &run)?,
+    };
 
     progress.note(&dry.summary());
     notes.iter().for_each(|note| progress.note(note));
     if args.job.resume {
-        let finished = Journal::finished(&unfinished.folder);
+        let finished = Journal::finished(&output.progress());
         progress.note(&format!("{finished} of {} packages are finished", plan.packages.len()));
     }
     progress.begin("load", 0, "");
-    let names = names(&[folder.path(), out]);
+    let names = names(&[folder.path(), output.target()]);
     let mut pipeline = Pipeline::open(folder)?;
     // It may find that the model cannot be made smaller so.
     if let Task::Structured { method, .. } = task {
@@ -115,7 +119,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let calibrating = Source::Calibration(&calibration, &step_weights);
     let mut gathered = None;
     if budget.allocation != Allocation::Uniform {
-        let settings = match journal.settings()? {
+        let settings = match journal.settings(&progress) {
             Some(settings) => settings,
             None => {
                 let source = saved.as_ref().map(Source::Saved);
@@ -144,15 +148,15 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     models.push(model_summary(&pipeline, &names[1], &evaluation.sampling)?);
 
     progress.begin("save", pipeline.parameters().iter().count(), "tensors");
-    pipeline.folder().write(output.path(), &outcome.edits, &progress)?;
+    pipeline.folder().write(&output.path(), &outcome.edits, &progress)?;
     if let Some(output) = &statistics_output {
         let statistics = gathered.as_ref().unwrap_or(&outcome.statistics);
-        SavedStatistics::write(output.path(), statistics, &step_weights, &fingerprint)?;
+        SavedStatistics::write(&output.path(), statistics, &step_weights, &fingerprint)?;
     }
     if let Some(carried_output) = &carried_output {
         let carried = source.carried(&plan, &outcome)?;
-        let of_new = Fingerprint::new(&ModelFolder::open(output.path(), pipeline.folder().variant())?, &calibration)?;
-        SavedStatistics::write(carried_output.path(), &carried, &step_weights, &of_new)?;
+        let of_new = Fingerprint::new(&ModelFolder::open(&output.path(), pipeline.folder().variant())?, &calibration)?;
+        SavedStatistics::write(&carried_output.path(), &carried, &step_weights, &of_new)?;
     }
     let (comparison, pictures) = match (dense, pruned) {
         (Some(dense), Some(pruned)) => dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?,
@@ -183,12 +187,11 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         peak_bytes,
         notes,
     };
-    report.write(&pictures, output.path())?;
+    report.write(&pictures, &output.path())?;
     // Where the new model is, its statistics are.
+    statistics_output.map(OutputFolder::finish).transpose()?;
     carried_output.map(OutputFolder::finish).transpose()?;
     output.finish()?;
-    unfinished.remove()?;
-    statistics_output.map(OutputFolder::finish).transpose()?;
     Ok(Some(report))
 }
 

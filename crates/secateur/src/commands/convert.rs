@@ -6,7 +6,7 @@ use crate::format::{print, print_json};
 use crate::progress::Progress;
 use anyhow::Result;
 use secateur_eval::Stage;
-use secateur_models::{Observer, OutputFolder, SingleFile};
+use secateur_models::{Observer, SingleFile};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -29,9 +29,9 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     let kind = file.kind();
     let conversion = file.conversion(&args.like)?;
     let progress = Progress::new(common.quiet);
-    let output = OutputFolder::create(&args.out, common.force, &[&args.file, &args.like])?;
+    let output = common.output(&args.out, &[&args.file, &args.like])?;
     progress.begin("convert", conversion.tensors(), "tensors");
-    conversion.write(output.path(), &progress)?;
+    conversion.write(&output.path(), &progress)?;
     let (stages, peak_bytes) = progress.finish();
     output.finish()?;
     let (converted, copied) = (conversion.converted().collect::<Vec<_>>(), conversion.copied().to_vec());

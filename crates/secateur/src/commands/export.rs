@@ -1,11 +1,11 @@
 //! `secateur export`.
 
-use super::command_line;
+use super::{command_line, links_left_out};
 use crate::args::{Common, ExportArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;
 use anyhow::Result;
-use secateur_models::{Observer, OutputFolder};
+use secateur_models::Observer;
 use serde::Serialize;
 use std::path::Path;
 
@@ -21,9 +21,10 @@ struct Exported<'a> {
 pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
     let folder = args.model.open()?;
     let progress = Progress::new(common.quiet);
-    let output = OutputFolder::create(&args.out, common.force, &[folder.path()])?;
+    links_left_out(&folder).iter().for_each(|note| progress.note(note));
+    let output = common.output(&args.out, &[folder.path()])?;
     progress.begin("densify", folder.checkpoint().tensors().count(), "tensors");
-    let tensors = folder.densify(output.path(), &progress)?;
+    let tensors = folder.densify(&output.path(), &progress)?;
     // A report of how it was made small is not one of this model.
     for report in ["report.html", "report.json"].map(|name| output.path().join(name)) {
         if report.exists() {

@@ -7,7 +7,7 @@ use crate::profile::{Profile, Share};
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use secateur_eval::{Stage, split};
-use secateur_models::{Observer, OutputFolder, Pipeline, Subject};
+use secateur_models::{Observer, Pipeline, Subject};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
     };
     let progress = Progress::new(common.quiet);
     let inputs: Vec<&Path> = std::iter::once(folder.path()).chain(args.prompts.as_deref()).collect();
-    let output = OutputFolder::create(&args.out, common.force, &inputs)?;
+    let output = common.output(&args.out, &inputs)?;
     progress.begin("load", 0, "");
     let model = folder.path().to_owned();
     let pipeline = Pipeline::open(folder)?;

@@ -2,19 +2,18 @@
 
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
-use super::told::tell;
-use super::unfinished::Unfinished;
-use super::{command_line, names, no_score};
+use super::told::{finished, tell};
+use super::{borrowed, command_line, links_left_out, names, no_score};
 use crate::args::{Common, LossName, SkipArgs};
 use crate::format::{bytes, count, print, print_json};
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
-use secateur_models::{Kind, ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure};
+use secateur_models::{Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
 use secateur_skip::{Learning, Loss, Pruner, Scores, Search, Selected, SuperNet, Tried, compare, kept, learn, ways};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The share of the multiply-accumulates that is kept where none is given.
@@ -58,27 +57,22 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         return Ok(None);
     }
     let (prompts, report_prompts, mut notes) = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
-    let out = args.job.out.as_ref().context("--out DIR is needed")?;
     let clip = args.job.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
         notes.push(no_score(&folder).into());
     }
+    notes.extend(links_left_out(&folder));
     let progress = Progress::new(common.quiet);
-    let clip_path = args.job.score.path(&folder);
-    let files = [&args.job.prompts.prompts, &args.job.prompts.report_prompts, &clip_path];
-    let mut inputs: Vec<&Path> = files.into_iter().flatten().map(PathBuf::as_path).collect();
-    inputs.push(folder.path());
-    // A run that was stopped wrote what it had.
-    let output = OutputFolder::create(out, common.force || args.job.resume, &inputs)?;
-    let unfinished = Unfinished::check(output.target(), args.job.resume, common.force)?;
-    if args.job.resume && !secateur_skip::Progress::exists(&unfinished.folder) {
-        bail!("{}: it is not of a run of skip: --force begins anew", unfinished.folder.display());
+    let output = args.job.output(common, &borrowed(&args.job.inputs(&folder)))?;
+    if output.is_finished() {
+        return finished(&output).map(Some);
     }
+    output.check_progress(secateur_skip::Progress::is_own)?;
     progress.note(&dry.text());
     notes.iter().for_each(|note| progress.note(note));
 
     progress.begin("load", 0, "");
-    let names = names(&[folder.path(), out]);
+    let names = names(&[folder.path(), output.target()]);
     let pipeline = Pipeline::open(folder)?;
     let learning = Learning {
         prompts,
@@ -92,7 +86,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         keep,
     };
     let request = request(&learning, kind, pipeline.folder())?;
-    let state = secateur_skip::Progress { folder: unfinished.folder.clone(), request };
+    let state = secateur_skip::Progress { folder: output.progress(), request };
     // Nothing is learned in no iterations.
     if args.iterations > 0
         && let Some(prompt) = learning.prompts.first()
@@ -154,7 +148,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         (Some(Comparison { candidate: names[1].clone(), ..kept.comparison }), kept.pictures)
     });
     progress.begin("save", 0, "");
-    pipeline.folder().write_reuse(output.path(), &schedule, &())?;
+    pipeline.folder().write_reuse(&output.path(), &schedule, &())?;
     let (stages, peak_bytes) = progress.finish();
     let report = Report {
         format_version: Report::FORMAT_VERSION,
@@ -180,11 +174,8 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         peak_bytes,
         notes,
     };
-    report.write(&pictures, output.path())?;
-    output.finish()?;
-    if !stopped {
-        unfinished.remove()?;
-    }
+    report.write(&pictures, &output.path())?;
+    if stopped { output.finish_for_now() } else { output.finish() }?;
     Ok(Some(report))
 }
 

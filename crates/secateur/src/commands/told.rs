@@ -3,9 +3,23 @@
 use super::compare::quality;
 use crate::args::Common;
 use crate::format::{count, print, print_json};
+use crate::progress::say;
 use anyhow::Result;
 use secateur_eval::{Report, Stage};
+use secateur_models::OutputFolder;
+use secateur_models::files::{Limit, read_json, shown};
 use std::path::Path;
+
+/// The report of a run that had come to its end before it was resumed.
+pub(super) fn finished(output: &OutputFolder) -> Result<Report> {
+    say(&format!("{} is complete: nothing is left to do", shown(output.target())));
+    report_in(output.target())
+}
+
+/// The report in a folder.
+pub(super) fn report_in(folder: &Path) -> Result<Report> {
+    Ok(read_json(&folder.join("report.json"), Limit::Report)?)
+}
 
 /// Of a run that wrote a model to `out`; of a dry run nothing is left to tell.
 pub(super) fn tell(report: Option<&Report>, out: Option<&Path>, common: &Common) -> Result<()> {

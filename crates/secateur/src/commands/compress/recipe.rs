@@ -2,6 +2,8 @@
 
 use crate::args::{Cli, Command, CompressArgs, JobArgs};
 use crate::commands::quoted;
+use secateur_models::OutputFolder;
+use secateur_models::files::{Limit, read_text, shown};
 use anyhow::{Context, Result, bail};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, Parser};
@@ -41,8 +43,8 @@ pub(super) struct Method {
 
 impl Recipe {
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-        Self::parse(path, &text, std::env::args_os().collect()).with_context(|| format!("{}", path.display()))
+        let text = read_text(path, Limit::Recipe)?;
+        Self::parse(path, &text, std::env::args_os().collect()).with_context(|| shown(path).to_string())
     }
 
     fn parse(path: &Path, text: &str, mut words: Vec<OsString>) -> Result<Self> {
@@ -58,7 +60,8 @@ impl Recipe {
                     if let Some(option) = NOT_OF_A_METHOD.iter().find(|option| method.contains_key(**option)) {
                         bail!("method {number} has {option}, which is not for a method of a recipe");
                     }
-                    methods.push((name, options(&method)?));
+                    let words = options(&name, &method).with_context(|| format!("method {number}"))?;
+                    methods.push((name, words));
                 }
                 Some(name) => bail!("method {number} has the name {name}; there are {}", METHODS.join(", ")),
                 None => bail!("method {number} has no name; there are {}", METHODS.join(", ")),
@@ -70,7 +73,7 @@ impl Recipe {
         if methods.is_empty() {
             bail!("a recipe has a [[method]] for each of its methods, in order");
         }
-        let own = options(&table)?;
+        let own = options("compress", &table)?;
         let place = words.iter().position(|word| word == "compress").map_or(words.len(), |place| place + 1);
         let stays =
             |word: &&OsString| !["--resume", "--force", "--quiet", "-q", "--json"].iter().any(|flag| word == flag);
@@ -95,11 +98,11 @@ impl Recipe {
     pub(super) fn methods(&self, model: &Path, out: &Path) -> Result<Vec<Method>> {
         let matches = Cli::command().try_get_matches_from(&self.words).map_err(|error| self.problem(&error))?;
         let given = matches.subcommand().map(|(_, matches)| matches).context("no command")?;
-        let stem = out.file_name().with_context(|| format!("{}: not the name of a folder", out.display()))?;
+        let progress = OutputFolder::progress_of(out);
         let mut input = model.to_owned();
         let mut methods = Vec::new();
         for (number, (name, own)) in (1..).zip(&self.methods) {
-            let out = out.with_file_name(format!(".{}.{number}-{name}", stem.to_string_lossy()));
+            let out = progress.join(format!("{number}-{name}"));
             let mut words: Vec<OsString> = vec!["secateur".into(), name.into(), input.into()];
             words.push(option("out", out.as_os_str()));
             words.extend(inherited(given));
@@ -120,12 +123,18 @@ fn option(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
     word
 }
 
-/// A table as options of the command line.
-fn options(table: &Map<String, Value>) -> Result<Vec<OsString>> {
+/// A table as options of a command, which has to know them all.
+fn options(command: &str, table: &Map<String, Value>) -> Result<Vec<OsString>> {
+    let all = Cli::command();
+    let arguments = || all.find_subcommand(command).into_iter().flat_map(clap::Command::get_arguments);
+    let known = |name: &str| arguments().any(|argument| argument.get_long() == Some(name));
     let mut words = Vec::new();
     for (name, value) in table {
         if OF_THE_COMMAND_LINE.contains(&&**name) {
             bail!("{name} is an option of the command line, and not of a recipe");
+        }
+        if !known(name) {
+            bail!("{name:?} is no option of {command}");
         }
         let values = match value {
             Value::Array(values) => values.as_slice(),
@@ -189,19 +198,29 @@ impl Method {
 
     /// Statistics for the next method.
     pub(super) fn statistics(&self) -> PathBuf {
-        statistics(&self.out)
+        self.beside("statistics")
     }
 
-    /// What the run depends on, beside the first method's folder, under one name whatever that method is.
-    pub(super) fn run_path(&self) -> PathBuf {
-        self.out.with_extension("run")
+    /// Something that belongs to its new model, under that name with an ending.
+    pub(super) fn beside(&self, ending: &str) -> PathBuf {
+        let mut name = self.out.clone().into_os_string();
+        name.push(format!(".{ending}"));
+        name.into()
     }
-}
 
-/// Statistics of the method with the output `out` for the next one.
-pub(super) fn statistics(out: &Path) -> PathBuf {
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
-    out.with_file_name(format!("{name}.statistics"))
+    /// Those that it uses.
+    pub(super) fn statistics_read(&self) -> Result<Option<PathBuf>> {
+        Ok(match self.command(false)? {
+            Command::Prune(args) => args.run.statistics,
+            Command::Slim(args) => args.run.statistics,
+            _ => None,
+        })
+    }
+
+    /// Whether a folder is one of those that the methods of its recipe make.
+    pub(super) fn is_beside(&self, path: &Path) -> bool {
+        path.parent() == self.out.parent()
+    }
 }
 
 impl fmt::Display for Method {
@@ -230,10 +249,10 @@ mod tests {
         let recipe = "steps = 5\nbatch = 2\n[[method]]\nname = 'slim'\nbudget = 0.1\nmodules = ['query-key', 'feed-forward']\n\
                       [[method]]\nname = 'prune'\nstructured = true\nsteps = 7\n[[method]]\nname = 'skip'\nspeedup = 2\n";
         let expected = [
-            "secateur slim model --out=to/.out.1-slim --steps=9 --batch=2 --budget=0.1 --modules=query-key \
+            "secateur slim model --out=to/.out.secateur/progress/1-slim --steps=9 --batch=2 --budget=0.1 --modules=query-key \
              --modules=feed-forward --report-samples=0",
-            "secateur prune to/.out.1-slim --out=to/.out.2-prune --steps=9 --batch=2 --structured --steps=7 --report-samples=0",
-            "secateur skip to/.out.2-prune --out=to/.out.3-skip --steps=9 --batch=2 --speedup=2 --report-samples=0",
+            "secateur prune to/.out.secateur/progress/1-slim --out=to/.out.secateur/progress/2-prune --steps=9 --batch=2 --structured --steps=7 --report-samples=0",
+            "secateur skip to/.out.secateur/progress/2-prune --out=to/.out.secateur/progress/3-skip --steps=9 --batch=2 --speedup=2 --report-samples=0",
         ];
         assert_eq!(commands(recipe, WORDS).unwrap(), expected);
     }
@@ -244,10 +263,14 @@ mod tests {
             ("budget = 1", "[[method]]"),
             ("[[method]]\nbudget = 1", "method 1 has no name; there are prune, slim, skip"),
             ("[[method]]\nname = 'generate'", "method 1 has the name \"generate\""),
-            ("[[method]]\nname = 'slim'\nkeep = 0.4", "unexpected argument '--keep'"),
+            ("[[method]]\nname = 'slim'\nkeep = 0.4", "\"keep\" is no option of slim"),
             ("[[method]]\nname = 'skip'\nkeep = { a = 1 }", "is no option"),
             ("[[method]", "TOML parse error"),
-            ("keep = 1\n[[method]]\nname = 'skip'", "unexpected argument '--keep'"),
+            ("keep = 1\n[[method]]\nname = 'skip'", "\"keep\" is no option of compress"),
+            ("[[method]]\nname = 'prune'\n\"out=/elsewhere\" = true", "method 1: \"out=/elsewhere\" is no option of prune"),
+            ("\"steps=2 \" = 3\n[[method]]\nname = 'skip'", "\"steps=2 \" is no option"),
+            ("[[method]]\nname = 'prune'\nhelp = true", "\"help\" is no option"),
+            ("[[method]]\nname = 'prune'\n\"\" = true", "\"\" is no option"),
             ("threads = 1\n[[method]]\nname = 'skip'", "threads is an option of the command line"),
             ("[[method]]\nname = 'skip'\nout = 'here'", "out is an option of the command line"),
             ("[[method]]\nname = 'skip'\nreport-samples = 3", "method 1 has report-samples"),

@@ -1,0 +1,23 @@
+//! Reading files that may hold anything, and writing files and folders whole or not at all.
+
+mod digest;
+mod mounts;
+mod names;
+mod output;
+mod read;
+mod recognise;
+mod rename;
+mod sealed;
+mod tensors;
+pub(crate) mod tree;
+mod work;
+mod write;
+
+pub use digest::{digest, digest_of_file, digests_of_folder};
+pub use names::shown;
+pub use output::{OutputFolder, OutputOptions};
+pub use read::{Limit, open, read_bytes, read_json, read_text};
+pub use sealed::{read_sealed, write_sealed};
+pub use tensors::{check_digest, read_tensors, write_tensors};
+pub use write::{link_files, write_atomically};
+pub(crate) use write::{new_file, sync_folders};

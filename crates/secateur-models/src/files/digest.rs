@@ -1,0 +1,37 @@
+//! SHA-256, in hexadecimal.
+
+use super::{open, tree};
+use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The SHA-256 of successive parts.
+pub fn digest(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
+    let mut hash = Sha256::new();
+    parts.into_iter().for_each(|part| hash.update(part));
+    hexadecimal(hash)
+}
+
+/// The SHA-256 of a file.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn digest_of_file(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    std::io::copy(&mut open(path)?, &mut hash).map_err(Error::io(path))?;
+    Ok(hexadecimal(hash))
+}
+
+/// The SHA-256 of each file in a folder and the folders inside, by its path relative to it.
+///
+/// # Errors
+/// A file cannot be read, or is none.
+pub fn digests_of_folder(folder: &Path) -> Result<BTreeMap<PathBuf, String>> {
+    let files = tree::all(folder)?.into_iter().map(|entry| entry.path).filter(|path| !folder.join(path).is_dir());
+    files.map(|path| digest_of_file(&folder.join(&path)).map(|digest| (path, digest))).collect()
+}
+
+fn hexadecimal(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,96 @@
+//! Names of files: how they are printed, and how hidden ones prove that they are ours.
+
+use super::digest;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
+
+/// A path as it is printed: control characters in its names are escaped, so that a name cannot steer a terminal or end
+/// a line.
+pub fn shown(path: &Path) -> impl fmt::Display + use<'_> {
+    Shown(path)
+}
+
+struct Shown<'a>(&'a Path);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.to_string_lossy().chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        Ok(())
+    }
+}
+
+/// How hidden folders end.
+const ENDING: &str = ".secateur";
+/// Names longer than this are cut, as file systems allow 255 bytes.
+const LONGEST: usize = 180;
+
+/// What hidden names beside a folder called `name` have in common.
+fn stem(name: &std::ffi::OsStr) -> String {
+    match name.to_str() {
+        Some(text) if text.len() <= LONGEST => format!(".{text}"),
+        _ => {
+            let start: String = name.to_string_lossy().chars().take(LONGEST / 4).collect();
+            format!(".{start}-{}", &digest([name.as_encoded_bytes()])[..16])
+        }
+    }
+}
+
+/// The name of the folder that holds all work on an output called `name`.
+pub(super) fn work_name(name: &std::ffi::OsStr) -> String {
+    format!("{}{ENDING}", stem(name))
+}
+
+/// A name that nobody can guess, and that proves by itself to be ours.
+pub(super) fn passing_name(name: &std::ffi::OsStr) -> String {
+    format!("{}.{}{ENDING}", stem(name), token())
+}
+
+/// Whether `found` is a [`passing_name`] of `name`.
+pub(super) fn is_passing_name(found: &str, name: &std::ffi::OsStr) -> bool {
+    let token = found.strip_prefix(&stem(name)).and_then(|rest| rest.strip_prefix('.'));
+    token.and_then(|rest| rest.strip_suffix(ENDING)).is_some_and(is_token)
+}
+
+/// Sixteen random digits, and eight that follow from them.
+pub(super) fn token() -> String {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    let random = format!("{:016x}", hasher.finish());
+    format!("{random}{}", check(&random))
+}
+
+fn is_token(text: &str) -> bool {
+    text.is_ascii() && text.len() == 24 && check(&text[..16]) == text[16..]
+}
+
+fn check(random: &str) -> String {
+    digest(["secateur", random])[..8].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_prove_whose_they_are() {
+        for name in ["out", "a.b", "ünder", &"x".repeat(255)] {
+            let name = name.as_ref();
+            let passing = passing_name(name);
+            assert!(is_passing_name(&passing, name) && passing.len() <= 255 && work_name(name).len() <= 255, "{passing}");
+            assert!(!is_passing_name(&passing, "other".as_ref()));
+            assert!(!is_passing_name(&work_name(name), name));
+            assert_ne!(passing, passing_name(name));
+        }
+        for mine in [".out.0123456789abcdef01234567.secateur", ".out.unfinished", ".out..secateur", ".out.é.secateur"] {
+            assert!(!is_passing_name(mine, "out".as_ref()), "{mine}");
+        }
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        assert_eq!(shown(Path::new("a\x1b[31m/b\nc")).to_string(), "a\\u{1b}[31m/b\\nc");
+    }
+}

@@ -1,0 +1,392 @@
+//! An output folder: it appears under its name when it is complete, and replaces nothing that was not to be replaced.
+
+use super::names::work_name;
+use super::recognise::{Inputs, check_replaceable};
+use super::rename::{exchange, rename_new};
+use super::work::WorkFolder;
+use super::write::sync_folder;
+use super::{read_sealed, shown, sync_folders, write_sealed};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// How an output is made.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputOptions {
+    /// Replace what is there at the end, if it is a model, a report, pictures or statistics.
+    pub replace: bool,
+    /// Go on with a run that was stopped.
+    pub resume: bool,
+    /// Receives what the user must know.
+    pub tell: fn(&str),
+}
+
+impl Default for OutputOptions {
+    fn default() -> Self {
+        Self { replace: false, resume: false, tell: |_| () }
+    }
+}
+
+/// A folder that appears under its name only when it is complete.
+///
+/// All work on it is in one hidden folder beside it, `.NAME.secateur`, which is locked: no two processes work on one
+/// output. When this is dropped the hidden folder goes, unless something in [`OutputFolder::progress`] is worth to go on
+/// with.
+#[derive(Debug)]
+pub struct OutputFolder {
+    target: PathBuf,
+    options: OutputOptions,
+    inputs: Inputs,
+    /// None once it is done.
+    work: Option<WorkFolder>,
+    /// An earlier run has made the output, and was killed before it could clean up.
+    finished: bool,
+    /// Folders above the target that were made for it.
+    parents: Parents,
+}
+
+/// The folder that is filled, in the work folder; after an exchange what was replaced.
+const CONTENT: &str = "content";
+/// Where there is no exchange, what is replaced while the new folder moves to its place.
+const REPLACED: &str = "replaced";
+/// A complete folder that could not move to its place.
+const COMPLETE: &str = "complete";
+/// The identity of the folder that is about to appear.
+const PUBLISHED: &str = "published.json";
+/// What a run has finished.
+const PROGRESS: &str = "progress";
+/// What a run depends on: no progress by itself.
+const RUN: &str = "run.json";
+
+/// A folder, whatever its name: device, number, and the nanoseconds since 1970 when it was made.
+type Identity = (u64, u64, u64);
+
+#[derive(Serialize, Deserialize)]
+struct Published {
+    identity: Identity,
+    /// Otherwise a run was stopped and may go on; the folder is what it came to until then.
+    complete: bool,
+}
+
+impl OutputFolder {
+    /// Prepares `target`, before any long work: whatever stands in its way is known now. `inputs` are the files and
+    /// folders that are read; they are never replaced, nor is anything that they link to.
+    ///
+    /// # Errors
+    /// If the folder exists and is not to be replaced, holds or lies in an input, is being written by another process,
+    /// has an unfinished run, or cannot be written.
+    pub fn create(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<Self> {
+        let name = target.file_name().ok_or_else(|| Error::invalid(target, "is not the name of a folder"))?;
+        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let inputs = Inputs::new(inputs);
+        let parents = Parents::create(parent)?;
+        let parent = parent.canonicalize().map_err(Error::io(parent))?;
+        let target = parent.join(name);
+        inputs.check(&target)?;
+        if !(options.replace || options.resume || target.with_file_name(work_name(name)).exists()) {
+            // Nothing is made where nothing can come.
+            refuse_existing(&target)?;
+        }
+        let work = WorkFolder::open(&parent, name)?;
+        let was_there = work.was_there;
+        let mut output = Self { target, options, inputs, work: Some(work), finished: false, parents };
+        let prepared = output.prepare(was_there);
+        if prepared.is_err() && was_there {
+            // It stays as it was found.
+            output.work = None;
+        }
+        prepared.map(|()| output)
+    }
+
+    /// Where to write.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.at(CONTENT)
+    }
+
+    /// The folder that will appear.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// A folder for what is worth keeping until the output is complete: a run that is resumed finds it again. What is
+    /// there beside a file `run.json` is progress, and stays when the run is stopped.
+    #[must_use]
+    pub fn progress(&self) -> PathBuf {
+        self.at(PROGRESS)
+    }
+
+    /// Where [`OutputFolder::progress`] of an output is while it is made.
+    #[must_use]
+    pub fn progress_of(target: &Path) -> PathBuf {
+        target.with_file_name(work_name(target.file_name().unwrap_or_default())).join(PROGRESS)
+    }
+
+    /// Fails where what is kept has other names than the command gives: it is another one's, and stays as it is.
+    ///
+    /// # Errors
+    /// As told.
+    pub fn check_progress(&self, is_own: impl Fn(&str) -> bool) -> Result<()> {
+        match progress_names(&self.progress()).find(|name| !is_own(name)) {
+            None => Ok(()),
+            Some(_) => {
+                let problem = "the unfinished run for it is of another command: resume that, or --force begins anew";
+                Err(Error::invalid(&self.target, problem))
+            }
+        }
+    }
+
+    /// Whether a run that is resumed had come to its end: the output is there, and nothing is left to do.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Lets the folder appear under its name.
+    ///
+    /// # Errors
+    /// If it cannot be renamed, or something is in its place by now that is not to be replaced; that is then still there.
+    pub fn finish(self) -> Result<()> {
+        self.publish(true)
+    }
+
+    /// Lets what there is until now appear, and keeps the progress, so that the run can be resumed.
+    ///
+    /// # Errors
+    /// See [`OutputFolder::finish`].
+    pub fn finish_for_now(self) -> Result<()> {
+        self.publish(false)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.work.as_ref().map_or_else(PathBuf::new, |work| work.path().join(name))
+    }
+
+    fn work(&self) -> Result<&WorkFolder> {
+        self.work.as_ref().ok_or_else(|| Error::invalid(&self.target, "is finished already"))
+    }
+
+    /// Looks at what an earlier run left, and at the target.
+    fn prepare(&mut self, was_there: bool) -> Result<()> {
+        let work = self.work()?;
+        if !work.is_locked() {
+            (self.options.tell)("this file system has no locks: take care that no other run has the same --out");
+        }
+        self.inputs.check(work.path())?;
+        let record = read_sealed::<Published>(&self.at(PUBLISHED)).ok();
+        let published = record.filter(|record| identity(&self.target) == Some(record.identity));
+        self.put_back(published.is_some())?;
+        let work = self.work()?;
+        let OutputOptions { replace, resume, .. } = self.options;
+        if self.at(COMPLETE).exists() && !replace && !resume {
+            let problem = format!(
+                "an earlier run could not put its output here: it is complete in {}; move it to where you want it, or \
+                 --force throws it away",
+                shown(&self.at(COMPLETE))
+            );
+            return Err(Error::invalid(&self.target, problem));
+        }
+        let complete = published.as_ref().is_some_and(|published| published.complete);
+        if complete && resume {
+            self.finished = true;
+            return Ok(());
+        }
+        let progress = !complete && has_progress(&self.progress());
+        match (resume, progress) {
+            (true, _) if !was_there => {
+                let problem = "nothing to resume: there is no unfinished run for it; leave --resume away";
+                return Err(Error::invalid(&self.target, problem));
+            }
+            (false, true) if !replace => {
+                let problem = "a run for it was not finished: --resume goes on with it, --force begins anew";
+                return Err(Error::invalid(&self.target, problem));
+            }
+            (false, _) => work.clear()?,
+            (true, _) => {
+                for name in [CONTENT, COMPLETE] {
+                    work.remove_entry(name)?;
+                }
+                if published.is_none() {
+                    work.remove_entry(PUBLISHED)?;
+                }
+            }
+        }
+        // What the run that goes on came to is its own.
+        self.options.replace |= resume && published.is_some();
+        self.check_target()?;
+        for name in [CONTENT, PROGRESS] {
+            let path = self.at(name);
+            match std::fs::create_dir(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
+                made => made.map_err(Error::io(&path))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts back what a run had taken away that was killed before the new folder was in place.
+    fn put_back(&self, published: bool) -> Result<()> {
+        let replaced = self.at(REPLACED);
+        if replaced.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        if published {
+            return self.work()?.remove_entry(REPLACED);
+        }
+        match rename_new(&replaced, &self.target) {
+            Ok(()) => {
+                let told = format!("{}: put back what an interrupted run had taken away", shown(&self.target));
+                (self.options.tell)(&told);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let problem = format!("what an interrupted run took away is in {}: move it away", shown(&replaced));
+                Err(Error::invalid(&self.target, problem))
+            }
+            Err(error) => Err(Error::io(&self.target)(error)),
+        }
+    }
+
+    /// Fails where something is at the target that is not to be replaced.
+    fn check_target(&self) -> Result<()> {
+        match self.options.replace && self.target.symlink_metadata().is_ok() {
+            true => check_replaceable(&self.target, &self.inputs),
+            false => refuse_existing(&self.target),
+        }
+    }
+
+    fn publish(mut self, complete: bool) -> Result<()> {
+        let (content, complete) = (self.path(), complete || !has_progress(&self.progress()));
+        sync_folders(&content)?;
+        // Inputs may be elsewhere by now, and something else at the target.
+        let given = self.inputs.again();
+        given.check(&self.target)?;
+        self.inputs = given;
+        if let Some(identity) = identity(&content) {
+            write_sealed(&self.at(PUBLISHED), &Published { identity, complete })?;
+        }
+        if let Err(error) = self.check_target().and_then(|()| self.put_in_place(&content)) {
+            return Err(self.keep(&content, error));
+        }
+        self.parents.keep();
+        let parent = self.target.parent().unwrap_or(Path::new("/"));
+        // From here on the output is complete, whatever else fails.
+        let tidied = sync_folder(parent).and_then(|()| match (complete, self.work.take()) {
+            (true, Some(work)) => work.remove(),
+            (false, Some(work)) => work.remove_entry(CONTENT).and_then(|()| work.remove_entry(REPLACED)),
+            (_, None) => Ok(()),
+        });
+        if let Err(error) = tidied {
+            (self.options.tell)(&format!("the output is complete, but: {error}"));
+        }
+        Ok(())
+    }
+
+    fn put_in_place(&self, content: &Path) -> Result<()> {
+        let failed = Error::io(&self.target);
+        if self.target.symlink_metadata().is_err() {
+            return rename_new(content, &self.target).map_err(failed);
+        }
+        if exchange(content, &self.target).map_err(Error::io(&self.target))? {
+            return Ok(());
+        }
+        let replaced = self.at(REPLACED);
+        std::fs::rename(&self.target, &replaced).map_err(Error::io(&self.target))?;
+        if let Err(error) = rename_new(content, &self.target) {
+            let back = rename_new(&replaced, &self.target);
+            let place = if back.is_ok() { &self.target } else { &replaced };
+            return Err(Error::invalid(&self.target, format!("{error}; what was there is in {}", shown(place))));
+        }
+        Ok(())
+    }
+
+    /// Keeps a complete folder that could not move to its place, where nothing else is kept to make it again.
+    fn keep(&mut self, content: &Path, error: Error) -> Error {
+        let complete = self.at(COMPLETE);
+        if has_progress(&self.progress()) || std::fs::rename(content, &complete).is_err() {
+            return error;
+        }
+        // The work folder stays, and gives its lock back.
+        self.work = None;
+        self.parents.keep();
+        Error::invalid(&self.target, format!("{error}; what was to be there is complete in {}", shown(&complete)))
+    }
+}
+
+impl Drop for OutputFolder {
+    fn drop(&mut self) {
+        let progress = has_progress(&self.progress());
+        let Some(work) = self.work.take() else { return };
+        let tidied = match !self.finished && (progress || work.path().join(REPLACED).exists()) {
+            true => {
+                (self.options.tell)("what was finished is kept: --resume goes on with it");
+                self.parents.keep();
+                work.remove_entry(PUBLISHED).and_then(|()| work.remove_entry(CONTENT))
+            }
+            false => work.remove(),
+        };
+        if let Err(error) = tidied {
+            (self.options.tell)(&error.to_string());
+        }
+    }
+}
+
+fn refuse_existing(target: &Path) -> Result<()> {
+    match target.symlink_metadata() {
+        Ok(_) => Err(Error::invalid(target, "exists already: choose another name, or --force to replace it")),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Whether a folder of progress holds any.
+fn has_progress(folder: &Path) -> bool {
+    progress_names(folder).any(|name| name != RUN)
+}
+
+fn progress_names(folder: &Path) -> impl Iterator<Item = String> + use<> {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    // What was being written when a process was killed.
+    names.filter(|name| !name.ends_with(".tmp"))
+}
+
+#[cfg(unix)]
+fn identity(folder: &Path) -> Option<Identity> {
+    use std::os::unix::fs::MetadataExt;
+    let found = folder.symlink_metadata().ok()?;
+    let made = found.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    Some((found.dev(), found.ino(), made.map_or(0, |time| time.as_nanos() as u64)))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &Path) -> Option<Identity> {
+    None
+}
+
+/// Folders that were made to hold another; they go again if that never comes.
+#[derive(Debug, Default)]
+struct Parents(Vec<PathBuf>);
+
+impl Parents {
+    fn create(folder: &Path) -> Result<Self> {
+        let missing = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
+        let missing = missing.take_while(|path| path.symlink_metadata().is_err()).map(Path::to_owned).collect();
+        let parents = Self(missing);
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        Ok(parents)
+    }
+
+    fn keep(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Parents {
+    fn drop(&mut self) {
+        // One that holds something by now stays.
+        let _ = self.0.iter().try_for_each(std::fs::remove_dir);
+    }
+}

@@ -1,0 +1,146 @@
+//! Opening and reading files of unknown origin: regular files alone, and no more of a text than its kind needs.
+
+use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
+use std::fs::{File, FileType, OpenOptions};
+use std::io::Read;
+use std::path::Path;
+
+/// The most bytes that a kind of file may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Configurations, indices, manifests and schedules.
+    Config,
+    /// Vocabularies, merges and whole tokenizers.
+    Vocabulary,
+    /// Lists of prompts.
+    Prompts,
+    /// Recipes.
+    Recipe,
+    /// Reports, and what a run writes for itself.
+    Report,
+}
+
+impl Limit {
+    /// In bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        const MIB: u64 = 1 << 20;
+        match self {
+            Self::Recipe => MIB,
+            Self::Config => 8 * MIB,
+            Self::Vocabulary => 32 * MIB,
+            Self::Prompts | Self::Report => 64 * MIB,
+        }
+    }
+}
+
+/// Opens a regular file to read; links are followed. Pipes, devices and folders are refused without waiting for them.
+///
+/// # Errors
+/// The file is none, or cannot be opened.
+pub fn open(path: &Path) -> Result<File> {
+    let regular = |kind: FileType| match kind.is_file() {
+        true => Ok(()),
+        false => Err(Error::invalid(path, format!("is {}, and a regular file is wanted", spelled(kind)))),
+    };
+    // Some devices do something when they are opened.
+    regular(std::fs::metadata(path).map_err(Error::io(path))?.file_type())?;
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // A pipe in its place by now is not waited for.
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+    }
+    let file = options.open(path).map_err(Error::io(path))?;
+    regular(file.metadata().map_err(Error::io(path))?.file_type())?;
+    Ok(file)
+}
+
+fn spelled(kind: FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "a pipe";
+        }
+        if kind.is_socket() {
+            return "a socket";
+        }
+    }
+    if kind.is_dir() { "a folder" } else { "a device" }
+}
+
+/// Reads a file whole.
+///
+/// # Errors
+/// The file is no regular file, larger than `limit` allows, or cannot be read.
+pub fn read_bytes(path: &Path, limit: Limit) -> Result<Vec<u8>> {
+    let most = limit.bytes();
+    let mut bytes = Vec::new();
+    let mut file = open(path)?;
+    let told = file.metadata().map_err(Error::io(path))?.len();
+    // Some files of the system have a size of 0 and no end.
+    if told <= most {
+        Read::by_ref(&mut file).take(most + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    }
+    if told > most || bytes.len() as u64 > most {
+        return Err(Error::invalid(path, format!("has more than {} MiB, the most for such a file", most >> 20)));
+    }
+    Ok(bytes)
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// As [`read_bytes`], or the file is not UTF-8.
+pub fn read_text(path: &Path, limit: Limit) -> Result<String> {
+    String::from_utf8(read_bytes(path, limit)?).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        Error::invalid(path, format!("is not text in UTF-8: the byte at {place} is none of a character"))
+    })
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// As [`read_text`], or the file is not the JSON that is wanted.
+pub fn read_json<T: DeserializeOwned>(path: &Path, limit: Limit) -> Result<T> {
+    let bytes = read_bytes(path, limit)?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::invalid(path, error))
+}
+
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_or_has_no_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let made = std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap();
+        assert!(made.success());
+        let giant = File::create(at("giant")).unwrap();
+        giant.set_len(1 << 40).unwrap();
+        std::fs::write(at("latin"), [0x41, 0xe9]).unwrap();
+        let large = vec![b' '; Limit::Recipe.bytes() as usize + 1];
+        std::fs::write(at("large"), &large).unwrap();
+        std::fs::write(at("fits"), &large[1..]).unwrap();
+        for (path, words) in [
+            (at("pipe"), "a pipe"),
+            ("/dev/zero".into(), "a device"),
+            (folder.path().into(), "a folder"),
+            (at("giant"), "more than 1 MiB"),
+            (at("large"), "more than 1 MiB"),
+            (at("latin"), "the byte at 1"),
+            (at("none"), "No such file"),
+        ] {
+            let error = read_text(&path, Limit::Recipe).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains(&*path.to_string_lossy()), "{error}");
+        }
+        assert_eq!(read_text(&at("fits"), Limit::Recipe).unwrap().len(), large.len() - 1);
+    }
+}

@@ -1,0 +1,237 @@
+//! The files of a model folder, and which links in it are followed.
+//!
+//! A link is followed where it leads to a regular file in one step, and that lies in the model folder or in the blobs of
+//! the hub's cache that the folder is a snapshot of, or the link is called as files of models are. A component's folder
+//! may be a link to one that stands elsewhere. Nothing else is read or copied.
+
+use super::{Limit, read_json, shown};
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::{Component, Path, PathBuf};
+
+/// More entries, or deeper ones, than a model folder has: somebody's home, or a circle of mounts.
+const MOST_ENTRIES: usize = 100_000;
+const DEEPEST: usize = 16;
+/// The largest file that is copied without being weights.
+const LARGEST: u64 = 1 << 30;
+
+/// A file, link or folder in a folder.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Relative to the folder.
+    pub(super) path: PathBuf,
+    /// A regular file, and no link to one.
+    pub(super) is_file: bool,
+}
+
+/// What a model folder holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tree {
+    /// Folders, each after the one that holds it, relative to the model's.
+    pub(crate) folders: Vec<PathBuf>,
+    /// Files that are read or copied, relative to the model's folder.
+    pub(crate) files: Vec<PathBuf>,
+    /// Links that are not followed, likewise.
+    pub(crate) links: Vec<PathBuf>,
+}
+
+/// The names of the components in a `model_index.json`.
+pub(crate) fn components(index: &Map<String, Value>) -> BTreeSet<String> {
+    let plain = |name: &str| Path::new(name).components().eq([Component::Normal(name.as_ref())]);
+    index.iter().filter(|(name, value)| value.is_array() && plain(name)).map(|(name, _)| name.clone()).collect()
+}
+
+impl Tree {
+    /// Walks the folder of a model with these components; hidden entries are left out.
+    ///
+    /// # Errors
+    /// A folder cannot be read, or holds what cannot be copied.
+    pub(crate) fn of(root: &Path, components: &BTreeSet<String>) -> Result<Self> {
+        let real = root.canonicalize().map_err(Error::io(root))?;
+        let mut tree = Self::default();
+        tree.walk(root, &real, Path::new(""), components)?;
+        Ok(tree)
+    }
+
+    fn walk(&mut self, root: &Path, real: &Path, inside: &Path, components: &BTreeSet<String>) -> Result<()> {
+        let top = inside.as_os_str().is_empty();
+        for name in names(&root.join(inside))? {
+            let (path, place) = (inside.join(&name), root.join(inside).join(&name));
+            if name.to_string_lossy().starts_with('.') {
+                continue;
+            }
+            if self.files.len() + self.folders.len() > MOST_ENTRIES || path.components().count() > DEEPEST {
+                return Err(Error::invalid(root, "holds more, or deeper, folders than a model does"));
+            }
+            let kind = place.symlink_metadata().map_err(Error::io(&place))?.file_type();
+            if kind.is_dir() {
+                self.folders.push(path.clone());
+                self.walk(root, real, &path, components)?;
+            } else if kind.is_symlink() {
+                let component = top && name.to_str().is_some_and(|name| components.contains(name));
+                if component && place.is_dir() {
+                    self.linked_component(root, &path)?;
+                } else if is_followed(&place, real)? {
+                    self.file(&place, path)?;
+                } else {
+                    self.links.push(path);
+                }
+            } else {
+                self.file(&place, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A component that is a link to a folder elsewhere: only what is called as a model's files are.
+    fn linked_component(&mut self, root: &Path, path: &Path) -> Result<()> {
+        let folder = root.join(path);
+        let real = folder.canonicalize().map_err(Error::io(&folder))?;
+        self.folders.push(path.to_owned());
+        for name in names(&folder)? {
+            let place = folder.join(&name);
+            let kind = place.symlink_metadata().map_err(Error::io(&place))?.file_type();
+            match is_model_file(&name) && (!kind.is_symlink() || is_followed(&place, &real)?) {
+                true => self.file(&place, path.join(&name))?,
+                false => self.links.push(path.join(&name)),
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, place: &Path, path: PathBuf) -> Result<()> {
+        // It is refused now if it is a pipe or a device.
+        let bytes = super::open(place)?.metadata().map_err(Error::io(place))?.len();
+        if bytes > LARGEST && !is_weights(place) {
+            let problem = format!("has {bytes} bytes: of the files of a model only weights may be as large");
+            return Err(Error::invalid(place, problem));
+        }
+        self.files.push(path);
+        Ok(())
+    }
+}
+
+/// Whether a link is followed; an error where it is called as a model's file and cannot be.
+fn is_followed(link: &Path, root: &Path) -> Result<bool> {
+    let target = std::fs::read_link(link).map_err(Error::io(link))?;
+    let target = link.parent().unwrap_or(Path::new("/")).join(target);
+    let known = link.file_name().is_some_and(is_model_file);
+    let regular = target.symlink_metadata().is_ok_and(|target| target.is_file());
+    match target.canonicalize() {
+        Ok(real) if regular => Ok(known || real.starts_with(root) || is_blob(root, &real)),
+        _ if known => {
+            let problem = format!("is a link to {}, which is no regular file", shown(&target));
+            Err(Error::invalid(link, problem))
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Whether a file is one of the blobs that the snapshots of a repository in the hub's cache link to.
+fn is_blob(snapshot: &Path, file: &Path) -> bool {
+    let repository = snapshot.parent().filter(|snapshots| snapshots.ends_with("snapshots")).and_then(Path::parent);
+    repository.is_some_and(|repository| file.parent() == Some(&repository.join("blobs")))
+}
+
+/// Whether a name leads to nothing outside the folder that it is taken relative to.
+pub(crate) fn is_inside(named: &Path) -> bool {
+    !named.as_os_str().is_empty() && named.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Where a file that a model names is: inside its folder, links followed.
+///
+/// # Errors
+/// The name leads out of the folder, or the file is not there.
+pub(crate) fn inside(root: &Path, named: &Path) -> Result<PathBuf> {
+    let path = root.join(named);
+    if !is_inside(named) {
+        let problem = format!("names {}, which is not the name of a file inside the model folder", shown(named));
+        return Err(Error::invalid(root, problem));
+    }
+    let (folder, file) = (
+        root.canonicalize().map_err(Error::io(root))?,
+        path.canonicalize().map_err(Error::io(&path))?,
+    );
+    if !file.starts_with(&folder) && !is_blob(&folder, &file) {
+        let problem = "is a link that leads out of the model folder, and is not followed";
+        return Err(Error::invalid(path, problem));
+    }
+    Ok(path)
+}
+
+/// Whether files of components are called so.
+pub(super) fn is_model_file(name: &OsStr) -> bool {
+    const NAMES: [&str; 14] = [
+        "model_index.json",
+        "secateur.json",
+        "reuse.json",
+        "config.json",
+        "generation_config.json",
+        "scheduler_config.json",
+        "preprocessor_config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "spiece.model",
+    ];
+    let Some(name) = name.to_str() else { return false };
+    NAMES.contains(&name) || is_weights(Path::new(name))
+}
+
+/// Whether a file holds weights, or tells which files do.
+pub(crate) fn is_weights(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let ending = name.rsplit('.').next().unwrap_or_default();
+    let weights = ["safetensors", "bin", "ckpt", "pt", "pth", "msgpack", "onnx", "onnx_data", "gguf", "h5"];
+    weights.contains(&ending) || (name.contains(".index") && ending == "json")
+}
+
+/// The links of a model folder, or of any other, that are followed when it is read.
+pub(super) fn links(folder: &Path) -> Vec<PathBuf> {
+    let index = read_json::<Map<String, Value>>(&folder.join("model_index.json"), Limit::Config).unwrap_or_default();
+    let components = components(&index);
+    let of = |folder: &Path| -> Vec<PathBuf> {
+        names(folder).unwrap_or_default().into_iter().map(|name| folder.join(name)).collect()
+    };
+    let component = |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(|n| components.contains(n));
+    let top: Vec<PathBuf> = if folder.is_dir() { of(folder) } else { Vec::new() };
+    let (folders, files): (Vec<_>, Vec<_>) = top.into_iter().partition(|path| path.is_dir());
+    let inner = folders.iter().filter(|path| component(path) && path.is_dir()).flat_map(|path| of(path));
+    let files = files.into_iter().chain(inner.filter(|path| path.is_file()));
+    folders.iter().filter(|path| component(path)).cloned().chain(files).filter(|path| path.is_symlink()).collect()
+}
+
+/// All that a folder holds, without following links.
+pub(super) fn all(folder: &Path) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut left = vec![PathBuf::new()];
+    while let Some(inside) = left.pop() {
+        for name in names(&folder.join(&inside))? {
+            let path = inside.join(name);
+            let place = folder.join(&path);
+            let kind = place.symlink_metadata().map_err(Error::io(&place))?.file_type();
+            if kind.is_dir() {
+                left.push(path.clone());
+            }
+            entries.push(Entry { path, is_file: kind.is_file() });
+            if entries.len() > MOST_ENTRIES {
+                return Err(Error::invalid(folder, "holds more files than any model does"));
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// The names in a folder, in order.
+fn names(folder: &Path) -> Result<Vec<std::ffi::OsString>> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
+    let entries = entries.take(MOST_ENTRIES + 1).map(|entry| entry.map(|entry| entry.file_name()));
+    let mut names = entries.collect::<std::io::Result<Vec<_>>>().map_err(Error::io(folder))?;
+    names.sort();
+    Ok(names)
+}

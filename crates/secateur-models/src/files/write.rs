@@ -1,0 +1,78 @@
+//! Writing a file whole or not at all.
+
+use super::{names, open, tree};
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// Writes a file beside `path` and renames it, so that nobody ever sees half of it, and so that it is on the disk when
+/// this returns.
+///
+/// # Errors
+/// The file cannot be written or replaced; what was there before is then still there.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_file_name(format!(".{}.tmp", names::token()));
+    let written = new_file(&temporary, |file| file.write_all(bytes).map_err(Error::io(path)))
+        .and_then(|()| std::fs::rename(&temporary, path).map_err(Error::io(path)));
+    if written.is_err() {
+        // The first error counts; a file that was never made cannot be removed either.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written.and_then(|()| sync_folder(path.parent().unwrap_or(Path::new("."))))
+}
+
+/// Makes a file, which is on the disk when this returns.
+pub(crate) fn new_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let mut output = BufWriter::new(File::create_new(path).map_err(Error::io(path))?);
+    fill(&mut output)?;
+    let output = output.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
+    output.sync_all().map_err(Error::io(path))
+}
+
+/// Gives the files of a folder a second name in an existing folder, or copies them where the file system has no links.
+///
+/// # Errors
+/// A file cannot be read, or one of its name is there.
+pub fn link_files(source: &Path, destination: &Path, wanted: impl Fn(&Path) -> bool) -> Result<()> {
+    let mut files = Vec::new();
+    for entry in tree::all(source)?.into_iter().filter(|entry| wanted(&entry.path)) {
+        let (from, to) = (source.join(&entry.path), destination.join(&entry.path));
+        match from.is_dir() {
+            true => std::fs::create_dir(&to).map_err(Error::io(&to))?,
+            false => files.push((from, to)),
+        }
+    }
+    for (from, to) in files {
+        if std::fs::hard_link(&from, &to).is_err() {
+            let mut input = open(&from)?;
+            new_file(&to, |output| std::io::copy(&mut input, output).map(drop).map_err(Error::io(&to)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts the names in a folder and in all folders inside on the disk.
+pub(crate) fn sync_folders(path: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(path).map_err(Error::io(path))? {
+        let entry = entry.map_err(Error::io(path))?;
+        if entry.file_type().map_err(Error::io(path))?.is_dir() {
+            sync_folders(&entry.path())?;
+        }
+    }
+    sync_folder(path)
+}
+
+/// Puts the names in a folder on the disk.
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
+    // A folder can be opened as a file where its names are not on the disk of themselves.
+    if cfg!(unix) {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        match File::open(path).and_then(|folder| folder.sync_all()) {
+            // Not every file system does that for folders.
+            Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => return Err(Error::io(path)(error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
