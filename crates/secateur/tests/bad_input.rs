@@ -246,18 +246,6 @@ fn an_output_that_would_swallow_an_input() {
     assert_eq!(entries(&inputs), ["prompts.txt"]);
 }
 
-#[test]
-fn force_replaces_the_folder_whole() {
-    let temporary = tempfile::tempdir().unwrap();
-    let out = temporary.path().join("out");
-    std::fs::create_dir(&out).unwrap();
-    std::fs::write(out.join("old.txt"), "old").unwrap();
-    let options = ["--prompt", "a cat", "--steps", "1", "--quiet", "--force"];
-    common::succeed(secateur().arg("generate").args(options).arg("--out").arg(&out));
-    assert_eq!(entries(&out), ["0000.png"]);
-    assert_eq!(entries(temporary.path()), ["out"]);
-}
-
 /// A limit on the size of files stands for a full disk: writing fails in the middle.
 #[test]
 fn a_disk_that_is_full() {

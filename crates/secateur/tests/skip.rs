@@ -127,9 +127,22 @@ fn a_stopped_run_goes_on() {
     assert_eq!(entries(temporary.path()), ["stopped", "whole"]);
 
     // What another command left is not gone on with, and stays.
-    let foreign = at(".whole.unfinished");
-    std::fs::create_dir(&foreign).unwrap();
-    let error = fail(&mut run("whole", &["--resume"]), 1);
-    assert!(error.contains("not of a run of skip"), "{error}");
-    assert!(foreign.is_dir());
+    let foreign = at(".other.secateur");
+    let pruned = |more: &[&str]| {
+        let mut command = secateur();
+        command.arg("prune").arg(model("emoji-dit")).arg("--out").arg(at("other"));
+        command.args(["--samples", "2", "--steps", "2", "--packages", "2", "--report-samples", "0"]).args(more);
+        command
+    };
+    let mut child = pruned(&[]).stderr(Stdio::null()).spawn().unwrap();
+    while !foreign.join("progress/package-0000.json").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let error = fail(&mut run("other", &["--resume"]), 1);
+    assert!(error.contains("of another command"), "{error}");
+    succeed(&mut pruned(&["--resume"]));
+    assert_eq!(entries(temporary.path()), ["other", "stopped", "whole"]);
 }

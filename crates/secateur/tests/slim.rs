@@ -115,7 +115,7 @@ fn a_killed_run_goes_on() {
     let options = ["--budget", "0.15", "--allocation", "uniform", "--packages", "3"];
     let run = |name: &str, more: &[&str]| slim(&model("emoji-dit"), &at(name), &[&options, more].concat());
     succeed(&mut run("whole", &[]));
-    let unfinished = at(".stopped.unfinished");
+    let unfinished = at(".stopped.secateur/progress");
     let mut child = run("stopped", &[]).stderr(Stdio::null()).spawn().unwrap();
     while !unfinished.join("package-0000.json").exists() {
         std::thread::sleep(Duration::from_millis(5));

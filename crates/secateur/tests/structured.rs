@@ -141,7 +141,7 @@ fn a_killed_run_goes_on() {
         command
     };
     succeed(&mut run("whole", &[]));
-    let unfinished = at(".stopped.unfinished");
+    let unfinished = at(".stopped.secateur/progress");
     let mut child = run("stopped", &[]).stderr(Stdio::null()).spawn().unwrap();
     while !unfinished.join("package-0001.json").exists() {
         std::thread::sleep(Duration::from_millis(5));
@@ -165,7 +165,7 @@ fn a_killed_run_goes_on() {
     }
     // What a write that was cut short leaves is not taken for a package.
     std::fs::write(unfinished.join("package-0003.safetensors"), "cut").unwrap();
-    std::fs::write(unfinished.join("package-0003.json.partial"), "{").unwrap();
+    std::fs::write(unfinished.join(".0123.tmp"), "{").unwrap();
     succeed(&mut run("stopped", &["--resume"]));
     assert_eq!(entries(temporary.path()), ["stopped", "whole"], "what the killed run left is gone");
     let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
@@ -189,7 +189,7 @@ fn a_killed_allocation_goes_on() {
         command
     };
     succeed(&mut run("whole", &[]));
-    let settings = at(".stopped.unfinished").join("settings.json");
+    let settings = at(".stopped.secateur/progress").join("settings.json");
     let mut child = run("stopped", &[]).stderr(Stdio::null()).spawn().unwrap();
     while !settings.exists() {
         std::thread::sleep(Duration::from_millis(2));

@@ -312,7 +312,12 @@ impl OutputFolder {
         // The work folder stays, and gives its lock back.
         self.work = None;
         self.parents.keep();
-        Error::invalid(&self.target, format!("{error}; what was to be there is complete in {}", shown(&complete)))
+        let problem = match error {
+            Error::Invalid { problem, .. } => problem,
+            Error::Io { source, .. } => source.to_string(),
+            other => other.to_string(),
+        };
+        Error::invalid(&self.target, format!("{problem}; what was to be there is complete in {}", shown(&complete)))
     }
 }
 

@@ -124,7 +124,9 @@ fn foreign(folder: &Path, inputs: &Inputs) -> Result<Option<PathBuf>> {
     }
     let index = folder.join("model_index.json");
     if !index.symlink_metadata().is_ok_and(|index| index.is_file()) {
-        return Ok(entries.into_iter().next().map(|entry| entry.path));
+        let other = |entry: &tree::Entry| !entry.path.to_str().is_some_and(is_picture);
+        let place = entries.iter().position(other).unwrap_or(0);
+        return Ok(entries.into_iter().nth(place).map(|entry| entry.path));
     }
     let components = tree::components(&read_json::<Map<String, Value>>(&index, Limit::Config)?);
     let listed = listed(folder);
