@@ -578,8 +578,18 @@ fn check_variant(class: &PipelineClass, path: &Path, variant: &str) -> Result<()
 /// # Errors
 /// If the file cannot be read, is not text, or holds no prompt.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
+    // What is longer is no prompt, and what are more no list of prompts.
+    const LONGEST: usize = 1 << 16;
+    const MOST: usize = 1_000_000;
     let text = read_text(path, Limit::Prompts)?;
-    let prompts: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let mut prompts = Vec::new();
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        if line.len() > LONGEST || prompts.len() == MOST {
+            let problem = format!("line {number}: a list has at most {MOST} prompts, each of at most {LONGEST} bytes");
+            return Err(Error::invalid(path, problem));
+        }
+        prompts.push(line.trim().to_owned());
+    }
     if prompts.is_empty() {
         return Err(Error::invalid(path, "no prompts: one a line is expected"));
     }

@@ -193,8 +193,8 @@ fn numbered(count: usize) -> Vec<String> {
 
 /// The command line, as it was given.
 fn command_line() -> String {
-    let words = std::env::args().enumerate().map(|(i, word)| if i == 0 { "secateur".into() } else { quoted(&word) });
-    words.collect::<Vec<_>>().join(" ")
+    let given = std::env::args_os().skip(1).map(|word| quoted(&word.to_string_lossy()));
+    std::iter::once("secateur".to_owned()).chain(given).collect::<Vec<_>>().join(" ")
 }
 
 /// A word as a shell reads it.

@@ -197,7 +197,10 @@ impl OutputFolder {
         let progress = !complete && has_progress(&self.progress());
         match (resume, progress) {
             (true, _) if !was_there => {
-                let problem = "nothing to resume: there is no unfinished run for it; leave --resume away";
+                let problem = match self.target.exists() {
+                    true => "nothing to resume: it is there, and there is no unfinished run for it",
+                    false => "nothing to resume: there is no unfinished run for it; leave --resume away",
+                };
                 return Err(Error::invalid(&self.target, problem));
             }
             (false, true) if !replace => {

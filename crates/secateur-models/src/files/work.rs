@@ -83,7 +83,15 @@ impl WorkFolder {
         std::fs::create_dir(&passing).map_err(Error::io(&passing))?;
         let made = fill(&passing).and_then(|lock| {
             rename_new(&passing, path).map_err(Error::io(path))?;
-            Ok(Self { path: path.to_owned(), name: name.to_owned(), lock, was_there: false })
+            let made = Self { path: path.to_owned(), name: name.to_owned(), lock, was_there: false };
+            match is_ours(path) && made.lock.as_ref().is_none_or(|lock| is_at(lock, &path.join(LOCK))) {
+                true => Ok(made),
+                false => {
+                    // Somebody took it for abandoned a moment ago.
+                    rename_new(path, &passing).map_err(Error::io(path))?;
+                    Err(Error::io(path)(ErrorKind::WouldBlock.into()))
+                }
+            }
         });
         match made {
             Ok(made) => {
@@ -193,7 +201,8 @@ fn fill(folder: &Path) -> Result<Option<File>> {
 
 /// Writes who holds the lock.
 fn sign(mut lock: &File, path: &Path) -> Result<()> {
-    let command = std::env::args().collect::<Vec<_>>().join(" ");
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let command = words.collect::<Vec<_>>().join(" ");
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let holder = Holder { process: std::process::id(), command, since };
     let text = serde_json::to_vec(&holder).map_err(|error| Error::invalid(path, error))?;

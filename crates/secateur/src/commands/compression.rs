@@ -62,11 +62,6 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         if common.json { print_json(&dry) } else { print(&dry.text()) }?;
         return Ok(None);
     }
-    let clip = args.job.score.open(&folder)?;
-    if clip.is_none() && !report_prompts.is_empty() {
-        notes.push(no_score(&folder).into());
-    }
-    notes.extend(links_left_out(&folder));
     // From here on a signal ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
     let mut inputs = args.job.inputs(&folder);
@@ -76,6 +71,11 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         return finished(&output).map(Some);
     }
     output.check_progress(Journal::is_own)?;
+    let clip = args.job.score.open(&folder)?;
+    if clip.is_none() && !report_prompts.is_empty() {
+        notes.push(no_score(&folder).into());
+    }
+    notes.extend(links_left_out(&folder));
     inputs.push(output.target().to_owned());
     let folder_for =
         |path: &Option<PathBuf>| path.as_ref().map(|path| common.output(path, &borrowed(&inputs))).transpose();

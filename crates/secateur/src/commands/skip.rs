@@ -57,17 +57,17 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         return Ok(None);
     }
     let (prompts, report_prompts, mut notes) = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
-    let clip = args.job.score.open(&folder)?;
-    if clip.is_none() && !report_prompts.is_empty() {
-        notes.push(no_score(&folder).into());
-    }
-    notes.extend(links_left_out(&folder));
     let progress = Progress::new(common.quiet);
     let output = args.job.output(common, &borrowed(&args.job.inputs(&folder)))?;
     if output.is_finished() {
         return finished(&output).map(Some);
     }
     output.check_progress(secateur_skip::Progress::is_own)?;
+    let clip = args.job.score.open(&folder)?;
+    if clip.is_none() && !report_prompts.is_empty() {
+        notes.push(no_score(&folder).into());
+    }
+    notes.extend(links_left_out(&folder));
     progress.note(&dry.text());
     notes.iter().for_each(|note| progress.note(note));
 
