@@ -2,6 +2,7 @@
 
 use crate::autoencoder::{Autoencoder, AutoencoderConfig, autoencoder_config};
 use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM, variants};
+use crate::clip::ClipTextConfig;
 use crate::edits::Removals;
 use crate::error::{Error, Result, read_json};
 use crate::family::{DenoiserConfig, denoiser_config};
@@ -12,6 +13,8 @@ use crate::reuse::ReuseSchedule;
 use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 use crate::single_file::SingleFile;
 use crate::structure::{Geometry, Memory, Structure};
+use crate::t5::T5Config;
+use crate::tokenizer::row_length;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -96,14 +99,15 @@ impl ModelFolder {
         }
         let clip_tokens = match class.reads_clip_tokens {
             true => {
-                let tokenizer: Value = read_json(&path.join("tokenizer/tokenizer_config.json"))?;
-                tokenizer.get("model_max_length").and_then(Value::as_u64).unwrap_or(77) as usize
+                let config = path.join("tokenizer/tokenizer_config.json");
+                row_length(&config, &read_json(&config)?)?
             }
             false => 0,
         };
         let component = path.join(class.denoiser);
         let denoiser = denoiser_config(&component.join("config.json"))?;
         let checkpoint = Checkpoint::open(&component, DIFFUSERS_STEM, variant)?;
+        check_encoders(class, path, &index)?;
         let manifest_path = path.join(MANIFEST);
         let latent = denoiser.latent_shape();
         let whole = denoiser.structure(&Geometry { latent: (latent[1], latent[2]), text: 0 });
@@ -538,6 +542,21 @@ fn check_component(component: &Component, path: &Path, index: &Map<String, Value
         }
         _ => Ok(()),
     }
+}
+
+/// Whether the configurations of the text encoders can be used, before weights are read.
+fn check_encoders(class: &PipelineClass, path: &Path, index: &Map<String, Value>) -> Result<()> {
+    for component in class.components {
+        let config = path.join(component.name).join("config.json");
+        match class_of(index, component.name) {
+            Some("CLIPTextModel" | "CLIPTextModelWithProjection") if config.is_file() => {
+                ClipTextConfig::open(&config).map(|_| ())
+            }
+            Some("T5EncoderModel") if config.is_file() => T5Config::open(&config).map(|_| ()),
+            _ => Ok(()),
+        }?;
+    }
+    Ok(())
 }
 
 /// Whether any component has weights of that variant.
