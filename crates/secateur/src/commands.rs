@@ -16,10 +16,15 @@ mod told;
 mod unfinished;
 
 use crate::args::{Cli, Command, ModelArgs, SamplingArgs, ScoreArgs};
+use crate::format::bytes;
+use crate::memory;
 use anyhow::{Context, Result, bail};
 use secateur_models::{ClipModel, ModelFolder, Sampling, Subject, read_prompts};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+/// No model is sampled with more guidance.
+const LARGEST_GUIDANCE: f64 = 65535.0;
 
 /// The model that is used when none is named.
 const DEFAULT_MODEL: &str = "models/emoji-mmdit";
@@ -61,7 +66,7 @@ impl SamplingArgs {
     fn sampling(&self, folder: &ModelFolder) -> Result<Sampling> {
         let own = folder.sampling();
         let guidance = self.guidance.unwrap_or(own.guidance);
-        if !guidance.is_finite() {
+        if !guidance.is_finite() || guidance.abs() > LARGEST_GUIDANCE {
             bail!("guidance {guidance} is not a number to sample with");
         }
         let factor = folder.factor();
@@ -81,8 +86,24 @@ impl SamplingArgs {
             ..own
         };
         folder.check(&sampling)?;
+        check_memory(folder, &sampling, 1)?;
         Ok(sampling)
     }
+}
+
+/// Refuses images whose activations this machine cannot hold: `images` at a time.
+fn check_memory(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Result<()> {
+    let needed = folder.memory(sampling, folder.passes(sampling.guidance) * images).activations;
+    if let Some(all) = memory::of_machine().filter(|all| needed > *all) {
+        let (height, width) = (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor());
+        bail!(
+            "{images} image(s) at a time of {height} x {width} pixels take {} of activations, and this machine has {} \
+             of memory: give a smaller --height, --width or --batch",
+            bytes(needed),
+            bytes(all)
+        );
+    }
+    Ok(())
 }
 
 /// The same, without what `folder` skips.
