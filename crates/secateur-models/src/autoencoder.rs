@@ -1,10 +1,11 @@
 //! Autoencoders of all kinds, by the class that a configuration names.
 
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::options::config_fields;
 use crate::vae::AutoencoderKlConfig;
 use crate::vae_tiny::AutoencoderTinyConfig;
 use candle_core::Tensor;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
@@ -59,7 +60,7 @@ pub trait AutoencoderConfig: Debug + Send + Sync {
 /// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something that is not
 /// supported.
 pub fn autoencoder_config(path: &Path) -> Result<Arc<dyn AutoencoderConfig>> {
-    let config: Map<String, Value> = read_json(path)?;
+    let config = config_fields(path)?;
     match config.get("_class_name").and_then(Value::as_str) {
         Some("AutoencoderKL") => Ok(Arc::new(AutoencoderKlConfig::open(path)?)),
         Some("AutoencoderTiny") => Ok(Arc::new(AutoencoderTinyConfig::open(path)?)),

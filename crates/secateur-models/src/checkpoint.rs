@@ -1,18 +1,26 @@
 //! The safetensors files of one component: found, checked, read tensor by tensor.
 
-use crate::error::{Error, Result, read_json};
-use crate::files::open;
+use crate::error::{Error, Result};
+use crate::files::{Limit, open, read_json};
+use crate::options::Unique;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{self, Metadata};
 use secateur_nn::Parameters;
-use std::collections::{BTreeMap, HashMap};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Headers above this are refused, as the safetensors library does.
-const LARGEST_HEADER: u64 = 100_000_000;
+/// Headers above this are refused.
+const LARGEST_HEADER: u64 = 32 << 20;
+/// No file has more tensors.
+const MOST_TENSORS: usize = 1 << 17;
+/// No tensor has more dimensions.
+const MOST_DIMENSIONS: usize = 16;
 
 /// The name of diffusers' weight files without their ending.
 pub(crate) const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
@@ -63,6 +71,63 @@ pub(crate) struct TensorFile {
     pub(crate) bytes: u64,
 }
 
+/// A header as it is in the file, each name in it once.
+#[derive(Default)]
+struct Header {
+    metadata: Option<HashMap<String, String>>,
+    tensors: Vec<(String, tensor::TensorInfo)>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+                let (mut header, mut names) = (Header::default(), HashSet::new());
+                while let Some(name) = map.next_key::<String>()? {
+                    if names.len() > MOST_TENSORS {
+                        return Err(A::Error::custom(format!("more than {MOST_TENSORS} tensors")));
+                    }
+                    let named = |error| A::Error::custom(format!("{name}: {error}"));
+                    if name == "__metadata__" {
+                        let entries: Option<Unique<String>> = map.next_value().map_err(named)?;
+                        header.metadata = entries.map(|Unique(entries)| entries.into_iter().collect());
+                    } else {
+                        let info = map.next_value().map_err(named)?;
+                        header.tensors.push((name.clone(), info));
+                    }
+                    if let Some(name) = names.replace(name) {
+                        return Err(A::Error::custom(format!("{name} stands there twice")));
+                    }
+                }
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+impl Header {
+    /// The header with tensors in the order of the file, whose shapes and places fit each other.
+    fn checked(mut self) -> std::result::Result<Metadata, String> {
+        for (name, info) in &self.tensors {
+            let elements = info.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
+            if elements.is_none() || info.shape.len() > MOST_DIMENSIONS {
+                let dimensions = info.shape.len();
+                return Err(format!("the shape of {name}, of {dimensions} dimensions, is larger than any tensor's"));
+            }
+        }
+        self.tensors.sort_by_key(|(_, info)| info.data_offsets);
+        Metadata::new(self.metadata, self.tensors).map_err(|error| error.to_string())
+    }
+}
+
 impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut file = open(path)?;
@@ -89,8 +154,9 @@ impl TensorFile {
         }
         let mut header = vec![0u8; length as usize];
         file.read_exact(&mut header).map_err(Error::io(path))?;
-        let header: Metadata =
+        let header: Header =
             serde_json::from_slice(&header).map_err(|error| Error::invalid(path, format!("bad header: {error}")))?;
+        let header = header.checked().map_err(|problem| Error::invalid(path, format!("bad header: {problem}")))?;
         let header_bytes = 8 + length;
         let Some(promised) = header_bytes.checked_add(header.data_len() as u64) else {
             return Err(Error::invalid(path, "cut short: its header promises more than any file can hold"));
@@ -173,9 +239,9 @@ pub struct Checkpoint {
     pub(crate) files: Vec<TensorFile>,
 }
 
-#[derive(serde::Deserialize)]
+#[derive(Deserialize)]
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: Unique<String>,
 }
 
 impl Checkpoint {
@@ -209,8 +275,8 @@ impl Checkpoint {
             let file = TensorFile::open(&folder.join(format!("{stem}{dotted}.safetensors")))?;
             return Ok(Self { folder: folder.to_owned(), index: None, files: vec![file] });
         }
-        let map = read_json::<Index>(&index)?.weight_map;
-        let mut names: Vec<&String> = map.values().collect();
+        let Unique(map) = read_json::<Index>(&index, Limit::Config)?.weight_map;
+        let mut names: Vec<&String> = map.iter().map(|(_, name)| name).collect();
         names.sort();
         names.dedup();
         let mut files = Vec::with_capacity(names.len());
@@ -219,6 +285,15 @@ impl Checkpoint {
                 return Err(Error::invalid(&index, format!("points outside its folder: {name}")));
             }
             files.push(TensorFile::open(&folder.join(name))?);
+        }
+        let mut holders: HashMap<&str, &Path> = HashMap::new();
+        for file in &files {
+            for tensor in file.tensors.keys() {
+                if let Some(other) = holders.insert(tensor, &file.path) {
+                    let problem = format!("holds {tensor}, and so does {}", other.display());
+                    return Err(Error::invalid(&file.path, problem));
+                }
+            }
         }
         for (tensor, name) in &map {
             let shard = files.iter().find(|file| file.path.ends_with(name));

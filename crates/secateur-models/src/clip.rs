@@ -1,14 +1,15 @@
 //! CLIP: the text encoder of most pipelines, and the whole model that scores pictures against texts.
 
 use crate::checkpoint::{Checkpoint, TRANSFORMERS_STEM};
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::options::{check_eps, config_fields, read_fields};
 use crate::preprocess::ClipImageProcessor;
 use crate::tokenizer::ClipTokenizer;
 use candle_core::{D, IndexOp, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Scope, Wanted, ops};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -52,18 +53,34 @@ struct Encoder {
     causal: bool,
 }
 
+impl EncoderConfig {
+    /// Whether it contradicts itself or asks for something that is not supported, and how.
+    fn check(&self) -> std::result::Result<(), String> {
+        let (width, heads) = (self.hidden_size, self.num_attention_heads);
+        if width == 0 || heads == 0 || width % heads != 0 {
+            return Err(format!("hidden_size {width} does not divide into num_attention_heads {heads}"));
+        }
+        if self.intermediate_size == 0 {
+            return Err("intermediate_size is 0".into());
+        }
+        check_eps("layer_norm_eps", self.layer_norm_eps)?;
+        self.activation().map(|_| ())
+    }
+
+    fn activation(&self) -> std::result::Result<Activation, String> {
+        match self.hidden_act.as_str() {
+            "quick_gelu" => Ok(Activation::QuickGelu),
+            "gelu" => Ok(Activation::Gelu),
+            other => Err(format!("hidden_act {other:?} is not supported")),
+        }
+    }
+}
+
 impl Encoder {
     fn new(config: &EncoderConfig, causal: bool, scope: &Scope<'_>) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let activation = match config.hidden_act.as_str() {
-            "quick_gelu" => Activation::QuickGelu,
-            "gelu" => Activation::Gelu,
-            other => return Err(Error::Request(format!("CLIP: hidden_act {other:?} is not supported"))),
-        };
-        if config.num_attention_heads == 0 || width % config.num_attention_heads != 0 {
-            let heads = config.num_attention_heads;
-            return Err(Error::Request(format!("CLIP: hidden_size {width} does not divide into {heads} heads")));
-        }
+        config.check().map_err(Error::Request)?;
+        let activation = config.activation().map_err(Error::Request)?;
         let layers = (0..config.num_hidden_layers).map(|index| {
             let scope = scope.at(format!("encoder.layers.{index}"));
             let attention = scope.at("self_attn");
@@ -135,11 +152,13 @@ fn vision_defaults() -> Value {
 }
 
 /// A configuration over its defaults.
-fn complete<T: DeserializeOwned>(path: &Path, mut defaults: Value, config: Option<&Value>) -> Result<T> {
-    if let (Value::Object(all), Some(Value::Object(config))) = (&mut defaults, config) {
-        all.extend(config.iter().map(|(key, value)| (key.clone(), value.clone())));
-    }
-    serde_json::from_value(defaults).map_err(|error| Error::invalid(path, error))
+fn complete<T: DeserializeOwned>(path: &Path, mut defaults: Value, config: Option<&Map<String, Value>>) -> Result<T> {
+    let Value::Object(all) = &mut defaults else { return Err(Error::invalid(path, "not an object")) };
+    all.extend(config.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
+    // An error of a flattened structure would not name the field.
+    let encoder: EncoderConfig = read_fields(path, all)?;
+    encoder.check().map_err(|problem| Error::invalid(path, problem))?;
+    read_fields(path, all)
 }
 
 impl ClipTextConfig {
@@ -148,7 +167,7 @@ impl ClipTextConfig {
     /// # Errors
     /// If it cannot be read, or is not that of a text encoder.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = complete(path, text_defaults(), Some(&read_json(path)?))?;
+        let config: Self = complete(path, text_defaults(), Some(&config_fields(path)?))?;
         match config.architectures.first().map(String::as_str) {
             Some(PROJECTED | "CLIPTextModel") | None => Ok(config),
             Some(other) => Err(Error::invalid(path, format!("{other} is not a CLIP text encoder"))),
@@ -232,6 +251,11 @@ impl ClipTextModel {
         })
     }
 
+    /// Tokens that it has positions for.
+    pub(crate) fn positions(&self) -> usize {
+        self.position_embedding.dims()[0]
+    }
+
     /// `ids` samples x tokens (u32).
     ///
     /// # Errors
@@ -274,6 +298,17 @@ struct VisionConfig {
     num_channels: usize,
 }
 
+impl VisionConfig {
+    /// Whether it contradicts itself, and how.
+    fn check(&self) -> std::result::Result<(), String> {
+        let (size, patch) = (self.image_size, self.patch_size);
+        if patch == 0 || size == 0 || !size.is_multiple_of(patch) {
+            return Err(format!("image_size {size} is not a multiple of patch_size {patch}"));
+        }
+        Ok(())
+    }
+}
+
 struct VisionModel {
     patch_embedding: Conv2d,
     class_embedding: Tensor,
@@ -287,10 +322,7 @@ struct VisionModel {
 impl VisionModel {
     fn new(config: &VisionConfig, scope: &Scope<'_>) -> Result<Self> {
         let (width, patch, eps) = (config.encoder.hidden_size, config.patch_size, config.encoder.layer_norm_eps as f32);
-        if patch == 0 || !config.image_size.is_multiple_of(patch) {
-            let size = config.image_size;
-            return Err(Error::Request(format!("CLIP: image_size {size} is not a multiple of patch_size {patch}")));
-        }
+        config.check().map_err(Error::Request)?;
         let tokens = (config.image_size / patch).pow(2) + 1;
         let embeddings = scope.at("embeddings");
         embeddings.ignore("position_ids");
@@ -342,11 +374,13 @@ impl ClipModel {
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let config: Value = read_json(&path)?;
-        let vision: VisionConfig = complete(&path, vision_defaults(), config.get("vision_config"))?;
-        let mut text: ClipTextConfig = complete(&path, text_defaults(), config.get("text_config"))?;
+        let config = config_fields(&path)?;
+        let part = |name: &str| config.get(name).and_then(Value::as_object);
+        let vision: VisionConfig = complete(&path, vision_defaults(), part("vision_config"))?;
+        let mut text: ClipTextConfig = complete(&path, text_defaults(), part("text_config"))?;
         let projection_dim = config.get("projection_dim").and_then(Value::as_u64).unwrap_or(512) as usize;
         text.projection_dim = projection_dim;
+        vision.check().map_err(|problem| Error::invalid(&path, problem))?;
         let tokenizer = ClipTokenizer::open(folder)?;
         let processor = ClipImageProcessor::open(&folder.join("preprocessor_config.json"))?;
         let name = folder.canonicalize().map_err(Error::io(folder))?;

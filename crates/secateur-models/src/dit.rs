@@ -2,7 +2,7 @@
 
 use crate::blocks::{Attention, Embedder, FeedForward, Sinusoids, embedder_layers};
 use crate::conditioning::Conditioning;
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::modulation::Modulation;
 use crate::options;
@@ -55,8 +55,12 @@ impl DitConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
+        let fields = options::config_fields(path)?;
+        // An error of a flattened structure would not name the field.
+        let _: PatchTransformer = options::read_fields(path, &fields)?;
+        let config: Self = options::read_fields(path, &fields)?;
         let checked = options::only(&config.others, &only_supported()).and_then(|()| config.transformer.check());
+        let checked = checked.and_then(|()| options::check_eps("norm_eps", config.norm_eps.into()));
         checked.map_err(|problem| Error::invalid(path, problem))?;
         Ok(config)
     }

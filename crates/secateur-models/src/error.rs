@@ -1,4 +1,4 @@
-use crate::files::{self, Limit, shown};
+use crate::files::shown;
 use std::path::{Path, PathBuf};
 
 /// What can go wrong with a model's files, its configuration, or while it runs.
@@ -47,9 +47,4 @@ impl Error {
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { path: path.as_ref().to_owned(), source }
     }
-}
-
-/// Reads a JSON file.
-pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    files::read_json(path, Limit::Config)
 }

@@ -3,15 +3,16 @@
 use crate::conditioning::Conditioning;
 use crate::dit::DitConfig;
 use crate::edits::Removals;
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use crate::flux::FluxConfig;
 use crate::mmdit::MmditConfig;
+use crate::options::config_fields;
 use crate::pixart::PixartConfig;
 use crate::structure::{Geometry, Structure};
 use crate::unet::UnetConfig;
 use candle_core::Tensor;
 use secateur_nn::{Context, Parameters, Scope, Wanted};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
@@ -86,7 +87,7 @@ pub trait DenoiserConfig: Debug + Send + Sync {
 /// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something that is not
 /// supported.
 pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
-    let file: Map<String, Value> = read_json(path)?;
+    let file = config_fields(path)?;
     let text = |name: &str| file.get(name).and_then(Value::as_str);
     // Before they had classes of their own, DiT and PixArt were a Transformer2DModel with a norm_type.
     let class = match (text("_class_name"), text("norm_type")) {
@@ -94,9 +95,6 @@ pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
         (Some("Transformer2DModel"), Some("ada_norm_single")) => Some("PixArtTransformer2DModel"),
         (class, _) => class,
     };
-    if let Some((name, value)) = file.iter().find(|(_, value)| is_beyond_reason(value)) {
-        return Err(Error::invalid(path, format!("{name} {value} is beyond any model")));
-    }
     match class {
         Some("DiTTransformer2DModel") => Ok(Arc::new(DitConfig::open(path)?)),
         Some("PixArtTransformer2DModel") => Ok(Arc::new(PixartConfig::open(path)?)),
@@ -105,14 +103,5 @@ pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
         Some("UNet2DConditionModel" | "UNet2DModel") => Ok(Arc::new(UnetConfig::open(path)?)),
         Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
         None => Err(Error::invalid(path, "_class_name is missing")),
-    }
-}
-
-/// Whether a number of a configuration, or one in a list, is larger than any model's: sizes made of such ones would overflow,
-/// and as many layers not fit the memory.
-fn is_beyond_reason(value: &Value) -> bool {
-    match value {
-        Value::Array(values) => values.iter().any(is_beyond_reason),
-        value => value.as_f64().is_some_and(|number| number >= 65536.0),
     }
 }

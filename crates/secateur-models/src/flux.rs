@@ -2,10 +2,11 @@
 
 use crate::blocks::{Embedder, Heads, Sinusoids, StreamLayers, embedder_layers};
 use crate::conditioning::{Conditioning, Multiplicity};
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::joint::{EPS, IMAGE, IMAGE_NORMS, JointBlock, JointConfig, Projections};
 use crate::modulation::Modulation;
+use crate::options::{check_heads, read_config};
 use crate::patches::whole_grid;
 use crate::structure::{Block, Geometry, Layer, NeuronGroup, Slice, Structure, UnitKind};
 use candle_core::{DType, Device, Tensor};
@@ -65,7 +66,7 @@ impl FluxConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
+        let config: Self = read_config(path)?;
         match config.problem() {
             Some(problem) => Err(Error::invalid(path, problem)),
             None => Ok(config),
@@ -91,6 +92,10 @@ impl FluxConfig {
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Some(format!("{name} must be positive"));
+        }
+        let heads = ("num_attention_heads", self.num_attention_heads);
+        if let Err(problem) = check_heads(heads, ("attention_head_dim", self.attention_head_dim)) {
+            return Some(problem);
         }
         if let Some((name, size)) = sizes[..2].iter().find(|(_, size)| size % (PATCH * PATCH) != 0) {
             return Some(format!("{name} {size} is not a multiple of {PATCH} x {PATCH}, the latents of a token"));

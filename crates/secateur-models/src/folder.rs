@@ -2,11 +2,12 @@
 
 use crate::autoencoder::{Autoencoder, AutoencoderConfig, autoencoder_config};
 use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM, variants};
+use crate::clip::ClipTextConfig;
 use crate::edits::Removals;
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use crate::family::{DenoiserConfig, denoiser_config};
 use crate::files::tree::{self, Tree};
-use crate::files::{Limit, read_text};
+use crate::files::{Limit, read_json, read_text};
 use crate::manifest::{Generation, MANIFEST, Manifest, Prompts};
 use crate::pipeline::Sampling;
 use crate::pipeline::class::{CLASSES, Component, PipelineClass, SCHEDULER, Subject, VAE};
@@ -14,6 +15,8 @@ use crate::reuse::ReuseSchedule;
 use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 use crate::single_file::SingleFile;
 use crate::structure::{Geometry, Memory, Structure};
+use crate::t5::T5Config;
+use crate::tokenizer::row_length;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -100,14 +103,15 @@ impl ModelFolder {
         }
         let clip_tokens = match class.reads_clip_tokens {
             true => {
-                let tokenizer: Value = read_json(&path.join("tokenizer/tokenizer_config.json"))?;
-                tokenizer.get("model_max_length").and_then(Value::as_u64).unwrap_or(77) as usize
+                let config = path.join("tokenizer/tokenizer_config.json");
+                row_length(&config, &read_json(&config, Limit::Config)?)?
             }
             false => 0,
         };
         let component = path.join(class.denoiser);
         let denoiser = denoiser_config(&component.join("config.json"))?;
         let checkpoint = Checkpoint::open(&component, DIFFUSERS_STEM, variant)?;
+        check_encoders(class, path, &index)?;
         let manifest_path = path.join(MANIFEST);
         let latent = denoiser.latent_shape();
         let whole = denoiser.structure(&Geometry { latent: (latent[1], latent[2]), text: 0 });
@@ -510,7 +514,7 @@ pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<Str
         let problem = "not a model folder in the diffusers layout: no model_index.json";
         return Err(Error::invalid(path, problem));
     }
-    let index: Map<String, Value> = read_json(&index_path)?;
+    let index: Map<String, Value> = read_json(&index_path, Limit::Config)?;
     let name = index.get("_class_name").and_then(Value::as_str).unwrap_or("(none)");
     let Some(class) = CLASSES.into_iter().find(|class| class.name == name) else {
         let supported: Vec<&str> = CLASSES.iter().map(|class| class.name).collect();
@@ -547,13 +551,28 @@ fn check_component(component: &Component, path: &Path, index: &Map<String, Value
         return Err(Error::invalid(path, problem));
     }
     let config = path.join(name).join("config.json");
-    let own = if config.is_file() { read_json::<Map<String, Value>>(&config)? } else { Map::new() };
+    let own = if config.is_file() { read_json::<Map<String, Value>>(&config, Limit::Config)? } else { Map::new() };
     match (class_of(index, name), own.get("_class_name").and_then(Value::as_str)) {
         (Some(listed), Some(own)) if listed != own => {
             Err(Error::invalid(config, format!("_class_name {own:?}, and model_index.json lists {name} as {listed:?}")))
         }
         _ => Ok(()),
     }
+}
+
+/// Whether the configurations of the text encoders can be used, before weights are read.
+fn check_encoders(class: &PipelineClass, path: &Path, index: &Map<String, Value>) -> Result<()> {
+    for component in class.components {
+        let config = path.join(component.name).join("config.json");
+        match class_of(index, component.name) {
+            Some("CLIPTextModel" | "CLIPTextModelWithProjection") if config.is_file() => {
+                ClipTextConfig::open(&config).map(|_| ())
+            }
+            Some("T5EncoderModel") if config.is_file() => T5Config::open(&config).map(|_| ()),
+            _ => Ok(()),
+        }?;
+    }
+    Ok(())
 }
 
 /// Whether any component has weights of that variant.

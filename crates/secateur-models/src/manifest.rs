@@ -1,14 +1,16 @@
 //! `secateur.json`: what a model says of itself beyond the diffusers layout.
 
 use crate::edits::Removals;
-use crate::error::{Error, Result, read_json};
-use crate::files::shown;
+use crate::error::{Error, Result};
+use crate::files::{Limit, read_json, shown};
 use crate::files::tree::is_inside;
+use crate::options::read_fields;
 use crate::reuse::ReuseSchedule;
-use crate::scheduler::Sampler;
+use crate::scheduler::{MOST_STEPS, Sampler};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// How a model wants to be sampled.
@@ -30,6 +32,20 @@ struct GenerationChanges {
     guidance: Option<f64>,
     max_sequence_length: Option<usize>,
     sampler: Option<String>,
+}
+
+impl GenerationChanges {
+    /// What is wrong with its numbers.
+    fn problem(&self) -> Option<String> {
+        let within = |name: &str, number: Option<usize>, range: RangeInclusive<usize>| {
+            let number = number.filter(|number| !range.contains(number))?;
+            Some(format!("generation.{name} {number} must be {} to {}", range.start(), range.end()))
+        };
+        let guidance = self.guidance.filter(|guidance| guidance.is_nan() || guidance.abs() > LARGEST_GUIDANCE);
+        within("steps", self.steps, 1..=MOST_STEPS)
+            .or_else(|| within("max_sequence_length", self.max_sequence_length, 0..=LONGEST_SEQUENCE))
+            .or_else(|| Some(format!("generation.guidance {} is beyond any model's", guidance?)))
+    }
 }
 
 /// Prompt lists that come with a model, relative to its folder. Of a model that knows classes they hold labels.
@@ -77,6 +93,11 @@ pub struct Manifest {
     compressed: Compressed,
 }
 
+/// No guidance scale is larger.
+const LARGEST_GUIDANCE: f64 = 65535.0;
+/// No text has more tokens of T5.
+const LONGEST_SEQUENCE: usize = 4096;
+
 /// Its name.
 pub(crate) const MANIFEST: &str = "secateur.json";
 
@@ -93,15 +114,20 @@ impl Manifest {
         if !path.is_file() {
             return Ok(Self::default());
         }
-        let manifest: Self = read_json(&path)?;
+        let fields: Map<String, Value> = read_json(&path, Limit::Config)?;
+        if let Some(Value::Object(generation)) = fields.get("generation") {
+            // An error of the whole would not name the field.
+            let _: GenerationChanges = read_fields(&path, generation)?;
+        }
+        let manifest: Self = read_fields(&path, &fields)?;
         if manifest.format_version > FORMAT_VERSION {
             let version = manifest.format_version;
             let problem = format!("format_version {version} is newer than this secateur; update it");
             return Err(Error::invalid(path, problem));
         }
         manifest.check_names().map_err(|problem| Error::invalid(&path, problem))?;
-        if manifest.generation.steps == Some(0) {
-            return Err(Error::invalid(path, "generation.steps must be at least 1"));
+        if let Some(problem) = manifest.generation.problem() {
+            return Err(Error::invalid(path, problem));
         }
         if let Some(name) = &manifest.generation.sampler {
             name.parse::<Sampler>().map_err(|error| Error::invalid(path, format!("generation.sampler: {error}")))?;
@@ -147,7 +173,7 @@ impl Manifest {
     ) -> Result<Option<String>> {
         let path = folder.join(MANIFEST);
         let mut file: Map<String, Value> = match path.is_file() {
-            true => read_json(&path)?,
+            true => read_json(&path, Limit::Config)?,
             false if removals.is_empty() => return Ok(None),
             false => Map::new(),
         };
@@ -168,7 +194,7 @@ impl Manifest {
     /// If the file is damaged.
     pub(crate) fn with_reuse(folder: &Path, name: &str, reuse: &ReuseSchedule) -> Result<String> {
         let path = folder.join(MANIFEST);
-        let mut file: Map<String, Value> = if path.is_file() { read_json(&path)? } else { Map::new() };
+        let mut file: Map<String, Value> = if path.is_file() { read_json(&path, Limit::Config)? } else { Map::new() };
         file.entry("format_version").or_insert_with(|| 1.into());
         file.insert("reuse".into(), name.into());
         let generation = file.entry("generation").or_insert_with(|| json!({}));

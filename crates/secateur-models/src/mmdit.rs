@@ -2,10 +2,11 @@
 
 use crate::blocks::{Embedder, Sinusoids, embedder_layers};
 use crate::conditioning::Conditioning;
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::joint::{EPS, JointBlock, JointConfig};
 use crate::modulation::Modulation;
+use crate::options::{check_heads, read_config};
 use crate::patches::{PatchEmbed, grid};
 use crate::structure::{Block, Geometry, Layer, Structure};
 use candle_core::Tensor;
@@ -48,10 +49,14 @@ impl MmditConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
+        let config: Self = read_config(path)?;
         let invalid = |problem: String| Err(Error::invalid(path, problem));
         if let Some(norm) = config.qk_norm.as_deref().filter(|norm| *norm != "rms_norm") {
             return invalid(format!("qk_norm {norm:?} is not supported"));
+        }
+        let heads = ("num_attention_heads", config.num_attention_heads);
+        if let Err(problem) = check_heads(heads, ("attention_head_dim", config.attention_head_dim)) {
+            return invalid(problem);
         }
         if config.caption_projection_dim != config.width() {
             let (caption, width) = (config.caption_projection_dim, config.width());

@@ -3,6 +3,7 @@
 
 use crate::blocks::Gate;
 use crate::error::{Error, Result};
+use crate::options::check_heads;
 use crate::structure::Layer;
 use candle_core::{Device, Tensor};
 use secateur_nn::{Conv2d, Scope};
@@ -117,6 +118,8 @@ impl PatchTransformer {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(format!("{name} must not be 0"));
         }
+        let heads = ("num_attention_heads", self.num_attention_heads);
+        check_heads(heads, ("attention_head_dim", self.attention_head_dim))?;
         let (sample, patch, width) = (self.sample_size, self.patch_size, self.width());
         if sample < patch {
             return Err(format!("sample_size {sample} is less than patch_size {patch}"));

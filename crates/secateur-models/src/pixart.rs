@@ -2,7 +2,7 @@
 
 use crate::blocks::{Attention, Embedder, FeedForward, Sinusoids, embedder_layers};
 use crate::conditioning::{Conditioning, Multiplicity};
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::modulation::Modulation;
 use crate::options;
@@ -57,7 +57,10 @@ impl PixartConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
+        let fields = options::config_fields(path)?;
+        // An error of a flattened structure would not name the field.
+        let _: PatchTransformer = options::read_fields(path, &fields)?;
+        let config: Self = options::read_fields(path, &fields)?;
         config.check().map_err(|problem| Error::invalid(path, problem))?;
         Ok(config)
     }
@@ -65,6 +68,7 @@ impl PixartConfig {
     fn check(&self) -> std::result::Result<(), String> {
         options::only(&self.others, &only_supported())?;
         self.transformer.check()?;
+        options::check_eps("norm_eps", self.norm_eps.into())?;
         let width = self.transformer.width();
         match (self.cross_attention_dim, self.caption_channels) {
             (None, _) => return Err("cross_attention_dim null is not supported".into()),

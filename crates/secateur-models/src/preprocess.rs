@@ -1,6 +1,7 @@
 //! From pictures to what CLIP's vision tower reads.
 
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::options::read_config;
 use candle_core::{Device, Tensor};
 use image::imageops::{self, FilterType};
 use image::{ImageBuffer, Rgb};
@@ -45,9 +46,17 @@ impl ClipImageProcessor {
     /// Reads `preprocessor_config.json`.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If it cannot be read, or its numbers cannot be used.
     pub fn open(path: &Path) -> Result<Self> {
-        read_json(path)
+        let processor: Self = read_config(path)?;
+        let (height, width) = processor.crop_size.sides();
+        if processor.size.edge() == 0 || height == 0 || width == 0 {
+            return Err(Error::invalid(path, "size and crop_size must not be 0"));
+        }
+        if processor.image_std.iter().any(|&std| std <= 0.0) {
+            return Err(Error::invalid(path, "image_std must be positive numbers"));
+        }
+        Ok(processor)
     }
 
     /// Pictures in [0, 1], samples x height x width x 3, to samples x 3 x crop height x crop width.

@@ -1,10 +1,12 @@
 //! Stretches of a denoiser that are not computed at some calls of a run, but taken over from the calls before (DiP-GO, Zhu et
 //! al. 2024, arXiv 2410.16942).
 
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::files::{Limit, read_json};
 use crate::folder::ModelFolder;
+use crate::options::read_fields;
 use crate::pipeline::Sampling;
-use crate::scheduler::Sampler;
+use crate::scheduler::{MOST_STEPS, Sampler};
 use crate::structure::{Reader, Structure, Unit};
 use candle_core::Tensor;
 use secateur_nn::{Gates, Passage};
@@ -222,11 +224,14 @@ impl ReuseSchedule {
     /// # Errors
     /// If it cannot be read, or does not fit the model or itself.
     pub fn open(path: &Path, structure: &Structure) -> Result<Self> {
-        let file: File = read_json(path)?;
+        let file: File = read_fields(path, &read_json(path, Limit::Config)?)?;
         let invalid = |problem: String| Error::invalid(path, problem);
         if file.format_version > FORMAT_VERSION {
             let version = file.format_version;
             return Err(invalid(format!("format_version {version} is newer than this secateur; update it")));
+        }
+        if !(1..=MOST_STEPS).contains(&file.steps) {
+            return Err(invalid(format!("steps {} must be 1 to {MOST_STEPS}", file.steps)));
         }
         let sampler = file.sampler.parse().map_err(|error| invalid(format!("{error}")))?;
         let known = structure.units_of(file.kind).map_err(|error| invalid(format!("{error}")))?;

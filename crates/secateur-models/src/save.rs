@@ -2,9 +2,9 @@
 
 use crate::checkpoint::{Checkpoint, TensorFile, TensorInfo};
 use crate::edits::{Cuts, Edits, Removals};
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use crate::files::tree::{Tree, is_weights};
-use crate::files::{new_file, open, write_atomically};
+use crate::files::{Limit, new_file, open, read_json, write_atomically};
 use crate::folder::ModelFolder;
 use crate::manifest::{ChangedShape, MANIFEST, Manifest};
 use crate::pipeline::Observer;
@@ -156,7 +156,7 @@ impl Checkpoint {
             bytes += file.write(&destination.join(file.path.file_name().unwrap_or_default()), new, observer)?;
         }
         let Some(index) = &self.index else { return Ok(()) };
-        let mut map: Map<String, Value> = read_json(index)?;
+        let mut map: Map<String, Value> = read_json(index, Limit::Config)?;
         if let Some(total) = map.get_mut("metadata").and_then(|metadata| metadata.get_mut("total_size")) {
             *total = bytes.into();
         }

@@ -45,15 +45,15 @@ pub struct Run {
     pub even_levels: bool,
 }
 
-/// No sampler is asked for as many steps.
-const MORE_THAN_ANY_STEPS: usize = 1 << 20;
+/// No sampler takes more steps.
+pub(crate) const MOST_STEPS: usize = 1_000_000;
 
 impl Run {
     fn check(self) -> Result<()> {
         match self.steps {
-            MORE_THAN_ANY_STEPS.. => Err(Error::Request(format!("{} steps are more than any model wants", self.steps))),
             0 => Err(Error::Request("the number of steps must be at least 1".into())),
-            _ => Ok(()),
+            1..=MOST_STEPS => Ok(()),
+            steps => Err(Error::Request(format!("{steps} steps are more than any model wants, {MOST_STEPS}"))),
         }
     }
 

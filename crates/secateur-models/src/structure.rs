@@ -345,7 +345,7 @@ impl Block {
     /// Multiply-accumulates for one sample.
     #[must_use]
     pub fn macs(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.operation.macs()).sum()
+        saturating_sum(self.layers.iter().map(|layer| layer.operation.macs()))
     }
 
     /// Its heads, the dimensions of these, and its neurons.
@@ -486,8 +486,13 @@ impl Operation {
             Self::Convolution { pixels, inputs, outputs, kernel } => [pixels, inputs, outputs, kernel * kernel],
             Self::Attention { queries, keys, query_key, value } => [queries, keys, query_key + value, 1],
         };
-        product.iter().map(|&n| n as u64).product()
+        product.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64))
     }
+}
+
+/// The sum, or the largest number where it is larger: of pictures of any size.
+fn saturating_sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
 }
 
 impl Structure {
@@ -572,7 +577,7 @@ impl Structure {
     /// Multiply-accumulates of a unit for one sample.
     #[must_use]
     pub fn unit_macs(&self, unit: &Unit) -> u64 {
-        self.blocks[unit.blocks.clone()].iter().map(Block::macs).sum()
+        saturating_sum(self.blocks[unit.blocks.clone()].iter().map(Block::macs))
     }
 
     /// All layers in execution order.
@@ -588,7 +593,7 @@ impl Structure {
         Memory {
             weights: bytes * parameters,
             packed_weights: bytes * packed,
-            activations: bytes * (self.activations * samples) as u64,
+            activations: bytes.saturating_mul((self.activations as u64).saturating_mul(samples as u64)),
         }
     }
 
@@ -596,13 +601,13 @@ impl Structure {
     /// both attention products.
     #[must_use]
     pub fn macs(&self) -> u64 {
-        self.layers().map(|layer| layer.operation.macs()).sum()
+        saturating_sum(self.layers().map(|layer| layer.operation.macs()))
     }
 
     /// [`Structure::macs`] without the attention products.
     #[must_use]
     pub fn macs_without_attention(&self) -> u64 {
         let weighted = self.layers().filter(|layer| !matches!(layer.operation, Operation::Attention { .. }));
-        weighted.map(|layer| layer.operation.macs()).sum()
+        saturating_sum(weighted.map(|layer| layer.operation.macs()))
     }
 }

@@ -1,7 +1,8 @@
 //! T5: the text encoder whose states SD3, FLUX and PixArt read.
 
 use crate::checkpoint::{Checkpoint, TRANSFORMERS_STEM};
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::options::{check_eps, check_heads, read_config};
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::{Activation, Context, Embedding, Linear, Parameters, RmsNorm, Scope, Wanted, ops};
 use serde::Deserialize;
@@ -59,13 +60,16 @@ impl T5Config {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
+        let config: Self = read_config(path)?;
         if let Some(other) = config.architectures.iter().find(|class| *class != "T5EncoderModel") {
             return Err(Error::invalid(path, format!("{other} is not a T5 text encoder (T5EncoderModel)")));
         }
         if config.num_heads == 0 || config.d_kv == 0 {
             return Err(Error::invalid(path, "num_heads and d_kv must be at least 1"));
         }
+        check_heads(("num_heads", config.num_heads), ("d_kv", config.d_kv))
+            .and_then(|()| check_eps("layer_norm_epsilon", config.layer_norm_epsilon.into()))
+            .map_err(|problem| Error::invalid(path, problem))?;
         let (buckets, distance) = (config.relative_attention_num_buckets, config.relative_attention_max_distance);
         if buckets < 4 || distance <= buckets / 4 {
             let problem =

@@ -6,7 +6,9 @@ mod t5;
 pub use clip::ClipTokenizer;
 pub use t5::T5Tokenizer;
 
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::files::{Limit, read_json};
+use crate::options::LARGEST;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
@@ -49,10 +51,10 @@ impl Vocabulary {
 /// `tokenizer_config.json`, with what older folders say of special tokens in `special_tokens_map.json`, as transformers
 /// reads them.
 fn config(folder: &Path) -> Result<Value> {
-    let mut config: Map<String, Value> = read_json(&folder.join("tokenizer_config.json"))?;
+    let mut config: Map<String, Value> = read_json(&folder.join("tokenizer_config.json"), Limit::Config)?;
     let map = folder.join("special_tokens_map.json");
     if map.is_file() && !config.contains_key("added_tokens_decoder") {
-        config.extend(read_json::<Map<String, Value>>(&map)?);
+        config.extend(read_json::<Map<String, Value>>(&map, Limit::Config)?);
     }
     Ok(config.into())
 }
@@ -60,4 +62,21 @@ fn config(folder: &Path) -> Result<Value> {
 /// The text of a token, which a configuration gives as it is or with its options.
 fn content(token: &Value) -> Option<&str> {
     token.get("content").unwrap_or(token).as_str()
+}
+
+/// Tokens of a row of CLIP, by `model_max_length` in the configuration that `path` holds; 77 where it does not say.
+///
+/// # Errors
+/// If it is a number that cannot be used.
+pub(crate) fn row_length(path: &Path, config: &Value) -> Result<usize> {
+    const DEFAULT: usize = 77;
+    const LARGEST_ROW: u64 = LARGEST as u64;
+    /// What transformers writes where there is no limit is 1e30, and this the least that it takes for such a number.
+    const NO_LIMIT: f64 = 1e20;
+    let Some(length) = config.get("model_max_length").filter(|length| !length.is_null()) else { return Ok(DEFAULT) };
+    match (length.as_u64(), length.as_f64()) {
+        (Some(length @ 2..=LARGEST_ROW), _) => Ok(length as usize),
+        (_, Some(length)) if length >= NO_LIMIT => Ok(DEFAULT),
+        _ => Err(Error::invalid(path, format!("model_max_length {length} is not a number of 2 to {LARGEST} tokens"))),
+    }
 }

@@ -3,7 +3,8 @@
 use crate::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
 use crate::blocks::{Norm, PixelAttention, ResnetBlock};
 use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM};
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::options::{check_layers, read_config};
 use candle_core::Tensor;
 use secateur_nn::{Context, Conv2d, GroupNorm, Parameters, Scope, Wanted, ops};
 use serde::Deserialize;
@@ -11,6 +12,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 const CLASS: &str = "AutoencoderKL";
+/// No autoencoder halves its pictures more often.
+const MOST_LEVELS: usize = 16;
 
 /// Configuration of an `AutoencoderKL`; what a file does not say is as in diffusers.
 #[derive(Clone, Debug, Deserialize)]
@@ -64,7 +67,7 @@ impl AutoencoderKlConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
+        let config: Self = read_config(path)?;
         if config.class != CLASS {
             return Err(Error::invalid(path, format!("{} is not an {CLASS}", config.class)));
         }
@@ -98,6 +101,15 @@ impl AutoencoderKlConfig {
             ("layers_per_block", config.layers_per_block),
         ];
         no_zeros(path, &sizes, config.scaling_factor)?;
+        if channels.contains(&0) {
+            return Err(Error::invalid(path, format!("block_out_channels {channels:?} holds a 0")));
+        }
+        if channels.len() > MOST_LEVELS {
+            let problem = format!("block_out_channels has {} levels, at most {MOST_LEVELS} are read", channels.len());
+            return Err(Error::invalid(path, problem));
+        }
+        check_layers("layers_per_block and block_out_channels", channels.iter().map(|_| config.layers_per_block))
+            .map_err(|problem| Error::invalid(path, problem))?;
         Ok(config)
     }
 

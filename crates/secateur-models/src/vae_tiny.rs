@@ -2,11 +2,17 @@
 
 use crate::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
 use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM};
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
+use crate::options::{check_layers, read_config};
 use candle_core::Tensor;
 use secateur_nn::{Activation, Conv2d, Scope, ops};
 use serde::Deserialize;
 use std::path::Path;
+
+/// No autoencoder halves its pictures more often.
+const MOST_LEVELS: usize = 16;
+/// No latent is higher or wider in pixels.
+const LARGEST_FACTOR: usize = 1 << 15;
 
 /// Configuration of an `AutoencoderTiny`; what a file does not say is as in diffusers.
 #[derive(Clone, Debug, Deserialize)]
@@ -51,7 +57,7 @@ impl AutoencoderTinyConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
+        let config: Self = read_config(path)?;
         let invalid = |problem: String| Err(Error::invalid(path, problem));
         for (key, value, known) in [("act_fn", &config.act_fn, "relu"), ("upsample_fn", &config.upsample_fn, "nearest")]
         {
@@ -69,6 +75,13 @@ impl AutoencoderTinyConfig {
             if channels.iter().any(|&c| c != channels[0]) {
                 return invalid(format!("{side}_block_out_channels {channels:?}: the model has one width a side"));
             }
+            if channels[0] == 0 || channels.len() > MOST_LEVELS {
+                return invalid(format!(
+                    "{side}_block_out_channels must be 1 to {MOST_LEVELS} numbers that are not 0, not {channels:?}"
+                ));
+            }
+            let layers = check_layers(&format!("num_{side}_blocks"), blocks.iter().copied());
+            layers.map_err(|problem| Error::invalid(path, problem))?;
         }
         let sizes = [
             ("in_channels", config.in_channels),
@@ -77,6 +90,9 @@ impl AutoencoderTinyConfig {
             ("upsampling_scaling_factor", config.upsampling_scaling_factor),
         ];
         no_zeros(path, &sizes, config.scaling_factor)?;
+        if config.factor() > LARGEST_FACTOR {
+            return invalid(format!("upsampling_scaling_factor {} is too large", config.upsampling_scaling_factor));
+        }
         Ok(config)
     }
 }

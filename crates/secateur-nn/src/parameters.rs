@@ -3,6 +3,9 @@ use candle_core::{DType, Device, Shape, Tensor};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// No tensor has more.
+const MOST_ELEMENTS: usize = 1 << 40;
+
 /// The named tensors of one component of a pipeline, as its checkpoint names them.
 ///
 /// Tensors are shared, not copied, with the models built from them: replacing one and building again is cheap.
@@ -236,7 +239,7 @@ impl Scope<'_> {
     /// that [`Parameters::build`] can tell about all of them at once.
     ///
     /// # Errors
-    /// If a placeholder cannot be made.
+    /// If the shape is larger than any tensor, or a placeholder cannot be made.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
         self.take(name, shape.into(), false)
     }
@@ -251,6 +254,11 @@ impl Scope<'_> {
 
     fn take(&self, name: &str, shape: Shape, constant: bool) -> Result<Tensor> {
         let path = self.path(name);
+        let elements = shape.dims().iter().try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
+        if elements.is_none_or(|elements| elements > MOST_ELEMENTS) {
+            let problems = format!("{path} of {:?} would be larger than any model's: a size is wrong", shape.dims());
+            return Err(Error::Parameters { origin: self.parameters.origin.clone(), problems });
+        }
         let mut ledger = self.ledger.borrow_mut();
         ledger.used.insert(path.clone());
         ledger.wanted.insert(path.clone(), Wanted { shape: shape.dims().to_vec(), constant });

@@ -32,7 +32,7 @@ pub(crate) struct Common {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Threads to compute with [default: the physical cores]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 }
 
@@ -147,7 +147,7 @@ pub(crate) struct PromptArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) report_prompts: Option<PathBuf>,
     /// Pictures of each model in the report; 0 leaves the comparison out
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count)]
     pub(crate) report_samples: usize,
 }
 
@@ -231,7 +231,7 @@ pub(crate) struct PruneArgs {
     )]
     pub(crate) structured: Vec<GroupName>,
     /// With --structured, leave so many transformer blocks at either end whole
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
     pub(crate) keep_ends: usize,
     /// With --structured, leave a multiple of N neurons where there is one, which products and N:M patterns like; 1 for the
     /// exact share
@@ -304,11 +304,11 @@ pub(crate) struct SkipArgs {
     pub(crate) units: Kind,
     /// Iterations of the optimisation at most, a run of a batch and the way back each; with 0 nothing is learned, and plain
     /// rules alone are tried
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = count)]
     pub(crate) iterations: usize,
     /// Exchanges of what is computed at successive calls that are tried afterwards at most, kept where pictures get closer; 0 keeps
     /// the closest of what was learned and plain rules as it is
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = count)]
     pub(crate) exchanges: usize,
     /// How pictures are compared with those of the whole run while it learns
     #[arg(long, value_enum, default_value_t = LossName::Ssim)]
@@ -553,10 +553,22 @@ impl fmt::Display for MethodName {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+/// No number of images, steps, prompts, layers or pixels is larger.
+const LARGEST: usize = 1_000_000;
+
+/// A number that counts something, which may be nothing.
+fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(0) => Err("must be at least 1".into()),
-        Ok(n) => Ok(n),
+        Ok(number @ 0..=LARGEST) => Ok(number),
+        Ok(_) => Err(format!("must be at most {LARGEST}")),
         Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// A number that counts something.
+fn positive(text: &str) -> Result<usize, String> {
+    match count(text)? {
+        0 => Err("must be at least 1".into()),
+        number => Ok(number),
     }
 }

@@ -15,12 +15,17 @@ mod slim;
 mod told;
 
 use crate::args::{Cli, Command, Common, JobArgs, ModelArgs, SamplingArgs, ScoreArgs};
+use crate::format::bytes;
+use crate::memory;
 use crate::progress::say;
 use anyhow::{Context, Result, bail};
 use secateur_models::files::shown;
 use secateur_models::{ClipModel, ModelFolder, OutputFolder, OutputOptions, Sampling, Subject, read_prompts};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+/// No model is sampled with more guidance.
+const LARGEST_GUIDANCE: f64 = 65535.0;
 
 /// The model that is used when none is named.
 const DEFAULT_MODEL: &str = "models/emoji-mmdit";
@@ -62,7 +67,7 @@ impl SamplingArgs {
     fn sampling(&self, folder: &ModelFolder) -> Result<Sampling> {
         let own = folder.sampling();
         let guidance = self.guidance.unwrap_or(own.guidance);
-        if !guidance.is_finite() {
+        if !guidance.is_finite() || guidance.abs() > LARGEST_GUIDANCE {
             bail!("guidance {guidance} is not a number to sample with");
         }
         let factor = folder.factor();
@@ -82,6 +87,7 @@ impl SamplingArgs {
             ..own
         };
         folder.check(&sampling)?;
+        check_memory(folder, &sampling, 1)?;
         Ok(sampling)
     }
 }
@@ -120,6 +126,21 @@ fn links_left_out(folder: &ModelFolder) -> Option<String> {
     let first = links.first()?;
     let problem = "not copied, as links that lead out of the model folder are not followed";
     Some(format!("{}: {first} and {} more links are {problem}", shown(folder.path()), links.len() - 1))
+}
+
+/// Refuses images whose activations this machine cannot hold: `images` at a time.
+fn check_memory(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Result<()> {
+    let needed = folder.memory(sampling, folder.passes(sampling.guidance) * images).activations;
+    if let Some(all) = memory::of_machine().filter(|all| needed > *all) {
+        let (height, width) = (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor());
+        bail!(
+            "{images} image(s) at a time of {height} x {width} pixels take {} of activations, and this machine has {} \
+             of memory: give a smaller --height, --width or --batch",
+            bytes(needed),
+            bytes(all)
+        );
+    }
+    Ok(())
 }
 
 /// The same, without what `folder` skips.

@@ -3,7 +3,7 @@
 use super::Sampling;
 use crate::clip::{ClipTextModel, ClipTextOutput};
 use crate::conditioning::Conditioning;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::folder::ModelFolder;
 use crate::t5::T5Encoder;
 use crate::tokenizer::{ClipTokenizer, T5Tokenizer};
@@ -28,10 +28,16 @@ pub(super) struct ClipEncoder {
 
 impl ClipEncoder {
     pub(super) fn open(folder: &ModelFolder, tokenizer: &str, encoder: &str) -> Result<Self> {
-        Ok(Self {
-            tokenizer: ClipTokenizer::open(&folder.path().join(tokenizer))?,
-            encoder: ClipTextModel::open(&folder.path().join(encoder), folder.variant())?,
-        })
+        let path = folder.path().join(tokenizer);
+        let tokenizer = ClipTokenizer::open(&path)?;
+        let encoder = ClipTextModel::open(&folder.path().join(encoder), folder.variant())?;
+        let (length, positions) = (tokenizer.length(), encoder.positions());
+        if length > positions {
+            let problem =
+                format!("model_max_length makes {length} tokens, and the text encoder has {positions} positions");
+            return Err(Error::invalid(path.join("tokenizer_config.json"), problem));
+        }
+        Ok(Self { tokenizer, encoder })
     }
 
     pub(super) fn encode(&self, prompts: &[String]) -> Result<ClipTextOutput> {

@@ -4,7 +4,7 @@ use super::options::Options;
 use super::prediction::Prediction;
 use super::training::Level;
 use super::{Call, Run, Schedule, SchedulerConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::Tensor;
 use serde::Deserialize;
 
@@ -121,6 +121,11 @@ impl FlowMatchEulerConfig {
         if let (Some(terminal), Some(&last)) = (self.shift_terminal.filter(|t| *t != 0.0), sigmas.last()) {
             let scale = (1.0 - last) / (1.0 - terminal);
             sigmas.iter_mut().for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / scale);
+        }
+        if sigmas.iter().any(|sigma| !sigma.is_finite()) {
+            let problem = "the scheduler's noise levels are not finite numbers: its shift, base_shift, max_shift or \
+                           shift_terminal does not go with so large a picture";
+            return Err(Error::Request(problem.into()));
         }
         let mut sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
         let call = |(step, sigma): (usize, &f32)| Call { timestep: sigma * total as f32, step };

@@ -3,9 +3,13 @@
 use super::Sampler;
 use crate::error::{Error, Result};
 use crate::files::{Limit, read_text};
+use crate::options::check_numbers;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+
+/// No option is a larger number.
+const LARGEST: f64 = 1e6;
 
 /// What a `scheduler_config.json` says. Options that it does not have take the defaults of the class in diffusers;
 /// those that the class does not know are ignored, as diffusers does: files often hold the options of several classes.
@@ -40,6 +44,7 @@ impl Options {
         let text = read_text(path, Limit::Config)?.replace("-Infinity", "null");
         let mut values: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| Error::invalid(path, error))?;
+        check_numbers(&values, |_| LARGEST).map_err(|problem| Error::invalid(path, problem))?;
         values.extend(instead.iter().map(|instead| instead.entry()));
         Ok(Self { path: path.to_owned(), sampler, values })
     }

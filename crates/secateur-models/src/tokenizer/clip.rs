@@ -1,6 +1,6 @@
 //! CLIP's byte-pair tokenizer.
 
-use super::{Vocabulary, content};
+use super::{Vocabulary, content, row_length};
 use crate::error::{Error, Result};
 use crate::files::{Limit, read_json, read_text};
 use candle_core::{Device, Tensor};
@@ -38,11 +38,7 @@ impl ClipTokenizer {
         let start = vocabulary.special("bos_token", "<|startoftext|>")?;
         let end = vocabulary.special("eos_token", "<|endoftext|>")?;
         let padding = vocabulary.special("pad_token", "<|endoftext|>")?;
-        let length = vocabulary.config.get("model_max_length").and_then(Value::as_u64).unwrap_or(77) as usize;
-        if !(2..=1 << 20).contains(&length) {
-            let problem = format!("model_max_length {length} cannot be used");
-            return Err(Error::invalid(folder.join("tokenizer_config.json"), problem));
-        }
+        let length = row_length(&folder.join("tokenizer_config.json"), &vocabulary.config)?;
         Ok(Self { vocabulary, start, end, padding, length })
     }
 

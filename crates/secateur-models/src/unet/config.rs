@@ -2,7 +2,7 @@
 
 use super::{Unet, description};
 use crate::blocks::{Norm, Sinusoids};
-use crate::error::{Error, Result, read_json};
+use crate::error::{Error, Result};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::options;
 use crate::structure::{Geometry, Structure};
@@ -10,6 +10,11 @@ use secateur_nn::Scope;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::Path;
+
+/// What SDXL is told of the picture: its size, its corner, the size that is wanted.
+const SIZES: usize = 6;
+/// No UNet halves its latents more often.
+const MOST_LEVELS: usize = 16;
 
 /// Configuration of a `UNet2DConditionModel` or a `UNet2DModel`.
 #[derive(Clone, Debug)]
@@ -200,7 +205,7 @@ impl UnetConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::from_file(&read_json(path)?).map_err(|problem| Error::invalid(path, problem))
+        Self::from_file(&options::read_config(path)?).map_err(|problem| Error::invalid(path, problem))
     }
 
     fn from_file(file: &File) -> std::result::Result<Self, String> {
@@ -211,7 +216,21 @@ impl UnetConfig {
         };
         options::only(&file.others, &only_supported())?;
         let (down, middle, up) = file.levels(conditional)?;
+        options::check_eps("norm_eps", file.norm_eps.into())?;
         let channels = &file.block_out_channels;
+        let (height, width) = match file.sample_size {
+            Side::Square(side) => (side, side),
+            Side::Both([height, width]) => (height, width),
+        };
+        let sizes = [
+            ("sample_size", height.min(width)),
+            ("in_channels", file.in_channels),
+            ("out_channels", file.out_channels),
+            ("time_embedding_dim", file.time_embedding_dim.unwrap_or(1)),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(format!("{name} must not be 0"));
+        }
         let groups = file.norm_num_groups;
         if groups == 0 || channels.iter().any(|c| *c == 0 || c % groups != 0) {
             return Err(format!("block_out_channels {channels:?} do not divide into {groups} groups"));
@@ -221,6 +240,12 @@ impl UnetConfig {
         let addition = match file.addition_embed_type.as_deref() {
             None => None,
             Some("text_time") => match (file.addition_time_embed_dim, file.projection_class_embeddings_input_dim) {
+                (Some(channels), Some(inputs)) if channels == 0 || inputs <= SIZES * channels => {
+                    return Err(format!(
+                        "projection_class_embeddings_input_dim {inputs} does not hold {SIZES} times \
+                         addition_time_embed_dim {channels} beside the pooled text"
+                    ));
+                }
                 (Some(channels), Some(inputs)) => Some(Addition { time_proj: sinusoids(channels), inputs }),
                 _ => {
                     let needed = "addition_time_embed_dim and projection_class_embeddings_input_dim";
@@ -239,10 +264,7 @@ impl UnetConfig {
             (None, true) => return Err("cross_attention_dim is missing".into()),
         };
         Ok(Self {
-            sample_size: match file.sample_size {
-                Side::Square(side) => (side, side),
-                Side::Both([height, width]) => (height, width),
-            },
+            sample_size: (height, width),
             in_channels: file.in_channels,
             out_channels: file.out_channels,
             time: file.time_embedding_dim.unwrap_or(4 * channels[0]),
@@ -276,6 +298,9 @@ impl File {
             (true, Some(heads)) => Some(heads),
             _ => self.attention_head_dim.as_ref(),
         };
+        if count > MOST_LEVELS {
+            return Err(format!("block_out_channels has {count} levels, at most {MOST_LEVELS} are read"));
+        }
         let per_level = [Some(&self.layers_per_block), heads, Some(&self.transformer_layers_per_block)];
         if per_level.into_iter().flatten().any(|values| !values.fits(count)) {
             return Err(format!(
@@ -283,6 +308,9 @@ impl File {
                  single numbers or {count} each, as block_out_channels"
             ));
         }
+        let depth = |index| self.transformer_layers_per_block.at(index).unwrap_or(1).max(1);
+        let layers = |index| self.layers_per_block.at(index).unwrap_or(2).saturating_mul(depth(index));
+        options::check_layers("layers_per_block x transformer_layers_per_block", (0..count).map(layers))?;
         let level = |index: usize, kind: &str, more: usize| {
             let channels = channels[index];
             let number = heads.and_then(|heads| heads.at(index));

@@ -1,7 +1,7 @@
 //! `secateur bench`.
 
 use super::compare::{macs_a_call, model_summary};
-use super::{command_line, names, skipping};
+use super::{check_memory, command_line, names, skipping};
 use crate::args::{BenchArgs, Common};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::machine::Product;
@@ -82,6 +82,7 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
     for folder in &folders[1..] {
         check_alike((&folders[0], &sampling), (folder, &args.sampling.sampling(folder)?))?;
     }
+    folders.iter().try_for_each(|folder| check_memory(folder, &sampling, sampling.batch))?;
     let skipping = |folder: &ModelFolder| skipping(&sampling, folder, args.skipping.adapt);
     let samplings = folders.iter().map(skipping).collect::<Result<Vec<_>>>()?;
     let names = names(&folders.iter().map(ModelFolder::path).collect::<Vec<_>>());

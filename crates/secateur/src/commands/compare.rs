@@ -1,6 +1,6 @@
 //! `secateur compare`.
 
-use super::{command_line, held_out_prompts, names, no_score, skipping};
+use super::{check_memory, command_line, held_out_prompts, names, no_score, skipping};
 use crate::args::{Common, CompareArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;
@@ -14,6 +14,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let (reference, candidate) = (open(&args.reference)?, open(&args.candidate)?);
     let sampling = args.sampling.sampling(&reference)?;
     let prompts = held_out_prompts(args.prompts.as_deref(), &reference, args.samples)?;
+    check_memory(&reference, &sampling, sampling.batch.min(prompts.len()))?;
     let clip_path = args.score.path(&reference);
     let clip = args.score.open(&reference)?;
     let notes = if clip.is_none() { vec![no_score(&reference).to_owned()] } else { Vec::new() };

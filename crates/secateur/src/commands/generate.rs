@@ -1,6 +1,6 @@
 //! `secateur generate`.
 
-use super::{command_line, held_out_prompts, skipping};
+use super::{check_memory, command_line, held_out_prompts, skipping};
 use crate::args::{Common, GenerateArgs};
 use crate::format::{print, print_json, table};
 use crate::profile::{Profile, Share};
@@ -44,6 +44,7 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
         ([], Some(file), count) => held_out_prompts(Some(file), &folder, count.unwrap_or(usize::MAX))?,
         ([], None, count) => held_out_prompts(None, &folder, count.unwrap_or(8))?,
     };
+    check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
     let inputs: Vec<&Path> = std::iter::once(folder.path()).chain(args.prompts.as_deref()).collect();
     let output = common.output(&args.out, &inputs)?;
