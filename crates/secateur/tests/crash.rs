@@ -183,8 +183,7 @@ impl<'a> Scene<'a> {
             }
             _ => tiny.tree("smaller-model"),
         });
-        let mut scene =
-            Self { tiny, shim, kind, setting, old, expected: Tree::default(), operations: Vec::new() };
+        let mut scene = Self { tiny, shim, kind, setting, old, expected: Tree::default(), operations: Vec::new() };
         let folder = scene.parent();
         scene.operations = shim.operations(&mut scene.command(folder.path(), scene.flags()));
         scene.expected = Tree::read(&folder.path().join("out")).unwrap();
@@ -223,7 +222,9 @@ impl<'a> Scene<'a> {
         let mut at: BTreeSet<usize> = (1..=count).filter(|n| all || *n <= first || n + last > count).collect();
         let mut random = Random::new(number("SECATEUR_SEED").unwrap_or(1));
         // One of every part, so that they are spread over the run.
-        at.extend((0..between).map(|part| 1 + (count * part + random.below(count)) / between).filter(|at| *at <= count));
+        at.extend(
+            (0..between).map(|part| 1 + (count * part + random.below(count)) / between).filter(|at| *at <= count),
+        );
         at.into_iter().map(|at| Case { mode, at }).collect()
     }
 
@@ -328,7 +329,9 @@ impl<'a> Scene<'a> {
             (None, Some(_)) => Err("what --force was to replace is gone".into()),
             (Some(found), _) => match found.difference_of_output(&self.expected) {
                 None => Ok(State::Published),
-                Some(difference) => Err(format!("--out holds neither what was there nor the whole output: {difference}")),
+                Some(difference) => {
+                    Err(format!("--out holds neither what was there nor the whole output: {difference}"))
+                }
             },
         }
     }
@@ -371,7 +374,9 @@ fn survives(kind: Kind) {
     for setting in Setting::ALL {
         // How a folder is put in place is the same for all commands.
         let plain = matches!(setting, Setting::NewPlain | Setting::ForcePlain);
-        if plain && !matches!(kind, Kind::Generate | Kind::Prune) || asked_for.is_some_and(|(_, only, _)| only != setting) {
+        if plain && !matches!(kind, Kind::Generate | Kind::Prune)
+            || asked_for.is_some_and(|(_, only, _)| only != setting)
+        {
             continue;
         }
         let scene = Scene::new(&tiny, &shim, kind, setting);

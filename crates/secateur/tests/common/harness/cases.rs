@@ -13,7 +13,9 @@ pub(crate) fn each<T: Sync>(cases: &[T], work: impl Fn(&T) -> Result<(), String>
     let _cores = CORES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let worker = || {
-        while let Some((index, case)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((n, cases.get(n)?))) {
+        while let Some((index, case)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((n, cases.get(n)?)))
+        {
             let result = catch_unwind(AssertUnwindSafe(|| work(case)));
             if let Err(problem) = result.unwrap_or_else(|_| Err("the test itself panicked: see above".into())) {
                 failures.lock().unwrap().push((index, problem));

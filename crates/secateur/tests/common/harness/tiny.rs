@@ -111,10 +111,21 @@ impl Tiny {
         let calibrated = ["--prompts=prompts.txt", "--report-prompts=report.txt", "--batch=2"];
         match kind {
             Kind::Generate => command.args(["tiny-model", "--prompts=prompts.txt", "--steps=1"]),
-            Kind::Prune => command.args(["tiny-model", "--steps=2", "--packages=3", "--report-samples=1"]).args(calibrated),
-            Kind::Slim => command.args(["tiny-model", "--steps=2", "--packages=2", "--report-samples=0"]).args(calibrated),
+            Kind::Prune => {
+                command.args(["tiny-model", "--steps=2", "--packages=3", "--report-samples=1"]).args(calibrated)
+            }
+            Kind::Slim => {
+                command.args(["tiny-model", "--steps=2", "--packages=2", "--report-samples=0"]).args(calibrated)
+            }
             Kind::Skip => command
-                .args(["tiny-model", "--steps=3", "--keep=0.7", "--iterations=2", "--exchanges=2", "--report-samples=0"])
+                .args([
+                    "tiny-model",
+                    "--steps=3",
+                    "--keep=0.7",
+                    "--iterations=2",
+                    "--exchanges=2",
+                    "--report-samples=0",
+                ])
                 .args(calibrated),
             Kind::Compress => command.args(["tiny-model", "--recipe=recipe.toml", "--prompts=prompts.txt"]),
             Kind::Convert => command.args(["single-file.safetensors", "--like=like-this"]),

@@ -27,9 +27,13 @@ impl Tree {
 
     /// Reads what is below `folder` at the names that `wanted` picks.
     pub(crate) fn read_some(folder: &Path, wanted: impl Fn(&OsStr) -> bool) -> Self {
-        let mut tree = Self::read(folder).unwrap_or_default();
-        tree.0.retain(|path, _| path.iter().next().is_none_or(&wanted));
-        tree
+        Self::read(folder).unwrap_or_default().only(wanted)
+    }
+
+    /// What is at the names that `wanted` picks, and below them.
+    pub(crate) fn only(mut self, wanted: impl Fn(&OsStr) -> bool) -> Self {
+        self.0.retain(|path, _| path.iter().next().is_none_or(&wanted));
+        self
     }
 
     fn add(&mut self, folder: &Path, below: &Path) {
