@@ -274,7 +274,9 @@ impl<'a> Scene<'a> {
             }
             state = self.state(parent, true).map_err(before)?;
         }
-        self.recovers(parent, state).map_err(|problem| format!("{problem}\nbefore that: {}", ended.problem("")))?;
+        let succeeded = ended.code == Some(0);
+        self.recovers(parent, state, succeeded)
+            .map_err(|problem| format!("{problem}\nbefore that: {}", ended.problem("")))?;
         let end = self.state(parent, false)?;
         if end != State::Published {
             return Err("the output is not there in the end".into());
@@ -284,13 +286,15 @@ impl<'a> Scene<'a> {
     }
 
     /// What a user does next.
-    fn recovers(&self, parent: &Path, state: State) -> Result<(), String> {
-        if self.kind.resumes() {
+    fn recovers(&self, parent: &Path, state: State, succeeded: bool) -> Result<(), String> {
+        if self.kind.resumes() && !succeeded {
             let ended = Ended::of(&mut self.command(parent, &[self.flags(), &["--resume"]].concat()));
             ended.is_orderly()?;
             match ended.code {
                 Some(0) => return Ok(()),
                 Some(1) if ended.stderr.contains("nothing to resume") => {}
+                // Killed when all was done.
+                Some(1) if ended.stderr.contains("exists already") && self.is_clean(parent).is_ok() => {}
                 _ => return Err(ended.problem("--resume neither went on nor had nothing to resume")),
             }
         }

@@ -1,19 +1,24 @@
 /*
- * Counts the operations of a process that change files, and disturbs one of them. Preloaded into the binary by the tests.
+ * Counts the operations of a process that change files, and disturbs one of them. The tests preload
+ * it into the binary.
  *
  *   FAULTS_LOG      appends a line for each operation to this file: its number, its name, a path
  *   FAULTS_AT       the number of the operation to disturb, from 1
  *   FAULTS_DO       how:
  *                     kill-before, kill-after   SIGKILL before the operation, or once it is done
  *                     fail                      it fails with FAULTS_CODE, an errno
- *                     short                     a write stores half of its bytes, and the next write fails with FAULTS_CODE;
- *                                               any other operation fails
- *                     full                      from here on all that takes space fails with FAULTS_CODE
- *                     signal                    the process gets the signal FAULTS_CODE, and goes on
- *   FAULTS_WITHOUT  what the file system lacks, such as "exchange,link": renameat2 with flags fails with EINVAL, link with EPERM
+ *                     short                     a write stores half of its bytes, and the next
+ *                                               write fails with FAULTS_CODE; another operation
+ *                                               fails
+ *                     full                      from here on all that takes space fails with
+ *                                               FAULTS_CODE
+ *                     signal                    the process gets the signal FAULTS_CODE, goes on
+ *   FAULTS_WITHOUT  what the file system lacks, such as "exchange,link": renameat2 with flags fails
+ *                   with EINVAL, link with EPERM
  *
- * An operation is: an open that may create or truncate, a write of any kind to a regular file, a rename, a link, the making or
- * removal of a file or folder, a truncation, a change of mode, or a sync. Locks, reads, standard streams and pipes do not count.
+ * An operation is: an open that may create or truncate, a write of any kind to a regular file, a
+ * rename, a link, the making or removal of a file or folder, a truncation, a change of mode, or a
+ * sync. Locks, reads, standard streams, pipes, and what is below /proc and /dev do not count.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -33,7 +38,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* What becomes of an operation. */
+/* What happens to an operation. */
 enum verdict { PASS, FAIL, HALF, KILL_AFTER };
 /* Whether it needs room on the disk. */
 enum space { FREES, TAKES };
@@ -59,10 +64,16 @@ static void setup(void) {
     without_link = text && strstr(text, "link");
     text = getenv("FAULTS_LOG");
     if (text)
-        log_file = (int)real_syscall(SYS_openat, AT_FDCWD, text, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+        log_file = (int)real_syscall(SYS_openat, AT_FDCWD, text,
+                                     O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
 }
 
 static void ready(void) { pthread_once(&once, setup); }
+
+/* Whether a path is that of a file on a disk. */
+static int on_disk(const char *path) {
+    return strncmp(path, "/proc/", 6) && strncmp(path, "/dev/", 5) && strncmp(path, "/sys/", 5);
+}
 
 static void end(void) {
     kill(getpid(), SIGKILL);
@@ -75,10 +86,12 @@ static enum verdict operation(const char *name, const char *path, enum space spa
     long number = atomic_fetch_add(&counter, 1) + 1;
     if (log_file >= 0) {
         char line[1200];
-        int length = snprintf(line, sizeof line, "%ld %s %.1000s\n", number, name, path ? path : "");
+        const char *shown = path ? path : "";
+        int length = snprintf(line, sizeof line, "%ld %s %.1000s\n", number, name, shown);
         real_syscall(SYS_write, log_file, line, (long)length);
     }
-    if ((is_write && atomic_exchange(&next_write_fails, 0)) || (space == TAKES && atomic_load(&disk_is_full))) {
+    if ((is_write && atomic_exchange(&next_write_fails, 0)) ||
+        (space == TAKES && atomic_load(&disk_is_full))) {
         errno = code;
         return FAIL;
     }
@@ -110,14 +123,14 @@ static long done(enum verdict verdict, long result) {
     return result;
 }
 
-#define REAL(name)                                                                                                             \
-    static __typeof__(&name) real;                                                                                             \
-    if (!real)                                                                                                                 \
+#define REAL(name)                                                                                \
+    static __typeof__(&name) real;                                                                \
+    if (!real)                                                                                    \
         real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
 /* An operation that returns -1 and errno when it fails. */
-#define DO(space, path, call)                                                                                                  \
-    enum verdict verdict = operation(__func__, path, space, 0);                                                                \
+#define DO(space, path, call)                                                                     \
+    enum verdict verdict = operation(__func__, path, space, 0);                                   \
     return verdict == FAIL ? -1 : done(verdict, call)
 
 /* The path of an open file, for the log; whether it is a regular one. */
@@ -134,44 +147,44 @@ static int regular(int file, char path[static 512]) {
     ssize_t length = readlink(link, path, 511);
     path[length > 0 ? length : 0] = 0;
     errno = before;
-    return 1;
+    return on_disk(path);
 }
 
 /* A write of `size` bytes; CALL uses `n` for the bytes to write. */
-#define WRITE(file, size, CALL)                                                                                                \
-    char path[512];                                                                                                            \
-    size_t n = size;                                                                                                           \
-    ready();                                                                                                                   \
-    if (!regular(file, path))                                                                                                  \
-        return CALL;                                                                                                           \
-    enum verdict verdict = operation(__func__, path, TAKES, 1);                                                                \
-    if (verdict == FAIL)                                                                                                       \
-        return -1;                                                                                                             \
-    if (verdict == HALF) {                                                                                                     \
-        if (n < 2) {                                                                                                           \
-            errno = code;                                                                                                      \
-            return -1;                                                                                                         \
-        }                                                                                                                      \
-        n /= 2;                                                                                                                \
-        atomic_store(&next_write_fails, 1);                                                                                    \
-    }                                                                                                                          \
+#define WRITE(file, size, CALL)                                                                   \
+    char path[512];                                                                               \
+    size_t n = size;                                                                              \
+    ready();                                                                                      \
+    if (!regular(file, path))                                                                     \
+        return CALL;                                                                              \
+    enum verdict verdict = operation(__func__, path, TAKES, 1);                                   \
+    if (verdict == FAIL)                                                                          \
+        return -1;                                                                                \
+    if (verdict == HALF) {                                                                        \
+        if (n < 2) {                                                                              \
+            errno = code;                                                                         \
+            return -1;                                                                            \
+        }                                                                                         \
+        n /= 2;                                                                                   \
+        atomic_store(&next_write_fails, 1);                                                       \
+    }                                                                                             \
     return done(verdict, CALL)
 
-#define MODE_OF(flags)                                                                                                         \
-    mode_t mode = 0;                                                                                                           \
-    if ((flags) & (O_CREAT | O_TMPFILE)) {                                                                                     \
-        va_list rest;                                                                                                          \
-        va_start(rest, flags);                                                                                                 \
-        mode = va_arg(rest, mode_t);                                                                                           \
-        va_end(rest);                                                                                                          \
+#define MODE_OF(flags)                                                                            \
+    mode_t mode = 0;                                                                              \
+    if ((flags) & (O_CREAT | O_TMPFILE)) {                                                        \
+        va_list rest;                                                                             \
+        va_start(rest, flags);                                                                    \
+        mode = va_arg(rest, mode_t);                                                              \
+        va_end(rest);                                                                             \
     }
 
 #define CHANGES(flags) ((flags) & (O_CREAT | O_TRUNC))
 
-#define OPEN(call)                                                                                                             \
-    ready();                                                                                                                   \
-    if (!CHANGES(flags))                                                                                                       \
-        return call;                                                                                                           \
+#define OPEN(call)                                                                                \
+    ready();                                                                                      \
+    if (!CHANGES(flags) || !on_disk(path))                                                        \
+        return call;                                                                              \
     DO(TAKES, path, call)
 
 int open(const char *path, int flags, ...) {
@@ -212,7 +225,8 @@ ssize_t pwrite64(int file, const void *bytes, size_t size, off64_t offset) {
     WRITE(file, size, real(file, bytes, n, offset));
 }
 /* Half of several parts is half of the first. */
-static const struct iovec *cut(const struct iovec *parts, size_t n, size_t whole, struct iovec *half, int *count) {
+static const struct iovec *cut(const struct iovec *parts, size_t n, size_t whole,
+                               struct iovec *half, int *count) {
     if (n == whole)
         return parts;
     *half = parts[0];
@@ -232,7 +246,8 @@ ssize_t writev(int file, const struct iovec *parts, int count) {
     size_t whole = total(parts, count);
     WRITE(file, whole, real(file, cut(parts, n, whole, &half, &count), count));
 }
-ssize_t copy_file_range(int from, off64_t *start, int file, off64_t *offset, size_t size, unsigned flags) {
+ssize_t copy_file_range(int from, off64_t *start, int file, off64_t *offset, size_t size,
+                        unsigned flags) {
     REAL(copy_file_range);
     WRITE(file, size, real(from, start, file, offset, n, flags));
 }
@@ -360,9 +375,11 @@ long syscall(long number, ...) {
     ready();
     switch (number) {
     case SYS_renameat2:
-        return renameat2((int)a[0], (const char *)a[1], (int)a[2], (const char *)a[3], (unsigned)a[4]);
+        return renameat2((int)a[0], (const char *)a[1], (int)a[2], (const char *)a[3],
+                         (unsigned)a[4]);
     case SYS_copy_file_range:
-        return copy_file_range((int)a[0], (off64_t *)a[1], (int)a[2], (off64_t *)a[3], (size_t)a[4], (unsigned)a[5]);
+        return copy_file_range((int)a[0], (off64_t *)a[1], (int)a[2], (off64_t *)a[3], (size_t)a[4],
+                               (unsigned)a[5]);
     case SYS_openat:
         return openat((int)a[0], (const char *)a[1], (int)a[2], (mode_t)a[3]);
     case SYS_write:
