@@ -9,7 +9,7 @@
 #[expect(dead_code, reason = "shared with other tests")]
 mod harness;
 
-use harness::cases::{each, number, tell};
+use harness::cases::{Tally, each, number, row, tell};
 use harness::process::Ended;
 use harness::random::Random;
 use harness::shim::{Disturbance, Shim};
@@ -374,7 +374,8 @@ fn survives(kind: Kind) {
         return;
     }
     let (tiny, shim) = (Tiny::new(), Shim::new());
-    let mut survived = true;
+    let mut tallies = [Tally::default(); Mode::ALL.len()];
+    let mut operations = Vec::new();
     for setting in Setting::ALL {
         // How a folder is put in place is the same for all commands.
         let plain = matches!(setting, Setting::NewPlain | Setting::ForcePlain);
@@ -384,7 +385,8 @@ fn survives(kind: Kind) {
             continue;
         }
         let scene = Scene::new(&tiny, &shim, kind, setting);
-        for mode in Mode::ALL {
+        operations.push(scene.operations.len().to_string());
+        for (mode, tally) in Mode::ALL.into_iter().zip(&mut tallies) {
             let cases = match asked_for {
                 Some((_, _, case)) if case.mode != mode => continue,
                 Some((_, _, case)) => vec![case],
@@ -392,10 +394,10 @@ fn survives(kind: Kind) {
             };
             let failures = each(&cases, |case| scene.survives(*case));
             let what = format!("{} ({} operations) {}", scene.name(), scene.operations.len(), mode.name());
-            survived &= tell(&what, cases.len(), &failures);
+            tally.add(tell(&what, cases.len(), &failures));
         }
     }
-    assert!(survived, "some runs did not survive: see above");
+    row(&format!("{} | {}", kind.name(), operations.join(" / ")), &tallies);
 }
 
 #[test]

@@ -29,19 +29,45 @@ pub(crate) fn each<T: Sync>(cases: &[T], work: impl Fn(&T) -> Result<(), String>
     failures.into_iter().map(|(_, problem)| problem).collect()
 }
 
-/// Prints how many of the cases survived, and the problems of the first that did not; tells whether all did.
-pub(crate) fn tell(what: &str, tried: usize, failures: &[String]) -> bool {
+/// How many cases were tried, and how many of them survived.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) tried: usize,
+    pub(crate) survived: usize,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.tried += other.tried;
+        self.survived += other.survived;
+    }
+}
+
+/// The figures are shown of tests that succeed too: standard error itself is not captured.
+fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Prints how many of the cases survived, and the problems of the first that did not.
+pub(crate) fn tell(what: &str, tried: usize, failures: &[String]) -> Tally {
     const SHOWN: usize = 8;
-    let mut text = format!("{what}: tried {tried}, survived {}\n", tried - failures.len());
+    let survived = tried - failures.len();
+    let mut text = format!("{what}: tried {tried}, survived {survived}\n");
     for problem in failures.iter().take(SHOWN) {
         text += &format!("  {}\n", problem.trim_end().replace('\n', "\n    "));
     }
     if failures.len() > SHOWN {
         text += &format!("  and {} more\n", failures.len() - SHOWN);
     }
-    // The figures are shown of tests that succeed too: standard error itself is not captured.
-    let _ = std::io::stderr().write_all(text.as_bytes());
-    failures.is_empty()
+    say(&text);
+    Tally { tried, survived }
+}
+
+/// Prints the row of a table in `docs/reliability.md`, and fails if a case did.
+pub(crate) fn row(name: &str, tallies: &[Tally]) {
+    let cells: Vec<String> = tallies.iter().map(|tally| format!("{} / {}", tally.tried, tally.survived)).collect();
+    say(&format!("| {name} | {} |\n", cells.join(" | ")));
+    assert!(tallies.iter().all(|tally| tally.survived == tally.tried), "some cases did not survive: see above");
 }
 
 /// The number in an environment variable.
