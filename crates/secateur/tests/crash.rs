@@ -400,6 +400,32 @@ fn survives(kind: Kind) {
     row(&format!("{} | {}", kind.name(), operations.join(" / ")), &tallies);
 }
 
+/// What somebody else keeps under the name of a run's own folder is neither used nor removed.
+#[test]
+fn a_foreign_folder_under_our_name_stays() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let foreign = Tree::default()
+        .with(".out.secateur/mine.txt", b"mine")
+        .with(".out.0123456789abcdef01234567.secateur/mine.txt", b"mine");
+    foreign.write(folder.path());
+    for kind in [Kind::Generate, Kind::Prune, Kind::Compress] {
+        for flags in [[].as_slice(), &["--force"], &["--resume"], &["--resume", "--force"]] {
+            if flags.contains(&"--resume") && !kind.resumes() {
+                continue;
+            }
+            let ended = Ended::of(tiny.command(kind, &folder.path().join("out")).args(flags));
+            ended.is_orderly().unwrap();
+            if ended.code != Some(0) {
+                assert!(ended.stderr.contains(".out.secateur"), "{}", ended.problem("it does not name the folder"));
+            }
+            let found = Tree::read_some(folder.path(), |name| name != "out");
+            assert_eq!(found.difference(&foreign), None, "{}", ended.problem(""));
+            let _ = std::fs::remove_dir_all(folder.path().join("out"));
+        }
+    }
+}
+
 #[test]
 fn generate() {
     survives(Kind::Generate);

@@ -280,6 +280,7 @@ fn toml(bytes: &[u8], random: &mut Random) -> Option<Vec<u8>> {
 
 /// Changes the lines of a text.
 fn lines(bytes: &[u8], random: &mut Random) -> Option<Vec<u8>> {
+    const ODD: [&str; 7] = ["\r", "\0", "\u{1b}[31m", "\u{202e}", "\u{feff}", " x y z", "\u{85}"];
     let text = std::str::from_utf8(bytes).ok()?;
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     let (a, b) = (random.below(lines.len()), random.below(lines.len()));
@@ -290,15 +291,7 @@ fn lines(bytes: &[u8], random: &mut Random) -> Option<Vec<u8>> {
         2 => lines.swap(a, b),
         3 => lines.truncate(a),
         4 => lines[a] = "a".repeat(*random.pick(&[300, 1 << 16, 1 << 22])),
-        5 => lines[a].push_str(*random.pick::<&str>(&[
-            "\r",
-            "\0",
-            "\u{1b}[31m",
-            "\u{202e}",
-            "\u{feff}",
-            " x y z",
-            "\u{85}",
-        ])),
+        5 => lines[a] += *random.pick(&ODD),
         6 => lines[a] = String::new(),
         7 => lines.insert(a, "\n".repeat(*random.pick(&[3, 100_000]))),
         _ => lines[a] = lines[a].chars().rev().collect(),
@@ -324,7 +317,10 @@ fn raw(bytes: &[u8], random: &mut Random) -> Vec<u8> {
             let part = *random.pick(&[b"\0".as_slice(), b"\xff\xfe", b"\x1b[31m", b"\xef\xbb\xbf", b"\"", b"}", b","]);
             bytes.splice(at..at, part.iter().copied());
         }
-        8 => bytes.extend_from_slice(*random.pick(&[b"\0\0\0\0\0\0\0\0".as_slice(), b"{}", b"x"])),
+        8 => {
+            let part = *random.pick(&[b"\0\0\0\0\0\0\0\0".as_slice(), b"{}", b"x"]);
+            bytes.extend_from_slice(part);
+        }
         _ => {
             let whole: &[&[u8]] = &[b"", b"{}", b"null", b"[]", b"\"\"", b"0", b"PK\x03\x04", b"\xff\xfe", b"\n"];
             bytes = random.pick(whole).to_vec();
