@@ -21,6 +21,7 @@ use harness::tree::Tree;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Options of a run that calibrates, and of one that uses its statistics.
 const CALIBRATION: [&str; 6] =
@@ -122,6 +123,8 @@ struct Inputs {
     groups: Vec<Group>,
     /// What the run that was stopped gives in the end.
     resumed: Tree,
+    /// Runs that ended with an error, as they may.
+    refused: AtomicUsize,
 }
 
 /// A file that is damaged.
@@ -182,7 +185,7 @@ impl Inputs {
             group(&|path, _| path.starts_with("statistics"), &[Statistics]),
             group(&|path, _| path.starts_with("stopped"), &[Resume]),
         ];
-        Self { tiny, whole, groups, resumed }
+        Self { tiny, whole, groups, resumed, refused: AtomicUsize::new(0) }
     }
 
     fn case(&self, seed: u64, index: u64) -> Case {
@@ -252,6 +255,7 @@ impl Inputs {
                     .map_or(Ok(()), |difference| Err(format!("it goes on to something else: {difference}")));
             }
         } else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             let folder = case.file.parent().and_then(Path::file_name);
             // A conversion names the two things that do not fit each other.
             let like = case.file.iter().next().filter(|_| case.reader == Reader::Convert);
@@ -367,13 +371,15 @@ fn damaged_files() {
     let failures = each(&recorded, |case| inputs.survives(case));
     let before = tell("damaged before", recorded.len(), &failures);
 
+    inputs.refused.store(0, Ordering::Relaxed);
     let seed = number("SECATEUR_SEED").unwrap_or(1);
     let indices: Vec<u64> = match number("SECATEUR_MUTATION") {
         Some(index) => vec![index],
         None => (0..number("SECATEUR_MUTATIONS").unwrap_or(1000)).collect(),
     };
     let failures = each(&indices, |index| inputs.survives(&inputs.case(seed, *index)));
-    let random = tell(&format!("damaged at random, seed {seed}"), indices.len(), &failures);
+    let refused = inputs.refused.load(Ordering::Relaxed);
+    let random = tell(&format!("damaged at random, seed {seed} ({refused} refused)"), indices.len(), &failures);
     let difference = Tree::read(&inputs.tiny.at("")).unwrap().difference(&inputs.whole);
     assert!(difference.is_none(), "an input changed: {difference:?}");
     row(&format!("seed {seed}"), &[before, random]);
