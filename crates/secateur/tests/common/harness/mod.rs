@@ -1,0 +1,8 @@
+//! What the tests of kills, failing operations, signals, damaged files and simultaneous runs share.
+
+pub(crate) mod cases;
+pub(crate) mod process;
+pub(crate) mod random;
+pub(crate) mod shim;
+pub(crate) mod tiny;
+pub(crate) mod tree;
