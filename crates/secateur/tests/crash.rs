@@ -23,6 +23,8 @@ use std::process::Command;
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 const SIGKILL: i32 = 9;
+/// Stands before the folder of an output that could not be put in place.
+const KEPT: &str = "is complete in ";
 
 /// What is at --out before, and what the file system can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,8 +315,22 @@ impl<'a> Scene<'a> {
                 ended.is_orderly()?;
                 if ended.code == Some(0) { Ok(()) } else { Err(ended.problem("--force failed")) }
             }
+            // An output that could not be put in place is kept until somebody says what to do with it.
+            Some(1) if ended.stderr.contains(KEPT) => {
+                self.is_kept(&ended.stderr).map_err(|problem| ended.problem(problem))?;
+                let ended = Ended::of(&mut self.command(parent, &["--force"]));
+                ended.is_orderly()?;
+                if ended.code == Some(0) { Ok(()) } else { Err(ended.problem("--force failed")) }
+            }
             _ => Err(ended.problem("the command failed when it was run again")),
         }
+    }
+
+    /// That the folder that a message names is a whole output.
+    fn is_kept(&self, message: &str) -> Result<(), String> {
+        let path = message.split(KEPT).nth(1).unwrap_or_default().split([';', '\n']).next().unwrap_or_default();
+        let Some(kept) = Tree::read(Path::new(path)) else { return Err(format!("{path:?} is no folder")) };
+        kept.difference_of_output(&self.expected).map_or(Ok(()), |difference| Err(format!("{path}: {difference}")))
     }
 
     /// What is at --out, which is never anything in between.

@@ -55,14 +55,12 @@ impl<'a> Alone<'a> {
         command(self.tiny, self.kind, &parent.join("out"), seed, flags)
     }
 
-    /// Which seed's output is there, whole.
-    fn whole(&self, parent: &Path) -> Result<usize, String> {
+    /// Whose output is there, whole: of one seed, or of several that give the same.
+    fn whole(&self, parent: &Path) -> Result<Vec<usize>, String> {
         let Some(found) = Tree::read(&parent.join("out")) else { return Err("there is no output".into()) };
         let differences: Vec<_> = self.outputs.iter().map(|output| found.difference_of_output(output)).collect();
-        match differences.iter().position(Option::is_none) {
-            Some(seed) => Ok(seed),
-            None => Err(format!("the output is that of no process: {differences:?}")),
-        }
+        let seeds: Vec<usize> = (0..differences.len()).filter(|&seed| differences[seed].is_none()).collect();
+        if seeds.is_empty() { Err(format!("the output is that of no process: {differences:?}")) } else { Ok(seeds) }
     }
 }
 
@@ -151,9 +149,9 @@ impl Round {
         if winners.is_empty() || !self.force && winners.len() != 1 {
             return Err(format!("{} of {} processes succeeded", winners.len(), ended.len()));
         }
-        let winner = alone.whole(parent)?;
-        if !winners.contains(&winner) {
-            return Err(format!("the output is that of process {winner}, and these succeeded: {winners:?}"));
+        let found = alone.whole(parent)?;
+        if !winners.iter().any(|winner| found.contains(winner)) {
+            return Err(format!("the output is that of {found:?}, and these succeeded: {winners:?}"));
         }
         if gone && self.force {
             return Err("there was a moment without a folder at --out".into());
@@ -192,7 +190,8 @@ fn takes_over(alone: &Alone<'_>, force: bool, after: Duration) -> Result<(), Str
             let resumed = Ended::of(&mut alone.command(parent, 0, &[flags, &["--resume"]].concat()));
             resumed.is_orderly()?;
             if resumed.code != Some(0) {
-                return Err(resumed.problem("--resume failed, which the run before it told to use"));
+                let told = next.problem("--resume failed, which this run told to use");
+                return Err(resumed.problem(format!("{told}\nand then:")));
             }
             0
         }
@@ -207,8 +206,8 @@ fn takes_over(alone: &Alone<'_>, force: bool, after: Duration) -> Result<(), Str
         _ => return Err(next.problem(format!("it does not take over from one that was killed ({:?})", killed.signal))),
     };
     let found = alone.whole(parent)?;
-    if found != seed {
-        return Err(next.problem(format!("the output is that of seed {found} where {seed} was the last to succeed")));
+    if !found.contains(&seed) {
+        return Err(next.problem(format!("the output is that of seed {found:?} where {seed} was the last to succeed")));
     }
     // What a run left that came to its end just before the kill goes with the next run.
     if seed == 0 && next.stderr.contains("exists already") {
