@@ -5,8 +5,8 @@ use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
 
-use secateur_models::files::write_atomically;
 use crate::{Error, Result};
+use secateur_models::files::write_atomically;
 
 /// The largest side a picture may have. Within it, encoding cannot overflow the limits of PNG.
 const LARGEST_SIDE: usize = 65_536;

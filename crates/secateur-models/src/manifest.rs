@@ -2,8 +2,8 @@
 
 use crate::edits::Removals;
 use crate::error::{Error, Result};
-use crate::files::{Limit, read_json, shown};
 use crate::files::tree::is_inside;
+use crate::files::{Limit, read_json, shown};
 use crate::options::read_fields;
 use crate::reuse::ReuseSchedule;
 use crate::scheduler::{MOST_STEPS, Sampler};
@@ -146,7 +146,8 @@ impl Manifest {
                 return Err(format!("{field}: {} is not the name of a file in the model folder", shown(named)));
             }
         }
-        let beside = |clip: &Path| clip.strip_prefix("..").is_ok_and(|rest| rest.components().count() == 1 && is_inside(rest));
+        let beside =
+            |clip: &Path| clip.strip_prefix("..").is_ok_and(|rest| rest.components().count() == 1 && is_inside(rest));
         match self.clip.as_deref().filter(|clip| !is_inside(clip) && !beside(clip)) {
             Some(clip) => {
                 Err(format!("clip: {} is neither a folder in the model folder nor ../NAME beside it", shown(clip)))

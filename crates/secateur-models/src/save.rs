@@ -246,7 +246,8 @@ pub(crate) fn copy_model(source: &Path, tree: &Tree, destination: &Path, compone
     }
     let old = |file: &Path| {
         let folder = file.parent().unwrap_or(Path::new(""));
-        is_weights(file) && (folder == Path::new("") || components.iter().any(|component| folder.starts_with(component)))
+        is_weights(file)
+            && (folder == Path::new("") || components.iter().any(|component| folder.starts_with(component)))
     };
     for file in tree.files.iter().filter(|file| !old(file)) {
         let (source, target) = (source.join(file), destination.join(file));

@@ -182,13 +182,15 @@ impl Journal {
             found.collect::<BTreeSet<_>>() == planned.collect()
         };
         let removed = planned.coupled.iter().flatten().filter(|planned| planned.remove > 0);
-        let groups = same(&mut finished.groups.iter().map(|g| &g.name), &mut removed.map(|planned| planned.group.name()));
+        let groups =
+            same(&mut finished.groups.iter().map(|g| &g.name), &mut removed.map(|planned| planned.group.name()));
         let layers = same(&mut finished.layers.iter().map(|l| &l.name), &mut planned.layers().map(|layer| &layer.name));
         if !groups || (planned.coupled.is_empty() && !layers) {
             return wrong("has other layers than the plan");
         }
         let weights = read_tensors(&self.folder.join(tensors_name(package)), &finished.sha256)?;
-        let shapes = weights.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect::<BTreeMap<_, _>>();
+        let shapes =
+            weights.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect::<BTreeMap<_, _>>();
         if shapes != finished.shapes {
             return wrong("has other tensors than its file");
         }

@@ -33,8 +33,9 @@ pub(crate) fn heed_signals() {
         ];
         for signal in signals.into_iter().flatten() {
             // Where one cannot be taken over it ends the process as it always did.
-            let _ = flag::register_conditional_shutdown(signal, i32::from(crate::INTERRUPTED), Arc::clone(&INTERRUPTED))
-                .and_then(|_| flag::register(signal, Arc::clone(&INTERRUPTED)));
+            let _ =
+                flag::register_conditional_shutdown(signal, i32::from(crate::INTERRUPTED), Arc::clone(&INTERRUPTED))
+                    .and_then(|_| flag::register(signal, Arc::clone(&INTERRUPTED)));
         }
     });
 }

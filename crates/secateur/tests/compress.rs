@@ -190,8 +190,15 @@ fn methods_that_would_calibrate_alike_share_a_calibration() {
     std::fs::write(at("recipe.toml"), recipe).unwrap();
     let planned = succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run"]));
     let [slim, first, second] = planned.lines().collect::<Vec<_>>()[..] else { panic!("{planned}") };
-    assert!(slim.contains("--samples=200 --carry-statistics=") && slim.ends_with(".small.secateur/progress/1-slim.statistics"), "{slim}");
-    assert!(first.contains("--samples=200 --statistics=") && first.ends_with(".small.secateur/progress/1-slim.statistics"), "{first}");
+    assert!(
+        slim.contains("--samples=200 --carry-statistics=")
+            && slim.ends_with(".small.secateur/progress/1-slim.statistics"),
+        "{slim}"
+    );
+    assert!(
+        first.contains("--samples=200 --statistics=") && first.ends_with(".small.secateur/progress/1-slim.statistics"),
+        "{first}"
+    );
     assert!(second.contains("--samples=3") && !second.contains("statistics"), "{second}");
 
     // What is shared is what the commands do by themselves, a run that was stopped in between included.

@@ -79,12 +79,16 @@ mod tests {
         for name in ["out", "a.b", "ünder", &"x".repeat(255)] {
             let name = name.as_ref();
             let passing = passing_name(name);
-            assert!(is_passing_name(&passing, name) && passing.len() <= 255 && work_name(name).len() <= 255, "{passing}");
+            assert!(
+                is_passing_name(&passing, name) && passing.len() <= 255 && work_name(name).len() <= 255,
+                "{passing}"
+            );
             assert!(!is_passing_name(&passing, "other".as_ref()));
             assert!(!is_passing_name(&work_name(name), name));
             assert_ne!(passing, passing_name(name));
         }
-        for mine in [".out.0123456789abcdef01234567.secateur", ".out.unfinished", ".out..secateur", ".out.é.secateur"] {
+        for mine in [".out.0123456789abcdef01234567.secateur", ".out.unfinished", ".out..secateur", ".out.é.secateur"]
+        {
             assert!(!is_passing_name(mine, "out".as_ref()), "{mine}");
         }
     }

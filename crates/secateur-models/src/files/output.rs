@@ -357,8 +357,8 @@ fn has_progress(folder: &Path) -> bool {
 fn progress_names(folder: &Path) -> impl Iterator<Item = String> + use<> {
     let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    // What was being written when a process was killed.
-    names.filter(|name| !name.ends_with(".tmp"))
+    // What was being written when a process was killed, by us or by the safetensors library.
+    names.filter(|name| !name.ends_with(".tmp") && !name.starts_with(".tmp"))
 }
 
 #[cfg(unix)]

@@ -112,7 +112,6 @@ pub fn read_json<T: DeserializeOwned>(path: &Path, limit: Limit) -> Result<T> {
     serde_json::from_slice(&bytes).map_err(|error| Error::invalid(path, error))
 }
 
-
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;

@@ -150,10 +150,8 @@ pub(crate) fn inside(root: &Path, named: &Path) -> Result<PathBuf> {
         let problem = format!("names {}, which is not the name of a file inside the model folder", shown(named));
         return Err(Error::invalid(root, problem));
     }
-    let (folder, file) = (
-        root.canonicalize().map_err(Error::io(root))?,
-        path.canonicalize().map_err(Error::io(&path))?,
-    );
+    let (folder, file) =
+        (root.canonicalize().map_err(Error::io(root))?, path.canonicalize().map_err(Error::io(&path))?);
     if !file.starts_with(&folder) && !is_blob(&folder, &file) {
         let problem = "is a link that leads out of the model folder, and is not followed";
         return Err(Error::invalid(path, problem));

@@ -295,7 +295,6 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

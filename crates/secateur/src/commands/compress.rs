@@ -132,7 +132,8 @@ impl Run {
             }
         }
         // A method that is to be run needs what the one before it shares.
-        while let Some(shared) = methods.get(finished).filter(|_| finished > 0).map(Method::statistics_read).transpose()?
+        while let Some(shared) =
+            methods.get(finished).filter(|_| finished > 0).map(Method::statistics_read).transpose()?
             && let Some(Err(error)) =
                 shared.filter(|path| methods[finished].is_beside(path)).map(|path| SavedStatistics::check(&path))
         {

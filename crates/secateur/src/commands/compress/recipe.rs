@@ -2,11 +2,11 @@
 
 use crate::args::{Cli, Command, CompressArgs, JobArgs};
 use crate::commands::quoted;
-use secateur_models::OutputFolder;
-use secateur_models::files::{Limit, read_text, shown};
 use anyhow::{Context, Result, bail};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, Parser};
+use secateur_models::OutputFolder;
+use secateur_models::files::{Limit, read_text, shown};
 use serde_json::{Map, Value};
 use std::ffi::OsString;
 use std::fmt;
@@ -267,7 +267,10 @@ mod tests {
             ("[[method]]\nname = 'skip'\nkeep = { a = 1 }", "is no option"),
             ("[[method]", "TOML parse error"),
             ("keep = 1\n[[method]]\nname = 'skip'", "\"keep\" is no option of compress"),
-            ("[[method]]\nname = 'prune'\n\"out=/elsewhere\" = true", "method 1: \"out=/elsewhere\" is no option of prune"),
+            (
+                "[[method]]\nname = 'prune'\n\"out=/elsewhere\" = true",
+                "method 1: \"out=/elsewhere\" is no option of prune",
+            ),
             ("\"steps=2 \" = 3\n[[method]]\nname = 'skip'", "\"steps=2 \" is no option"),
             ("[[method]]\nname = 'prune'\nhelp = true", "\"help\" is no option"),
             ("[[method]]\nname = 'prune'\n\"\" = true", "\"\" is no option"),
