@@ -8,7 +8,7 @@ mod read;
 mod recognise;
 mod rename;
 mod sealed;
-mod tensors;
+pub(crate) mod tensors;
 pub(crate) mod tree;
 mod work;
 mod write;

@@ -3,6 +3,7 @@
 use crate::checkpoint::{Checkpoint, TensorFile, TensorInfo};
 use crate::edits::{Cuts, Edits, Removals};
 use crate::error::{Error, Result};
+use crate::files::tensors::{candle_dtype, encode, header};
 use crate::files::tree::{Tree, is_weights};
 use crate::files::{Limit, new_file, open, read_json, write_atomically};
 use crate::folder::ModelFolder;
@@ -11,10 +12,9 @@ use crate::pipeline::Observer;
 use crate::reuse::ReuseSchedule;
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 use secateur_nn::{Parameters, Wanted};
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -28,15 +28,6 @@ const REUSE: &str = "reuse.json";
 /// If `dtype` is none of these.
 pub fn cast(tensor: &Tensor, dtype: Dtype) -> Result<Tensor> {
     Ok(tensor.to_dtype(candle_dtype(dtype)?)?.to_dtype(DType::F32)?)
-}
-
-fn candle_dtype(dtype: Dtype) -> Result<DType> {
-    match dtype {
-        Dtype::F32 => Ok(DType::F32),
-        Dtype::F16 => Ok(DType::F16),
-        Dtype::BF16 => Ok(DType::BF16),
-        other => Err(Error::Request(format!("weights cannot be written as {other:?}"))),
-    }
 }
 
 impl ModelFolder {
@@ -208,33 +199,6 @@ impl TensorFile {
         })?;
         Ok(bytes)
     }
-}
-
-/// What a safetensors file begins with: the length of its header, and that, for tensors that follow each other.
-pub(crate) fn header(
-    tensors: impl Iterator<Item = (String, Dtype, Vec<usize>)>,
-    metadata: Option<HashMap<String, String>>,
-) -> std::result::Result<Vec<u8>, String> {
-    let mut end = 0;
-    let info = |(name, dtype, shape): (String, Dtype, Vec<usize>)| {
-        let start = end;
-        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
-        (name, safetensors::tensor::TensorInfo { dtype, shape, data_offsets: (start, end) })
-    };
-    let metadata = Metadata::new(metadata, tensors.map(info).collect()).map_err(|error| error.to_string())?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
-    // The data begin at a multiple of 8.
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let length = (header.len() as u64).to_le_bytes();
-    Ok([length.as_slice(), &header].concat())
-}
-
-/// The bytes of a tensor in a file of that type.
-pub(crate) fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let tensor = tensor.to_dtype(candle_dtype(dtype)?)?;
-    tensor.write_bytes(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Copies a model folder without the weights of `components`, and without checkpoints of the whole pipeline in one file:

@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The bundled model in a new folder: links, but for `changed`, which is copied.
+/// The bundled model in a new folder: links, but for `changed` and the lists of prompts, which are copied.
 fn copy(folder: &Path, changed: &str) -> PathBuf {
     let target = folder.join("model");
     std::fs::create_dir(&target).unwrap();
     for name in entries(&model("emoji-mmdit")) {
         let (source, link) = (model("emoji-mmdit").join(&name), target.join(&name));
-        if name != changed.split('/').next().unwrap() {
+        if ![changed.split('/').next().unwrap(), "prompts"].contains(&name.as_str()) {
             symlink(source, link).unwrap();
         } else if source.is_dir() {
             std::fs::create_dir(&link).unwrap();
@@ -201,6 +201,11 @@ fn prompts_that_cannot_be_read() {
     request(&["--prompts", &file("binary.txt", &[0xff, 0xfe, 0x00])], 1, &["binary.txt"]);
     request(&["--prompts", &file("empty.txt", b"\n  \n")], 1, &["empty.txt", "no prompts"]);
     request(&["--prompts", &file("one.txt", b"a cat\n"), "--samples", "5"], 1, &["--samples 5"]);
+    let long = [vec![b'a'; 1 << 17], b"\n".to_vec()].concat();
+    request(&["--prompts", &file("long.txt", &long)], 1, &["long.txt", "line 1", "at most 65536 bytes"]);
+    let good = file("good.txt", b"a cat\n\na dog\n");
+    let planned = prune(&model("emoji-mmdit"), &temporary.path().join("out"));
+    common::succeed({ planned }.args(["--dry-run", "--samples", "2", "--prompts", &good]));
 }
 
 #[test]

@@ -98,8 +98,10 @@ fn other_samplers_and_sizes() {
         (["--sampler", "lms"], 2, "euler-ancestral"),
         (["--sampler", "flow-match-euler"], 1, "does not go with a model that is sampled by ddim"),
         (["--height", "30"], 1, "--height 30 is not a multiple of 4"),
-        (["--height", "40000000"], 1, "a height of 40000000 pixels"),
-        (["--steps", "99999999999"], 1, "99999999999 steps"),
+        (["--height", "40000000"], 2, "must be at most 1000000"),
+        (["--height", "400000"], 1, "a height of 400000 pixels"),
+        (["--steps", "99999999999"], 2, "must be at most 1000000"),
+        (["--steps", "999999"], 1, "999999 steps"),
     ] {
         let error = fail(&mut generate("none", &options), code);
         assert!(error.contains(words), "{error}");

@@ -6,11 +6,25 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// The SHA-256 of what is added.
+#[derive(Default)]
+pub(super) struct Hash(Sha256);
+
+impl Hash {
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(super) fn finish(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 /// The SHA-256 of successive parts.
 pub fn digest(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
-    let mut hash = Sha256::new();
-    parts.into_iter().for_each(|part| hash.update(part));
-    hexadecimal(hash)
+    let mut hash = Hash::default();
+    parts.into_iter().for_each(|part| hash.add(part.as_ref()));
+    hash.finish()
 }
 
 /// The SHA-256 of a file.
@@ -18,9 +32,9 @@ pub fn digest(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
 /// # Errors
 /// The file cannot be read.
 pub fn digest_of_file(path: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    std::io::copy(&mut open(path)?, &mut hash).map_err(Error::io(path))?;
-    Ok(hexadecimal(hash))
+    let mut hash = Hash::default();
+    std::io::copy(&mut open(path)?, &mut hash.0).map_err(Error::io(path))?;
+    Ok(hash.finish())
 }
 
 /// The SHA-256 of each file in a folder and the folders inside, by its path relative to it.
@@ -30,8 +44,4 @@ pub fn digest_of_file(path: &Path) -> Result<String> {
 pub fn digests_of_folder(folder: &Path) -> Result<BTreeMap<PathBuf, String>> {
     let files = tree::all(folder)?.into_iter().map(|entry| entry.path).filter(|path| !folder.join(path).is_dir());
     files.map(|path| digest_of_file(&folder.join(&path)).map(|digest| (path, digest))).collect()
-}
-
-fn hexadecimal(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

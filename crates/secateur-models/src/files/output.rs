@@ -277,12 +277,13 @@ impl OutputFolder {
         self.parents.keep();
         let parent = self.target.parent().unwrap_or(Path::new("/"));
         // From here on the output is complete, whatever else fails.
-        let tidied = sync_folder(parent).and_then(|()| match (complete, self.work.take()) {
+        let synced = sync_folder(parent);
+        let tidied = match (complete, self.work.take()) {
             (true, Some(work)) => work.remove(),
             (false, Some(work)) => work.remove_entry(CONTENT).and_then(|()| work.remove_entry(REPLACED)),
             (_, None) => Ok(()),
-        });
-        if let Err(error) = tidied {
+        };
+        for error in [synced, tidied].into_iter().filter_map(Result::err) {
             (self.options.tell)(&format!("the output is complete, but: {error}"));
         }
         Ok(())
@@ -357,8 +358,8 @@ fn has_progress(folder: &Path) -> bool {
 fn progress_names(folder: &Path) -> impl Iterator<Item = String> + use<> {
     let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    // What was being written when a process was killed, by us or by the safetensors library.
-    names.filter(|name| !name.ends_with(".tmp") && !name.starts_with(".tmp"))
+    // What was being written when a process was killed.
+    names.filter(|name| !name.ends_with(".tmp"))
 }
 
 #[cfg(unix)]

@@ -1,30 +1,34 @@
-//! Files of tensors that a run writes for itself, known by their SHA-256.
+//! Files of tensors: their header, and those that a run writes for itself, known by their SHA-256.
 
-use super::{digest_of_file, names, write::sync_folder};
+use super::digest::{Hash, digest_of_file};
+use super::write::replace;
 use crate::error::{Error, Result};
-use candle_core::{Device, Tensor, safetensors};
+use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use std::collections::HashMap;
-use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
-/// Writes tensors as a safetensors file, whole or not at all, and returns its SHA-256.
+/// Writes f32 tensors as a safetensors file, whole or not at all, and returns its SHA-256.
 ///
 /// # Errors
 /// The file cannot be written; what was there before is then still there.
 pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<String> {
-    let temporary = path.with_file_name(format!(".{}.tmp", names::token()));
-    let written = safetensors::save(tensors, &temporary)
-        .map_err(|error| Error::invalid(path, error))
-        .and_then(|()| File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io(path)))
-        .and_then(|()| digest_of_file(&temporary))
-        .and_then(|digest| std::fs::rename(&temporary, path).map(|()| digest).map_err(Error::io(path)));
-    if written.is_err() {
-        // The first error counts; a file that was never made cannot be removed either.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    let digest = written?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))?;
-    Ok(digest)
+    let mut sorted: Vec<_> = tensors.iter().collect();
+    sorted.sort_by_key(|(name, _)| *name);
+    let described = sorted.iter().map(|(name, tensor)| ((*name).clone(), Dtype::F32, tensor.dims().to_vec()));
+    let header = header(described, None).map_err(|problem| Error::invalid(path, problem))?;
+    let mut hash = Hash::default();
+    replace(path, |file| {
+        let mut write = |bytes: &[u8]| {
+            hash.add(bytes);
+            file.write_all(bytes).map_err(Error::io(path))
+        };
+        write(&header)?;
+        sorted.iter().try_for_each(|(_, tensor)| write(&encode(tensor, Dtype::F32)?))
+    })?;
+    Ok(hash.finish())
 }
 
 /// Reads what [`write_tensors`] wrote.
@@ -33,7 +37,7 @@ pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<S
 /// The file cannot be read, or is not the one with that SHA-256.
 pub fn read_tensors(path: &Path, sha256: &str) -> Result<HashMap<String, Tensor>> {
     check_digest(path, sha256)?;
-    safetensors::load(path, &Device::Cpu).map_err(|error| Error::invalid(path, error))
+    candle_core::safetensors::load(path, &Device::Cpu).map_err(|error| Error::invalid(path, error))
 }
 
 /// Fails if a file is not the one with that SHA-256.
@@ -44,5 +48,42 @@ pub fn check_digest(path: &Path, sha256: &str) -> Result<()> {
     match digest_of_file(path)? == sha256 {
         true => Ok(()),
         false => Err(Error::invalid(path, "is damaged, or another file in its place: its checksum is another")),
+    }
+}
+
+/// What a safetensors file begins with: the length of its header, and that, for tensors that follow each other.
+pub(crate) fn header(
+    tensors: impl Iterator<Item = (String, Dtype, Vec<usize>)>,
+    metadata: Option<HashMap<String, String>>,
+) -> std::result::Result<Vec<u8>, String> {
+    let mut end = 0;
+    let info = |(name, dtype, shape): (String, Dtype, Vec<usize>)| {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        (name, safetensors::tensor::TensorInfo { dtype, shape, data_offsets: (start, end) })
+    };
+    let metadata = Metadata::new(metadata, tensors.map(info).collect()).map_err(|error| error.to_string())?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
+    // The data begin at a multiple of 8.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let length = (header.len() as u64).to_le_bytes();
+    Ok([length.as_slice(), &header].concat())
+}
+
+/// The bytes of a tensor in a file of that type.
+pub(crate) fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let tensor = tensor.to_dtype(candle_dtype(dtype)?)?;
+    tensor.write_bytes(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The type of tensors that are written so.
+pub(crate) fn candle_dtype(dtype: Dtype) -> Result<DType> {
+    match dtype {
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::BF16 => Ok(DType::BF16),
+        other => Err(Error::Request(format!("weights cannot be written as {other:?}"))),
     }
 }

@@ -12,8 +12,17 @@ use std::path::Path;
 /// # Errors
 /// The file cannot be written or replaced; what was there before is then still there.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |file| file.write_all(bytes).map_err(Error::io(path)))
+}
+
+/// The same for what is written piece by piece.
+pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let temporary = path.with_file_name(format!(".{}.tmp", names::token()));
-    let written = new_file(&temporary, |file| file.write_all(bytes).map_err(Error::io(path)))
+    let written = new_file(&temporary, fill)
+        .map_err(|error| match error {
+            Error::Io { source, .. } => Error::io(path)(source),
+            other => other,
+        })
         .and_then(|()| std::fs::rename(&temporary, path).map_err(Error::io(path)));
     if written.is_err() {
         // The first error counts; a file that was never made cannot be removed either.

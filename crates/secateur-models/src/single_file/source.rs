@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{TensorFile, TensorInfo};
 use crate::error::Result;
-use crate::save::encode;
+use crate::files::tensors::encode;
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
