@@ -176,8 +176,7 @@ impl OutputFolder {
             (self.options.tell)("this file system has no locks: take care that no other run has the same --out");
         }
         self.inputs.check(work.path())?;
-        let record = read_sealed::<Published>(&self.at(PUBLISHED)).ok();
-        let published = record.filter(|record| identity(&self.target) == Some(record.identity));
+        let published = self.published();
         self.put_back(published.is_some())?;
         let work = self.work()?;
         let OutputOptions { replace, resume, .. } = self.options;
@@ -228,6 +227,12 @@ impl OutputFolder {
             }
         }
         Ok(())
+    }
+
+    /// The record of a folder that appeared, if that is what is at the target.
+    fn published(&self) -> Option<Published> {
+        let record = read_sealed::<Published>(&self.at(PUBLISHED)).ok();
+        record.filter(|record| identity(&self.target) == Some(record.identity))
     }
 
     /// Puts back what a run had taken away that was killed before the new folder was in place.
@@ -327,13 +332,15 @@ impl OutputFolder {
 
 impl Drop for OutputFolder {
     fn drop(&mut self) {
-        let progress = has_progress(&self.progress());
+        let (progress, published) = (has_progress(&self.progress()), self.published().is_some());
         let Some(work) = self.work.take() else { return };
         let tidied = match !self.finished && (progress || work.path().join(REPLACED).exists()) {
             true => {
                 (self.options.tell)("what was finished is kept: --resume goes on with it");
                 self.parents.keep();
-                work.remove_entry(PUBLISHED).and_then(|()| work.remove_entry(CONTENT))
+                // Another folder may have the number of one that is removed.
+                let record = if published { Ok(()) } else { work.remove_entry(PUBLISHED) };
+                record.and_then(|()| work.remove_entry(CONTENT))
             }
             false => work.remove(),
         };
