@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// A folder with a file that says which run it is of, and a pair of files a finished package: its tensors (f32), and what
-/// became of its layers. The second is written last, so a package is there whole or not at all; it has the SHA-256 of the
-/// first, and says which package of which run it is. What is not as it was written is not used, and done again.
+/// A folder with a file that says which run it is of, and a pair of files a finished package: its
+/// tensors (f32), and what became of its layers. The second is written last, so a package is there
+/// whole or not at all; it has the SHA-256 of the first, and says which package of which run it is.
+/// What is not as it was written is not used, and done again.
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
@@ -64,7 +65,8 @@ const RUN: &str = "run.json";
 const SETTINGS: &str = "settings.json";
 
 impl Run {
-    /// Of what `plan` chose, before any allocation; the calibration has that fingerprint and makes `batch` images at a time.
+    /// Of what `plan` chose, before any allocation; the calibration has that fingerprint and makes
+    /// `batch` images at a time.
     #[must_use]
     pub fn new(fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>, budget: Budget) -> Self {
         Self {
@@ -111,8 +113,8 @@ impl Journal {
         Ok(Self { folder: folder.to_owned(), run: digest([text]) })
     }
 
-    /// Opens the one of a run that was stopped. Where what it was of is not there or damaged, it is written again: every
-    /// finished package says for itself of which run it is.
+    /// Opens the one of a run that was stopped. Where what it was of is not there or damaged, it is
+    /// written again: every finished package says for itself of which run it is.
     ///
     /// # Errors
     /// If it was another run than `run`: the error says what differs.

@@ -37,7 +37,8 @@ impl Progress {
         [LEARNED, TRIED].contains(&name) || name.starts_with("pruner-")
     }
 
-    /// A file of the folder; nothing where there is none, or where it is damaged, which the observer hears of.
+    /// A file of the folder; nothing where there is none, or where it is damaged, which the
+    /// observer hears of.
     pub(crate) fn read<T: DeserializeOwned>(&self, name: &str, observer: &dyn Observer) -> Result<Option<T>> {
         let path = self.folder.join(name);
         if !path.exists() {

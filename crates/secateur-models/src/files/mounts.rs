@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// The mount points at a folder or inside it, as far as the system tells: on Linux all, elsewhere the folder itself
-/// where it is on another device than its parent.
+/// The mount points at a folder or inside it, as far as the system tells: on Linux all, elsewhere
+/// the folder itself where it is on another device than its parent.
 pub(super) fn within(folder: &Path) -> Option<PathBuf> {
     match std::fs::read_to_string("/proc/self/mountinfo") {
         Ok(table) => {

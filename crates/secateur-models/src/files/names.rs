@@ -5,8 +5,8 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
-/// A path as it is printed: control characters in its names are escaped, so that a name cannot steer a terminal or end
-/// a line.
+/// A path as it is printed: control characters in its names are escaped, so that a name cannot
+/// steer a terminal or end a line.
 pub fn shown(path: &Path) -> impl fmt::Display + use<'_> {
     Shown(path)
 }

@@ -1,4 +1,5 @@
-//! An output folder: it appears under its name when it is complete, and replaces nothing that was not to be replaced.
+//! An output folder: it appears under its name when it is complete, and replaces nothing that was
+//! not to be replaced.
 
 use super::names::work_name;
 use super::recognise::{Inputs, check_replaceable};
@@ -31,9 +32,9 @@ impl Default for OutputOptions {
 
 /// A folder that appears under its name only when it is complete.
 ///
-/// All work on it is in one hidden folder beside it, `.NAME.secateur`, which is locked: no two processes work on one
-/// output. When this is dropped the hidden folder goes, unless something in [`OutputFolder::progress`] is worth to go on
-/// with.
+/// All work on it is in one hidden folder beside it, `.NAME.secateur`, which is locked: no two
+/// processes work on one output. When this is dropped the hidden folder goes, unless something in
+/// [`OutputFolder::progress`] is worth to go on with.
 #[derive(Debug)]
 pub struct OutputFolder {
     target: PathBuf,
@@ -71,12 +72,13 @@ struct Published {
 }
 
 impl OutputFolder {
-    /// Prepares `target`, before any long work: whatever stands in its way is known now. `inputs` are the files and
-    /// folders that are read; they are never replaced, nor is anything that they link to.
+    /// Prepares `target`, before any long work: whatever stands in its way is known now. `inputs`
+    /// are the files and folders that are read; they are never replaced, nor is anything that they
+    /// link to.
     ///
     /// # Errors
-    /// If the folder exists and is not to be replaced, holds or lies in an input, is being written by another process,
-    /// has an unfinished run, or cannot be written.
+    /// If the folder exists and is not to be replaced, holds or lies in an input, is being written
+    /// by another process, has an unfinished run, or cannot be written.
     pub fn create(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<Self> {
         let name = target.file_name().ok_or_else(|| Error::invalid(target, "is not the name of a folder"))?;
         let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -112,8 +114,9 @@ impl OutputFolder {
         &self.target
     }
 
-    /// A folder for what is worth keeping until the output is complete: a run that is resumed finds it again. What is
-    /// there beside a file `run.json` is progress, and stays when the run is stopped.
+    /// A folder for what is worth keeping until the output is complete: a run that is resumed finds
+    /// it again. What is there beside a file `run.json` is progress, and stays when the run is
+    /// stopped.
     #[must_use]
     pub fn progress(&self) -> PathBuf {
         self.at(PROGRESS)
@@ -125,7 +128,8 @@ impl OutputFolder {
         target.with_file_name(work_name(target.file_name().unwrap_or_default())).join(PROGRESS)
     }
 
-    /// Fails where what is kept has other names than the command gives: it is another one's, and stays as it is.
+    /// Fails where what is kept has other names than the command gives: it is another one's, and
+    /// stays as it is.
     ///
     /// # Errors
     /// As told.
@@ -139,7 +143,8 @@ impl OutputFolder {
         }
     }
 
-    /// Whether a run that is resumed had come to its end: the output is there, and nothing is left to do.
+    /// Whether a run that is resumed had come to its end: the output is there, and nothing is left
+    /// to do.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.finished
@@ -148,7 +153,8 @@ impl OutputFolder {
     /// Lets the folder appear under its name.
     ///
     /// # Errors
-    /// If it cannot be renamed, or something is in its place by now that is not to be replaced; that is then still there.
+    /// If it cannot be renamed, or something is in its place by now that is not to be replaced;
+    /// that is then still there.
     pub fn finish(self) -> Result<()> {
         self.publish(true)
     }
@@ -312,7 +318,8 @@ impl OutputFolder {
         Ok(())
     }
 
-    /// Keeps a complete folder that could not move to its place, where nothing else is kept to make it again.
+    /// Keeps a complete folder that could not move to its place, where nothing else is kept to make
+    /// it again.
     fn keep(&mut self, content: &Path, error: Error) -> Error {
         let complete = self.at(COMPLETE);
         if has_progress(&self.progress()) || std::fs::rename(content, &complete).is_err() {

@@ -1,4 +1,5 @@
-//! Opening and reading files of unknown origin: regular files alone, and no more of a text than its kind needs.
+//! Opening and reading files of unknown origin: regular files alone, and no more of a text than its
+//! kind needs.
 
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -35,7 +36,8 @@ impl Limit {
     }
 }
 
-/// Opens a regular file to read; links are followed. Pipes, devices and folders are refused without waiting for them.
+/// Opens a regular file to read; links are followed. Pipes, devices and folders are refused without
+/// waiting for them.
 ///
 /// # Errors
 /// The file is none, or cannot be opened.

@@ -75,8 +75,8 @@ fn placed(path: &Path) -> Option<PathBuf> {
     }
 }
 
-/// Fails unless `folder` may be replaced: it holds nothing but what this program writes, no other file system, and not
-/// the current folder.
+/// Fails unless `folder` may be replaced: it holds nothing but what this program writes, no other
+/// file system, and not the current folder.
 pub(super) fn check_replaceable(folder: &Path, inputs: &Inputs) -> Result<()> {
     let refuse = |problem: String| Err(Error::invalid(folder, format!("is not replaced: {problem}")));
     let kind = folder.symlink_metadata().map_err(Error::io(folder))?.file_type();

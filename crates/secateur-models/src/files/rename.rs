@@ -5,8 +5,9 @@ use std::path::Path;
 
 /// Renames, and fails with [`ErrorKind::AlreadyExists`] where there is anything at `to`.
 ///
-/// On Linux and macOS the system sees to that. Elsewhere, and on file systems that cannot, it is looked up first: what
-/// appears between the look and the rename is replaced if it is an empty folder, and nothing else.
+/// On Linux and macOS the system sees to that. Elsewhere, and on file systems that cannot, it is
+/// looked up first: what appears between the look and the rename is replaced if it is an empty
+/// folder, and nothing else.
 pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     {

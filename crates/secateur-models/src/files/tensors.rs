@@ -51,7 +51,8 @@ pub fn check_digest(path: &Path, sha256: &str) -> Result<()> {
     }
 }
 
-/// What a safetensors file begins with: the length of its header, and that, for tensors that follow each other.
+/// What a safetensors file begins with: the length of its header, and that, for tensors that follow
+/// each other.
 pub(crate) fn header(
     tensors: impl Iterator<Item = (String, Dtype, Vec<usize>)>,
     metadata: Option<HashMap<String, String>>,

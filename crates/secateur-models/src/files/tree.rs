@@ -1,8 +1,9 @@
 //! The files of a model folder, and which links in it are followed.
 //!
-//! A link is followed where it leads to a regular file in one step, and that lies in the model folder or in the blobs of
-//! the hub's cache that the folder is a snapshot of, or the link is called as files of models are. A component's folder
-//! may be a link to one that stands elsewhere. Nothing else is read or copied.
+//! A link is followed where it leads to a regular file in one step, and that lies in the model
+//! folder or in the blobs of the hub's cache that the folder is a snapshot of, or the link is
+//! called as files of models are. A component's folder may be a link to one that stands elsewhere.
+//! Nothing else is read or copied.
 
 use super::{Limit, read_json, shown};
 use crate::error::{Error, Result};
@@ -85,7 +86,8 @@ impl Tree {
         Ok(())
     }
 
-    /// A component that is a link to a folder elsewhere: only what is called as a model's files are.
+    /// A component that is a link to a folder elsewhere: only what is called as a model's files
+    /// are.
     fn linked_component(&mut self, root: &Path, path: &Path) -> Result<()> {
         let folder = root.join(path);
         let real = folder.canonicalize().map_err(Error::io(&folder))?;
@@ -129,7 +131,8 @@ fn is_followed(link: &Path, root: &Path) -> Result<bool> {
     }
 }
 
-/// Whether a file is one of the blobs that the snapshots of a repository in the hub's cache link to.
+/// Whether a file is one of the blobs that the snapshots of a repository in the hub's cache link
+/// to.
 fn is_blob(snapshot: &Path, file: &Path) -> bool {
     let repository = snapshot.parent().filter(|snapshots| snapshots.ends_with("snapshots")).and_then(Path::parent);
     repository.is_some_and(|repository| file.parent() == Some(&repository.join("blobs")))

@@ -12,8 +12,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A folder `.NAME.secateur` beside an output NAME: ours by the marker in it, and one process's by its lock. It is there
-/// as long as the work on the output lasts, and stays where a run can go on.
+/// A folder `.NAME.secateur` beside an output NAME: ours by the marker in it, and one process's by
+/// its lock. It is there as long as the work on the output lasts, and stays where a run can go on.
 #[derive(Debug)]
 pub(super) struct WorkFolder {
     path: PathBuf,
@@ -77,7 +77,8 @@ impl WorkFolder {
         Err(Error::invalid(path, "other processes make and remove it again and again"))
     }
 
-    /// Makes a folder under a name that nobody knows, and gives it its own at last; `None` where another was faster.
+    /// Makes a folder under a name that nobody knows, and gives it its own at last; `None` where
+    /// another was faster.
     fn make(parent: &Path, name: &OsStr, path: &Path) -> Result<Option<Self>> {
         let passing = parent.join(passing_name(name));
         std::fs::create_dir(&passing).map_err(Error::io(&passing))?;
@@ -167,7 +168,8 @@ impl WorkFolder {
         Ok(())
     }
 
-    /// Removes it: the name is free at once, and what a process that is killed leaves of it is known as ours.
+    /// Removes it: the name is free at once, and what a process that is killed leaves of it is
+    /// known as ours.
     ///
     /// # Errors
     /// Something cannot be removed; the next run tries again.

@@ -6,8 +6,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-/// Writes a file beside `path` and renames it, so that nobody ever sees half of it, and so that it is on the disk when
-/// this returns.
+/// Writes a file beside `path` and renames it, so that nobody ever sees half of it, and so that it
+/// is on the disk when this returns.
 ///
 /// # Errors
 /// The file cannot be written or replaced; what was there before is then still there.
@@ -39,7 +39,8 @@ pub(crate) fn new_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> R
     output.sync_all().map_err(Error::io(path))
 }
 
-/// Gives the files of a folder a second name in an existing folder, or copies them where the file system has no links.
+/// Gives the files of a folder a second name in an existing folder, or copies them where the file
+/// system has no links.
 ///
 /// # Errors
 /// A file cannot be read, or one of its name is there.

@@ -207,7 +207,8 @@ impl Method {
         self.beside("json")
     }
 
-    /// The prompts that it learns from, or may learn from: all of the model's own where no number is given.
+    /// The prompts that it learns from, or may learn from: all of the model's own where no number
+    /// is given.
     fn prompts(&self, folder: &ModelFolder) -> Result<Vec<String>> {
         if folder.subject() == Subject::Nothing {
             return Ok(Vec::new());
