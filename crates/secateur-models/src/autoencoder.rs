@@ -1,6 +1,7 @@
 //! Autoencoders of all kinds, by the class that a configuration names.
 
 use crate::error::{Error, Result, read_json};
+use crate::structure::Operation;
 use crate::vae::AutoencoderKlConfig;
 use crate::vae_tiny::AutoencoderTinyConfig;
 use candle_core::Tensor;
@@ -45,6 +46,9 @@ pub(crate) fn pictures(decoded: &Tensor) -> Result<Tensor> {
 pub trait AutoencoderConfig: Debug + Send + Sync {
     /// Pixels that a latent is high and wide.
     fn factor(&self) -> usize;
+
+    /// What a decoder computes of latents of that height and width, in execution order.
+    fn decoder(&self, latent: (usize, usize)) -> Vec<Operation>;
 
     /// Loads the model from its folder.
     ///
