@@ -2,6 +2,7 @@
 
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::Arc;
 
 use image::{ImageFormat, RgbImage};
 
@@ -16,7 +17,8 @@ const LARGEST_SIDE: usize = 65_536;
 pub struct Picture {
     width: usize,
     height: usize,
-    pixels: Vec<f32>,
+    /// Shared by all that show it.
+    pixels: Arc<Vec<f32>>,
 }
 
 impl Picture {
@@ -40,7 +42,7 @@ impl Picture {
         for value in &mut pixels {
             *value = value.clamp(0.0, 1.0);
         }
-        Ok(Self { width, height, pixels })
+        Ok(Self { width, height, pixels: Arc::new(pixels) })
     }
 
     /// Width in pixels.

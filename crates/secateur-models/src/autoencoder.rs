@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::options::config_fields;
+use crate::structure::Operation;
 use crate::vae::AutoencoderKlConfig;
 use crate::vae_tiny::AutoencoderTinyConfig;
 use candle_core::Tensor;
@@ -46,6 +47,9 @@ pub(crate) fn pictures(decoded: &Tensor) -> Result<Tensor> {
 pub trait AutoencoderConfig: Debug + Send + Sync {
     /// Pixels that a latent is high and wide.
     fn factor(&self) -> usize;
+
+    /// What a decoder computes of latents of that height and width, in execution order.
+    fn decoder(&self, latent: (usize, usize)) -> Vec<Operation>;
 
     /// Loads the model from its folder.
     ///

@@ -4,6 +4,7 @@ use crate::checkpoint::{Checkpoint, TRANSFORMERS_STEM};
 use crate::error::{Error, Result};
 use crate::options::{check_eps, config_fields, read_fields};
 use crate::preprocess::ClipImageProcessor;
+use crate::structure::Memory;
 use crate::tokenizer::ClipTokenizer;
 use candle_core::{D, IndexOp, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Scope, Wanted, ops};
@@ -309,6 +310,9 @@ impl VisionConfig {
     }
 }
 
+/// Texts that are embedded at a time: a thousand classes would take a gigabyte.
+const TEXTS: usize = 64;
+
 struct VisionModel {
     patch_embedding: Conv2d,
     class_embedding: Tensor,
@@ -400,6 +404,33 @@ impl ClipModel {
         })
     }
 
+    /// What the model of a folder takes that scores `pictures` pictures at a time against `texts` texts in all, as
+    /// [`ClipModel::open`] would load it.
+    ///
+    /// # Errors
+    /// If its configuration or the headers of its weights cannot be read.
+    pub fn memory(folder: &Path, pictures: usize, texts: usize) -> Result<Memory> {
+        let path = folder.join("config.json");
+        let config: Value = read_json(&path)?;
+        let vision: VisionConfig = complete(&path, vision_defaults(), config.get("vision_config"))?;
+        let text: ClipTextConfig = complete(&path, text_defaults(), config.get("text_config"))?;
+        let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
+        let packed = |config: &EncoderConfig| {
+            let EncoderConfig { hidden_size: width, intermediate_size: inner, num_hidden_layers: layers, .. } = config;
+            layers * (4 * width * width + 2 * width * inner)
+        };
+        let alive = |config: &EncoderConfig| 5 * config.hidden_size + config.intermediate_size;
+        let patches = (vision.image_size / vision.patch_size.max(1)).pow(2) + 1;
+        let of_texts = texts.min(TEXTS) * text.max_position_embeddings * alive(&text.encoder);
+        let of_pictures = pictures * patches * alive(&vision.encoder);
+        let bytes = |numbers: usize| (size_of::<f32>() * numbers) as u64;
+        Ok(Memory {
+            weights: bytes(checkpoint.tensors().map(|(_, info)| info.elements()).sum()),
+            packed_weights: bytes(packed(&text.encoder) + packed(&vision.encoder)),
+            activations: bytes(of_texts.max(of_pictures)),
+        })
+    }
+
     /// The name of its folder.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -419,9 +450,8 @@ impl ClipModel {
     /// # Errors
     /// If the tokenizer fails.
     pub fn embed_texts(&self, texts: &[String]) -> Result<Tensor> {
-        // Some at a time: a thousand classes would take a gigabyte.
         let some = |texts: &[String]| self.embed_ids(&self.tokenizer.encode_batch(texts)?);
-        Ok(Tensor::cat(&texts.chunks(64).map(some).collect::<Result<Vec<_>>>()?, 0)?)
+        Ok(Tensor::cat(&texts.chunks(TEXTS).map(some).collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// Unit vectors of prepared pixels (samples x channels x size x size): samples x projection.

@@ -14,7 +14,7 @@ use crate::pipeline::class::{CLASSES, Component, PipelineClass, SCHEDULER, Subje
 use crate::reuse::ReuseSchedule;
 use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 use crate::single_file::SingleFile;
-use crate::structure::{Geometry, Memory, Structure};
+use crate::structure::{Geometry, Memory, Operation, Structure};
 use crate::t5::T5Config;
 use crate::tokenizer::row_length;
 use serde_json::{Map, Value};
@@ -423,14 +423,49 @@ impl ModelFolder {
         self.denoiser.structure(&geometry).without(self.removals())
     }
 
-    /// Bytes that the other components with weights take as long as the pipeline is open, in f32 and once more as products
-    /// read them; those without files count as nothing.
+    /// What the text encoders take as long as the pipeline is open. Those without files count as nothing; activations are
+    /// not counted, as the denoiser's or the encoders' own weights are more.
     #[must_use]
-    pub fn other_components(&self) -> u64 {
-        let others = self.class.components.iter().filter(|c| c.has_weights() && c.name != self.class.denoiser);
-        let checkpoint = |c: &Component| Checkpoint::open(&self.path.join(c.name), c.stem(), self.variant()).ok();
-        let elements = |c: Checkpoint| c.tensors().map(|(_, info)| info.elements() as u64).sum::<u64>();
-        2 * size_of::<f32>() as u64 * others.filter_map(checkpoint).map(elements).sum::<u64>()
+    pub fn text_encoder_memory(&self) -> Memory {
+        let is_encoder = |c: &&Component| c.has_weights() && ![self.class.denoiser, VAE.name].contains(&c.name);
+        let mut memory = Memory::default();
+        for checkpoint in self.class.components.iter().filter(is_encoder).filter_map(|c| self.component(c)) {
+            for (name, info) in checkpoint.tensors() {
+                let bytes = (size_of::<f32>() * info.elements()) as u64;
+                memory.weights += bytes;
+                let is_table = ["embed", "shared"].iter().any(|part| name.contains(part));
+                if info.shape.len() > 1 && !is_table {
+                    memory.packed_weights += bytes;
+                }
+            }
+        }
+        memory
+    }
+
+    /// What the autoencoder takes, which decodes one picture at a time; nothing where there is none.
+    #[must_use]
+    pub fn autoencoder_memory(&self, sampling: &Sampling) -> Memory {
+        let Some(config) = &self.vae else { return Memory::default() };
+        let elements = |c: Checkpoint| c.tensors().map(|(_, info)| info.elements()).sum::<usize>();
+        let decoder = config.decoder(sampling.latent);
+        let bytes = size_of::<f32>() as u64;
+        Memory {
+            weights: bytes * self.component(&VAE).map_or(0, elements) as u64,
+            packed_weights: bytes * decoder.iter().map(Operation::weights).sum::<u64>(),
+            activations: decoder.iter().map(Operation::alive_bytes).max().unwrap_or(0),
+        }
+    }
+
+    /// Bytes that decoding one picture keeps for gradients.
+    #[must_use]
+    pub fn decoder_graph_bytes(&self, sampling: &Sampling) -> u64 {
+        let decoder = self.vae.iter().flat_map(|config| config.decoder(sampling.latent));
+        decoder.map(|operation| operation.graph_bytes()).sum()
+    }
+
+    /// The weight files of a component, where it has any.
+    fn component(&self, component: &Component) -> Option<Checkpoint> {
+        Checkpoint::open(&self.path.join(component.name), component.stem(), self.variant()).ok()
     }
 
     /// The denoiser's description of itself.

@@ -1,6 +1,8 @@
 //! What a family tells the methods about itself.
 
 use crate::edits::{Cuts, Removals};
+use crate::error::Result;
+use crate::reuse::Kind;
 use secateur_nn::LayerName;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -22,7 +24,7 @@ pub struct Structure {
 }
 
 /// Bytes that a call of a denoiser takes, in f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
     /// The parameters.
     pub weights: u64,
@@ -348,6 +350,15 @@ impl Block {
         saturating_sum(self.layers.iter().map(|layer| layer.operation.macs()))
     }
 
+    /// Numbers of one sample that it hands on: what its feed-forwards give, one a stream, or else its last layer.
+    fn outputs(&self) -> usize {
+        let downs: BTreeSet<&LayerName> = self.neurons.iter().map(|neurons| &neurons.down.layer).collect();
+        let layers = || self.layers.iter().filter(|layer| layer.operation.rows() > 1);
+        let of_downs: usize =
+            layers().filter(|layer| downs.contains(&layer.name)).map(|layer| layer.operation.outputs()).sum();
+        if of_downs > 0 { of_downs } else { layers().next_back().map_or(0, |layer| layer.operation.outputs()) }
+    }
+
     /// Its heads, the dimensions of these, and its neurons.
     pub fn groups(&self) -> impl Iterator<Item = Group> {
         let heads = self.heads.iter().cloned().map(Group::Heads);
@@ -478,6 +489,47 @@ impl Operation {
         weights as u64
     }
 
+    /// Rows of the input, or pixels of the output.
+    pub(crate) fn rows(&self) -> usize {
+        match *self {
+            Self::Linear { rows, .. } => rows,
+            Self::Convolution { pixels, .. } => pixels,
+            Self::Attention { queries, .. } => queries,
+        }
+    }
+
+    /// Numbers of the output for one sample.
+    fn outputs(&self) -> usize {
+        match *self {
+            Self::Linear { outputs, .. } | Self::Convolution { outputs, .. } => self.rows() * outputs,
+            Self::Attention { value, .. } => self.rows() * value,
+        }
+    }
+
+    /// Numbers of a picture of the output's size with the channels of the input.
+    fn inputs(&self) -> usize {
+        match *self {
+            Self::Linear { inputs, .. } | Self::Convolution { inputs, .. } => self.rows() * inputs,
+            Self::Attention { .. } => 0,
+        }
+    }
+
+    /// Bytes that one sample keeps for gradients: of a linear its input and output, of a convolution the output of the sum
+    /// behind it too. What attention keeps is an input of the layers around it.
+    pub(crate) fn graph_bytes(&self) -> u64 {
+        let numbers = match self {
+            Self::Linear { .. } => self.inputs() + self.outputs(),
+            Self::Convolution { .. } => self.inputs() + 2 * self.outputs(),
+            Self::Attention { .. } => 0,
+        };
+        (size_of::<f32>() * numbers) as u64
+    }
+
+    /// Bytes that are alive at once where one sample passes it: its input before and after a norm, and its output.
+    pub(crate) fn alive_bytes(&self) -> u64 {
+        (size_of::<f32>() * (2 * self.inputs() + self.outputs())) as u64
+    }
+
     /// Multiply-accumulates for one sample.
     #[must_use]
     pub fn macs(&self) -> u64 {
@@ -595,6 +647,36 @@ impl Structure {
             packed_weights: bytes * packed,
             activations: bytes.saturating_mul((self.activations as u64).saturating_mul(samples as u64)),
         }
+    }
+
+    /// Bytes that one sample's call keeps for gradients: the inputs and outputs of all layers, in f32.
+    #[must_use]
+    pub fn graph_bytes(&self) -> u64 {
+        self.layers().map(|layer| layer.operation.graph_bytes()).sum()
+    }
+
+    /// Bytes of the weights that are packed once more when gradients go back through a call: those of all layers but the
+    /// ones that read the time alone.
+    #[must_use]
+    pub fn backward_bytes(&self) -> u64 {
+        let through = self.layers().filter(|layer| layer.operation.rows() > 1);
+        size_of::<f32>() as u64 * through.map(|layer| layer.operation.weights()).sum::<u64>()
+    }
+
+    /// Bytes that the units of a kind hand on to later units in one sample's call, in f32.
+    ///
+    /// # Errors
+    /// As [`Structure::units_of`].
+    pub fn handed_on_bytes(&self, kind: Kind) -> Result<u64> {
+        let is_read = |index: usize, unit: &Unit| {
+            let mut others = self.blocks.iter().enumerate().filter(|(other, _)| !unit.blocks.contains(other));
+            index + 1 == unit.blocks.end || others.any(|(_, other)| other.reads.contains(&index))
+        };
+        let of_unit = |unit: &Unit| {
+            let read = unit.blocks.clone().filter(|&index| is_read(index, unit));
+            read.map(|index| self.blocks[index].outputs()).sum::<usize>()
+        };
+        Ok((size_of::<f32>() * self.units_of(kind)?.iter().map(of_unit).sum::<usize>()) as u64)
     }
 
     /// Multiply-accumulates of one call for one sample, without the doubling of guidance: linears, convolutions and

@@ -5,6 +5,7 @@ use crate::blocks::{Norm, PixelAttention, ResnetBlock};
 use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM};
 use crate::error::{Error, Result};
 use crate::options::{check_layers, read_config};
+use crate::structure::Operation;
 use candle_core::Tensor;
 use secateur_nn::{Context, Conv2d, GroupNorm, Parameters, Scope, Wanted, ops};
 use serde::Deserialize;
@@ -126,6 +127,38 @@ impl AutoencoderKlConfig {
 impl AutoencoderConfig for AutoencoderKlConfig {
     fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
+    }
+
+    fn decoder(&self, (height, width): (usize, usize)) -> Vec<Operation> {
+        let channels = &self.block_out_channels;
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let convolution = |pixels, inputs, outputs, kernel| Operation::Convolution { pixels, inputs, outputs, kernel };
+        let resnet = |pixels, inputs, outputs| {
+            let shortcut = (inputs != outputs).then(|| convolution(pixels, inputs, outputs, 1));
+            [convolution(pixels, inputs, outputs, 3), convolution(pixels, outputs, outputs, 3)]
+                .into_iter()
+                .chain(shortcut)
+        };
+        let mut pixels = height * width;
+        let mut operations = vec![convolution(pixels, self.latent_channels, last, 3)];
+        operations.extend(resnet(pixels, last, last));
+        if self.mid_block_add_attention {
+            operations.extend([Operation::Linear { rows: pixels, inputs: last, outputs: last }; 4]);
+        }
+        operations.extend(resnet(pixels, last, last));
+        let mut inputs = last;
+        for (index, &outputs) in channels.iter().rev().enumerate() {
+            for _ in 0..=self.layers_per_block {
+                operations.extend(resnet(pixels, inputs, outputs));
+                inputs = outputs;
+            }
+            if index + 1 < channels.len() {
+                pixels *= 4;
+                operations.push(convolution(pixels, outputs, outputs, 3));
+            }
+        }
+        operations.push(convolution(pixels, first, self.out_channels, 3));
+        operations
     }
 
     fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {

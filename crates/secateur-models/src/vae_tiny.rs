@@ -4,6 +4,7 @@ use crate::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
 use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM};
 use crate::error::{Error, Result};
 use crate::options::{check_layers, read_config};
+use crate::structure::Operation;
 use candle_core::Tensor;
 use secateur_nn::{Activation, Conv2d, Scope, ops};
 use serde::Deserialize;
@@ -101,6 +102,22 @@ impl AutoencoderConfig for AutoencoderTinyConfig {
     fn factor(&self) -> usize {
         let levels = self.decoder_block_out_channels.len() as u32;
         self.upsampling_scaling_factor.saturating_pow(levels - 1)
+    }
+
+    fn decoder(&self, (height, width): (usize, usize)) -> Vec<Operation> {
+        let channels = self.decoder_block_out_channels[0];
+        let mut pixels = height * width;
+        let convolution = |pixels, inputs, outputs| Operation::Convolution { pixels, inputs, outputs, kernel: 3 };
+        let mut operations = vec![convolution(pixels, self.latent_channels, channels)];
+        for (stage, &blocks) in self.num_decoder_blocks.iter().enumerate() {
+            if stage > 0 {
+                pixels *= self.upsampling_scaling_factor * self.upsampling_scaling_factor;
+                operations.push(convolution(pixels, channels, channels));
+            }
+            operations.extend(vec![convolution(pixels, channels, channels); 3 * blocks]);
+        }
+        operations.push(convolution(pixels, channels, self.out_channels));
+        operations
     }
 
     fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {

@@ -159,8 +159,7 @@ impl Package {
     /// Bytes of statistics, of what summing them up takes, and of the solver at its largest.
     #[must_use]
     pub fn bytes(&self, task: &Task<'_>) -> u64 {
-        let gram = self.watched_inputs().map(|input| add_gram_scratch(input.width())).max();
-        self.statistics_bytes() + gram.unwrap_or(0) + self.solver_bytes(task)
+        self.statistics_bytes() + self.gram_bytes() + self.solver_bytes(task)
     }
 
     /// The inputs that `method` watches to remove some of those groups, each with the layers among them.
@@ -173,7 +172,35 @@ impl Package {
         self.inputs.iter().map(of).filter(|input| !input.layers.is_empty()).collect()
     }
 
-    fn solver_bytes(&self, task: &Task<'_>) -> u64 {
+    /// Bytes that summing up the statistics takes beside them.
+    #[must_use]
+    pub fn gram_bytes(&self) -> u64 {
+        self.watched_inputs().map(|input| add_gram_scratch(input.width())).max().unwrap_or(0)
+    }
+
+    /// Bytes of the largest of its Hessians.
+    #[must_use]
+    pub fn largest_statistics_bytes(&self) -> u64 {
+        self.watched_inputs().map(SharedInput::statistics_bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes that the solver takes for the first input, when the calibrated model is still as it was.
+    #[must_use]
+    pub fn first_solver_bytes(&self, task: &Task<'_>) -> u64 {
+        let first = Self {
+            inputs: match task {
+                Task::Weights { .. } => self.inputs.iter().take(1).cloned().collect(),
+                Task::Structured { .. } => self.inputs.clone(),
+            },
+            coupled: self.coupled.iter().take(1).cloned().collect(),
+            ..Self::default()
+        };
+        first.solver_bytes(task)
+    }
+
+    /// Bytes that the solver takes at its largest.
+    #[must_use]
+    pub fn solver_bytes(&self, task: &Task<'_>) -> u64 {
         match task {
             Task::Weights { .. } => self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0),
             Task::Structured { method, .. } => {

@@ -249,11 +249,13 @@ impl<'a> Optimisation<'a> {
         let conditioning = self.pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
         let net = SuperNet::new(self.pipeline, sampling, &schedule);
         let run = net.run(&conditioning, images, || Ok(observer.advance(0)?))?;
-        let loss = self.learning.loss.of(&self.pipeline.pictures(run.latents())?, wanted)?;
-        let share = kept(&schedule, &structure)?;
-        let point = Point { loss: f64::from(loss.to_scalar::<f32>()?), kept: share };
-        let gradients = loss.backward()?;
-        let mut of_gates = match gradients.get(run.latents()) {
+        // What the autoencoder keeps for its gradients is gone before the denoiser keeps more.
+        let (loss, of_latents) = {
+            let loss = self.learning.loss.of(&self.pipeline.pictures(run.latents())?, wanted)?;
+            (f64::from(loss.to_scalar::<f32>()?), loss.backward()?.remove(run.latents()))
+        };
+        let point = Point { loss, kept: kept(&schedule, &structure)? };
+        let mut of_gates = match &of_latents {
             Some(gradient) => run.gradients(gradient, || Ok(observer.advance(0)?))?,
             None => vec![vec![0.0; schedule.units.len()]; schedule.computed.len()],
         };

@@ -66,8 +66,8 @@ pub(crate) enum Command {
     ///
     /// MACs are those of inspect. The floor of a step is the time that its MACs take at the rate of a large matrix product,
     /// which is measured in every round; floor and GFLOPS leave out text tokens that are equal to others and computed
-    /// once. Peak memory is that of a process that draws with this model alone, its loading not counted; all models are held
-    /// at once while they are timed.
+    /// once. Peak memory is that of a process that draws with this model alone; all models are held at once while they are
+    /// timed.
     Bench(BenchArgs),
     /// Make a model folder of a checkpoint in one file, as ComfyUI and A1111 read them
     Convert(ConvertArgs),
@@ -188,9 +188,10 @@ pub(crate) struct RunArgs {
     /// Work in N module packages, each calibrated with those before it compressed
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "memory")]
     pub(crate) packages: Option<usize>,
-    /// Memory for statistics and solver, beside the model: as few packages as fit
-    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
-    pub(crate) memory: ByteSize,
+    /// Memory of the whole process: as few packages as fit [default: what the model takes, and 4 GiB for statistics and
+    /// solver]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<ByteSize>,
     /// Only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub(crate) include: Vec<String>,

@@ -161,6 +161,11 @@ impl ScoreArgs {
         candidates.into_iter().find(|path| path.join("config.json").is_file())
     }
 
+    /// Whether pictures of a model are scored at all.
+    fn is_used(&self, folder: &ModelFolder) -> bool {
+        folder.subject() != Subject::Nothing
+    }
+
     fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
         if folder.subject() == Subject::Nothing {
             if self.clip.is_some() {

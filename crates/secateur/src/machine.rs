@@ -5,10 +5,8 @@ use secateur_kernels::{Panels, linear::linear};
 use std::time::Instant;
 
 /// A product of square matrices, which tells the rate that work made of products can come to.
+#[derive(Default)]
 pub(crate) struct Product {
-    x: Vec<f32>,
-    weight: Panels,
-    y: Vec<f32>,
     seconds: Vec<f64>,
 }
 
@@ -17,16 +15,13 @@ impl Product {
     pub(crate) const SIDE: usize = 1024;
     const OPERATIONS: f64 = 2.0 * (Self::SIDE * Self::SIDE * Self::SIDE) as f64;
 
-    pub(crate) fn new() -> Self {
-        let x = vec![1.0; Self::SIDE * Self::SIDE];
-        Self { weight: Panels::transposed(&x, Self::SIDE), y: x.clone(), x, seconds: Vec::new() }
-    }
-
     /// Takes some tens of milliseconds.
     pub(crate) fn measure(&mut self) {
+        let x = vec![1.0; Self::SIDE * Self::SIDE];
+        let (weight, mut y) = (Panels::transposed(&x, Self::SIDE), x.clone());
         for _ in 0..5 {
             let start = Instant::now();
-            linear(&self.x, &self.weight, None, None, &mut self.y);
+            linear(&x, &weight, None, None, &mut y);
             self.seconds.push(start.elapsed().as_secs_f64());
         }
     }

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod footprint;
 mod format;
 mod machine;
 mod memory;

@@ -1,8 +1,18 @@
-//! Peak memory of this process and memory of this machine, where the system tells (Linux).
+//! Memory of this process and of this machine, where the system tells (Linux).
 
-/// The largest resident size since the last [`reset`], in bytes; 0 where it is not known.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// The largest resident size of the process so far, in bytes; 0 where it is not known.
 pub(crate) fn peak() -> u64 {
     bytes("/proc/self/status", "VmHWM:").unwrap_or(0)
+}
+
+/// The resident size of the process, in bytes; 0 where it is not known.
+fn resident() -> u64 {
+    bytes("/proc/self/status", "VmRSS:").unwrap_or(0)
 }
 
 /// The memory of this machine with what it can swap, in bytes.
@@ -19,7 +29,35 @@ fn bytes(file: &str, name: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// Starts counting anew; where the system does not allow it, a stage's peak is that of the process so far.
-pub(crate) fn reset() {
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
+/// Watches the resident size, so that parts of a run have peaks of their own. The system's counter is not reset: it is
+/// what the user's tools read.
+pub(crate) struct Watch(Arc<AtomicU64>);
+
+impl Watch {
+    const INTERVAL: Duration = Duration::from_millis(10);
+
+    /// The thread that looks ends when this is dropped.
+    pub(crate) fn new() -> Self {
+        let most = Arc::new(AtomicU64::new(resident()));
+        let watched = Arc::downgrade(&most);
+        // Where there is no thread to be had, peaks are those at the ends of the parts.
+        let _ = thread::Builder::new().name("memory".into()).stack_size(64 * 1024).spawn(move || {
+            while let Some(most) = watched.upgrade() {
+                match resident() {
+                    // The system does not tell.
+                    0 => break,
+                    now => most.fetch_max(now, Ordering::Relaxed),
+                };
+                drop(most);
+                thread::sleep(Self::INTERVAL);
+            }
+        });
+        Self(most)
+    }
+
+    /// The most that was seen since the last time, in bytes; 0 where it is not known.
+    pub(crate) fn take(&self) -> u64 {
+        let now = resident();
+        self.0.swap(now, Ordering::Relaxed).max(now)
+    }
 }

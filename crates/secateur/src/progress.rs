@@ -1,7 +1,7 @@
 //! Progress, stages and interruption.
 
 use crate::format::printable;
-use crate::memory;
+use crate::memory::{self, Watch};
 use anyhow::Result;
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use secateur_eval::Stage;
@@ -60,6 +60,7 @@ pub(crate) struct Progress {
     quiet: bool,
     terminal: bool,
     state: Mutex<State>,
+    watch: Watch,
 }
 
 struct State {
@@ -87,7 +88,7 @@ impl Progress {
     pub(crate) fn new(quiet: bool) -> Self {
         heed_signals();
         let state = State { stages: Vec::new(), current: None };
-        Self { quiet, terminal: std::io::stderr().is_terminal(), state: Mutex::new(state) }
+        Self { quiet, terminal: std::io::stderr().is_terminal(), state: Mutex::new(state), watch: Watch::new() }
     }
 
     /// A line for people, unless they want quiet.
@@ -97,12 +98,11 @@ impl Progress {
         }
     }
 
-    /// Ends the current stage and returns all of them with their peak.
+    /// Ends the current stage and returns all of them, with the peak of the process.
     pub(crate) fn finish(&self) -> (Vec<Stage>, u64) {
         let mut state = self.lock();
-        state.end(self.quiet);
-        let peak = state.stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(0);
-        (state.stages.clone(), peak.max(memory::peak()))
+        state.end(self.quiet, self.watch.take());
+        (state.stages.clone(), memory::peak())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -123,7 +123,7 @@ impl State {
         }
     }
 
-    fn end(&mut self, quiet: bool) {
+    fn end(&mut self, quiet: bool, peak: u64) {
         let Some(current) = self.current.take() else { return };
         let seconds = current.start.elapsed().as_secs_f64();
         if let Some(bar) = &current.bar {
@@ -136,7 +136,6 @@ impl State {
         }
         // Packages and batches of one kind are one stage.
         let kind = current.name.split(' ').next().unwrap_or_default().to_owned();
-        let peak = memory::peak();
         match self.stages.iter_mut().find(|stage| stage.name == kind) {
             Some(stage) => {
                 stage.seconds += seconds;
@@ -150,8 +149,7 @@ impl State {
 impl Observer for Progress {
     fn begin(&self, stage: &str, total: usize, unit: &str) {
         let mut state = self.lock();
-        state.end(self.quiet);
-        memory::reset();
+        state.end(self.quiet, self.watch.take());
         let bar = (!self.quiet && self.terminal && total > 0).then(|| {
             let template = "{prefix:<18} {bar:30} {pos}/{len} {msg}  {rate}  {eta} left";
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -99,7 +99,6 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
     let mut pipelines = Vec::new();
     for (folder, sampling) in folders.into_iter().zip(&samplings) {
         let pipeline = Pipeline::open(folder)?;
-        memory::reset();
         warm_up(&pipeline, sampling)?;
         pipelines.push(pipeline);
         progress.advance(1)?;
@@ -108,7 +107,7 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
         peaks.push(memory::peak());
     }
     let mut times: Vec<Times> = pipelines.iter().map(|_| Times::default()).collect();
-    let mut product = Product::new();
+    let mut product = Product::default();
     progress.begin("measure", args.repeats * pipelines.len() * sampling.steps * sampling.batch, "image steps");
     for _ in 0..args.repeats {
         round(&pipelines, &samplings, &mut times, &mut product, &progress)?;

@@ -1,6 +1,7 @@
 //! What all commands that compress a model have in common: from the request to the new model and its report.
 
 mod dry_run;
+mod needs;
 
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
@@ -12,6 +13,8 @@ use crate::machine::Product;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use dry_run::DryRun;
+use needs::Needs;
+pub(super) use needs::STATISTICS;
 use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
 use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
@@ -41,7 +44,9 @@ pub(super) struct Job<'a> {
 pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let Job { args, common, folder, calibration, report_prompts, task, removed, budget, mut notes } = job;
     let task = &task;
-    let mut plan = plan(args, &folder, &calibration.sampling, task)?;
+    let (allocation, judged) = (budget.allocation, report_prompts.len());
+    let needs = Needs { args, folder: &folder, calibration: &calibration, task, allocation, judged };
+    let (mut plan, mut footprint) = needs.plan()?;
     let one = plan.packages.len() == 1;
     if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
         bail!(
@@ -52,10 +57,11 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     }
     if args.carry_statistics.is_some() {
         plan.carry(&folder.structure(&calibration.sampling))?;
+        footprint = needs.footprint(&plan)?;
     }
     let saved_before = args.statistics.is_some();
-    let judged = report_prompts.len();
-    let mut dry = DryRun::new(&folder, &plan, task, &removed, &calibration, judged, (budget.allocation, saved_before))?;
+    let what = (&plan, task, removed.as_str());
+    let mut dry = DryRun::new(&folder, what, &calibration, judged, (allocation, saved_before), footprint)?;
     notes.extend(too_few(&folder, &plan, &calibration)?);
     if args.job.dry_run {
         dry.notes = notes;
@@ -107,7 +113,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
     let mut models = vec![model_summary(&pipeline, &names[0], &evaluation.sampling)?];
     let dense = evaluation.samples(&pipeline, &names[0])?;
-    let mut product = Product::new();
+    let mut product = Product::default();
     product.measure();
     let step_weights = match &saved {
         Some(saved) => saved.step_weights().to_vec(),
@@ -142,7 +148,10 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let module_errors = dimensions.then(|| ModuleErrors::new(&pipeline, &calibration, &progress)).transpose()?;
     // A finished package has no statistics to carry.
     let journal = carried_output.is_none().then_some(&journal);
-    let outcome = prune(&mut pipeline, &plan, task, &source, module_errors.as_ref(), journal, &progress)?;
+    let mut outcome = prune(&mut pipeline, &plan, task, &source, module_errors.as_ref(), journal, &progress)?;
+    if statistics_output.is_none() && carried_output.is_none() {
+        outcome.statistics.clear();
+    }
     product.measure();
     let pruned = evaluation.samples(&pipeline, &names[1])?;
     models.push(model_summary(&pipeline, &names[1], &evaluation.sampling)?);
@@ -219,13 +228,8 @@ pub(super) fn plan(
     folder: &ModelFolder,
     sampling: &Sampling,
     task: &Task<'_>,
+    packages: Packages,
 ) -> secateur_prune::Result<Plan> {
-    let packages = match args.packages {
-        Some(count) => Packages::Count(count),
-        // Saved statistics are read one input at a time; those to carry are of one package.
-        None if args.statistics.is_some() || args.carry_statistics.is_some() => Packages::Count(1),
-        None => Packages::Memory(args.memory.as_u64()),
-    };
     let selection = Selection::new(&args.include, &args.exclude)?;
     Plan::new(&folder.structure(sampling), &selection, packages, task)
 }

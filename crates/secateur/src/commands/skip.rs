@@ -5,12 +5,13 @@ use super::prompts::prompt_lists;
 use super::told::{finished, tell};
 use super::{borrowed, command_line, links_left_out, names, no_score};
 use crate::args::{Common, LossName, SkipArgs};
+use crate::footprint::{Footprint, Model};
 use crate::format::{bytes, count, print, print_json};
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
 use secateur_models::{Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
-use secateur_skip::{Learning, Loss, Pruner, Scores, Search, Selected, SuperNet, Tried, compare, kept, learn, ways};
+use secateur_skip::{Learning, Loss, Pruner, Scores, Search, Selected, Tried, compare, kept, learn, ways};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -20,6 +21,14 @@ use std::sync::Arc;
 const KEEP: f64 = 0.4;
 /// Prompts to learn from where no number is given.
 const SAMPLES: usize = 32;
+
+/// Pictures that rules are compared on at a time, at most.
+const SEARCHED: usize = 8;
+/// Ways that the report compares, at most.
+const WAYS: usize = 8;
+/// Times what units hand on is kept where gates mix it with forecasts: the forecast, how far the unit moves it, that times
+/// the gate, the sum, and the gradient of it.
+const MIXED: u64 = 5;
 
 /// What is asked for, and what there is.
 #[derive(Serialize)]
@@ -36,6 +45,7 @@ struct DryRun {
     /// Of the pruner network and its optimiser.
     network_bytes: u64,
     iterations: usize,
+    memory: Footprint,
 }
 
 pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
@@ -51,12 +61,14 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     let kind = args.units;
     let whole = ReuseSchedule::whole(&folder, &sampling, kind)?;
     let keep = keep(args, &whole, &structure)?;
-    let dry = DryRun::new(args, &folder, &whole, &structure, keep)?;
+    let lists = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
+    let footprint = footprint(args, &folder, (&sampling, &whole, &structure), (lists.0.len(), lists.1.len()))?;
+    let dry = DryRun::new(args, &folder, &whole, &structure, keep, footprint)?;
     if args.job.dry_run {
         if common.json { print_json(&dry) } else { print(&dry.text()) }?;
         return Ok(None);
     }
-    let (prompts, report_prompts, mut notes) = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
+    let (prompts, report_prompts, mut notes) = lists;
     let progress = Progress::new(common.quiet);
     let output = args.job.output(common, &borrowed(&args.job.inputs(&folder)))?;
     if output.is_finished() {
@@ -87,17 +99,6 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     };
     let request = request(&learning, kind, pipeline.folder())?;
     let state = secateur_skip::Progress { folder: output.progress(), request };
-    // Nothing is learned in no iterations.
-    if args.iterations > 0
-        && let Some(prompt) = learning.prompts.first()
-    {
-        let held =
-            SuperNet::new(&pipeline, &sampling, &whole).bytes(prompt, sampling.batch.min(learning.prompts.len()))?;
-        progress.note(&format!(
-            "learning keeps what units make at all calls of a batch, {} at most, beside the way back through one call",
-            bytes(held)
-        ));
-    }
     let search = Search::new(&pipeline, &whole, &learning, Some(&state), &progress)?;
     let learned = match args.iterations {
         0 => None,
@@ -216,6 +217,7 @@ impl DryRun {
         whole: &ReuseSchedule,
         structure: &Structure,
         keep: f64,
+        memory: Footprint,
     ) -> Result<Self> {
         Ok(Self {
             model: folder.path().to_owned(),
@@ -230,6 +232,7 @@ impl DryRun {
                 _ => Pruner::bytes(whole.computed.len() - 1, whole.units.len()),
             },
             iterations: args.iterations,
+            memory,
         })
     }
 
@@ -242,15 +245,54 @@ impl DryRun {
             ),
         };
         format!(
-            "{} calls of {} units ({}), {} MACs a run for one sample; {:.1} % are to be kept, {:.1} % at least; {learning}",
+            "{} calls of {} units ({}), {} MACs a run for one sample; {:.1} % are to be kept, {:.1} % at least; {learning}\n\
+             {}",
             self.calls,
             self.units.len(),
             self.kind,
             count(self.macs),
             100.0 * self.keep,
             100.0 * self.least,
+            self.memory.text(),
         )
     }
+}
+
+/// The memory of the run, stage by stage, with so many prompts to learn from and pictures of the report.
+fn footprint(
+    args: &SkipArgs,
+    folder: &ModelFolder,
+    (sampling, whole, structure): (&Sampling, &ReuseSchedule, &Structure),
+    (learned, judged): (usize, usize),
+) -> Result<Footprint> {
+    let scorer = args.job.score.path(folder).filter(|_| args.job.score.is_used(folder));
+    let model = Model::new(folder, sampling, judged, scorer.as_deref())?;
+    let (passes, calls) = (folder.passes(sampling.guidance), whole.computed.len());
+    let batch = sampling.batch.min(learned);
+    let handed_on = structure.handed_on_bytes(whole.kind)? * passes as u64;
+    let of_batch = |bytes: u64| bytes * batch as u64;
+    let mut footprint = Footprint::new();
+    footprint.add("load", model.loaded());
+    let decoder = model.decoder_packed();
+    let encoders = [("encoders packed", model.text_packed() + decoder), ("denoiser packed", model.packed())];
+    let drawing = || model.loaded().into_iter().chain(encoders);
+    let judging = batch.min(SEARCHED) as u64;
+    let plain = [("activations", model.activations()), ("what units made", judging * calls as u64 * handed_on)];
+    footprint.add("plain", drawing().chain(plain));
+    if args.iterations > 0 {
+        let backward = ("packed for gradients", structure.backward_bytes() + decoder);
+        let network = Pruner::bytes(calls.saturating_sub(1), whole.units.len());
+        // The way back goes through the autoencoder with all pictures, and then through one call of the denoiser.
+        let of_decoder = folder.decoder_graph_bytes(sampling);
+        let of_call = passes as u64 * structure.graph_bytes() + MIXED * handed_on;
+        let graph = ("kept for gradients", of_batch(of_decoder.max(of_call)));
+        let made = ("what units made", of_batch(calls as u64 * handed_on));
+        footprint.add("learn", drawing().chain([backward, graph, made, ("pruner network", network)]));
+    }
+    if judged > 0 {
+        footprint.add("evaluate", model.evaluation(1 + WAYS));
+    }
+    Ok(footprint)
 }
 
 /// What the result depends on.

@@ -6,7 +6,7 @@ use crate::args::{Common, ModuleName, NeuronsName, RowsName, RuleName, SlimArgs}
 use anyhow::{Result, bail};
 use secateur_eval::Report;
 use secateur_models::{HeadGroup, ModelFolder, Sampling};
-use secateur_prune::{Allocation, Amount, Budget, Neurons, Pattern, Removal, Rows, Slim, Target, Task};
+use secateur_prune::{Allocation, Amount, Budget, Neurons, Packages, Pattern, Removal, Rows, Slim, Target, Task};
 
 /// Calibration samples, each a picture at a denoising step, where no number of pictures is given (SlimDiff's).
 pub(super) const SAMPLES: usize = 500;
@@ -49,7 +49,8 @@ pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Option<Report
     let target = Target::new(&folder, &calibration.sampling, amount, wanted)?;
     let share = target.uniform_share(&folder, &calibration.sampling, |share| {
         let task = Task::Structured { method: &method, removal: removal(share)? };
-        compression::plan(&args.run, &folder, &calibration.sampling, &task)
+        // What goes does not depend on the packages.
+        compression::plan(&args.run, &folder, &calibration.sampling, &task, Packages::Count(1))
     })?;
     let allocation = match args.allocation {
         RuleName::Influence => Allocation::Greedy(amount),

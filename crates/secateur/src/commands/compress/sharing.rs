@@ -2,6 +2,7 @@
 
 use super::recipe::Method;
 use crate::args::{Command, RunArgs};
+use crate::commands::compression::STATISTICS;
 use crate::commands::{prune, slim};
 use anyhow::Result;
 use secateur_models::{ModelFolder, Subject};
@@ -64,7 +65,8 @@ fn alike(one: Option<&RunArgs>, other: Option<&RunArgs>) -> bool {
 fn fits(run: &RunArgs, folder: &ModelFolder) -> Result<bool> {
     let structure = folder.structure(&run.job.sampling.sampling(folder)?);
     let all = Task::Weights { method: &Obs, pattern: Pattern::unstructured(0.5)? };
-    let plan = Plan::new(&structure, &Selection::default(), Packages::Memory(run.memory.as_u64() / 3), &all);
+    let memory = run.memory.map_or(STATISTICS, |memory| memory.as_u64());
+    let plan = Plan::new(&structure, &Selection::default(), Packages::Memory(memory / 3), &all);
     Ok(plan.is_ok_and(|plan| plan.packages.len() == 1))
 }
 

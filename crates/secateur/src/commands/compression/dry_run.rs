@@ -1,6 +1,7 @@
 //! What a run would do, before it does it.
 
 use super::spelled;
+use crate::footprint::Footprint;
 use crate::format::{bytes, count, table};
 use anyhow::Result;
 use secateur_models::ModelFolder;
@@ -28,15 +29,11 @@ pub(super) struct DryRun {
     step_weights: Option<Vec<f64>>,
     forward_macs: u64,
     weighting_macs: u64,
-    /// A second copy of the weights, before there are statistics.
-    weighting_bytes: u64,
     hessian_macs: u64,
     preparation_macs: u64,
     allocation_macs: u64,
     report_macs: u64,
-    memory_bytes: u64,
-    call_bytes: u64,
-    other_components_bytes: u64,
+    memory: Footprint,
     packages: Vec<PackageRow>,
     /// Remarks for the reader.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -65,12 +62,11 @@ struct PackageRow {
 impl DryRun {
     pub(super) fn new(
         folder: &ModelFolder,
-        plan: &Plan,
-        task: &Task<'_>,
-        removed: &str,
+        (plan, task, removed): (&Plan, &Task<'_>, &str),
         calibration: &Calibration,
         judged: usize,
         (allocation, saved_before): (Allocation, bool),
+        memory: Footprint,
     ) -> Result<Self> {
         let sampling = &calibration.sampling;
         let samples = folder.samples_of_run(sampling)?;
@@ -110,7 +106,6 @@ impl DryRun {
             true => 0,
             false => calibration.weighting.pictures(calibration.prompts.len(), sampling.steps),
         };
-        let prunable = structure.layers().filter(|layer| to_weigh > 0 && layer.prunable.is_some());
         let removals = plan.removals(folder.removals());
         let group = |planned: &PlannedGroup| GroupRow {
             name: planned.group.name().to_string(),
@@ -144,15 +139,12 @@ impl DryRun {
             weighting: calibration.weighting.to_string(),
             step_weights: calibration.weighting.weights(sampling.steps),
             weighting_macs: images(to_weigh) * macs,
-            weighting_bytes: 4 * prunable.map(|layer| layer.operation.weights()).sum::<u64>(),
             forward_macs: calls * times * plan.packages.len() as u64 * macs,
             hessian_macs: calls * times * plan.hessian_macs(&computed) / calibration.token_stride as u64,
             preparation_macs,
             allocation_macs,
             report_macs,
-            memory_bytes: plan.bytes(task),
-            call_bytes: folder.memory(sampling, folder.passes(sampling.guidance) * sampling.batch).total(),
-            other_components_bytes: folder.other_components(),
+            memory,
             packages: plan.packages.iter().map(row).collect(),
         })
     }
@@ -184,28 +176,23 @@ impl DryRun {
         };
         format!(
             "{}: {what} by {}\n\
-             {} package(s), at most {} for statistics and solver beside {} for calls of the model and {} for text encoders and \
-             autoencoder; {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{}{}{} for the pictures of the report",
+             {}\n\
+             {} package(s); {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{}{}{} for the pictures of the report",
             self.model,
             self.method,
+            self.memory.text(),
             self.packages.len(),
-            bytes(self.memory_bytes),
-            bytes(self.call_bytes),
-            bytes(self.other_components_bytes),
             self.calibration_samples,
             self.calibration_steps,
             count(self.forward_macs),
             count(self.hessian_macs),
             match self.weighting_macs {
                 0 => String::new(),
-                macs => {
-                    let (macs, bytes) = (count(macs), bytes(self.weighting_bytes));
-                    format!("{macs}, and first {bytes} more, to measure the weights of the steps; ")
-                }
+                macs => format!("{} to measure the weights of the steps; ", count(macs)),
             },
             match self.preparation_macs {
                 0 => String::new(),
-                macs => format!("{} at most, with all activations in memory, for the training loss; ", count(macs)),
+                macs => format!("{} at most for the training loss; ", count(macs)),
             },
             match self.allocation_macs {
                 0 => String::new(),

@@ -1,0 +1,163 @@
+//! What a process will hold, stage by stage, from configurations and headers alone.
+
+use crate::format::bytes;
+use anyhow::Result;
+use secateur_models::{ClipModel, Memory, ModelFolder, Sampling, Subject};
+use serde::Serialize;
+use std::path::Path;
+
+/// The binary's own pages, and the libraries it is linked with.
+const BINARY: u64 = 16 << 20;
+/// Pages that the allocator holds and no value lives in: some for the process, more for each thread, and a sixth of what
+/// lives, as blocks are of a few sizes. Measured with 1 to 8 threads on 63 to 810 MiB of values (docs/memory.md).
+const ALLOCATOR: u64 = 48 << 20;
+const ALLOCATOR_OF_A_THREAD: u64 = 8 << 20;
+const ALLOCATOR_SHARE: u64 = 6;
+
+/// The most that a process holds, and the stages of its work that were added up for that.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Footprint {
+    /// That of the largest stage.
+    total: u64,
+    stages: Vec<Stage>,
+}
+
+/// What is alive at once.
+#[derive(Clone, Debug, Serialize)]
+struct Stage {
+    name: &'static str,
+    bytes: u64,
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Part {
+    name: &'static str,
+    bytes: u64,
+}
+
+impl Footprint {
+    /// Of a process that has not begun.
+    pub(crate) fn new() -> Self {
+        Self { total: 0, stages: Vec::new() }
+    }
+
+    /// Adds a stage in which these parts are alive at once; those of no bytes are left out.
+    pub(crate) fn add(&mut self, name: &'static str, parts: impl IntoIterator<Item = (&'static str, u64)>) {
+        let parts = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
+        let mut parts: Vec<Part> = parts.map(|(name, bytes)| Part { name, bytes }).collect();
+        let alive: u64 = parts.iter().map(|part| part.bytes).sum();
+        let of_threads = ALLOCATOR_OF_A_THREAD * rayon::current_num_threads() as u64;
+        parts.push(Part { name: "allocator", bytes: ALLOCATOR + of_threads + alive / ALLOCATOR_SHARE });
+        parts.push(Part { name: "program", bytes: BINARY });
+        let bytes = parts.iter().map(|part| part.bytes).sum();
+        self.total = self.total.max(bytes);
+        self.stages.push(Stage { name, bytes, parts });
+    }
+
+    /// The most bytes that the process holds.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The total, and what the largest stage holds.
+    pub(crate) fn text(&self) -> String {
+        let Some(largest) = self.stages.iter().max_by_key(|stage| stage.bytes) else { return String::new() };
+        let parts: Vec<_> = largest.parts.iter().map(|part| format!("{} {}", bytes(part.bytes), part.name)).collect();
+        format!("memory: about {} at most, in stage {} ({})", bytes(self.total), largest.name, parts.join(", "))
+    }
+}
+
+/// A model, what draws with it, and what scores its pictures.
+pub(crate) struct Model {
+    denoiser: Memory,
+    text_encoders: Memory,
+    autoencoder: Memory,
+    scorer: Memory,
+    /// Bytes of a picture of the report, and of its latents.
+    picture: u64,
+    batch: usize,
+    /// Pictures of the report.
+    pictures: usize,
+}
+
+impl Model {
+    /// Of a run that draws `pictures` pictures for its report and scores them by the model of the folder `scorer`.
+    pub(crate) fn new(
+        folder: &ModelFolder,
+        sampling: &Sampling,
+        pictures: usize,
+        scorer: Option<&Path>,
+    ) -> Result<Self> {
+        let batch = sampling.batch;
+        let texts = if folder.subject() == Subject::Label { folder.labels()?.iter().count() } else { pictures };
+        let memory = |path: &Path| ClipModel::memory(path, batch.min(pictures), if pictures > 0 { texts } else { 0 });
+        let (height, width) = sampling.latent;
+        let pixels = height * width * folder.factor() * folder.factor();
+        let latents = folder.denoiser().latent_shape()[0] * height * width;
+        Ok(Self {
+            denoiser: folder.memory(sampling, folder.passes(sampling.guidance) * batch),
+            text_encoders: folder.text_encoder_memory(),
+            autoencoder: folder.autoencoder_memory(sampling),
+            scorer: scorer.map(memory).transpose()?.unwrap_or_default(),
+            picture: (size_of::<f32>() * (3 * pixels + latents)) as u64,
+            batch,
+            pictures,
+        })
+    }
+
+    /// What is in memory once it is loaded.
+    pub(crate) fn loaded(&self) -> [(&'static str, u64); 3] {
+        [
+            ("denoiser", self.denoiser.weights),
+            ("text encoders and autoencoder", self.text_encoders.weights + self.autoencoder.weights),
+            ("scorer", self.scorer.weights),
+        ]
+    }
+
+    /// The same, and the weights that are packed for products once pictures were drawn, but for those of the denoiser.
+    pub(crate) fn beside_the_denoiser(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let (autoencoder, scorer) = match self.pictures {
+            0 => (0, 0),
+            _ => (self.autoencoder.packed_weights, self.scorer.packed_weights),
+        };
+        let packed = self.text_encoders.packed_weights + autoencoder;
+        self.loaded().into_iter().chain([("encoders packed", packed), ("scorer packed", scorer)])
+    }
+
+    /// The weights of the denoiser that are packed for products.
+    pub(crate) fn packed(&self) -> u64 {
+        self.denoiser.packed_weights
+    }
+
+    /// All that is held while the denoiser is called for a batch.
+    pub(crate) fn calls(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let own = [("denoiser packed", self.packed()), ("activations", self.denoiser.activations)];
+        self.beside_the_denoiser().chain(own)
+    }
+
+    /// The weights of the text encoders that are packed for products.
+    pub(crate) fn text_packed(&self) -> u64 {
+        self.text_encoders.packed_weights
+    }
+
+    /// What calls of the denoiser take beside the weights.
+    pub(crate) fn activations(&self) -> u64 {
+        self.denoiser.activations
+    }
+
+    /// Bytes of the decoder's weights as products read them.
+    pub(crate) fn decoder_packed(&self) -> u64 {
+        self.autoencoder.packed_weights
+    }
+
+    /// All that is held while pictures of the report are drawn, and those of `models` models.
+    pub(crate) fn evaluation(&self, models: usize) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let batch = self.batch.min(self.pictures) as u64;
+        let decoding = self.autoencoder.activations + 2 * batch * self.picture;
+        let alive = self.denoiser.activations.max(decoding).max(self.scorer.activations);
+        let pictures = (models * self.pictures) as u64 * self.picture;
+        let packed = ("denoiser packed", self.packed());
+        self.beside_the_denoiser().chain([packed, ("activations", alive), ("pictures", pictures)])
+    }
+}
