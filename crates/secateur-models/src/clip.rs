@@ -411,9 +411,10 @@ impl ClipModel {
     /// If its configuration or the headers of its weights cannot be read.
     pub fn memory(folder: &Path, pictures: usize, texts: usize) -> Result<Memory> {
         let path = folder.join("config.json");
-        let config: Value = read_json(&path)?;
-        let vision: VisionConfig = complete(&path, vision_defaults(), config.get("vision_config"))?;
-        let text: ClipTextConfig = complete(&path, text_defaults(), config.get("text_config"))?;
+        let config = config_fields(&path)?;
+        let part = |name: &str| config.get(name).and_then(Value::as_object);
+        let vision: VisionConfig = complete(&path, vision_defaults(), part("vision_config"))?;
+        let text: ClipTextConfig = complete(&path, text_defaults(), part("text_config"))?;
         let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
         let packed = |config: &EncoderConfig| {
             let EncoderConfig { hidden_size: width, intermediate_size: inner, num_hidden_layers: layers, .. } = config;

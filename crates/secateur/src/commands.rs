@@ -87,7 +87,6 @@ impl SamplingArgs {
             ..own
         };
         folder.check(&sampling)?;
-        check_memory(folder, &sampling, 1)?;
         Ok(sampling)
     }
 }

@@ -6,7 +6,7 @@ mod needs;
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
 use super::told::finished;
-use super::{borrowed, command_line, links_left_out, names, no_score, skipping};
+use super::{borrowed, check_memory, command_line, links_left_out, names, no_score, skipping};
 use crate::args::{Common, RunArgs};
 use crate::format::{print, print_json};
 use crate::machine::Product;
@@ -68,6 +68,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         if common.json { print_json(&dry) } else { print(&dry.text()) }?;
         return Ok(None);
     }
+    check_memory(&folder, &calibration.sampling, calibration.sampling.batch.min(calibration.prompts.len()))?;
     // From here on a signal ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
     let mut inputs = args.job.inputs(&folder);

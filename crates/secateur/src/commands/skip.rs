@@ -3,7 +3,7 @@
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
 use super::told::{finished, tell};
-use super::{borrowed, command_line, links_left_out, names, no_score};
+use super::{borrowed, check_memory, command_line, links_left_out, names, no_score};
 use crate::args::{Common, LossName, SkipArgs};
 use crate::footprint::{Footprint, Model};
 use crate::format::{bytes, count, print, print_json};
@@ -69,6 +69,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         return Ok(None);
     }
     let (prompts, report_prompts, mut notes) = lists;
+    check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
     let output = args.job.output(common, &borrowed(&args.job.inputs(&folder)))?;
     if output.is_finished() {
