@@ -1,7 +1,7 @@
 //! The safetensors files of one component: found, checked, read tensor by tensor.
 
 use crate::error::{Error, Result};
-use crate::files::{Limit, open, read_json};
+use crate::files::{Limit, lfs_pointer, open, read_json, shown};
 use crate::options::Unique;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
@@ -137,6 +137,13 @@ impl TensorFile {
             return Err(Error::invalid(path, format!("only {bytes} bytes: not a safetensors file, or cut short")));
         }
         file.read_exact(&mut first).map_err(Error::io(path))?;
+        if first == *b"version " {
+            let mut start = first.to_vec();
+            Read::by_ref(&mut file).take(64).read_to_end(&mut start).map_err(Error::io(path))?;
+            if let Some(problem) = lfs_pointer(&start) {
+                return Err(Error::invalid(path, problem));
+            }
+        }
         // A safetensors file begins with the length of its header, whose first byte may be any.
         if first.starts_with(b"PK\x03\x04") || (first[0] == 0x80 && first[4..] != [0; 4]) {
             let problem = "this is a pickle, which can run code when opened: convert it to safetensors first";
@@ -270,11 +277,16 @@ impl Checkpoint {
             }
         };
         let dotted = if chosen.is_empty() { String::new() } else { format!(".{chosen}") };
-        let index = folder.join(format!("{stem}.safetensors.index{dotted}.json"));
-        if !index.is_file() {
-            let file = TensorFile::open(&folder.join(format!("{stem}{dotted}.safetensors")))?;
-            return Ok(Self { folder: folder.to_owned(), index: None, files: vec![file] });
-        }
+        let single = folder.join(format!("{stem}{dotted}.safetensors"));
+        // The second is how diffusers called it at first.
+        let indices =
+            [format!("{stem}.safetensors.index{dotted}.json"), format!("{stem}.safetensors{dotted}.index.json")];
+        let index = indices.map(|name| folder.join(name)).into_iter().find(|index| index.is_file());
+        // Where both are there, transformers reads the single file, and diffusers the shards.
+        let Some(index) = index.filter(|_| stem != TRANSFORMERS_STEM || !single.is_file()) else {
+            let files = vec![TensorFile::open(&single)?];
+            return Ok(Self { folder: folder.to_owned(), index: None, files });
+        };
         let Unique(map) = read_json::<Index>(&index, Limit::Config)?.weight_map;
         let mut names: Vec<&String> = map.iter().map(|(_, name)| name).collect();
         names.sort();
@@ -290,7 +302,7 @@ impl Checkpoint {
         for file in &files {
             for tensor in file.tensors.keys() {
                 if let Some(other) = holders.insert(tensor, &file.path) {
-                    let problem = format!("holds {tensor}, and so does {}", other.display());
+                    let problem = format!("holds {tensor}, and so does {}", shown(other));
                     return Err(Error::invalid(&file.path, problem));
                 }
             }
@@ -377,6 +389,8 @@ pub(crate) fn variants(folder: &Path, stem: &str) -> Result<std::collections::BT
         let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(stem)) else { continue };
         let variant = if let Some(rest) = rest.strip_prefix(".safetensors.index") {
             rest.strip_suffix(".json")
+        } else if let Some(rest) = rest.strip_prefix(".safetensors") {
+            rest.strip_suffix(".index.json").or(rest.is_empty().then_some(rest))
         } else {
             rest.strip_suffix(".safetensors").filter(|rest| !rest.contains("-of-"))
         };

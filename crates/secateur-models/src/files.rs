@@ -16,6 +16,7 @@ mod write;
 pub use digest::{digest, digest_of_file, digests_of_folder};
 pub use names::shown;
 pub use output::{OutputFolder, OutputOptions};
+pub(crate) use read::lfs_pointer;
 pub use read::{Limit, open, read_bytes, read_json, read_text};
 pub use sealed::{read_sealed, write_sealed};
 pub use tensors::{check_digest, read_tensors, write_tensors};

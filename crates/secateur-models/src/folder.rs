@@ -7,10 +7,11 @@ use crate::edits::Removals;
 use crate::error::{Error, Result};
 use crate::family::{DenoiserConfig, denoiser_config};
 use crate::files::tree::{self, Tree};
-use crate::files::{Limit, read_json, read_text};
+use crate::files::{Limit, read_json};
 use crate::manifest::{Generation, MANIFEST, Manifest, Prompts};
 use crate::pipeline::Sampling;
 use crate::pipeline::class::{CLASSES, Component, PipelineClass, SCHEDULER, Subject, VAE};
+use crate::prompts::read_prompts;
 use crate::reuse::ReuseSchedule;
 use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 use crate::single_file::SingleFile;
@@ -625,27 +626,4 @@ fn check_variant(class: &PipelineClass, path: &Path, variant: &str) -> Result<()
     let found: Vec<_> = found.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
     let problem = format!("no component has weights of variant {variant:?}; variants found: {}", found.join(", "));
     Err(Error::invalid(path, problem))
-}
-
-/// Prompts of a text file, one a line; empty lines are left out.
-///
-/// # Errors
-/// If the file cannot be read, is not text, or holds no prompt.
-pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
-    // What is longer is no prompt, and what are more no list of prompts.
-    const LONGEST: usize = 1 << 16;
-    const MOST: usize = 1_000_000;
-    let text = read_text(path, Limit::Prompts)?;
-    let mut prompts = Vec::new();
-    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
-        if line.len() > LONGEST || prompts.len() == MOST {
-            let problem = format!("line {number}: a list has at most {MOST} prompts, each of at most {LONGEST} bytes");
-            return Err(Error::invalid(path, problem));
-        }
-        prompts.push(line.trim().to_owned());
-    }
-    if prompts.is_empty() {
-        return Err(Error::invalid(path, "no prompts: one a line is expected"));
-    }
-    Ok(prompts)
 }

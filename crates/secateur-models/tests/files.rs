@@ -165,3 +165,61 @@ fn a_weight_that_does_not_fit_is_refused() {
         assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
     }
 }
+
+/// A checkpoint whose one tensor holds that value, in a file of that name.
+fn write_value(folder: &Path, name: &str, value: f32) {
+    let tensor = Tensor::new(&[value], &Device::Cpu).unwrap();
+    candle_core::safetensors::save(&HashMap::from([("a".to_owned(), tensor)]), folder.join(name)).unwrap();
+}
+
+fn read_value(folder: &Path, stem: &str, variant: Option<&str>) -> f32 {
+    let checkpoint = Checkpoint::open(folder, stem, variant).unwrap();
+    checkpoint.read("a").unwrap().to_vec1::<f32>().unwrap()[0]
+}
+
+/// As transformers and diffusers choose.
+#[test]
+fn a_single_file_beside_shards() {
+    for (stem, expected) in [("model", 1.0), ("diffusion_pytorch_model", 3.0)] {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
+        let shard = format!("{stem}-00001-of-00001.safetensors");
+        write_value(folder, &format!("{stem}.safetensors"), 1.0);
+        write_value(folder, &shard, 3.0);
+        let index = format!(r#"{{"metadata": {{"total_size": 4}}, "weight_map": {{"a": "{shard}"}}}}"#);
+        std::fs::write(folder.join(format!("{stem}.safetensors.index.json")), index).unwrap();
+        assert_eq!(read_value(folder, stem, None), expected, "{stem}");
+        std::fs::remove_file(folder.join(format!("{stem}.safetensors"))).unwrap();
+        assert_eq!(read_value(folder, stem, None), 3.0, "{stem}");
+    }
+}
+
+#[test]
+fn an_index_of_either_spelling() {
+    for index in ["model.safetensors.index.fp16.json", "model.safetensors.fp16.index.json"] {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
+        write_value(folder, "model-00001-of-00001.fp16.safetensors", 2.0);
+        let map = r#"{"weight_map": {"a": "model-00001-of-00001.fp16.safetensors"}}"#;
+        std::fs::write(folder.join(index), map).unwrap();
+        assert_eq!(read_value(folder, "model", Some("fp16")), 2.0, "{index}");
+        assert_eq!(read_value(folder, "model", None), 2.0, "{index}");
+        let error = Checkpoint::open(folder, "model", Some("bf16")).unwrap_err().to_string();
+        assert!(error.contains("variants found: fp16"), "{error}");
+    }
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_called_so() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 335000000\n";
+    for name in ["model.safetensors", "config.json"] {
+        std::fs::write(folder.join(name), pointer).unwrap();
+    }
+    let weights = Checkpoint::open(folder, "model", None).unwrap_err().to_string();
+    let config = secateur_models::denoiser_config(&folder.join("config.json")).unwrap_err().to_string();
+    for (error, name) in [(weights, "model.safetensors"), (config, "config.json")] {
+        assert!(error.contains(name) && error.contains("git lfs pull"), "{error}");
+    }
+}

@@ -58,7 +58,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let calibrators = STRIDES.map(|stride| Calibrator::new(package, weights.clone(), stride));
     let probes = [None, Some(&calibrators[0] as &dyn Probe), Some(&calibrators[1])];
 
-    let mut product = Product::new();
+    let mut product = Product::default();
     let mut seconds: [Vec<f64>; 3] = Default::default();
     for batch in 0..arguments.batches {
         let images = batch * sampling.batch..(batch + 1) * sampling.batch;

@@ -135,8 +135,8 @@ pub(crate) struct ScoreArgs {
 /// What to draw, to learn from and for the report.
 #[derive(Debug, Args, PartialEq)]
 pub(crate) struct PromptArgs {
-    /// Calibration prompts, one a line; labels, by name or number, for a model that knows classes [default: the first of the
-    /// model's own list]
+    /// Calibration prompts, one a line, or the column prompt, caption or text of CSV, TSV, JSON or JSONL; labels, by name or
+    /// number, for a model that knows classes [default: the first of the model's own list]
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
     /// Use only the first N calibration prompts; for a model that takes none, calibrate with N pictures [default: 100, where

@@ -202,7 +202,7 @@ fn prompts_that_cannot_be_read() {
     request(&["--prompts", &file("empty.txt", b"\n  \n")], 1, &["empty.txt", "no prompts"]);
     request(&["--prompts", &file("one.txt", b"a cat\n"), "--samples", "5"], 1, &["--samples 5"]);
     let long = [vec![b'a'; 1 << 17], b"\n".to_vec()].concat();
-    request(&["--prompts", &file("long.txt", &long)], 1, &["long.txt", "line 1", "at most 65536 bytes"]);
+    request(&["--prompts", &file("long.txt", &long)], 1, &["long.txt", "entry 1", "at most 65536 bytes"]);
     let good = file("good.txt", b"a cat\n\na dog\n");
     let planned = prune(&model("emoji-mmdit"), &temporary.path().join("out"));
     common::succeed({ planned }.args(["--dry-run", "--samples", "2", "--prompts", &good]));

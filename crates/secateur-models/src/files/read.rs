@@ -88,10 +88,19 @@ pub fn read_bytes(path: &Path, limit: Limit) -> Result<Vec<u8>> {
     if told <= most {
         Read::by_ref(&mut file).take(most + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
     }
+    if let Some(problem) = lfs_pointer(&bytes) {
+        return Err(Error::invalid(path, problem));
+    }
     if told > most || bytes.len() as u64 > most {
         return Err(Error::invalid(path, format!("has more than {} MiB, the most for such a file", most >> 20)));
     }
     Ok(bytes)
+}
+
+/// What is wrong with a file that begins so, if it stands for another one.
+pub(crate) fn lfs_pointer(bytes: &[u8]) -> Option<&'static str> {
+    let pointer = bytes.starts_with(b"version https://git-lfs.github.com/spec/");
+    pointer.then_some("is a git-lfs pointer, and not the file itself: `git lfs pull` in its repository fetches that")
 }
 
 /// Reads a text file.
