@@ -18,6 +18,14 @@ pub enum Pattern {
     },
 }
 
+/// What to say to a share that may be meant in percent.
+pub(crate) fn percent(share: f64) -> String {
+    match share > 1.0 && share < 100.0 {
+        true => format!("; {share} % is {}", share / 100.0),
+        false => String::new(),
+    }
+}
+
 impl Pattern {
     /// Zeros anywhere, `sparsity` of all weights.
     ///
@@ -27,7 +35,8 @@ impl Pattern {
         if (0.0..1.0).contains(&sparsity) {
             return Ok(Self::Unstructured(sparsity));
         }
-        Err(Error::Request(format!("sparsity {sparsity} is not in [0, 1): give the share of weights to remove")))
+        let meant = percent(sparsity);
+        Err(Error::Request(format!("sparsity {sparsity} is not in [0, 1): give the share of weights to remove{meant}")))
     }
 
     /// The share of weights removed.

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::method::Method;
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, percent};
 use crate::structured::StructuredMethod;
 use secateur_models::{DimensionGroup, Group, Pair};
 use std::fmt;
@@ -57,7 +57,8 @@ impl Removal {
             return Ok(Self { sparsity, heads, neurons, query_key, value_output, keep_ends: 1, multiple: 8 });
         }
         Err(Error::Request(format!(
-            "sparsity {sparsity} is not in (0, 1): give the share of heads and neurons to remove"
+            "sparsity {sparsity} is not in (0, 1): give the share of heads and neurons to remove{}",
+            percent(sparsity)
         )))
     }
 

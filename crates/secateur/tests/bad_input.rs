@@ -166,6 +166,8 @@ fn sparsities_and_patterns() {
     for sparsity in ["1", "1.5", "NaN"] {
         request(&["--sparsity", sparsity], 1, &["not in [0, 1)"]);
     }
+    request(&["--sparsity", "50"], 1, &["not in [0, 1)", "50 % is 0.5"]);
+    request(&["--structured", "--sparsity", "30"], 1, &["not in (0, 1)", "30 % is 0.3"]);
     request(&["--sparsity=-0.1"], 1, &["not in [0, 1)"]);
     request(&["--sparsity", "half"], 2, &["half"]);
     request(&["--pattern", "4:4"], 1, &["4:4", "less than M"]);

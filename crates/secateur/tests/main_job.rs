@@ -55,6 +55,12 @@ fn prune_writes_a_whole_model_and_a_report() {
     for (name, share) in zeros(&out) {
         assert!((0.499..0.51).contains(&share), "{name}: {share} zeros");
     }
+    // As a table: a column, and the share of all parameters.
+    let table = succeed(secateur().arg("inspect").arg(&out).args(["--zeros", "--quiet"]));
+    assert!(table.lines().next().unwrap().trim_end().ends_with("zeros"), "{table}");
+    let layer = table.lines().find(|line| line.starts_with("transformer_blocks.0.attn.to_q ")).unwrap();
+    assert!(layer.ends_with("50.0 %"), "{layer}");
+    assert!(table.contains("parameters in the denoiser, 3"), "{table}");
     let dense = model("emoji-mmdit");
     for file in ["model_index.json", "secateur.json", "vae/config.json", "tokenizer/merges.txt"] {
         assert!(same_file(&dense.join(file), &out.join(file)), "{file} changed");

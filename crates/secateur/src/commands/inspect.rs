@@ -164,7 +164,8 @@ impl Inspection {
         Ok(Self {
             model: folder.path().to_owned(),
             parameters: layers.iter().map(|layer| layer.parameters).sum(),
-            zeros: layers.iter().map(|layer| layer.zeros).sum(),
+            // Not every layer has weights to count them in.
+            zeros: zeros.then(|| layers.iter().filter_map(|layer| layer.zeros).sum()),
             macs: structure.macs(),
             macs_without_attention: structure.macs_without_attention(),
             latent: geometry.latent,
