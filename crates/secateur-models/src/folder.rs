@@ -17,7 +17,7 @@ use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config
 use crate::single_file::SingleFile;
 use crate::structure::{Geometry, Memory, Operation, Structure};
 use crate::t5::T5Config;
-use crate::tokenizer::row_length;
+use crate::tokenizer::{self, row_length};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -104,8 +104,8 @@ impl ModelFolder {
         }
         let clip_tokens = match class.reads_clip_tokens {
             true => {
-                let config = path.join("tokenizer/tokenizer_config.json");
-                row_length(&config, &read_json(&config, Limit::Config)?)?
+                let folder = path.join("tokenizer");
+                row_length(&folder.join(tokenizer::CONFIG), &tokenizer::config(&folder)?)?
             }
             false => 0,
         };

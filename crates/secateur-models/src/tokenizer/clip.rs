@@ -1,11 +1,10 @@
 //! CLIP's byte-pair tokenizer.
 
-use super::{Vocabulary, content, row_length};
+use super::{CONFIG, Vocabulary, row_length};
 use crate::error::{Error, Result};
 use crate::files::{Limit, read_json, read_text};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Turns prompts into rows of token numbers of one length: start, text cut to fit, end, padding.
@@ -38,7 +37,7 @@ impl ClipTokenizer {
         let start = vocabulary.special("bos_token", "<|startoftext|>")?;
         let end = vocabulary.special("eos_token", "<|endoftext|>")?;
         let padding = vocabulary.special("pad_token", "<|endoftext|>")?;
-        let length = row_length(&folder.join("tokenizer_config.json"), &vocabulary.config)?;
+        let length = row_length(&folder.join(CONFIG), &vocabulary.config)?;
         Ok(Self { vocabulary, start, end, padding, length })
     }
 
@@ -79,30 +78,20 @@ fn definition(folder: &Path) -> Result<Value> {
     let path = folder.join("merges.txt");
     let merges = read_text(&path, Limit::Vocabulary)?;
     let merges: Vec<&str> = merges.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
-    let special = |token: &str, options: &Value| {
-        let option = |name: &str| options.get(name).and_then(Value::as_bool).unwrap_or(false);
-        json!({
-            "id": vocab.get(token), "content": token, "single_word": option("single_word"), "lstrip": option("lstrip"),
-            "rstrip": option("rstrip"), "normalized": option("normalized"), "special": true,
-        })
-    };
-    let config = super::config(folder)?;
-    let mut tokens: BTreeMap<&str, Value> =
-        ["<|startoftext|>", "<|endoftext|>"].into_iter().map(|token| (token, special(token, &Value::Null))).collect();
-    // A token with a meaning of its own, such as SDXL's padding "!", is one wherever it stands in a text.
-    let named = ["bos_token", "eos_token", "unk_token", "pad_token"].iter().filter_map(|key| config.get(*key));
-    let added = config.get("added_tokens_decoder").and_then(Value::as_object);
-    for token in named.chain(added.into_iter().flat_map(|added| added.values())) {
-        if let Some(text) = content(token) {
-            tokens.insert(text, special(text, token));
-        }
-    }
-    if let Some(token) = tokens.keys().find(|token| vocab.get(**token).is_none()) {
+    // Others are added with those of the other files.
+    let tokens = ["<|startoftext|>", "<|endoftext|>"];
+    if let Some(token) = tokens.iter().find(|token| vocab.get(**token).is_none()) {
         return Err(Error::invalid(folder.join("vocab.json"), format!("lacks the token {token}")));
     }
+    let special = |token: &str| {
+        json!({
+            "id": vocab.get(token), "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        })
+    };
     Ok(json!({
         "version": "1.0",
-        "added_tokens": tokens.values().collect::<Vec<_>>(),
+        "added_tokens": tokens.map(special),
         "normalizer": {"type": "Sequence", "normalizers": [
             {"type": "NFC"},
             {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
