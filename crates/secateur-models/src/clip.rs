@@ -423,8 +423,8 @@ impl ClipModel {
         let alive = |config: &EncoderConfig| 5 * config.hidden_size + config.intermediate_size;
         let patches = (vision.image_size / vision.patch_size.max(1)).pow(2) + 1;
         let of_texts = texts.min(TEXTS) * text.max_position_embeddings * alive(&text.encoder);
-        let of_pictures = pictures * patches * alive(&vision.encoder);
-        let bytes = |numbers: usize| (size_of::<f32>() * numbers) as u64;
+        let of_pictures = pictures.saturating_mul(patches * alive(&vision.encoder));
+        let bytes = |numbers: usize| numbers.saturating_mul(size_of::<f32>()) as u64;
         Ok(Memory {
             weights: bytes(checkpoint.tensors().map(|(_, info)| info.elements()).sum()),
             packed_weights: bytes(packed(&text.encoder) + packed(&vision.encoder)),

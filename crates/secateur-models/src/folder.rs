@@ -161,7 +161,16 @@ impl ModelFolder {
         &self.tree
     }
 
-    /// Links in the folder that are neither read nor copied, as they lead out of it.
+    /// Whether all of its files can be copied.
+    ///
+    /// # Errors
+    /// If not: the error names the first that cannot.
+    pub fn check_copy(&self) -> Result<()> {
+        self.tree.check()
+    }
+
+    /// Links in the folder that are neither read nor copied: they lead out of it, nowhere, to a folder or to another
+    /// link.
     pub fn links_left_out(&self) -> impl Iterator<Item = &Path> {
         self.tree.links.iter().map(PathBuf::as_path)
     }
@@ -377,24 +386,25 @@ impl ModelFolder {
         Ok(self.passes(sampling.guidance) * self.schedule(sampling.latent, sampling)?.calls().len())
     }
 
-    /// Every file that the denoiser's activations depend on: all but the autoencoder's.
-    ///
-    /// # Errors
-    /// If a folder cannot be read.
-    pub fn activation_files(&self) -> Result<Vec<PathBuf>> {
-        let mut files: Vec<PathBuf> = self.checkpoint.paths().map(Path::to_owned).collect();
-        files.push(self.path.join(self.class.denoiser).join("config.json"));
-        files.push(self.path.join(INDEX));
+    /// Every file that the denoiser's activations depend on, relative to the folder: all but the autoencoder's.
+    #[must_use]
+    pub fn activation_files(&self) -> Vec<PathBuf> {
+        let weights = self.checkpoint.paths().filter_map(Path::file_name).map(|name| self.denoiser_folder().join(name));
+        let own = [self.denoiser_folder().join("config.json"), INDEX.into()];
+        let mut files: Vec<PathBuf> = weights.chain(own).collect();
         let others = |component: &&Component| ![self.class.denoiser, VAE.name].contains(&component.name);
-        for component in self.class.components.iter().filter(others).filter(|component| self.has(component.name)) {
-            let folder = self.path.join(component.name);
-            for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
-                files.push(entry.map_err(Error::io(&folder))?.path());
-            }
+        let others = self.class.components.iter().filter(others).filter(|component| self.has(component.name));
+        for component in others {
+            files.extend(
+                self.tree.files.iter().filter(|file| file.parent() == Some(Path::new(component.name))).cloned(),
+            );
         }
-        files.retain(|file| file.is_file());
         files.sort();
-        Ok(files)
+        files
+    }
+
+    fn denoiser_folder(&self) -> &'static Path {
+        Path::new(self.class.denoiser)
     }
 
     /// What is computed at a call.

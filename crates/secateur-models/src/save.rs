@@ -5,7 +5,7 @@ use crate::edits::{Cuts, Edits, Removals};
 use crate::error::{Error, Result};
 use crate::files::tensors::{candle_dtype, encode, header};
 use crate::files::tree::{Tree, is_weights};
-use crate::files::{Limit, new_file, open, read_json, write_atomically};
+use crate::files::{Limit, copy, copy_file, new_file, open, read_json, write_atomically};
 use crate::folder::ModelFolder;
 use crate::manifest::{ChangedShape, MANIFEST, Manifest};
 use crate::pipeline::Observer;
@@ -15,7 +15,7 @@ use safetensors::Dtype;
 use secateur_nn::{Parameters, Wanted};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// The name of the file of a [`ReuseSchedule`].
@@ -169,8 +169,7 @@ impl TensorFile {
             // The same to the byte.
             true => {
                 let mut header = Vec::new();
-                let copied = Read::by_ref(&mut input).take(self.header_bytes).read_to_end(&mut header);
-                copied.map_err(Error::io(&self.path))?;
+                copy((&self.path, &mut input), self.header_bytes, (destination, &mut header))?;
                 header
             }
             false => {
@@ -191,8 +190,8 @@ impl TensorFile {
                 } else {
                     let (start, length) = info.position();
                     input.seek(SeekFrom::Start(start)).map_err(Error::io(&self.path))?;
-                    let copied = std::io::copy(&mut Read::by_ref(&mut input).take(length), output);
-                    bytes += copied.map_err(failed())?;
+                    copy((&self.path, &mut input), length, (destination, output))?;
+                    bytes += length;
                 }
             }
             Ok(())
@@ -214,9 +213,7 @@ pub(crate) fn copy_model(source: &Path, tree: &Tree, destination: &Path, compone
             && (folder == Path::new("") || components.iter().any(|component| folder.starts_with(component)))
     };
     for file in tree.files.iter().filter(|file| !old(file)) {
-        let (source, target) = (source.join(file), destination.join(file));
-        let mut input = open(&source)?;
-        new_file(&target, |output| std::io::copy(&mut input, output).map(drop).map_err(Error::io(&target)))?;
+        copy_file(&source.join(file), &destination.join(file))?;
     }
     Ok(())
 }

@@ -113,6 +113,7 @@ impl SingleFile {
             }
         }
         let tree = Tree::of(like, &tree::components(&index))?;
+        tree.check()?;
         Ok(Conversion { file: self.file, like: like.to_owned(), tree, converted, copied })
     }
 }

@@ -223,3 +223,33 @@ fn a_pointer_of_git_lfs_is_called_so() {
         assert!(error.contains(name) && error.contains("git lfs pull"), "{error}");
     }
 }
+
+/// Files that get shorter while they are used give an error, and no model.
+#[test]
+fn a_weight_file_that_is_cut_during_a_run() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (model, out) = (temporary.path().join("model"), temporary.path().join("out"));
+    std::fs::create_dir(&model).unwrap();
+    for entry in std::fs::read_dir(bundled()).unwrap() {
+        let entry = entry.unwrap();
+        let target = model.join(entry.file_name());
+        if entry.file_name() != "transformer" {
+            std::os::unix::fs::symlink(entry.path(), target).unwrap();
+            continue;
+        }
+        std::fs::create_dir(&target).unwrap();
+        for file in std::fs::read_dir(entry.path()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), target.join(file.file_name())).unwrap();
+        }
+    }
+    let folder = ModelFolder::open(&model, None).unwrap();
+    let weights = model.join("transformer").join(format!("{STEM}.safetensors"));
+    let bytes = std::fs::metadata(&weights).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(bytes - 1000).unwrap();
+    let output = OutputFolder::create(&out, OutputOptions::default(), &[&model]).unwrap();
+    let error = folder.write(&output.path(), &Edits::default(), &()).unwrap_err().to_string();
+    assert!(error.contains("safetensors: was cut short while it was read: 1000 bytes lack"), "{error}");
+    drop(output);
+    assert!(!out.exists());
+}

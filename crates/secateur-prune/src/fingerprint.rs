@@ -1,5 +1,5 @@
 use crate::calibrate::Calibration;
-use secateur_models::files::{digest, digest_of_file};
+use secateur_models::files::{digest, digest_of_files};
 use secateur_models::{ModelFolder, Result};
 use serde::{Deserialize, Serialize};
 
@@ -59,9 +59,7 @@ impl Fingerprint {
     /// # Errors
     /// If they cannot be read.
     pub fn of_model(folder: &ModelFolder) -> Result<String> {
-        let files = folder.activation_files()?;
-        let digests = files.iter().map(|path| digest_of_file(path)).collect::<Result<Vec<_>>>()?;
-        Ok(digest(digests))
+        digest_of_files(folder.path(), &folder.activation_files())
     }
 
     /// What differs, in words.

@@ -123,7 +123,7 @@ fn borrowed(paths: &[PathBuf]) -> Vec<&Path> {
 fn links_left_out(folder: &ModelFolder) -> Option<String> {
     let links: Vec<String> = folder.links_left_out().map(|link| shown(link).to_string()).collect();
     let first = links.first()?;
-    let problem = "not copied, as links that lead out of the model folder are not followed";
+    let problem = "not copied: links are followed in one step, to files in the model folder or called as a model's are";
     Some(format!("{}: {first} and {} more links are {problem}", shown(folder.path()), links.len() - 1))
 }
 
@@ -142,7 +142,7 @@ fn check_memory(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Res
     Ok(())
 }
 
-/// The same, without what `folder` skips.
+/// `sampling` with the schedule of what `folder` skips.
 fn skipping(sampling: &Sampling, folder: &ModelFolder, adapt: bool) -> Result<Sampling> {
     Ok(Sampling { reuse: folder.reuse(sampling, adapt)?, ..sampling.clone() })
 }

@@ -46,11 +46,12 @@ impl Footprint {
     pub(crate) fn add(&mut self, name: &'static str, parts: impl IntoIterator<Item = (&'static str, u64)>) {
         let parts = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
         let mut parts: Vec<Part> = parts.map(|(name, bytes)| Part { name, bytes }).collect();
-        let alive: u64 = parts.iter().map(|part| part.bytes).sum();
+        let sum = |parts: &[Part]| parts.iter().map(|part| part.bytes).fold(0, u64::saturating_add);
+        let alive = sum(&parts);
         let of_threads = ALLOCATOR_OF_A_THREAD * rayon::current_num_threads() as u64;
         parts.push(Part { name: "allocator", bytes: ALLOCATOR + of_threads + alive / ALLOCATOR_SHARE });
         parts.push(Part { name: "program", bytes: BINARY });
-        let bytes = parts.iter().map(|part| part.bytes).sum();
+        let bytes = sum(&parts);
         self.total = self.total.max(bytes);
         self.stages.push(Stage { name, bytes, parts });
     }

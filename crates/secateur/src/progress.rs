@@ -43,7 +43,8 @@ pub(crate) fn heed_signals() {
 /// Whether whoever started the process wants it to outlive the signal, as `nohup` does for SIGHUP.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // Where the system does not tell, the signal is left as it is.
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return true };
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
     ignored >> (signal - 1) & 1 == 1

@@ -3,7 +3,6 @@
 use super::{open, tree};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The SHA-256 of what is added.
@@ -37,11 +36,27 @@ pub fn digest_of_file(path: &Path) -> Result<String> {
     Ok(hash.finish())
 }
 
-/// The SHA-256 of each file in a folder and the folders inside, by its path relative to it.
+/// The SHA-256 of the names and contents of all files in a folder and the folders inside.
 ///
 /// # Errors
 /// A file cannot be read, or is none.
-pub fn digests_of_folder(folder: &Path) -> Result<BTreeMap<PathBuf, String>> {
-    let files = tree::all(folder)?.into_iter().map(|entry| entry.path).filter(|path| !folder.join(path).is_dir());
-    files.map(|path| digest_of_file(&folder.join(&path)).map(|digest| (path, digest))).collect()
+pub fn digest_of_folder(folder: &Path) -> Result<String> {
+    let mut files: Vec<_> = tree::all(folder)?.into_iter().map(|entry| entry.path).collect();
+    files.retain(|path| !folder.join(path).is_dir());
+    files.sort();
+    digest_of_files(folder, &files)
+}
+
+/// The SHA-256 of the names and contents of files of a folder, named relative to it.
+///
+/// # Errors
+/// A file cannot be read, or is none.
+pub fn digest_of_files(folder: &Path, files: &[PathBuf]) -> Result<String> {
+    let mut hash = Hash::default();
+    for file in files {
+        hash.add(file.as_os_str().as_encoded_bytes());
+        hash.add(&[0]);
+        hash.add(digest_of_file(&folder.join(file))?.as_bytes());
+    }
+    Ok(hash.finish())
 }

@@ -42,6 +42,8 @@ pub struct OutputFolder {
     inputs: Inputs,
     /// None once it is done.
     work: Option<WorkFolder>,
+    /// What the run that goes on had come to when it was stopped: it may be replaced.
+    own: Option<Identity>,
     /// An earlier run has made the output, and was killed before it could clean up.
     finished: bool,
     /// Folders above the target that were made for it.
@@ -61,8 +63,9 @@ const PROGRESS: &str = "progress";
 /// What a run depends on: no progress by itself.
 const RUN: &str = "run.json";
 
-/// A folder, whatever its name: device, number, and the nanoseconds since 1970 when it was made.
-type Identity = (u64, u64, u64);
+/// A folder of a file system, whatever its name: its number, where folders have one, and the
+/// nanoseconds since 1970 when it was made.
+type Identity = (u64, u64);
 
 #[derive(Serialize, Deserialize)]
 struct Published {
@@ -93,9 +96,9 @@ impl OutputFolder {
         }
         let work = WorkFolder::open(&parent, name)?;
         let was_there = work.was_there;
-        let mut output = Self { target, options, inputs, work: Some(work), finished: false, parents };
+        let mut output = Self { target, options, inputs, work: Some(work), own: None, finished: false, parents };
         let prepared = output.prepare(was_there);
-        if prepared.is_err() && was_there {
+        if prepared.is_err() && was_there && output.holds_work() {
             // It stays as it was found.
             output.work = None;
         }
@@ -184,11 +187,10 @@ impl OutputFolder {
         self.inputs.check(work.path())?;
         let published = self.published();
         self.put_back(published.is_some())?;
-        let work = self.work()?;
         let OutputOptions { replace, resume, .. } = self.options;
-        if self.at(COMPLETE).exists() && !replace && !resume {
+        if self.at(COMPLETE).exists() && !replace {
             let problem = format!(
-                "an earlier run could not put its output here: it is complete in {}; move it to where you want it, or \
+                "what an earlier run could not put in its place is complete in {}; move it to where you want it, or \
                  --force throws it away",
                 shown(&self.at(COMPLETE))
             );
@@ -200,31 +202,31 @@ impl OutputFolder {
             return Ok(());
         }
         let progress = !complete && has_progress(&self.progress());
-        match (resume, progress) {
-            (true, _) if !was_there => {
-                let problem = match self.target.exists() {
-                    true => "nothing to resume: it is there, and there is no unfinished run for it",
-                    false => "nothing to resume: there is no unfinished run for it; leave --resume away",
-                };
-                return Err(Error::invalid(&self.target, problem));
-            }
-            (false, true) if !replace => {
-                let problem = "a run for it was not finished: --resume goes on with it, --force begins anew";
-                return Err(Error::invalid(&self.target, problem));
-            }
-            (false, _) => work.clear()?,
-            (true, _) => {
-                for name in [CONTENT, COMPLETE] {
-                    work.remove_entry(name)?;
-                }
-                if published.is_none() {
-                    work.remove_entry(PUBLISHED)?;
-                }
-            }
+        if resume && !was_there {
+            let problem = match self.target.exists() {
+                true => "nothing to resume: it is there, and there is no unfinished run for it",
+                false => "nothing to resume: there is no unfinished run for it; leave --resume away",
+            };
+            return Err(Error::invalid(&self.target, problem));
         }
-        // What the run that goes on came to is its own.
-        self.options.replace |= resume && published.is_some();
-        self.check_target()?;
+        if progress && !resume && !replace {
+            let problem = "a run for it was not finished: --resume goes on with it, --force begins anew";
+            return Err(Error::invalid(&self.target, problem));
+        }
+        let own = published.filter(|_| resume).map(|published| published.identity);
+        // Before anything of an earlier run goes.
+        self.own = own;
+        self.replaces()?;
+        let work = self.work()?;
+        if !resume {
+            work.clear()?;
+        }
+        for name in [CONTENT, COMPLETE] {
+            work.remove_entry(name)?;
+        }
+        if own.is_none() {
+            work.remove_entry(PUBLISHED)?;
+        }
         for name in [CONTENT, PROGRESS] {
             let path = self.at(name);
             match std::fs::create_dir(&path) {
@@ -264,32 +266,30 @@ impl OutputFolder {
         }
     }
 
-    /// Fails where something is at the target that is not to be replaced.
-    fn check_target(&self) -> Result<()> {
-        match self.options.replace && self.target.symlink_metadata().is_ok() {
-            true => check_replaceable(&self.target, &self.inputs),
-            false => refuse_existing(&self.target),
+    /// Whether something is at the target that is to be replaced; an error where that may not be.
+    fn replaces(&self) -> Result<bool> {
+        let own = self.own.is_some() && self.own == identity(&self.target);
+        match (self.options.replace || own) && self.target.symlink_metadata().is_ok() {
+            true => check_replaceable(&self.target, &self.inputs).map(|()| true),
+            false => refuse_existing(&self.target).map(|()| false),
         }
+    }
+
+    /// Whether the work folder holds what must not be thrown away.
+    fn holds_work(&self) -> bool {
+        has_progress(&self.progress()) || [COMPLETE, REPLACED].iter().any(|name| self.at(name).exists())
     }
 
     fn publish(mut self, complete: bool) -> Result<()> {
         let (content, complete) = (self.path(), complete || !has_progress(&self.progress()));
         sync_folders(&content)?;
-        // Inputs may be elsewhere by now, and something else at the target.
-        let given = self.inputs.again();
-        given.check(&self.target)?;
-        self.inputs = given;
-        if let Some(identity) = identity(&content) {
-            write_sealed(&self.at(PUBLISHED), &Published { identity, complete })?;
+        match self.put_in_place(&content, complete) {
+            Ok(()) => self.parents.keep(),
+            Err(error) => return Err(self.keep(&content, error)),
         }
-        if let Err(error) = self.check_target().and_then(|()| self.put_in_place(&content)) {
-            return Err(self.keep(&content, error));
-        }
-        self.parents.keep();
-        let parent = self.target.parent().unwrap_or(Path::new("/"));
         // From here on the output is complete, whatever else fails.
-        let synced = sync_folder(parent);
-        let tidied = match (complete, self.work.take()) {
+        let synced = sync_folder(self.target.parent().unwrap_or(Path::new("/")));
+        let tidied = match (complete && !self.at(COMPLETE).exists(), self.work.take()) {
             (true, Some(work)) => work.remove(),
             (false, Some(work)) => work.remove_entry(CONTENT).and_then(|()| work.remove_entry(REPLACED)),
             (_, None) => Ok(()),
@@ -300,20 +300,39 @@ impl OutputFolder {
         Ok(())
     }
 
-    fn put_in_place(&self, content: &Path) -> Result<()> {
-        let failed = Error::io(&self.target);
-        if self.target.symlink_metadata().is_err() {
-            return rename_new(content, &self.target).map_err(failed);
+    fn put_in_place(&mut self, content: &Path, complete: bool) -> Result<()> {
+        // Inputs may be elsewhere by now, and something else at the target.
+        self.inputs = self.inputs.again();
+        self.inputs.check(&self.target)?;
+        let replaces = self.replaces()?;
+        if let Some(identity) = identity(content) {
+            write_sealed(&self.at(PUBLISHED), &Published { identity, complete })?;
         }
-        if exchange(content, &self.target).map_err(Error::io(&self.target))? {
-            return Ok(());
+        if !replaces {
+            return rename_new(content, &self.target).map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => Error::invalid(&self.target, EXISTS),
+                _ => Error::io(&self.target)(error),
+            });
         }
         let replaced = self.at(REPLACED);
-        std::fs::rename(&self.target, &replaced).map_err(Error::io(&self.target))?;
-        if let Err(error) = rename_new(content, &self.target) {
-            let back = rename_new(&replaced, &self.target);
-            let place = if back.is_ok() { &self.target } else { &replaced };
-            return Err(Error::invalid(&self.target, format!("{error}; what was there is in {}", shown(place))));
+        if exchange(content, &self.target).map_err(Error::io(&self.target))? {
+            std::fs::rename(content, &replaced).map_err(Error::io(content)).or_else(|error| {
+                (self.options.tell)(&error.to_string());
+                Ok::<_, Error>(())
+            })?;
+        } else {
+            std::fs::rename(&self.target, &replaced).map_err(Error::io(&self.target))?;
+            if let Err(error) = rename_new(content, &self.target) {
+                let back = rename_new(&replaced, &self.target);
+                let place = if back.is_ok() { &self.target } else { &replaced };
+                return Err(Error::invalid(&self.target, format!("{error}; what was there is in {}", shown(place))));
+            }
+        }
+        // Somebody may have put something into it a moment ago.
+        if let Err(error) = check_replaceable(&replaced, &self.inputs)
+            && std::fs::rename(&replaced, self.at(COMPLETE)).is_ok()
+        {
+            (self.options.tell)(&format!("{error}; it is now {}", shown(&self.at(COMPLETE))));
         }
         Ok(())
     }
@@ -339,9 +358,9 @@ impl OutputFolder {
 
 impl Drop for OutputFolder {
     fn drop(&mut self) {
-        let (progress, published) = (has_progress(&self.progress()), self.published().is_some());
+        let (kept, published) = (!self.finished && self.holds_work(), self.published().is_some());
         let Some(work) = self.work.take() else { return };
-        let tidied = match !self.finished && (progress || work.path().join(REPLACED).exists()) {
+        let tidied = match kept {
             true => {
                 (self.options.tell)("what was finished is kept: --resume goes on with it");
                 self.parents.keep();
@@ -357,9 +376,11 @@ impl Drop for OutputFolder {
     }
 }
 
+const EXISTS: &str = "exists already: choose another name, or --force to replace it";
+
 fn refuse_existing(target: &Path) -> Result<()> {
     match target.symlink_metadata() {
-        Ok(_) => Err(Error::invalid(target, "exists already: choose another name, or --force to replace it")),
+        Ok(_) => Err(Error::invalid(target, EXISTS)),
         Err(_) => Ok(()),
     }
 }
@@ -376,17 +397,15 @@ fn progress_names(folder: &Path) -> impl Iterator<Item = String> + use<> {
     names.filter(|name| !name.ends_with(".tmp"))
 }
 
-#[cfg(unix)]
 fn identity(folder: &Path) -> Option<Identity> {
-    use std::os::unix::fs::MetadataExt;
     let found = folder.symlink_metadata().ok()?;
     let made = found.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    Some((found.dev(), found.ino(), made.map_or(0, |time| time.as_nanos() as u64)))
-}
-
-#[cfg(not(unix))]
-fn identity(_: &Path) -> Option<Identity> {
-    None
+    let made = made.map_or(0, |time| time.as_nanos() as u64);
+    #[cfg(unix)]
+    let number = std::os::unix::fs::MetadataExt::ino(&found);
+    #[cfg(not(unix))]
+    let number = 0;
+    ((number, made) != (0, 0)).then_some((number, made))
 }
 
 /// Folders that were made to hold another; they go again if that never comes.
@@ -411,5 +430,131 @@ impl Drop for Parents {
     fn drop(&mut self) {
         // One that holds something by now stays.
         let _ = self.0.iter().try_for_each(std::fs::remove_dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEW: OutputOptions = OutputOptions { replace: false, resume: false, tell: |_| () };
+    const FORCE: OutputOptions = OutputOptions { replace: true, ..NEW };
+    const RESUME: OutputOptions = OutputOptions { resume: true, ..NEW };
+
+    struct Scene(tempfile::TempDir);
+
+    impl Scene {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn open(&self, options: OutputOptions) -> std::result::Result<OutputFolder, String> {
+            OutputFolder::create(&self.at("out"), options, &[]).map_err(|error| error.to_string())
+        }
+
+        /// A run that is stopped after it finished something, with a picture so far where `shown`.
+        fn stop(&self, shown: bool) {
+            let output = self.open(NEW).unwrap();
+            std::fs::write(output.progress().join("done"), "done").unwrap();
+            if shown {
+                std::fs::write(output.path().join("0000.png"), "so far").unwrap();
+                output.finish_for_now().unwrap();
+            }
+        }
+
+        fn foreign(&self, name: &str) {
+            std::fs::create_dir_all(self.at(name)).unwrap();
+            std::fs::write(self.at(name).join("thesis"), "mine").unwrap();
+        }
+
+        fn names(&self) -> Vec<String> {
+            let names = std::fs::read_dir(self.0.path()).unwrap();
+            let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    #[test]
+    fn a_refused_force_throws_nothing_away() {
+        let scene = Scene::new();
+        scene.stop(false);
+        scene.foreign("out");
+        assert!(scene.open(FORCE).unwrap_err().contains("thesis"));
+        assert!(scene.at(".out.secateur/progress/done").exists());
+        std::fs::remove_dir_all(scene.at("out")).unwrap();
+        scene.open(RESUME).unwrap().finish().unwrap();
+        assert_eq!(scene.names(), ["out"]);
+    }
+
+    #[test]
+    fn a_stopped_run_replaces_what_it_left_and_nothing_else() {
+        let scene = Scene::new();
+        scene.stop(true);
+        assert!(scene.open(NEW).unwrap_err().contains("--resume goes on"));
+        let output = scene.open(RESUME).unwrap();
+        std::fs::write(output.path().join("0000.png"), "whole").unwrap();
+        // Meanwhile somebody puts another folder of pictures there.
+        std::fs::rename(scene.at("out"), scene.at("moved")).unwrap();
+        std::fs::create_dir(scene.at("out")).unwrap();
+        std::fs::write(scene.at("out/0000.png"), "mine").unwrap();
+        assert!(output.finish().unwrap_err().to_string().contains("exists already"));
+        assert_eq!(std::fs::read_to_string(scene.at("out/0000.png")).unwrap(), "mine");
+        assert!(scene.open(RESUME).unwrap_err().contains("exists already"));
+        std::fs::remove_dir_all(scene.at("out")).unwrap();
+        scene.open(RESUME).unwrap().finish().unwrap();
+        assert_eq!(scene.names(), ["moved", "out"]);
+    }
+
+    #[test]
+    fn a_complete_output_that_found_no_place_waits() {
+        let scene = Scene::new();
+        let output = scene.open(NEW).unwrap();
+        std::fs::write(output.path().join("0000.png"), "whole").unwrap();
+        scene.foreign("out");
+        let error = output.finish().unwrap_err().to_string();
+        assert!(error.contains("exists already") && error.contains(".out.secateur/complete"), "{error}");
+        for options in [NEW, RESUME] {
+            assert!(scene.open(options).unwrap_err().contains("is complete in"));
+        }
+        let complete = scene.at(".out.secateur/complete");
+        assert_eq!(std::fs::read_to_string(complete.join("0000.png")).unwrap(), "whole");
+        std::fs::rename(complete, scene.at("mine")).unwrap();
+        // Nothing is left to keep.
+        scene.open(NEW).unwrap_err();
+        assert_eq!(scene.names(), ["mine", "out"]);
+        assert!(scene.at("out/thesis").exists());
+    }
+
+    #[test]
+    fn what_was_taken_away_is_put_back() {
+        let scene = Scene::new();
+        drop(scene.open(NEW).unwrap());
+        assert!(scene.names().is_empty());
+        scene.stop(false);
+        scene.foreign(".out.secateur/replaced");
+        // As if it had been killed between two renames.
+        assert!(scene.open(NEW).unwrap_err().contains("--resume goes on"));
+        assert!(scene.at("out/thesis").exists() && !scene.at(".out.secateur/replaced").exists());
+        scene.foreign(".out.secateur/replaced");
+        assert!(scene.open(FORCE).unwrap_err().contains("replaced: move it away"));
+        assert!(scene.at(".out.secateur/replaced/thesis").exists());
+    }
+
+    /// Folders above an output go with it.
+    #[test]
+    fn folders_above() {
+        let scene = Scene::new();
+        let target = scene.at("a/b/out");
+        drop(OutputFolder::create(&target, NEW, &[]).unwrap());
+        assert!(scene.names().is_empty());
+        OutputFolder::create(&target, NEW, &[]).unwrap().finish().unwrap();
+        assert!(target.is_dir());
+        let error = OutputFolder::create(&scene.at("a"), FORCE, &[&target]).unwrap_err().to_string();
+        assert!(error.contains("overlap"), "{error}");
     }
 }

@@ -53,13 +53,33 @@ impl Inputs {
 
     /// Fails where `folder` holds one of them, or lies in one.
     pub(super) fn check(&self, folder: &Path) -> Result<()> {
-        match self.places.iter().find(|place| folder.starts_with(place) || place.starts_with(folder)) {
+        // One folder may have two paths: by letters of either case, or mounted twice.
+        let same = |one: &Path, other: &Path| identity(one).is_some_and(|found| Some(found) == identity(other));
+        let overlaps = |place: &&PathBuf| {
+            let by_name = folder.starts_with(place) || place.starts_with(folder);
+            by_name || place.ancestors().any(|above| same(above, folder)) || folder.ancestors().any(|a| same(a, place))
+        };
+        match self.places.iter().find(overlaps) {
             Some(place) => Err(Error::invalid(
                 folder,
                 format!("the output folder and {} overlap: choose another --out", shown(place)),
             )),
             None => Ok(()),
         }
+    }
+}
+
+/// A folder or file, whatever its path, where the system tells.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        path.symlink_metadata().ok().map(|found| (found.dev(), found.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct Tree {
     pub(crate) files: Vec<PathBuf>,
     /// Links that are not followed, likewise.
     pub(crate) links: Vec<PathBuf>,
+    /// Why files cannot be copied.
+    problems: Vec<String>,
 }
 
 /// The names of the components in a `model_index.json`.
@@ -75,12 +77,12 @@ impl Tree {
                 if component && place.is_dir() {
                     self.linked_component(root, &path)?;
                 } else if is_followed(&place, real)? {
-                    self.file(&place, path)?;
+                    self.file(&place, path);
                 } else {
                     self.links.push(path);
                 }
             } else {
-                self.file(&place, path)?;
+                self.file(&place, path);
             }
         }
         Ok(())
@@ -96,22 +98,31 @@ impl Tree {
             let place = folder.join(&name);
             let kind = place.symlink_metadata().map_err(Error::io(&place))?.file_type();
             match is_model_file(&name) && (!kind.is_symlink() || is_followed(&place, &real)?) {
-                true => self.file(&place, path.join(&name))?,
+                true => self.file(&place, path.join(&name)),
                 false => self.links.push(path.join(&name)),
             }
         }
         Ok(())
     }
 
-    fn file(&mut self, place: &Path, path: PathBuf) -> Result<()> {
-        // It is refused now if it is a pipe or a device.
-        let bytes = super::open(place)?.metadata().map_err(Error::io(place))?.len();
-        if bytes > LARGEST && !is_weights(place) {
-            let problem = format!("has {bytes} bytes: of the files of a model only weights may be as large");
-            return Err(Error::invalid(place, problem));
-        }
+    /// What cannot be copied is no hindrance to those who only read the model.
+    fn file(&mut self, place: &Path, path: PathBuf) {
+        let problem = match super::open(place).and_then(|file| file.metadata().map_err(Error::io(place))) {
+            Ok(found) if found.len() > LARGEST && !is_weights(place) => {
+                let problem =
+                    format!("has {} bytes: of the files of a model only weights may be as large", found.len());
+                Some(Error::invalid(place, problem).to_string())
+            }
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        self.problems.extend(problem);
         self.files.push(path);
-        Ok(())
+    }
+
+    /// Fails where a file cannot be copied.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.problems.first().map_or(Ok(()), |problem| Err(Error::Request(problem.clone())))
     }
 }
 
@@ -124,7 +135,7 @@ fn is_followed(link: &Path, root: &Path) -> Result<bool> {
     match target.canonicalize() {
         Ok(real) if regular => Ok(known || real.starts_with(root) || is_blob(root, &real)),
         _ if known => {
-            let problem = format!("is a link to {}, which is no regular file", shown(&target));
+            let problem = format!("is a link to {}, which is not a regular file itself", shown(&target));
             Err(Error::invalid(link, problem))
         }
         _ => Ok(false),

@@ -3,14 +3,15 @@
 use super::{names, open, tree};
 use crate::error::{Error, Result};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 /// Writes a file beside `path` and renames it, so that nobody ever sees half of it, and so that it
 /// is on the disk when this returns.
 ///
 /// # Errors
-/// The file cannot be written or replaced; what was there before is then still there.
+/// The file cannot be written or replaced; what was there before is then still there, unless only
+/// the folder could not be put on the disk.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |file| file.write_all(bytes).map_err(Error::io(path)))
 }
@@ -39,6 +40,37 @@ pub(crate) fn new_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> R
     output.sync_all().map_err(Error::io(path))
 }
 
+/// Copies the next `bytes` bytes of an open file. An error names the one of the two that it is of; a
+/// file that has become shorter since its size was looked up is one.
+pub(crate) fn copy(
+    (from, input): (&Path, &mut File),
+    bytes: u64,
+    (to, output): (&Path, &mut impl Write),
+) -> Result<()> {
+    let mut left = bytes;
+    let mut buffer = vec![0; left.min(1 << 20) as usize];
+    while left > 0 {
+        let wanted = left.min(buffer.len() as u64) as usize;
+        match input.read(&mut buffer[..wanted]) {
+            Ok(0) => return Err(Error::invalid(from, format!("was cut short while it was read: {left} bytes lack"))),
+            Ok(read) => {
+                output.write_all(&buffer[..read]).map_err(Error::io(to))?;
+                left -= read as u64;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io(from)(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Copies a file to a new one.
+pub(crate) fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let mut input = open(from)?;
+    let bytes = input.metadata().map_err(Error::io(from))?.len();
+    new_file(to, |output| copy((from, &mut input), bytes, (to, output)))
+}
+
 /// Gives the files of a folder a second name in an existing folder, or copies them where the file
 /// system has no links.
 ///
@@ -55,8 +87,7 @@ pub fn link_files(source: &Path, destination: &Path, wanted: impl Fn(&Path) -> b
     }
     for (from, to) in files {
         if std::fs::hard_link(&from, &to).is_err() {
-            let mut input = open(&from)?;
-            new_file(&to, |output| std::io::copy(&mut input, output).map(drop).map_err(Error::io(&to)))?;
+            copy_file(&from, &to)?;
         }
     }
     Ok(())

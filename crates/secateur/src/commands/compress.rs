@@ -14,12 +14,11 @@ use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
 use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
 use secateur_models::Error::Interrupted;
-use secateur_models::files::{digests_of_folder, link_files, read_sealed, shown, write_sealed};
+use secateur_models::files::{digest, digest_of_folder, link_files, read_sealed, shown, write_sealed};
 use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
 use secateur_prune::{Fingerprint, SavedStatistics};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
@@ -44,7 +43,8 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         return tell(Some(&finished(&output)?), Some(&out), common);
     }
     output.check_progress(Method::is_own)?;
-    let run = Run { model: Fingerprint::of_model(&folder)?, request: recipe.request.clone(), prompts: learned };
+    let prompts = learned.iter().map(|prompts| digest(prompts.iter().map(|prompt| format!("{prompt}\n")))).collect();
+    let run = Run { model: Fingerprint::of_model(&folder)?, request: recipe.request.clone(), prompts };
     let mut done = run.begin(&methods, job.resume, &output.progress())?;
     let mut reports = methods[..done].iter().map(|method| report_in(&method.out)).collect::<Result<Vec<_>>>()?;
     for (index, method) in methods.iter().enumerate().skip(done) {
@@ -100,8 +100,8 @@ struct Run {
     /// SHA-256.
     model: String,
     request: String,
-    /// Of each method, the prompts that it learns from.
-    prompts: Vec<Vec<String>>,
+    /// Of each method, the SHA-256 of the prompts that it learns from.
+    prompts: Vec<String>,
 }
 
 impl Run {
@@ -123,9 +123,11 @@ impl Run {
                         );
                     }
                 }
+                // What cannot be read now may be whole.
+                Err(error @ secateur_models::Error::Io { .. }) => return Err(error.into()),
                 Err(error) => {
                     say(&format!("{error}: all methods are run again"));
-                    for entry in std::fs::read_dir(progress)? {
+                    for entry in std::fs::read_dir(progress).map_err(secateur_models::Error::io(progress))? {
                         remove_folder(&entry?.path())?;
                     }
                 }
@@ -145,13 +147,17 @@ impl Run {
     }
 }
 
-fn remove_folder(folder: &Path) -> std::io::Result<()> {
-    if folder.is_dir() { std::fs::remove_dir_all(folder) } else { Ok(()) }
+fn remove_folder(folder: &Path) -> secateur_models::Result<()> {
+    let removed = if folder.is_dir() { std::fs::remove_dir_all(folder) } else { Ok(()) };
+    removed.map_err(secateur_models::Error::io(folder))
 }
 
-/// What a finished method made: the SHA-256 of each file.
+/// What a finished method made.
 #[derive(PartialEq, Serialize, Deserialize)]
-struct Made(BTreeMap<PathBuf, String>);
+struct Made {
+    /// Of its folder.
+    sha256: String,
+}
 
 impl Method {
     /// Runs it, or goes on with it.
@@ -170,8 +176,10 @@ impl Method {
             _ => bail!("{self} is no method"),
         };
         let report = report.and_then(|report| report.context("it made no model")).with_context(|| format!("{self}"));
-        if report.is_err() {
-            remove_folder(&self.statistics())?;
+        if report.is_err()
+            && let Err(error) = remove_folder(&self.statistics())
+        {
+            say(&error.to_string());
         }
         report
     }
@@ -187,7 +195,7 @@ impl Method {
 
     /// Says that it is finished, and what it made.
     fn keep(&self) -> Result<()> {
-        Ok(write_sealed(&self.made_path(), &Made(digests_of_folder(&self.out)?))?)
+        Ok(write_sealed(&self.made_path(), &Made { sha256: digest_of_folder(&self.out)? })?)
     }
 
     /// Whether it is finished, and all that it made is as it was.
@@ -196,7 +204,7 @@ impl Method {
             return false;
         }
         let made = read_sealed::<Made>(&self.made_path());
-        let whole = made.and_then(|made| Ok(made == Made(digests_of_folder(&self.out)?)));
+        let whole = made.and_then(|made| Ok(made.sha256 == digest_of_folder(&self.out)?));
         if !matches!(whole, Ok(true)) {
             say(&format!("{}: damaged: it is made again", shown(&self.out)));
         }

@@ -46,7 +46,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let task = &task;
     let (allocation, judged) = (budget.allocation, report_prompts.len());
     let needs = Needs { args, folder: &folder, calibration: &calibration, task, allocation, judged };
-    let (mut plan, mut footprint) = needs.plan()?;
+    let (mut plan, footprint) = needs.plan()?;
     let one = plan.packages.len() == 1;
     if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
         bail!(
@@ -54,10 +54,6 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
              plan has {}: with --packages 1 or more --memory it has one",
             plan.packages.len()
         );
-    }
-    if args.carry_statistics.is_some() {
-        plan.carry(&folder.structure(&calibration.sampling))?;
-        footprint = needs.footprint(&plan)?;
     }
     let saved_before = args.statistics.is_some();
     let what = (&plan, task, removed.as_str());
@@ -68,6 +64,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         if common.json { print_json(&dry) } else { print(&dry.text()) }?;
         return Ok(None);
     }
+    folder.check_copy()?;
     check_memory(&folder, &calibration.sampling, calibration.sampling.batch.min(calibration.prompts.len()))?;
     // From here on a signal ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);

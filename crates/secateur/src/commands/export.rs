@@ -21,6 +21,7 @@ struct Exported<'a> {
 pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
     let folder = args.model.open()?;
     let progress = Progress::new(common.quiet);
+    folder.check_copy()?;
     links_left_out(&folder).iter().for_each(|note| progress.note(note));
     let output = common.output(&args.out, &[folder.path()])?;
     progress.begin("densify", folder.checkpoint().tensors().count(), "tensors");

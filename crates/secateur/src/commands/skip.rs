@@ -69,6 +69,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         return Ok(None);
     }
     let (prompts, report_prompts, mut notes) = lists;
+    folder.check_copy()?;
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
     let output = args.job.output(common, &borrowed(&args.job.inputs(&folder)))?;

@@ -60,13 +60,15 @@ fn alike(one: Option<&RunArgs>, other: Option<&RunArgs>) -> bool {
         && one.job.sampling == other.job.sampling
 }
 
-/// Whether statistics of all inputs, and what solves with them, fit into the memory: three times, as they are, as they are carried over, and as
-/// they are written.
+/// Whether statistics of all inputs, and what solves with them, fit into the default memory: three times, as they are, as
+/// they are carried over, and as they are written. Where `--memory` bounds the process, each method makes its own packages.
 fn fits(run: &RunArgs, folder: &ModelFolder) -> Result<bool> {
+    if run.memory.is_some() {
+        return Ok(false);
+    }
     let structure = folder.structure(&run.job.sampling.sampling(folder)?);
     let all = Task::Weights { method: &Obs, pattern: Pattern::unstructured(0.5)? };
-    let memory = run.memory.map_or(STATISTICS, |memory| memory.as_u64());
-    let plan = Plan::new(&structure, &Selection::default(), Packages::Memory(memory / 3), &all);
+    let plan = Plan::new(&structure, &Selection::default(), Packages::Memory(STATISTICS / 3), &all);
     Ok(plan.is_ok_and(|plan| plan.packages.len() == 1))
 }
 

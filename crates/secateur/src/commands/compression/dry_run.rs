@@ -73,7 +73,7 @@ impl DryRun {
         let images = |images: usize| (images * samples) as u64;
         let (structure, computed) = (folder.structure(sampling), folder.computed_structure(sampling));
         let macs = computed.macs();
-        let report_macs = images(2 * judged) * macs;
+        let report_macs = images(2 * judged).saturating_mul(macs);
         let calls = images(calibration.prompts.len());
         // An allocation leaves the statistics of one package for the pruning, and of several none.
         let times = match (saved_before, allocation) {
@@ -92,14 +92,14 @@ impl DryRun {
         let (pictures, trial) = influence_pictures(calibration);
         let allocation_macs = match allocation {
             Allocation::Uniform => 0,
-            _ => (modules * pictures * folder.samples_of_run(&trial)?) as u64 * macs,
+            _ => ((modules * pictures * folder.samples_of_run(&trial)?) as u64).saturating_mul(macs),
         };
         let preparation_macs = match task {
             Task::Weights { .. } => 0,
             Task::Structured { method, .. } => {
                 let (drawn, learned) = method.preparation(calibration);
                 // A gradient is a pass forward and twice as much backward, without guidance.
-                (images(drawn) + 3 * learned as u64) * macs
+                (images(drawn) + 3 * learned as u64).saturating_mul(macs)
             }
         };
         let to_weigh = match saved_before {
@@ -138,9 +138,10 @@ impl DryRun {
             calibration_steps: sampling.steps,
             weighting: calibration.weighting.to_string(),
             step_weights: calibration.weighting.weights(sampling.steps),
-            weighting_macs: images(to_weigh) * macs,
-            forward_macs: calls * times * plan.packages.len() as u64 * macs,
-            hessian_macs: calls * times * plan.hessian_macs(&computed) / calibration.token_stride as u64,
+            weighting_macs: images(to_weigh).saturating_mul(macs),
+            forward_macs: (calls * times * plan.packages.len() as u64).saturating_mul(macs),
+            hessian_macs: (calls * times).saturating_mul(plan.hessian_macs(&computed))
+                / calibration.token_stride as u64,
             preparation_macs,
             allocation_macs,
             report_macs,
@@ -151,7 +152,7 @@ impl DryRun {
 
     /// What the products of a calibration take on a machine that does so many operations a second.
     pub(super) fn calibration_floor(&self, operations_per_second: f64) -> f64 {
-        2.0 * (self.forward_macs + self.hessian_macs) as f64 / operations_per_second
+        2.0 * self.forward_macs.saturating_add(self.hessian_macs) as f64 / operations_per_second
     }
 
     pub(super) fn summary(&self) -> String {

@@ -25,7 +25,13 @@ impl Needs<'_> {
     /// What the command line asks for: that many packages, or as few as fit into the memory.
     pub(super) fn plan(&self) -> Result<(Plan, Footprint)> {
         let Self { args, folder, calibration, task, .. } = self;
-        let with = |packages| super::plan(args, folder, &calibration.sampling, task, packages);
+        let with = |packages| {
+            let mut plan = super::plan(args, folder, &calibration.sampling, task, packages)?;
+            if args.carry_statistics.is_some() {
+                plan.carry(&folder.structure(&calibration.sampling))?;
+            }
+            Ok::<_, secateur_prune::Error>(plan)
+        };
         // Saved statistics are read one input at a time; those to carry are of one package.
         let one = args.statistics.is_some() || args.carry_statistics.is_some();
         let Some(memory) = args.memory else {
