@@ -13,8 +13,8 @@ const MOST: usize = 1_000_000;
 const COLUMNS: [&str; 3] = ["prompt", "caption", "text"];
 
 /// Prompts of a file: one a line of a text file, without the empty lines; or, by the ending of its
-/// name, the column `prompt`, `caption` or `text` of CSV, TSV, JSON (an array) or JSONL, in which an
-/// entry may also be the prompt itself. A byte order mark is no part of a prompt.
+/// name, the column `prompt`, `caption` or `text` of CSV, TSV, JSON (an array) or JSONL, in which
+/// an entry may also be the prompt itself. A byte order mark is no part of a prompt.
 ///
 /// # Errors
 /// The file cannot be read, is not text of that kind, or holds no prompt.

@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, Tokenizer};
 
-/// What a tokenizer folder says: the tokenizer itself, which here neither cuts nor pads, and its configuration.
+/// What a tokenizer folder says: the tokenizer itself, which here neither cuts nor pads, and its
+/// configuration.
 #[derive(Clone, Debug)]
 struct Vocabulary {
     tokenizer: Tokenizer,
@@ -69,8 +70,8 @@ const SPECIAL: &str = "special_tokens_map.json";
 /// And which tokens were added to the vocabulary.
 const ADDED: &str = "added_tokens.json";
 
-/// `tokenizer_config.json`, with what older folders say of special tokens in `special_tokens_map.json`, as transformers
-/// reads them.
+/// `tokenizer_config.json`, with what older folders say of special tokens in
+/// `special_tokens_map.json`, as transformers reads them.
 pub(crate) fn config(folder: &Path) -> Result<Value> {
     let read = |name: &str| {
         let path = folder.join(name);
@@ -92,8 +93,9 @@ struct Added {
     token: AddedToken,
 }
 
-/// The tokens that a folder adds, by number, and its special ones: as transformers, which takes them from all of these
-/// files for tokenizers of both kinds. Those that `tokenizer.json` has as well change nothing.
+/// The tokens that a folder adds, by number, and its special ones: as transformers, which takes
+/// them from all of these files for tokenizers of both kinds. Those that `tokenizer.json` has as
+/// well change nothing.
 fn added_tokens(folder: &Path, config: &Value) -> Result<Vec<Added>> {
     const NAMED: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -145,14 +147,16 @@ fn content(token: &Value) -> Option<&str> {
     token.get("content").unwrap_or(token).as_str()
 }
 
-/// Tokens of a row of CLIP, by `model_max_length` in the configuration that `path` holds; 77 where it does not say.
+/// Tokens of a row of CLIP, by `model_max_length` in the configuration that `path` holds; 77 where
+/// it does not say.
 ///
 /// # Errors
 /// If it is a number that cannot be used.
 pub(crate) fn row_length(path: &Path, config: &Value) -> Result<usize> {
     const DEFAULT: usize = 77;
     const LARGEST_ROW: u64 = LARGEST as u64;
-    /// What transformers writes where there is no limit is 1e30, and this the least that it takes for such a number.
+    /// What transformers writes where there is no limit is 1e30, and this the least that it takes
+    /// for such a number.
     const NO_LIMIT: f64 = 1e20;
     let Some(length) = config.get("model_max_length").filter(|length| !length.is_null()) else { return Ok(DEFAULT) };
     match (length.as_u64(), length.as_f64()) {
@@ -168,7 +172,8 @@ mod tests {
     use serde_json::{Value, json};
     use std::path::Path;
 
-    /// The bundled tokenizer with `files` changed: of vocabulary and merges where `slow`, else of `tokenizer.json`.
+    /// The bundled tokenizer with `files` changed: of vocabulary and merges where `slow`, else of
+    /// `tokenizer.json`.
     fn open(slow: bool, files: &[(&str, Value)]) -> Result<ClipTokenizer, String> {
         let folder = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-unet/tokenizer");
@@ -203,7 +208,8 @@ mod tests {
         row[1..end].to_vec()
     }
 
-    /// A token is the same whichever file adds it, as in transformers: number 2014 in `a <cat-toy> apple`.
+    /// A token is the same whichever file adds it, as in transformers: number 2014 in `a <cat-toy>
+    /// apple`.
     #[test]
     fn an_added_token_of_any_file() {
         let options =

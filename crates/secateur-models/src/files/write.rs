@@ -40,8 +40,8 @@ pub(crate) fn new_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> R
     output.sync_all().map_err(Error::io(path))
 }
 
-/// Copies the next `bytes` bytes of an open file. An error names the one of the two that it is of; a
-/// file that has become shorter since its size was looked up is one.
+/// Copies the next `bytes` bytes of an open file. An error names the one of the two that it is of;
+/// a file that has become shorter since its size was looked up is one.
 pub(crate) fn copy(
     (from, input): (&Path, &mut File),
     bytes: u64,

@@ -8,8 +8,8 @@ use anyhow::Result;
 use secateur_models::{ModelFolder, Subject};
 use secateur_prune::{Obs, Packages, Pattern, Plan, Selection, Task};
 
-/// Lets each such method but the first use what the one before carries over to its model. Of the model's own prompts they all take as many as
-/// the method that wants the most.
+/// Lets each such method but the first use what the one before carries over to its model. Of the
+/// model's own prompts they all take as many as the method that wants the most.
 pub(super) fn share(methods: &mut [Method], folder: &ModelFolder) -> Result<()> {
     let runs = methods.iter().map(run_args).collect::<Result<Vec<_>>>()?;
     let mut first = 0;
@@ -60,8 +60,9 @@ fn alike(one: Option<&RunArgs>, other: Option<&RunArgs>) -> bool {
         && one.job.sampling == other.job.sampling
 }
 
-/// Whether statistics of all inputs, and what solves with them, fit into the default memory: three times, as they are, as
-/// they are carried over, and as they are written. Where `--memory` bounds the process, each method makes its own packages.
+/// Whether statistics of all inputs, and what solves with them, fit into the default memory: three
+/// times, as they are, as they are carried over, and as they are written. Where `--memory` bounds
+/// the process, each method makes its own packages.
 fn fits(run: &RunArgs, folder: &ModelFolder) -> Result<bool> {
     if run.memory.is_some() {
         return Ok(false);
