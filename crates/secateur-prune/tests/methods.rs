@@ -425,9 +425,26 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
 
     let path = folder.path().join("statistics.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("\"format_version\": 3", "\"format_version\": 2")).unwrap();
+    let refused = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        SavedStatistics::open(folder.path(), &fingerprint).unwrap_err().to_string()
+    };
+    // As they were written before there were checksums, and as a later version may write them.
+    for text in ["{\"format_version\": 3, \"rows\": {}}", &text.replace("\"format_version\":4", "\"format_version\":5")]
+    {
+        let error = refused(text);
+        assert!(error.contains("format_version") && error.contains("calibrate again"), "{error}");
+    }
+    let error = refused(&text.replace("\"rows\":{\"layer\":20}", "\"rows\":{\"layer\":21}"));
+    assert!(error.contains("statistics.json: is damaged"), "{error}");
+    std::fs::write(&path, &text).unwrap();
+    SavedStatistics::open(folder.path(), &fingerprint).unwrap();
+    let tensors = folder.path().join("statistics.safetensors");
+    let mut bytes = std::fs::read(&tensors).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&tensors, bytes).unwrap();
     let error = SavedStatistics::open(folder.path(), &fingerprint).unwrap_err().to_string();
-    assert!(error.contains("format_version 2") && error.contains("calibrate again"), "{error}");
+    assert!(error.contains("statistics.safetensors: is damaged"), "{error}");
 }
 
 #[test]
