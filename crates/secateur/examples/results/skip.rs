@@ -130,8 +130,9 @@ impl SkipStudy {
         }
         println!("seed {seed}: learn");
         let start = Instant::now();
-        let progress =
-            Progress { folder: out.join(format!("seed{seed}-unfinished")), request: format!("{learning:?}") };
+        let folder = out.join(format!("seed{seed}-unfinished"));
+        std::fs::create_dir_all(&folder)?;
+        let progress = Progress { folder, request: format!("{learning:?}") };
         let Learned { scores, history, .. } = learn(pipeline, whole, learning, Some(&progress), &())?;
         let optimised = Optimised { scores, history, seconds: start.elapsed().as_secs_f64() };
         write(&path, &optimised)?;
