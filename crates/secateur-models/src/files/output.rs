@@ -230,7 +230,7 @@ impl OutputFolder {
         for name in [CONTENT, PROGRESS] {
             let path = self.at(name);
             match std::fs::create_dir(&path) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && is_folder(&path) => {}
                 made => made.map_err(Error::io(&path))?,
             }
         }
@@ -249,7 +249,7 @@ impl OutputFolder {
         if replaced.symlink_metadata().is_err() {
             return Ok(());
         }
-        if published {
+        if published || !is_folder(&replaced) {
             return self.work()?.remove_entry(REPLACED);
         }
         match rename_new(&replaced, &self.target) {
@@ -282,6 +282,9 @@ impl OutputFolder {
 
     fn publish(mut self, complete: bool) -> Result<()> {
         let (content, complete) = (self.path(), complete || !has_progress(&self.progress()));
+        if !is_folder(&content) {
+            return Err(Error::invalid(&content, "is not the folder that was made here"));
+        }
         sync_folders(&content)?;
         match self.put_in_place(&content, complete) {
             Ok(()) => self.parents.keep(),
@@ -383,6 +386,11 @@ fn refuse_existing(target: &Path) -> Result<()> {
         Ok(_) => Err(Error::invalid(target, EXISTS)),
         Err(_) => Ok(()),
     }
+}
+
+/// Whether that is a folder, and no link to one.
+fn is_folder(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
 /// Whether a folder of progress holds any.
@@ -543,6 +551,25 @@ mod tests {
         scene.foreign(".out.secateur/replaced");
         assert!(scene.open(FORCE).unwrap_err().contains("replaced: move it away"));
         assert!(scene.at(".out.secateur/replaced/thesis").exists());
+    }
+
+    /// Whatever lies in a folder that has the marker, no link in it is followed.
+    #[test]
+    #[cfg(unix)]
+    fn links_in_a_work_folder() {
+        use std::os::unix::fs::symlink;
+        let scene = Scene::new();
+        scene.foreign("mine");
+        scene.stop(false);
+        let work = scene.at(".out.secateur");
+        std::fs::remove_file(work.join("lock")).unwrap();
+        symlink("../mine/thesis", work.join("lock")).unwrap();
+        assert!(scene.open(RESUME).unwrap_err().contains(".out.secateur/lock"));
+        std::fs::remove_file(work.join("lock")).unwrap();
+        std::fs::remove_dir_all(work.join("progress")).unwrap();
+        symlink("../mine", work.join("progress")).unwrap();
+        assert!(scene.open(RESUME).unwrap_err().contains(".out.secateur/progress"));
+        assert_eq!(std::fs::read_to_string(scene.at("mine/thesis")).unwrap(), "mine");
     }
 
     /// Folders above an output go with it.

@@ -41,6 +41,19 @@ impl Marker {
     const VERSION: u32 = 1;
 }
 
+/// How a lock is opened: no link is followed, and no pipe waited for.
+fn lock_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+        options.custom_flags(flags.bits().cast_signed());
+    }
+    options
+}
+
 /// Who holds a lock.
 #[derive(Serialize, Deserialize)]
 struct Holder {
@@ -125,11 +138,14 @@ impl WorkFolder {
             return Err(Error::invalid(path, problem));
         }
         let lock_path = path.join(LOCK);
-        let lock = match OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&lock_path) {
+        let lock = match lock_options().create(true).truncate(false).open(&lock_path) {
             Ok(lock) => lock,
             Err(_) if !path.exists() => return Ok(None),
             Err(error) => return Err(Error::io(&lock_path)(error)),
         };
+        if !lock.metadata().is_ok_and(|found| found.is_file()) {
+            return Err(Error::invalid(&lock_path, "is not a lock that secateur made: move the folder away"));
+        }
         let lock = match lock.try_lock() {
             Ok(()) if !is_at(&lock, &lock_path) => return Ok(None),
             Ok(()) => Some(lock),
@@ -255,7 +271,10 @@ fn remove_abandoned(parent: &Path, name: &OsStr) {
         if !found.to_str().is_some_and(|found| is_passing_name(found, name)) {
             continue;
         }
-        let lock = OpenOptions::new().write(true).open(path.join(LOCK));
+        if !path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            continue;
+        }
+        let lock = lock_options().open(path.join(LOCK));
         let free = match &lock {
             Ok(lock) => !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)),
             Err(error) => error.kind() == ErrorKind::NotFound,
