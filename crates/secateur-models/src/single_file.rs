@@ -20,7 +20,7 @@ use crate::files::tensors::header;
 use crate::files::tree::{self, Tree};
 use crate::folder::{class_of, read_index};
 use crate::manifest::Manifest;
-use crate::pipeline::Observer;
+use crate::observer::Observer;
 use crate::pipeline::class::Component;
 use crate::save::copy_model;
 use kind::{Kind, Piece};
@@ -197,7 +197,7 @@ impl Conversion {
     /// If something cannot be read or written, or the observer interrupts.
     pub fn write(&self, destination: &Path, observer: &dyn Observer) -> Result<()> {
         let components: Vec<&str> = self.converted().collect();
-        copy_model(&self.like, &self.tree, destination, &components)?;
+        copy_model(&self.like, &self.tree, destination, &components, observer)?;
         for converted in &self.converted {
             let path = destination.join(converted.component).join(format!("{}.safetensors", converted.stem));
             converted.write(&path, &self.file, observer)?;

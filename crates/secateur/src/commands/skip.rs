@@ -69,7 +69,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         return Ok(None);
     }
     let (prompts, report_prompts, mut notes) = lists;
-    folder.check_copy()?;
+    let copied = folder.copied_bytes()?;
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
     let output = args.job.output(common, &borrowed(&args.job.inputs(&folder)))?;
@@ -77,6 +77,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         return finished(&output).map(Some);
     }
     output.check_progress(secateur_skip::Progress::is_own)?;
+    output.check_space(copied)?;
     let clip = args.job.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
         notes.push(no_score(&folder).into());
@@ -99,7 +100,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         iterations: args.iterations,
         keep,
     };
-    let request = request(&learning, kind, pipeline.folder())?;
+    let request = request(&learning, kind, pipeline.folder(), &progress)?;
     let state = secateur_skip::Progress { folder: output.progress(), request };
     let search = Search::new(&pipeline, &whole, &learning, Some(&state), &progress)?;
     let learned = match args.iterations {
@@ -298,7 +299,7 @@ fn footprint(
 }
 
 /// What the result depends on.
-fn request(learning: &Learning, kind: Kind, folder: &ModelFolder) -> Result<String> {
+fn request(learning: &Learning, kind: Kind, folder: &ModelFolder, observer: &dyn Observer) -> Result<String> {
     let Learning { prompts, sampling, loss, iterations, keep } = learning;
     let calibration = secateur_prune::Calibration {
         prompts: prompts.clone(),
@@ -306,7 +307,7 @@ fn request(learning: &Learning, kind: Kind, folder: &ModelFolder) -> Result<Stri
         weighting: secateur_prune::Weighting::default(),
         token_stride: 1,
     };
-    let fingerprint = secateur_prune::Fingerprint::new(folder, &calibration)?;
+    let fingerprint = secateur_prune::Fingerprint::new(folder, &calibration, observer)?;
     let fingerprint = serde_json::to_string(&fingerprint)?;
     let batch = sampling.batch;
     Ok(format!("{kind} units, {loss}, {iterations} iterations of {batch} pictures, {keep} kept, {fingerprint}"))
