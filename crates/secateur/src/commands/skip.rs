@@ -269,7 +269,7 @@ fn footprint(
     (learned, judged): (usize, usize),
 ) -> Result<Footprint> {
     let scorer = args.job.score.path(folder).filter(|_| args.job.score.is_used(folder));
-    let model = Model::new(folder, sampling, judged, scorer.as_deref())?;
+    let model = Model::new(folder, sampling, (learned, judged), scorer.as_deref())?;
     let (passes, calls) = (folder.passes(sampling.guidance), whole.computed.len());
     let batch = sampling.batch.min(learned);
     let handed_on = structure.handed_on_bytes(whole.kind)? * passes as u64;
@@ -280,7 +280,7 @@ fn footprint(
     let encoders = [("encoders packed", model.text_packed() + decoder), ("denoiser packed", model.packed())];
     let drawing = || model.loaded().into_iter().chain(encoders);
     let judging = batch.min(SEARCHED) as u64;
-    let plain = [("activations", model.activations()), ("what units made", judging * calls as u64 * handed_on)];
+    let plain = [("activations", model.activations(batch)), ("what units made", judging * calls as u64 * handed_on)];
     footprint.add("plain", drawing().chain(plain));
     if args.iterations > 0 {
         let backward = ("packed for gradients", structure.backward_bytes() + decoder);
