@@ -196,7 +196,7 @@ impl<'a> Optimisation<'a> {
             self.history.push(point);
             let settled = self.is_settled(iteration)?;
             let (loss, kept) = self.recent();
-            observer.tell(&format!("{} {loss:.3}, {:.0} % kept", self.learning.loss, 100.0 * kept));
+            observer.tell(&format!("loss {loss:.3}, {:.0} % kept", 100.0 * kept));
             if let Some(progress) = progress.filter(|_| saved.elapsed() > INTERVAL) {
                 self.save(progress)?;
                 saved = Instant::now();

@@ -174,6 +174,13 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     };
     notes.extend(damped(&outcome));
     notes.extend(mixed(&plan, task));
+    if let ([before, after], Task::Weights { .. }) = (models.as_slice(), task)
+        && after.zeros <= before.zeros
+    {
+        let note = format!("nothing was removed: {} of {} weights were zero before", before.zeros, before.parameters);
+        progress.warn(&note);
+        notes.push(note);
+    }
     let (mut stages, peak_bytes) = progress.finish();
     // Packages that were finished before were not calibrated now.
     if !args.job.resume
