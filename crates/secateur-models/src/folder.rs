@@ -514,6 +514,18 @@ impl ModelFolder {
         own.transpose()?.map(|path| read_prompts(&path)).transpose()
     }
 
+    /// Whether the model can be told these, before anything is loaded.
+    ///
+    /// # Errors
+    /// If one is no label of a model that knows classes.
+    pub fn check_prompts(&self, prompts: &[String]) -> Result<()> {
+        if self.class.subject != Subject::Label {
+            return Ok(());
+        }
+        let labels = self.labels()?;
+        prompts.iter().try_for_each(|prompt| labels.find(prompt).map(drop))
+    }
+
     /// What pictures of each of `prompts` are scored against, and all that there is to choose from: one caption a label
     /// for a model that knows classes, else the prompts themselves; nothing for a model that takes none or names no classes.
     ///

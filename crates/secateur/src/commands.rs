@@ -107,6 +107,12 @@ impl JobArgs {
         Ok(OutputFolder::create(out, options, inputs)?)
     }
 
+    /// Fails where the folder of the new model cannot be made, if it is named.
+    fn check_output(&self, common: &Common, inputs: &[&Path]) -> Result<()> {
+        let options = OutputOptions { replace: common.force, resume: self.resume, part: common.part, tell: say };
+        Ok(self.out.as_ref().map_or(Ok(()), |out| OutputFolder::check(out, options, inputs))?)
+    }
+
     /// The files and folders that are read for a model of `folder`.
     fn inputs(&self, folder: &ModelFolder) -> Vec<PathBuf> {
         let prompts = [&self.prompts.prompts, &self.prompts.report_prompts].into_iter().flatten().cloned();
@@ -208,6 +214,7 @@ fn held_out_prompts(file: Option<&Path>, folder: &ModelFolder, count: usize) -> 
             .with_context(|| format!("{} comes with no prompts: give --prompts FILE", shown(folder.path())))?,
     };
     prompts.truncate(count);
+    folder.check_prompts(&prompts)?;
     Ok(prompts)
 }
 

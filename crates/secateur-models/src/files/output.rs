@@ -9,6 +9,7 @@ use super::write::sync_folder;
 use super::{read_sealed, shown, sync_folders, write_sealed};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -85,21 +86,12 @@ impl OutputFolder {
     /// If the folder exists and is not to be replaced, holds or lies in an input, is being written
     /// by another process, has an unfinished run, or cannot be written.
     pub fn create(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<Self> {
-        let name = target.file_name().ok_or_else(|| Error::invalid(target, "is not the name of a folder"))?;
-        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::check(target, options, inputs)?;
+        let (parent, name) = split(target)?;
         let inputs = Inputs::new(inputs);
         let parents = Parents::create(parent)?;
         let parent = parent.canonicalize().map_err(Error::io(parent))?;
         let target = parent.join(name);
-        inputs.check(&target)?;
-        if let (Some(work), false) = (WorkFolder::around(&parent), options.part) {
-            let problem = "lies in the work folder of another output, and would go with it";
-            return Err(Error::invalid(&target, format!("{problem}: choose a place outside {}", shown(work))));
-        }
-        if !(options.replace || options.resume || target.with_file_name(work_name(name)).exists()) {
-            // Nothing is made where nothing can come.
-            refuse_existing(&target)?;
-        }
         let work = WorkFolder::open(&parent, name)?;
         let was_there = work.was_there;
         let mut output = Self { target, options, inputs, work: Some(work), own: None, finished: false, parents };
@@ -109,6 +101,41 @@ impl OutputFolder {
             output.work = None;
         }
         prepared.map(|()| output)
+    }
+
+    /// Fails where [`OutputFolder::create`] would, but for what only that finds out: whether another
+    /// process is at work, and what an unfinished run left. Nothing is made.
+    ///
+    /// # Errors
+    /// As told.
+    pub fn check(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<()> {
+        let (parent, name) = split(target)?;
+        let inputs = Inputs::new(inputs);
+        // The folders above it may have to be made.
+        let above = |path: &&Path| path.symlink_metadata().is_ok();
+        let there =
+            parent.ancestors().find(above).filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let missing = parent.strip_prefix(there).unwrap_or(Path::new(""));
+        let parent = there.canonicalize().map_err(Error::io(there))?;
+        if !parent.is_dir() {
+            return Err(Error::invalid(target, format!("{} is not a folder", shown(there))));
+        }
+        #[cfg(unix)]
+        if rustix::fs::access(&parent, rustix::fs::Access::WRITE_OK).is_err() {
+            return Err(Error::invalid(target, format!("nothing can be written to {}", shown(&parent))));
+        }
+        let target = parent.join(missing).join(name);
+        inputs.check(&target)?;
+        if let (Some(work), false) = (WorkFolder::around(&parent), options.part) {
+            let problem = "lies in the work folder of another output, and would go with it";
+            return Err(Error::invalid(&target, format!("{problem}: choose a place outside {}", shown(work))));
+        }
+        match target.with_file_name(work_name(name)).exists() {
+            true => Ok(()),
+            false if options.replace && target.symlink_metadata().is_ok() => check_replaceable(&target, &inputs),
+            false if options.resume => Ok(()),
+            false => refuse_existing(&target),
+        }
     }
 
     /// Where to write.
@@ -418,6 +445,13 @@ impl Drop for OutputFolder {
             (self.options.tell)(&error.to_string());
         }
     }
+}
+
+/// The folder that an output is to be in, and its name.
+fn split(target: &Path) -> Result<(&Path, &OsStr)> {
+    let name = target.file_name().ok_or_else(|| Error::invalid(target, "is not the name of a folder"))?;
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((parent, name))
 }
 
 const EXISTS: &str = "exists already: choose another name, or --force to replace it";

@@ -4,16 +4,17 @@ use super::{check_memory, command_line, held_out_prompts, names, no_score, skipp
 use crate::args::{Common, CompareArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use secateur_eval::{Comparison, ModelSummary, Report, Samples};
 use secateur_models::files::shown;
-use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure};
+use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure, Subject};
 use std::path::Path;
 
 pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let open = |path: &Path| ModelFolder::open(path, args.variant.as_deref());
     let (reference, candidate) = (open(&args.reference)?, open(&args.candidate)?);
     let sampling = args.sampling.sampling(&reference)?;
+    check_comparable(&reference, &candidate, &sampling)?;
     let prompts = held_out_prompts(args.prompts.as_deref(), &reference, args.samples)?;
     check_memory(&reference, &sampling, sampling.batch.min(prompts.len()))?;
     let clip_path = args.score.path(&reference);
@@ -67,6 +68,27 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         Some(out) => print(&format!("report: {}", shown(&out.join("report.html")))),
         None => Ok(()),
     }
+}
+
+/// Fails where two models do not draw pictures of the same size from the same prompts.
+fn check_comparable(reference: &ModelFolder, candidate: &ModelFolder, sampling: &Sampling) -> Result<()> {
+    let told = |folder: &ModelFolder| match folder.subject() {
+        Subject::Text => "texts",
+        Subject::Label => "labels",
+        Subject::Nothing => "nothing",
+    };
+    let (one, other) = (shown(reference.path()), shown(candidate.path()));
+    if reference.subject() != candidate.subject() {
+        let (told, other_told) = (told(reference), told(candidate));
+        bail!("{one} and {other} cannot be compared: one is told {told}, the other {other_told}");
+    }
+    if reference.factor() != candidate.factor() {
+        let (pixels, other_pixels) = (reference.factor(), candidate.factor());
+        bail!(
+            "{one} and {other} cannot be compared: a latent is {pixels} pixels wide in one, {other_pixels} in the other"
+        );
+    }
+    Ok(candidate.check(sampling)?)
 }
 
 /// What a model's denoiser is made of.

@@ -5,10 +5,9 @@ mod sharing;
 
 use super::compare::model_summary;
 use super::prompts::{prompt_lists, report_list};
-use super::told::{finished, report_in, tell};
+use super::told::{Done, Plan, finished, report_in, tell};
 use super::{borrowed, command_line, names, no_score, prune, skip, skipping, slim};
 use crate::args::{Command, Common, CompressArgs};
-use crate::format::{print, print_json};
 use crate::progress::{self, Progress, say};
 use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
@@ -28,18 +27,27 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let out = job.out.clone().unwrap_or_else(|| "OUT".into());
     let mut methods = recipe.methods(folder.path(), &out)?;
     sharing::share(&mut methods, &folder)?;
+    // What no method can do is known before the first begins.
+    let plans = methods.iter().map(|method| method.plan(&folder, common)).collect::<Result<Vec<_>>>()?;
+    let inputs = inputs(args, &folder, &methods)?;
     if job.dry_run {
-        let commands: Vec<String> = methods.iter().map(Method::to_string).collect();
-        return if common.json { print_json(&commands) } else { commands.iter().try_for_each(|line| print(line)) };
+        job.check_output(common, &borrowed(&inputs))?;
+        let text = methods.iter().zip(&plans).map(|(method, plan)| format!("{method}\n{}", plan.text));
+        let json: Vec<_> = methods
+            .iter()
+            .zip(&plans)
+            .map(|(method, plan)| json!({ "command": method.to_string(), "plan": plan }))
+            .collect();
+        return tell(&Done::plan(text.collect::<Vec<_>>().join("\n\n"), &json)?, None, common);
     }
     let learned = methods.iter().map(|method| method.prompts(&folder)).collect::<Result<Vec<_>>>()?;
     let (report_prompts, notes) = report_list(&job.prompts, &folder, &learned.concat())?;
     // The first model is drawn as the last one.
     skipping(&sampling(args, &methods, &folder)?, &folder, false)?;
     progress::heed_signals();
-    let output = job.output(common, &borrowed(&inputs(args, &folder, &methods)?))?;
+    let output = job.output(common, &borrowed(&inputs))?;
     if output.is_finished() {
-        return tell(Some(&finished(&output)?), Some(&out), common);
+        return tell(&finished(&output)?, Some(&out), common);
     }
     output.check_progress(Method::is_own)?;
     output.check_space(folder.copied_bytes()? * methods.len() as u64)?;
@@ -81,7 +89,7 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let of_model = |file: &Path| !file.starts_with("report.html") && !file.starts_with("report.json");
     link_files(&last.out, &output.path(), of_model, &Progress::new(true))?;
     output.finish()?;
-    tell(Some(&report), Some(&out), common)
+    tell(&Done::Model(Box::new(report)), Some(&out), common)
 }
 
 /// The files and folders that are read.
@@ -178,19 +186,35 @@ impl Method {
         if !self.out.exists() {
             remove_folder(&self.statistics())?;
         }
-        let report = match self.command(resume)? {
-            Command::Prune(args) => prune::compress(&args, common),
-            Command::Slim(args) => slim::compress(&args, common),
-            Command::Skip(args) => skip::compress(&args, common),
-            _ => bail!("{self} is no method"),
-        };
-        let report = report.and_then(|report| report.context("it made no model")).with_context(|| format!("{self}"));
+        let done = self.compress(self.command(resume.then_some("--resume"))?, common);
+        let report = done.and_then(|done| match done {
+            Done::Model(report) => Ok(*report),
+            Done::Plan(_) => bail!("{self} made no model"),
+        });
         if report.is_err()
             && let Err(error) = remove_folder(&self.statistics())
         {
             say(&error.to_string());
         }
         report
+    }
+
+    fn compress(&self, command: Command, common: &Common) -> Result<Done> {
+        let done = match command {
+            Command::Prune(args) => prune::compress(&args, common),
+            Command::Slim(args) => slim::compress(&args, common),
+            Command::Skip(args) => skip::compress(&args, common),
+            _ => bail!("{self} is no method"),
+        };
+        done.with_context(|| self.to_string())
+    }
+
+    /// What it would do to the first model: the one that it is for is not there yet.
+    fn plan(&self, first: &ModelFolder, common: &Common) -> Result<Plan> {
+        match self.compress(self.rehearsal(first.path())?, common)? {
+            Done::Plan(plan) => Ok(plan),
+            Done::Model(_) => bail!("{self} made a model"),
+        }
     }
 
     /// What it depends on beside the methods before it: its options and the files that they name.
@@ -269,7 +293,7 @@ impl Method {
 
     /// How what it made is sampled, where it is made for one way.
     fn sampling(&self, folder: &ModelFolder) -> Result<Option<Sampling>> {
-        match self.command(false)? {
+        match self.command(None)? {
             Command::Skip(args) => args.job.sampling.sampling(folder).map(Some),
             _ => Ok(None),
         }

@@ -5,10 +5,9 @@ mod needs;
 
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
-use super::told::finished;
+use super::told::{Done, finished};
 use super::{borrowed, check_memory, command_line, links_left_out, names, no_score, skipping};
 use crate::args::{Common, RunArgs};
-use crate::format::{print, print_json};
 use crate::machine::Product;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
@@ -40,8 +39,8 @@ pub(super) struct Job<'a> {
     pub(super) notes: Vec<String>,
 }
 
-/// The report, which is written beside the model; none of a dry run.
-pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
+/// The new model, or what would be done.
+pub(super) fn run(job: Job<'_>) -> Result<Done> {
     let Job { args, common, folder, calibration, report_prompts, task, removed, budget, mut notes } = job;
     let task = &task;
     let (allocation, judged) = (budget.allocation, report_prompts.len());
@@ -59,20 +58,23 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let what = (&plan, task, removed.as_str());
     let mut dry = DryRun::new(&folder, what, &calibration, judged, (allocation, saved_before), footprint)?;
     notes.extend(too_few(&folder, &plan, &calibration)?);
-    if args.job.dry_run {
-        dry.notes = notes;
-        if common.json { print_json(&dry) } else { print(&dry.text()) }?;
-        return Ok(None);
-    }
     let copied = folder.copied_bytes()?;
     check_memory(&folder, &calibration.sampling, calibration.sampling.batch.min(calibration.prompts.len()))?;
-    // From here on a signal ends the work in order, and the temporary folders go with it.
-    let progress = Progress::new(common.quiet);
     let mut inputs = args.job.inputs(&folder);
     inputs.extend(args.statistics.clone());
+    if args.job.dry_run {
+        args.job.check_output(common, &borrowed(&inputs))?;
+        if let Some(path) = &args.statistics {
+            SavedStatistics::open(path, &Fingerprint::new(&folder, &calibration, &())?, &())?;
+        }
+        dry.notes = notes;
+        return Done::plan(dry.text(), &dry);
+    }
+    // From here on a signal ends the work in order, and the temporary folders go with it.
+    let progress = Progress::new(common.quiet);
     let output = args.job.output(common, &borrowed(&inputs))?;
     if output.is_finished() {
-        return finished(&output).map(Some);
+        return finished(&output);
     }
     output.check_progress(Journal::is_own)?;
     output.check_space(copied)?;
@@ -209,7 +211,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     statistics_output.map(OutputFolder::finish).transpose()?;
     carried_output.map(OutputFolder::finish).transpose()?;
     output.finish()?;
-    Ok(Some(report))
+    Ok(Done::Model(Box::new(report)))
 }
 
 /// What is said where an input has fewer rows in the statistics than it is wide.

@@ -60,6 +60,8 @@ fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec
         bail!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
     }
     report.truncate(args.report_samples);
+    folder.check_prompts(&calibration)?;
+    folder.check_prompts(&report)?;
     Ok((calibration, report, notes))
 }
 
@@ -92,6 +94,7 @@ pub(super) fn report_list(
         );
     }
     report.truncate(args.report_samples);
+    folder.check_prompts(&report)?;
     Ok((report, notes.into_iter().collect()))
 }
 

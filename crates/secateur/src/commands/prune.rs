@@ -1,21 +1,20 @@
 //! `secateur prune`.
 
 use super::compression::{self, Job};
-use super::told::tell;
+use super::told::{Done, tell};
 use crate::args::{Common, GroupName, PruneArgs};
 use anyhow::{Context, Result, bail};
-use secateur_eval::Report;
 use secateur_prune::{Allocation, Amount, Pattern, Removal, StructuredMethod, Task};
 
 /// Calibration prompts taken from a model's own list: quality rises to about so many, then is flat.
 pub(super) const SAMPLES: usize = 100;
 
 pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {
-    tell(compress(args, common)?.as_ref(), args.run.job.out.as_deref(), common)
+    tell(&compress(args, common)?, args.run.job.out.as_deref(), common)
 }
 
-/// The report, which is written beside the model; none of a dry run.
-pub(super) fn compress(args: &PruneArgs, common: &Common) -> Result<Option<Report>> {
+/// The new model, or what would be done.
+pub(super) fn compress(args: &PruneArgs, common: &Common) -> Result<Done> {
     let folder = args.run.job.model.open()?;
     let structured = structured_method(args)?;
     let task = task(args, structured.as_deref())?;

@@ -2,11 +2,11 @@
 
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
-use super::told::{finished, tell};
+use super::told::{Done, finished, tell};
 use super::{borrowed, check_memory, command_line, links_left_out, names, no_score};
 use crate::args::{Common, LossName, SkipArgs};
 use crate::footprint::{Footprint, Model};
-use crate::format::{bytes, count, print, print_json};
+use crate::format::{bytes, count};
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
@@ -49,12 +49,12 @@ struct DryRun {
 }
 
 pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
-    tell(compress(args, common)?.as_ref(), args.job.out.as_deref(), common)
+    tell(&compress(args, common)?, args.job.out.as_deref(), common)
 }
 
-/// The report, which is written beside the model; none of a dry run. A run that is stopped writes what it has, and what it goes on with
+/// The new model, or what would be done. A run that is stopped writes what it has, and what it goes on with
 /// stays beside it.
-pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report>> {
+pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     let folder = args.job.model.open()?;
     let sampling = args.job.sampling.sampling(&folder)?;
     let structure = folder.structure(&sampling);
@@ -64,17 +64,18 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     let lists = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
     let footprint = footprint(args, &folder, (&sampling, &whole, &structure), (lists.0.len(), lists.1.len()))?;
     let dry = DryRun::new(args, &folder, &whole, &structure, keep, footprint)?;
+    let copied = folder.copied_bytes()?;
+    let inputs = args.job.inputs(&folder);
     if args.job.dry_run {
-        if common.json { print_json(&dry) } else { print(&dry.text()) }?;
-        return Ok(None);
+        args.job.check_output(common, &borrowed(&inputs))?;
+        return Done::plan(dry.text(), &dry);
     }
     let (prompts, report_prompts, mut notes) = lists;
-    let copied = folder.copied_bytes()?;
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
-    let output = args.job.output(common, &borrowed(&args.job.inputs(&folder)))?;
+    let output = args.job.output(common, &borrowed(&inputs))?;
     if output.is_finished() {
-        return finished(&output).map(Some);
+        return finished(&output);
     }
     output.check_progress(secateur_skip::Progress::is_own)?;
     output.check_space(copied)?;
@@ -180,7 +181,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
     };
     report.write(&pictures, &output.path())?;
     if stopped { output.finish_for_now() } else { output.finish() }?;
-    Ok(Some(report))
+    Ok(Done::Model(Box::new(report)))
 }
 
 /// The share to keep.

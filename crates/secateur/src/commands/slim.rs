@@ -1,10 +1,9 @@
 //! `secateur slim`.
 
 use super::compression::{self, Job};
-use super::told::tell;
+use super::told::{Done, tell};
 use crate::args::{Common, ModuleName, NeuronsName, RowsName, RuleName, SlimArgs};
 use anyhow::{Result, bail};
-use secateur_eval::Report;
 use secateur_models::{HeadGroup, ModelFolder, Sampling};
 use secateur_prune::{Allocation, Amount, Budget, Neurons, Packages, Pattern, Removal, Rows, Slim, Target, Task};
 
@@ -14,11 +13,11 @@ pub(super) const SAMPLES: usize = 500;
 const BUDGET: f64 = 0.12;
 
 pub(crate) fn run(args: &SlimArgs, common: &Common) -> Result<()> {
-    tell(compress(args, common)?.as_ref(), args.run.job.out.as_deref(), common)
+    tell(&compress(args, common)?, args.run.job.out.as_deref(), common)
 }
 
-/// The report, which is written beside the model; none of a dry run.
-pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Option<Report>> {
+/// The new model, or what would be done.
+pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Done> {
     let folder = args.run.job.model.open()?;
     let steps = args.run.job.sampling.sampling(&folder)?.steps;
     let (calibration, report_prompts, mut notes) = compression::prompts(&args.run, &folder, SAMPLES.div_ceil(steps))?;

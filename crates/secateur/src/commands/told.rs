@@ -8,12 +8,37 @@ use anyhow::Result;
 use secateur_eval::{Report, Stage};
 use secateur_models::OutputFolder;
 use secateur_models::files::{Limit, read_json, shown};
+use serde::Serialize;
+use serde_json::Value;
 use std::path::Path;
 
+/// What became of a request for a new model.
+pub(super) enum Done {
+    /// It was written with this report.
+    Model(Box<Report>),
+    /// Nothing was done: this would be.
+    Plan(Plan),
+}
+
+/// What would be done, for people and for machines.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub(super) struct Plan {
+    #[serde(skip)]
+    pub(super) text: String,
+    pub(super) json: Value,
+}
+
+impl Done {
+    pub(super) fn plan(text: String, plan: &impl Serialize) -> Result<Self> {
+        Ok(Self::Plan(Plan { text, json: serde_json::to_value(plan)? }))
+    }
+}
+
 /// The report of a run that had come to its end before it was resumed.
-pub(super) fn finished(output: &OutputFolder) -> Result<Report> {
+pub(super) fn finished(output: &OutputFolder) -> Result<Done> {
     say(&format!("{} is complete: nothing is left to do", shown(output.target())));
-    report_in(output.target())
+    report_in(output.target()).map(|report| Done::Model(Box::new(report)))
 }
 
 /// The report in a folder.
@@ -21,9 +46,13 @@ pub(super) fn report_in(folder: &Path) -> Result<Report> {
     Ok(read_json(&folder.join("report.json"), Limit::Report)?)
 }
 
-/// Of a run that wrote a model to `out`; of a dry run nothing is left to tell.
-pub(super) fn tell(report: Option<&Report>, out: Option<&Path>, common: &Common) -> Result<()> {
-    let Some(report) = report else { return Ok(()) };
+/// What a run wrote to `out`, or would do.
+pub(super) fn tell(done: &Done, out: Option<&Path>, common: &Common) -> Result<()> {
+    let report = match done {
+        Done::Plan(plan) if common.json => return print_json(plan),
+        Done::Plan(plan) => return print(&plan.text),
+        Done::Model(report) => report,
+    };
     if common.json {
         return print_json(report);
     }

@@ -106,12 +106,17 @@ impl Recipe {
             words.extend(own.iter().cloned());
             words.push("--report-samples=0".into());
             let method = Method { name: name.clone(), out: out.clone(), key: String::new(), words };
-            method.command(false).with_context(|| format!("{}: method {number}", shown(&self.path)))?;
+            method.command(None).with_context(|| format!("{}: method {number}", shown(&self.path)))?;
             methods.push(method);
             input = out;
         }
         Ok(methods)
     }
+}
+
+fn command(words: impl IntoIterator<Item = OsString>) -> Result<Command> {
+    let cli = Cli::try_parse_from(words);
+    Ok(cli.map_err(|error| anyhow::anyhow!("{}", error.render().to_string().trim()))?.command)
 }
 
 fn option(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
@@ -171,11 +176,24 @@ fn inherited(given: &ArgMatches) -> Vec<OsString> {
 }
 
 impl Method {
-    /// The command, which goes on with what was stopped or begins.
-    pub(super) fn command(&self, resume: bool) -> Result<Command> {
-        let words = self.words.iter().cloned().chain(resume.then(|| "--resume".into()));
-        let cli = Cli::try_parse_from(words);
-        Ok(cli.map_err(|error| anyhow::anyhow!("{}", error.render().to_string().trim()))?.command)
+    /// The command, with one more option if that is given.
+    pub(super) fn command(&self, option: Option<&str>) -> Result<Command> {
+        command(self.words.iter().cloned().chain(option.map(Into::into)))
+    }
+
+    /// The command as a dry run on another model, without what other methods leave for it.
+    pub(super) fn rehearsal(&self, model: &Path) -> Result<Command> {
+        let mut words = self.words.clone();
+        words[2] = model.into();
+        words.push("--dry-run".into());
+        let between = [option("statistics", ""), option("carry-statistics", "")];
+        let of_methods = |word: &OsString| {
+            let word = word.to_string_lossy();
+            let value = between.iter().find_map(|option| word.strip_prefix(&*option.to_string_lossy()).map(Path::new));
+            value.is_some_and(|path| self.is_beside(path))
+        };
+        words.retain(|word| !of_methods(word));
+        command(words)
     }
 
     /// Its name and its options, without the paths of what methods make.
@@ -203,7 +221,7 @@ impl Method {
 
     /// What it was told of model, prompts and output.
     pub(super) fn job(&self) -> Result<JobArgs> {
-        Ok(match self.command(false)? {
+        Ok(match self.command(None)? {
             Command::Prune(args) => args.run.job,
             Command::Slim(args) => args.run.job,
             Command::Skip(args) => args.job,
@@ -230,7 +248,7 @@ impl Method {
 
     /// Those that it uses.
     pub(super) fn statistics_read(&self) -> Result<Option<PathBuf>> {
-        Ok(match self.command(false)? {
+        Ok(match self.command(None)? {
             Command::Prune(args) => args.run.statistics,
             Command::Slim(args) => args.run.statistics,
             _ => None,

@@ -39,7 +39,7 @@ pub(super) fn share(methods: &mut [Method], folder: &ModelFolder) -> Result<()> 
 
 /// What a method that calibrates was given.
 fn run_args(method: &Method) -> Result<Option<RunArgs>> {
-    Ok(match method.command(false)? {
+    Ok(match method.command(None)? {
         Command::Prune(args) => Some(args.run),
         Command::Slim(args) => Some(args.run),
         _ => None,
