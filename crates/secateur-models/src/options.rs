@@ -50,8 +50,7 @@ pub(crate) fn read_config<T: DeserializeOwned>(path: &Path) -> error::Result<T> 
 /// If it cannot be read, or a number in it is larger than any model's: sizes made of such ones would overflow, and as
 /// many layers not fit the memory.
 pub(crate) fn config_fields(path: &Path) -> error::Result<Map<String, Value>> {
-    let Unique(fields) = read_json(path, Limit::Config)?;
-    let fields: Map<String, Value> = fields.into_iter().collect();
+    let fields: Map<String, Value> = read_json(path, Limit::Config)?;
     check_numbers(&fields, most).map_err(|problem| Error::invalid(path, problem))?;
     Ok(fields)
 }

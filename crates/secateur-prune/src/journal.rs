@@ -5,6 +5,7 @@ use crate::driver::{GroupOutcome, LayerOutcome, Outcome};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::plan::{Package, Plan};
+use crate::statistics::SavedStatistics;
 use crate::task::Task;
 use secateur_models::files::{digest, read_sealed, read_tensors, write_sealed, write_tensors};
 use secateur_models::{Observer, Removals};
@@ -34,6 +35,9 @@ pub struct Run {
     method: String,
     removed: String,
     budget: Budget,
+    /// SHA-256 of the saved statistics that stand for a calibration.
+    #[serde(default)]
+    statistics: Option<String>,
     /// SHA-256 of the plan before any allocation: layers, patterns, heads and neurons, packages.
     plan: String,
 }
@@ -68,7 +72,14 @@ impl Run {
     /// Of what `plan` chose, before any allocation; the calibration has that fingerprint and makes
     /// `batch` images at a time.
     #[must_use]
-    pub fn new(fingerprint: &Fingerprint, batch: usize, plan: &Plan, task: &Task<'_>, budget: Budget) -> Self {
+    pub fn new(
+        fingerprint: &Fingerprint,
+        batch: usize,
+        plan: &Plan,
+        task: &Task<'_>,
+        budget: Budget,
+        statistics: Option<&SavedStatistics>,
+    ) -> Self {
         Self {
             format_version: 1,
             fingerprint: fingerprint.clone(),
@@ -76,8 +87,18 @@ impl Run {
             method: task.method().to_owned(),
             removed: task.to_string(),
             budget,
+            statistics: statistics.map(|saved| saved.sha256().to_owned()),
             plan: digest([format!("{plan:?}")]),
         }
+    }
+
+    /// SHA-256 of it.
+    ///
+    /// # Errors
+    /// If a number of it is none of JSON.
+    pub fn sha256(&self) -> Result<String> {
+        let text = serde_json::to_string(self).map_err(|error| Error::statistics(Path::new(RUN), error))?;
+        Ok(digest([text]))
     }
 
     /// What differs, in words.
@@ -91,6 +112,9 @@ impl Run {
             differences.push(format!("allocation {found}, now {expected}"));
         } else if self.budget != expected.budget {
             differences.push("the budget".into());
+        }
+        if self.statistics != expected.statistics {
+            differences.push("the saved statistics".into());
         }
         if self.batch != expected.batch {
             differences.push(format!("batch {}, now {}", self.batch, expected.batch));
@@ -109,8 +133,7 @@ impl Journal {
     /// If it cannot be written.
     pub fn create(folder: &Path, run: &Run) -> Result<Self> {
         write_sealed(&folder.join(RUN), run)?;
-        let text = serde_json::to_string(run).map_err(|error| Error::statistics(folder, error))?;
-        Ok(Self { folder: folder.to_owned(), run: digest([text]) })
+        Ok(Self { folder: folder.to_owned(), run: run.sha256()? })
     }
 
     /// Opens the one of a run that was stopped. Where what it was of is not there or damaged, it is

@@ -235,6 +235,12 @@ impl SavedStatistics {
         Ok(Self { folder: folder.to_owned(), checkpoint: Checkpoint::open(folder, FILE, None)?, saved })
     }
 
+    /// SHA-256 of its tensors.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.saved.sha256
+    }
+
     /// The weights that the steps had.
     #[must_use]
     pub fn step_weights(&self) -> &[f64] {

@@ -22,7 +22,7 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "All commands")]
 pub(crate) struct Common {
-    /// Replace an output folder that exists, if it is a model, a report, pictures or statistics; throw away an unfinished run
+    /// Replace an output folder that exists, if secateur wrote it and nothing in it was changed; throw away an unfinished run
     #[arg(long, global = true)]
     pub(crate) force: bool,
     /// No progress

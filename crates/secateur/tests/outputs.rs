@@ -71,8 +71,8 @@ fn force_replaces_what_secateur_writes_and_nothing_else() {
     write(&at("home/0000.png"), "mine");
     write(&at("file"), "mine");
     for (out, words) in [
-        ("pruned", "transformer/notes.doc, which secateur does not write"),
-        ("home", "docs, which secateur does not write"),
+        ("pruned", "transformer/notes.doc in it was not written by secateur"),
+        ("home", "secateur did not write it"),
         ("file", "it is not a folder"),
     ] {
         let error = fail(generate(&at(out)).arg("--force"), 1);
@@ -81,6 +81,60 @@ fn force_replaces_what_secateur_writes_and_nothing_else() {
     assert_eq!(read(&at("pruned/transformer/notes.doc")), "mine");
     assert_eq!(read(&at("home/docs/thesis.txt")), "mine");
     assert_eq!(entries(temporary.path()), ["empty", "file", "home", "out", "pruned"]);
+}
+
+/// A run that was killed when its output had just appeared is at its end; one of other settings is not, nor is what was
+/// changed since.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_finished_run_is_known() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let work = at(".out.secateur");
+    let mut child = prune(&model("emoji-mmdit"), &at("out")).stderr(Stdio::null()).spawn().unwrap();
+    // It is killed between the move and the end of its work folder, or a moment later: then the record is put back.
+    let mut kept = Vec::new();
+    while !at("out").exists() {
+        kept = std::fs::read(work.join("published.json")).unwrap_or(kept);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let remake = || {
+        if !work.exists() {
+            // Made anew, with the marker and the lock of a run that is killed at once.
+            let mut command = prune(&model("emoji-mmdit"), &at("out"));
+            let mut child = command.args(["--samples", "9", "--force"]).stderr(Stdio::null()).spawn().unwrap();
+            while !work.join("progress").exists() {
+                assert!(child.try_wait().unwrap().is_none());
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        std::fs::write(work.join("published.json"), &kept).unwrap();
+    };
+    assert!(!kept.is_empty());
+    let bytes = std::fs::read(at("out/transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    for other in [
+        prune(&model("emoji-mmdit"), &at("out")).args(["--sparsity", "0.9"]),
+        prune(&model("emoji-dit"), &at("out")).args(["--include", "*"]),
+    ] {
+        remake();
+        let error = fail(other.arg("--resume"), 1);
+        assert!(error.contains("is complete, and of another model or other settings"), "{error}");
+    }
+    remake();
+    let resumed = prune(&model("emoji-mmdit"), &at("out")).arg("--resume").output().unwrap();
+    let told = String::from_utf8_lossy(&resumed.stderr).into_owned();
+    assert!(resumed.status.success() && told.contains("nothing is left to do"), "{told}");
+    assert_eq!(entries(temporary.path()), ["out"]);
+    remake();
+    let weights = at("out/transformer/diffusion_pytorch_model.safetensors");
+    let mut damaged = bytes.clone();
+    damaged[bytes.len() / 2] ^= 1;
+    std::fs::write(&weights, &damaged).unwrap();
+    let error = fail(prune(&model("emoji-mmdit"), &at("out")).arg("--resume"), 1);
+    assert!(error.contains("diffusion_pytorch_model.safetensors in it was changed"), "{error}");
+    assert!(std::fs::read(&weights).unwrap() == damaged);
 }
 
 #[test]
@@ -307,6 +361,34 @@ fn damaged_progress_is_made_again() {
         assert!(weights("whole") == weights("stopped"), "{named}: other weights");
     }
     assert_eq!(entries(temporary.path()), ["kept", "stopped", "whole"]);
+}
+
+/// Statistics that were carried over are those of other settings than a calibration's, whatever their name.
+#[test]
+#[cfg(unix)]
+fn a_run_goes_on_with_its_own_statistics() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let carried = at("carried").display().to_string();
+    succeed(prune(&model("emoji-mmdit"), &at("first")).args(["--carry-statistics", &carried]));
+    let run = |more: &[&str]| {
+        let mut command = prune(&at("first"), &at("out"));
+        command.args(["--sparsity", "0.7"]).args(more);
+        command
+    };
+    let with = ["--statistics", &carried];
+    for (begun, resumed) in [(&with[..], &[][..]), (&[], &with)] {
+        let mut child = run(begun).stderr(Stdio::null()).spawn().unwrap();
+        while !at(".out.secateur/progress/package-0000.json").exists() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let _ = std::fs::remove_dir_all(at("out"));
+        let error = fail(&mut run(&[&["--resume"], resumed].concat()), 1);
+        assert!(error.contains("the saved statistics"), "{error}");
+        std::fs::remove_dir_all(at(".out.secateur")).unwrap();
+    }
 }
 
 #[test]

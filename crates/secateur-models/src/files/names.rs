@@ -22,9 +22,11 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
+/// The most bytes that file systems allow for a name.
+pub(super) const LONGEST_NAME: usize = 255;
 /// How hidden folders end.
 const ENDING: &str = ".secateur";
-/// Names longer than this are cut, as file systems allow 255 bytes.
+/// Names longer than this are cut, so that more can be added.
 const LONGEST: usize = 180;
 
 /// What hidden names beside a folder called `name` have in common.
@@ -42,6 +44,12 @@ fn stem(name: &std::ffi::OsStr) -> String {
 fn is_cut(name: &str) -> bool {
     let ending = name.rsplit_once('-').map_or("", |(_, ending)| ending);
     ending.len() == 16 && ending.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether a folder would be called as work folders are.
+pub(super) fn is_hidden(name: &std::ffi::OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with('.') && name.ends_with(ENDING)
 }
 
 /// The name of the folder that holds all work on an output called `name`.

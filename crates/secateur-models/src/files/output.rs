@@ -1,12 +1,12 @@
 //! An output folder: it appears under its name when it is complete, and replaces nothing that was
 //! not to be replaced.
 
-use super::names::work_name;
-use super::recognise::{Inputs, check_replaceable};
+use super::names::{LONGEST_NAME as LONGEST, is_hidden, work_name};
+use super::recognise::{Inputs, RECORD, check_replaceable, foreign, write_record};
 use super::rename::{exchange, rename_new};
 use super::work::WorkFolder;
 use super::write::sync_folder;
-use super::{read_sealed, shown, sync_folders, write_sealed};
+use super::{digest_of_file, read_sealed, shown, sync_folders, write_sealed};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ use std::time::UNIX_EPOCH;
 /// How an output is made.
 #[derive(Clone, Copy, Debug)]
 pub struct OutputOptions {
-    /// Replace what is there at the end, if it is a model, a report, pictures or statistics.
+    /// Replace what is there at the end, if it was written like this and has not changed.
     pub replace: bool,
     /// Go on with a run that was stopped.
     pub resume: bool,
@@ -48,7 +48,9 @@ pub struct OutputFolder {
     /// What the run that goes on had come to when it was stopped: it may be replaced.
     own: Option<Identity>,
     /// An earlier run has made the output, and was killed before it could clean up.
-    finished: bool,
+    finished: Option<Published>,
+    /// What the output depends on, where a run may go on with it.
+    request: Option<String>,
     /// Folders above the target that were made for it.
     parents: Parents,
 }
@@ -70,9 +72,13 @@ const RUN: &str = "run.json";
 /// nanoseconds since 1970 when it was made.
 type Identity = (u64, u64);
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Published {
     identity: Identity,
+    /// What it depends on, if that was said.
+    request: Option<String>,
+    /// SHA-256 of the record in it.
+    record: String,
     /// Otherwise a run was stopped and may go on; the folder is what it came to until then.
     complete: bool,
 }
@@ -88,13 +94,14 @@ impl OutputFolder {
     pub fn create(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<Self> {
         Self::check(target, options, inputs)?;
         let (parent, name) = split(target)?;
-        let inputs = Inputs::new(inputs);
+        let inputs = Inputs::new(inputs)?;
         let parents = Parents::create(parent)?;
         let parent = parent.canonicalize().map_err(Error::io(parent))?;
         let target = parent.join(name);
         let work = WorkFolder::open(&parent, name)?;
         let was_there = work.was_there;
-        let mut output = Self { target, options, inputs, work: Some(work), own: None, finished: false, parents };
+        let mut output =
+            Self { target, options, inputs, work: Some(work), own: None, finished: None, request: None, parents };
         let prepared = output.prepare(was_there);
         if prepared.is_err() && was_there && output.holds_work() {
             // It stays as it was found.
@@ -110,7 +117,7 @@ impl OutputFolder {
     /// As told.
     pub fn check(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<()> {
         let (parent, name) = split(target)?;
-        let inputs = Inputs::new(inputs);
+        let inputs = Inputs::new(inputs)?;
         // The folders above it may have to be made.
         let above = |path: &&Path| path.symlink_metadata().is_ok();
         let there =
@@ -132,7 +139,7 @@ impl OutputFolder {
         }
         match target.with_file_name(work_name(name)).exists() {
             true => Ok(()),
-            false if options.replace && target.symlink_metadata().is_ok() => check_replaceable(&target, &inputs),
+            false if options.replace && target.symlink_metadata().is_ok() => check_replaceable(&target),
             false if options.resume => Ok(()),
             false => refuse_existing(&target),
         }
@@ -194,10 +201,24 @@ impl OutputFolder {
     }
 
     /// Whether a run that is resumed had come to its end: the output is there, and nothing is left
-    /// to do.
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.finished
+    /// to do. `request` is all that it depends on.
+    ///
+    /// # Errors
+    /// If it is of another request, or was changed since; it stays as it is.
+    pub fn is_finished(&mut self, request: &str) -> Result<bool> {
+        self.request = Some(request.to_owned());
+        let Some(finished) = &self.finished else { return Ok(false) };
+        let problem = match foreign(&self.target)? {
+            _ if finished.request != self.request => "is complete, and of another model or other settings".into(),
+            _ if digest_of_file(&self.target.join(RECORD), &())? != finished.record => {
+                "was replaced since it was complete".into()
+            }
+            Some(problem) => problem,
+            None => return Ok(true),
+        };
+        // Nothing of it is touched.
+        self.work = None;
+        Err(Error::invalid(&self.target, format!("{problem}: choose another name, or --force begins anew")))
     }
 
     /// Lets the folder appear under its name.
@@ -235,6 +256,9 @@ impl OutputFolder {
         let published = self.published();
         self.put_back(published.is_some())?;
         let OutputOptions { replace, resume, .. } = self.options;
+        if self.at(COMPLETE).exists() && replace {
+            check_replaceable(&self.at(COMPLETE))?;
+        }
         if self.at(COMPLETE).exists() && !replace {
             let problem = format!(
                 "what an earlier run could not put in its place is complete in {}; move it to where you want it, or \
@@ -245,7 +269,7 @@ impl OutputFolder {
         }
         let complete = published.as_ref().is_some_and(|published| published.complete);
         if complete && resume {
-            self.finished = true;
+            self.finished = published;
             return Ok(());
         }
         let progress = !complete && has_progress(&self.progress());
@@ -337,7 +361,7 @@ impl OutputFolder {
     fn replaces(&self) -> Result<bool> {
         let own = self.own.is_some() && self.own == identity(&self.target);
         match (self.options.replace || own) && self.target.symlink_metadata().is_ok() {
-            true => check_replaceable(&self.target, &self.inputs).map(|()| true),
+            true => check_replaceable(&self.target).map(|()| true),
             false => refuse_existing(&self.target).map(|()| false),
         }
     }
@@ -353,6 +377,7 @@ impl OutputFolder {
         if !is_folder(&content) {
             return Err(Error::invalid(&content, "is not the folder that was made here"));
         }
+        write_record(&content)?;
         sync_folders(&content)?;
         match self.put_in_place(&content, complete) {
             Ok(()) => self.parents.keep(),
@@ -373,11 +398,12 @@ impl OutputFolder {
 
     fn put_in_place(&mut self, content: &Path, complete: bool) -> Result<()> {
         // Inputs may be elsewhere by now, and something else at the target.
-        self.inputs = self.inputs.again();
+        self.inputs = self.inputs.again()?;
         self.inputs.check(&self.target)?;
         let replaces = self.replaces()?;
         if let Some(identity) = identity(content) {
-            write_sealed(&self.at(PUBLISHED), &Published { identity, complete })?;
+            let (request, record) = (self.request.clone(), digest_of_file(&content.join(RECORD), &())?);
+            write_sealed(&self.at(PUBLISHED), &Published { identity, request, record, complete })?;
         }
         if !replaces {
             return rename_new(content, &self.target).map_err(|error| match error.kind() {
@@ -400,7 +426,7 @@ impl OutputFolder {
             }
         }
         // Somebody may have put something into it a moment ago.
-        if let Err(error) = check_replaceable(&replaced, &self.inputs)
+        if let Err(error) = check_replaceable(&replaced)
             && std::fs::rename(&replaced, self.at(COMPLETE)).is_ok()
         {
             (self.options.tell)(&format!("{error}; it is now {}", shown(&self.at(COMPLETE))));
@@ -429,7 +455,7 @@ impl OutputFolder {
 
 impl Drop for OutputFolder {
     fn drop(&mut self) {
-        let (kept, published) = (!self.finished && self.holds_work(), self.published().is_some());
+        let (kept, published) = (self.finished.is_none() && self.holds_work(), self.published().is_some());
         let Some(work) = self.work.take() else { return };
         let tidied = match kept {
             true => {
@@ -450,6 +476,12 @@ impl Drop for OutputFolder {
 /// The folder that an output is to be in, and its name.
 fn split(target: &Path) -> Result<(&Path, &OsStr)> {
     let name = target.file_name().ok_or_else(|| Error::invalid(target, "is not the name of a folder"))?;
+    if name.len() > LONGEST {
+        return Err(Error::invalid(target, format!("its name has {} bytes: {LONGEST} are the most", name.len())));
+    }
+    if is_hidden(name) {
+        return Err(Error::invalid(target, "has a name of secateur's own work folders: choose another"));
+    }
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok((parent, name))
 }
@@ -578,7 +610,7 @@ mod tests {
         let scene = Scene::new();
         scene.stop(false);
         scene.foreign("out");
-        assert!(scene.open(FORCE).unwrap_err().contains("thesis"));
+        assert!(scene.open(FORCE).unwrap_err().contains("secateur did not write it"));
         assert!(scene.at(".out.secateur/progress/done").exists());
         std::fs::remove_dir_all(scene.at("out")).unwrap();
         scene.open(RESUME).unwrap().finish().unwrap();
@@ -616,6 +648,10 @@ mod tests {
             assert!(scene.open(options).unwrap_err().contains("is complete in"));
         }
         let complete = scene.at(".out.secateur/complete");
+        // Somebody who finds it there may put something beside it.
+        std::fs::write(complete.join("thesis"), "mine").unwrap();
+        assert!(scene.open(FORCE).unwrap_err().contains("thesis in it was not written"));
+        std::fs::remove_file(complete.join("thesis")).unwrap();
         assert_eq!(std::fs::read_to_string(complete.join("0000.png")).unwrap(), "whole");
         std::fs::rename(complete, scene.at("mine")).unwrap();
         // Nothing is left to keep.

@@ -2,7 +2,10 @@
 //! kind needs.
 
 use crate::error::{Error, Result};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::collections::HashSet;
+use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
 use std::io::Read;
 use std::path::Path;
@@ -117,10 +120,71 @@ pub fn read_text(path: &Path, limit: Limit) -> Result<String> {
 /// Reads a JSON file.
 ///
 /// # Errors
-/// As [`read_text`], or the file is not the JSON that is wanted.
+/// As [`read_text`], or the file is not the JSON that is wanted, or a name stands in an object
+/// twice: other readers take the first, or the last.
 pub fn read_json<T: DeserializeOwned>(path: &Path, limit: Limit) -> Result<T> {
     let bytes = read_bytes(path, limit)?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::invalid(path, error))
+    let read = serde_json::from_slice::<Once>(&bytes).and_then(|Once| serde_json::from_slice(&bytes));
+    read.map_err(|error| Error::invalid(path, error))
+}
+
+/// Any JSON in whose objects each name stands once.
+struct Once;
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(Any)
+    }
+}
+
+struct Any;
+
+impl<'de> Visitor<'de> for Any {
+    type Value = Once;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Once, E> {
+        Ok(Once)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<Once, E> {
+        Ok(Once)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<Once, E> {
+        Ok(Once)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<Once, E> {
+        Ok(Once)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<Once, E> {
+        Ok(Once)
+    }
+
+    fn visit_str<E>(self, _: &str) -> std::result::Result<Once, E> {
+        Ok(Once)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Once, A::Error> {
+        while seq.next_element::<Once>()?.is_some() {}
+        Ok(Once)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Once, A::Error> {
+        let mut names = HashSet::new();
+        while let Some(name) = map.next_key::<String>()? {
+            map.next_value::<Once>()?;
+            if let Some(name) = names.replace(name) {
+                return Err(A::Error::custom(format!("{name} stands there twice")));
+            }
+        }
+        Ok(Once)
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -151,6 +215,13 @@ mod tests {
             let error = read_text(&path, Limit::Recipe).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains(&*path.to_string_lossy()), "{error}");
         }
+        for twice in [r#"{"steps": 1, "steps": 1}"#, r#"{"a": [{"steps": {}, "b": null, "steps": 1.5}]}"#] {
+            std::fs::write(at("twice.json"), twice).unwrap();
+            let error = read_json::<serde_json::Value>(&at("twice.json"), Limit::Config).unwrap_err().to_string();
+            assert!(error.contains("twice.json: steps stands there twice"), "{error}");
+        }
+        std::fs::write(at("once.json"), r#"{"a": {"a": [1, -1, true, null, "a", 0.5]}, "b": {"a": []}}"#).unwrap();
+        read_json::<serde_json::Value>(&at("once.json"), Limit::Config).unwrap();
         assert_eq!(read_text(&at("fits"), Limit::Recipe).unwrap().len(), large.len() - 1);
     }
 }

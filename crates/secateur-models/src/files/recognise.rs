@@ -1,11 +1,11 @@
-//! Which folders `--force` may replace.
+//! Which folders `--force` may replace: those that hold what was written there, and nothing else.
 
-use super::tree;
-use super::{Limit, digest_of_file, mounts, read_json, shown};
+use super::{mounts, read_sealed, shown, tree, write_sealed};
 use crate::error::{Error, Result};
-use serde_json::{Map, Value};
-use std::collections::BTreeSet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 /// What a run reads, with all that links in it lead to.
 #[derive(Debug, Default)]
@@ -20,24 +20,19 @@ pub(super) struct Inputs {
 const MOST_LINKS: usize = 40;
 
 impl Inputs {
-    pub(super) fn new(given: &[&Path]) -> Self {
+    pub(super) fn new(given: &[&Path]) -> Result<Self> {
         let mut inputs = Self { given: given.iter().map(|path| path.to_path_buf()).collect(), places: Vec::new() };
         for path in given {
             inputs.add(path);
-            for link in tree::links(path) {
+            for link in links(path)? {
                 inputs.add(&link);
             }
         }
-        inputs
-    }
-
-    /// Those that are model folders.
-    fn models(&self) -> impl Iterator<Item = &Path> {
-        self.given.iter().map(PathBuf::as_path).filter(|input| input.join("model_index.json").is_file())
+        Ok(inputs)
     }
 
     /// The same, as they are now.
-    pub(super) fn again(&self) -> Self {
+    pub(super) fn again(&self) -> Result<Self> {
         Self::new(&self.given.iter().map(PathBuf::as_path).collect::<Vec<_>>())
     }
 
@@ -74,6 +69,25 @@ impl Inputs {
     }
 }
 
+/// All links in a folder, and in the folders that these lead to.
+fn links(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut links = Vec::new();
+    let mut left = if folder.is_dir() { vec![folder.to_owned()] } else { Vec::new() };
+    // What a link in a folder that is linked to leads to is not read.
+    for depth in 0..2 {
+        for folder in std::mem::take(&mut left) {
+            for entry in tree::all(&folder)? {
+                let path = folder.join(entry.path);
+                if path.is_symlink() {
+                    left.extend((depth == 0 && path.is_dir()).then(|| path.clone()));
+                    links.push(path);
+                }
+            }
+        }
+    }
+    Ok(links)
+}
+
 /// Whether two paths lead to one folder or file: by letters of either case, or mounted twice.
 fn is_same(one: &Path, other: &Path) -> bool {
     identity(one).is_some_and(|found| Some(found) == identity(other))
@@ -105,9 +119,75 @@ fn placed(path: &Path) -> Option<PathBuf> {
     }
 }
 
-/// Fails unless `folder` may be replaced: it holds nothing but what this program writes, no other
-/// file system, and not the current folder.
-pub(super) fn check_replaceable(folder: &Path, inputs: &Inputs) -> Result<()> {
+/// The file in every output that says what else is in it.
+pub(super) const RECORD: &str = ".secateur.json";
+
+/// What an output holds beside the record itself.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// [`Record::TEXT`].
+    folder: String,
+    format_version: u32,
+    /// By path with `/` between folders.
+    files: BTreeMap<String, Written>,
+    folders: Vec<String>,
+}
+
+/// A file as it was when it was written.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Written {
+    bytes: u64,
+    /// Nanoseconds since 1970.
+    modified: u64,
+}
+
+impl Record {
+    const TEXT: &str = "written by secateur: --force replaces this folder as long as it holds nothing else";
+    const VERSION: u32 = 1;
+
+    /// Of what is in a folder now, links left out.
+    fn of(folder: &Path) -> Result<Self> {
+        let mut record = Self {
+            folder: Self::TEXT.into(),
+            format_version: Self::VERSION,
+            files: BTreeMap::new(),
+            folders: Vec::new(),
+        };
+        for tree::Entry { path, is_file } in tree::all(folder)? {
+            let place = folder.join(&path);
+            if is_file && path != Path::new(RECORD) {
+                record.files.insert(spelled(&path), Written::of(&place)?);
+            } else if !is_file && !place.is_symlink() {
+                record.folders.push(spelled(&path));
+            }
+        }
+        record.folders.sort();
+        Ok(record)
+    }
+}
+
+impl Written {
+    fn of(file: &Path) -> Result<Self> {
+        let found = file.symlink_metadata().map_err(Error::io(file))?;
+        let modified = found.modified().map_err(Error::io(file))?;
+        let modified = modified.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+        Ok(Self { bytes: found.len(), modified })
+    }
+}
+
+/// A path in a record.
+fn spelled(path: &Path) -> String {
+    path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+/// Writes what a folder holds into it.
+pub(super) fn write_record(folder: &Path) -> Result<()> {
+    write_sealed(&folder.join(RECORD), &Record::of(folder)?)
+}
+
+/// Fails unless `folder` may be replaced: it is as it was written, holds no other file system, and
+/// not the current folder.
+pub(super) fn check_replaceable(folder: &Path) -> Result<()> {
     let refuse = |problem: String| Err(Error::invalid(folder, format!("is not replaced: {problem}")));
     let kind = folder.symlink_metadata().map_err(Error::io(folder))?.file_type();
     if kind.is_symlink() {
@@ -126,183 +206,121 @@ pub(super) fn check_replaceable(folder: &Path, inputs: &Inputs) -> Result<()> {
     if current.is_ok_and(|current| current.ancestors().any(|above| above == folder || is_same(above, folder))) {
         return refuse("the current folder is in it".into());
     }
-    match foreign(folder, inputs)? {
+    match foreign(folder)? {
         None => Ok(()),
-        Some(found) => refuse(format!(
-            "it holds {}, which secateur does not write: --force replaces a model, a report, pictures or statistics \
-             alone; move the folder away, or choose another name",
-            shown(&found)
+        Some(problem) => refuse(format!(
+            "{problem}: --force replaces what secateur wrote, as long as nothing was changed; move the folder away, or \
+             choose another name"
         )),
     }
 }
 
-const REPORT: [&str; 2] = ["report.html", "report.json"];
-const STATISTICS: [&str; 2] = ["statistics.json", "statistics.safetensors"];
-/// What lies in model folders beside their components.
-const OF_A_MODEL: [&str; 3] = ["model_index.json", "secateur.json", "reuse.json"];
-/// A file that is copied, and that is not called as weights are, is compared with its source where
-/// it has no more bytes.
-const COMPARED: u64 = 64 << 20;
-
-/// The first entry, relative to the folder, that is none of what this program writes.
-fn foreign(folder: &Path, inputs: &Inputs) -> Result<Option<PathBuf>> {
+/// What in a folder is not as it was written, in words.
+pub(super) fn foreign(folder: &Path) -> Result<Option<String>> {
     let entries = tree::all(folder)?;
-    let plain: Option<BTreeSet<&str>> =
-        entries.iter().map(|entry| entry.path.to_str().filter(|_| entry.is_file)).collect();
-    if let Some(names) = plain {
-        let only = |known: &[&str]| names.iter().all(|name| known.contains(name));
-        let are_pictures = names.iter().enumerate().all(|(number, name)| *name == picture(number));
-        if are_pictures || (only(&STATISTICS) && is_statistics(folder)) || (only(&REPORT) && is_report(folder)) {
-            return Ok(None);
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let path = folder.join(RECORD);
+    let record = match read_sealed::<Record>(&path) {
+        Ok(record) if record.folder == Record::TEXT && record.format_version == Record::VERSION => record,
+        _ => return Ok(Some(format!("secateur did not write it, as it has no {RECORD}, or a damaged one"))),
+    };
+    for tree::Entry { path, is_file } in entries {
+        let (place, name) = (folder.join(&path), spelled(&path));
+        let own = match is_file {
+            true => path == Path::new(RECORD) || record.files.get(&name) == Some(&Written::of(&place)?),
+            false => place.is_dir() && !place.is_symlink() && record.folders.contains(&name),
+        };
+        if !own {
+            let known = record.files.contains_key(&name);
+            let problem = if known { "was changed since secateur wrote it" } else { "was not written by secateur" };
+            return Ok(Some(format!("{} in it {problem}", shown(&path))));
         }
     }
-    let Some(index) = index(folder) else {
-        let pictures: BTreeSet<PathBuf> = (0..entries.len()).map(|number| picture(number).into()).collect();
-        let place = entries.iter().position(|entry| !pictures.contains(&entry.path)).unwrap_or(0);
-        return Ok(entries.into_iter().nth(place).map(|entry| entry.path));
-    };
-    let components = tree::components(&index);
-    let listed = listed(folder);
-    let known = |entry: &tree::Entry| {
-        let path = &entry.path;
-        let own = match (path.parent().and_then(Path::to_str), path.file_name().and_then(|name| name.to_str())) {
-            (Some(""), Some(name)) if entry.is_file => {
-                OF_A_MODEL.contains(&name) || (REPORT.contains(&name) && is_report(folder))
-            }
-            (Some(""), Some(name)) => components.contains(name),
-            (Some(component), Some(name)) => {
-                entry.is_file && components.contains(component) && tree::is_component_file(name)
-            }
-            _ => false,
-        };
-        let of_list = || match entry.is_file {
-            true => listed.contains(path),
-            false => listed.iter().any(|listed| listed.starts_with(path)),
-        };
-        // What a model holds beyond its components is copied with it.
-        let copied = || inputs.models().any(|model| is_copy(&folder.join(path), &model.join(path)));
-        own || of_list() || copied()
-    };
-    Ok(entries.into_iter().find(|entry| !known(entry)).map(|entry| entry.path))
-}
-
-/// The `model_index.json` of a pipeline, if that is what a folder holds.
-fn index(folder: &Path) -> Option<Map<String, Value>> {
-    let path = folder.join("model_index.json");
-    let index = path.symlink_metadata().is_ok_and(|index| index.is_file()).then(|| read_json(&path, Limit::Config));
-    let index: Map<String, Value> = index?.ok()?;
-    let class = index.get("_class_name").and_then(Value::as_str);
-    class.is_some_and(|class| class.ends_with("Pipeline")).then_some(index)
-}
-
-/// How the pictures that are made are called.
-fn picture(number: usize) -> String {
-    format!("{number:04}.png")
-}
-
-/// Whether a file is still the copy of another that it was made as, or a folder stands for a
-/// folder.
-fn is_copy(copy: &Path, source: &Path) -> bool {
-    let (Ok(copied), Ok(found)) = (copy.symlink_metadata(), source.metadata()) else { return false };
-    if copied.is_dir() || found.is_dir() {
-        return copied.is_dir() && found.is_dir();
-    }
-    let alike = copied.is_file() && found.is_file() && copied.len() == found.len();
-    let same =
-        || matches!((digest_of_file(copy, &()), digest_of_file(source, &())), (Ok(one), Ok(other)) if one == other);
-    alike && (tree::is_weights(source) || (found.len() <= COMPARED && same()))
-}
-
-fn is_statistics(folder: &Path) -> bool {
-    let statistics = read_json::<Map<String, Value>>(&folder.join(STATISTICS[0]), Limit::Report).unwrap_or_default();
-    // Those of earlier versions have no checksum around them.
-    let content = statistics.get("content").and_then(Value::as_object).unwrap_or(&statistics);
-    ["format_version", "fingerprint"].iter().all(|key| content.contains_key(*key))
-}
-
-fn is_report(folder: &Path) -> bool {
-    let report = read_json::<Map<String, Value>>(&folder.join(REPORT[1]), Limit::Report);
-    report.is_ok_and(|report| report.contains_key("secateur_version"))
-}
-
-/// The lists that the manifest of a model names.
-fn listed(folder: &Path) -> Vec<PathBuf> {
-    let manifest = read_json::<Map<String, Value>>(&folder.join("secateur.json"), Limit::Config).unwrap_or_default();
-    let prompts = manifest.get("prompts").and_then(Value::as_object);
-    let lists = prompts.into_iter().flat_map(Map::values).chain(manifest.get("captions")).chain(manifest.get("reuse"));
-    lists.filter_map(Value::as_str).map(PathBuf::from).collect()
+    Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const INDEX: &str = r#"{"_class_name": "DiTPipeline", "vae": ["diffusers", "AutoencoderKL"]}"#;
-    const REPORT: &str = r#"{"secateur_version": "0.1.0"}"#;
-    const STATISTICS: &str = r#"{"sha256": "0", "content": {"format_version": 4, "fingerprint": {}}}"#;
-    const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
-
-    fn fill(folder: &Path, files: &[(&str, &str)]) {
-        for (name, text) in files {
-            let path = folder.join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-    }
-
-    /// Each line is a folder, and the file of it that is somebody's, if one is.
+    /// Each line is a change to a folder that was written, and how it is called.
     #[test]
     fn what_may_be_replaced() {
-        let index = ("model_index.json", INDEX);
-        let lists = r#"{"prompts": {"calibration": "prompts/a.txt", "held_out": "b.txt"}}"#;
-        let cases: &[(&[(&str, &str)], &str)] = &[
-            (&[], ""),
-            (&[("0000.png", ""), ("0001.png", "")], ""),
-            (&[("0000.png", ""), ("0002.png", "")], "0002.png"),
-            (&[("20231225.png", "")], "20231225.png"),
-            (&[("report.json", REPORT), ("report.html", "")], ""),
-            (&[("report.json", "{}"), ("report.html", "")], "report.html"),
-            (&[("report.html", "")], "report.html"),
-            (&[("statistics.json", STATISTICS), ("statistics.safetensors", "")], ""),
-            (&[("statistics.json", r#"{"format_version": 1, "fingerprint": {}}"#)], ""),
-            (&[("statistics.json", "[1, 2]"), ("statistics.safetensors", "")], "statistics.json"),
-            (&[("statistics.safetensors", "")], "statistics.safetensors"),
-            (&[index, (VAE, ""), ("vae/config.json", ""), ("secateur.json", "{}"), ("report.json", REPORT)], ""),
-            (&[("model_index.json", r#"{"x": ["a", "b"]}"#), ("x/best.pt", "")], "model_index.json"),
-            (&[index, ("vae/best.pt", "")], "vae/best.pt"),
-            (&[index, ("vae/best.safetensors", "")], "vae/best.safetensors"),
-            (&[index, ("unet/config.json", "")], "unet"),
-            (&[index, ("report.json", "{}")], "report.json"),
-            (&[index, ("vae", "a file")], "vae"),
-            (&[index, ("secateur.json", lists), ("prompts/a.txt", ""), ("b.txt", "")], ""),
-            (&[index, ("secateur.json", lists), ("prompts/c.txt", "")], "prompts/c.txt"),
-            // The model that is read has these.
-            (&[index, ("README.md", "of the model"), ("extra/weights.bin", "01"), ("vae/old.ckpt", "")], ""),
-            (&[index, ("README.md", "my notes")], "README.md"),
-            (&[index, ("extra/weights.bin", "012")], "extra/weights.bin"),
-            (&[index, ("extra", "a file")], "extra"),
-            (&[index, ("README.md/notes", "")], "README.md"),
-            // These are files of other things that are read.
-            (&[index, ("thesis.txt", "")], "thesis.txt"),
+        type Change = fn(&Path);
+        let write = |path: &Path, text: &str| std::fs::write(path, text).unwrap();
+        let cases: &[(Change, &str)] = &[
+            (|_| (), ""),
+            (|at| std::fs::remove_file(at.join("vae/config.json")).unwrap(), ""),
+            (
+                |at| std::fs::write(at.join("vae/best.safetensors"), "").unwrap(),
+                "vae/best.safetensors in it was not written",
+            ),
+            (|at| std::fs::write(at.join("vae/config.json"), "ba").unwrap(), "vae/config.json in it was changed"),
+            (|at| std::fs::write(at.join("vae/config.json"), "longer").unwrap(), "vae/config.json in it was changed"),
+            (|at| std::fs::create_dir(at.join("mine")).unwrap(), "mine in it was not written"),
+            (|at| std::fs::remove_file(at.join(RECORD)).unwrap(), "it has no .secateur.json"),
+            (|at| std::fs::write(at.join(RECORD), "{}").unwrap(), "or a damaged one"),
+            (
+                |at| {
+                    std::fs::remove_file(at.join("vae/config.json")).unwrap();
+                    std::fs::create_dir(at.join("vae/config.json")).unwrap();
+                },
+                "vae/config.json in it was changed",
+            ),
+            #[cfg(unix)]
+            (
+                |at| {
+                    std::fs::rename(at.join("vae"), at.join("../moved")).unwrap();
+                    std::os::unix::fs::symlink("../moved", at.join("vae")).unwrap();
+                },
+                "vae in it was not written",
+            ),
         ];
-        let temporary = tempfile::tempdir().unwrap();
-        let at = |name: &str| temporary.path().join(name);
-        let own = [index, ("README.md", "of the model"), ("extra/weights.bin", "01"), ("vae/old.ckpt", "")];
-        fill(&at("model"), &own);
-        fill(&at("clip"), &[("thesis.txt", "")]);
-        let inputs = Inputs::new(&[&at("model"), &at("clip")]);
-        for (number, (files, mine)) in cases.iter().enumerate() {
-            let folder = at(&number.to_string());
-            std::fs::create_dir(&folder).unwrap();
-            fill(&folder, files);
-            let found = check_replaceable(&folder, &inputs);
-            match *mine {
-                "" => found.unwrap_or_else(|error| panic!("{files:?}: {error}")),
-                mine => {
+        for (change, words) in cases {
+            let temporary = tempfile::tempdir().unwrap();
+            let folder = temporary.path().join("out");
+            std::fs::create_dir_all(folder.join("vae")).unwrap();
+            std::fs::create_dir(folder.join("empty")).unwrap();
+            write(&folder.join("vae/config.json"), "ab");
+            write_record(&folder).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            change(&folder);
+            match (*words, check_replaceable(&folder)) {
+                ("", found) => found.unwrap(),
+                (words, found) => {
                     let error = found.unwrap_err().to_string();
-                    assert!(error.contains(&format!("it holds {mine}, which")), "{files:?}: {error}");
+                    assert!(error.contains(words), "{words:?} is not in {error:?}");
                 }
             }
         }
+        let temporary = tempfile::tempdir().unwrap();
+        check_replaceable(temporary.path()).unwrap();
+        write(&temporary.path().join("0000.png"), "mine");
+        check_replaceable(temporary.path()).unwrap_err();
+    }
+
+    /// What is linked to, however deep, is read.
+    #[test]
+    #[cfg(unix)]
+    fn what_inputs_link_to() {
+        use std::os::unix::fs::symlink;
+        let temporary = tempfile::tempdir().unwrap();
+        let at = |name: &str| temporary.path().join(name);
+        for folder in ["model/extra/deep", "one", "two", "three", "other"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        std::fs::write(at("one/weights"), "").unwrap();
+        std::fs::write(at("three/weights"), "").unwrap();
+        symlink("../../../one/weights", at("model/extra/deep/model.safetensors")).unwrap();
+        symlink("../two", at("model/vae")).unwrap();
+        symlink("../three/weights", at("two/model.safetensors")).unwrap();
+        let inputs = Inputs::new(&[&at("model")]).unwrap();
+        for folder in ["one", "two", "three", "model", "model/extra"] {
+            let folder = at(folder).canonicalize().unwrap();
+            assert!(inputs.check(&folder).unwrap_err().to_string().contains("overlap"), "{}", folder.display());
+        }
+        inputs.check(&at("other").canonicalize().unwrap()).unwrap();
     }
 }

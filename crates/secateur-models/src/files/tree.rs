@@ -5,7 +5,7 @@
 //! called as files of models are. A component's folder may be a link to one that stands elsewhere.
 //! Nothing else is read or copied.
 
-use super::{Limit, read_json, shown};
+use super::shown;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -217,32 +217,6 @@ pub(crate) fn is_weights(path: &Path) -> bool {
     let ending = name.rsplit('.').next().unwrap_or_default();
     let weights = ["safetensors", "bin", "ckpt", "pt", "pth", "msgpack", "onnx", "onnx_data", "gguf", "h5"];
     weights.contains(&ending) || (name.contains(".index") && ending == "json")
-}
-
-/// Whether files that this program writes into a component are called so: weights as safetensors
-/// alone.
-pub(super) fn is_component_file(name: &str) -> bool {
-    let stems = ["diffusion_pytorch_model", "model"];
-    let rest = || stems.iter().find_map(|stem| name.strip_prefix(stem)).filter(|rest| rest.starts_with(['.', '-']));
-    match is_weights(Path::new(name)) {
-        true => rest().is_some_and(|rest| rest.contains(".safetensors")),
-        false => is_model_file(name.as_ref()),
-    }
-}
-
-/// The links of a model folder, or of any other, that are followed when it is read.
-pub(super) fn links(folder: &Path) -> Vec<PathBuf> {
-    let index = read_json::<Map<String, Value>>(&folder.join("model_index.json"), Limit::Config).unwrap_or_default();
-    let components = components(&index);
-    let of = |folder: &Path| -> Vec<PathBuf> {
-        names(folder).unwrap_or_default().into_iter().map(|name| folder.join(name)).collect()
-    };
-    let component = |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(|n| components.contains(n));
-    let top: Vec<PathBuf> = if folder.is_dir() { of(folder) } else { Vec::new() };
-    let (folders, files): (Vec<_>, Vec<_>) = top.into_iter().partition(|path| path.is_dir());
-    let inner = folders.iter().filter(|path| component(path) && path.is_dir()).flat_map(|path| of(path));
-    let files = files.into_iter().chain(inner.filter(|path| path.is_file()));
-    folders.iter().filter(|path| component(path)).cloned().chain(files).filter(|path| path.is_symlink()).collect()
 }
 
 /// All that a folder holds, without following links.

@@ -139,7 +139,7 @@ impl WorkFolder {
         }
         let lock_path = path.join(LOCK);
         let lock = match lock_options().create(true).truncate(false).open(&lock_path) {
-            Ok(lock) if lock.metadata().is_ok_and(|found| found.is_file()) => lock,
+            Ok(lock) if lock.metadata().is_ok_and(|found| found.is_file() && has_one_name(&found)) => lock,
             Err(_) if !path.exists() => return Ok(None),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(Error::io(&lock_path)(error)),
             Ok(_) | Err(_) => {
@@ -261,6 +261,17 @@ fn held(path: &Path, name: &OsStr) -> Error {
     };
     let target = path.with_file_name(name);
     Error::invalid(target, format!("is being written by {by}; wait for it, or choose another name"))
+}
+
+/// Whether a file has no other names, under which somebody might keep something in it.
+fn has_one_name(found: &std::fs::Metadata) -> bool {
+    #[cfg(unix)]
+    return std::os::unix::fs::MetadataExt::nlink(found) == 1;
+    #[cfg(not(unix))]
+    {
+        let _ = found;
+        true
+    }
 }
 
 /// Whether an open file is still the one of that name.

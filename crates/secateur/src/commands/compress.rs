@@ -45,12 +45,7 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     // The first model is drawn as the last one.
     skipping(&sampling(args, &methods, &folder)?, &folder, false)?;
     progress::heed_signals();
-    let output = job.output(common, &borrowed(&inputs))?;
-    if output.is_finished() {
-        return tell(&finished(&output)?, Some(&out), common);
-    }
-    output.check_progress(Method::is_own)?;
-    output.check_space(folder.copied_bytes()? * methods.len() as u64)?;
+    let mut output = job.output(common, &borrowed(&inputs))?;
     let progress = Progress::new(common.quiet);
     progress.begin("read the model", 0, "");
     let model = folder.digest(&progress)?;
@@ -60,7 +55,13 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         of.extend(method.depends_on(prompts)?);
         method.key = digest(&of);
     }
+    of.extend(report_prompts.iter().cloned());
+    if output.is_finished(&digest(&of))? {
+        return tell(&finished(&output)?, Some(&out), common);
+    }
+    output.check_progress(Method::is_own)?;
     let mut done = begin(&methods, job.resume, &output.progress())?;
+    output.check_space(folder.copied_bytes()? * (methods.len() - done) as u64)?;
     let mut reports = methods[..done].iter().map(|method| report_in(&method.out)).collect::<Result<Vec<_>>>()?;
     for (index, method) in methods.iter().enumerate().skip(done) {
         if !common.quiet {
@@ -86,7 +87,9 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let (report, pictures) = evaluate(args, common, &folder, &methods, (&reports, &report_prompts, notes), &out)?;
     let last = methods.last().context("the recipe has no methods")?;
     report.write(&pictures, &output.path())?;
-    let of_model = |file: &Path| !file.starts_with("report.html") && !file.starts_with("report.json");
+    // Reports and records are of a folder.
+    let of_model =
+        |file: &Path| !["report.html", "report.json", ".secateur.json"].iter().any(|own| file == Path::new(own));
     link_files(&last.out, &output.path(), of_model, &Progress::new(true))?;
     output.finish()?;
     tell(&Done::Model(Box::new(report)), Some(&out), common)
@@ -145,7 +148,10 @@ fn begin(methods: &[Method], resume: bool, progress: &Path) -> Result<usize> {
             && method.statistics_read()?.is_some_and(|path| method.is_beside(&path))
             && !methods[finished - 1].has_statistics()
         {
-            say(&format!("its statistics are damaged: method {finished} is run again"));
+            say(&format!(
+                "the statistics for method {} are not there, or damaged: method {finished} is run again",
+                finished + 1
+            ));
             finished -= 1;
         }
         // Who interrupts has not seen all of them.
@@ -160,8 +166,13 @@ fn begin(methods: &[Method], resume: bool, progress: &Path) -> Result<usize> {
     Ok(finished)
 }
 
+/// Removes a folder, or whatever is in its place.
 fn remove_folder(folder: &Path) -> secateur_models::Result<()> {
-    let removed = if folder.is_dir() { std::fs::remove_dir_all(folder) } else { Ok(()) };
+    let removed = match folder.symlink_metadata() {
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(folder),
+        Ok(_) => std::fs::remove_file(folder),
+        Err(_) => Ok(()),
+    };
     removed.map_err(secateur_models::Error::io(folder))
 }
 
@@ -180,12 +191,9 @@ impl Method {
     /// Runs it, or goes on with it.
     fn run(&self, common: &Common) -> Result<Report> {
         let resume = self.is_unfinished();
-        if !resume {
-            remove_folder(&self.out)?;
-        }
-        if !self.out.exists() {
-            remove_folder(&self.statistics())?;
-        }
+        // What nobody vouches for is made again, of what is vouched for in the progress.
+        remove_folder(&self.out)?;
+        remove_folder(&self.statistics())?;
         let done = self.compress(self.command(resume.then_some("--resume"))?, common);
         let report = done.and_then(|done| match done {
             Done::Model(report) => Ok(*report),

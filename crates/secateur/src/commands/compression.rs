@@ -72,8 +72,12 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     }
     // From here on a signal ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
-    let output = args.job.output(common, &borrowed(&inputs))?;
-    if output.is_finished() {
+    let mut output = args.job.output(common, &borrowed(&inputs))?;
+    let fingerprint = Fingerprint::new(&folder, &calibration, &progress)?;
+    let saved =
+        args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint, &progress)).transpose()?;
+    let run = Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget, saved.as_ref());
+    if output.is_finished(&run.sha256()?)? {
         return finished(&output);
     }
     output.check_progress(Journal::is_own)?;
@@ -84,13 +88,13 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     }
     notes.extend(links_left_out(&folder));
     inputs.push(output.target().to_owned());
-    let folder_for =
-        |path: &Option<PathBuf>| path.as_ref().map(|path| common.output(path, &borrowed(&inputs))).transpose();
+    let mut folder_for = |path: &Option<PathBuf>| {
+        let output = path.as_ref().map(|path| common.output(path, &borrowed(&inputs))).transpose()?;
+        // None is in another.
+        inputs.extend(output.as_ref().map(|output| output.target().to_owned()));
+        Ok::<_, anyhow::Error>(output)
+    };
     let (statistics_output, carried_output) = (folder_for(&args.save_statistics)?, folder_for(&args.carry_statistics)?);
-    let fingerprint = Fingerprint::new(&folder, &calibration, &progress)?;
-    let saved =
-        args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint, &progress)).transpose()?;
-    let run = Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget);
     let journal = match args.job.resume {
         true => Journal::open(&output.progress(), &run, &progress)?,
         false => Journal::create(&output.progress(), &run)?,

@@ -73,8 +73,20 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     let (prompts, report_prompts, mut notes) = lists;
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
-    let output = args.job.output(common, &borrowed(&inputs))?;
-    if output.is_finished() {
+    let mut output = args.job.output(common, &borrowed(&inputs))?;
+    let learning = Learning {
+        prompts,
+        sampling: sampling.clone(),
+        loss: match args.loss {
+            LossName::Ssim => Loss::Ssim,
+            LossName::L1 => Loss::L1,
+            LossName::L2 => Loss::L2,
+        },
+        iterations: args.iterations,
+        keep,
+    };
+    let request = request(&learning, kind, &folder, &progress)?;
+    if output.is_finished(&format!("{request}, {} exchanges", args.exchanges))? {
         return finished(&output);
     }
     output.check_progress(secateur_skip::Progress::is_own)?;
@@ -90,18 +102,6 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     progress.begin("load", 0, "");
     let names = names(&[folder.path(), output.target()]);
     let pipeline = Pipeline::open(folder)?;
-    let learning = Learning {
-        prompts,
-        sampling: sampling.clone(),
-        loss: match args.loss {
-            LossName::Ssim => Loss::Ssim,
-            LossName::L1 => Loss::L1,
-            LossName::L2 => Loss::L2,
-        },
-        iterations: args.iterations,
-        keep,
-    };
-    let request = request(&learning, kind, pipeline.folder(), &progress)?;
     let state = secateur_skip::Progress { folder: output.progress(), request };
     let search = Search::new(&pipeline, &whole, &learning, Some(&state), &progress)?;
     let learned = match args.iterations {
@@ -309,6 +309,8 @@ fn request(learning: &Learning, kind: Kind, folder: &ModelFolder, observer: &dyn
         token_stride: 1,
     };
     let fingerprint = secateur_prune::Fingerprint::new(folder, &calibration, observer)?;
+    // Pictures are judged: the autoencoder counts, too.
+    let fingerprint = secateur_prune::Fingerprint { model: folder.digest(observer)?, ..fingerprint };
     let fingerprint = serde_json::to_string(&fingerprint)?;
     let batch = sampling.batch;
     Ok(format!("{kind} units, {loss}, {iterations} iterations of {batch} pictures, {keep} kept, {fingerprint}"))

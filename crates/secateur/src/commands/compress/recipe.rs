@@ -210,7 +210,7 @@ impl Method {
         let hidden = name.strip_prefix('.').and_then(|name| name.strip_suffix(".secateur"));
         let Some((number, name)) = hidden.unwrap_or(name).split_once('-') else { return name == "run.json" };
         let mut parts = name.split('.');
-        let is_method = number.parse::<u8>().is_ok() && parts.next().is_some_and(|name| METHODS.contains(&name));
+        let is_method = number.parse::<u32>().is_ok() && parts.next().is_some_and(|name| METHODS.contains(&name));
         let is_token = |part: &str| part.len() == 24 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
         let is_ending = |part| match hidden {
             Some(_) => part == "statistics" || is_token(part),

@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+/// What an output says of itself.
+const RECORD: &str = ".secateur.json";
 
 /// All that a folder holds, hidden entries too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,6 +70,20 @@ impl Tree {
                 Entry::Other => panic!("{} cannot be made", path.display()),
             }
         }
+        self.set_times(folder);
+    }
+
+    /// Files are as old as the record of an output says.
+    fn set_times(&self, folder: &Path) {
+        for (path, bytes) in self.files().filter(|(path, _)| path.ends_with(RECORD)) {
+            let record: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            for (name, written) in record["content"]["files"].as_object().unwrap() {
+                let file = folder.join(path).with_file_name(name);
+                let modified = UNIX_EPOCH + Duration::from_nanos(written["modified"].as_u64().unwrap());
+                // What a test took away or damaged is not there, or not as it was.
+                let _ = std::fs::File::options().append(true).open(file).map(|file| file.set_modified(modified));
+            }
+        }
     }
 
     /// Adds a file, and the folders it is in.
@@ -90,11 +108,11 @@ impl Tree {
         self.first_difference(wanted, |_, found, wanted| (found != wanted).then(|| "has other bytes".to_owned()))
     }
 
-    /// The first difference, if any, from the output that a run should have. Reports hold times and paths: they only have to be
-    /// whole.
+    /// The first difference, if any, from the output that a run should have. Reports and records hold times and paths: they only
+    /// have to be whole.
     pub(crate) fn difference_of_output(&self, wanted: &Self) -> Option<String> {
         self.first_difference(wanted, |path, found, wanted| match (path.to_str(), found) {
-            (Some("report.json"), Entry::File(bytes)) => {
+            (Some("report.json" | RECORD), Entry::File(bytes)) => {
                 let json = serde_json::from_slice::<serde_json::Value>(bytes);
                 json.err().map(|error| format!("is no JSON: {error}"))
             }
