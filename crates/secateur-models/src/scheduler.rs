@@ -171,6 +171,11 @@ impl Sampler {
         self == Self::FlowMatchEuler
     }
 
+    /// The names of all classes of diffusers.
+    pub(crate) fn classes() -> Vec<&'static str> {
+        SAMPLERS.iter().map(|(.., name)| *name).collect()
+    }
+
     /// The one of that class of diffusers.
     #[must_use]
     pub fn of_class(class: &str) -> Option<Self> {

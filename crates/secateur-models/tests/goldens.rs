@@ -401,7 +401,7 @@ fn vae_of_old_names() {
     std::fs::write(older.path().join("config.json"), config.to_string()).unwrap();
     let want = tensors(&folder.join("io.safetensors"));
     compare_vae(&AutoencoderKl::open(older.path(), None).unwrap(), &want);
-    let pictures = |folder: &Path| AutoencoderKl::open(folder, None).unwrap().pictures(&want["latent"]).unwrap();
+    let pictures = |folder: &Path| AutoencoderKl::open(folder, None).unwrap().pictures(&want["latent"], true).unwrap();
     close("pictures", &pictures(older.path()), &pictures(&folder), 0.0);
 }
 
@@ -414,7 +414,7 @@ fn tiny_vae() {
     close("decoded", &vae.decode(&want["latent"]).unwrap(), &want["decoded"], 1e-4);
     let config = autoencoder_config(&folder.join("config.json")).unwrap();
     let vae = config.load(&folder, None).unwrap();
-    close("pictures", &vae.pictures(&want["latent"]).unwrap(), &want["pictures"], 1e-4);
+    close("pictures", &vae.pictures(&want["latent"], true).unwrap(), &want["pictures"], 1e-4);
     assert_eq!(config.factor(), want["image"].dim(3).unwrap() / want["latent"].dim(3).unwrap());
 }
 

@@ -3,12 +3,14 @@
 use super::source::Source;
 use super::{Parameters, clip, flux, mmdit, open_clip, unet, vae};
 use crate::checkpoint::TensorFile;
-use crate::clip::ClipTextConfig;
+use crate::clip::{ClipTextConfig, PROJECTED};
 use crate::edits::Removals;
 use crate::error::Result;
-use crate::family::denoiser_config;
+use crate::folder::{class_of, denoiser_of};
+use crate::pipeline::class::PipelineClass;
 use crate::t5::T5Config;
 use crate::vae::AutoencoderKlConfig;
+use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// A kind of model that comes in one file.
@@ -105,7 +107,32 @@ static KINDS: [Kind; 4] = [
     },
 ];
 
+/// Parts of names that some files have others for.
+const OTHER_NAMES: [(&str, &str); 6] = [
+    (".mid.attn_1.q.", ".mid.attn_1.to_q."),
+    (".mid.attn_1.k.", ".mid.attn_1.to_k."),
+    (".mid.attn_1.v.", ".mid.attn_1.to_v."),
+    (".mid.attn_1.proj_out.", ".mid.attn_1.to_out.0."),
+    // FLUX's.
+    ("_norm.scale", "_norm.weight"),
+    // T5's table, which is that of the encoder too.
+    (".shared.", ".encoder.embed_tokens."),
+];
+
+/// Tensors without numbers that say how the model was trained, with the options of a scheduler that follow.
+const MARKERS: [(&str, &str, fn() -> Value); 2] = [
+    ("v_pred", "prediction_type", || json!("v_prediction")),
+    ("ztsnr", "rescale_betas_zero_snr", || json!(true)),
+];
+
 impl Kind {
+    /// The options of a scheduler that a file's markers tell, each behind its marker; none of a flow's.
+    pub(super) fn scheduler_options(&self, file: &TensorFile) -> Vec<(&'static str, &'static str, Value)> {
+        let is_unet = matches!(self.pieces[0].naming, Naming::Unet);
+        let there = MARKERS.into_iter().filter(|(marker, ..)| is_unet && file.tensors.contains_key(*marker));
+        there.map(|(marker, option, value)| (marker, option, value())).collect()
+    }
+
     /// The kind of a file.
     pub(super) fn of(file: &TensorFile) -> Option<&'static Self> {
         let has =
@@ -142,7 +169,15 @@ impl Piece {
             Naming::OpenClip => open_clip::source(name),
             Naming::T5 => None,
         };
-        source.unwrap_or_else(|| Source::whole(name)).below(self.prefix)
+        let source = source.unwrap_or_else(|| Source::whole(name)).below(self.prefix);
+        let mut others = OTHER_NAMES.iter().map(|(name, other)| source.name.replace(name, other));
+        match file.tensors.contains_key(&source.name) {
+            true => source,
+            false => match others.find(|name| file.tensors.contains_key(name)) {
+                Some(name) => Source { name, ..source },
+                None => source,
+            },
+        }
     }
 
     /// How the names of tensors begin that may be in the file without being one of `parameters`.
@@ -160,13 +195,22 @@ impl Piece {
 }
 
 impl Naming {
-    /// What the component in that folder asks for.
-    pub(super) fn parameters(self, folder: &Path) -> Result<Parameters> {
-        let config = folder.join("config.json");
+    /// What the component `component` of the model folder `like` asks for.
+    pub(super) fn parameters(
+        self,
+        component: &str,
+        like: &Path,
+        (class, index): (&PipelineClass, &Map<String, Value>),
+    ) -> Result<Parameters> {
+        let config = like.join(component).join("config.json");
         match self {
-            Self::Unet | Self::Mmdit | Self::Flux => denoiser_config(&config)?.parameters(&Removals::default()),
+            Self::Unet | Self::Mmdit | Self::Flux => {
+                denoiser_of(class, like, index)?.parameters(&Removals::default())
+            }
             Self::Vae => AutoencoderKlConfig::open(&config)?.parameters(),
-            Self::Clip | Self::ClipUnprojected | Self::OpenClip => ClipTextConfig::open(&config)?.parameters(),
+            Self::Clip | Self::ClipUnprojected | Self::OpenClip => {
+                ClipTextConfig::open(&config)?.parameters(class_of(index, component) == Some(PROJECTED))
+            }
             Self::T5 => T5Config::open(&config)?.parameters(),
         }
     }
@@ -193,6 +237,7 @@ pub(super) fn is_no_weight(name: &str) -> bool {
         "sqrt_recipm1_alphas_cumprod",
     ];
     STORED.contains(&name)
+        || MARKERS.iter().any(|(marker, ..)| *marker == name)
         || name.starts_with("model_ema.")
         || name.ends_with(".position_ids")
         || name.ends_with(".logit_scale")
