@@ -368,7 +368,7 @@ impl ModelFolder {
             match self.class_of(component.name) {
                 Some("CLIPTextModel" | PROJECTED) if config.is_file() => ClipTextConfig::open(&config).map(|_| ()),
                 Some("T5EncoderModel") if config.is_file() => T5Config::open(&config).map(|_| ()),
-                Some(_) if component.name.starts_with("tokenizer") => tokenizer::config(&folder).map(|_| ()),
+                Some(_) if component.name.starts_with("tokenizer") => tokenizer::checked_config(&folder).map(|_| ()),
                 _ => Ok(()),
             }?;
         }
@@ -383,8 +383,8 @@ impl ModelFolder {
         let found = self.class_of(SCHEDULER.name).unwrap_or_default();
         let sampler = self.manifest.sampler().or_else(|| Sampler::of_class(found));
         sampler.ok_or_else(|| {
-            let known = Sampler::classes().join(", ");
-            let problem = format!("scheduler {found} is not supported; supported, or to be asked for instead: {known}");
+            let known = Sampler::known(self.is_of_flow()).join(", ");
+            let problem = format!("scheduler {found} is not supported; the samplers {known} are, and can be asked for");
             Error::invalid(self.path.join(INDEX), problem)
         })
     }

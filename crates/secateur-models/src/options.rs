@@ -63,7 +63,8 @@ impl<'a> Options<'a> {
                 Some((_, value)) => return Err(self.invalid(format!("{name} {found} is not supported; {value} is"))),
                 None if is_off(found) => {}
                 None => {
-                    let problem = "is not known here, and may change what the model computes: without it the model opens";
+                    let problem =
+                        "is not known here, and may change what the model computes: without it the model opens";
                     return Err(self.invalid(format!("{name} {found} {problem}")));
                 }
             }
@@ -84,7 +85,9 @@ fn same(name: &str, found: &Value, value: &Value) -> bool {
             let (found, value) = (found.as_f64().unwrap_or(f64::NAN), value.as_f64().unwrap_or(f64::NAN));
             (found - value).abs() <= 1e-9 * value.abs()
         }
-        (Value::String(found), Value::String(value)) if name.ends_with("act_fn") => activation(found) == activation(value),
+        (Value::String(found), Value::String(value)) if name.ends_with("act_fn") => {
+            activation(found) == activation(value)
+        }
         (Value::Array(all), _) if !all.is_empty() => all.iter().all(|found| same(name, found, value)),
         _ => found == value || (is_off(found) && is_off(value)),
     }

@@ -171,9 +171,10 @@ impl Sampler {
         self == Self::FlowMatchEuler
     }
 
-    /// The names of all classes of diffusers.
-    pub(crate) fn classes() -> Vec<&'static str> {
-        SAMPLERS.iter().map(|(.., name)| *name).collect()
+    /// All that follow the flow, or do not, each with its class in diffusers.
+    pub(crate) fn known(of_flow: bool) -> Vec<String> {
+        let known = SAMPLERS.iter().filter(|(sampler, ..)| sampler.is_of_flow() == of_flow);
+        known.map(|(_, name, class)| format!("{name} ({class})")).collect()
     }
 
     /// The one of that class of diffusers.

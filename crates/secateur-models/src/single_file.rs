@@ -15,9 +15,9 @@ mod vae;
 
 use crate::checkpoint::{TensorFile, TensorInfo, variants};
 use crate::error::{Error, Result};
-use crate::files::{Limit, new_file, read_text, shown, write_atomically};
 use crate::files::tensors::header;
 use crate::files::tree::{self, Tree};
+use crate::files::{Limit, new_file, read_text, shown, write_atomically};
 use crate::folder::{SCHEDULER_CONFIG, class_of, read_index, unread};
 use crate::manifest::Manifest;
 use crate::pipeline::Observer;
@@ -184,9 +184,10 @@ impl Conversion {
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         let file = shown(&self.file.path).to_string();
         let unread = unread(&file, &self.unread);
-        let options = self.scheduler_options.iter().map(move |(marker, option, value)| {
-            format!("{file}: {marker} makes {option} of the scheduler {value}")
-        });
+        let options = self
+            .scheduler_options
+            .iter()
+            .map(move |(marker, option, value)| format!("{file}: {marker} makes {option} of the scheduler {value}"));
         unread.into_iter().chain(options)
     }
 

@@ -86,7 +86,8 @@ impl T5Config {
             Some(name) => ("dense_act_fn", name.as_str()),
             None => ("feed_forward_proj", name),
         };
-        let problem = || format!("{field} {name:?} is not supported; {ACTIVATIONS} are, for feed_forward_proj behind gated- too");
+        let problem =
+            || format!("{field} {name:?} is not supported; {ACTIVATIONS} are, for feed_forward_proj behind gated- too");
         Ok((activation(name).ok_or_else(problem)?, self.is_gated_act.unwrap_or(gated)))
     }
 

@@ -28,7 +28,7 @@ struct Vocabulary {
 impl Vocabulary {
     /// Of the `definition` in the file `path` of `folder`.
     fn new(folder: &Path, path: PathBuf, definition: &Value) -> Result<Self> {
-        let config = config(folder)?;
+        let config = checked_config(folder)?;
         let invalid = |error| Error::invalid(&path, error);
         let mut tokenizer: Tokenizer = definition.to_string().parse().map_err(invalid)?;
         tokenizer.with_padding(None);
@@ -83,8 +83,19 @@ pub(crate) fn config(folder: &Path) -> Result<Value> {
     if !config.contains_key("added_tokens_decoder") {
         config.extend(read(SPECIAL)?);
     }
-    Options::new(&folder.join(CONFIG), &config).finish(&supported(), &[&NAMED[..], &UNREAD].concat())?;
     Ok(config.into())
+}
+
+/// [`config`], whose options are all known.
+///
+/// # Errors
+/// If one is not supported.
+pub(crate) fn checked_config(folder: &Path) -> Result<Value> {
+    let config = config(folder)?;
+    if let Value::Object(fields) = &config {
+        Options::new(&folder.join(CONFIG), fields).finish(&supported(), &[&NAMED[..], &UNREAD].concat())?;
+    }
+    Ok(config)
 }
 
 /// The special tokens that a configuration may name.
@@ -173,7 +184,8 @@ fn added_tokens(folder: &Path, config: &Value) -> Result<Vec<Added>> {
         None => {}
     }
     let added = added.into_iter().map(|(number, (file, token))| Added { file, number: Some(number), token });
-    let more = ["additional_special_tokens", "extra_special_tokens"].map(|key| config.get(key).and_then(Value::as_array));
+    let more =
+        ["additional_special_tokens", "extra_special_tokens"].map(|key| config.get(key).and_then(Value::as_array));
     let special = NAMED.iter().filter_map(|key| config.get(*key)).chain(more.into_iter().flatten().flatten());
     let special = special.filter_map(|token| content(token).map(|text| (text, token)));
     // The file that names them is one of two.

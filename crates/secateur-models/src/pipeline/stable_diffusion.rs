@@ -35,7 +35,8 @@ fn latents_of_64(unet: &mut Map<String, Value>) {
     let version = unet.get("_diffusers_version").and_then(Value::as_str).unwrap_or("0.9");
     let mut parts = version.split('.').map_while(|part| part.parse::<u32>().ok());
     let is_old = parts.next() == Some(0) && parts.next().is_some_and(|minor| minor < 9);
-    if is_old && let Some(side) = unet.get_mut("sample_size").filter(|side| side.as_u64().is_some_and(|side| side < 64)) {
+    if is_old && let Some(side) = unet.get_mut("sample_size").filter(|side| side.as_u64().is_some_and(|side| side < 64))
+    {
         *side = 64.into();
     }
 }

@@ -120,10 +120,8 @@ const OTHER_NAMES: [(&str, &str); 6] = [
 ];
 
 /// Tensors without numbers that say how the model was trained, with the options of a scheduler that follow.
-const MARKERS: [(&str, &str, fn() -> Value); 2] = [
-    ("v_pred", "prediction_type", || json!("v_prediction")),
-    ("ztsnr", "rescale_betas_zero_snr", || json!(true)),
-];
+const MARKERS: [(&str, &str, fn() -> Value); 2] =
+    [("v_pred", "prediction_type", || json!("v_prediction")), ("ztsnr", "rescale_betas_zero_snr", || json!(true))];
 
 impl Kind {
     /// The options of a scheduler that a file's markers tell, each behind its marker; none of a flow's.
@@ -204,9 +202,7 @@ impl Naming {
     ) -> Result<Parameters> {
         let config = like.join(component).join("config.json");
         match self {
-            Self::Unet | Self::Mmdit | Self::Flux => {
-                denoiser_of(class, like, index)?.parameters(&Removals::default())
-            }
+            Self::Unet | Self::Mmdit | Self::Flux => denoiser_of(class, like, index)?.parameters(&Removals::default()),
             Self::Vae => AutoencoderKlConfig::open(&config)?.parameters(),
             Self::Clip | Self::ClipUnprojected | Self::OpenClip => {
                 ClipTextConfig::open(&config)?.parameters(class_of(index, component) == Some(PROJECTED))

@@ -152,7 +152,9 @@ impl Model {
         let flags =
             [("add_dummy_prefix", self.add_dummy_prefix), ("remove_extra_whitespaces", self.remove_extra_whitespaces)];
         match flags.iter().find(|(_, on)| !on) {
-            _ if self.model_type != 1 => Some(format!("model_type {} is not supported; 1, UNIGRAM, is", self.model_type)),
+            _ if self.model_type != 1 => {
+                Some(format!("model_type {} is not supported; 1, UNIGRAM, is", self.model_type))
+            }
             Some((name, _)) => Some(format!("{name} false is not supported; true is")),
             None => None,
         }
