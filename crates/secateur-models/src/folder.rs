@@ -700,9 +700,20 @@ pub(crate) fn denoiser_of(
 ) -> Result<Arc<dyn DenoiserConfig>> {
     let path = path.join(class.denoiser).join("config.json");
     let mut fields = config_fields(&path)?;
-    fields.insert("_class_name".into(), class_of(index, class.denoiser).into());
+    let listed = class_of(index, class.denoiser).unwrap_or_default();
+    let own = fields.insert("_class_name".into(), listed.into());
     (class.repair)(&mut fields);
-    denoiser_config_of(&path, &fields)
+    denoiser_config_of(&path, &fields).map_err(listed_as(listed, own))
+}
+
+/// An error in a configuration that names another class than the one it is read as.
+fn listed_as(listed: &str, own: Option<Value>) -> impl FnOnce(Error) -> Error {
+    move |error| match (error, own.as_ref().and_then(Value::as_str).filter(|own| *own != listed)) {
+        (Error::Invalid { path, problem }, Some(own)) => {
+            Error::invalid(path, format!("{problem} (model_index.json lists a {listed}, and _class_name is {own})"))
+        }
+        (error, _) => error,
+    }
 }
 
 /// The configuration of the autoencoder in the model folder `path`, where the class has one.
@@ -714,8 +725,9 @@ fn autoencoder_of(
     if !class.components.iter().any(|component| component.name == VAE.name) {
         return Ok(None);
     }
-    let listed = class_of(index, VAE.name).unwrap_or_default();
-    autoencoder_config_of(&path.join(VAE.name).join("config.json"), listed).map(Some)
+    let (listed, path) = (class_of(index, VAE.name).unwrap_or_default(), path.join(VAE.name).join("config.json"));
+    let own = config_fields(&path)?.get("_class_name").cloned();
+    autoencoder_config_of(&path, listed).map(Some).map_err(listed_as(listed, own))
 }
 
 /// Whether any component has weights of that variant.

@@ -23,7 +23,7 @@ use crate::manifest::Manifest;
 use crate::pipeline::Observer;
 use crate::pipeline::class::Component;
 use crate::save::copy_model;
-use kind::{Kind, Piece};
+use kind::{Kind, Marker, Piece};
 use secateur_nn::{Mismatch, Wanted};
 use serde_json::{Map, Value};
 use source::{Part, Source};
@@ -115,8 +115,8 @@ impl SingleFile {
         }
         let tree = Tree::of(like, &tree::components(&index))?;
         tree.check()?;
-        let scheduler_options = kind.scheduler_options(&self.file);
-        Ok(Conversion { file: self.file, like: like.to_owned(), tree, converted, copied, unread, scheduler_options })
+        let markers = kind.markers(&self.file);
+        Ok(Conversion { file: self.file, like: like.to_owned(), tree, converted, copied, unread, markers })
     }
 }
 
@@ -175,8 +175,7 @@ pub struct Conversion {
     converted: Vec<Converted>,
     copied: Vec<&'static str>,
     unread: Vec<String>,
-    /// Options of the scheduler, each behind the tensor that tells it.
-    scheduler_options: Vec<(&'static str, &'static str, Value)>,
+    markers: Vec<&'static Marker>,
 }
 
 impl Conversion {
@@ -184,10 +183,9 @@ impl Conversion {
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         let file = shown(&self.file.path).to_string();
         let unread = unread(&file, &self.unread);
-        let options = self
-            .scheduler_options
-            .iter()
-            .map(move |(marker, option, value)| format!("{file}: {marker} makes {option} of the scheduler {value}"));
+        let options = self.markers.iter().map(move |Marker { tensor, option, value }| {
+            format!("{file}: {tensor} makes {option} of the scheduler {value}")
+        });
         unread.into_iter().chain(options)
     }
 
@@ -228,7 +226,7 @@ impl Conversion {
 impl Conversion {
     /// Puts the options that the file tells into the scheduler's configuration.
     fn write_scheduler(&self, destination: &Path) -> Result<()> {
-        if self.scheduler_options.is_empty() {
+        if self.markers.is_empty() {
             return Ok(());
         }
         let path = destination.join(SCHEDULER_CONFIG);
@@ -236,7 +234,10 @@ impl Conversion {
         let text = read_text(&path, Limit::Config)?.replace("-Infinity", "\"-Infinity\"");
         let mut options: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| Error::invalid(&path, error))?;
-        options.extend(self.scheduler_options.iter().map(|(_, option, value)| ((*option).to_owned(), value.clone())));
+        for Marker { option, value, .. } in &self.markers {
+            let value = serde_json::from_str(value).map_err(|error| Error::invalid(&path, error))?;
+            options.insert((*option).to_owned(), value);
+        }
         let text = serde_json::to_string_pretty(&options).map_err(|error| Error::invalid(&path, error))?;
         write_atomically(&path, (text.replace("\"-Infinity\"", "-Infinity") + "\n").as_bytes())
     }

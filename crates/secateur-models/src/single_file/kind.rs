@@ -10,7 +10,7 @@ use crate::folder::{class_of, denoiser_of};
 use crate::pipeline::class::PipelineClass;
 use crate::t5::T5Config;
 use crate::vae::AutoencoderKlConfig;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// A kind of model that comes in one file.
@@ -119,16 +119,24 @@ const OTHER_NAMES: [(&str, &str); 6] = [
     (".shared.", ".encoder.embed_tokens."),
 ];
 
-/// Tensors without numbers that say how the model was trained, with the options of a scheduler that follow.
-const MARKERS: [(&str, &str, fn() -> Value); 2] =
-    [("v_pred", "prediction_type", || json!("v_prediction")), ("ztsnr", "rescale_betas_zero_snr", || json!(true))];
+/// A tensor without numbers that says how the model was trained: an option of the scheduler, in JSON.
+#[derive(Debug)]
+pub(super) struct Marker {
+    pub(super) tensor: &'static str,
+    pub(super) option: &'static str,
+    pub(super) value: &'static str,
+}
+
+static MARKERS: [Marker; 2] = [
+    Marker { tensor: "v_pred", option: "prediction_type", value: "\"v_prediction\"" },
+    Marker { tensor: "ztsnr", option: "rescale_betas_zero_snr", value: "true" },
+];
 
 impl Kind {
-    /// The options of a scheduler that a file's markers tell, each behind its marker; none of a flow's.
-    pub(super) fn scheduler_options(&self, file: &TensorFile) -> Vec<(&'static str, &'static str, Value)> {
+    /// The markers of a file; a flow's mean nothing.
+    pub(super) fn markers(&self, file: &TensorFile) -> Vec<&'static Marker> {
         let is_unet = matches!(self.pieces[0].naming, Naming::Unet);
-        let there = MARKERS.into_iter().filter(|(marker, ..)| is_unet && file.tensors.contains_key(*marker));
-        there.map(|(marker, option, value)| (marker, option, value())).collect()
+        MARKERS.iter().filter(|marker| is_unet && file.tensors.contains_key(marker.tensor)).collect()
     }
 
     /// The kind of a file.
@@ -233,7 +241,7 @@ pub(super) fn is_no_weight(name: &str) -> bool {
         "sqrt_recipm1_alphas_cumprod",
     ];
     STORED.contains(&name)
-        || MARKERS.iter().any(|(marker, ..)| *marker == name)
+        || MARKERS.iter().any(|marker| marker.tensor == name)
         || name.starts_with("model_ema.")
         || name.ends_with(".position_ids")
         || name.ends_with(".logit_scale")
