@@ -408,7 +408,8 @@ impl ModelFolder {
     /// See [`scheduler_config`].
     pub fn scheduler(&self, asked: Sampler) -> Result<Arc<dyn SchedulerConfig>> {
         if asked.is_of_flow() != self.is_of_flow() {
-            let own = self.class_of(SCHEDULER.name).unwrap_or_default();
+            let class = self.class_of(SCHEDULER.name).unwrap_or_default();
+            let own = Sampler::of_class(class).map_or_else(|| class.to_owned(), |own| own.to_string());
             return Err(Error::Request(format!("sampler {asked} does not go with a model that is sampled by {own}")));
         }
         scheduler_config(&self.path.join(SCHEDULER_CONFIG), asked, self.class.scheduler_options)

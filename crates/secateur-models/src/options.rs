@@ -39,15 +39,25 @@ impl<'a> Options<'a> {
         Self { path, fields, others: fields.keys().map(String::as_str).filter(|name| !name.starts_with('_')).collect() }
     }
 
-    /// The fields that `T` has.
+    /// The fields that `T` has; null stands for the default of one that has no null.
     ///
     /// # Errors
     /// If one is not of its type.
     pub(crate) fn read<T: DeserializeOwned>(&mut self) -> error::Result<T> {
-        let mut fields = Fields { left: self.fields.iter(), next: None, ignored: BTreeSet::new() };
-        let read = T::deserialize(MapAccessDeserializer::new(&mut fields)).map_err(|error| self.invalid(error))?;
-        self.others.retain(|name| fields.ignored.contains(name));
-        Ok(read)
+        let mut absent = BTreeSet::new();
+        loop {
+            let left = self.fields.iter().filter(|(name, _)| !absent.contains(name));
+            let mut fields = Fields { left, next: None, ignored: BTreeSet::new(), null: None };
+            let read = T::deserialize(MapAccessDeserializer::new(&mut fields));
+            let Fields { ignored, null, .. } = fields;
+            match (read, null) {
+                (Err(_), Some(name)) => _ = absent.insert(name),
+                (read, _) => {
+                    self.others.retain(|name| ignored.contains(name));
+                    return read.map_err(|error| self.invalid(error));
+                }
+            }
+        }
     }
 
     /// Refuses what is left: options of which a single value is `supported`, which they have where they are absent, and
@@ -379,14 +389,16 @@ impl<'de, V: serde::Deserialize<'de>> serde::Deserialize<'de> for Unique<V> {
 }
 
 /// Fields on their way into a structure; an error names the field.
-struct Fields<'a> {
-    left: serde_json::map::Iter<'a>,
+struct Fields<'a, I> {
+    left: I,
     next: Option<(&'a String, &'a Value)>,
     /// Those that the structure does not have.
     ignored: BTreeSet<&'a str>,
+    /// The one that cannot be null, and is.
+    null: Option<&'a String>,
 }
 
-impl<'de> MapAccess<'de> for &mut Fields<'de> {
+impl<'de, I: Iterator<Item = (&'de String, &'de Value)>> MapAccess<'de> for &mut Fields<'de, I> {
     type Error = serde_json::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> serde_json::Result<Option<K::Value>> {
@@ -400,6 +412,9 @@ impl<'de> MapAccess<'de> for &mut Fields<'de> {
         let read = seed.deserialize(Meant { value, ignored: &mut ignored });
         if ignored {
             self.ignored.insert(name);
+        }
+        if read.is_err() && value.is_null() {
+            self.null = Some(name);
         }
         read.map_err(|error| Self::Error::custom(format!("{name}: {error}")))
     }
@@ -469,12 +484,11 @@ impl<'de> Deserializer<'de> for Meant<'de, '_> {
     }
 
     fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> serde_json::Result<V::Value> {
-        match self.one() {
+        let whole = |x: &f64| x.fract() == 0.0 && (0.0..=LARGEST as f64).contains(x);
+        match (self.one(), self.one().as_f64().filter(whole)) {
             // 2.0 is 2.
-            Value::Number(number) if number.as_f64().is_some_and(|x| x.fract() == 0.0 && x >= 0.0) => {
-                visitor.visit_u64(number.as_f64().unwrap_or(0.0) as u64)
-            }
-            value => value.deserialize_u64(visitor),
+            (value, Some(whole)) if value.is_f64() => visitor.visit_u64(whole as u64),
+            (value, _) => value.deserialize_u64(visitor),
         }
     }
 

@@ -134,6 +134,8 @@ fn weights_that_do_not_fit() {
     refused(WEIGHTS, dtype, &[WEIGHTS, LAYER, "I16"]);
     let shape = |path: &Path| change_tensor(path, LAYER, |_, info| info["shape"] = serde_json::json!([128, 512]));
     refused(WEIGHTS, shape, &["transformer", LAYER, "[128, 512]", "[256, 256]"]);
+    let fewer = |path: &Path| edit_json(path, "num_layers", 7.into());
+    refused("transformer/config.json", fewer, &["unexpected (transformer_blocks.", "..."]);
     let more = |path: &Path| edit_json(path, "num_layers", 9.into());
     refused("transformer/config.json", more, &["missing (transformer_blocks."]);
     let heads = |path: &Path| edit_json(path, "num_attention_heads", 6.into());
@@ -146,9 +148,9 @@ fn what_is_only_warned_of() {
     for (file, key, value, words) in [
         (
             "transformer/config.json",
-            "num_layers",
-            7.into(),
-            "tensors are not read, the first of them transformer_blocks.7",
+            "qk_norm",
+            serde_json::Value::Null,
+            "32 tensors are not read, the first of them transformer_blocks.0.attn.norm",
         ),
         ("vae/config.json", "act_fn", "relu".into(), "vae/config.json: act_fn \"relu\" is not supported; \"silu\" is"),
         ("text_encoder/config.json", "quantization_config", serde_json::json!({"bits": 4}), "quantization_config"),
