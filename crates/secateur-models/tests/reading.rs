@@ -213,6 +213,16 @@ fn activations_of_t5() {
     }
 }
 
+/// Gives a tensor of a file another name.
+fn rename_tensor(path: &Path, old: &str, new: &str) {
+    let bytes = std::fs::read(path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    tensors.tensor(old).unwrap();
+    let renamed = |name: String| if name == old { new.to_owned() } else { name };
+    let all = tensors.tensors().into_iter().map(|(name, tensor)| (renamed(name), tensor));
+    std::fs::write(path, safetensors::serialize(all, None).unwrap()).unwrap();
+}
+
 /// Adds a tensor without meaning to a file.
 fn add_tensor(path: &Path, name: &str, dtype: Dtype, shape: &[usize]) {
     let bytes = std::fs::read(path).unwrap();
@@ -237,6 +247,8 @@ fn picture(folder: &Path) -> Vec<u32> {
 enum Change {
     /// An option of a file.
     Option(&'static str, &'static str, Value),
+    /// Another name of a tensor of a file.
+    Name(&'static str, &'static str, &'static str),
     /// A tensor more in a file.
     Tensor(&'static str, &'static str, Dtype, &'static [usize]),
 }
@@ -244,7 +256,7 @@ enum Change {
 /// Where parts of a model come from changes no picture. Each with the words of the one warning, if there is one.
 #[test]
 fn provenance_changes_no_picture() {
-    use Change::{Option, Tensor};
+    use Change::{Name, Option, Tensor};
     const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
     const ENCODER: &str = "text_encoder/model.safetensors";
     let rows = [
@@ -275,6 +287,16 @@ fn provenance_changes_no_picture() {
             Tensor("vae/diffusion_pytorch_model.safetensors", "loss.logvar", Dtype::F64, &[]),
             "vae: tensor loss.logvar is not read",
         ),
+        ("pixart", Name(ENCODER, "shared.weight", "encoder.embed_tokens.weight"), ""),
+        (
+            "stable_diffusion_2",
+            Name(
+                "vae/diffusion_pytorch_model.safetensors",
+                "decoder.mid_block.attentions.0.to_q.weight",
+                "decoder.mid_block.attentions.0.query.weight",
+            ),
+            "",
+        ),
         ("pixart", Tensor(ENCODER, "lm_head.weight", Dtype::F16, &[4, 4]), "tensor lm_head.weight is not read"),
     ];
     for (pipeline, change, words) in rows {
@@ -284,6 +306,10 @@ fn provenance_changes_no_picture() {
             Option(file, option, value) => {
                 set(&folder.path().join(file), option, value.clone());
                 format!("{pipeline}: {option} {value}")
+            }
+            Name(file, old, new) => {
+                rename_tensor(&folder.path().join(file), old, new);
+                format!("{pipeline}: {new}")
             }
             Tensor(file, name, dtype, shape) => {
                 add_tensor(&folder.path().join(file), name, dtype, shape);
