@@ -7,8 +7,9 @@ use crate::edits::Removals;
 use crate::error::{Error, Result};
 use crate::family::{DenoiserConfig, denoiser_config_of};
 use crate::files::tree::{self, Tree};
-use crate::files::{Limit, read_json, shown};
+use crate::files::{Limit, digest_of_files, read_json, shown};
 use crate::manifest::{Generation, MANIFEST, Manifest, Prompts};
+use crate::observer::Observer;
 use crate::options::config_fields;
 use crate::pipeline::Sampling;
 use crate::pipeline::class::{CLASSES, Component, PipelineClass, SCHEDULER, Subject, VAE};
@@ -142,7 +143,7 @@ impl ModelFolder {
     #[must_use]
     pub fn name(&self) -> String {
         let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
-        path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+        path.file_name().map_or_else(|| "model".into(), |name| shown(name.as_ref()).to_string())
     }
 
     /// Its files, as they were when it was opened.
@@ -150,12 +151,25 @@ impl ModelFolder {
         &self.tree
     }
 
-    /// Whether all of its files can be copied.
+    /// The bytes of all files but the denoiser's weights: a new model has copies of them.
     ///
     /// # Errors
-    /// If not: the error names the first that cannot.
-    pub fn check_copy(&self) -> Result<()> {
-        self.tree.check()
+    /// If one cannot be copied: the error names it.
+    pub fn copied_bytes(&self) -> Result<u64> {
+        self.tree.check()?;
+        let bytes = |file: &Path| self.path.join(file).metadata().map_or(0, |found| found.len());
+        Ok(self.tree.without(&[self.class.denoiser]).map(bytes).sum())
+    }
+
+    /// SHA-256 of all files that a new model is made of: the denoiser's weights as they were opened, and what is copied.
+    ///
+    /// # Errors
+    /// If one cannot be read, or the observer interrupts.
+    pub fn digest(&self, observer: &dyn Observer) -> Result<String> {
+        let denoiser = Path::new(self.class.denoiser);
+        let weights = self.checkpoint.paths().filter_map(Path::file_name).map(|name| denoiser.join(name));
+        let files: Vec<_> = self.tree.without(&[self.class.denoiser]).map(Path::to_owned).chain(weights).collect();
+        digest_of_files(&self.path, &files, observer)
     }
 
     /// Links in the folder that are neither read nor copied: they lead out of it, nowhere, to a folder or to another
@@ -470,25 +484,25 @@ impl ModelFolder {
         Ok(self.passes(sampling.guidance) * self.schedule(sampling.latent, sampling)?.calls().len())
     }
 
-    /// Every file that the denoiser's activations depend on, relative to the folder: all but the autoencoder's.
-    #[must_use]
-    pub fn activation_files(&self) -> Vec<PathBuf> {
-        let weights = self.checkpoint.paths().filter_map(Path::file_name).map(|name| self.denoiser_folder().join(name));
-        let own = [self.denoiser_folder().join("config.json"), INDEX.into()];
-        let mut files: Vec<PathBuf> = weights.chain(own).collect();
-        let others = |component: &&Component| ![self.class.denoiser, VAE.name].contains(&component.name);
-        let others = self.class.components.iter().filter(others).filter(|component| self.has(component.name));
-        for component in others {
-            files.extend(
-                self.tree.files.iter().filter(|file| file.parent() == Some(Path::new(component.name))).cloned(),
-            );
+    /// Every file that the denoiser's activations depend on, relative to the folder: of all components but the autoencoder
+    /// those that are read.
+    ///
+    /// # Errors
+    /// If the weights of a text encoder cannot be opened.
+    pub fn activation_files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = vec![INDEX.into()];
+        let components = self.class.components.iter().filter(|component| component.name != VAE.name);
+        for component in components.filter(|component| self.has(component.name)) {
+            let folder = Path::new(component.name);
+            let own = self.tree.files.iter().filter(|file| file.parent() == Some(folder));
+            files.extend(own.filter(|file| tree::is_description(file)).cloned());
+            if component.has_weights() {
+                let weights = Checkpoint::open(&self.path.join(folder), component.stem(), self.variant())?;
+                files.extend(weights.paths().filter_map(Path::file_name).map(|name| folder.join(name)));
+            }
         }
         files.sort();
-        files
-    }
-
-    fn denoiser_folder(&self) -> &'static Path {
-        Path::new(self.class.denoiser)
+        Ok(files)
     }
 
     /// What is computed at a call.

@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::family::Denoiser;
 use crate::folder::ModelFolder;
 use crate::noise::noise;
+use crate::observer::Observer;
 use crate::reuse::ReuseSchedule;
 use crate::scheduler::{Call, Sampler};
 use crate::structure::Structure;
@@ -27,36 +28,6 @@ pub use denoising::Denoising;
 use secateur_nn::{Context, Parameters, Probe};
 use std::ops::Range;
 use std::sync::Arc;
-
-/// Told about progress; may end the work.
-pub trait Observer {
-    /// A stage of `total` units begins.
-    fn begin(&self, stage: &str, total: usize, unit: &str) {
-        let _ = (stage, total, unit);
-    }
-
-    /// `amount` more units are done.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`](crate::Error::Interrupted) to stop.
-    fn advance(&self, amount: usize) -> Result<()> {
-        let _ = amount;
-        Ok(())
-    }
-
-    /// How the work stands, in a few words.
-    fn tell(&self, state: &str) {
-        let _ = state;
-    }
-
-    /// What the user must know.
-    fn warn(&self, text: &str) {
-        let _ = text;
-    }
-}
-
-/// Nobody is interested.
-impl Observer for () {}
 
 /// How to sample.
 #[derive(Clone, Debug, PartialEq)]

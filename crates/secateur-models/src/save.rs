@@ -4,11 +4,11 @@ use crate::checkpoint::{Checkpoint, TensorFile, TensorInfo};
 use crate::edits::{Cuts, Edits, Removals};
 use crate::error::{Error, Result};
 use crate::files::tensors::{candle_dtype, encode, header};
-use crate::files::tree::{Tree, is_weights};
+use crate::files::tree::Tree;
 use crate::files::{Limit, copy, copy_file, new_file, open, read_json, write_atomically};
 use crate::folder::ModelFolder;
 use crate::manifest::{ChangedShape, MANIFEST, Manifest};
-use crate::pipeline::Observer;
+use crate::observer::Observer;
 use crate::reuse::ReuseSchedule;
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
@@ -94,7 +94,7 @@ impl ModelFolder {
         tensors: &dyn NewTensors,
         observer: &dyn Observer,
     ) -> Result<()> {
-        copy_model(self.path(), self.tree(), destination, &[self.denoiser_component()])?;
+        copy_model(self.path(), self.tree(), destination, &[self.denoiser_component()], observer)?;
         if let Some(manifest) = manifest {
             write_atomically(&destination.join(MANIFEST), manifest.as_bytes())?;
         }
@@ -169,7 +169,7 @@ impl TensorFile {
             // The same to the byte.
             true => {
                 let mut header = Vec::new();
-                copy((&self.path, &mut input), self.header_bytes, (destination, &mut header))?;
+                copy((&self.path, &mut input), self.header_bytes, (destination, &mut header), observer)?;
                 header
             }
             false => {
@@ -190,7 +190,7 @@ impl TensorFile {
                 } else {
                     let (start, length) = info.position();
                     input.seek(SeekFrom::Start(start)).map_err(Error::io(&self.path))?;
-                    copy((&self.path, &mut input), length, (destination, output))?;
+                    copy((&self.path, &mut input), length, (destination, output), observer)?;
                     bytes += length;
                 }
             }
@@ -200,20 +200,17 @@ impl TensorFile {
     }
 }
 
-/// Copies a model folder without the weights of `components`, and without checkpoints of the whole pipeline in one file:
-/// both, in whatever variant, would still be the model as it was. Links become files.
-pub(crate) fn copy_model(source: &Path, tree: &Tree, destination: &Path, components: &[&str]) -> Result<()> {
+/// Copies the files of a model folder that stay as they are where `components` change. Links become files.
+pub(crate) fn copy_model(
+    source: &Path,
+    tree: &Tree,
+    destination: &Path,
+    components: &[&str],
+    observer: &dyn Observer,
+) -> Result<()> {
     for folder in &tree.folders {
         let target = destination.join(folder);
         std::fs::create_dir(&target).map_err(Error::io(&target))?;
     }
-    let old = |file: &Path| {
-        let folder = file.parent().unwrap_or(Path::new(""));
-        is_weights(file)
-            && (folder == Path::new("") || components.iter().any(|component| folder.starts_with(component)))
-    };
-    for file in tree.files.iter().filter(|file| !old(file)) {
-        copy_file(&source.join(file), &destination.join(file))?;
-    }
-    Ok(())
+    tree.without(components).try_for_each(|file| copy_file(&source.join(file), &destination.join(file), observer))
 }

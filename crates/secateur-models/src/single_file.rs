@@ -20,7 +20,7 @@ use crate::files::tree::{self, Tree};
 use crate::files::{Limit, new_file, read_text, shown, write_atomically};
 use crate::folder::{SCHEDULER_CONFIG, class_of, read_index, unread};
 use crate::manifest::Manifest;
-use crate::pipeline::Observer;
+use crate::observer::Observer;
 use crate::pipeline::class::Component;
 use crate::save::copy_model;
 use kind::{Kind, Marker, Piece};
@@ -213,7 +213,7 @@ impl Conversion {
     /// If something cannot be read or written, or the observer interrupts.
     pub fn write(&self, destination: &Path, observer: &dyn Observer) -> Result<()> {
         let components: Vec<&str> = self.converted().collect();
-        copy_model(&self.like, &self.tree, destination, &components)?;
+        copy_model(&self.like, &self.tree, destination, &components, observer)?;
         self.write_scheduler(destination)?;
         for converted in &self.converted {
             let path = destination.join(converted.component).join(format!("{}.safetensors", converted.stem));

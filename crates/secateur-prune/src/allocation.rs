@@ -63,6 +63,17 @@ impl Allocation {
     }
 }
 
+impl Amount {
+    /// In words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Parameters => "parameters",
+            Self::Macs => "multiply-accumulates",
+        }
+    }
+}
+
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

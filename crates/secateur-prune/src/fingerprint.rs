@@ -1,6 +1,6 @@
 use crate::calibrate::Calibration;
 use secateur_models::files::{digest, digest_of_files};
-use secateur_models::{ModelFolder, Result};
+use secateur_models::{ModelFolder, Observer, Result};
 use serde::{Deserialize, Serialize};
 
 /// What statistics depend on. Batch size and threads are not in it: they change rounding alone.
@@ -36,10 +36,10 @@ impl Fingerprint {
     /// The fingerprint of a calibration of that model.
     ///
     /// # Errors
-    /// If the weight files cannot be read.
-    pub fn new(folder: &ModelFolder, calibration: &Calibration) -> Result<Self> {
+    /// If the files cannot be read, or the observer interrupts.
+    pub fn new(folder: &ModelFolder, calibration: &Calibration, observer: &dyn Observer) -> Result<Self> {
         Ok(Self {
-            model: Self::of_model(folder)?,
+            model: digest_of_files(folder.path(), &folder.activation_files()?, observer)?,
             prompts: digest(calibration.prompts.iter().map(|prompt| format!("{prompt}\n"))),
             samples: calibration.prompts.len(),
             steps: calibration.sampling.steps,
@@ -52,14 +52,6 @@ impl Fingerprint {
             weighting: calibration.weighting.to_string(),
             token_stride: calibration.token_stride,
         })
-    }
-
-    /// SHA-256 of all files of a model that its activations depend on.
-    ///
-    /// # Errors
-    /// If they cannot be read.
-    pub fn of_model(folder: &ModelFolder) -> Result<String> {
-        digest_of_files(folder.path(), &folder.activation_files())
     }
 
     /// What differs, in words.

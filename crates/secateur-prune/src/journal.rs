@@ -169,11 +169,18 @@ impl Journal {
     /// A package, if it is finished and as it was written; where it is not, the observer hears why.
     pub(crate) fn load(&self, package: usize, planned: &Package, observer: &dyn Observer) -> Option<Outcome> {
         self.folder.join(json_name(package)).exists().then_some(())?;
-        let read = self.read(package, planned);
-        read.map_err(|error| observer.warn(&format!("{error}: package {} is done again", package + 1))).ok()
+        match self.read(package, planned, observer) {
+            Ok(outcome) => Some(outcome),
+            // Whoever interrupts does so again.
+            Err(_) if observer.advance(0).is_err() => None,
+            Err(error) => {
+                observer.warn(&format!("{error}: package {} is done again", package + 1));
+                None
+            }
+        }
     }
 
-    fn read(&self, package: usize, planned: &Package) -> Result<Outcome> {
+    fn read(&self, package: usize, planned: &Package, observer: &dyn Observer) -> Result<Outcome> {
         let path = self.folder.join(json_name(package));
         let finished: Finished = read_sealed(&path)?;
         let wrong = |problem: &str| Err(Error::statistics(&path, problem));
@@ -190,7 +197,7 @@ impl Journal {
         if !groups || (planned.coupled.is_empty() && !layers) {
             return wrong("has other layers than the plan");
         }
-        let weights = read_tensors(&self.folder.join(tensors_name(package)), &finished.sha256)?;
+        let weights = read_tensors(&self.folder.join(tensors_name(package)), &finished.sha256, observer)?;
         let shapes =
             weights.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect::<BTreeMap<_, _>>();
         if shapes != finished.shapes {

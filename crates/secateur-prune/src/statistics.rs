@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use candle_core::{Device, Tensor};
 use secateur_kernels::gram;
-use secateur_models::Checkpoint;
 use secateur_models::files::{Limit, check_digest, read_json, read_sealed, write_sealed, write_tensors};
+use secateur_models::{Checkpoint, Observer};
 use secateur_nn::LayerName;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -207,15 +207,7 @@ impl SavedStatistics {
         Ok(write_sealed(&folder.join(format!("{FILE}.json")), &saved)?)
     }
 
-    /// Fails if a statistics folder is not as it was written.
-    ///
-    /// # Errors
-    /// As told: the error names the file.
-    pub fn check(folder: &Path) -> Result<()> {
-        Self::read(folder).map(drop)
-    }
-
-    fn read(folder: &Path) -> Result<Saved> {
+    fn read(folder: &Path, observer: &dyn Observer) -> Result<Saved> {
         let path = folder.join(format!("{FILE}.json"));
         let version: Version = read_json(&path, Limit::Report)?;
         let found = version.format_version.or(version.content.and_then(|content| content.format_version));
@@ -225,16 +217,16 @@ impl SavedStatistics {
             return Err(Error::statistics(&path, problem));
         }
         let saved: Saved = read_sealed(&path)?;
-        check_digest(&folder.join(format!("{FILE}.safetensors")), &saved.sha256)?;
+        check_digest(&folder.join(format!("{FILE}.safetensors")), &saved.sha256, observer)?;
         Ok(saved)
     }
 
     /// Opens a statistics folder made with the same model, prompts and settings.
     ///
     /// # Errors
-    /// If it cannot be read, or something differs: the error says what.
-    pub fn open(folder: &Path, expected: &Fingerprint) -> Result<Self> {
-        let saved = Self::read(folder)?;
+    /// If it cannot be read, or something differs: the error says what; or the observer interrupts.
+    pub fn open(folder: &Path, expected: &Fingerprint, observer: &dyn Observer) -> Result<Self> {
+        let saved = Self::read(folder, observer)?;
         let differences = saved.fingerprint.differences(expected);
         if !differences.is_empty() {
             let problem = format!("made with other settings: {}", differences.join("; "));

@@ -395,10 +395,10 @@ fn saved_statistics_serve_one_package() {
     let mut pipeline = bundled();
     let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(2), &half(&Obs)).unwrap();
     let calibration = calibration(1, 1);
-    let fingerprint = Fingerprint::new(pipeline.folder(), &calibration).unwrap();
+    let fingerprint = Fingerprint::new(pipeline.folder(), &calibration, &()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     SavedStatistics::write(folder.path(), &BTreeMap::new(), &[1.0, 1.0], &fingerprint).unwrap();
-    let saved = SavedStatistics::open(folder.path(), &fingerprint).unwrap();
+    let saved = SavedStatistics::open(folder.path(), &fingerprint, &()).unwrap();
     let error =
         prune(&mut pipeline, &plan, &half(&Obs), &Source::Saved(&saved), None, None, &()).unwrap_err().to_string();
     assert!(error.contains("one package"), "{error}");
@@ -406,7 +406,7 @@ fn saved_statistics_serve_one_package() {
 
 #[test]
 fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
-    let fingerprint = Fingerprint::new(bundled().folder(), &calibration(1, 1)).unwrap();
+    let fingerprint = Fingerprint::new(bundled().folder(), &calibration(1, 1), &()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let name = "layer".into();
     let mut input = statistics(hessian(20, 6, 1), 20);
@@ -418,7 +418,7 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
         &fingerprint,
     )
     .unwrap();
-    let saved = SavedStatistics::open(folder.path(), &fingerprint).unwrap();
+    let saved = SavedStatistics::open(folder.path(), &fingerprint, &()).unwrap();
     assert_eq!(saved.input(&name, 6).unwrap(), input);
     let error = saved.input(&name, 5).unwrap_err().to_string();
     assert!(error.contains("hessian of the input of layer") && error.contains("[6, 6]"), "{error}");
@@ -427,7 +427,7 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
     let text = std::fs::read_to_string(&path).unwrap();
     let refused = |text: &str| {
         std::fs::write(&path, text).unwrap();
-        SavedStatistics::open(folder.path(), &fingerprint).unwrap_err().to_string()
+        SavedStatistics::open(folder.path(), &fingerprint, &()).unwrap_err().to_string()
     };
     // As they were written before there were checksums, and as a later version may write them.
     for text in ["{\"format_version\": 3, \"rows\": {}}", &text.replace("\"format_version\":4", "\"format_version\":5")]
@@ -438,12 +438,12 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
     let error = refused(&text.replace("\"rows\":{\"layer\":20}", "\"rows\":{\"layer\":21}"));
     assert!(error.contains("statistics.json: is damaged"), "{error}");
     std::fs::write(&path, &text).unwrap();
-    SavedStatistics::open(folder.path(), &fingerprint).unwrap();
+    SavedStatistics::open(folder.path(), &fingerprint, &()).unwrap();
     let tensors = folder.path().join("statistics.safetensors");
     let mut bytes = std::fs::read(&tensors).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&tensors, bytes).unwrap();
-    let error = SavedStatistics::open(folder.path(), &fingerprint).unwrap_err().to_string();
+    let error = SavedStatistics::open(folder.path(), &fingerprint, &()).unwrap_err().to_string();
     assert!(error.contains("statistics.safetensors: is damaged"), "{error}");
 }
 

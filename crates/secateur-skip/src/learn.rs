@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::loss::Loss;
-use crate::progress::{INTERVAL, LEARNED, Progress, problem};
+use crate::progress::{INTERVAL, LEARNED, PRUNER, Progress, problem};
 use crate::pruner::Pruner;
 use crate::scores::{Scores, Selection, cascades, kept};
 use crate::select::Quiet;
@@ -196,7 +196,7 @@ impl<'a> Optimisation<'a> {
             self.history.push(point);
             let settled = self.is_settled(iteration)?;
             let (loss, kept) = self.recent();
-            observer.tell(&format!("{} {loss:.3}, {:.0} % kept", self.learning.loss, 100.0 * kept));
+            observer.tell(&format!("loss {loss:.3}, {:.0} % kept", 100.0 * kept));
             if let Some(progress) = progress.filter(|_| saved.elapsed() > INTERVAL) {
                 self.save(progress)?;
                 saved = Instant::now();
@@ -320,7 +320,10 @@ impl<'a> Optimisation<'a> {
         let (history, settled) = (self.history.clone(), self.settled.clone());
         progress.write(LEARNED, State { history, settled, pruner })?;
         let all = std::fs::read_dir(folder).map_err(|error| problem(folder, &error))?.flatten();
-        let is_old = |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors") && !path.ends_with(&name);
+        let is_old = |path: &PathBuf| {
+            let found = path.file_name().and_then(|found| found.to_str());
+            found.is_some_and(|found| found != name && found.starts_with(PRUNER) && found.ends_with(".safetensors"))
+        };
         all.map(|entry| entry.path())
             .filter(is_old)
             .try_for_each(|path| std::fs::remove_file(&path).map_err(|error| problem(&path, &error)))
@@ -329,7 +332,7 @@ impl<'a> Optimisation<'a> {
 
 /// The file of the network after `steps` iterations.
 fn pruner_name(steps: usize) -> String {
-    format!("pruner-{steps}.safetensors")
+    format!("{PRUNER}{steps}.safetensors")
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub struct Progress {
 
 /// The file of what was learned.
 pub(crate) const LEARNED: &str = "learned.json";
+/// How the files of the pruner network begin.
+pub(crate) const PRUNER: &str = "pruner-";
 /// The file of what was tried.
 pub(crate) const TRIED: &str = "tried.json";
 /// How often they are written.
@@ -34,7 +36,7 @@ impl Progress {
     /// Whether files in its folder are called so.
     #[must_use]
     pub fn is_own(name: &str) -> bool {
-        [LEARNED, TRIED].contains(&name) || name.starts_with("pruner-")
+        [LEARNED, TRIED].contains(&name) || name.starts_with(PRUNER)
     }
 
     /// A file of the folder; nothing where there is none, or where it is damaged, which the
@@ -46,7 +48,11 @@ impl Progress {
         }
         match read_sealed::<File<T>>(&path) {
             Ok(file) if file.request == self.request => Ok(Some(file.state)),
-            Ok(file) => Err(problem(&path, &format!("it is of another run: {}; now {}", file.request, self.request))),
+            Ok(_) => {
+                let text = "it is of another run, of another model, or with other prompts or settings: give those again, or \
+                            --force begins anew";
+                Err(problem(&path, &text))
+            }
             Err(error) => {
                 observer.warn(&format!("{error}: it is done again"));
                 Ok(None)

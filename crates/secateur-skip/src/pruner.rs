@@ -244,7 +244,7 @@ impl Pruner {
     /// If the file cannot be read, has another SHA-256, or is of another network.
     pub fn open(path: &Path, sha256: &str, calls: usize, units: usize, seed: u64, steps: usize) -> Result<Self> {
         let mut pruner = Self::new(calls, units, seed)?;
-        let mut tensors = read_tensors(path, sha256)?;
+        let mut tensors = read_tensors(path, sha256, &())?;
         let problem = |problem: String| Error::Progress { path: path.to_owned(), problem };
         for (name, parameter) in &pruner.parameters {
             let tensor = tensors.remove(name).filter(|tensor| tensor.shape() == parameter.shape());

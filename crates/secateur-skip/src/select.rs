@@ -7,6 +7,7 @@ use crate::progress::{INTERVAL, Progress, TRIED};
 use crate::scores::{Scores, Selection};
 use candle_core::Tensor;
 use secateur_eval::{Picture, psnr_capped, split};
+use secateur_models::files::digest;
 use secateur_models::{Conditioning, Denoising, Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -213,7 +214,8 @@ impl Exchange<'_> {
 /// How close all came that were tried, in that order, which depends on nothing else.
 struct Tries<'a> {
     progress: Option<&'a Progress>,
-    psnr: RefCell<Vec<f64>>,
+    /// SHA-256 of each schedule, and its PSNR.
+    tried: RefCell<Vec<(String, f64)>>,
     /// How many of them are tried, where a stopped run had tried more.
     done: Cell<usize>,
     saved: Cell<Instant>,
@@ -221,19 +223,22 @@ struct Tries<'a> {
 
 impl<'a> Tries<'a> {
     fn new(progress: Option<&'a Progress>, observer: &dyn Observer) -> Result<Self> {
-        let psnr = progress.map(|progress| progress.read(TRIED, observer)).transpose()?.flatten().unwrap_or_default();
-        Ok(Self { progress, psnr: RefCell::new(psnr), done: Cell::new(0), saved: Cell::new(Instant::now()) })
+        let tried = progress.map(|progress| progress.read(TRIED, observer)).transpose()?.flatten().unwrap_or_default();
+        Ok(Self { progress, tried: RefCell::new(tried), done: Cell::new(0), saved: Cell::new(Instant::now()) })
     }
 
     /// The next, which is tried where it was not before.
-    fn next(&self, attempt: impl FnOnce() -> Result<f64>) -> Result<f64> {
+    fn next(&self, schedule: &ReuseSchedule, attempt: impl FnOnce() -> Result<f64>) -> Result<f64> {
         let place = self.done.get();
-        let known = self.psnr.borrow().get(place).copied();
+        let schedule = digest([schedule.to_json()?]);
+        let known = self.tried.borrow().get(place).filter(|(tried, _)| *tried == schedule).map(|(_, psnr)| *psnr);
         let psnr = match known {
             Some(psnr) => psnr,
             None => {
                 let psnr = attempt()?;
-                self.psnr.borrow_mut().push(psnr);
+                let mut tried = self.tried.borrow_mut();
+                tried.truncate(place);
+                tried.push((schedule, psnr));
                 psnr
             }
         };
@@ -246,9 +251,9 @@ impl<'a> Tries<'a> {
 
     fn save(&self) -> Result<()> {
         self.saved.set(Instant::now());
-        let psnr = self.psnr.borrow();
-        match self.progress.filter(|_| !psnr.is_empty()) {
-            Some(progress) => progress.write(TRIED, &*psnr),
+        let tried = self.tried.borrow();
+        match self.progress.filter(|_| !tried.is_empty()) {
+            Some(progress) => progress.write(TRIED, &*tried),
             None => Ok(()),
         }
     }
@@ -297,7 +302,7 @@ impl<'a> Judge<'a> {
             let mut orders = Vec::new();
             for order in 0..ORDERS {
                 let schedule = ReuseSchedule { order, ..schedule.clone() };
-                let psnr = self.tries.next(|| self.psnr(self.begin(&schedule)?))?;
+                let psnr = self.tries.next(&schedule, || self.psnr(self.begin(&schedule)?))?;
                 orders.push(Selected { from: from.clone(), exchanges: 0, psnr, schedule });
                 self.observer.advance(1)?;
             }
@@ -319,7 +324,7 @@ impl<'a> Judge<'a> {
 
     /// Takes runs up to the step of a call, and others from there to their end, with a schedule that has been theirs before that call.
     fn try_from(&self, call: usize, runs: &mut [Denoising<'_>], schedule: &ReuseSchedule) -> Result<f64> {
-        self.tries.next(|| {
+        self.tries.next(schedule, || {
             for run in runs.iter_mut() {
                 while run.next_calls().end <= call && run.step()? {
                     self.observer.advance(0)?;

@@ -34,6 +34,9 @@ pub(crate) struct Common {
     /// Threads to compute with [default: the physical cores]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// The output is part of another one's progress.
+    #[arg(skip)]
+    pub(crate) part: bool,
 }
 
 #[derive(Debug, Subcommand)]

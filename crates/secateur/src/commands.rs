@@ -101,7 +101,7 @@ impl SamplingArgs {
 impl Common {
     /// Prepares the folder of an output that no run goes on with.
     fn output(&self, out: &Path, inputs: &[&Path]) -> Result<OutputFolder> {
-        let options = OutputOptions { replace: self.force, resume: false, tell: say };
+        let options = OutputOptions { replace: self.force, resume: false, part: self.part, tell: say };
         Ok(OutputFolder::create(out, options, inputs)?)
     }
 }
@@ -110,7 +110,7 @@ impl JobArgs {
     /// Prepares the folder of the new model, which also keeps what the run finishes.
     fn output(&self, common: &Common, inputs: &[&Path]) -> Result<OutputFolder> {
         let out = self.out.as_ref().context("--out DIR is needed")?;
-        let options = OutputOptions { replace: common.force, resume: self.resume, tell: say };
+        let options = OutputOptions { replace: common.force, resume: self.resume, part: common.part, tell: say };
         Ok(OutputFolder::create(out, options, inputs)?)
     }
 
@@ -175,7 +175,7 @@ impl ScoreArgs {
     fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
         if folder.subject() == Subject::Nothing {
             if self.clip.is_some() {
-                bail!("--clip scores pictures against prompts, and {} takes none", folder.path().display());
+                bail!("--clip scores pictures against prompts, and {} takes none", shown(folder.path()));
             }
             return Ok(None);
         }
@@ -195,12 +195,12 @@ fn no_score(folder: &ModelFolder) -> &'static str {
 fn names(folders: &[&Path]) -> Vec<String> {
     let last = |path: &&Path| {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        shown(path.file_name().map_or(&*path, Path::new)).to_string()
     };
     let names: Vec<String> = folders.iter().map(last).collect();
     match names.iter().collect::<BTreeSet<_>>().len() == names.len() {
         true => names,
-        false => folders.iter().map(|path| path.display().to_string()).collect(),
+        false => folders.iter().map(|path| shown(path).to_string()).collect(),
     }
 }
 
@@ -208,11 +208,11 @@ fn names(folders: &[&Path]) -> Vec<String> {
 fn held_out_prompts(file: Option<&Path>, folder: &ModelFolder, count: usize) -> Result<Vec<String>> {
     let mut prompts = match (file, folder.subject()) {
         (None, Subject::Nothing) => numbered(count),
-        (Some(_), Subject::Nothing) => bail!("{} takes no prompts: give --samples N", folder.path().display()),
+        (Some(_), Subject::Nothing) => bail!("{} takes no prompts: give --samples N", shown(folder.path())),
         (Some(file), _) => read_prompts(file)?,
         (None, _) => folder
             .prompts(|prompts| &prompts.held_out)?
-            .with_context(|| format!("{} comes with no prompts: give --prompts FILE", folder.path().display()))?,
+            .with_context(|| format!("{} comes with no prompts: give --prompts FILE", shown(folder.path())))?,
     };
     prompts.truncate(count);
     Ok(prompts)

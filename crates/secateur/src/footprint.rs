@@ -77,32 +77,40 @@ pub(crate) struct Model {
     scorer: Memory,
     /// Bytes of a picture of the report, and of its latents.
     picture: u64,
+    /// Images that are drawn at once.
     batch: usize,
+    /// The same of the report's pictures.
+    judged: usize,
+    /// Activations while pictures of the report are drawn.
+    evaluated: u64,
     /// Pictures of the report.
     pictures: usize,
 }
 
 impl Model {
-    /// Of a run that draws `pictures` pictures for its report and scores them by the model of the folder `scorer`.
+    /// Of a run that draws `drawn` pictures, and then `pictures` for its report, scored by the model of the folder `scorer`.
     pub(crate) fn new(
         folder: &ModelFolder,
         sampling: &Sampling,
-        pictures: usize,
+        (drawn, pictures): (usize, usize),
         scorer: Option<&Path>,
     ) -> Result<Self> {
-        let batch = sampling.batch;
+        let (batch, judged) = (sampling.batch.min(drawn), sampling.batch.min(pictures));
+        let denoiser = |batch| folder.memory(sampling, folder.passes(sampling.guidance) * batch);
         let texts = if folder.subject() == Subject::Label { folder.labels()?.iter().count() } else { pictures };
-        let memory = |path: &Path| ClipModel::memory(path, batch.min(pictures), if pictures > 0 { texts } else { 0 });
+        let memory = |path: &Path| ClipModel::memory(path, judged, if pictures > 0 { texts } else { 0 });
         let (height, width) = sampling.latent;
         let pixels = height * width * folder.factor() * folder.factor();
         let latents = folder.denoiser().latent_shape()[0] * height * width;
         Ok(Self {
-            denoiser: folder.memory(sampling, folder.passes(sampling.guidance) * batch),
+            denoiser: denoiser(batch),
+            evaluated: denoiser(judged).activations,
             text_encoders: folder.text_encoder_memory(),
             autoencoder: folder.autoencoder_memory(sampling),
             scorer: scorer.map(memory).transpose()?.unwrap_or_default(),
             picture: (size_of::<f32>() * (3 * pixels + latents)) as u64,
             batch,
+            judged,
             pictures,
         })
     }
@@ -142,9 +150,9 @@ impl Model {
         self.text_encoders.packed_weights
     }
 
-    /// What calls of the denoiser take beside the weights.
-    pub(crate) fn activations(&self) -> u64 {
-        self.denoiser.activations
+    /// What calls of the denoiser for a batch, or so many images, take beside the weights.
+    pub(crate) fn activations(&self, images: usize) -> u64 {
+        self.denoiser.activations * images.min(self.batch) as u64 / self.batch.max(1) as u64
     }
 
     /// Bytes of the decoder's weights as products read them.
@@ -154,9 +162,8 @@ impl Model {
 
     /// All that is held while pictures of the report are drawn, and those of `models` models.
     pub(crate) fn evaluation(&self, models: usize) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-        let batch = self.batch.min(self.pictures) as u64;
-        let decoding = self.autoencoder.activations + 2 * batch * self.picture;
-        let alive = self.denoiser.activations.max(decoding).max(self.scorer.activations);
+        let decoding = self.autoencoder.activations + 2 * self.judged as u64 * self.picture;
+        let alive = self.evaluated.max(decoding).max(self.scorer.activations);
         let pictures = (models * self.pictures) as u64 * self.picture;
         let packed = ("denoiser packed", self.packed());
         self.beside_the_denoiser().chain([packed, ("activations", alive), ("pictures", pictures)])

@@ -1,5 +1,6 @@
 //! Memory of this process and of this machine, where the system tells (Linux).
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -15,10 +16,20 @@ fn resident() -> u64 {
     bytes("/proc/self/status", "VmRSS:").unwrap_or(0)
 }
 
-/// The memory of this machine with what it can swap, in bytes.
+/// The memory of this machine with what it can swap, or less where the process may have less, in bytes.
 pub(crate) fn of_machine() -> Option<u64> {
     let bytes = |name| bytes("/proc/meminfo", name);
-    Some(bytes("MemTotal:")?.saturating_add(bytes("SwapTotal:").unwrap_or(0)))
+    let machine = bytes("MemTotal:")?.saturating_add(bytes("SwapTotal:").unwrap_or(0));
+    Some(of_group().map_or(machine, |most| most.min(machine)))
+}
+
+/// The least limit of the control groups that the process is in, as containers have.
+fn of_group() -> Option<u64> {
+    let root = Path::new("/sys/fs/cgroup");
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = root.join(groups.lines().find_map(|line| line.strip_prefix("0::/"))?);
+    let limit = |group: &Path| std::fs::read_to_string(group.join("memory.max")).ok()?.trim().parse().ok();
+    own.ancestors().take_while(|group| group.starts_with(root)).filter_map(limit).min()
 }
 
 /// A line of a file of the system, in bytes.

@@ -94,13 +94,35 @@ fn a_recipe_goes_on_where_it_failed() {
     let error = fail(&mut run(&[]), 1);
     assert!(error.contains("--resume goes on") && error.contains("--force"), "{error}");
     let error = fail(&mut run(&["--resume", "--seed", "9"]), 1);
-    assert!(error.contains("another model, recipe or command line"), "{error}");
+    assert!(error.contains("of another model, or its first method of other settings"), "{error}");
     // What the first method learned from is what it was; the second has not begun.
     write("labels.txt", "1\n2\n");
     write("first.txt", "1\n3\n");
     let error = fail(&mut run(&["--resume"]), 1);
-    assert!(error.contains("of other prompts"), "{error}");
+    assert!(error.contains("of other settings or prompts"), "{error}");
     write("first.txt", "1\n2\n");
+    // Nor is what another run has made: here of fewer samples, under the same name.
+    let progress = at(".small.secateur/progress");
+    write("labels.txt", "no such label\n");
+    fail(&mut compress(&at("recipe.toml"), &at("other"), &["--samples", "1"]), 1);
+    let of_other = at(".other.secateur/progress");
+    for part in ["1-prune", "1-prune.json"] {
+        std::fs::rename(progress.join(part), at(part)).unwrap();
+        std::fs::rename(of_other.join(part), progress.join(part)).unwrap();
+    }
+    let error = fail(&mut run(&["--resume"]), 1);
+    assert!(error.contains("of other settings or prompts"), "{error}");
+    for part in ["1-prune", "1-prune.json"] {
+        std::fs::rename(progress.join(part), of_other.join(part)).unwrap();
+        std::fs::rename(at(part), progress.join(part)).unwrap();
+    }
+    std::fs::remove_dir_all(at(".other.secateur")).unwrap();
+    // A method that was mended is run, and the one before it is not run again.
+    write("recipe.toml", &recipe.replace("2:4", "1:4"));
+    let error = fail(&mut run(&["--resume"]), 1);
+    assert!(error.contains("method 2 of 2") && !error.contains("method 1 of 2"), "{error}");
+    write("recipe.toml", &recipe);
+    write("labels.txt", "1\n2\n");
 
     let output = run(&["--resume"]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);

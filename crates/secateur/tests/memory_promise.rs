@@ -11,7 +11,7 @@ use std::process::Command;
 type Case = &'static [&'static str];
 
 /// One for each stage that can be the largest, spread over the models.
-const FEW: [(&str, Case); 10] = [
+const FEW: [(&str, Case); 11] = [
     ("emoji-mmdit", &["prune"]),
     ("emoji-mmdit", &["prune", "--packages=4"]),
     ("emoji-mmdit", &["prune", "--structured", "--method=taylor", "--allocation=uniform"]),
@@ -22,6 +22,7 @@ const FEW: [(&str, Case); 10] = [
     ("emoji-dit", &["prune", "--structured"]),
     ("emoji-dit", &["slim"]),
     ("emoji-dit", &["prune", "--batch=1", "--report-samples=24", "--threads=1"]),
+    ("emoji-dit", &["prune", "--batch=512"]),
 ];
 
 const METHODS: [Case; 17] = [
@@ -44,9 +45,11 @@ const METHODS: [Case; 17] = [
     &["skip", "--iterations=2", "--exchanges=2"],
 ];
 
-const SETTINGS: [Case; 10] = [
+const SETTINGS: [Case; 12] = [
     &["prune", "--batch=1"],
     &["prune", "--batch=16", "--samples=16"],
+    &["prune", "--batch=64"],
+    &["prune", "--method=magnitude", "--packages=8"],
     &["prune", "--height=96", "--width=96"],
     &["prune", "--structured", "--method=taylor", "--height=96", "--width=96"],
     &["skip", "--iterations=1", "--exchanges=1", "--batch=8", "--samples=8", "--height=96", "--width=96"],

@@ -2,7 +2,9 @@
 
 use super::{open, tree};
 use crate::error::{Error, Result};
+use crate::observer::Observer;
 use sha2::{Digest, Sha256};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// The SHA-256 of what is added.
@@ -29,34 +31,43 @@ pub fn digest(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
 /// The SHA-256 of a file.
 ///
 /// # Errors
-/// The file cannot be read.
-pub fn digest_of_file(path: &Path) -> Result<String> {
+/// The file cannot be read, or the observer interrupts.
+pub fn digest_of_file(path: &Path, observer: &dyn Observer) -> Result<String> {
     let mut hash = Hash::default();
-    std::io::copy(&mut open(path)?, &mut hash.0).map_err(Error::io(path))?;
-    Ok(hash.finish())
+    let mut file = open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        observer.advance(0)?;
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hash.finish()),
+            Ok(read) => hash.add(&buffer[..read]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io(path)(error)),
+        }
+    }
 }
 
 /// The SHA-256 of the names and contents of all files in a folder and the folders inside.
 ///
 /// # Errors
-/// A file cannot be read, or is none.
-pub fn digest_of_folder(folder: &Path) -> Result<String> {
+/// A file cannot be read, or is none, or the observer interrupts.
+pub fn digest_of_folder(folder: &Path, observer: &dyn Observer) -> Result<String> {
     let mut files: Vec<_> = tree::all(folder)?.into_iter().map(|entry| entry.path).collect();
     files.retain(|path| !folder.join(path).is_dir());
     files.sort();
-    digest_of_files(folder, &files)
+    digest_of_files(folder, &files, observer)
 }
 
 /// The SHA-256 of the names and contents of files of a folder, named relative to it.
 ///
 /// # Errors
-/// A file cannot be read, or is none.
-pub fn digest_of_files(folder: &Path, files: &[PathBuf]) -> Result<String> {
+/// A file cannot be read, or is none, or the observer interrupts.
+pub fn digest_of_files(folder: &Path, files: &[PathBuf], observer: &dyn Observer) -> Result<String> {
     let mut hash = Hash::default();
     for file in files {
         hash.add(file.as_os_str().as_encoded_bytes());
         hash.add(&[0]);
-        hash.add(digest_of_file(&folder.join(file))?.as_bytes());
+        hash.add(digest_of_file(&folder.join(file), observer)?.as_bytes());
     }
     Ok(hash.finish())
 }

@@ -30,12 +30,18 @@ const LONGEST: usize = 180;
 /// What hidden names beside a folder called `name` have in common.
 fn stem(name: &std::ffi::OsStr) -> String {
     match name.to_str() {
-        Some(text) if text.len() <= LONGEST => format!(".{text}"),
+        Some(text) if text.len() <= LONGEST && !is_cut(text) => format!(".{text}"),
         _ => {
             let start: String = name.to_string_lossy().chars().take(LONGEST / 4).collect();
             format!(".{start}-{}", &digest([name.as_encoded_bytes()])[..16])
         }
     }
+}
+
+/// Whether a name ends as those do that were cut: it is cut itself, or two would be the same.
+fn is_cut(name: &str) -> bool {
+    let ending = name.rsplit_once('-').map_or("", |(_, ending)| ending);
+    ending.len() == 16 && ending.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The name of the folder that holds all work on an output called `name`.
@@ -87,6 +93,10 @@ mod tests {
             assert!(!is_passing_name(&work_name(name), name));
             assert_ne!(passing, passing_name(name));
         }
+        let long = "x".repeat(255);
+        let (long, cut) = (long.as_ref(), stem(long.as_ref()));
+        assert_ne!(stem(cut[1..].as_ref()), cut);
+        assert_ne!(work_name(long), work_name(cut[1..].as_ref()));
         for mine in [".out.0123456789abcdef01234567.secateur", ".out.unfinished", ".out..secateur", ".out.é.secateur"]
         {
             assert!(!is_passing_name(mine, "out".as_ref()), "{mine}");

@@ -20,13 +20,15 @@ pub struct OutputOptions {
     pub replace: bool,
     /// Go on with a run that was stopped.
     pub resume: bool,
+    /// It is part of another output, in the progress of that.
+    pub part: bool,
     /// Receives what the user must know.
     pub tell: fn(&str),
 }
 
 impl Default for OutputOptions {
     fn default() -> Self {
-        Self { replace: false, resume: false, tell: |_| () }
+        Self { replace: false, resume: false, part: false, tell: |_| () }
     }
 }
 
@@ -90,6 +92,10 @@ impl OutputFolder {
         let parent = parent.canonicalize().map_err(Error::io(parent))?;
         let target = parent.join(name);
         inputs.check(&target)?;
+        if let (Some(work), false) = (WorkFolder::around(&parent), options.part) {
+            let problem = "lies in the work folder of another output, and would go with it";
+            return Err(Error::invalid(&target, format!("{problem}: choose a place outside {}", shown(work))));
+        }
         if !(options.replace || options.resume || target.with_file_name(work_name(name)).exists()) {
             // Nothing is made where nothing can come.
             refuse_existing(&target)?;
@@ -143,6 +149,20 @@ impl OutputFolder {
                 let problem = "the unfinished run for it is of another command: resume that, or --force begins anew";
                 Err(Error::invalid(&self.target, problem))
             }
+        }
+    }
+
+    /// Fails where the file system has no room for so many bytes.
+    ///
+    /// # Errors
+    /// As told: the error says how many there are.
+    pub fn check_space(&self, bytes: u64) -> Result<()> {
+        match free_space(self.target.parent().unwrap_or(Path::new("/"))) {
+            Some(free) if free < bytes => {
+                let problem = format!("the model has files of {bytes} bytes to copy, and {free} are free here");
+                Err(Error::invalid(&self.target, problem))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -227,12 +247,32 @@ impl OutputFolder {
         if own.is_none() {
             work.remove_entry(PUBLISHED)?;
         }
+        self.clear_misplaced()?;
         for name in [CONTENT, PROGRESS] {
             let path = self.at(name);
             match std::fs::create_dir(&path) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists && is_folder(&path) => {}
                 made => made.map_err(Error::io(&path))?,
             }
+        }
+        Ok(())
+    }
+
+    /// Removes what is no file in the progress and called as one: what it stands for is made again.
+    fn clear_misplaced(&self) -> Result<()> {
+        let entries = std::fs::read_dir(self.progress()).into_iter().flatten().flatten();
+        let called = |path: &Path| path.extension().is_some_and(|ending| ending == "json" || ending == "safetensors");
+        for path in entries.map(|entry| entry.path()).filter(|path| called(path)) {
+            let removed = match path.symlink_metadata() {
+                Ok(found) if found.is_file() => continue,
+                // One that holds something is somebody's.
+                Ok(found) if found.is_dir() => std::fs::remove_dir(&path),
+                _ => std::fs::remove_file(&path),
+            };
+            if removed.is_err() {
+                return Err(Error::invalid(path, "is in the place of a file that secateur keeps there: move it away"));
+            }
+            (self.options.tell)(&format!("{}: was no file, and is made again", shown(&path)));
         }
         Ok(())
     }
@@ -282,6 +322,7 @@ impl OutputFolder {
 
     fn publish(mut self, complete: bool) -> Result<()> {
         let (content, complete) = (self.path(), complete || !has_progress(&self.progress()));
+        self.work()?.check()?;
         if !is_folder(&content) {
             return Err(Error::invalid(&content, "is not the folder that was made here"));
         }
@@ -388,6 +429,17 @@ fn refuse_existing(target: &Path) -> Result<()> {
     }
 }
 
+/// The bytes that may be written to a file system, where it tells.
+fn free_space(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    return rustix::fs::statvfs(folder).ok().map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
+}
+
 /// Whether that is a folder, and no link to one.
 fn is_folder(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
@@ -445,7 +497,7 @@ impl Drop for Parents {
 mod tests {
     use super::*;
 
-    const NEW: OutputOptions = OutputOptions { replace: false, resume: false, tell: |_| () };
+    const NEW: OutputOptions = OutputOptions { replace: false, resume: false, part: false, tell: |_| () };
     const FORCE: OutputOptions = OutputOptions { replace: true, ..NEW };
     const RESUME: OutputOptions = OutputOptions { resume: true, ..NEW };
 
@@ -570,6 +622,58 @@ mod tests {
         symlink("../mine", work.join("progress")).unwrap();
         assert!(scene.open(RESUME).unwrap_err().contains(".out.secateur/progress"));
         assert_eq!(std::fs::read_to_string(scene.at("mine/thesis")).unwrap(), "mine");
+    }
+
+    /// An output in another one's work folder would go with that.
+    #[test]
+    fn inside_a_work_folder() {
+        let scene = Scene::new();
+        let outer = scene.open(NEW).unwrap();
+        let inside = outer.progress().join("a/inner");
+        for options in [NEW, FORCE] {
+            let error = OutputFolder::create(&inside, options, &[]).unwrap_err().to_string();
+            assert!(error.contains("in the work folder of another output"), "{error}");
+        }
+        assert!(!outer.progress().join("a").exists());
+        OutputFolder::create(&inside, OutputOptions { part: true, ..NEW }, &[]).unwrap().finish().unwrap();
+        assert!(inside.is_dir());
+    }
+
+    /// Where the work folder is moved away, and another put in its place, that one is left alone.
+    #[test]
+    fn another_work_folder_in_its_place() {
+        for marked in [false, true] {
+            let scene = Scene::new();
+            let output = scene.open(NEW).unwrap();
+            std::fs::write(output.path().join("0000.png"), "whole").unwrap();
+            let work = scene.at(".out.secateur");
+            std::fs::rename(&work, scene.at("moved")).unwrap();
+            scene.foreign(".out.secateur/content");
+            if marked {
+                std::fs::copy(scene.at("moved/secateur.json"), work.join("secateur.json")).unwrap();
+            }
+            let error = output.finish().unwrap_err().to_string();
+            assert!(error.contains(".out.secateur: is no longer the folder that this run made"), "{error}");
+            assert!(work.join("content/thesis").exists() && scene.at("moved/content/0000.png").exists());
+            assert_eq!(scene.names(), [".out.secateur", "moved"]);
+        }
+    }
+
+    /// What lies in the place of a file of the progress.
+    #[test]
+    fn misplaced_progress() {
+        let scene = Scene::new();
+        scene.stop(false);
+        let progress = scene.at(".out.secateur/progress");
+        std::fs::create_dir(progress.join("run.json")).unwrap();
+        let output = scene.open(RESUME).unwrap();
+        assert!(!progress.join("run.json").exists());
+        drop(output);
+        scene.foreign(".out.secateur/progress/package-0000.json");
+        assert!(scene.open(RESUME).unwrap_err().contains("package-0000.json: is in the place of a file"));
+        assert!(progress.join("package-0000.json/thesis").exists());
+        drop(scene.open(FORCE).unwrap());
+        assert!(scene.names().is_empty());
     }
 
     /// Folders above an output go with it.

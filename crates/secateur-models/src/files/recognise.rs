@@ -1,7 +1,7 @@
 //! Which folders `--force` may replace.
 
-use super::tree::{self, is_model_file};
-use super::{Limit, mounts, read_json, shown};
+use super::tree;
+use super::{Limit, digest_of_file, mounts, read_json, shown};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -31,6 +31,11 @@ impl Inputs {
         inputs
     }
 
+    /// Those that are model folders.
+    fn models(&self) -> impl Iterator<Item = &Path> {
+        self.given.iter().map(PathBuf::as_path).filter(|input| input.join("model_index.json").is_file())
+    }
+
     /// The same, as they are now.
     pub(super) fn again(&self) -> Self {
         Self::new(&self.given.iter().map(PathBuf::as_path).collect::<Vec<_>>())
@@ -53,11 +58,11 @@ impl Inputs {
 
     /// Fails where `folder` holds one of them, or lies in one.
     pub(super) fn check(&self, folder: &Path) -> Result<()> {
-        // One folder may have two paths: by letters of either case, or mounted twice.
-        let same = |one: &Path, other: &Path| identity(one).is_some_and(|found| Some(found) == identity(other));
         let overlaps = |place: &&PathBuf| {
             let by_name = folder.starts_with(place) || place.starts_with(folder);
-            by_name || place.ancestors().any(|above| same(above, folder)) || folder.ancestors().any(|a| same(a, place))
+            by_name
+                || place.ancestors().any(|above| is_same(above, folder))
+                || folder.ancestors().any(|above| is_same(above, place))
         };
         match self.places.iter().find(overlaps) {
             Some(place) => Err(Error::invalid(
@@ -67,6 +72,11 @@ impl Inputs {
             None => Ok(()),
         }
     }
+}
+
+/// Whether two paths lead to one folder or file: by letters of either case, or mounted twice.
+fn is_same(one: &Path, other: &Path) -> bool {
+    identity(one).is_some_and(|found| Some(found) == identity(other))
 }
 
 /// A folder or file, whatever its path, where the system tells.
@@ -112,7 +122,8 @@ pub(super) fn check_replaceable(folder: &Path, inputs: &Inputs) -> Result<()> {
             false => format!("another file system is mounted at {}", shown(&point)),
         });
     }
-    if std::env::current_dir().and_then(|current| current.canonicalize()).is_ok_and(|now| now.starts_with(folder)) {
+    let current = std::env::current_dir().and_then(|current| current.canonicalize());
+    if current.is_ok_and(|current| current.ancestors().any(|above| above == folder || is_same(above, folder))) {
         return refuse("the current folder is in it".into());
     }
     match foreign(folder, inputs)? {
@@ -128,8 +139,10 @@ pub(super) fn check_replaceable(folder: &Path, inputs: &Inputs) -> Result<()> {
 const REPORT: [&str; 2] = ["report.html", "report.json"];
 const STATISTICS: [&str; 2] = ["statistics.json", "statistics.safetensors"];
 /// What lies in model folders beside their components.
-const OF_A_MODEL: [&str; 7] =
-    ["model_index.json", "secateur.json", "reuse.json", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"];
+const OF_A_MODEL: [&str; 3] = ["model_index.json", "secateur.json", "reuse.json"];
+/// A file that is copied, and that is not called as weights are, is compared with its source where
+/// it has no more bytes.
+const COMPARED: u64 = 64 << 20;
 
 /// The first entry, relative to the folder, that is none of what this program writes.
 fn foreign(folder: &Path, inputs: &Inputs) -> Result<Option<PathBuf>> {
@@ -138,42 +151,77 @@ fn foreign(folder: &Path, inputs: &Inputs) -> Result<Option<PathBuf>> {
         entries.iter().map(|entry| entry.path.to_str().filter(|_| entry.is_file)).collect();
     if let Some(names) = plain {
         let only = |known: &[&str]| names.iter().all(|name| known.contains(name));
-        if names.iter().all(|name| is_picture(name)) || only(&STATISTICS) || (only(&REPORT) && is_report(folder)) {
+        let are_pictures = names.iter().enumerate().all(|(number, name)| *name == picture(number));
+        if are_pictures || (only(&STATISTICS) && is_statistics(folder)) || (only(&REPORT) && is_report(folder)) {
             return Ok(None);
         }
     }
-    let index = folder.join("model_index.json");
-    if !index.symlink_metadata().is_ok_and(|index| index.is_file()) {
-        let other = |entry: &tree::Entry| !entry.path.to_str().is_some_and(is_picture);
-        let place = entries.iter().position(other).unwrap_or(0);
+    let Some(index) = index(folder) else {
+        let pictures: BTreeSet<PathBuf> = (0..entries.len()).map(|number| picture(number).into()).collect();
+        let place = entries.iter().position(|entry| !pictures.contains(&entry.path)).unwrap_or(0);
         return Ok(entries.into_iter().nth(place).map(|entry| entry.path));
-    }
-    let components = tree::components(&read_json::<Map<String, Value>>(&index, Limit::Config)?);
+    };
+    let components = tree::components(&index);
     let listed = listed(folder);
     let known = |entry: &tree::Entry| {
         let path = &entry.path;
         let own = match (path.parent().and_then(Path::to_str), path.file_name().and_then(|name| name.to_str())) {
-            (Some(""), Some(name)) if entry.is_file => OF_A_MODEL.contains(&name) || REPORT.contains(&name),
+            (Some(""), Some(name)) if entry.is_file => {
+                OF_A_MODEL.contains(&name) || (REPORT.contains(&name) && is_report(folder))
+            }
             (Some(""), Some(name)) => components.contains(name),
             (Some(component), Some(name)) => {
-                entry.is_file && components.contains(component) && is_model_file(name.as_ref())
+                entry.is_file && components.contains(component) && tree::is_component_file(name)
             }
             _ => false,
         };
-        let of_list = || listed.iter().any(|listed| listed.starts_with(path));
+        let of_list = || match entry.is_file {
+            true => listed.contains(path),
+            false => listed.iter().any(|listed| listed.starts_with(path)),
+        };
         // What a model holds beyond its components is copied with it.
-        let copied = || inputs.given.iter().any(|input| input.join(path).exists());
+        let copied = || inputs.models().any(|model| is_copy(&folder.join(path), &model.join(path)));
         own || of_list() || copied()
     };
     Ok(entries.into_iter().find(|entry| !known(entry)).map(|entry| entry.path))
 }
 
-fn is_picture(name: &str) -> bool {
-    name.strip_suffix(".png").is_some_and(|number| number.len() >= 4 && number.bytes().all(|b| b.is_ascii_digit()))
+/// The `model_index.json` of a pipeline, if that is what a folder holds.
+fn index(folder: &Path) -> Option<Map<String, Value>> {
+    let path = folder.join("model_index.json");
+    let index = path.symlink_metadata().is_ok_and(|index| index.is_file()).then(|| read_json(&path, Limit::Config));
+    let index: Map<String, Value> = index?.ok()?;
+    let class = index.get("_class_name").and_then(Value::as_str);
+    class.is_some_and(|class| class.ends_with("Pipeline")).then_some(index)
+}
+
+/// How the pictures that are made are called.
+fn picture(number: usize) -> String {
+    format!("{number:04}.png")
+}
+
+/// Whether a file is still the copy of another that it was made as, or a folder stands for a
+/// folder.
+fn is_copy(copy: &Path, source: &Path) -> bool {
+    let (Ok(copied), Ok(found)) = (copy.symlink_metadata(), source.metadata()) else { return false };
+    if copied.is_dir() || found.is_dir() {
+        return copied.is_dir() && found.is_dir();
+    }
+    let alike = copied.is_file() && found.is_file() && copied.len() == found.len();
+    let same =
+        || matches!((digest_of_file(copy, &()), digest_of_file(source, &())), (Ok(one), Ok(other)) if one == other);
+    alike && (tree::is_weights(source) || (found.len() <= COMPARED && same()))
+}
+
+fn is_statistics(folder: &Path) -> bool {
+    let statistics = read_json::<Map<String, Value>>(&folder.join(STATISTICS[0]), Limit::Report).unwrap_or_default();
+    // Those of earlier versions have no checksum around them.
+    let content = statistics.get("content").and_then(Value::as_object).unwrap_or(&statistics);
+    ["format_version", "fingerprint"].iter().all(|key| content.contains_key(*key))
 }
 
 fn is_report(folder: &Path) -> bool {
-    let report = read_json::<Map<String, Value>>(&folder.join("report.json"), Limit::Report);
+    let report = read_json::<Map<String, Value>>(&folder.join(REPORT[1]), Limit::Report);
     report.is_ok_and(|report| report.contains_key("secateur_version"))
 }
 
@@ -183,4 +231,78 @@ fn listed(folder: &Path) -> Vec<PathBuf> {
     let prompts = manifest.get("prompts").and_then(Value::as_object);
     let lists = prompts.into_iter().flat_map(Map::values).chain(manifest.get("captions")).chain(manifest.get("reuse"));
     lists.filter_map(Value::as_str).map(PathBuf::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INDEX: &str = r#"{"_class_name": "DiTPipeline", "vae": ["diffusers", "AutoencoderKL"]}"#;
+    const REPORT: &str = r#"{"secateur_version": "0.1.0"}"#;
+    const STATISTICS: &str = r#"{"sha256": "0", "content": {"format_version": 4, "fingerprint": {}}}"#;
+    const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
+
+    fn fill(folder: &Path, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let path = folder.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+    }
+
+    /// Each line is a folder, and the file of it that is somebody's, if one is.
+    #[test]
+    fn what_may_be_replaced() {
+        let index = ("model_index.json", INDEX);
+        let lists = r#"{"prompts": {"calibration": "prompts/a.txt", "held_out": "b.txt"}}"#;
+        let cases: &[(&[(&str, &str)], &str)] = &[
+            (&[], ""),
+            (&[("0000.png", ""), ("0001.png", "")], ""),
+            (&[("0000.png", ""), ("0002.png", "")], "0002.png"),
+            (&[("20231225.png", "")], "20231225.png"),
+            (&[("report.json", REPORT), ("report.html", "")], ""),
+            (&[("report.json", "{}"), ("report.html", "")], "report.html"),
+            (&[("report.html", "")], "report.html"),
+            (&[("statistics.json", STATISTICS), ("statistics.safetensors", "")], ""),
+            (&[("statistics.json", r#"{"format_version": 1, "fingerprint": {}}"#)], ""),
+            (&[("statistics.json", "[1, 2]"), ("statistics.safetensors", "")], "statistics.json"),
+            (&[("statistics.safetensors", "")], "statistics.safetensors"),
+            (&[index, (VAE, ""), ("vae/config.json", ""), ("secateur.json", "{}"), ("report.json", REPORT)], ""),
+            (&[("model_index.json", r#"{"x": ["a", "b"]}"#), ("x/best.pt", "")], "model_index.json"),
+            (&[index, ("vae/best.pt", "")], "vae/best.pt"),
+            (&[index, ("vae/best.safetensors", "")], "vae/best.safetensors"),
+            (&[index, ("unet/config.json", "")], "unet"),
+            (&[index, ("report.json", "{}")], "report.json"),
+            (&[index, ("vae", "a file")], "vae"),
+            (&[index, ("secateur.json", lists), ("prompts/a.txt", ""), ("b.txt", "")], ""),
+            (&[index, ("secateur.json", lists), ("prompts/c.txt", "")], "prompts/c.txt"),
+            // The model that is read has these.
+            (&[index, ("README.md", "of the model"), ("extra/weights.bin", "01"), ("vae/old.ckpt", "")], ""),
+            (&[index, ("README.md", "my notes")], "README.md"),
+            (&[index, ("extra/weights.bin", "012")], "extra/weights.bin"),
+            (&[index, ("extra", "a file")], "extra"),
+            (&[index, ("README.md/notes", "")], "README.md"),
+            // These are files of other things that are read.
+            (&[index, ("thesis.txt", "")], "thesis.txt"),
+        ];
+        let temporary = tempfile::tempdir().unwrap();
+        let at = |name: &str| temporary.path().join(name);
+        let own = [index, ("README.md", "of the model"), ("extra/weights.bin", "01"), ("vae/old.ckpt", "")];
+        fill(&at("model"), &own);
+        fill(&at("clip"), &[("thesis.txt", "")]);
+        let inputs = Inputs::new(&[&at("model"), &at("clip")]);
+        for (number, (files, mine)) in cases.iter().enumerate() {
+            let folder = at(&number.to_string());
+            std::fs::create_dir(&folder).unwrap();
+            fill(&folder, files);
+            let found = check_replaceable(&folder, &inputs);
+            match *mine {
+                "" => found.unwrap_or_else(|error| panic!("{files:?}: {error}")),
+                mine => {
+                    let error = found.unwrap_err().to_string();
+                    assert!(error.contains(&format!("it holds {mine}, which")), "{files:?}: {error}");
+                }
+            }
+        }
+    }
 }

@@ -2,12 +2,14 @@
 
 use super::digest::{Hash, digest_of_file};
 use super::write::replace;
+use super::{Limit, open};
 use crate::error::{Error, Result};
+use crate::observer::Observer;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// Writes f32 tensors as a safetensors file, whole or not at all, and returns its SHA-256.
@@ -34,21 +36,37 @@ pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<S
 /// Reads what [`write_tensors`] wrote.
 ///
 /// # Errors
-/// The file cannot be read, or is not the one with that SHA-256.
-pub fn read_tensors(path: &Path, sha256: &str) -> Result<HashMap<String, Tensor>> {
-    check_digest(path, sha256)?;
+/// The file cannot be read, or is not the one with that SHA-256, or the observer interrupts.
+pub fn read_tensors(path: &Path, sha256: &str, observer: &dyn Observer) -> Result<HashMap<String, Tensor>> {
+    check_digest(path, sha256, observer)?;
     candle_core::safetensors::load(path, &Device::Cpu).map_err(|error| Error::invalid(path, error))
 }
 
-/// Fails if a file is not the one with that SHA-256.
+/// Fails if a file of tensors is not the one with that SHA-256.
 ///
 /// # Errors
-/// As told, or the file cannot be read.
-pub fn check_digest(path: &Path, sha256: &str) -> Result<()> {
-    match digest_of_file(path)? == sha256 {
+/// As told, or the file cannot be read, or the observer interrupts.
+pub fn check_digest(path: &Path, sha256: &str, observer: &dyn Observer) -> Result<()> {
+    match has_its_length(path)? && digest_of_file(path, observer)? == sha256 {
         true => Ok(()),
         false => Err(Error::invalid(path, "is damaged, or another file in its place: its checksum is another")),
     }
+}
+
+/// Whether a file has as many bytes as its header says: one that is much larger is not read to its
+/// end.
+fn has_its_length(path: &Path) -> Result<bool> {
+    let mut file = open(path)?;
+    let bytes = file.metadata().map_err(Error::io(path))?.len();
+    let mut start = |length: u64| {
+        let mut start = Vec::new();
+        Read::by_ref(&mut file).take(length).read_to_end(&mut start).map_err(Error::io(path))?;
+        Ok::<_, Error>(start)
+    };
+    let Ok(length) = start(8)?.try_into().map(u64::from_le_bytes) else { return Ok(false) };
+    let header = start(length.min(Limit::Report.bytes()))?;
+    let promised = serde_json::from_slice::<Metadata>(&header).map(|header| header.data_len() as u64);
+    Ok(promised.is_ok_and(|promised| Some(bytes) == promised.checked_add(length).and_then(|end| end.checked_add(8))))
 }
 
 /// What a safetensors file begins with: the length of its header, and that, for tensors that follow

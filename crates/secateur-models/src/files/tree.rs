@@ -124,6 +124,17 @@ impl Tree {
     pub(crate) fn check(&self) -> Result<()> {
         self.problems.first().map_or(Ok(()), |problem| Err(Error::Request(problem.clone())))
     }
+
+    /// The files without the weights of `components`, and without checkpoints of the whole pipeline
+    /// in one file: where those components change, both, in whatever variant, would still be the
+    /// model as it was.
+    pub(crate) fn without(&self, components: &[&str]) -> impl Iterator<Item = &Path> {
+        let old = |file: &Path| {
+            let top = file.parent() == Some(Path::new(""));
+            is_weights(file) && (top || components.iter().any(|component| file.starts_with(component)))
+        };
+        self.files.iter().map(PathBuf::as_path).filter(move |file| !old(file))
+    }
 }
 
 /// Whether a link is followed; an error where it is called as a model's file and cannot be.
@@ -195,12 +206,28 @@ pub(super) fn is_model_file(name: &OsStr) -> bool {
     NAMES.contains(&name) || is_weights(Path::new(name))
 }
 
+/// Whether a file describes a component: its configuration, or its vocabulary.
+pub(crate) fn is_description(path: &Path) -> bool {
+    path.file_name().is_some_and(is_model_file) && !is_weights(path)
+}
+
 /// Whether a file holds weights, or tells which files do.
 pub(crate) fn is_weights(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let ending = name.rsplit('.').next().unwrap_or_default();
     let weights = ["safetensors", "bin", "ckpt", "pt", "pth", "msgpack", "onnx", "onnx_data", "gguf", "h5"];
     weights.contains(&ending) || (name.contains(".index") && ending == "json")
+}
+
+/// Whether files that this program writes into a component are called so: weights as safetensors
+/// alone.
+pub(super) fn is_component_file(name: &str) -> bool {
+    let stems = ["diffusion_pytorch_model", "model"];
+    let rest = || stems.iter().find_map(|stem| name.strip_prefix(stem)).filter(|rest| rest.starts_with(['.', '-']));
+    match is_weights(Path::new(name)) {
+        true => rest().is_some_and(|rest| rest.contains(".safetensors")),
+        false => is_model_file(name.as_ref()),
+    }
 }
 
 /// The links of a model folder, or of any other, that are followed when it is read.

@@ -139,13 +139,14 @@ impl WorkFolder {
         }
         let lock_path = path.join(LOCK);
         let lock = match lock_options().create(true).truncate(false).open(&lock_path) {
-            Ok(lock) => lock,
+            Ok(lock) if lock.metadata().is_ok_and(|found| found.is_file()) => lock,
             Err(_) if !path.exists() => return Ok(None),
-            Err(error) => return Err(Error::io(&lock_path)(error)),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(Error::io(&lock_path)(error)),
+            Ok(_) | Err(_) => {
+                let problem = "is not the lock that secateur made: remove it, or move its folder away";
+                return Err(Error::invalid(&lock_path, problem));
+            }
         };
-        if !lock.metadata().is_ok_and(|found| found.is_file()) {
-            return Err(Error::invalid(&lock_path, "is not a lock that secateur made: move the folder away"));
-        }
         let lock = match lock.try_lock() {
             Ok(()) if !is_at(&lock, &lock_path) => return Ok(None),
             Ok(()) => Some(lock),
@@ -162,6 +163,23 @@ impl WorkFolder {
         &self.path
     }
 
+    /// Fails where another folder is in its place by now.
+    pub(super) fn check(&self) -> Result<()> {
+        let own = is_ours(&self.path) && self.lock.as_ref().is_none_or(|lock| is_at(lock, &self.path.join(LOCK)));
+        match own {
+            true => Ok(()),
+            false => {
+                let problem = "is no longer the folder that this run made: it was moved, or another took its place";
+                Err(Error::invalid(&self.path, problem))
+            }
+        }
+    }
+
+    /// The work folder that a path lies in.
+    pub(super) fn around(path: &Path) -> Option<&Path> {
+        path.ancestors().find(|above| is_ours(above))
+    }
+
     /// Whether no other process can get at the output.
     pub(super) fn is_locked(&self) -> bool {
         self.lock.is_some()
@@ -169,12 +187,14 @@ impl WorkFolder {
 
     /// Removes something in it, whatever it is.
     pub(super) fn remove_entry(&self, name: &str) -> Result<()> {
+        self.check()?;
         let path = self.path.join(name);
         remove(&path).map_err(Error::io(&path))
     }
 
     /// Removes all but what makes it a work folder.
     pub(super) fn clear(&self) -> Result<()> {
+        self.check()?;
         for entry in std::fs::read_dir(&self.path).map_err(Error::io(&self.path))? {
             let entry = entry.map_err(Error::io(&self.path))?;
             if entry.file_name() != MARKER && entry.file_name() != LOCK {
@@ -190,6 +210,7 @@ impl WorkFolder {
     /// # Errors
     /// Something cannot be removed; the next run tries again.
     pub(super) fn remove(self) -> Result<()> {
+        self.check()?;
         let passing = self.path.with_file_name(passing_name(&self.name));
         std::fs::rename(&self.path, &passing).map_err(Error::io(&self.path))?;
         match remove_contents(&passing) {

@@ -2,6 +2,7 @@
 
 use super::{names, open, tree};
 use crate::error::{Error, Result};
+use crate::observer::Observer;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
@@ -46,10 +47,12 @@ pub(crate) fn copy(
     (from, input): (&Path, &mut File),
     bytes: u64,
     (to, output): (&Path, &mut impl Write),
+    observer: &dyn Observer,
 ) -> Result<()> {
     let mut left = bytes;
     let mut buffer = vec![0; left.min(1 << 20) as usize];
     while left > 0 {
+        observer.advance(0)?;
         let wanted = left.min(buffer.len() as u64) as usize;
         match input.read(&mut buffer[..wanted]) {
             Ok(0) => return Err(Error::invalid(from, format!("was cut short while it was read: {left} bytes lack"))),
@@ -65,18 +68,23 @@ pub(crate) fn copy(
 }
 
 /// Copies a file to a new one.
-pub(crate) fn copy_file(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_file(from: &Path, to: &Path, observer: &dyn Observer) -> Result<()> {
     let mut input = open(from)?;
     let bytes = input.metadata().map_err(Error::io(from))?.len();
-    new_file(to, |output| copy((from, &mut input), bytes, (to, output)))
+    new_file(to, |output| copy((from, &mut input), bytes, (to, output), observer))
 }
 
 /// Gives the files of a folder a second name in an existing folder, or copies them where the file
 /// system has no links.
 ///
 /// # Errors
-/// A file cannot be read, or one of its name is there.
-pub fn link_files(source: &Path, destination: &Path, wanted: impl Fn(&Path) -> bool) -> Result<()> {
+/// A file cannot be read, or one of its name is there, or the observer interrupts.
+pub fn link_files(
+    source: &Path,
+    destination: &Path,
+    wanted: impl Fn(&Path) -> bool,
+    observer: &dyn Observer,
+) -> Result<()> {
     let mut files = Vec::new();
     for entry in tree::all(source)?.into_iter().filter(|entry| wanted(&entry.path)) {
         let (from, to) = (source.join(&entry.path), destination.join(&entry.path));
@@ -87,7 +95,7 @@ pub fn link_files(source: &Path, destination: &Path, wanted: impl Fn(&Path) -> b
     }
     for (from, to) in files {
         if std::fs::hard_link(&from, &to).is_err() {
-            copy_file(&from, &to)?;
+            copy_file(&from, &to, observer)?;
         }
     }
     Ok(())

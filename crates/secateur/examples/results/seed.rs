@@ -120,7 +120,7 @@ impl<'a> Seed<'a> {
     /// The statistics of the dense model, gathered where that was not done yet.
     pub(crate) fn statistics(&self) -> Result<SavedStatistics> {
         let mut pipeline = self.pipeline()?;
-        let fingerprint = Fingerprint::new(pipeline.folder(), &self.calibration)?;
+        let fingerprint = Fingerprint::new(pipeline.folder(), &self.calibration, &())?;
         let path = self.out.join(format!("seed{}-statistics", self.seed));
         if !path.exists() {
             println!("seed {}: calibrate", self.seed);
@@ -132,7 +132,7 @@ impl<'a> Seed<'a> {
             SavedStatistics::write(&output.path(), &outcome.statistics, &step_weights, &fingerprint)?;
             output.finish()?;
         }
-        Ok(SavedStatistics::open(&path, &fingerprint)?)
+        Ok(SavedStatistics::open(&path, &fingerprint, &())?)
     }
 
     /// Statistics of the dense model under every weighting, by its name: of one calibration, as the activations are the same.

@@ -9,6 +9,7 @@ use crate::memory;
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use secateur_eval::{ModelSummary, Spread};
+use secateur_models::files::shown;
 use secateur_models::{Conditioning, Denoising, ModelFolder, Observer, Pipeline, Sampling, Subject, noise};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -158,7 +159,7 @@ fn check_alike(reference: (&ModelFolder, &Sampling), other: (&ModelFolder, &Samp
     };
     for ((what, ours), (_, theirs)) in settings(reference).into_iter().zip(settings(other)) {
         if ours != theirs {
-            let (reference, other) = (reference.0.path().display(), other.0.path().display());
+            let (reference, other) = (shown(reference.0.path()), shown(other.0.path()));
             bail!("{other} cannot be held against {reference}: {what} {theirs}, not {ours}");
         }
     }
@@ -187,7 +188,7 @@ fn peak_alone(folder: &ModelFolder, sampling: &Sampling, progress: &Progress) ->
     // Ctrl-C reaches both processes.
     progress.advance(1)?;
     if !output.status.success() {
-        bail!("{}: {}", folder.path().display(), String::from_utf8_lossy(&output.stderr).trim());
+        bail!("{}: {}", shown(folder.path()), String::from_utf8_lossy(&output.stderr).trim());
     }
     let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     Ok(told["models"][0]["peak_bytes"].as_u64().unwrap_or(0))

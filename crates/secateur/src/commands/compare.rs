@@ -6,6 +6,7 @@ use crate::format::{print, print_json};
 use crate::progress::Progress;
 use anyhow::Result;
 use secateur_eval::{Comparison, ModelSummary, Report, Samples};
+use secateur_models::files::shown;
 use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure};
 use std::path::Path;
 
@@ -63,7 +64,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         print(&quality(comparison))?;
     }
     match &args.out {
-        Some(out) => print(&format!("report: {}", out.join("report.html").display())),
+        Some(out) => print(&format!("report: {}", shown(&out.join("report.html")))),
         None => Ok(()),
     }
 }

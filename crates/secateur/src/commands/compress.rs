@@ -16,7 +16,6 @@ use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, St
 use secateur_models::Error::Interrupted;
 use secateur_models::files::{digest, digest_of_folder, link_files, read_sealed, shown, write_sealed};
 use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
-use secateur_prune::{Fingerprint, SavedStatistics};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -43,15 +42,23 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         return tell(Some(&finished(&output)?), Some(&out), common);
     }
     output.check_progress(Method::is_own)?;
-    let prompts = learned.iter().map(|prompts| digest(prompts.iter().map(|prompt| format!("{prompt}\n")))).collect();
-    let run = Run { model: Fingerprint::of_model(&folder)?, request: recipe.request.clone(), prompts };
-    let mut done = run.begin(&methods, job.resume, &output.progress())?;
+    output.check_space(folder.copied_bytes()? * methods.len() as u64)?;
+    let progress = Progress::new(common.quiet);
+    progress.begin("read the model", 0, "");
+    let model = folder.digest(&progress)?;
+    progress.finish();
+    let mut of = vec![model];
+    for (method, prompts) in methods.iter_mut().zip(&learned) {
+        of.extend(method.depends_on(prompts)?);
+        method.key = digest(&of);
+    }
+    let mut done = begin(&methods, job.resume, &output.progress())?;
     let mut reports = methods[..done].iter().map(|method| report_in(&method.out)).collect::<Result<Vec<_>>>()?;
     for (index, method) in methods.iter().enumerate().skip(done) {
         if !common.quiet {
             say(&format!("method {} of {}: {method}", index + 1, methods.len()));
         }
-        let report = method.run(&Common { force: false, json: false, ..common.clone() });
+        let report = method.run(&Common { force: false, json: false, part: true, ..common.clone() });
         // A method that is stopped may write what it has, and goes on from there.
         let stopped = || progress::check().is_err() && method.is_unfinished();
         let report = report.and_then(|report| if stopped() { Err(Interrupted.into()) } else { Ok(report) });
@@ -71,7 +78,8 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let (report, pictures) = evaluate(args, common, &folder, &methods, (&reports, &report_prompts, notes), &out)?;
     let last = methods.last().context("the recipe has no methods")?;
     report.write(&pictures, &output.path())?;
-    link_files(&last.out, &output.path(), |file| !file.starts_with("report.html") && !file.starts_with("report.json"))?;
+    let of_model = |file: &Path| !file.starts_with("report.html") && !file.starts_with("report.json");
+    link_files(&last.out, &output.path(), of_model, &Progress::new(true))?;
     output.finish()?;
     tell(Some(&report), Some(&out), common)
 }
@@ -94,57 +102,54 @@ fn sampling(args: &CompressArgs, methods: &[Method], folder: &ModelFolder) -> Re
     sampled.map_or_else(|| args.job.sampling.sampling(folder), Ok)
 }
 
-/// What a run depends on.
-#[derive(PartialEq, Serialize, Deserialize)]
-struct Run {
-    /// SHA-256.
-    model: String,
-    request: String,
-    /// Of each method, the SHA-256 of the prompts that it learns from.
-    prompts: Vec<String>,
-}
+/// What each method of a run depends on: [`Method::key`].
+#[derive(Serialize, Deserialize)]
+struct Run(Vec<String>);
 
-impl Run {
-    /// How many methods are finished, of the run that is resumed; what is damaged is made again.
-    fn begin(&self, methods: &[Method], resume: bool, progress: &Path) -> Result<usize> {
-        let kept = progress.join("run.json");
-        let mut finished = 0;
-        if resume && kept.exists() {
-            match read_sealed::<Self>(&kept) {
-                Ok(before) => {
-                    finished = methods.iter().take_while(|method| method.is_whole()).count();
-                    let same = (&before.model, &before.request) == (&self.model, &self.request)
-                        && before.prompts.iter().zip(&self.prompts).take(finished).all(|(before, now)| before == now);
-                    if !same {
-                        bail!(
-                            "{}: the unfinished run is of another model, recipe or command line, or of other prompts: --force \
-                             begins anew",
-                            shown(&kept)
-                        );
-                    }
+/// How many methods are finished, of the run that is resumed. What is damaged, or of a method that is another by now, is made
+/// again, with all after it.
+fn begin(methods: &[Method], resume: bool, progress: &Path) -> Result<usize> {
+    let kept = progress.join("run.json");
+    let mut finished = 0;
+    if resume {
+        let before = match read_sealed::<Run>(&kept) {
+            Ok(Run(keys)) => keys,
+            Err(error) => {
+                if kept.exists() {
+                    say(&format!("{error}: unfinished methods begin again"));
                 }
-                // What cannot be read now may be whole.
-                Err(error @ secateur_models::Error::Io { .. }) => return Err(error.into()),
-                Err(error) => {
-                    say(&format!("{error}: all methods are run again"));
-                    for entry in std::fs::read_dir(progress).map_err(secateur_models::Error::io(progress))? {
-                        remove_folder(&entry?.path())?;
-                    }
-                }
+                Vec::new()
             }
-        }
-        // A method that is to be run needs what the one before it shares.
-        while let Some(shared) =
-            methods.get(finished).filter(|_| finished > 0).map(Method::statistics_read).transpose()?
-            && let Some(Err(error)) =
-                shared.filter(|path| methods[finished].is_beside(path)).map(|path| SavedStatistics::check(&path))
+        };
+        if let Some(first) = methods.first()
+            && let Some(key) = first.made().map(|made| made.of).or(before.first().cloned())
+            && key != first.key
         {
-            say(&format!("{error}: method {finished} is run again"));
+            bail!(
+                "{}: the unfinished run is of another model, or its first method of other settings or prompts: --force begins \
+                 anew",
+                shown(&kept)
+            );
+        }
+        finished = methods.iter().take_while(|method| method.is_whole()).count();
+        // A method that is to be run needs what the one before it shares.
+        while let Some(method) = methods.get(finished).filter(|_| finished > 0)
+            && method.statistics_read()?.is_some_and(|path| method.is_beside(&path))
+            && !methods[finished - 1].has_statistics()
+        {
+            say(&format!("its statistics are damaged: method {finished} is run again"));
             finished -= 1;
         }
-        write_sealed(&kept, self)?;
-        Ok(finished)
+        // Who interrupts has not seen all of them.
+        progress::check()?;
+        for (index, method) in methods.iter().enumerate().skip(finished) {
+            if before.get(index) != Some(&method.key) {
+                method.remove()?;
+            }
+        }
     }
+    write_sealed(&kept, &Run(methods.iter().map(|method| method.key.clone()).collect()))?;
+    Ok(finished)
 }
 
 fn remove_folder(folder: &Path) -> secateur_models::Result<()> {
@@ -155,8 +160,12 @@ fn remove_folder(folder: &Path) -> secateur_models::Result<()> {
 /// What a finished method made.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Made {
-    /// Of its folder.
+    /// [`Method::key`].
+    of: String,
+    /// SHA-256 of its folder.
     sha256: String,
+    /// The same of the statistics for the next method, if it leaves any.
+    statistics: Option<String>,
 }
 
 impl Method {
@@ -184,9 +193,12 @@ impl Method {
         report
     }
 
-    /// Whether entries of the progress of a recipe are called so.
-    fn is_own(name: &str) -> bool {
-        name == "run.json" || name.trim_start_matches('.').starts_with(|c: char| c.is_ascii_digit())
+    /// What it depends on beside the methods before it: its options and the files that they name.
+    fn depends_on(&self, prompts: &[String]) -> Result<[String; 3]> {
+        let prompts = digest(prompts.iter().map(|prompt| format!("{prompt}\n")));
+        let statistics = self.statistics_read()?.filter(|path| !self.is_beside(path));
+        let statistics = statistics.map(|path| digest_of_folder(&path, &Progress::new(true))).transpose()?;
+        Ok([self.options(), prompts, statistics.unwrap_or_default()])
     }
 
     fn is_unfinished(&self) -> bool {
@@ -195,20 +207,51 @@ impl Method {
 
     /// Says that it is finished, and what it made.
     fn keep(&self) -> Result<()> {
-        Ok(write_sealed(&self.made_path(), &Made { sha256: digest_of_folder(&self.out)? })?)
+        let statistics = self.statistics();
+        // A signal that comes now finds it finished.
+        let statistics = statistics.is_dir().then(|| digest_of_folder(&statistics, &())).transpose()?;
+        let sha256 = digest_of_folder(&self.out, &())?;
+        Ok(write_sealed(&self.made_path(), &Made { of: self.key.clone(), sha256, statistics })?)
     }
 
-    /// Whether it is finished, and all that it made is as it was.
+    fn made(&self) -> Option<Made> {
+        read_sealed(&self.made_path()).ok()
+    }
+
+    /// Whether it is finished, as it is now, and all that it made is as it was.
     fn is_whole(&self) -> bool {
         if !self.made_path().exists() {
             return false;
         }
         let made = read_sealed::<Made>(&self.made_path());
-        let whole = made.and_then(|made| Ok(made.sha256 == digest_of_folder(&self.out)?));
-        if !matches!(whole, Ok(true)) {
-            say(&format!("{}: damaged: it is made again", shown(&self.out)));
+        let problem = match &made {
+            Ok(made) if made.of != self.key => "of other settings",
+            Ok(made) if digest_of_folder(&self.out, &Progress::new(true)).is_ok_and(|now| now == made.sha256) => {
+                return true;
+            }
+            _ => "damaged",
+        };
+        if progress::check().is_ok() {
+            say(&format!("{}: {problem}: it is made again", shown(&self.out)));
         }
-        matches!(whole, Ok(true))
+        false
+    }
+
+    /// Whether the statistics for the next method are there, as they were.
+    fn has_statistics(&self) -> bool {
+        let found = digest_of_folder(&self.statistics(), &Progress::new(true)).ok();
+        found.is_some() && found == self.made().and_then(|made| made.statistics)
+    }
+
+    /// Removes what it made, and what it began.
+    fn remove(&self) -> Result<()> {
+        for folder in [&self.out, &self.statistics()] {
+            remove_folder(folder)?;
+            if let Some(work) = OutputFolder::progress_of(folder).parent() {
+                remove_folder(work)?;
+            }
+        }
+        Ok(())
     }
 
     fn made_path(&self) -> PathBuf {

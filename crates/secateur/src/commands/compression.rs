@@ -64,7 +64,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         if common.json { print_json(&dry) } else { print(&dry.text()) }?;
         return Ok(None);
     }
-    folder.check_copy()?;
+    let copied = folder.copied_bytes()?;
     check_memory(&folder, &calibration.sampling, calibration.sampling.batch.min(calibration.prompts.len()))?;
     // From here on a signal ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
@@ -75,6 +75,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
         return finished(&output).map(Some);
     }
     output.check_progress(Journal::is_own)?;
+    output.check_space(copied)?;
     let clip = args.job.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
         notes.push(no_score(&folder).into());
@@ -84,8 +85,9 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     let folder_for =
         |path: &Option<PathBuf>| path.as_ref().map(|path| common.output(path, &borrowed(&inputs))).transpose();
     let (statistics_output, carried_output) = (folder_for(&args.save_statistics)?, folder_for(&args.carry_statistics)?);
-    let fingerprint = Fingerprint::new(&folder, &calibration)?;
-    let saved = args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint)).transpose()?;
+    let fingerprint = Fingerprint::new(&folder, &calibration, &progress)?;
+    let saved =
+        args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint, &progress)).transpose()?;
     let run = Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget);
     let journal = match args.job.resume {
         true => Journal::open(&output.progress(), &run, &progress)?,
@@ -162,7 +164,8 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     }
     if let Some(carried_output) = &carried_output {
         let carried = source.carried(&plan, &outcome)?;
-        let of_new = Fingerprint::new(&ModelFolder::open(&output.path(), pipeline.folder().variant())?, &calibration)?;
+        let new = ModelFolder::open(&output.path(), pipeline.folder().variant())?;
+        let of_new = Fingerprint::new(&new, &calibration, &progress)?;
         SavedStatistics::write(&carried_output.path(), &carried, &step_weights, &of_new)?;
     }
     let (comparison, pictures) = match (dense, pruned) {
@@ -171,6 +174,13 @@ pub(super) fn run(job: Job<'_>) -> Result<Option<Report>> {
     };
     notes.extend(damped(&outcome));
     notes.extend(mixed(&plan, task));
+    if let ([before, after], Task::Weights { .. }) = (models.as_slice(), task)
+        && after.zeros <= before.zeros
+    {
+        let note = format!("nothing was removed: {} of {} weights were zero before", before.zeros, before.parameters);
+        progress.warn(&note);
+        notes.push(note);
+    }
     let (mut stages, peak_bytes) = progress.finish();
     // Packages that were finished before were not calibrated now.
     if !args.job.resume

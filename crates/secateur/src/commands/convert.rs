@@ -6,6 +6,7 @@ use crate::format::{print, print_json};
 use crate::progress::Progress;
 use anyhow::Result;
 use secateur_eval::Stage;
+use secateur_models::files::shown;
 use secateur_models::{Observer, SingleFile};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -41,9 +42,9 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
         let (command, model) = (command_line(), args.out.clone());
         return print_json(&Converted { command, kind, model, tensors, converted, copied, stages, peak_bytes });
     }
-    print(&format!("{kind}: {} from {}", converted.join(", "), args.file.display()))?;
+    print(&format!("{kind}: {} from {}", converted.join(", "), shown(&args.file)))?;
     if !copied.is_empty() {
-        print(&format!("{} from {}", copied.join(", "), args.like.display()))?;
+        print(&format!("{} from {}", copied.join(", "), shown(&args.like)))?;
     }
-    print(&format!("model: {}", args.out.display()))
+    print(&format!("model: {}", shown(&args.out)))
 }

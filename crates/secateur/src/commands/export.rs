@@ -6,6 +6,7 @@ use crate::format::{print, print_json};
 use crate::progress::Progress;
 use anyhow::Result;
 use secateur_models::Observer;
+use secateur_models::files::shown;
 use serde::Serialize;
 use std::path::Path;
 
@@ -21,9 +22,10 @@ struct Exported<'a> {
 pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
     let folder = args.model.open()?;
     let progress = Progress::new(common.quiet);
-    folder.check_copy()?;
+    let copied = folder.copied_bytes()?;
     links_left_out(&folder).iter().for_each(|note| progress.note(note));
     let output = common.output(&args.out, &[folder.path()])?;
+    output.check_space(copied)?;
     progress.begin("densify", folder.checkpoint().tensors().count(), "tensors");
     let tensors = folder.densify(&output.path(), &progress)?;
     // A report of how it was made small is not one of this model.
@@ -39,5 +41,5 @@ pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
         let (command, model, out) = (command_line(), folder.path(), args.out.as_path());
         return print_json(&Exported { command, model, out, groups, tensors });
     }
-    print(&format!("{tensors} tensors of {groups} modules at full size again: {}", args.out.display()))
+    print(&format!("{tensors} tensors of {groups} modules at full size again: {}", shown(&args.out)))
 }

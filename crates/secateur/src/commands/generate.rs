@@ -7,6 +7,7 @@ use crate::profile::{Profile, Share};
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use secateur_eval::{Stage, split};
+use secateur_models::files::shown;
 use secateur_models::{Observer, Pipeline, Subject};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -91,5 +92,5 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
         };
         print(&table(&["operation", "time", "share"], &shares.iter().map(row).collect::<Vec<_>>()))?;
     }
-    print(&format!("{} images in {seconds:.1} s: {}", images.len(), args.out.display()))
+    print(&format!("{} images in {seconds:.1} s: {}", images.len(), shown(&args.out)))
 }

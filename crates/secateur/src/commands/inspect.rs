@@ -5,8 +5,10 @@ use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::Result;
 use secateur_models::{
-    Block, HeadGroup, LayerName, Memory, ModelFolder, Observer, Pair, Reader, Removals, Structure, Unit,
+    Block, HeadGroup, LayerName, Memory, ModelFolder, Observer, Pair, Reader, Removals, ReuseSchedule, Sampling,
+    Structure, Unit,
 };
+use secateur_skip::kept;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,10 +25,26 @@ struct Inspection {
     text_tokens: usize,
     file_bytes: u64,
     prunable_layers: usize,
+    /// What a model that skips computes in a run, where it was made to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipping: Option<Skipping>,
     layers: Vec<LayerRow>,
     blocks: Vec<BlockRow>,
     units: Vec<UnitRow>,
     branches: Vec<UnitRow>,
+}
+
+/// What is computed of a run.
+#[derive(Serialize)]
+struct Skipping {
+    kind: String,
+    sampler: String,
+    calls: usize,
+    /// Multiply-accumulates of a run for one sample.
+    macs: u64,
+    /// Their share of all.
+    kept: f64,
+    computed: Vec<Vec<bool>>,
 }
 
 /// A module that holds parameters, multiplies, or both.
@@ -109,6 +127,9 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
     }
     print(&if args.tree { inspection.tree() } else { inspection.table() })?;
     let (height, width) = inspection.latent;
+    if let Some(skipping) = &inspection.skipping {
+        print(&format!("\n{}", skipping.text()))?;
+    }
     let zeros =
         inspection.zeros.map_or_else(String::new, |zeros| format!(", {} zeros", share(zeros, inspection.parameters)));
     print(&format!(
@@ -154,10 +175,35 @@ fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
     print(&table(&["", "memory"], &rows))
 }
 
+impl Skipping {
+    fn new(reuse: &ReuseSchedule, structure: &Structure, sampling: &Sampling) -> Result<Self> {
+        Ok(Self {
+            kind: reuse.kind.to_string(),
+            sampler: sampling.sampler.to_string(),
+            calls: reuse.computed.len(),
+            macs: reuse.macs(structure)?,
+            kept: kept(reuse, structure)?,
+            computed: reuse.computed.clone(),
+        })
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "in a run of {} calls by {} it computes {} MACs for one sample, {:.1} % of all, and takes over the rest by {}",
+            self.calls,
+            self.sampler,
+            count(self.macs),
+            100.0 * self.kept,
+            self.kind
+        )
+    }
+}
+
 impl Inspection {
     fn new(folder: &ModelFolder, zeros: bool, progress: &Progress) -> Result<Self> {
         let sampling = folder.sampling();
         let structure = folder.structure(&sampling);
+        let skipping = folder.reuse(&sampling, false)?.map(|reuse| Skipping::new(&reuse, &structure, &sampling));
         let layers = layers(folder, &structure, zeros, progress)?;
         let mut parameters: BTreeMap<&str, u64> = BTreeMap::new();
         for layer in &layers {
@@ -175,6 +221,7 @@ impl Inspection {
             latent: geometry.latent,
             text_tokens: geometry.text,
             file_bytes: folder.checkpoint().bytes(),
+            skipping: skipping.transpose()?,
             prunable_layers: layers.iter().filter(|layer| layer.prunable).count(),
             blocks: structure
                 .blocks

@@ -3,6 +3,7 @@
 use super::numbered;
 use crate::args::PromptArgs;
 use anyhow::{Result, bail};
+use secateur_models::files::shown;
 use secateur_models::{ModelFolder, Subject, read_prompts};
 use std::collections::HashSet;
 
@@ -15,7 +16,7 @@ pub(super) fn prompt_lists(
 ) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
     match folder.subject() {
         Subject::Nothing if args.prompts.is_some() || args.report_prompts.is_some() => {
-            bail!("{} takes no prompts: give --samples N, and --report-samples N", folder.path().display())
+            bail!("{} takes no prompts: give --samples N, and --report-samples N", shown(folder.path()))
         }
         Subject::Nothing => Ok((numbered(args.samples.unwrap_or(samples)), numbered(args.report_samples), Vec::new())),
         Subject::Text | Subject::Label => lists(args, folder, samples),
@@ -29,7 +30,7 @@ fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec
         Some(file) => (read_prompts(file)?, true),
         None => match folder.prompts(|prompts| &prompts.calibration)? {
             Some(own) => (own, false),
-            None => bail!("{} comes with no prompts: give --prompts FILE", folder.path().display()),
+            None => bail!("{} comes with no prompts: give --prompts FILE", shown(folder.path())),
         },
     };
     let mut report = match &args.report_prompts {
@@ -77,7 +78,7 @@ pub(super) fn report_list(
             Some(held_out) => held_out,
             None => bail!(
                 "{} comes with no held-out prompts: give --report-prompts FILE, or --report-samples 0 for no comparison",
-                folder.path().display()
+                shown(folder.path())
             ),
         },
     };

@@ -3,7 +3,7 @@
 use super::compression::{self, Job};
 use super::told::tell;
 use crate::args::{Common, GroupName, PruneArgs};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use secateur_eval::Report;
 use secateur_prune::{Allocation, Amount, Pattern, Removal, StructuredMethod, Task};
 
@@ -20,8 +20,9 @@ pub(super) fn compress(args: &PruneArgs, common: &Common) -> Result<Option<Repor
     let structured = structured_method(args)?;
     let task = task(args, structured.as_deref())?;
     let (calibration, report_prompts, notes) = compression::prompts(&args.run, &folder, SAMPLES)?;
-    let budget = allocation(args).into();
-    let removed = task.to_string();
+    let allocation = allocation(args);
+    let removed = removed(&task, allocation);
+    let budget = allocation.into();
     compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, removed, budget, notes })
 }
 
@@ -41,11 +42,22 @@ fn allocation(args: &PruneArgs) -> Allocation {
     args.allocation.unwrap_or(default)
 }
 
+/// How much goes, in words: where shares differ, of what there is as much as with equal ones.
+fn removed(task: &Task<'_>, allocation: Allocation) -> String {
+    match (task, allocation.amount()) {
+        (Task::Structured { .. }, Some(amount)) => {
+            task.to_string().replacen(" of ", &format!(" of the {} of ", amount.words()), 1)
+        }
+        _ => task.to_string(),
+    }
+}
+
 /// What the command line asks for.
 fn task<'a>(args: &PruneArgs, structured: Option<&'a dyn StructuredMethod>) -> Result<Task<'a>> {
     let Some(method) = structured else {
         let pattern = match (&args.pattern, args.sparsity) {
             (Some(pattern), _) => pattern.parse()?,
+            (None, Some(0.0)) => bail!("--sparsity 0 removes nothing: give the share of the weights to remove"),
             (None, sparsity) => Pattern::unstructured(sparsity.unwrap_or(0.5))?,
         };
         let method = args.method.method();

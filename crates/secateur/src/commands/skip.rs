@@ -69,7 +69,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         return Ok(None);
     }
     let (prompts, report_prompts, mut notes) = lists;
-    folder.check_copy()?;
+    let copied = folder.copied_bytes()?;
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
     let output = args.job.output(common, &borrowed(&args.job.inputs(&folder)))?;
@@ -77,6 +77,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         return finished(&output).map(Some);
     }
     output.check_progress(secateur_skip::Progress::is_own)?;
+    output.check_space(copied)?;
     let clip = args.job.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
         notes.push(no_score(&folder).into());
@@ -99,7 +100,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Option<Report
         iterations: args.iterations,
         keep,
     };
-    let request = request(&learning, kind, pipeline.folder())?;
+    let request = request(&learning, kind, pipeline.folder(), &progress)?;
     let state = secateur_skip::Progress { folder: output.progress(), request };
     let search = Search::new(&pipeline, &whole, &learning, Some(&state), &progress)?;
     let learned = match args.iterations {
@@ -268,7 +269,7 @@ fn footprint(
     (learned, judged): (usize, usize),
 ) -> Result<Footprint> {
     let scorer = args.job.score.path(folder).filter(|_| args.job.score.is_used(folder));
-    let model = Model::new(folder, sampling, judged, scorer.as_deref())?;
+    let model = Model::new(folder, sampling, (learned, judged), scorer.as_deref())?;
     let (passes, calls) = (folder.passes(sampling.guidance), whole.computed.len());
     let batch = sampling.batch.min(learned);
     let handed_on = structure.handed_on_bytes(whole.kind)? * passes as u64;
@@ -279,7 +280,7 @@ fn footprint(
     let encoders = [("encoders packed", model.text_packed() + decoder), ("denoiser packed", model.packed())];
     let drawing = || model.loaded().into_iter().chain(encoders);
     let judging = batch.min(SEARCHED) as u64;
-    let plain = [("activations", model.activations()), ("what units made", judging * calls as u64 * handed_on)];
+    let plain = [("activations", model.activations(batch)), ("what units made", judging * calls as u64 * handed_on)];
     footprint.add("plain", drawing().chain(plain));
     if args.iterations > 0 {
         let backward = ("packed for gradients", structure.backward_bytes() + decoder);
@@ -298,7 +299,7 @@ fn footprint(
 }
 
 /// What the result depends on.
-fn request(learning: &Learning, kind: Kind, folder: &ModelFolder) -> Result<String> {
+fn request(learning: &Learning, kind: Kind, folder: &ModelFolder, observer: &dyn Observer) -> Result<String> {
     let Learning { prompts, sampling, loss, iterations, keep } = learning;
     let calibration = secateur_prune::Calibration {
         prompts: prompts.clone(),
@@ -306,7 +307,7 @@ fn request(learning: &Learning, kind: Kind, folder: &ModelFolder) -> Result<Stri
         weighting: secateur_prune::Weighting::default(),
         token_stride: 1,
     };
-    let fingerprint = secateur_prune::Fingerprint::new(folder, &calibration)?;
+    let fingerprint = secateur_prune::Fingerprint::new(folder, &calibration, observer)?;
     let fingerprint = serde_json::to_string(&fingerprint)?;
     let batch = sampling.batch;
     Ok(format!("{kind} units, {loss}, {iterations} iterations of {batch} pictures, {keep} kept, {fingerprint}"))

@@ -59,12 +59,8 @@ pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Option<Report
     };
     let budget = Budget { allocation, total: Some(target.total) };
     let task = Task::Structured { method: &method, removal: removal(share)? };
-    let what = match amount {
-        Amount::Parameters => "parameters",
-        Amount::Macs => "multiply-accumulates",
-    };
     let of_all = Pattern::Unstructured(target.total / target.whole);
-    let removed = format!("{of_all} of the {what} ({:.0} % of those that can go)", 100.0 * share);
+    let removed = format!("{of_all} of the {} ({:.0} % of those that can go)", amount.words(), 100.0 * share);
     compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, removed, budget, notes })
 }
 

@@ -69,7 +69,7 @@ pub(super) fn tell(report: Option<&Report>, out: Option<&Path>, common: &Common)
         }
     }
     match out {
-        Some(out) => print(&format!("model: {}\nreport: {}", out.display(), out.join("report.html").display())),
+        Some(out) => print(&format!("model: {}\nreport: {}", shown(out), shown(&out.join("report.html")))),
         None => Ok(()),
     }
 }

@@ -28,8 +28,6 @@ pub(super) struct Recipe {
     path: PathBuf,
     /// The words of the command line with the recipe's own options before all others.
     words: Vec<OsString>,
-    /// What the result depends on, beside the model.
-    pub(super) request: String,
     methods: Vec<(String, Vec<OsString>)>,
 }
 
@@ -38,6 +36,8 @@ pub(super) struct Method {
     pub(super) name: String,
     /// Its new model.
     pub(super) out: PathBuf,
+    /// SHA-256 of what the new model depends on: the first model, and the options and prompts of the methods up to this one.
+    pub(super) key: String,
     words: Vec<OsString>,
 }
 
@@ -75,22 +75,19 @@ impl Recipe {
         }
         let own = options("compress", &table)?;
         let place = words.iter().position(|word| word == "compress").map_or(words.len(), |place| place + 1);
-        let stays =
-            |word: &&OsString| !["--resume", "--force", "--quiet", "-q", "--json"].iter().any(|flag| word == flag);
-        let request = format!("{:?}\n{text}", words.iter().skip(1).filter(stays).collect::<Vec<_>>());
         words.splice(place..place, own);
-        Ok(Self { path: path.to_owned(), words, request, methods })
+        Ok(Self { path: path.to_owned(), words, methods })
     }
 
     fn problem(&self, error: &clap::Error) -> anyhow::Error {
-        anyhow::anyhow!("{}: {}", self.path.display(), error.render().to_string().trim())
+        anyhow::anyhow!("{}: {}", shown(&self.path), error.render().to_string().trim())
     }
 
     /// The arguments with what the recipe says for all.
     pub(super) fn merged(&self) -> Result<CompressArgs> {
         match Cli::try_parse_from(&self.words).map_err(|error| self.problem(&error))?.command {
             Command::Compress(args) => Ok(*args),
-            _ => bail!("{}: not a recipe for compress", self.path.display()),
+            _ => bail!("{}: not a recipe for compress", shown(&self.path)),
         }
     }
 
@@ -108,8 +105,8 @@ impl Recipe {
             words.extend(inherited(given));
             words.extend(own.iter().cloned());
             words.push("--report-samples=0".into());
-            let method = Method { name: name.clone(), out: out.clone(), words };
-            method.command(false).with_context(|| format!("{}: method {number}", self.path.display()))?;
+            let method = Method { name: name.clone(), out: out.clone(), key: String::new(), words };
+            method.command(false).with_context(|| format!("{}: method {number}", shown(&self.path)))?;
             methods.push(method);
             input = out;
         }
@@ -179,6 +176,29 @@ impl Method {
         let words = self.words.iter().cloned().chain(resume.then(|| "--resume".into()));
         let cli = Cli::try_parse_from(words);
         Ok(cli.map_err(|error| anyhow::anyhow!("{}", error.render().to_string().trim()))?.command)
+    }
+
+    /// Its name and its options, without the paths of what methods make.
+    pub(super) fn options(&self) -> String {
+        let progress = self.out.parent().unwrap_or(Path::new("")).to_string_lossy();
+        // The input is in the third place, the output after it.
+        let words = self.words.iter().enumerate().filter(|(place, _)| ![0, 2, 3].contains(place));
+        let words: Vec<_> = words.map(|(_, word)| word.to_string_lossy().replace(&*progress, "")).collect();
+        format!("{words:?}")
+    }
+
+    /// Whether entries in the progress of a recipe are called so.
+    pub(super) fn is_own(name: &str) -> bool {
+        let hidden = name.strip_prefix('.').and_then(|name| name.strip_suffix(".secateur"));
+        let Some((number, name)) = hidden.unwrap_or(name).split_once('-') else { return name == "run.json" };
+        let mut parts = name.split('.');
+        let is_method = number.parse::<u8>().is_ok() && parts.next().is_some_and(|name| METHODS.contains(&name));
+        let is_token = |part: &str| part.len() == 24 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_ending = |part| match hidden {
+            Some(_) => part == "statistics" || is_token(part),
+            None => part == "statistics" || part == "json",
+        };
+        is_method && parts.all(is_ending)
     }
 
     /// What it was told of model, prompts and output.

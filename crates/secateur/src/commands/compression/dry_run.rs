@@ -21,7 +21,10 @@ pub(super) struct DryRun {
     parameters: u64,
     parameters_after: u64,
     macs: u64,
+    /// With equal shares.
     macs_after: u64,
+    #[serde(skip)]
+    equal_shares: bool,
     calibration_samples: usize,
     calibration_steps: usize,
     weighting: String,
@@ -132,6 +135,7 @@ impl DryRun {
             groups: plan.groups().map(group).collect(),
             parameters: folder.parameters_without(folder.removals())?,
             parameters_after: folder.parameters_without(&removals)?,
+            equal_shares: allocation == Allocation::Uniform,
             macs: structure.macs(),
             macs_after: folder.whole_structure(sampling).without(&removals).macs(),
             calibration_samples: calibration.prompts.len(),
@@ -165,9 +169,10 @@ impl DryRun {
                 self.removed
             ),
             groups => format!(
-                "{} in {} modules; {} of {} parameters and {} of {} MACs stay, {:.2} times fewer",
+                "{} in {} modules; {}{} of {} parameters and {} of {} MACs stay, {:.2} times fewer",
                 self.removed,
                 groups.len(),
+                if self.equal_shares { "" } else { "about " },
                 count(self.parameters_after),
                 count(self.parameters),
                 count(self.macs_after),

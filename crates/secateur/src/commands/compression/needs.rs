@@ -76,7 +76,7 @@ impl Needs<'_> {
         let Self { args, folder, calibration, task, allocation, judged } = self;
         let sampling = &calibration.sampling;
         let scorer = args.job.score.path(folder).filter(|_| args.job.score.is_used(folder));
-        let model = Model::new(folder, sampling, *judged, scorer.as_deref())?;
+        let model = Model::new(folder, sampling, (calibration.prompts.len(), *judged), scorer.as_deref())?;
         let structure = folder.structure(sampling);
         let saved = args.statistics.is_some();
         let mut footprint = Footprint::new();
@@ -113,8 +113,7 @@ impl Needs<'_> {
         }
         let solver = largest(&|package| package.solver_bytes(task));
         if *allocation != Allocation::Uniform {
-            let batch = influence_pictures(calibration).0.min(sampling.batch);
-            let activations = model.activations() * batch as u64 / sampling.batch.max(1) as u64;
+            let activations = model.activations(influence_pictures(calibration).0);
             let own = [
                 ("statistics", held),
                 ("solver, or calls of the model", solver.max(model.packed() + activations)),
