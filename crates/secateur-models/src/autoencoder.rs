@@ -1,11 +1,13 @@
 //! Autoencoders of all kinds, by the class that a configuration names.
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::options::config_fields;
 use crate::structure::Operation;
 use crate::vae::AutoencoderKlConfig;
 use crate::vae_tiny::AutoencoderTinyConfig;
 use candle_core::Tensor;
+use secateur_nn::Fit;
 use serde_json::Value;
 use std::fmt::Debug;
 use std::path::Path;
@@ -22,14 +24,15 @@ pub trait Autoencoder: Send + Sync {
     /// `scaling_factor` and `shift_factor`: the denoiser's latents are (latents - shift) * scale.
     fn scale_and_shift(&self) -> (f64, f64);
 
-    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3. They are decoded one at a
-    /// time: at full size a picture takes gigabytes on its way.
+    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3; `shifted`, unless the
+    /// pipeline does not know of a `shift_factor`. They are decoded one at a time: at full size a picture takes gigabytes
+    /// on its way.
     ///
     /// # Errors
     /// If the shape does not fit.
-    fn pictures(&self, latents: &Tensor) -> Result<Tensor> {
+    fn pictures(&self, latents: &Tensor, shifted: bool) -> Result<Tensor> {
         let (scale, shift) = self.scale_and_shift();
-        let latents = latents.affine(1.0 / scale, shift)?;
+        let latents = latents.affine(1.0 / scale, if shifted { shift } else { 0.0 })?;
         let mut pictures = Vec::new();
         for sample in 0..latents.dim(0)? {
             pictures.push(self::pictures(&self.decode(&latents.narrow(0, sample, 1)?)?)?);
@@ -51,6 +54,12 @@ pub trait AutoencoderConfig: Debug + Send + Sync {
     /// What a decoder computes of latents of that height and width, in execution order.
     fn decoder(&self, latent: (usize, usize)) -> Vec<Operation>;
 
+    /// How the model fits the files of its weights.
+    ///
+    /// # Errors
+    /// If something is missing or of another shape.
+    fn fit(&self, checkpoint: &Checkpoint) -> Result<Fit>;
+
     /// Loads the model from its folder.
     ///
     /// # Errors
@@ -58,18 +67,30 @@ pub trait AutoencoderConfig: Debug + Send + Sync {
     fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>>;
 }
 
-/// Reads the `config.json` of an autoencoder.
+/// Reads the `config.json` of an autoencoder, of the class that it names.
 ///
 /// # Errors
 /// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something that is not
 /// supported.
 pub fn autoencoder_config(path: &Path) -> Result<Arc<dyn AutoencoderConfig>> {
-    let config = config_fields(path)?;
-    match config.get("_class_name").and_then(Value::as_str) {
-        Some("AutoencoderKL") => Ok(Arc::new(AutoencoderKlConfig::open(path)?)),
-        Some("AutoencoderTiny") => Ok(Arc::new(AutoencoderTinyConfig::open(path)?)),
-        Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
+    match config_fields(path)?.get("_class_name").and_then(Value::as_str) {
+        Some(class) => autoencoder_config_of(path, class),
         None => Err(Error::invalid(path, "_class_name is missing")),
+    }
+}
+
+/// Reads the `config.json` of an autoencoder of `class`.
+///
+/// # Errors
+/// As [`autoencoder_config`].
+pub(crate) fn autoencoder_config_of(path: &Path, class: &str) -> Result<Arc<dyn AutoencoderConfig>> {
+    match class {
+        "AutoencoderKL" => Ok(Arc::new(AutoencoderKlConfig::open(path)?)),
+        "AutoencoderTiny" => Ok(Arc::new(AutoencoderTinyConfig::open(path)?)),
+        _ => {
+            let problem = format!("_class_name {class:?} is not supported; AutoencoderKL and AutoencoderTiny are");
+            Err(Error::invalid(path, problem))
+        }
     }
 }
 

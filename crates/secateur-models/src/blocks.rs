@@ -276,10 +276,11 @@ pub(crate) struct StreamLayers<'a> {
 }
 
 /// What a feed-forward does between its linears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) enum Gate {
     /// GELU.
+    #[default]
     Gelu,
     /// GELU by tanh.
     GeluTanh,

@@ -6,7 +6,7 @@ use crate::options::Unique;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::{self, Metadata};
-use secateur_nn::Parameters;
+use secateur_nn::{Fit, Parameters, Scope};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -366,14 +366,39 @@ impl Checkpoint {
         Err(Error::invalid(&self.folder, format!("no tensor {name}")))
     }
 
+    /// How the model that `construct` makes fits the files.
+    ///
+    /// # Errors
+    /// If something is missing or of another shape.
+    pub(crate) fn fit<T>(&self, construct: impl Fn(&Scope<'_>) -> Result<T>) -> Result<Fit> {
+        self.placeholders()?.fit(|scope| construct(&scope))
+    }
+
+    /// The model that `construct` makes of the weights. Others than it asks for are not read.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::fit`] and [`Checkpoint::load`].
+    pub(crate) fn build<T>(&self, construct: impl Fn(&Scope<'_>) -> Result<T>) -> Result<T> {
+        let Fit { wanted, .. } = self.fit(&construct)?;
+        self.load_where(|name| wanted.contains_key(name))?.build(|scope| construct(&scope))
+    }
+
     /// Reads all weights, as `f32`.
     ///
     /// # Errors
     /// If a tensor cannot be read, is of a type that is not supported, or holds values that are not finite.
     pub fn load(&self) -> Result<Parameters> {
+        self.load_where(|_| true)
+    }
+
+    /// Reads the weights of some names.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`].
+    pub(crate) fn load_where(&self, wanted: impl Fn(&str) -> bool) -> Result<Parameters> {
         let mut tensors = BTreeMap::new();
         for file in &self.files {
-            for (name, info) in &file.tensors {
+            for (name, info) in file.tensors.iter().filter(|(name, _)| wanted(name)) {
                 tensors.insert(name.clone(), file.read(name, info)?);
             }
         }

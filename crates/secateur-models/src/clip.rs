@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, TRANSFORMERS_STEM};
 use crate::error::{Error, Result};
-use crate::options::{check_eps, config_fields, read_fields};
+use crate::options::{ACTIVATIONS, OF_TRANSFORMERS, Options, activation, check_eps, config_fields};
 use crate::preprocess::ClipImageProcessor;
 use crate::structure::Memory;
 use crate::tokenizer::ClipTokenizer;
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The transformer that text and vision share.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 struct EncoderConfig {
     hidden_size: usize,
     intermediate_size: usize,
@@ -69,11 +69,8 @@ impl EncoderConfig {
     }
 
     fn activation(&self) -> std::result::Result<Activation, String> {
-        match self.hidden_act.as_str() {
-            "quick_gelu" => Ok(Activation::QuickGelu),
-            "gelu" => Ok(Activation::Gelu),
-            other => Err(format!("hidden_act {other:?} is not supported")),
-        }
+        let problem = || format!("hidden_act {:?} is not supported; {ACTIVATIONS} are", self.hidden_act);
+        activation(&self.hidden_act).ok_or_else(problem)
     }
 }
 
@@ -123,18 +120,16 @@ impl Encoder {
 /// Configuration of a CLIP text encoder.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ClipTextConfig {
-    #[serde(flatten)]
+    #[serde(skip)]
     encoder: EncoderConfig,
     vocab_size: usize,
     max_position_embeddings: usize,
     eos_token_id: u32,
     projection_dim: usize,
-    #[serde(default)]
-    architectures: Vec<String>,
 }
 
-/// The class of text encoders that project.
-const PROJECTED: &str = "CLIPTextModelWithProjection";
+/// The class of text encoders whose `text_projection` stands beside the encoder.
+pub(crate) const PROJECTED: &str = "CLIPTextModelWithProjection";
 
 /// What transformers leaves out of a text configuration when it has these values.
 fn text_defaults() -> Value {
@@ -152,37 +147,48 @@ fn vision_defaults() -> Value {
     })
 }
 
-/// A configuration over its defaults.
-fn complete<T: DeserializeOwned>(path: &Path, mut defaults: Value, config: Option<&Map<String, Value>>) -> Result<T> {
+/// A configuration over its defaults, with the encoder's part.
+fn complete<T: DeserializeOwned>(
+    path: &Path,
+    mut defaults: Value,
+    config: &Map<String, Value>,
+) -> Result<(T, EncoderConfig)> {
     let Value::Object(all) = &mut defaults else { return Err(Error::invalid(path, "not an object")) };
-    all.extend(config.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
-    // An error of a flattened structure would not name the field.
-    let encoder: EncoderConfig = read_fields(path, all)?;
-    encoder.check().map_err(|problem| Error::invalid(path, problem))?;
-    read_fields(path, all)
+    all.extend(config.iter().map(|(key, value)| (key.clone(), value.clone())));
+    let mut options = Options::new(path, all);
+    let (config, encoder): (T, EncoderConfig) = (options.read()?, options.read()?);
+    encoder.check().map_err(|problem| options.invalid(problem))?;
+    let supported = [("use_attention_mask", json!(false))];
+    options.finish(&supported, &[&OF_TRANSFORMERS[..], &["projection_dim"]].concat())?;
+    Ok((config, encoder))
+}
+
+/// The part `name` of the configuration of a whole CLIP. An older `name`_dict goes before it.
+fn part(name: &str, config: &Map<String, Value>) -> Map<String, Value> {
+    let parts = [name.to_owned(), format!("{name}_dict")].map(|name| config.get(&name).and_then(Value::as_object));
+    parts.into_iter().flatten().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 impl ClipTextConfig {
-    /// Reads a component's `config.json`.
+    /// Reads a component's `config.json`, of which the text's part counts where it is of a whole CLIP.
     ///
     /// # Errors
     /// If it cannot be read, or is not that of a text encoder.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = complete(path, text_defaults(), Some(&config_fields(path)?))?;
-        match config.architectures.first().map(String::as_str) {
-            Some(PROJECTED | "CLIPTextModel") | None => Ok(config),
-            Some(other) => Err(Error::invalid(path, format!("{other} is not a CLIP text encoder"))),
+        let config = config_fields(path)?;
+        match config.get("model_type").and_then(Value::as_str) {
+            Some("clip") if config.contains_key("text_config") => Self::read(path, &part("text_config", &config)),
+            _ => Self::read(path, &config),
         }
     }
 
-    /// Whether `text_projection` stands beside the encoder.
-    fn projected(&self) -> bool {
-        self.architectures.first().is_some_and(|class| class == PROJECTED)
+    fn read(path: &Path, fields: &Map<String, Value>) -> Result<Self> {
+        let (config, encoder) = complete::<Self>(path, text_defaults(), fields)?;
+        Ok(Self { encoder, ..config })
     }
 
     /// What it asks a checkpoint for, by the names that every version of transformers reads.
-    pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
-        let projected = self.projected();
+    pub(crate) fn parameters(&self, projected: bool) -> Result<BTreeMap<String, Wanted>> {
         Parameters::wanted(Default::default(), |scope| {
             let scope = if projected { scope } else { scope.at("text_model") };
             ClipTextModel::new(self, projected, &scope)
@@ -212,14 +218,13 @@ pub struct ClipTextModel {
 }
 
 impl ClipTextModel {
-    /// Opens a component folder.
+    /// Opens a component folder; with `projected`, `text_projection` stands beside the encoder.
     ///
     /// # Errors
     /// If its files cannot be read or do not fit each other.
-    pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
+    pub fn open(folder: &Path, projected: bool, variant: Option<&str>) -> Result<Self> {
         let config = ClipTextConfig::open(&folder.join("config.json"))?;
-        let parameters = Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?.load()?;
-        parameters.build(|scope| Self::new(&config, config.projected(), &scope))
+        Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?.build(|scope| Self::new(&config, projected, scope))
     }
 
     /// Builds the model; with `projected`, `text_projection` stands beside the encoder.
@@ -292,7 +297,7 @@ impl ClipTextModel {
 
 #[derive(Clone, Debug, Deserialize)]
 struct VisionConfig {
-    #[serde(flatten)]
+    #[serde(skip)]
     encoder: EncoderConfig,
     image_size: usize,
     patch_size: usize,
@@ -300,6 +305,13 @@ struct VisionConfig {
 }
 
 impl VisionConfig {
+    fn read(path: &Path, fields: &Map<String, Value>) -> Result<Self> {
+        let (config, encoder) = complete::<Self>(path, vision_defaults(), fields)?;
+        let config = Self { encoder, ..config };
+        config.check().map_err(|problem| Error::invalid(path, problem))?;
+        Ok(config)
+    }
+
     /// Whether it contradicts itself, and how.
     fn check(&self) -> std::result::Result<(), String> {
         let (size, patch) = (self.image_size, self.patch_size);
@@ -359,6 +371,34 @@ impl VisionModel {
     }
 }
 
+/// The configuration of a whole CLIP.
+struct ClipConfig {
+    text: ClipTextConfig,
+    vision: VisionConfig,
+    projection_dim: usize,
+}
+
+impl ClipConfig {
+    fn open(path: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Whole {
+            #[serde(default = "projection_dim")]
+            projection_dim: usize,
+        }
+        fn projection_dim() -> usize {
+            512
+        }
+        let fields = config_fields(path)?;
+        let mut options = Options::new(path, &fields);
+        let Whole { projection_dim } = options.read()?;
+        let parts = ["text_config", "vision_config", "text_config_dict", "vision_config_dict"];
+        options.finish(&[], &[&OF_TRANSFORMERS[..], &parts].concat())?;
+        let text = ClipTextConfig::read(path, &part("text_config", &fields))?;
+        let vision = VisionConfig::read(path, &part("vision_config", &fields))?;
+        Ok(Self { text: ClipTextConfig { projection_dim, ..text }, vision, projection_dim })
+    }
+}
+
 /// `CLIPModel`: embeds texts and pictures in one space, where the cosine tells how well they fit.
 pub struct ClipModel {
     text: ClipTextModel,
@@ -378,28 +418,22 @@ impl ClipModel {
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let config = config_fields(&path)?;
-        let part = |name: &str| config.get(name).and_then(Value::as_object);
-        let vision: VisionConfig = complete(&path, vision_defaults(), part("vision_config"))?;
-        let mut text: ClipTextConfig = complete(&path, text_defaults(), part("text_config"))?;
-        let projection_dim = config.get("projection_dim").and_then(Value::as_u64).unwrap_or(512) as usize;
-        text.projection_dim = projection_dim;
-        vision.check().map_err(|problem| Error::invalid(&path, problem))?;
+        let ClipConfig { text, vision, projection_dim } = ClipConfig::open(&path)?;
         let tokenizer = ClipTokenizer::open(folder)?;
         let processor = ClipImageProcessor::open(&folder.join("preprocessor_config.json"))?;
         let name = folder.canonicalize().map_err(Error::io(folder))?;
         let name = name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Checkpoint::open(folder, TRANSFORMERS_STEM, None)?.load()?.build(|scope| {
+        Checkpoint::open(folder, TRANSFORMERS_STEM, None)?.build(|scope| {
             let width = vision.encoder.hidden_size;
             let projection = scope.at("visual_projection");
             Ok(Self {
-                text: ClipTextModel::new(&text, true, &scope)?,
+                text: ClipTextModel::new(&text, true, scope)?,
                 vision: VisionModel::new(&vision, &scope.at("vision_model"))?,
                 visual_projection: Linear::without_bias(width, projection_dim, &projection)?,
                 logit_scale: scope.get("logit_scale", ())?,
-                tokenizer,
-                processor,
-                name,
+                tokenizer: tokenizer.clone(),
+                processor: processor.clone(),
+                name: name.clone(),
             })
         })
     }
@@ -411,10 +445,7 @@ impl ClipModel {
     /// If its configuration or the headers of its weights cannot be read.
     pub fn memory(folder: &Path, pictures: usize, texts: usize) -> Result<Memory> {
         let path = folder.join("config.json");
-        let config = config_fields(&path)?;
-        let part = |name: &str| config.get(name).and_then(Value::as_object);
-        let vision: VisionConfig = complete(&path, vision_defaults(), part("vision_config"))?;
-        let text: ClipTextConfig = complete(&path, text_defaults(), part("text_config"))?;
+        let ClipConfig { text, vision, .. } = ClipConfig::open(&path)?;
         let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
         let packed = |config: &EncoderConfig| {
             let EncoderConfig { hidden_size: width, intermediate_size: inner, num_hidden_layers: layers, .. } = config;

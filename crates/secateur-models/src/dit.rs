@@ -5,14 +5,13 @@ use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::modulation::Modulation;
-use crate::options;
+use crate::options::{self, Options};
 use crate::patches::{PatchEmbed, PatchTransformer, Positions};
 use crate::structure::{Block, Geometry, Layer, Structure};
 use candle_core::Tensor;
 use secateur_nn::{Activation, Context, Embedding, Linear, Scope, ops};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
-use std::path::Path;
+use serde_json::{Value, json};
 
 /// Of the first norm of a block and of the last one, whatever the configuration says.
 const EPS: f32 = 1e-6;
@@ -22,14 +21,12 @@ const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_s
 /// Configuration of a `DiTTransformer2DModel`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct DitConfig {
-    #[serde(flatten)]
+    #[serde(skip)]
     transformer: PatchTransformer,
     /// Classes; one more label stands for none of them.
     num_embeds_ada_norm: usize,
     #[serde(default = "norm_eps")]
     norm_eps: f32,
-    #[serde(flatten)]
-    others: Map<String, Value>,
 }
 
 fn norm_eps() -> f32 {
@@ -37,7 +34,7 @@ fn norm_eps() -> f32 {
 }
 
 /// Options of which only this value is supported; it is also what they are where they are absent.
-fn only_supported() -> [(&'static str, Value); 7] {
+fn supported() -> [(&'static str, Value); 7] {
     [
         ("attention_type", json!("default")),
         ("cross_attention_dim", Value::Null),
@@ -49,19 +46,15 @@ fn only_supported() -> [(&'static str, Value); 7] {
     ]
 }
 
+/// Options that change nothing here: those of training, of other norms, and numbers are of f32 anyway.
+const UNREAD: [&str; 4] = ["dropout", "norm_num_groups", "upcast_attention", "use_additional_conditions"];
+
 impl DitConfig {
-    /// Reads a component's `config.json`.
-    ///
-    /// # Errors
-    /// If it cannot be read, contradicts itself, or asks for something that is not supported.
-    pub fn open(path: &Path) -> Result<Self> {
-        let fields = options::config_fields(path)?;
-        // An error of a flattened structure would not name the field.
-        let _: PatchTransformer = options::read_fields(path, &fields)?;
-        let config: Self = options::read_fields(path, &fields)?;
-        let checked = options::only(&config.others, &only_supported()).and_then(|()| config.transformer.check());
-        let checked = checked.and_then(|()| options::check_eps("norm_eps", config.norm_eps.into()));
-        checked.map_err(|problem| Error::invalid(path, problem))?;
+    pub(crate) fn read(mut options: Options<'_>) -> Result<Self> {
+        let config = Self { transformer: options.read()?, ..options.read()? };
+        let checked = config.transformer.check().and_then(|()| options::check_eps("norm_eps", config.norm_eps.into()));
+        checked.map_err(|problem| options.invalid(problem))?;
+        options.finish(&supported(), &UNREAD)?;
         Ok(config)
     }
 

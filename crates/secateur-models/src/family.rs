@@ -6,13 +6,13 @@ use crate::edits::Removals;
 use crate::error::{Error, Result};
 use crate::flux::FluxConfig;
 use crate::mmdit::MmditConfig;
-use crate::options::config_fields;
+use crate::options::{Options, config_fields};
 use crate::pixart::PixartConfig;
 use crate::structure::{Geometry, Structure};
 use crate::unet::UnetConfig;
 use candle_core::Tensor;
 use secateur_nn::{Context, Parameters, Scope, Wanted};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
@@ -52,6 +52,11 @@ pub trait DenoiserConfig: Debug + Send + Sync {
     /// Shape of one image's latents at the size it was trained for: channels x height x width.
     fn latent_shape(&self) -> [usize; 3];
 
+    /// Whether its configuration does not say that size.
+    fn is_of_unknown_size(&self) -> bool {
+        false
+    }
+
     /// Side of the squares that it cuts latents into.
     fn patch(&self) -> usize {
         1
@@ -81,27 +86,39 @@ pub trait DenoiserConfig: Debug + Send + Sync {
     fn structure(&self, geometry: &Geometry) -> Structure;
 }
 
-/// Reads the `config.json` of a denoiser.
+/// Reads the `config.json` of a denoiser, of the class that it names.
 ///
 /// # Errors
 /// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something that is not
 /// supported.
 pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
-    let file = config_fields(path)?;
-    let text = |name: &str| file.get(name).and_then(Value::as_str);
+    denoiser_config_of(path, &config_fields(path)?)
+}
+
+/// The configuration of a denoiser of the fields of its `config.json`.
+///
+/// # Errors
+/// As [`denoiser_config`].
+pub(crate) fn denoiser_config_of(path: &Path, fields: &Map<String, Value>) -> Result<Arc<dyn DenoiserConfig>> {
+    let text = |name: &str| fields.get(name).and_then(Value::as_str);
     // Before they had classes of their own, DiT and PixArt were a Transformer2DModel with a norm_type.
     let class = match (text("_class_name"), text("norm_type")) {
-        (Some("Transformer2DModel"), Some("ada_norm_zero")) => Some("DiTTransformer2DModel"),
-        (Some("Transformer2DModel"), Some("ada_norm_single")) => Some("PixArtTransformer2DModel"),
-        (class, _) => class,
+        (Some("Transformer2DModel"), Some("ada_norm_zero")) => "DiTTransformer2DModel",
+        (Some("Transformer2DModel"), Some("ada_norm_single")) => "PixArtTransformer2DModel",
+        (Some(class), _) => class,
+        (None, _) => return Err(Error::invalid(path, "_class_name is missing")),
     };
+    let options = Options::new(path, fields);
     match class {
-        Some("DiTTransformer2DModel") => Ok(Arc::new(DitConfig::open(path)?)),
-        Some("PixArtTransformer2DModel") => Ok(Arc::new(PixartConfig::open(path)?)),
-        Some("SD3Transformer2DModel") => Ok(Arc::new(MmditConfig::open(path)?)),
-        Some("FluxTransformer2DModel") => Ok(Arc::new(FluxConfig::open(path)?)),
-        Some("UNet2DConditionModel" | "UNet2DModel") => Ok(Arc::new(UnetConfig::open(path)?)),
-        Some(class) => Err(Error::invalid(path, format!("_class_name {class:?} is not supported"))),
-        None => Err(Error::invalid(path, "_class_name is missing")),
+        "DiTTransformer2DModel" => Ok(Arc::new(DitConfig::read(options)?)),
+        "PixArtTransformer2DModel" => Ok(Arc::new(PixartConfig::read(options)?)),
+        "SD3Transformer2DModel" => Ok(Arc::new(MmditConfig::read(options)?)),
+        "FluxTransformer2DModel" => Ok(Arc::new(FluxConfig::read(options)?)),
+        "UNet2DConditionModel" | "UNet2DModel" => Ok(Arc::new(UnetConfig::read(options)?)),
+        class => {
+            let known = "DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, FluxTransformer2DModel, \
+                         UNet2DConditionModel and UNet2DModel are";
+            Err(options.invalid(format!("_class_name {class:?} is not supported; {known}")))
+        }
     }
 }

@@ -6,14 +6,12 @@ use crate::error::{Error, Result};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::joint::{EPS, IMAGE, IMAGE_NORMS, JointBlock, JointConfig, Projections};
 use crate::modulation::Modulation;
-use crate::options::{check_heads, read_config};
+use crate::options::{Options, check_heads};
 use crate::patches::whole_grid;
 use crate::structure::{Block, Geometry, Layer, NeuronGroup, Slice, Structure, UnitKind};
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::{Activation, Context, LayerName, Linear, Scope, ops};
 use serde::Deserialize;
-use serde_json::{Map, Value};
-use std::path::Path;
 use std::sync::Arc;
 
 /// How the timestep and the guidance scale are told.
@@ -49,8 +47,6 @@ pub struct FluxConfig {
     /// Shares of a head that tell the text's place, the row and the column.
     #[serde(default = "axes_dims_rope")]
     axes_dims_rope: [usize; 3],
-    #[serde(flatten)]
-    others: Map<String, Value>,
 }
 
 fn one() -> usize {
@@ -61,23 +57,16 @@ fn axes_dims_rope() -> [usize; 3] {
 }
 
 impl FluxConfig {
-    /// Reads a component's `config.json`.
-    ///
-    /// # Errors
-    /// If it cannot be read, contradicts itself, or asks for something that is not supported.
-    pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_config(path)?;
+    pub(crate) fn read(mut options: Options<'_>) -> Result<Self> {
+        let config: Self = options.read()?;
         match config.problem() {
-            Some(problem) => Err(Error::invalid(path, problem)),
-            None => Ok(config),
+            Some(problem) => Err(options.invalid(problem)),
+            None => options.finish(&[], &[]).map(|()| config),
         }
     }
 
     /// What is wrong with it, if anything.
     fn problem(&self) -> Option<String> {
-        if let Some((name, value)) = self.others.iter().find(|(name, _)| !name.starts_with('_')) {
-            return Some(format!("{name} {value} is not supported"));
-        }
         if self.patch_size != 1 {
             return Some(format!("patch_size {} is not supported; 1 is", self.patch_size));
         }
@@ -371,8 +360,10 @@ impl Denoiser for Flux {
 mod tests {
     use super::FluxConfig;
     use crate::family::DenoiserConfig;
+    use crate::options::Options;
     use crate::structure::{Geometry, Operation};
     use serde_json::{Value, json};
+    use std::path::Path;
 
     fn dev() -> Value {
         json!({
@@ -420,8 +411,9 @@ mod tests {
         ] {
             let mut config = dev();
             config[name] = value;
-            let config: FluxConfig = serde_json::from_value(config).unwrap();
-            assert!(config.problem().is_some_and(|problem| problem.contains(name)), "{:?}", config.problem());
+            let options = Options::new(Path::new("config.json"), config.as_object().unwrap());
+            let problem = FluxConfig::read(options).unwrap_err().to_string();
+            assert!(problem.contains(name), "{problem}");
         }
     }
 }

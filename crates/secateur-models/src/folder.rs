@@ -1,15 +1,16 @@
 //! A model folder in the diffusers layout: what it holds, without loading weights.
 
-use crate::autoencoder::{Autoencoder, AutoencoderConfig, autoencoder_config};
+use crate::autoencoder::{Autoencoder, AutoencoderConfig, autoencoder_config_of};
 use crate::checkpoint::{Checkpoint, DIFFUSERS_STEM, variants};
-use crate::clip::ClipTextConfig;
+use crate::clip::{ClipTextConfig, ClipTextModel, PROJECTED};
 use crate::edits::Removals;
 use crate::error::{Error, Result};
-use crate::family::{DenoiserConfig, denoiser_config};
+use crate::family::{DenoiserConfig, denoiser_config_of};
 use crate::files::tree::{self, Tree};
 use crate::files::{Limit, digest_of_files, read_json, shown};
 use crate::manifest::{Generation, MANIFEST, Manifest, Prompts};
 use crate::observer::Observer;
+use crate::options::config_fields;
 use crate::pipeline::Sampling;
 use crate::pipeline::class::{CLASSES, Component, PipelineClass, SCHEDULER, Subject, VAE};
 use crate::prompts::read_prompts;
@@ -17,8 +18,9 @@ use crate::reuse::ReuseSchedule;
 use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 use crate::single_file::SingleFile;
 use crate::structure::{Geometry, Memory, Operation, Structure};
-use crate::t5::T5Config;
+use crate::t5::{T5Config, T5Encoder};
 use crate::tokenizer::{self, row_length};
+use secateur_nn::{Fit, Parameters};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -63,7 +65,7 @@ impl Labels {
 const INDEX: &str = "model_index.json";
 
 /// Where a model's sampler is described.
-const SCHEDULER_CONFIG: &str = "scheduler/scheduler_config.json";
+pub(crate) const SCHEDULER_CONFIG: &str = "scheduler/scheduler_config.json";
 
 /// A model folder.
 #[derive(Clone, Debug)]
@@ -74,31 +76,25 @@ pub struct ModelFolder {
     tree: Tree,
     index: Map<String, Value>,
     manifest: Manifest,
-    sampler: Sampler,
-    scheduler: Arc<dyn SchedulerConfig>,
     denoiser: Arc<dyn DenoiserConfig>,
     /// CLIP's tokens, where the denoiser reads them.
     clip_tokens: usize,
-    /// None where the denoiser works on pictures.
+    /// None where the denoiser works on pictures, or it cannot be read, which [`ModelFolder::check`] tells.
     vae: Option<Arc<dyn AutoencoderConfig>>,
     checkpoint: Checkpoint,
-    /// Tensors of the checkpoint that are not parameters.
-    constants: BTreeSet<String>,
+    /// How the denoiser fits its checkpoint.
+    fit: Arc<Fit>,
 }
 
 impl ModelFolder {
-    /// Opens a folder: reads configurations and the headers of the denoiser's weights.
+    /// Opens a folder: reads the denoiser's configuration and the headers of its weights. What else sampling takes is
+    /// checked by [`ModelFolder::check`].
     ///
     /// # Errors
     /// If it is not a diffusers folder, misses a component, is of a class that is not supported, or is damaged.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
         let (class, index) = read_index(path)?;
         let tree = Tree::of(path, &tree::components(&index))?;
-        let found = class_of(&index, SCHEDULER.name).unwrap_or_default();
-        let Some(sampler) = Sampler::of_class(found) else {
-            let problem = format!("scheduler {found} is not supported");
-            return Err(Error::invalid(path.join(INDEX), problem));
-        };
         let manifest = Manifest::open(path)?;
         if let Some(variant) = variant {
             check_variant(class, path, variant)?;
@@ -111,9 +107,8 @@ impl ModelFolder {
             false => 0,
         };
         let component = path.join(class.denoiser);
-        let denoiser = denoiser_config(&component.join("config.json"))?;
+        let denoiser = denoiser_of(class, path, &index)?;
         let checkpoint = Checkpoint::open(&component, DIFFUSERS_STEM, variant)?;
-        check_encoders(class, path, &index)?;
         let manifest_path = path.join(MANIFEST);
         let latent = denoiser.latent_shape();
         let whole = denoiser.structure(&Geometry { latent: (latent[1], latent[2]), text: 0 });
@@ -122,25 +117,19 @@ impl ModelFolder {
         }
         // What does not fit is known before anything is read.
         let sizes = manifest.removals().sizes();
-        let wanted = checkpoint.placeholders()?.with_sizes(sizes).fit(|scope| denoiser.build(&scope))?;
-        let constants = wanted.into_iter().filter(|(_, wanted)| wanted.constant);
+        let fit = checkpoint.placeholders()?.with_sizes(sizes).fit(|scope| denoiser.build(&scope))?;
         Ok(Self {
             denoiser,
             checkpoint,
-            constants: constants.map(|(name, _)| name).collect(),
+            fit: Arc::new(fit),
             path: path.to_owned(),
             variant: variant.map(str::to_owned),
             class,
             tree,
             clip_tokens,
-            vae: match class.components.iter().any(|component| component.name == VAE.name) {
-                true => Some(autoencoder_config(&path.join(VAE.name).join("config.json"))?),
-                false => None,
-            },
+            vae: autoencoder_of(class, path, &index).ok().flatten(),
             index,
             manifest,
-            sampler,
-            scheduler: scheduler_config(&path.join(SCHEDULER_CONFIG), sampler, class.scheduler_options)?,
         })
     }
 
@@ -207,8 +196,8 @@ impl ModelFolder {
         self.manifest.removals()
     }
 
-    /// How it wants to be sampled: at the size it was trained for, by its own sampler where its `secateur.json` names no other, with seed 0 and eight images at a
-    /// time.
+    /// How it wants to be sampled: at the size it was trained for, by [`ModelFolder::sampler`] or, where that is not
+    /// supported, another one, with seed 0 and eight images at a time.
     #[must_use]
     pub fn sampling(&self) -> Sampling {
         let Generation { steps, guidance, max_sequence_length } = self.manifest.generation(self.class.generation);
@@ -219,7 +208,7 @@ impl ModelFolder {
             guidance,
             max_sequence_length,
             negative_prompt: String::new(),
-            sampler: self.manifest.sampler().unwrap_or(self.sampler),
+            sampler: self.sampler().unwrap_or_else(|_| self.stand_in()),
             seed: 0,
             batch: 8,
             reuse: None,
@@ -258,7 +247,8 @@ impl ModelFolder {
 
     /// Loads its autoencoder, where it has one.
     pub(crate) fn autoencoder(&self) -> Result<Option<Box<dyn Autoencoder>>> {
-        self.vae.as_ref().map(|vae| vae.load(&self.path.join(VAE.name), self.variant())).transpose()
+        let vae = autoencoder_of(self.class, &self.path, &self.index)?;
+        vae.map(|vae| vae.load(&self.path.join(VAE.name), self.variant())).transpose()
     }
 
     /// What it is told to draw.
@@ -290,7 +280,12 @@ impl ModelFolder {
 
     /// Whether a component is there.
     pub(crate) fn has(&self, component: &str) -> bool {
-        class_of(&self.index, component).is_some()
+        self.class_of(component).is_some()
+    }
+
+    /// The class of a component that is there.
+    pub(crate) fn class_of(&self, component: &str) -> Option<&str> {
+        class_of(&self.index, component)
     }
 
     pub(crate) fn class(&self) -> &'static PipelineClass {
@@ -328,22 +323,110 @@ impl ModelFolder {
     /// Whether a tensor of the denoiser's checkpoint is one of its parameters, and not a constant stored with them.
     #[must_use]
     pub fn is_parameter(&self, name: &str) -> bool {
-        !self.constants.contains(name)
+        self.fit.wanted.get(name).is_some_and(|wanted| !wanted.constant)
     }
 
-    /// Its sampler, or the one asked for with the same configuration.
+    /// Reads the weights of the denoiser, and no tensors that it does not know.
+    pub(crate) fn load(&self) -> Result<Parameters> {
+        self.checkpoint.load_where(|name| self.fit.wanted.contains_key(name))
+    }
+
+    /// What a user should know: tensors that no component reads, in a line for each of them, and a size that is not
+    /// given.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.denoiser.is_of_unknown_size() {
+            let [_, height, width] = self.denoiser.latent_shape();
+            let path = self.path.join(self.class.denoiser).join("config.json");
+            warnings.push(format!("{}: no sample_size, so latents are {height} x {width}", shown(&path)));
+        }
+        for component in self.class.components.iter().filter(|component| component.has_weights()) {
+            let unread = match component.name == self.class.denoiser {
+                true => self.fit.unexpected.clone(),
+                // One that cannot be read at all is told where it is needed.
+                false => self.unread_of(component).unwrap_or_default(),
+            };
+            warnings.extend(self::unread(&shown(&self.path.join(component.name)).to_string(), &unread));
+        }
+        warnings
+    }
+
+    /// The names of the tensors of a text encoder or an autoencoder that it does not know.
+    fn unread_of(&self, component: &Component) -> Result<Vec<String>> {
+        let (config, checkpoint) = (self.path.join(component.name).join("config.json"), self.component(component));
+        let (Some(checkpoint), Some(class)) = (checkpoint, self.class_of(component.name)) else {
+            return Ok(Vec::new());
+        };
+        Ok(match (class, &self.vae) {
+            ("T5EncoderModel", _) => {
+                let config = T5Config::open(&config)?;
+                checkpoint.fit(|scope| T5Encoder::new(&config, scope))?
+            }
+            ("CLIPTextModel" | PROJECTED, _) => {
+                let config = ClipTextConfig::open(&config)?;
+                checkpoint.fit(|scope| ClipTextModel::new(&config, class == PROJECTED, scope))?
+            }
+            (_, Some(vae)) => vae.fit(&checkpoint)?,
+            (_, None) => return Ok(Vec::new()),
+        }
+        .unexpected)
+    }
+
+    /// Whether the configurations of the components beside the denoiser can be used, before weights are read.
+    fn check_components(&self) -> Result<()> {
+        autoencoder_of(self.class, &self.path, &self.index)?;
+        for component in self.class.components {
+            let folder = self.path.join(component.name);
+            let config = folder.join("config.json");
+            match self.class_of(component.name) {
+                Some("CLIPTextModel" | PROJECTED) if config.is_file() => ClipTextConfig::open(&config).map(|_| ()),
+                Some("T5EncoderModel") if config.is_file() => T5Config::open(&config).map(|_| ()),
+                Some(_) if component.name.starts_with("tokenizer") => tokenizer::checked_config(&folder).map(|_| ()),
+                _ => Ok(()),
+            }?;
+        }
+        Ok(())
+    }
+
+    /// The sampler that `secateur.json` names, or else the one of `model_index.json`.
+    ///
+    /// # Errors
+    /// If that is not supported.
+    pub fn sampler(&self) -> Result<Sampler> {
+        let found = self.class_of(SCHEDULER.name).unwrap_or_default();
+        let sampler = self.manifest.sampler().or_else(|| Sampler::of_class(found));
+        sampler.ok_or_else(|| {
+            let known = Sampler::known(self.is_of_flow()).join(", ");
+            let problem = format!("scheduler {found} is not supported; the samplers {known} are, and can be asked for");
+            Error::invalid(self.path.join(INDEX), problem)
+        })
+    }
+
+    /// A sampler that goes with a model of one that is not supported.
+    fn stand_in(&self) -> Sampler {
+        match self.is_of_flow() {
+            true => Sampler::FlowMatchEuler,
+            false => Sampler::Ddim,
+        }
+    }
+
+    /// Whether its own sampler follows the velocity of a flow.
+    fn is_of_flow(&self) -> bool {
+        self.class_of(SCHEDULER.name).is_some_and(|class| class.starts_with("FlowMatch"))
+    }
+
+    /// The sampler asked for, with the configuration of its own.
     ///
     /// # Errors
     /// See [`scheduler_config`].
     pub fn scheduler(&self, asked: Sampler) -> Result<Arc<dyn SchedulerConfig>> {
-        let own = self.sampler;
-        if asked.is_of_flow() != own.is_of_flow() {
+        if asked.is_of_flow() != self.is_of_flow() {
+            let class = self.class_of(SCHEDULER.name).unwrap_or_default();
+            let own = Sampler::of_class(class).map_or_else(|| class.to_owned(), |own| own.to_string());
             return Err(Error::Request(format!("sampler {asked} does not go with a model that is sampled by {own}")));
         }
-        match asked == own {
-            true => Ok(Arc::clone(&self.scheduler)),
-            false => scheduler_config(&self.path.join(SCHEDULER_CONFIG), asked, self.class.scheduler_options),
-        }
+        scheduler_config(&self.path.join(SCHEDULER_CONFIG), asked, self.class.scheduler_options)
     }
 
     /// A run of its sampler, or of the one asked for, for latents of `size` (height, width).
@@ -363,6 +446,7 @@ impl ModelFolder {
     /// # Errors
     /// If not: the error says why.
     pub fn check(&self, sampling: &Sampling) -> Result<()> {
+        self.check_components()?;
         let (step, largest) = (self.factor() * self.denoiser.patch(), self.denoiser.largest_side());
         for (side, latents) in [("height", sampling.latent.0), ("width", sampling.latent.1)] {
             let pixels = latents.saturating_mul(self.factor());
@@ -622,29 +706,55 @@ fn check_component(component: &Component, path: &Path, index: &Map<String, Value
         let problem = format!("component {name} is listed in model_index.json, and its folder is missing");
         return Err(Error::invalid(path, problem));
     }
-    let config = path.join(name).join("config.json");
-    let own = if config.is_file() { read_json::<Map<String, Value>>(&config, Limit::Config)? } else { Map::new() };
-    match (class_of(index, name), own.get("_class_name").and_then(Value::as_str)) {
-        (Some(listed), Some(own)) if listed != own => {
-            Err(Error::invalid(config, format!("_class_name {own:?}, and model_index.json lists {name} as {listed:?}")))
-        }
-        _ => Ok(()),
+    Ok(())
+}
+
+/// What is said of tensors of a file or folder that nothing reads.
+pub(crate) fn unread(origin: &str, names: &[String]) -> Option<String> {
+    match names {
+        [] => None,
+        [name] => Some(format!("{origin}: tensor {name} is not read")),
+        [first, ..] => Some(format!("{origin}: {} tensors are not read, the first of them {first}", names.len())),
     }
 }
 
-/// Whether the configurations of the text encoders can be used, before weights are read.
-fn check_encoders(class: &PipelineClass, path: &Path, index: &Map<String, Value>) -> Result<()> {
-    for component in class.components {
-        let config = path.join(component.name).join("config.json");
-        match class_of(index, component.name) {
-            Some("CLIPTextModel" | "CLIPTextModelWithProjection") if config.is_file() => {
-                ClipTextConfig::open(&config).map(|_| ())
-            }
-            Some("T5EncoderModel") if config.is_file() => T5Config::open(&config).map(|_| ()),
-            _ => Ok(()),
-        }?;
+/// The denoiser's configuration in the model folder `path`. It is of the class that `model_index.json` lists, whatever
+/// it says itself, and as the pipeline corrects it.
+pub(crate) fn denoiser_of(
+    class: &PipelineClass,
+    path: &Path,
+    index: &Map<String, Value>,
+) -> Result<Arc<dyn DenoiserConfig>> {
+    let path = path.join(class.denoiser).join("config.json");
+    let mut fields = config_fields(&path)?;
+    let listed = class_of(index, class.denoiser).unwrap_or_default();
+    let own = fields.insert("_class_name".into(), listed.into());
+    (class.repair)(&mut fields);
+    denoiser_config_of(&path, &fields).map_err(listed_as(listed, own))
+}
+
+/// An error in a configuration that names another class than the one it is read as.
+fn listed_as(listed: &str, own: Option<Value>) -> impl FnOnce(Error) -> Error {
+    move |error| match (error, own.as_ref().and_then(Value::as_str).filter(|own| *own != listed)) {
+        (Error::Invalid { path, problem }, Some(own)) => {
+            Error::invalid(path, format!("{problem} (model_index.json lists a {listed}, and _class_name is {own})"))
+        }
+        (error, _) => error,
     }
-    Ok(())
+}
+
+/// The configuration of the autoencoder in the model folder `path`, where the class has one.
+fn autoencoder_of(
+    class: &PipelineClass,
+    path: &Path,
+    index: &Map<String, Value>,
+) -> Result<Option<Arc<dyn AutoencoderConfig>>> {
+    if !class.components.iter().any(|component| component.name == VAE.name) {
+        return Ok(None);
+    }
+    let (listed, path) = (class_of(index, VAE.name).unwrap_or_default(), path.join(VAE.name).join("config.json"));
+    let own = config_fields(&path)?.get("_class_name").cloned();
+    autoencoder_config_of(&path, listed).map(Some).map_err(listed_as(listed, own))
 }
 
 /// Whether any component has weights of that variant.

@@ -6,13 +6,12 @@ use crate::error::{Error, Result};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::joint::{EPS, JointBlock, JointConfig};
 use crate::modulation::Modulation;
-use crate::options::{check_heads, read_config};
+use crate::options::{Options, check_heads};
 use crate::patches::{PatchEmbed, grid};
 use crate::structure::{Block, Geometry, Layer, Structure};
 use candle_core::Tensor;
 use secateur_nn::{Activation, Context, Linear, Scope, ops};
 use serde::Deserialize;
-use std::path::Path;
 
 /// How the timestep is told.
 const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
@@ -44,15 +43,11 @@ pub struct MmditConfig {
 }
 
 impl MmditConfig {
-    /// Reads a component's `config.json`.
-    ///
-    /// # Errors
-    /// If it cannot be read, contradicts itself, or asks for something that is not supported.
-    pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_config(path)?;
-        let invalid = |problem: String| Err(Error::invalid(path, problem));
+    pub(crate) fn read(mut options: Options<'_>) -> Result<Self> {
+        let config: Self = options.read()?;
+        let invalid = |problem: String| Err(options.invalid(problem));
         if let Some(norm) = config.qk_norm.as_deref().filter(|norm| *norm != "rms_norm") {
-            return invalid(format!("qk_norm {norm:?} is not supported"));
+            return invalid(format!("qk_norm {norm:?} is not supported; \"rms_norm\" is, or null"));
         }
         let heads = ("num_attention_heads", config.num_attention_heads);
         if let Err(problem) = check_heads(heads, ("attention_head_dim", config.attention_head_dim)) {
@@ -66,6 +61,7 @@ impl MmditConfig {
         if positive.contains(&0) || config.sample_size < config.patch_size {
             return invalid("sizes must be positive, and sample_size no less than patch_size".into());
         }
+        options.finish(&[], &[])?;
         Ok(config)
     }
 

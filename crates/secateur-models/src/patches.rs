@@ -90,7 +90,7 @@ impl Positions {
 }
 
 /// What the configurations of `DiTTransformer2DModel` and `PixArtTransformer2DModel` have in common.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct PatchTransformer {
     pub(crate) num_attention_heads: usize,
     pub(crate) attention_head_dim: usize,

@@ -78,7 +78,7 @@ impl Pipeline {
     /// If a component's files cannot be read or do not fit each other.
     pub fn open(folder: ModelFolder) -> Result<Self> {
         let removals = folder.removals().clone();
-        let parameters = folder.checkpoint().load()?.with_sizes(removals.sizes());
+        let parameters = folder.load()?.with_sizes(removals.sizes());
         Ok(Self {
             denoiser: build(&folder, &parameters)?,
             conditioner: (folder.class().conditioner)(&folder)?,
@@ -139,7 +139,7 @@ impl Pipeline {
     /// If the shape does not fit.
     pub fn pictures(&self, latents: &Tensor) -> Result<Tensor> {
         match &self.vae {
-            Some(vae) => vae.pictures(latents),
+            Some(vae) => vae.pictures(latents, self.folder.class().shifts),
             None => pictures(latents),
         }
     }

@@ -5,14 +5,13 @@ use crate::conditioning::{Conditioning, Multiplicity};
 use crate::error::{Error, Result};
 use crate::family::{Denoiser, DenoiserConfig};
 use crate::modulation::Modulation;
-use crate::options;
+use crate::options::{self, Options};
 use crate::patches::{PatchEmbed, PatchTransformer, Positions};
 use crate::structure::{Block, Geometry, Layer, Structure};
 use candle_core::{DType, Tensor};
 use secateur_nn::{Activation, Context, Linear, Scope, ops};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
-use std::path::Path;
+use serde_json::{Value, json};
 
 /// Of the last norm, whatever the configuration says.
 const EPS: f32 = 1e-6;
@@ -22,7 +21,7 @@ const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_s
 /// Configuration of a `PixArtTransformer2DModel`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct PixartConfig {
-    #[serde(flatten)]
+    #[serde(skip)]
     transformer: PatchTransformer,
     cross_attention_dim: Option<usize>,
     /// Width of the text states where they are projected first.
@@ -31,8 +30,6 @@ pub struct PixartConfig {
     interpolation_scale: Option<f64>,
     #[serde(default = "norm_eps")]
     norm_eps: f32,
-    #[serde(flatten)]
-    others: Map<String, Value>,
 }
 
 fn norm_eps() -> f32 {
@@ -40,7 +37,7 @@ fn norm_eps() -> f32 {
 }
 
 /// Options of which only this value is supported; it is also what they are where they are absent.
-fn only_supported() -> [(&'static str, Value); 6] {
+fn supported() -> [(&'static str, Value); 6] {
     [
         ("attention_type", json!("default")),
         ("double_self_attention", json!(false)),
@@ -51,22 +48,18 @@ fn only_supported() -> [(&'static str, Value); 6] {
     ]
 }
 
+/// Options that change nothing here: those of training, of other norms, and numbers are of f32 anyway.
+const UNREAD: [&str; 4] = ["dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention"];
+
 impl PixartConfig {
-    /// Reads a component's `config.json`.
-    ///
-    /// # Errors
-    /// If it cannot be read, contradicts itself, or asks for something that is not supported.
-    pub fn open(path: &Path) -> Result<Self> {
-        let fields = options::config_fields(path)?;
-        // An error of a flattened structure would not name the field.
-        let _: PatchTransformer = options::read_fields(path, &fields)?;
-        let config: Self = options::read_fields(path, &fields)?;
-        config.check().map_err(|problem| Error::invalid(path, problem))?;
+    pub(crate) fn read(mut options: Options<'_>) -> Result<Self> {
+        let config = Self { transformer: options.read()?, ..options.read()? };
+        config.check().map_err(|problem| options.invalid(problem))?;
+        options.finish(&supported(), &UNREAD)?;
         Ok(config)
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        options::only(&self.others, &only_supported())?;
         self.transformer.check()?;
         options::check_eps("norm_eps", self.norm_eps.into())?;
         let width = self.transformer.width();

@@ -171,6 +171,12 @@ impl Sampler {
         self == Self::FlowMatchEuler
     }
 
+    /// All that follow the flow, or do not, each with its class in diffusers.
+    pub(crate) fn known(of_flow: bool) -> Vec<String> {
+        let known = SAMPLERS.iter().filter(|(sampler, ..)| sampler.is_of_flow() == of_flow);
+        known.map(|(_, name, class)| format!("{name} ({class})")).collect()
+    }
+
     /// The one of that class of diffusers.
     #[must_use]
     pub fn of_class(class: &str) -> Option<Self> {

@@ -15,16 +15,17 @@ mod vae;
 
 use crate::checkpoint::{TensorFile, TensorInfo, variants};
 use crate::error::{Error, Result};
-use crate::files::new_file;
 use crate::files::tensors::header;
 use crate::files::tree::{self, Tree};
-use crate::folder::{class_of, read_index};
+use crate::files::{Limit, new_file, read_text, shown, write_atomically};
+use crate::folder::{SCHEDULER_CONFIG, class_of, read_index, unread};
 use crate::manifest::Manifest;
 use crate::observer::Observer;
 use crate::pipeline::class::Component;
 use crate::save::copy_model;
-use kind::{Kind, Piece};
+use kind::{Kind, Marker, Piece};
 use secateur_nn::{Mismatch, Wanted};
+use serde_json::{Map, Value};
 use source::{Part, Source};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -95,10 +96,10 @@ impl SingleFile {
                 let problem = format!("has no {}, and {path} holds one ({}*)", piece.component, piece.prefix);
                 return Err(Error::invalid(like, problem));
             }
-            let parameters = piece.naming.parameters(&like.join(piece.component))?;
+            let parameters = piece.naming.parameters(piece.component, like, (class, &index))?;
             plan.push((piece.component, expected.add(piece, &parameters, &self.file)));
         }
-        expected.check(&self.file, like)?;
+        let unread = expected.check(&self.file, like)?;
 
         let (mut converted, mut copied) = (Vec::new(), Vec::new());
         for component in present {
@@ -114,7 +115,8 @@ impl SingleFile {
         }
         let tree = Tree::of(like, &tree::components(&index))?;
         tree.check()?;
-        Ok(Conversion { file: self.file, like: like.to_owned(), tree, converted, copied })
+        let markers = kind.markers(&self.file);
+        Ok(Conversion { file: self.file, like: like.to_owned(), tree, converted, copied, unread, markers })
     }
 }
 
@@ -141,8 +143,8 @@ impl Expected {
         sourced.collect()
     }
 
-    /// Fails if the file holds anything else than what the configurations of `like` ask for.
-    fn check(&self, file: &TensorFile, like: &Path) -> Result<()> {
+    /// Fails if the file lacks what the configurations of `like` ask for; gives the names of tensors that are not known.
+    fn check(&self, file: &TensorFile, like: &Path) -> Result<Vec<String>> {
         for (name, info) in file.tensors.iter().filter(|(name, _)| self.shapes.contains_key(*name)) {
             file.weight_type(name, info)?;
         }
@@ -152,7 +154,9 @@ impl Expected {
         });
         let ignored = |name: &str| kind::is_no_weight(name) || self.unread.iter().any(|start| name.starts_with(start));
         let origin = format!("{}, for the configurations of {}", file.path.display(), like.display());
-        Ok(Mismatch::new(&self.shapes, found, ignored).check(origin)?)
+        let mismatch = Mismatch::new(&self.shapes, found, ignored);
+        mismatch.check(origin)?;
+        Ok(mismatch.unexpected().to_vec())
     }
 }
 
@@ -170,9 +174,21 @@ pub struct Conversion {
     tree: Tree,
     converted: Vec<Converted>,
     copied: Vec<&'static str>,
+    unread: Vec<String>,
+    markers: Vec<&'static Marker>,
 }
 
 impl Conversion {
+    /// What a user should know: tensors that nothing reads, and options of the scheduler that the file tells.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        let file = shown(&self.file.path).to_string();
+        let unread = unread(&file, &self.unread);
+        let options = self.markers.iter().map(move |Marker { tensor, option, value }| {
+            format!("{file}: {tensor} makes {option} of the scheduler {value}")
+        });
+        unread.into_iter().chain(options)
+    }
+
     /// The components whose weights come from the file.
     pub fn converted(&self) -> impl Iterator<Item = &'static str> {
         self.converted.iter().map(|converted| converted.component)
@@ -198,11 +214,32 @@ impl Conversion {
     pub fn write(&self, destination: &Path, observer: &dyn Observer) -> Result<()> {
         let components: Vec<&str> = self.converted().collect();
         copy_model(&self.like, &self.tree, destination, &components, observer)?;
+        self.write_scheduler(destination)?;
         for converted in &self.converted {
             let path = destination.join(converted.component).join(format!("{}.safetensors", converted.stem));
             converted.write(&path, &self.file, observer)?;
         }
         Ok(())
+    }
+}
+
+impl Conversion {
+    /// Puts the options that the file tells into the scheduler's configuration.
+    fn write_scheduler(&self, destination: &Path) -> Result<()> {
+        if self.markers.is_empty() {
+            return Ok(());
+        }
+        let path = destination.join(SCHEDULER_CONFIG);
+        // Infinity is no JSON, and Python writes it.
+        let text = read_text(&path, Limit::Config)?.replace("-Infinity", "\"-Infinity\"");
+        let mut options: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|error| Error::invalid(&path, error))?;
+        for Marker { option, value, .. } in &self.markers {
+            let value = serde_json::from_str(value).map_err(|error| Error::invalid(&path, error))?;
+            options.insert((*option).to_owned(), value);
+        }
+        let text = serde_json::to_string_pretty(&options).map_err(|error| Error::invalid(&path, error))?;
+        write_atomically(&path, (text.replace("\"-Infinity\"", "-Infinity") + "\n").as_bytes())
     }
 }
 

@@ -2,10 +2,11 @@
 
 use crate::checkpoint::{Checkpoint, TRANSFORMERS_STEM};
 use crate::error::{Error, Result};
-use crate::options::{check_eps, check_heads, read_config};
+use crate::options::{ACTIVATIONS, OF_TRANSFORMERS, activation, check_eps, check_heads, read_config};
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::{Activation, Context, Embedding, Linear, Parameters, RmsNorm, Scope, Wanted, ops};
 use serde::Deserialize;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,22 +25,15 @@ pub struct T5Config {
     relative_attention_max_distance: usize,
     #[serde(default = "default_eps")]
     layer_norm_epsilon: f32,
-    #[serde(default)]
-    feed_forward_proj: FeedForwardProj,
-    #[serde(default)]
-    architectures: Vec<String>,
+    #[serde(default = "relu")]
+    feed_forward_proj: String,
+    /// These two follow from the one before where they are absent.
+    dense_act_fn: Option<String>,
+    is_gated_act: Option<bool>,
 }
 
-/// What a feed-forward does between its linears.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-enum FeedForwardProj {
-    /// T5 v1.0.
-    #[default]
-    #[serde(rename = "relu")]
-    Relu,
-    /// T5 v1.1: one linear's outputs times GELU (by tanh, for all its name) of another's.
-    #[serde(rename = "gated-gelu")]
-    GatedGelu,
+fn relu() -> String {
+    "relu".into()
 }
 
 fn default_buckets() -> usize {
@@ -60,10 +54,11 @@ impl T5Config {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_config(path)?;
-        if let Some(other) = config.architectures.iter().find(|class| *class != "T5EncoderModel") {
-            return Err(Error::invalid(path, format!("{other} is not a T5 text encoder (T5EncoderModel)")));
-        }
+        const OF_THE_DECODER: [&str; 4] =
+            ["dropout_rate", "is_encoder_decoder", "num_decoder_layers", "scale_decoder_outputs"];
+        let unread = [&OF_TRANSFORMERS[..], &OF_THE_DECODER].concat();
+        let config: Self = read_config(path, &[("scalable_attention", json!(false))], &unread)?;
+        config.feed_forward().map_err(|problem| Error::invalid(path, problem))?;
         if config.num_heads == 0 || config.d_kv == 0 {
             return Err(Error::invalid(path, "num_heads and d_kv must be at least 1"));
         }
@@ -77,6 +72,23 @@ impl T5Config {
             return Err(Error::invalid(path, problem));
         }
         Ok(config)
+    }
+
+    /// What a feed-forward does between its linears, and whether that is multiplied with another linear's outputs.
+    fn feed_forward(&self) -> std::result::Result<(Activation, bool), String> {
+        let (name, gated) = match self.feed_forward_proj.strip_prefix("gated-") {
+            // By tanh, for all its name.
+            Some("gelu") => ("gelu_new", true),
+            Some(name) => (name, true),
+            None => (self.feed_forward_proj.as_str(), false),
+        };
+        let (field, name) = match &self.dense_act_fn {
+            Some(name) => ("dense_act_fn", name.as_str()),
+            None => ("feed_forward_proj", name),
+        };
+        let problem =
+            || format!("{field} {name:?} is not supported; {ACTIVATIONS} are, for feed_forward_proj behind gated- too");
+        Ok((activation(name).ok_or_else(problem)?, self.is_gated_act.unwrap_or(gated)))
     }
 
     /// What it asks a checkpoint for, by name.
@@ -149,9 +161,10 @@ impl FeedForward {
     fn new(config: &T5Config, scope: &Scope<'_>) -> Result<Self> {
         let (width, inner) = (config.d_model, config.d_ff);
         let first = |name: &str| Linear::without_bias(width, inner, &scope.at(name));
-        let (wi, wi_1, activation) = match config.feed_forward_proj {
-            FeedForwardProj::Relu => (first("wi")?, None, Activation::Relu),
-            FeedForwardProj::GatedGelu => (first("wi_0")?, Some(first("wi_1")?), Activation::GeluTanh),
+        let (activation, gated) = config.feed_forward().map_err(Error::Request)?;
+        let (wi, wi_1) = match gated {
+            false => (first("wi")?, None),
+            true => (first("wi_0")?, Some(first("wi_1")?)),
         };
         Ok(Self { wi, wi_1, wo: Linear::without_bias(inner, width, &scope.at("wo"))?, activation })
     }
@@ -209,7 +222,7 @@ impl T5Encoder {
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
         let config = T5Config::open(&folder.join("config.json"))?;
-        Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?.load()?.build(|scope| Self::new(&config, &scope))
+        Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?.build(|scope| Self::new(&config, scope))
     }
 
     /// Builds the model.

@@ -1,6 +1,7 @@
 //! From prompts to token numbers: CLIP's byte pairs and T5's unigrams.
 
 mod clip;
+mod sentencepiece;
 mod t5;
 
 pub use clip::ClipTokenizer;
@@ -8,8 +9,8 @@ pub use t5::T5Tokenizer;
 
 use crate::error::{Error, Result};
 use crate::files::{Limit, read_json};
-use crate::options::LARGEST;
-use serde_json::{Map, Value};
+use crate::options::{LARGEST, Options};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, Tokenizer};
@@ -27,7 +28,7 @@ struct Vocabulary {
 impl Vocabulary {
     /// Of the `definition` in the file `path` of `folder`.
     fn new(folder: &Path, path: PathBuf, definition: &Value) -> Result<Self> {
-        let config = config(folder)?;
+        let config = checked_config(folder)?;
         let invalid = |error| Error::invalid(&path, error);
         let mut tokenizer: Tokenizer = definition.to_string().parse().map_err(invalid)?;
         tokenizer.with_padding(None);
@@ -85,6 +86,73 @@ pub(crate) fn config(folder: &Path) -> Result<Value> {
     Ok(config.into())
 }
 
+/// [`config`], whose options are all known.
+///
+/// # Errors
+/// If one is not supported.
+pub(crate) fn checked_config(folder: &Path) -> Result<Value> {
+    let config = config(folder)?;
+    if let Value::Object(fields) = &config {
+        Options::new(&folder.join(CONFIG), fields).finish(&supported(), &[&NAMED[..], &UNREAD].concat())?;
+    }
+    Ok(config)
+}
+
+/// The special tokens that a configuration may name.
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Options of which only this value is supported; it is also what they are where they are absent.
+fn supported() -> [(&'static str, Value); 8] {
+    [
+        ("add_bos_token", json!(true)),
+        ("add_eos_token", json!(true)),
+        ("from_slow", json!(false)),
+        ("padding_side", json!("right")),
+        ("sp_model_kwargs", json!({})),
+        ("split_special_tokens", json!(false)),
+        ("truncation_side", json!("right")),
+        ("pad_to_multiple_of", Value::Null),
+    ]
+}
+
+/// Options that are read elsewhere, or change nothing here: what wrote the file, how a row is filled that is not asked to
+/// be, and how texts are made of tokens.
+const UNREAD: [&str; 33] = [
+    "add_prefix_space",
+    "added_tokens_decoder",
+    "additional_special_tokens",
+    "backend",
+    "chat_template",
+    "clean_up_tokenization_spaces",
+    "do_lower_case",
+    "errors",
+    "extra_ids",
+    "extra_special_tokens",
+    "fix_text",
+    "init_inputs",
+    "is_local",
+    "legacy",
+    "local_files_only",
+    "max_length",
+    "model_input_names",
+    "model_max_length",
+    "name_or_path",
+    "pad_token_type_id",
+    "padding",
+    "processor_class",
+    "return_tensors",
+    "special_tokens_map_file",
+    "stride",
+    "token_type_ids_pattern",
+    "tokenizer_class",
+    "tokenizer_file",
+    "tokenizer_object",
+    "truncation",
+    "truncation_strategy",
+    "use_fast",
+    "vocab_file",
+];
+
 /// A token that is one wherever it stands in a text, whatever the file that says so.
 struct Added {
     file: &'static str,
@@ -97,8 +165,6 @@ struct Added {
 /// them from all of these files for tokenizers of both kinds. Those that `tokenizer.json` has as
 /// well change nothing.
 fn added_tokens(folder: &Path, config: &Value) -> Result<Vec<Added>> {
-    const NAMED: [&str; 7] =
-        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
     let mut added = BTreeMap::new();
     let path = folder.join(ADDED);
     match config.get("added_tokens_decoder").and_then(Value::as_object) {
@@ -118,8 +184,9 @@ fn added_tokens(folder: &Path, config: &Value) -> Result<Vec<Added>> {
         None => {}
     }
     let added = added.into_iter().map(|(number, (file, token))| Added { file, number: Some(number), token });
-    let more = config.get("additional_special_tokens").and_then(Value::as_array);
-    let special = NAMED.iter().filter_map(|key| config.get(*key)).chain(more.into_iter().flatten());
+    let more =
+        ["additional_special_tokens", "extra_special_tokens"].map(|key| config.get(key).and_then(Value::as_array));
+    let special = NAMED.iter().filter_map(|key| config.get(*key)).chain(more.into_iter().flatten().flatten());
     let special = special.filter_map(|token| content(token).map(|text| (text, token)));
     // The file that names them is one of two.
     let special = special.map(|(text, token)| Added {

@@ -7,12 +7,12 @@ use crate::error::{Error, Result};
 use crate::options::{check_layers, read_config};
 use crate::structure::Operation;
 use candle_core::Tensor;
-use secateur_nn::{Context, Conv2d, GroupNorm, Parameters, Scope, Wanted, ops};
+use secateur_nn::{Context, Conv2d, Fit, GroupNorm, Parameters, Scope, Wanted, ops};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-const CLASS: &str = "AutoencoderKL";
 /// No autoencoder halves its pictures more often.
 const MOST_LEVELS: usize = 16;
 
@@ -20,8 +20,6 @@ const MOST_LEVELS: usize = 16;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct AutoencoderKlConfig {
-    #[serde(rename = "_class_name")]
-    class: String,
     in_channels: usize,
     out_channels: usize,
     latent_channels: usize,
@@ -30,19 +28,16 @@ pub struct AutoencoderKlConfig {
     up_block_types: Vec<String>,
     layers_per_block: usize,
     norm_num_groups: usize,
-    act_fn: String,
     scaling_factor: f64,
     shift_factor: Option<f64>,
     mid_block_add_attention: bool,
     use_quant_conv: bool,
     use_post_quant_conv: bool,
-    latents_mean: Option<Vec<f64>>,
 }
 
 impl Default for AutoencoderKlConfig {
     fn default() -> Self {
         Self {
-            class: CLASS.into(),
             in_channels: 3,
             out_channels: 3,
             latent_channels: 4,
@@ -51,13 +46,11 @@ impl Default for AutoencoderKlConfig {
             up_block_types: vec!["UpDecoderBlock2D".into()],
             layers_per_block: 1,
             norm_num_groups: 32,
-            act_fn: "silu".into(),
             scaling_factor: 0.18215,
             shift_factor: None,
             mid_block_add_attention: true,
             use_quant_conv: true,
             use_post_quant_conv: true,
-            latents_mean: None,
         }
     }
 }
@@ -68,23 +61,15 @@ impl AutoencoderKlConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_config(path)?;
-        if config.class != CLASS {
-            return Err(Error::invalid(path, format!("{} is not an {CLASS}", config.class)));
-        }
-        let unsupported = |what: String| Err(Error::invalid(path, format!("{what} is not supported")));
+        let supported = [("act_fn", json!("silu")), ("latents_mean", Value::Null), ("latents_std", Value::Null)];
+        let config: Self = read_config(path, &supported, &["sample_size", "force_upcast"])?;
         let (down, up) = (&config.down_block_types, &config.up_block_types);
-        if let Some(block) = down.iter().find(|b| *b != "DownEncoderBlock2D") {
-            return unsupported(format!("down block {block}"));
-        }
-        if let Some(block) = up.iter().find(|b| *b != "UpDecoderBlock2D") {
-            return unsupported(format!("up block {block}"));
-        }
-        if config.act_fn != "silu" {
-            return unsupported(format!("act_fn {:?}", config.act_fn));
-        }
-        if config.latents_mean.is_some() {
-            return unsupported("latents_mean".into());
+        for (field, blocks, known) in
+            [("down_block_types", down, "DownEncoderBlock2D"), ("up_block_types", up, "UpDecoderBlock2D")]
+        {
+            if let Some(block) = blocks.iter().find(|block| *block != known) {
+                return Err(Error::invalid(path, format!("{field} {block:?} is not supported; {known:?} is")));
+            }
         }
         let channels = &config.block_out_channels;
         if channels.is_empty() || channels.len() != down.len() || channels.len() != up.len() {
@@ -159,6 +144,10 @@ impl AutoencoderConfig for AutoencoderKlConfig {
         }
         operations.push(convolution(pixels, first, self.out_channels, 3));
         operations
+    }
+
+    fn fit(&self, checkpoint: &Checkpoint) -> Result<Fit> {
+        renamed(checkpoint.placeholders()?)?.fit(|scope| AutoencoderKl::new(self, &scope))
     }
 
     fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
@@ -238,7 +227,9 @@ impl AutoencoderKl {
 
     fn load(config: &AutoencoderKlConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
-        renamed(checkpoint.load()?)?.build(|scope| Self::new(config, &scope))
+        let Fit { wanted, .. } = config.fit(&checkpoint)?;
+        let parameters = checkpoint.load_where(|name| wanted.contains_key(&name_of_today(name)))?;
+        renamed(parameters)?.build(|scope| Self::new(config, &scope))
     }
 
     /// Builds the model.
@@ -361,15 +352,23 @@ impl Autoencoder for AutoencoderKl {
     }
 }
 
-/// The attention's linears under their names of today: older files have others, and some hold 1x1 convolutions.
-fn renamed(parameters: Parameters) -> Result<Parameters> {
+/// The name of today of a parameter: older files have others for the attention's linears.
+fn name_of_today(name: &str) -> String {
     const NAMES: [(&str, &str); 4] =
         [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+    match name.contains(".attentions.") {
+        true => NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new)),
+        false => name.to_owned(),
+    }
+}
+
+/// The attention's linears as those of today: some older files hold 1x1 convolutions.
+fn renamed(parameters: Parameters) -> Result<Parameters> {
     let parameters = parameters.map(|name, tensor| {
         if !name.contains(".attentions.") {
             return Ok((name, tensor));
         }
-        let name = NAMES.iter().fold(name, |name, (old, new)| name.replace(old, new));
+        let name = name_of_today(&name);
         let tensor = match *tensor.dims() {
             [outputs, inputs, 1, 1] => tensor.reshape((outputs, inputs))?,
             _ => tensor,

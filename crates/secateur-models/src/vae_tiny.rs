@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 use crate::options::{check_layers, read_config};
 use crate::structure::Operation;
 use candle_core::Tensor;
-use secateur_nn::{Activation, Conv2d, Scope, ops};
+use secateur_nn::{Activation, Conv2d, Fit, Scope, ops};
 use serde::Deserialize;
+use serde_json::json;
 use std::path::Path;
 
 /// No autoencoder halves its pictures more often.
@@ -26,8 +27,6 @@ pub struct AutoencoderTinyConfig {
     decoder_block_out_channels: Vec<usize>,
     num_encoder_blocks: Vec<usize>,
     num_decoder_blocks: Vec<usize>,
-    act_fn: String,
-    upsample_fn: String,
     upsampling_scaling_factor: usize,
     scaling_factor: f64,
     shift_factor: f64,
@@ -43,8 +42,6 @@ impl Default for AutoencoderTinyConfig {
             decoder_block_out_channels: vec![64; 4],
             num_encoder_blocks: vec![1, 3, 3, 3],
             num_decoder_blocks: vec![3, 3, 3, 1],
-            act_fn: "relu".into(),
-            upsample_fn: "nearest".into(),
             upsampling_scaling_factor: 2,
             scaling_factor: 1.0,
             shift_factor: 0.0,
@@ -58,14 +55,10 @@ impl AutoencoderTinyConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let config: Self = read_config(path)?;
+        let supported = [("act_fn", json!("relu")), ("upsample_fn", json!("nearest"))];
+        let unread = ["block_out_channels", "force_upcast", "latent_magnitude", "latent_shift"];
+        let config: Self = read_config(path, &supported, &unread)?;
         let invalid = |problem: String| Err(Error::invalid(path, problem));
-        for (key, value, known) in [("act_fn", &config.act_fn, "relu"), ("upsample_fn", &config.upsample_fn, "nearest")]
-        {
-            if value != known {
-                return invalid(format!("{key} {value:?} is not supported"));
-            }
-        }
         for (side, channels, blocks) in [
             ("encoder", &config.encoder_block_out_channels, &config.num_encoder_blocks),
             ("decoder", &config.decoder_block_out_channels, &config.num_decoder_blocks),
@@ -118,6 +111,10 @@ impl AutoencoderConfig for AutoencoderTinyConfig {
         }
         operations.push(convolution(pixels, channels, self.out_channels));
         operations
+    }
+
+    fn fit(&self, checkpoint: &Checkpoint) -> Result<Fit> {
+        checkpoint.fit(|scope| AutoencoderTiny::new(self, scope))
     }
 
     fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
@@ -224,7 +221,7 @@ impl AutoencoderTiny {
 
     fn load(config: &AutoencoderTinyConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
-        checkpoint.load()?.build(|scope| Self::new(config, &scope))
+        checkpoint.build(|scope| Self::new(config, scope))
     }
 
     /// Builds the model.

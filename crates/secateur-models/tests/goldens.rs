@@ -136,12 +136,39 @@ fn t5_tokenizer() {
     }
 }
 
+/// A `spiece.model` alone, whose tokens are followed by those for gaps, the last one first, unless the configuration numbers
+/// them.
 #[test]
-fn a_sentencepiece_model_alone_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("spiece.model"), b"").unwrap();
-    let error = T5Tokenizer::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("save_pretrained"), "{error}");
+fn sentencepiece_model() {
+    let Some(folder) = fixture("t5_spiece") else { return };
+    let mut cases: Vec<(String, Vec<u32>)> = Vec::new();
+    let of_library = std::fs::read_to_string(folder.join("cases.json")).unwrap();
+    for case in serde_json::from_str::<Vec<Value>>(&of_library).unwrap() {
+        let ids = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32);
+        cases.push((case["text"].as_str().unwrap().to_owned(), ids.collect()));
+    }
+    cases.push(("<extra_id_0><extra_id_1>".into(), vec![301, 300]));
+    cases.push(("</s><pad>".into(), vec![1, 0]));
+    let numbered = serde_json::json!({"added_tokens_decoder": {
+        "300": {"content": "<extra_id_1>", "special": true}, "301": {"content": "<extra_id_0>", "special": true},
+    }});
+    let copied = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.join("spiece.model"), copied.path().join("spiece.model")).unwrap();
+    std::fs::write(copied.path().join("tokenizer_config.json"), numbered.to_string()).unwrap();
+    for folder in [folder.as_path(), copied.path()] {
+        let tokenizer = T5Tokenizer::open(folder).unwrap();
+        for (text, ids) in &cases {
+            let row = tokenizer.encode_batch(std::slice::from_ref(text), ids.len() + 1).unwrap().0;
+            let row = row.squeeze(0).unwrap().to_vec1::<u32>().unwrap();
+            assert_eq!(row, [&ids[..], &[1]].concat(), "{text:?}");
+        }
+    }
+    let bytes = std::fs::read(folder.join("spiece.model")).unwrap();
+    for damaged in [&b""[..], &bytes[..bytes.len() - 1], b"not a model"] {
+        std::fs::write(copied.path().join("spiece.model"), damaged).unwrap();
+        let error = T5Tokenizer::open(copied.path()).unwrap_err().to_string();
+        assert!(error.contains("spiece.model: is no model of sentencepiece"), "{error}");
+    }
 }
 
 /// SD2 and SDXL pad with "!", which is a token of its own wherever it stands: said in one of two files. The numbers are
@@ -401,7 +428,7 @@ fn vae_of_old_names() {
     std::fs::write(older.path().join("config.json"), config.to_string()).unwrap();
     let want = tensors(&folder.join("io.safetensors"));
     compare_vae(&AutoencoderKl::open(older.path(), None).unwrap(), &want);
-    let pictures = |folder: &Path| AutoencoderKl::open(folder, None).unwrap().pictures(&want["latent"]).unwrap();
+    let pictures = |folder: &Path| AutoencoderKl::open(folder, None).unwrap().pictures(&want["latent"], true).unwrap();
     close("pictures", &pictures(older.path()), &pictures(&folder), 0.0);
 }
 
@@ -414,7 +441,7 @@ fn tiny_vae() {
     close("decoded", &vae.decode(&want["latent"]).unwrap(), &want["decoded"], 1e-4);
     let config = autoencoder_config(&folder.join("config.json")).unwrap();
     let vae = config.load(&folder, None).unwrap();
-    close("pictures", &vae.pictures(&want["latent"]).unwrap(), &want["pictures"], 1e-4);
+    close("pictures", &vae.pictures(&want["latent"], true).unwrap(), &want["pictures"], 1e-4);
     assert_eq!(config.factor(), want["image"].dim(3).unwrap() / want["latent"].dim(3).unwrap());
 }
 

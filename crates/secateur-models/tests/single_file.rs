@@ -56,6 +56,71 @@ fn other_prefixes_are_known() {
     }
 }
 
+/// Each a kind, a part of names, and what older or newer files have in its place.
+#[test]
+fn other_names_of_tensors_are_known() {
+    for (kind, here, there) in [
+        ("sd1", ".attn_1.q.", ".attn_1.to_q."),
+        ("sd1", ".attn_1.k.", ".attn_1.to_k."),
+        ("sd1", ".attn_1.v.", ".attn_1.to_v."),
+        ("sd1", ".attn_1.proj_out.", ".attn_1.to_out.0."),
+        ("flux", "_norm.scale", "_norm.weight"),
+        ("sd3", "t5xxl.transformer.shared.", "t5xxl.transformer.encoder.embed_tokens."),
+    ] {
+        let temporary = tempfile::tempdir().unwrap();
+        let fixture = Fixture::open(kind);
+        let tensors = fixture.tensors();
+        let tied = |name: &str| name.contains(".encoder.embed_tokens.");
+        let renamed: Tensors = tensors
+            .into_iter()
+            .filter(|(name, _)| !tied(name))
+            .map(|(name, tensor)| (name.replace(here, there), tensor))
+            .collect();
+        assert!(renamed.keys().any(|name| name.contains(there)), "{kind}: {there}");
+        fixture.compare(&converted(&fixture, &renamed, temporary.path()));
+    }
+}
+
+/// Each a kind, a tensor that nothing reads, and what is said of it, if it is not known to be no weight.
+#[test]
+fn tensors_that_nothing_reads() {
+    let v_prediction = Some("v_pred makes prediction_type of the scheduler \"v_prediction\"");
+    for (kind, name, said) in [
+        ("sd1", "model_ema.decay", None),
+        ("sd1", "first_stage_model.loss.logvar", Some("tensor first_stage_model.loss.logvar is not read")),
+        ("sd1", "control_model.input_blocks.0.0.weight", Some("is not read")),
+        ("sd1", "model.diffusion_model.model.diffusion_model.out.2.bias", Some("is not read")),
+        ("sdxl", "cond_stage_model.transformer.text_model.text_model.final_layer_norm.bias", Some("is not read")),
+        ("sdxl", "v_pred", v_prediction),
+        ("sdxl", "ztsnr", Some("ztsnr makes rescale_betas_zero_snr of the scheduler true")),
+        ("sd3", "v_pred", None),
+        ("flux", "lora_unet.alpha", Some("is not read")),
+    ] {
+        let temporary = tempfile::tempdir().unwrap();
+        let fixture = Fixture::open(kind);
+        let mut tensors = fixture.tensors();
+        tensors.insert(name.into(), Tensor::zeros(0, DType::I64, &Device::Cpu).unwrap());
+        let out = converted(&fixture, &tensors, temporary.path());
+        fixture.compare(&out);
+        let file = SingleFile::open(&temporary.path().join("file.safetensors")).unwrap();
+        let warnings: Vec<String> = file.conversion(&temporary.path().join("like")).unwrap().warnings().collect();
+        match said {
+            Some(words) => assert!(warnings.len() == 1 && warnings[0].contains(words), "{name}: {warnings:?}"),
+            None => assert!(warnings.is_empty(), "{name}: {warnings:?}"),
+        }
+        let scheduler =
+            |folder: &Path| std::fs::read_to_string(folder.join("scheduler/scheduler_config.json")).unwrap();
+        let (before, after) = (scheduler(&temporary.path().join("like")), scheduler(&out));
+        let mut expected: serde_json::Value = serde_json::from_str(&before).unwrap();
+        match (kind, name) {
+            ("sdxl", "v_pred") => expected["prediction_type"] = "v_prediction".into(),
+            ("sdxl", "ztsnr") => expected["rescale_betas_zero_snr"] = true.into(),
+            _ => assert_eq!(before, after, "{name}"),
+        }
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&after).unwrap(), expected, "{name}");
+    }
+}
+
 #[test]
 fn a_projection_that_is_there_is_kept() {
     let temporary = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ mod parameters;
 
 pub use context::{Context, Gates, LayerName, Passage, Probe, Step};
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm};
-pub use parameters::{Mismatch, Parameters, Scope, Wanted};
+pub use parameters::{Fit, Mismatch, Parameters, Scope, Wanted};
 pub use secateur_kernels::{Activation, ops};
 
 /// What can go wrong in a layer or while building one.

@@ -87,8 +87,8 @@ impl Parameters {
         Ok(ledger.into_inner().wanted)
     }
 
-    /// Builds a model. Parameters that `construct` wanted and did not find, or found in another shape, and those it
-    /// never asked for, are gathered into one error.
+    /// Builds a model. Parameters that `construct` wanted and did not find, or found in another shape, are gathered into
+    /// one error, which names those it never asked for as well. These alone are none.
     ///
     /// # Errors
     /// [`Error::Parameters`], or what `construct` returns.
@@ -106,21 +106,30 @@ impl Parameters {
     pub fn fit<T, E: From<Error>>(
         &self,
         construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
-    ) -> std::result::Result<BTreeMap<String, Wanted>, E> {
+    ) -> std::result::Result<Fit, E> {
         Ok(self.construct(construct)?.1)
     }
 
     fn construct<T, E: From<Error>>(
         &self,
         construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
-    ) -> std::result::Result<(T, BTreeMap<String, Wanted>), E> {
+    ) -> std::result::Result<(T, Fit), E> {
         let ledger = RefCell::new(Ledger::default());
         let built = construct(Scope { parameters: self, ledger: &ledger, prefix: String::new() })?;
         let Ledger { used, wanted, mut mismatch } = ledger.into_inner();
         mismatch.unexpected = self.tensors.keys().filter(|name| !used.contains(*name)).cloned().collect();
         mismatch.check(&self.origin)?;
-        Ok((built, wanted))
+        Ok((built, Fit { wanted, unexpected: mismatch.unexpected }))
     }
+}
+
+/// How a model fits its parameters.
+#[derive(Debug)]
+pub struct Fit {
+    /// What the model asks for, by name.
+    pub wanted: BTreeMap<String, Wanted>,
+    /// The names of those that it does not know.
+    pub unexpected: Vec<String>,
 }
 
 /// How the tensors of a file differ from those that are wanted.
@@ -132,7 +141,7 @@ pub struct Mismatch {
 }
 
 impl Mismatch {
-    /// Compares names and shapes: `found` may have no others than those `wanted`, but for the ones that are `ignored`.
+    /// Compares names and shapes. Those that are `ignored` are known not to be `wanted`.
     pub fn new<'a>(
         wanted: &BTreeMap<String, Vec<usize>>,
         found: impl IntoIterator<Item = (&'a String, &'a [usize])>,
@@ -157,18 +166,24 @@ impl Mismatch {
         self.misshapen.push(format!("{name}: {found:?} in the file, {wanted:?} wanted"));
     }
 
-    /// Fails if there is any difference. `origin` is where the tensors are.
+    /// The names of tensors that are neither wanted nor ignored.
+    #[must_use]
+    pub fn unexpected(&self) -> &[String] {
+        &self.unexpected
+    }
+
+    /// Fails if something is missing or of another shape. `origin` is where the tensors are.
     ///
     /// # Errors
-    /// [`Error::Parameters`].
+    /// [`Error::Parameters`], which names what is not expected as well: it may be the same under another name.
     pub fn check(&self, origin: impl Into<String>) -> Result<()> {
+        if self.missing.is_empty() && self.misshapen.is_empty() {
+            return Ok(());
+        }
         let kinds =
             [("missing", &self.missing), ("of another shape", &self.misshapen), ("unexpected", &self.unexpected)];
         let problems: Vec<String> =
             kinds.iter().filter(|(_, names)| !names.is_empty()).map(|(kind, names)| list(kind, names)).collect();
-        if problems.is_empty() {
-            return Ok(());
-        }
         Err(Error::Parameters { origin: origin.into(), problems: problems.join("; ") })
     }
 }

@@ -59,8 +59,15 @@ impl ModelArgs {
                  has it, or name a model folder in the diffusers layout"
             ),
         };
-        Ok(ModelFolder::open(path, self.variant.as_deref())?)
+        open_model(path, self.variant.as_deref())
     }
+}
+
+/// Opens a model folder, and says what a user should know of it.
+fn open_model(path: &Path, variant: Option<&str>) -> Result<ModelFolder> {
+    let folder = ModelFolder::open(path, variant)?;
+    folder.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
+    Ok(folder)
 }
 
 impl SamplingArgs {
@@ -80,7 +87,7 @@ impl SamplingArgs {
             steps: self.steps.unwrap_or(own.steps),
             latent: (latents("height", self.height, own.latent.0)?, latents("width", self.width, own.latent.1)?),
             guidance,
-            sampler: self.sampler.unwrap_or(own.sampler),
+            sampler: self.sampler.map_or_else(|| folder.sampler(), Ok)?,
             negative_prompt: self.negative_prompt.clone(),
             seed: self.seed,
             batch: self.batch,

@@ -84,8 +84,9 @@ fn an_unknown_class() {
     refused("model_index.json", vae, &["vae is VQModel"]);
     let other = |path: &Path| edit_json(path, "scheduler", serde_json::json!(["diffusers", "LMSDiscreteScheduler"]));
     refused("model_index.json", other, &["LMSDiscreteScheduler is not supported"]);
-    let class = |path: &Path| edit_json(path, "_class_name", "HunyuanDiT2DModel".into());
-    refused("transformer/config.json", class, &["HunyuanDiT2DModel", "SD3Transformer2DModel"]);
+    let transformer =
+        |path: &Path| edit_json(path, "transformer", serde_json::json!(["diffusers", "HunyuanDiT2DModel"]));
+    refused("model_index.json", transformer, &["HunyuanDiT2DModel", "SD3Transformer2DModel is supported"]);
     let scheduler = |path: &Path| edit_json(path, "use_karras_sigmas", true.into());
     refused("scheduler/scheduler_config.json", scheduler, &["use_karras_sigmas is not supported"]);
 }
@@ -139,6 +140,36 @@ fn weights_that_do_not_fit() {
     refused("transformer/config.json", more, &["missing (transformer_blocks."]);
     let heads = |path: &Path| edit_json(path, "num_attention_heads", 6.into());
     refused("transformer/config.json", heads, &["caption_projection_dim 256 differs"]);
+}
+
+/// What does not stop a look at the model is a warning, in one line.
+#[test]
+fn what_is_only_warned_of() {
+    for (file, key, value, words) in [
+        (
+            "transformer/config.json",
+            "qk_norm",
+            serde_json::Value::Null,
+            "32 tensors are not read, the first of them transformer_blocks.0.attn.norm",
+        ),
+        ("vae/config.json", "act_fn", "relu".into(), "vae/config.json: act_fn \"relu\" is not supported; \"silu\" is"),
+        ("text_encoder/config.json", "quantization_config", serde_json::json!({"bits": 4}), "quantization_config"),
+        (
+            "model_index.json",
+            "scheduler",
+            serde_json::json!(["diffusers", "FlowMatchLCMScheduler"]),
+            "flow-match-euler",
+        ),
+    ] {
+        let temporary = tempfile::tempdir().unwrap();
+        let model = copy(temporary.path(), file);
+        edit_json(&model.join(file), key, value);
+        let output = secateur().arg("inspect").arg(&model).output().unwrap();
+        let warnings = text(&output.stderr);
+        assert!(output.status.success(), "{file}: {warnings}");
+        let lines: Vec<&str> = warnings.lines().filter(|line| line.starts_with("warning: ")).collect();
+        assert!(lines.len() == 1 && lines[0].contains(words), "{file}: {warnings}");
+    }
 }
 
 #[test]

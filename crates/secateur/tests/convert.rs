@@ -115,12 +115,11 @@ fn tensors_that_do_not_fit() {
     refused("sd3", |t| _ = t.remove(QKV), &["file.safetensors", "like", &format!("1 missing ({QKV})")]);
     let shape = |tensors: &mut Tensors| _ = tensors.insert(QKV.into(), zeros(&[16, 8], DType::F32));
     refused("sd3", shape, &["1 of another shape", QKV, "[16, 8] in the file, [24, 8] wanted"]);
-    let more = |tensors: &mut Tensors| {
-        for index in 0..12 {
-            tensors.insert(format!("vae.more.{index}"), zeros(&[1], DType::F32));
-        }
+    let renamed = |tensors: &mut Tensors| {
+        let tensor = tensors.remove(QKV).unwrap();
+        tensors.extend((0..12).map(|index| (format!("joint_blocks.{index}.qkv"), tensor.clone())));
     };
-    refused("flux", more, &["12 unexpected (vae.more.0, vae.more.1, vae.more.10", ", ...)"]);
+    refused("sd3", renamed, &["1 missing", "12 unexpected (joint_blocks.0.qkv, joint_blocks.1.qkv", ", ...)"]);
     let bytes = |tensors: &mut Tensors| _ = tensors.insert(QKV.into(), zeros(&[24, 8], DType::U8));
     refused("sd3", bytes, &["file.safetensors", QKV, "is U8; weights of F32, F16 and BF16 are supported"]);
     let eight_bits = |tensors: &mut Tensors| _ = tensors.insert(QKV.into(), zeros(&[24, 8], DType::F8E4M3));

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::folder::ModelFolder;
 use crate::manifest::Generation;
 use crate::scheduler::Instead;
+use serde_json::{Map, Value};
 
 /// A class that `model_index.json` may name.
 #[derive(Debug)]
@@ -29,6 +30,10 @@ pub(crate) struct PipelineClass {
     pub(crate) scheduler_options: &'static [Instead],
     /// See [`Run`](crate::Run).
     pub(crate) even_levels: bool,
+    /// Whether it adds the autoencoder's `shift_factor` to latents, which the others ignore.
+    pub(crate) shifts: bool,
+    /// Corrects the denoiser's configuration in outdated files.
+    pub(crate) repair: fn(&mut Map<String, Value>),
     /// Loads what turns prompts into conditioning.
     pub(crate) conditioner: fn(&ModelFolder) -> Result<Box<dyn Conditioner>>,
 }

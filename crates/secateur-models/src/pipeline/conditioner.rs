@@ -1,7 +1,7 @@
 //! How a pipeline class tells its denoiser what to draw.
 
 use super::Sampling;
-use crate::clip::{ClipTextModel, ClipTextOutput};
+use crate::clip::{ClipTextModel, ClipTextOutput, PROJECTED};
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
 use crate::folder::ModelFolder;
@@ -30,7 +30,8 @@ impl ClipEncoder {
     pub(super) fn open(folder: &ModelFolder, tokenizer: &str, encoder: &str) -> Result<Self> {
         let path = folder.path().join(tokenizer);
         let tokenizer = ClipTokenizer::open(&path)?;
-        let encoder = ClipTextModel::open(&folder.path().join(encoder), folder.variant())?;
+        let projected = folder.class_of(encoder) == Some(PROJECTED);
+        let encoder = ClipTextModel::open(&folder.path().join(encoder), projected, folder.variant())?;
         let (length, positions) = (tokenizer.length(), encoder.positions());
         if length > positions {
             let problem =

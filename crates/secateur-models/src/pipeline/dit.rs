@@ -19,6 +19,8 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     classifier_free: true,
     scheduler_options: &[],
     even_levels: false,
+    shifts: false,
+    repair: |_| (),
     conditioner: |folder| Ok(Box::new(Dit { labels: folder.labels()?, classes: folder.denoiser().classes() })),
 };
 

@@ -27,6 +27,8 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     classifier_free: false,
     scheduler_options: &[],
     even_levels: true,
+    shifts: true,
+    repair: |_| (),
     conditioner: |folder| Ok(Box::new(Flux::open(folder)?)),
 };
 

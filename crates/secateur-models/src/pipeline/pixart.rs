@@ -23,6 +23,8 @@ pub(crate) const ALPHA: PipelineClass = PipelineClass {
     classifier_free: true,
     scheduler_options: &[],
     even_levels: false,
+    shifts: false,
+    repair: |_| (),
     conditioner: |folder| Ok(Box::new(PixArt(T5::open(folder, "tokenizer", "text_encoder")?))),
 };
 

@@ -7,6 +7,7 @@ use crate::conditioning::Conditioning;
 use crate::error::Result;
 use crate::manifest::Generation;
 use crate::scheduler::Instead;
+use serde_json::{Map, Value};
 
 pub(crate) const CLASS: PipelineClass = PipelineClass {
     name: "StableDiffusionPipeline",
@@ -24,8 +25,21 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     classifier_free: true,
     scheduler_options: &[Instead::Number("steps_offset", 1), Instead::Flag("clip_sample", false)],
     even_levels: false,
+    shifts: false,
+    repair: latents_of_64,
     conditioner: |folder| Ok(Box::new(StableDiffusion(ClipEncoder::open(folder, "tokenizer", "text_encoder")?))),
 };
+
+/// Before version 0.9 files of diffusers had a `sample_size` of 32 for models of 64.
+fn latents_of_64(unet: &mut Map<String, Value>) {
+    let version = unet.get("_diffusers_version").and_then(Value::as_str).unwrap_or("0.9");
+    let mut parts = version.split('.').map_while(|part| part.parse::<u32>().ok());
+    let is_old = parts.next() == Some(0) && parts.next().is_some_and(|minor| minor < 9);
+    if is_old && let Some(side) = unet.get_mut("sample_size").filter(|side| side.as_u64().is_some_and(|side| side < 64))
+    {
+        *side = 64.into();
+    }
+}
 
 /// CLIP's last states.
 struct StableDiffusion(ClipEncoder);

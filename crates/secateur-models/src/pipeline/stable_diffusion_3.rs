@@ -29,6 +29,8 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     classifier_free: true,
     scheduler_options: &[],
     even_levels: false,
+    shifts: true,
+    repair: |_| (),
     conditioner: |folder| Ok(Box::new(StableDiffusion3::open(folder)?)),
 };
 

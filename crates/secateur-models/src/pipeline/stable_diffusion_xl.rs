@@ -28,6 +28,8 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     classifier_free: true,
     scheduler_options: &[],
     even_levels: false,
+    shifts: false,
+    repair: |_| (),
     conditioner: |folder| Ok(Box::new(StableDiffusionXl::open(folder)?)),
 };
 

@@ -17,6 +17,8 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     classifier_free: false,
     scheduler_options: &[],
     even_levels: false,
+    shifts: false,
+    repair: |_| (),
     conditioner: |_| Ok(Box::new(Unconditional)),
 };
 

@@ -120,14 +120,14 @@ impl DpmSolverConfig {
         options.off(&["use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_dynamic_shifting"])?;
         options.only("algorithm_type", "dpmsolver++")?;
         if options.get::<Option<f64>>("lambda_min_clipped", None)?.is_some() {
-            return Err(options.refuse("lambda_min_clipped"));
+            return Err(options.refuse("lambda_min_clipped", "null"));
         }
         if options.get::<Option<String>>("variance_type", None)?.is_some() {
-            return Err(options.refuse("variance_type"));
+            return Err(options.refuse("variance_type", "null"));
         }
         let order = options.get("solver_order", 2)?;
         if !(1..=3).contains(&order) {
-            return Err(options.refuse("solver_order"));
+            return Err(options.refuse("solver_order", "1, 2 or 3"));
         }
         let flow = options.flag("use_flow_sigmas", false)?;
         let prediction = match options.get("prediction_type", Prediction::Noise)? {

@@ -6,6 +6,7 @@ use crate::files::{Limit, read_text};
 use crate::options::check_numbers;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// No option is a larger number.
@@ -70,13 +71,13 @@ impl Options {
     /// A positive number.
     pub(super) fn positive(&self, name: &str, default: f64) -> Result<f64> {
         let number = self.get(name, default)?;
-        if number > 0.0 && number.is_finite() { Ok(number) } else { Err(self.refuse(name)) }
+        if number > 0.0 && number.is_finite() { Ok(number) } else { Err(self.refuse(name, "a positive number")) }
     }
 
     /// Refuses any value of an option but one.
     pub(super) fn only(&self, name: &str, value: &str) -> Result<()> {
         match self.values.get(name) {
-            Some(other) if other != value => Err(self.refuse(name)),
+            Some(other) if other != value => Err(self.refuse(name, format!("{value:?}"))),
             _ => Ok(()),
         }
     }
@@ -85,16 +86,16 @@ impl Options {
     pub(super) fn off(&self, names: &[&str]) -> Result<()> {
         for name in names {
             if self.flag(name, false)? {
-                return Err(self.refuse(name));
+                return Err(self.refuse(name, "false"));
             }
         }
         Ok(())
     }
 
-    /// Refuses an option for its value.
-    pub(super) fn refuse(&self, name: &str) -> Error {
+    /// Refuses an option for its value, where others are supported.
+    pub(super) fn refuse(&self, name: &str, supported: impl Display) -> Error {
         let value = self.values.get(name).unwrap_or(&Value::Null);
-        self.invalid(format!("{name} {value} is not supported for sampler {}", self.sampler))
+        self.invalid(format!("{name} {value} is not supported for sampler {}; {supported} is", self.sampler))
     }
 
     /// An error in the file.

@@ -37,10 +37,24 @@ impl Mix {
 }
 
 impl Prediction {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Noise => "epsilon",
+            Self::Image => "sample",
+            Self::Velocity => "v_prediction",
+            Self::Flow => "flow_prediction",
+        }
+    }
+
     /// Reads a configuration, which must name one of `known`.
     pub(super) fn read(options: &Options, known: &[Self]) -> Result<Self> {
         let prediction = options.get("prediction_type", Self::Noise)?;
-        if known.contains(&prediction) { Ok(prediction) } else { Err(options.refuse("prediction_type")) }
+        let names: Vec<&str> = known.iter().map(|prediction| prediction.name()).collect();
+        if known.contains(&prediction) {
+            Ok(prediction)
+        } else {
+            Err(options.refuse("prediction_type", names.join(" or ")))
+        }
     }
 
     /// The predicted image in latents alpha x0 + sigma e. Predicted noise tells nothing of it where all is noise.
@@ -109,7 +123,7 @@ impl Limit {
         }
         let share = options.positive("dynamic_thresholding_ratio", 0.995)?;
         if share > 1.0 {
-            return Err(options.refuse("dynamic_thresholding_ratio"));
+            return Err(options.refuse("dynamic_thresholding_ratio", "a share of at most 1"));
         }
         Ok(Self::Quantile { share, most: options.positive("sample_max_value", 1.0)? })
     }

@@ -52,7 +52,7 @@ impl Training {
     pub(super) fn read(options: &Options, (start, end): (f64, f64), zero_snr: bool) -> Result<Self> {
         let timesteps: usize = options.get("num_train_timesteps", 1000)?;
         if !(2..=MOST_TIMESTEPS).contains(&timesteps) {
-            return Err(options.refuse("num_train_timesteps"));
+            return Err(options.refuse("num_train_timesteps", format!("a number of 2 to {MOST_TIMESTEPS}")));
         }
         let start = options.get("beta_start", start)?;
         let end = options.get("beta_end", end)?;

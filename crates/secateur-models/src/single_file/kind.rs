@@ -3,12 +3,14 @@
 use super::source::Source;
 use super::{Parameters, clip, flux, mmdit, open_clip, unet, vae};
 use crate::checkpoint::TensorFile;
-use crate::clip::ClipTextConfig;
+use crate::clip::{ClipTextConfig, PROJECTED};
 use crate::edits::Removals;
 use crate::error::Result;
-use crate::family::denoiser_config;
+use crate::folder::{class_of, denoiser_of};
+use crate::pipeline::class::PipelineClass;
 use crate::t5::T5Config;
 use crate::vae::AutoencoderKlConfig;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// A kind of model that comes in one file.
@@ -105,7 +107,38 @@ static KINDS: [Kind; 4] = [
     },
 ];
 
+/// Parts of names that some files have others for.
+const OTHER_NAMES: [(&str, &str); 6] = [
+    (".mid.attn_1.q.", ".mid.attn_1.to_q."),
+    (".mid.attn_1.k.", ".mid.attn_1.to_k."),
+    (".mid.attn_1.v.", ".mid.attn_1.to_v."),
+    (".mid.attn_1.proj_out.", ".mid.attn_1.to_out.0."),
+    // FLUX's.
+    ("_norm.scale", "_norm.weight"),
+    // T5's table, which is that of the encoder too.
+    (".shared.", ".encoder.embed_tokens."),
+];
+
+/// A tensor without numbers that says how the model was trained: an option of the scheduler, in JSON.
+#[derive(Debug)]
+pub(super) struct Marker {
+    pub(super) tensor: &'static str,
+    pub(super) option: &'static str,
+    pub(super) value: &'static str,
+}
+
+static MARKERS: [Marker; 2] = [
+    Marker { tensor: "v_pred", option: "prediction_type", value: "\"v_prediction\"" },
+    Marker { tensor: "ztsnr", option: "rescale_betas_zero_snr", value: "true" },
+];
+
 impl Kind {
+    /// The markers of a file; a flow's mean nothing.
+    pub(super) fn markers(&self, file: &TensorFile) -> Vec<&'static Marker> {
+        let is_unet = matches!(self.pieces[0].naming, Naming::Unet);
+        MARKERS.iter().filter(|marker| is_unet && file.tensors.contains_key(marker.tensor)).collect()
+    }
+
     /// The kind of a file.
     pub(super) fn of(file: &TensorFile) -> Option<&'static Self> {
         let has =
@@ -142,7 +175,15 @@ impl Piece {
             Naming::OpenClip => open_clip::source(name),
             Naming::T5 => None,
         };
-        source.unwrap_or_else(|| Source::whole(name)).below(self.prefix)
+        let source = source.unwrap_or_else(|| Source::whole(name)).below(self.prefix);
+        let mut others = OTHER_NAMES.iter().map(|(name, other)| source.name.replace(name, other));
+        match file.tensors.contains_key(&source.name) {
+            true => source,
+            false => match others.find(|name| file.tensors.contains_key(name)) {
+                Some(name) => Source { name, ..source },
+                None => source,
+            },
+        }
     }
 
     /// How the names of tensors begin that may be in the file without being one of `parameters`.
@@ -160,13 +201,20 @@ impl Piece {
 }
 
 impl Naming {
-    /// What the component in that folder asks for.
-    pub(super) fn parameters(self, folder: &Path) -> Result<Parameters> {
-        let config = folder.join("config.json");
+    /// What the component `component` of the model folder `like` asks for.
+    pub(super) fn parameters(
+        self,
+        component: &str,
+        like: &Path,
+        (class, index): (&PipelineClass, &Map<String, Value>),
+    ) -> Result<Parameters> {
+        let config = like.join(component).join("config.json");
         match self {
-            Self::Unet | Self::Mmdit | Self::Flux => denoiser_config(&config)?.parameters(&Removals::default()),
+            Self::Unet | Self::Mmdit | Self::Flux => denoiser_of(class, like, index)?.parameters(&Removals::default()),
             Self::Vae => AutoencoderKlConfig::open(&config)?.parameters(),
-            Self::Clip | Self::ClipUnprojected | Self::OpenClip => ClipTextConfig::open(&config)?.parameters(),
+            Self::Clip | Self::ClipUnprojected | Self::OpenClip => {
+                ClipTextConfig::open(&config)?.parameters(class_of(index, component) == Some(PROJECTED))
+            }
             Self::T5 => T5Config::open(&config)?.parameters(),
         }
     }
@@ -193,6 +241,7 @@ pub(super) fn is_no_weight(name: &str) -> bool {
         "sqrt_recipm1_alphas_cumprod",
     ];
     STORED.contains(&name)
+        || MARKERS.iter().any(|marker| marker.tensor == name)
         || name.starts_with("model_ema.")
         || name.ends_with(".position_ids")
         || name.ends_with(".logit_scale")

@@ -1,10 +1,14 @@
 //! T5's unigram tokenizer.
 
-use super::Vocabulary;
+use super::{CONFIG, Vocabulary, config, sentencepiece};
 use crate::error::{Error, Result};
 use crate::files::{Limit, read_json};
 use candle_core::{Device, Tensor};
+use serde_json::Value;
 use std::path::Path;
+
+/// The most tokens that stand for gaps in a text.
+const MOST_EXTRA_IDS: u64 = 1000;
 
 /// Turns prompts into rows of token numbers of one length: text cut to fit, end, padding.
 #[derive(Clone, Debug)]
@@ -15,18 +19,22 @@ pub struct T5Tokenizer {
 }
 
 impl T5Tokenizer {
-    /// Opens a tokenizer folder: `tokenizer.json` with `tokenizer_config.json`.
+    /// Opens a tokenizer folder: `tokenizer.json` or `spiece.model`, with `tokenizer_config.json`.
     ///
     /// # Errors
     /// If a file is missing or damaged, or a special token is not in the vocabulary.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        if !path.is_file() && folder.join("spiece.model").is_file() {
-            let problem = "spiece.model cannot be read, and there is no tokenizer.json. This Python writes one: \
-                           folder = \"...\"; transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)";
-            return Err(Error::invalid(folder, problem));
-        }
-        let definition = read_json(&path, Limit::Vocabulary)?;
+        let (path, pieces) = (folder.join("tokenizer.json"), folder.join("spiece.model"));
+        let (path, definition) = match !path.is_file() && pieces.is_file() {
+            true => {
+                let definition = sentencepiece::definition(&pieces, extra_ids(folder)?)?;
+                (pieces, definition)
+            }
+            false => {
+                let definition = read_json(&path, Limit::Vocabulary)?;
+                (path, definition)
+            }
+        };
         let vocabulary = Vocabulary::new(folder, path, &definition)?;
         let (end, padding) = (vocabulary.special("eos_token", "</s>")?, vocabulary.special("pad_token", "<pad>")?);
         Ok(Self { vocabulary, end, padding })
@@ -51,5 +59,22 @@ impl T5Tokenizer {
         }
         let shape = (texts.len(), length);
         Ok((Tensor::from_vec(ids, shape, &Device::Cpu)?, Tensor::from_vec(mask, shape, &Device::Cpu)?))
+    }
+}
+
+/// How many tokens for gaps in a text a `spiece.model` lacks: those of the configuration, which may list them itself.
+fn extra_ids(folder: &Path) -> Result<usize> {
+    const DEFAULT: u64 = 100;
+    let config = config(folder)?;
+    match config.get("extra_ids") {
+        _ if config.get("added_tokens_decoder").is_some() => Ok(0),
+        None | Some(Value::Null) => Ok(DEFAULT as usize),
+        Some(count) => match count.as_u64().filter(|count| *count <= MOST_EXTRA_IDS) {
+            Some(count) => Ok(count as usize),
+            None => {
+                let problem = format!("extra_ids {count} is not a number of 0 to {MOST_EXTRA_IDS}");
+                Err(Error::invalid(folder.join(CONFIG), problem))
+            }
+        },
     }
 }

@@ -2,14 +2,13 @@
 
 use super::{Unet, description};
 use crate::blocks::{Norm, Sinusoids};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::family::{Denoiser, DenoiserConfig};
-use crate::options;
+use crate::options::{self, Numbers, Options};
 use crate::structure::{Geometry, Structure};
 use secateur_nn::Scope;
 use serde::Deserialize;
-use serde_json::{Map, Value};
-use std::path::Path;
+use serde_json::{Value, json};
 
 /// What SDXL is told of the picture: its size, its corner, the size that is wanted.
 const SIZES: usize = 6;
@@ -20,6 +19,7 @@ const MOST_LEVELS: usize = 16;
 #[derive(Clone, Debug)]
 pub struct UnetConfig {
     pub(super) sample_size: (usize, usize),
+    unknown_size: bool,
     pub(super) in_channels: usize,
     pub(super) out_channels: usize,
     /// Width of the time embedding.
@@ -71,48 +71,28 @@ pub(super) struct Addition {
     pub(super) inputs: usize,
 }
 
-/// A number for all levels, or one for each.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-enum PerLevel {
-    All(usize),
-    Each(Vec<usize>),
-}
-
-impl PerLevel {
-    fn at(&self, level: usize) -> Option<usize> {
-        match self {
-            Self::All(value) => Some(*value),
-            Self::Each(values) => values.get(level).copied(),
-        }
-    }
-
-    fn fits(&self, levels: usize) -> bool {
-        !matches!(self, Self::Each(values) if values.len() != levels)
-    }
-}
-
 /// What both classes have in common, as the file has it.
 #[derive(Deserialize)]
 struct File {
     #[serde(rename = "_class_name")]
     class: String,
-    sample_size: Side,
+    #[serde(default)]
+    sample_size: Option<Numbers>,
     in_channels: usize,
     out_channels: usize,
     block_out_channels: Vec<usize>,
     down_block_types: Vec<String>,
     up_block_types: Vec<String>,
     #[serde(default = "two")]
-    layers_per_block: PerLevel,
+    layers_per_block: Numbers,
     #[serde(default = "eight")]
-    attention_head_dim: Option<PerLevel>,
+    attention_head_dim: Option<Numbers>,
     #[serde(default)]
-    num_attention_heads: Option<PerLevel>,
+    num_attention_heads: Option<Numbers>,
     #[serde(default = "one")]
-    transformer_layers_per_block: PerLevel,
+    transformer_layers_per_block: Numbers,
     #[serde(default)]
-    cross_attention_dim: Option<PerLevel>,
+    cross_attention_dim: Option<Numbers>,
     #[serde(default)]
     use_linear_projection: bool,
     norm_num_groups: usize,
@@ -134,16 +114,6 @@ struct File {
     projection_class_embeddings_input_dim: Option<usize>,
     #[serde(default = "yes")]
     add_attention: bool,
-    #[serde(flatten)]
-    others: Map<String, Value>,
-}
-
-/// A side of a square, or height and width.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Side {
-    Square(usize),
-    Both([usize; 2]),
 }
 
 fn yes() -> bool {
@@ -152,22 +122,21 @@ fn yes() -> bool {
 fn usize_one() -> usize {
     1
 }
-fn one() -> PerLevel {
-    PerLevel::All(1)
+fn one() -> Numbers {
+    Numbers::All(1)
 }
-fn two() -> PerLevel {
-    PerLevel::All(2)
+fn two() -> Numbers {
+    Numbers::All(2)
 }
-fn eight() -> Option<PerLevel> {
-    Some(PerLevel::All(8))
+fn eight() -> Option<Numbers> {
+    Some(Numbers::All(8))
 }
 fn norm_eps() -> f32 {
     1e-5
 }
 
 /// Options of which only this value is supported; it is also what they are where they are absent.
-fn only_supported() -> [(&'static str, Value); 27] {
-    use serde_json::json;
+fn supported(conditional: bool) -> [(&'static str, Value); 28] {
     [
         ("act_fn", json!("silu")),
         ("addition_embed_type_num_heads", json!(64)),
@@ -185,6 +154,7 @@ fn only_supported() -> [(&'static str, Value); 27] {
         ("encoder_hid_dim_type", Value::Null),
         ("mid_block_only_cross_attention", Value::Null),
         ("mid_block_scale_factor", json!(1)),
+        ("mid_block_type", json!(if conditional { "UNetMidBlock2DCrossAttn" } else { "UNetMidBlock2D" })),
         ("num_class_embeds", Value::Null),
         ("only_cross_attention", json!(false)),
         ("resnet_out_scale_factor", json!(1)),
@@ -199,28 +169,32 @@ fn only_supported() -> [(&'static str, Value); 27] {
     ]
 }
 
+/// Options that change nothing here: those of training, and numbers are of f32 anyway.
+const UNREAD: [&str; 3] = ["dropout", "num_train_timesteps", "upcast_attention"];
+
+/// Height and width of the latents where the file does not say.
+const SIDE: usize = 64;
+
 impl UnetConfig {
-    /// Reads a component's `config.json`.
-    ///
-    /// # Errors
-    /// If it cannot be read, contradicts itself, or asks for something that is not supported.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::from_file(&options::read_config(path)?).map_err(|problem| Error::invalid(path, problem))
+    pub(crate) fn read(mut options: Options<'_>) -> Result<Self> {
+        let file: File = options.read()?;
+        let conditional = file.class == "UNet2DConditionModel";
+        let config = Self::from_file(&file, conditional).map_err(|problem| options.invalid(problem))?;
+        options.finish(&supported(conditional), &UNREAD)?;
+        Ok(config)
     }
 
-    fn from_file(file: &File) -> std::result::Result<Self, String> {
-        let conditional = match file.class.as_str() {
-            "UNet2DConditionModel" => true,
-            "UNet2DModel" => false,
-            class => return Err(format!("_class_name {class:?} is not a UNet that is supported")),
-        };
-        options::only(&file.others, &only_supported())?;
+    fn from_file(file: &File, conditional: bool) -> std::result::Result<Self, String> {
         let (down, middle, up) = file.levels(conditional)?;
         options::check_eps("norm_eps", file.norm_eps.into())?;
         let channels = &file.block_out_channels;
-        let (height, width) = match file.sample_size {
-            Side::Square(side) => (side, side),
-            Side::Both([height, width]) => (height, width),
+        let (height, width) = match &file.sample_size {
+            None => (SIDE, SIDE),
+            Some(Numbers::All(side)) => (*side, *side),
+            Some(Numbers::Each(sides)) => match sides[..] {
+                [height, width] => (height, width),
+                _ => return Err(format!("sample_size {sides:?} is neither a side nor height and width")),
+            },
         };
         let sizes = [
             ("sample_size", height.min(width)),
@@ -256,15 +230,16 @@ impl UnetConfig {
         };
         let text = match (&file.cross_attention_dim, conditional) {
             (_, false) => 0,
-            (Some(PerLevel::All(width)), true) => *width,
-            (Some(PerLevel::Each(widths)), true) if widths.windows(2).all(|w| w[0] == w[1]) && !widths.is_empty() => {
+            (Some(Numbers::All(width)), true) => *width,
+            (Some(Numbers::Each(widths)), true) if widths.windows(2).all(|w| w[0] == w[1]) && !widths.is_empty() => {
                 widths[0]
             }
-            (Some(PerLevel::Each(_)), true) => return Err("a cross_attention_dim a level is not supported".into()),
+            (Some(Numbers::Each(_)), true) => return Err("a cross_attention_dim a level is not supported".into()),
             (None, true) => return Err("cross_attention_dim is missing".into()),
         };
         Ok(Self {
             sample_size: (height, width),
+            unknown_size: file.sample_size.is_none(),
             in_channels: file.in_channels,
             out_channels: file.out_channels,
             time: file.time_embedding_dim.unwrap_or(4 * channels[0]),
@@ -340,10 +315,6 @@ impl File {
             (false, true) => "AttnDownBlock2D",
             (false, false) => "DownBlock2D",
         };
-        let wanted = if conditional { "UNetMidBlock2DCrossAttn" } else { "UNetMidBlock2D" };
-        if let Some(found) = self.others.get("mid_block_type").filter(|found| found.as_str() != Some(wanted)) {
-            return Err(format!("mid_block_type {found} is not supported; {wanted} is"));
-        }
         let middle = Level { layers: 1, ..level(count - 1, kind, 0)? };
         Ok((down.collect::<std::result::Result<_, String>>()?, middle, up.collect::<std::result::Result<_, String>>()?))
     }
@@ -356,6 +327,10 @@ impl DenoiserConfig for UnetConfig {
 
     fn latent_shape(&self) -> [usize; 3] {
         [self.in_channels, self.sample_size.0, self.sample_size.1]
+    }
+
+    fn is_of_unknown_size(&self) -> bool {
+        self.unknown_size
     }
 
     fn text_width(&self) -> usize {

@@ -1,7 +1,7 @@
 //! `secateur bench`.
 
 use super::compare::{macs_a_call, model_summary};
-use super::{check_memory, command_line, names, skipping};
+use super::{check_memory, command_line, names, open_model, skipping};
 use crate::args::{BenchArgs, Common};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::machine::Product;
@@ -77,7 +77,7 @@ struct Times {
 }
 
 pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
-    let open = |path: &PathBuf| ModelFolder::open(path, args.variant.as_deref());
+    let open = |path: &PathBuf| open_model(path, args.variant.as_deref());
     let folders = args.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let sampling = args.sampling.sampling(&folders[0])?;
     for folder in &folders[1..] {

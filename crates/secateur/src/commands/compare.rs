@@ -1,6 +1,6 @@
 //! `secateur compare`.
 
-use super::{check_memory, command_line, held_out_prompts, names, no_score, skipping};
+use super::{check_memory, command_line, held_out_prompts, names, no_score, open_model, skipping};
 use crate::args::{Common, CompareArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;
@@ -11,7 +11,7 @@ use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure, Subj
 use std::path::Path;
 
 pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
-    let open = |path: &Path| ModelFolder::open(path, args.variant.as_deref());
+    let open = |path: &Path| open_model(path, args.variant.as_deref());
     let (reference, candidate) = (open(&args.reference)?, open(&args.candidate)?);
     let sampling = args.sampling.sampling(&reference)?;
     check_comparable(&reference, &candidate, &sampling)?;

@@ -116,6 +116,10 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
         return memory(&folder, args.batch, common);
     }
     let progress = Progress::new(common.quiet);
+    // It can be looked at all the same.
+    if let Err(problem) = folder.sampler().and_then(|_| folder.check(&folder.sampling())) {
+        progress.warn(&format!("warning: {problem}"));
+    }
     let inspection = Inspection::new(&folder, args.zeros, &progress)?;
     progress.finish();
     if common.json {
