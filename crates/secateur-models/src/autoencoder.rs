@@ -51,6 +51,9 @@ pub trait AutoencoderConfig: Debug + Send + Sync {
     /// Pixels that a latent is high and wide.
     fn factor(&self) -> usize;
 
+    /// Channels of the latents.
+    fn channels(&self) -> usize;
+
     /// What a decoder computes of latents of that height and width, in execution order.
     fn decoder(&self, latent: (usize, usize)) -> Vec<Operation>;
 

@@ -19,7 +19,7 @@ use crate::scheduler::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config
 use crate::single_file::SingleFile;
 use crate::structure::{Geometry, Memory, Operation, Structure};
 use crate::t5::{T5Config, T5Encoder};
-use crate::tokenizer::{self, row_length};
+use crate::tokenizer::{self, ClipTokenizer, T5Tokenizer, row_length};
 use secateur_nn::{Fit, Parameters};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,11 @@ use std::sync::Arc;
 
 /// The classes that a model knows, from `id2label` of `model_index.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Labels(BTreeMap<u32, String>);
+pub struct Labels {
+    names: BTreeMap<u32, String>,
+    /// How many classes there are; not all may have names.
+    classes: usize,
+}
 
 impl Labels {
     /// The number of a label, given by its number, its name, or one of several names that commas set apart.
@@ -36,19 +40,22 @@ impl Labels {
     /// # Errors
     /// If no label is called so.
     pub fn find(&self, text: &str) -> Result<u32> {
-        if let Ok(number) = text.parse() {
-            return Ok(number);
+        if let Ok(number) = text.parse::<u32>() {
+            return match (number as usize) < self.classes {
+                true => Ok(number),
+                false => Err(Error::Request(format!("label {number}, and the model knows {} classes", self.classes))),
+            };
         }
         let called = |name: &str| name == text || name.split(',').any(|one| one.trim() == text);
-        let found: Vec<u32> = self.0.iter().filter(|(_, name)| called(name)).map(|(number, _)| *number).collect();
+        let found: Vec<u32> = self.names.iter().filter(|(_, name)| called(name)).map(|(number, _)| *number).collect();
         match found[..] {
             [number] => Ok(number),
-            [] if self.0.is_empty() => {
+            [] if self.names.is_empty() => {
                 Err(Error::Request(format!("{text:?} is not a number, and this model names no labels")))
             }
             [] => {
-                let some: Vec<&str> = self.0.values().take(3).map(String::as_str).collect();
-                let known = format!("it knows {} such as {}", self.0.len(), some.join(", "));
+                let some: Vec<&str> = self.names.values().take(3).map(String::as_str).collect();
+                let known = format!("it knows {} such as {}", self.names.len(), some.join(", "));
                 Err(Error::Request(format!("{text:?} is not a label of this model: {known}")))
             }
             _ => Err(Error::Request(format!("{text:?} is the name of the labels {found:?}: give a number"))),
@@ -57,7 +64,7 @@ impl Labels {
 
     /// Number and name of each.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
-        self.0.iter().map(|(number, name)| (*number, name.as_str()))
+        self.names.iter().map(|(number, name)| (*number, name.as_str()))
     }
 }
 
@@ -262,10 +269,11 @@ impl ModelFolder {
     /// # Errors
     /// If `id2label` is not a table of numbers and names.
     pub fn labels(&self) -> Result<Labels> {
-        let Some(labels) = self.index("id2label") else { return Ok(Labels::default()) };
+        let classes = self.denoiser.classes();
+        let Some(labels) = self.index("id2label") else { return Ok(Labels { names: BTreeMap::new(), classes }) };
         let label = |(number, name): (&String, &Value)| Some((number.parse().ok()?, name.as_str()?.to_owned()));
         match labels.as_object().and_then(|labels| labels.iter().map(label).collect()) {
-            Some(labels) => Ok(Labels(labels)),
+            Some(names) => Ok(Labels { names, classes }),
             None => {
                 let problem = "id2label is not an object of numbers and their names";
                 Err(Error::invalid(self.path.join(INDEX), problem))
@@ -342,6 +350,11 @@ impl ModelFolder {
             warnings.push(format!("{}: no sample_size, so latents are {height} x {width}", shown(&path)));
         }
         for component in self.class.components.iter().filter(|component| component.has_weights()) {
+            if self.is_without_weights(component) {
+                let path = self.path.join(component.name);
+                warnings.push(format!("{}: no {}.safetensors, so nothing can be run", shown(&path), component.stem()));
+                continue;
+            }
             let unread = match component.name == self.class.denoiser {
                 true => self.fit.unexpected.clone(),
                 // One that cannot be read at all is told where it is needed.
@@ -352,12 +365,12 @@ impl ModelFolder {
         warnings
     }
 
-    /// The names of the tensors of a text encoder or an autoencoder that it does not know.
+    /// The names of the tensors of a text encoder or an autoencoder that it does not know; none of what is not there.
     fn unread_of(&self, component: &Component) -> Result<Vec<String>> {
-        let (config, checkpoint) = (self.path.join(component.name).join("config.json"), self.component(component));
-        let (Some(checkpoint), Some(class)) = (checkpoint, self.class_of(component.name)) else {
-            return Ok(Vec::new());
-        };
+        let Some(class) = self.class_of(component.name) else { return Ok(Vec::new()) };
+        let folder = self.path.join(component.name);
+        let config = folder.join("config.json");
+        let checkpoint = Checkpoint::open(&folder, component.stem(), self.variant())?;
         Ok(match (class, &self.vae) {
             ("T5EncoderModel", _) => {
                 let config = T5Config::open(&config)?;
@@ -373,20 +386,95 @@ impl ModelFolder {
         .unexpected)
     }
 
-    /// Whether the configurations of the components beside the denoiser can be used, before weights are read.
+    /// Whether a component that has weights is there without them: it can be planned for.
+    fn is_without_weights(&self, component: &Component) -> bool {
+        let found = || variants(&self.path.join(component.name), component.stem());
+        component.has_weights() && self.has(component.name) && found().is_ok_and(|found| found.is_empty())
+    }
+
+    /// Fails where weights are missing, before any are read.
+    pub(crate) fn check_weights(&self) -> Result<()> {
+        match self.class.components.iter().find(|component| self.is_without_weights(component)) {
+            // Whoever opens it says what is missing.
+            Some(component) => Checkpoint::open(&self.path.join(component.name), component.stem(), None).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the components beside the denoiser can be used, and fit it, before weights are read.
     fn check_components(&self) -> Result<()> {
-        autoencoder_of(self.class, &self.path, &self.index)?;
-        for component in self.class.components {
+        let channels = self.denoiser.latent_shape()[0];
+        if let Some(vae) = autoencoder_of(self.class, &self.path, &self.index)?
+            && vae.channels() != channels
+        {
+            let problem = format!(
+                "in_channels {channels}, and the latents of the vae have {}: models of other inputs, such as those that \
+                 paint in, are not supported",
+                vae.channels()
+            );
+            return Err(Error::invalid(self.path.join(self.class.denoiser).join("config.json"), problem));
+        }
+        for component in self.class.components.iter().filter(|component| self.has(component.name)) {
             let folder = self.path.join(component.name);
-            let config = folder.join("config.json");
             match self.class_of(component.name) {
-                Some("CLIPTextModel" | PROJECTED) if config.is_file() => ClipTextConfig::open(&config).map(|_| ()),
-                Some("T5EncoderModel") if config.is_file() => T5Config::open(&config).map(|_| ()),
-                Some(_) if component.name.starts_with("tokenizer") => tokenizer::checked_config(&folder).map(|_| ()),
+                _ if component.name == self.class.denoiser || self.is_without_weights(component) => Ok(()),
+                Some("CLIPTokenizer") => ClipTokenizer::open(&folder).map(drop),
+                Some("T5Tokenizer") => T5Tokenizer::open(&folder).map(drop),
+                _ if component.has_weights() => self.unread_of(component).map(drop),
                 _ => Ok(()),
             }?;
         }
         Ok(())
+    }
+
+    /// What text encoders do not read of prompts that are too long, in a line for each of them.
+    ///
+    /// # Errors
+    /// If a tokenizer cannot be opened, or fails.
+    pub fn cuts(&self, prompts: &[String], sampling: &Sampling) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        let length = sampling.max_sequence_length;
+        for component in self.class.components.iter().filter(|component| self.has(component.name)) {
+            let folder = self.path.join(component.name);
+            let (tokens, cut): (usize, Vec<Option<&str>>) = match self.class_of(component.name) {
+                Some("CLIPTokenizer") => {
+                    let tokenizer = ClipTokenizer::open(&folder)?;
+                    (tokenizer.length(), prompts.iter().map(|prompt| tokenizer.cut(prompt)).collect::<Result<_>>()?)
+                }
+                Some("T5Tokenizer") if length > 0 => {
+                    let tokenizer = T5Tokenizer::open(&folder)?;
+                    (length, prompts.iter().map(|prompt| tokenizer.cut(prompt, length)).collect::<Result<_>>()?)
+                }
+                _ => continue,
+            };
+            let mut long = (1..).zip(cut).filter_map(|(number, cut)| Some((number, cut?)));
+            if let Some((number, words)) = long.next() {
+                let more = match long.count() {
+                    0 => String::new(),
+                    more => format!(", and {more} more are too long"),
+                };
+                lines.push(format!(
+                    "of prompt {number} {words:?} is not read: it is beyond the {tokens} tokens of {}{more}",
+                    component.name
+                ));
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Whether its pictures can be drawn and compared.
+    ///
+    /// # Errors
+    /// If they are not of three channels.
+    pub fn check_pictures(&self) -> Result<()> {
+        match self.denoiser.latent_shape()[0] {
+            channels if self.vae.is_none() && channels != 3 => {
+                let problem =
+                    format!("draws pictures of {channels} channel(s): those of 3 can be written and compared");
+                Err(Error::invalid(self.path.join(self.class.denoiser).join("config.json"), problem))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The sampler that `secateur.json` names, or else the one of `model_index.json`.
@@ -621,7 +709,7 @@ impl ModelFolder {
             Subject::Text => Ok(Some(Captions { choices: prompts.to_vec(), own: (0..prompts.len()).collect() })),
             Subject::Label => {
                 let labels = self.labels()?;
-                if labels.0.is_empty() { Ok(None) } else { self.captions_of(&labels, prompts).map(Some) }
+                if labels.names.is_empty() { Ok(None) } else { self.captions_of(&labels, prompts).map(Some) }
             }
         }
     }

@@ -56,6 +56,14 @@ impl Vocabulary {
         self.tokenizer.token_to_id(token).ok_or_else(missing)
     }
 
+    /// The end of a text of more than `room` tokens, from the first that has no room.
+    fn cut<'a>(&self, text: &'a str, room: usize) -> Result<Option<&'a str>> {
+        let encoding = self.tokenizer.encode(text, false);
+        let encoding = encoding.map_err(|e| Error::Request(format!("cannot tokenize {text:?}: {e}")))?;
+        let first = encoding.get_offsets().get(room).map(|(start, _)| *start);
+        Ok(first.map(|start| text.get(start..).unwrap_or(text).trim()))
+    }
+
     /// Token numbers of a text, without those that begin and end it.
     fn ids(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false);

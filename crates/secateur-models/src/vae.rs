@@ -110,6 +110,10 @@ impl AutoencoderKlConfig {
 }
 
 impl AutoencoderConfig for AutoencoderKlConfig {
+    fn channels(&self) -> usize {
+        self.latent_channels
+    }
+
     fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }

@@ -92,6 +92,10 @@ impl AutoencoderTinyConfig {
 }
 
 impl AutoencoderConfig for AutoencoderTinyConfig {
+    fn channels(&self) -> usize {
+        self.latent_channels
+    }
+
     fn factor(&self) -> usize {
         let levels = self.decoder_block_out_channels.len() as u32;
         self.upsampling_scaling_factor.saturating_pow(levels - 1)

@@ -17,7 +17,7 @@ mod told;
 use crate::args::{Cli, Command, Common, JobArgs, ModelArgs, SamplingArgs, ScoreArgs};
 use crate::format::bytes;
 use crate::memory;
-use crate::progress::say;
+use crate::progress::{say, warn};
 use anyhow::{Context, Result, bail};
 use secateur_models::files::shown;
 use secateur_models::{ClipModel, ModelFolder, OutputFolder, OutputOptions, Sampling, Subject, read_prompts};
@@ -66,7 +66,7 @@ impl ModelArgs {
 /// Opens a model folder, and says what a user should know of it.
 fn open_model(path: &Path, variant: Option<&str>) -> Result<ModelFolder> {
     let folder = ModelFolder::open(path, variant)?;
-    folder.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
+    folder.warnings().iter().for_each(|warning| warn(warning));
     Ok(folder)
 }
 

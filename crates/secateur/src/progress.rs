@@ -19,6 +19,11 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable(line));
 }
 
+/// A line on standard error for what may not be as wanted.
+pub(crate) fn warn(text: &str) {
+    say(&format!("warning: {text}"));
+}
+
 /// Takes over the signals that ask a process to end: the work ends at the next step, and work folders go, or stay for
 /// `--resume`. A second signal ends the process at once.
 pub(crate) fn heed_signals() {
@@ -197,6 +202,6 @@ impl Observer for Progress {
     }
 
     fn warn(&self, text: &str) {
-        self.lock().bar_aside(|| say(text));
+        self.lock().bar_aside(|| warn(text));
     }
 }

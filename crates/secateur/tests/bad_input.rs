@@ -299,35 +299,6 @@ fn a_disk_that_is_full() {
 }
 
 #[test]
-fn a_recipe_does_not_go_on_with_another_model() {
-    let temporary = tempfile::tempdir().unwrap();
-    let model = copy(temporary.path(), "scheduler");
-    let recipe = temporary.path().join("recipe.toml");
-    let methods = "[[method]]\nname = 'prune'\n[[method]]\nname = 'prune'\ninclude = 'no such layer'\n";
-    std::fs::write(&recipe, format!("samples = 2\nsteps = 2\nreport-samples = 0\n{methods}")).unwrap();
-    let run = |resume: &[&str]| {
-        let mut command = secateur();
-        command.arg("compress").arg(&model).arg("--recipe").arg(&recipe);
-        command.arg("--out").arg(temporary.path().join("out")).arg("--quiet").args(resume);
-        fail(&mut command, 1)
-    };
-    assert!(run(&[]).contains("1 of 2 methods are finished"));
-    assert!(run(&["--resume"]).contains("no such layer"));
-    // Of the sampler, and of what is only copied.
-    for (file, from, to) in
-        [("scheduler/scheduler_config.json", "\"shift\": 1.0", "\"shift\": 3.0"), ("secateur.json", "{", "{ ")]
-    {
-        let config = model.join(file);
-        let text = std::fs::read_to_string(&config).unwrap();
-        let _ = std::fs::remove_file(&config);
-        std::fs::write(&config, text.replacen(from, to, 1)).unwrap();
-        assert!(run(&["--resume"]).contains("of another model"), "{file}");
-        std::fs::write(&config, text).unwrap();
-        assert!(run(&["--resume"]).contains("no such layer"), "{file}");
-    }
-}
-
-#[test]
 fn ctrl_c_leaves_nothing() {
     let temporary = tempfile::tempdir().unwrap();
     let mut command = secateur();

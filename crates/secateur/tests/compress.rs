@@ -1,7 +1,10 @@
 //! Recipes through the binary: several methods on one model, with one report, and runs that go on.
 
 mod common;
+#[path = "common/copy.rs"]
+mod copy;
 use common::{entries, fail, model, secateur, succeed};
+use copy::copy_folder;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -45,8 +48,9 @@ fn one_report_of_all_methods() {
     let at = |name: &str| temporary.path().join(name);
     std::fs::write(at("recipe.toml"), RECIPE).unwrap();
     let planned = succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run", "--seed", "3"]));
-    assert_eq!(planned.lines().count(), 3, "{planned}");
-    assert!(planned.lines().all(|line| line.contains("--steps=6") && line.contains("--seed=3")), "{planned}");
+    assert_eq!(commands(&planned).len(), 3, "{planned}");
+    assert!(commands(&planned).iter().all(|line| line.contains("--steps=6") && line.contains("--seed=3")), "{planned}");
+    assert!(planned.contains("5 % of the parameters") && planned.contains("2:4 by obs"), "{planned}");
     assert_eq!(entries(temporary.path()), ["recipe.toml"]);
 
     let report = json(&succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--quiet", "--json"])));
@@ -69,8 +73,29 @@ fn one_report_of_all_methods() {
     succeed(secateur().args(generate).arg(at("pictures")).arg(at("small")));
 }
 
+/// What a dry run says of the commands.
+fn commands(planned: &str) -> Vec<&str> {
+    planned.lines().filter(|line| line.starts_with("secateur ")).collect()
+}
+
+/// Ctrl-C once something is there, and what was told.
+#[cfg(target_os = "linux")]
+fn stop(mut command: Command, once: &Path) -> String {
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    while !once.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(130), "{told}");
+    told
+}
+
 #[test]
-fn a_recipe_goes_on_where_it_failed() {
+#[cfg(target_os = "linux")]
+fn a_recipe_goes_on_where_it_stopped() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     let write = |name: &str, text: &str| std::fs::write(at(name), text).unwrap();
@@ -78,34 +103,44 @@ fn a_recipe_goes_on_where_it_failed() {
     let recipe =
         format!("steps = 3\nreport-samples = 0\n{}{}pattern = '2:4'\n", method("first.txt"), method("labels.txt"));
     write("first.txt", "1\n2\n");
-    write("labels.txt", "no such label\n");
     write("recipe.toml", &recipe);
     let run = |options: &[&str]| compress(&at("recipe.toml"), &at("small"), options);
-    write("bad.toml", &recipe.replacen("name = 'prune'", "name = 'prune'\nsparsity = 2", 1));
-    fail(&mut compress(&at("bad.toml"), &at("small"), &[]), 1);
-    std::fs::remove_file(at("bad.toml")).unwrap();
-    assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml"]);
+    let progress = at(".small.secateur/progress");
+    // Whatever cannot be is known at once.
+    for (recipe, labels, words) in [
+        (recipe.replacen("name = 'prune'", "name = 'prune'\nsparsity = 2", 1), "1\n", "sparsity 2"),
+        (recipe.clone(), "no such label\n", "no such label"),
+        (format!("{recipe}include = 'nothing'\n"), "1\n", "no layer to prune is left"),
+        (format!("{recipe}[[method]]\nname = 'skip'\nkeep = 0.01\n"), "1\n", "cannot be kept"),
+        (format!("{recipe}[[method]]\nname = 'slim'\nbudget = 0.9\n"), "1\n", "cannot go"),
+    ] {
+        write("recipe.toml", &recipe);
+        write("labels.txt", labels);
+        for more in [&[][..], &["--dry-run"]] {
+            let error = fail(&mut run(more), 1);
+            assert!(error.contains(words) && !error.contains("method 1 of"), "{error}");
+        }
+        assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml"]);
+    }
+    let (many, few) = ("1\n".repeat(2000), "1\n2\n");
+    write("recipe.toml", &recipe);
+    write("labels.txt", &many);
     let error = fail(&mut run(&["--resume"]), 1);
     assert!(error.contains("nothing to resume"), "{error}");
-    let error = fail(&mut run(&[]), 1);
-    assert!(error.contains("no such label") && error.contains("secateur prune"), "{error}");
-    assert!(error.contains("1 of 2 methods are finished: --resume"), "{error}");
+    let told = stop(run(&[]), &progress.join("1-prune.json"));
+    assert!(told.contains("1 of 2 methods are finished: --resume"), "{told}");
     assert!(!at("small").exists());
     let error = fail(&mut run(&[]), 1);
     assert!(error.contains("--resume goes on") && error.contains("--force"), "{error}");
     let error = fail(&mut run(&["--resume", "--seed", "9"]), 1);
     assert!(error.contains("of another model, or its first method of other settings"), "{error}");
-    // What the first method learned from is what it was; the second has not begun.
-    write("labels.txt", "1\n2\n");
     write("first.txt", "1\n3\n");
     let error = fail(&mut run(&["--resume"]), 1);
     assert!(error.contains("of other settings or prompts"), "{error}");
     write("first.txt", "1\n2\n");
     // Nor is what another run has made: here of fewer samples, under the same name.
-    let progress = at(".small.secateur/progress");
-    write("labels.txt", "no such label\n");
-    fail(&mut compress(&at("recipe.toml"), &at("other"), &["--samples", "1"]), 1);
     let of_other = at(".other.secateur/progress");
+    stop(compress(&at("recipe.toml"), &at("other"), &["--samples", "1"]), &of_other.join("1-prune.json"));
     for part in ["1-prune", "1-prune.json"] {
         std::fs::rename(progress.join(part), at(part)).unwrap();
         std::fs::rename(of_other.join(part), progress.join(part)).unwrap();
@@ -113,17 +148,23 @@ fn a_recipe_goes_on_where_it_failed() {
     let error = fail(&mut run(&["--resume"]), 1);
     assert!(error.contains("of other settings or prompts"), "{error}");
     for part in ["1-prune", "1-prune.json"] {
-        std::fs::rename(progress.join(part), of_other.join(part)).unwrap();
+        std::fs::remove_dir_all(progress.join(part)).or_else(|_| std::fs::remove_file(progress.join(part))).unwrap();
         std::fs::rename(at(part), progress.join(part)).unwrap();
     }
     std::fs::remove_dir_all(at(".other.secateur")).unwrap();
-    // A method that was mended is run, and the one before it is not run again.
-    write("recipe.toml", &recipe.replace("2:4", "1:4"));
-    let error = fail(&mut run(&["--resume"]), 1);
-    assert!(error.contains("method 2 of 2") && !error.contains("method 1 of 2"), "{error}");
-    write("recipe.toml", &recipe);
-    write("labels.txt", "1\n2\n");
 
+    // Nor is another model, be it in what is only copied.
+    let mut other = secateur();
+    copy_folder(&model("emoji-dit"), &at("model"));
+    let config = std::fs::read_to_string(at("model/vae/config.json")).unwrap();
+    std::fs::write(at("model/vae/config.json"), format!("{config} ")).unwrap();
+    other.arg("compress").arg(at("model")).arg("--recipe").arg(at("recipe.toml")).arg("--out").arg(at("small"));
+    let error = fail(other.arg("--resume"), 1);
+    assert!(error.contains("of another model"), "{error}");
+    std::fs::remove_dir_all(at("model")).unwrap();
+
+    // A method that was mended is run, and the one before it is not run again.
+    write("labels.txt", few);
     let output = run(&["--resume"]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}");
@@ -134,8 +175,8 @@ fn a_recipe_goes_on_where_it_failed() {
     assert!(resumed == std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap());
 
     // Another recipe in its place leaves nothing of it behind.
-    write("labels.txt", "no such label\n");
-    fail(&mut run(&["--force"]), 1);
+    write("labels.txt", &many);
+    stop(run(&["--force"]), &progress.join("1-prune.json"));
     write("recipe.toml", "steps = 2\nsamples = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = 0.05\n");
     succeed(&mut run(&["--force", "--quiet"]));
     assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml", "small"]);
@@ -211,7 +252,7 @@ fn methods_that_would_calibrate_alike_share_a_calibration() {
                   pattern = '2:4'\n[[method]]\nname = 'prune'\nsamples = 3\n";
     std::fs::write(at("recipe.toml"), recipe).unwrap();
     let planned = succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run"]));
-    let [slim, first, second] = planned.lines().collect::<Vec<_>>()[..] else { panic!("{planned}") };
+    let [slim, first, second] = commands(&planned)[..] else { panic!("{planned}") };
     assert!(
         slim.contains("--samples=200 --carry-statistics=")
             && slim.ends_with(".small.secateur/progress/1-slim.statistics"),

@@ -5,9 +5,12 @@
 #[path = "../../secateur-models/tests/common/assemble.rs"]
 mod assemble;
 mod common;
+#[path = "common/copy.rs"]
+mod copy;
 
 use assemble::assemble;
 use common::{entries, fail, model, project, secateur, succeed};
+use copy::copy_folder;
 use serde_json::Value;
 
 fn json(text: &str) -> Value {
@@ -67,6 +70,7 @@ fn a_model_that_knows_classes_takes_labels() {
     std::fs::write(&labels, "food/noto\nfood/wooden\n").unwrap();
     let error = fail(prune().arg("--force"), 1);
     assert!(error.contains("\"food/wooden\" is not a label") && error.contains("38"), "{error}");
+    std::fs::write(&labels, "1\n").unwrap();
     let error = fail(prune().args(["--force", "--negative-prompt", "blurred"]), 1);
     assert!(error.contains("negative prompt"), "{error}");
     std::fs::write(&labels, "1001\n").unwrap();
@@ -126,7 +130,7 @@ fn the_tree_of_a_model() {
 fn full_size_without_weights() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path().join("sd-1.5");
-    copy(&project().join("tools/full_size/sd-1.5"), &folder);
+    copy_folder(&project().join("tools/full_size/sd-1.5"), &folder);
     let component = folder.join("unet");
     let config = secateur_models::denoiser_config(&component.join("config.json")).unwrap();
     let (mut header, mut end) = (serde_json::Map::new(), 0);
@@ -159,7 +163,7 @@ fn full_size_without_weights() {
 fn variants_of_a_recipe() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
-    copy(&model("emoji-dit"), &at("model"));
+    copy_folder(&model("emoji-dit"), &at("model"));
     let (plain, half) = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors");
     std::fs::rename(at("model/transformer").join(plain), at("model/transformer").join(half)).unwrap();
     let vae = at("model/vae");
@@ -173,16 +177,4 @@ fn variants_of_a_recipe() {
     let mut command = secateur();
     command.arg("compress").arg(at("model")).arg("--recipe").arg(at("recipe.toml")).arg("--out").arg(at("small"));
     succeed(command.args(["--variant", "fp16", "--report-samples", "1", "--quiet"]));
-}
-
-fn copy(source: &std::path::Path, target: &std::path::Path) {
-    std::fs::create_dir_all(target).unwrap();
-    for entry in std::fs::read_dir(source).unwrap() {
-        let entry = entry.unwrap();
-        let target = target.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }

@@ -1,7 +1,10 @@
 //! Outputs: what is replaced, what never is, and what a run leaves behind.
 
 mod common;
+#[path = "common/copy.rs"]
+mod copy;
 use common::{entries, fail, model, secateur, succeed};
+use copy::copy_folder;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -29,18 +32,6 @@ fn write(path: &Path, text: &str) {
 
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
-}
-
-fn copy_folder(source: &Path, target: &Path) {
-    std::fs::create_dir(target).unwrap();
-    for entry in std::fs::read_dir(source).unwrap() {
-        let entry = entry.unwrap();
-        let target = target.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy_folder(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }
 
 /// A copy of the bundled model, to be changed.
@@ -81,60 +72,6 @@ fn force_replaces_what_secateur_writes_and_nothing_else() {
     assert_eq!(read(&at("pruned/transformer/notes.doc")), "mine");
     assert_eq!(read(&at("home/docs/thesis.txt")), "mine");
     assert_eq!(entries(temporary.path()), ["empty", "file", "home", "out", "pruned"]);
-}
-
-/// A run that was killed when its output had just appeared is at its end; one of other settings is not, nor is what was
-/// changed since.
-#[test]
-#[cfg(target_os = "linux")]
-fn a_finished_run_is_known() {
-    let temporary = tempfile::tempdir().unwrap();
-    let at = |name: &str| temporary.path().join(name);
-    let work = at(".out.secateur");
-    let mut child = prune(&model("emoji-mmdit"), &at("out")).stderr(Stdio::null()).spawn().unwrap();
-    // It is killed between the move and the end of its work folder, or a moment later: then the record is put back.
-    let mut kept = Vec::new();
-    while !at("out").exists() {
-        kept = std::fs::read(work.join("published.json")).unwrap_or(kept);
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let remake = || {
-        if !work.exists() {
-            // Made anew, with the marker and the lock of a run that is killed at once.
-            let mut command = prune(&model("emoji-mmdit"), &at("out"));
-            let mut child = command.args(["--samples", "9", "--force"]).stderr(Stdio::null()).spawn().unwrap();
-            while !work.join("progress").exists() {
-                assert!(child.try_wait().unwrap().is_none());
-            }
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-        std::fs::write(work.join("published.json"), &kept).unwrap();
-    };
-    assert!(!kept.is_empty());
-    let bytes = std::fs::read(at("out/transformer/diffusion_pytorch_model.safetensors")).unwrap();
-    for other in [
-        prune(&model("emoji-mmdit"), &at("out")).args(["--sparsity", "0.9"]),
-        prune(&model("emoji-dit"), &at("out")).args(["--include", "*"]),
-    ] {
-        remake();
-        let error = fail(other.arg("--resume"), 1);
-        assert!(error.contains("is complete, and of another model or other settings"), "{error}");
-    }
-    remake();
-    let resumed = prune(&model("emoji-mmdit"), &at("out")).arg("--resume").output().unwrap();
-    let told = String::from_utf8_lossy(&resumed.stderr).into_owned();
-    assert!(resumed.status.success() && told.contains("nothing is left to do"), "{told}");
-    assert_eq!(entries(temporary.path()), ["out"]);
-    remake();
-    let weights = at("out/transformer/diffusion_pytorch_model.safetensors");
-    let mut damaged = bytes.clone();
-    damaged[bytes.len() / 2] ^= 1;
-    std::fs::write(&weights, &damaged).unwrap();
-    let error = fail(prune(&model("emoji-mmdit"), &at("out")).arg("--resume"), 1);
-    assert!(error.contains("diffusion_pytorch_model.safetensors in it was changed"), "{error}");
-    assert!(std::fs::read(&weights).unwrap() == damaged);
 }
 
 #[test]

@@ -660,6 +660,38 @@ mod tests {
         assert!(scene.at("out/thesis").exists());
     }
 
+    /// Killed when its output had just appeared, a run is at its end; one of other settings is not,
+    /// nor is what was changed since.
+    #[test]
+    fn a_finished_run_is_known() {
+        let scene = Scene::new();
+        let mut output = scene.open(NEW).unwrap();
+        let content = output.path();
+        std::fs::write(content.join("0000.png"), "whole").unwrap();
+        std::fs::write(output.progress().join("done"), "done").unwrap();
+        assert!(!output.is_finished("this").unwrap());
+        write_record(&content).unwrap();
+        output.put_in_place(&content, true).unwrap();
+        output.work = None;
+        drop(output);
+        let finished = |request: &str| {
+            let mut output = scene.open(RESUME)?;
+            output.is_finished(request).map_err(|error| error.to_string())
+        };
+        let error = finished("that").unwrap_err();
+        assert!(error.contains("is complete, and of another model or other settings"), "{error}");
+        let written = scene.at("out/0000.png").metadata().unwrap().modified().unwrap();
+        std::fs::write(scene.at("out/0000.png"), "other").unwrap();
+        let error = finished("this").unwrap_err();
+        assert!(error.contains("0000.png in it was changed"), "{error}");
+        assert_eq!(scene.names(), [".out.secateur", "out"]);
+        std::fs::write(scene.at("out/0000.png"), "whole").unwrap();
+        let file = std::fs::File::options().append(true).open(scene.at("out/0000.png")).unwrap();
+        file.set_modified(written).unwrap();
+        assert!(finished("this").unwrap());
+        assert_eq!(scene.names(), ["out"]);
+    }
+
     #[test]
     fn what_was_taken_away_is_put_back() {
         let scene = Scene::new();

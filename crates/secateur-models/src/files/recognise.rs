@@ -1,8 +1,9 @@
 //! Which folders `--force` may replace: those that hold what was written there, and nothing else.
 
-use super::{mounts, read_sealed, shown, tree, write_sealed};
+use super::{Limit, mounts, read_json, read_sealed, shown, tree, write_sealed};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -69,21 +70,20 @@ impl Inputs {
     }
 }
 
-/// All links in a folder, and in the folders that these lead to.
+/// The links in a folder that lead to files or, in a model folder, to components, and those in the
+/// components.
 fn links(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut links = Vec::new();
-    let mut left = if folder.is_dir() { vec![folder.to_owned()] } else { Vec::new() };
-    // What a link in a folder that is linked to leads to is not read.
-    for depth in 0..2 {
-        for folder in std::mem::take(&mut left) {
-            for entry in tree::all(&folder)? {
-                let path = folder.join(entry.path);
-                if path.is_symlink() {
-                    left.extend((depth == 0 && path.is_dir()).then(|| path.clone()));
-                    links.push(path);
-                }
-            }
-        }
+    if !folder.is_dir() {
+        return Ok(links);
+    }
+    let index = read_json::<Map<String, Value>>(&folder.join("model_index.json"), Limit::Config).unwrap_or_default();
+    let components = tree::components(&index).into_iter().map(|name| folder.join(name));
+    links.extend(components.filter(|component| component.is_symlink()));
+    let linked: Vec<PathBuf> = links.iter().filter(|component| component.is_dir()).cloned().collect();
+    for folder in linked.into_iter().chain([folder.to_owned()]) {
+        let inside = tree::all(&folder)?.into_iter().map(|entry| folder.join(entry.path));
+        links.extend(inside.filter(|path| path.is_symlink() && path.is_file()));
     }
     Ok(links)
 }
@@ -315,6 +315,9 @@ mod tests {
         std::fs::write(at("three/weights"), "").unwrap();
         symlink("../../../one/weights", at("model/extra/deep/model.safetensors")).unwrap();
         symlink("../two", at("model/vae")).unwrap();
+        symlink("../other", at("model/docs")).unwrap();
+        symlink("..", at("model/loop")).unwrap();
+        std::fs::write(at("model/model_index.json"), r#"{"vae": ["diffusers", "AutoencoderKL"]}"#).unwrap();
         symlink("../three/weights", at("two/model.safetensors")).unwrap();
         let inputs = Inputs::new(&[&at("model")]).unwrap();
         for folder in ["one", "two", "three", "model", "model/extra"] {

@@ -47,6 +47,14 @@ impl ClipTokenizer {
         self.length
     }
 
+    /// What is cut of a text that is too long.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn cut<'a>(&self, text: &'a str) -> Result<Option<&'a str>> {
+        self.vocabulary.cut(text, self.length - 2)
+    }
+
     /// Token numbers of one text.
     ///
     /// # Errors

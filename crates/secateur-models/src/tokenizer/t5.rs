@@ -40,6 +40,14 @@ impl T5Tokenizer {
         Ok(Self { vocabulary, end, padding })
     }
 
+    /// What is cut of a text that is too long for `length` tokens.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn cut<'a>(&self, text: &'a str, length: usize) -> Result<Option<&'a str>> {
+        self.vocabulary.cut(text, length.saturating_sub(1))
+    }
+
     /// Token numbers of several texts (u32), and 1 for each that is not padding, else 0 (f32): texts x `length` both.
     ///
     /// # Errors

@@ -19,8 +19,14 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     check_memory(&reference, &sampling, sampling.batch.min(prompts.len()))?;
     let clip_path = args.score.path(&reference);
     let clip = args.score.open(&reference)?;
-    let notes = if clip.is_none() { vec![no_score(&reference).to_owned()] } else { Vec::new() };
+    reference.check_pictures()?;
+    candidate.check_pictures()?;
+    let mut notes = if clip.is_none() { vec![no_score(&reference).to_owned()] } else { Vec::new() };
     let progress = Progress::new(common.quiet);
+    for line in reference.cuts(&prompts, &sampling)? {
+        progress.warn(&line);
+        notes.push(line);
+    }
     let inputs = [Some(reference.path()), Some(candidate.path()), args.prompts.as_deref(), clip_path.as_deref()];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     let skipping = |folder: &ModelFolder| skipping(&sampling, folder, args.skipping.adapt);

@@ -42,6 +42,9 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     }
     let learned = methods.iter().map(|method| method.prompts(&folder)).collect::<Result<Vec<_>>>()?;
     let (report_prompts, notes) = report_list(&job.prompts, &folder, &learned.concat())?;
+    if !report_prompts.is_empty() {
+        folder.check_pictures()?;
+    }
     // The first model is drawn as the last one.
     skipping(&sampling(args, &methods, &folder)?, &folder, false)?;
     progress::heed_signals();

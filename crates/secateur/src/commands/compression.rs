@@ -58,6 +58,10 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     let what = (&plan, task, removed.as_str());
     let mut dry = DryRun::new(&folder, what, &calibration, judged, (allocation, saved_before), footprint)?;
     notes.extend(too_few(&folder, &plan, &calibration)?);
+    if judged > 0 {
+        folder.check_pictures()?;
+    }
+    notes.extend(folder.cuts(&[&calibration.prompts[..], &report_prompts].concat(), &calibration.sampling)?);
     let copied = folder.copied_bytes()?;
     check_memory(&folder, &calibration.sampling, calibration.sampling.batch.min(calibration.prompts.len()))?;
     let mut inputs = args.job.inputs(&folder);

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     let kind = file.kind();
     let conversion = file.conversion(&args.like)?;
     let progress = Progress::new(common.quiet);
-    conversion.warnings().for_each(|warning| progress.warn(&format!("warning: {warning}")));
+    conversion.warnings().for_each(|warning| progress.warn(&warning));
     let output = common.output(&args.out, &[&args.file, &args.like])?;
     progress.begin("convert", conversion.tensors(), "tensors");
     conversion.write(&output.path(), &progress)?;

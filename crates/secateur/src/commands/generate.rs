@@ -45,8 +45,10 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
         ([], Some(file), count) => held_out_prompts(Some(file), &folder, count.unwrap_or(usize::MAX))?,
         ([], None, count) => held_out_prompts(None, &folder, count.unwrap_or(8))?,
     };
+    folder.check_pictures()?;
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
+    folder.cuts(&prompts, &sampling)?.iter().for_each(|line| progress.warn(line));
     let inputs: Vec<&Path> = std::iter::once(folder.path()).chain(args.prompts.as_deref()).collect();
     let output = common.output(&args.out, &inputs)?;
     progress.begin("load", 0, "");

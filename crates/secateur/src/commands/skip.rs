@@ -64,6 +64,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     let lists = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
     let footprint = footprint(args, &folder, (&sampling, &whole, &structure), (lists.0.len(), lists.1.len()))?;
     let dry = DryRun::new(args, &folder, &whole, &structure, keep, footprint)?;
+    folder.check_pictures()?;
     let copied = folder.copied_bytes()?;
     let inputs = args.job.inputs(&folder);
     if args.job.dry_run {
@@ -71,6 +72,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
         return Done::plan(dry.text(), &dry);
     }
     let (prompts, report_prompts, mut notes) = lists;
+    notes.extend(folder.cuts(&[&prompts[..], &report_prompts].concat(), &sampling)?);
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
     let mut output = args.job.output(common, &borrowed(&inputs))?;

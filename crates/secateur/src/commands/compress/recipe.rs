@@ -185,7 +185,7 @@ impl Method {
     pub(super) fn rehearsal(&self, model: &Path) -> Result<Command> {
         let mut words = self.words.clone();
         words[2] = model.into();
-        words.push("--dry-run".into());
+        words[3] = "--dry-run".into();
         let between = [option("statistics", ""), option("carry-statistics", "")];
         let of_methods = |word: &OsString| {
             let word = word.to_string_lossy();
