@@ -68,6 +68,9 @@ impl Labels {
     }
 }
 
+/// Characters of a prompt that are shown where it is too long.
+const LONGEST_SHOWN: usize = 60;
+
 /// Where a model says what it is made of.
 const INDEX: &str = "model_index.json";
 
@@ -349,12 +352,8 @@ impl ModelFolder {
             let path = self.path.join(self.class.denoiser).join("config.json");
             warnings.push(format!("{}: no sample_size, so latents are {height} x {width}", shown(&path)));
         }
+        warnings.extend(self.lacking().map(|(_, problem)| format!("{problem}: nothing can be run")));
         for component in self.class.components.iter().filter(|component| component.has_weights()) {
-            if self.is_without_weights(component) {
-                let path = self.path.join(component.name);
-                warnings.push(format!("{}: no {}.safetensors, so nothing can be run", shown(&path), component.stem()));
-                continue;
-            }
             let unread = match component.name == self.class.denoiser {
                 true => self.fit.unexpected.clone(),
                 // One that cannot be read at all is told where it is needed.
@@ -386,19 +385,32 @@ impl ModelFolder {
         .unexpected)
     }
 
-    /// Whether a component that has weights is there without them: it can be planned for.
-    fn is_without_weights(&self, component: &Component) -> bool {
-        let found = || variants(&self.path.join(component.name), component.stem());
-        component.has_weights() && self.has(component.name) && found().is_ok_and(|found| found.is_empty())
+    /// Components of which there are configurations alone, without weights or vocabulary, and what they lack: such a model
+    /// can be planned for.
+    fn lacking(&self) -> impl Iterator<Item = (&'static Component, String)> {
+        self.class.components.iter().filter(|component| self.has(component.name)).filter_map(|component| {
+            let folder = self.path.join(component.name);
+            let has = |names: &[&str]| names.iter().any(|name| folder.join(name).is_file());
+            let lacks = match component.name {
+                name if name == SCHEDULER.name => false,
+                _ if component.has_weights() => variants(&folder, component.stem()).is_ok_and(|found| found.is_empty()),
+                _ => !has(&["tokenizer.json", "vocab.json", "spiece.model"]),
+            };
+            let what = if component.has_weights() { "weights (safetensors)" } else { "vocabulary" };
+            lacks.then(|| (component, format!("{}: no {what} here", shown(&folder))))
+        })
     }
 
-    /// Fails where weights are missing, before any are read.
-    pub(crate) fn check_weights(&self) -> Result<()> {
-        match self.class.components.iter().find(|component| self.is_without_weights(component)) {
-            // Whoever opens it says what is missing.
-            Some(component) => Checkpoint::open(&self.path.join(component.name), component.stem(), None).map(drop),
-            None => Ok(()),
-        }
+    /// Those of the others that are there.
+    fn whole_components(&self) -> impl Iterator<Item = &'static Component> {
+        let lacking: BTreeSet<&str> = self.lacking().map(|(component, _)| component.name).collect();
+        let components = self.class.components.iter().filter(|component| self.has(component.name));
+        components.filter(move |component| !lacking.contains(component.name))
+    }
+
+    /// Fails where weights or a vocabulary are missing, before any are read.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        self.lacking().next().map_or(Ok(()), |(_, problem)| Err(Error::Request(problem)))
     }
 
     /// Whether the components beside the denoiser can be used, and fit it, before weights are read.
@@ -414,10 +426,10 @@ impl ModelFolder {
             );
             return Err(Error::invalid(self.path.join(self.class.denoiser).join("config.json"), problem));
         }
-        for component in self.class.components.iter().filter(|component| self.has(component.name)) {
+        for component in self.whole_components() {
             let folder = self.path.join(component.name);
             match self.class_of(component.name) {
-                _ if component.name == self.class.denoiser || self.is_without_weights(component) => Ok(()),
+                _ if component.name == self.class.denoiser => Ok(()),
                 Some("CLIPTokenizer") => ClipTokenizer::open(&folder).map(drop),
                 Some("T5Tokenizer") => T5Tokenizer::open(&folder).map(drop),
                 _ if component.has_weights() => self.unread_of(component).map(drop),
@@ -434,7 +446,7 @@ impl ModelFolder {
     pub fn cuts(&self, prompts: &[String], sampling: &Sampling) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         let length = sampling.max_sequence_length;
-        for component in self.class.components.iter().filter(|component| self.has(component.name)) {
+        for component in self.whole_components() {
             let folder = self.path.join(component.name);
             let (tokens, cut): (usize, Vec<Option<&str>>) = match self.class_of(component.name) {
                 Some("CLIPTokenizer") => {
@@ -449,6 +461,8 @@ impl ModelFolder {
             };
             let mut long = (1..).zip(cut).filter_map(|(number, cut)| Some((number, cut?)));
             if let Some((number, words)) = long.next() {
+                let rest = if words.chars().nth(LONGEST_SHOWN).is_some() { "..." } else { "" };
+                let words = words.chars().take(LONGEST_SHOWN).collect::<String>() + rest;
                 let more = match long.count() {
                     0 => String::new(),
                     more => format!(", and {more} more are too long"),

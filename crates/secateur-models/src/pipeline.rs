@@ -77,7 +77,7 @@ impl Pipeline {
     /// # Errors
     /// If a component's files cannot be read or do not fit each other.
     pub fn open(folder: ModelFolder) -> Result<Self> {
-        folder.check_weights()?;
+        folder.check_whole()?;
         let removals = folder.removals().clone();
         let parameters = folder.load()?.with_sizes(removals.sizes());
         Ok(Self {

@@ -31,6 +31,19 @@ fn no_spinning() {
 /// As the shell's own: 128 and the number of the signal.
 const INTERRUPTED: u8 = 130;
 
+/// An error with its causes, without those that it tells itself.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
+}
+
 fn main() -> ExitCode {
     no_spinning();
     let cli = args::Cli::parse();
@@ -43,7 +56,7 @@ fn main() -> ExitCode {
             ExitCode::from(INTERRUPTED)
         }
         Err(error) => {
-            progress::say(&format!("error: {error:#}"));
+            progress::say(&format!("error: {}", told(&error)));
             ExitCode::FAILURE
         }
     }
