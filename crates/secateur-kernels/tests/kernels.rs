@@ -470,6 +470,29 @@ fn solving_in_blocks_is_solving_column_by_column() {
     }
 }
 
+/// With U diagonal nothing is made up for: of every 128 columns exactly the int(n share) + 1 weights of least |w| / U_jj go.
+#[test]
+fn a_share_goes_by_the_least_scores_of_a_block() {
+    for (rows, columns, share) in [(1, 7, 0.0), (3, 40, 0.3), (70, 128, 0.5), (9, 300, 0.62), (4, 130, 0.999)] {
+        let mut factor = vec![0f32; columns * columns];
+        (0..columns).for_each(|j| factor[j * columns + j] = 0.2 + (j * 7 % 11) as f32);
+        let weight = random(&[rows, columns], 8).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let mut solved = weight.clone();
+        obs::solve(&mut solved, &factor, obs::Choice::Share(share));
+        let score = |place: &usize| (weight[*place] / factor[place % columns * (columns + 1)]).abs();
+        for start in (0..columns).step_by(128) {
+            let in_block = |place: &usize| (start..start + 128).contains(&(place % columns));
+            let mut places: Vec<usize> = (0..rows * columns).filter(in_block).collect();
+            places.sort_by(|a, b| score(a).total_cmp(&score(b)));
+            let goes = (places.len() as f64 * share) as usize + 1;
+            for (rank, &place) in places.iter().enumerate() {
+                let want = if rank < goes { 0.0 } else { weight[place] };
+                assert_eq!(solved[place], want, "{rows} x {columns}, {share}: weight {place} of rank {rank}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

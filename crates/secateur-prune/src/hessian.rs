@@ -6,6 +6,8 @@ use secateur_kernels::factor::{inverse_factor, inverse_factor_scratch};
 use secateur_kernels::linear::linear;
 use secateur_nn::LayerName;
 
+/// The least diagonal element that is told from nothing: the inverse of less is beyond f32.
+const LEAST: f64 = 1e-30;
 /// How often a Hessian that is not positive definite gets ten times the damping.
 const ESCALATIONS: u32 = 6;
 
@@ -15,7 +17,7 @@ const ESCALATIONS: u32 = 6;
 pub struct Factor {
     /// d x d, row-major; zero below the diagonal.
     pub values: Vec<f32>,
-    /// Columns that no input ever reaches (H_jj = 0).
+    /// Columns that no input ever reaches (H_jj = 0, or next to it).
     pub dead: Vec<usize>,
     /// What was added to the diagonal, relative to its mean.
     pub damping: f64,
@@ -33,7 +35,7 @@ impl Factor {
     pub fn new(hessian: &[f32], layer: &LayerName) -> Result<Self> {
         let columns = hessian.len().isqrt();
         let diagonal = |j: usize| f64::from(hessian[j * columns + j]);
-        let dead: Vec<usize> = (0..columns).filter(|&j| diagonal(j) == 0.0).collect();
+        let dead: Vec<usize> = (0..columns).filter(|&j| (0.0..LEAST).contains(&diagonal(j))).collect();
         let mut diagonals: Vec<f64> = (0..columns).map(diagonal).collect();
         dead.iter().for_each(|&j| diagonals[j] = 1.0);
         let mean = diagonals.iter().sum::<f64>() / columns.max(1) as f64;

@@ -49,7 +49,7 @@ pub enum Neurons {
     Leverage,
 }
 
-/// A weight with a larger share of zeros is taken for a pruned one.
+/// A weight with a larger share of zeros, see [`zeros`], is taken for a pruned one.
 const ZEROS: f64 = 0.1;
 /// Added to the diagonal of C, relative to its mean, to score neurons.
 const TO_SCORE: f64 = Factor::DAMPING;
@@ -86,8 +86,7 @@ impl StructuredMethod for Slim {
             let inputs = matches!(group, Group::Dimensions(_)).then(|| group.inputs());
             for layer in inputs.into_iter().flatten().chain(group.outputs()) {
                 let Some(weight) = pipeline.parameters().get(&layer.weight()) else { continue };
-                let values = weight.flatten_all()?.to_vec1::<f32>()?;
-                let zeros = values.iter().filter(|value| **value == 0.0).count() as f64 / values.len().max(1) as f64;
+                let zeros = zeros(&weight.to_vec2::<f32>()?);
                 if zeros > ZEROS {
                     let problem = format!(
                         "{:.0} % of its weights are zero, which low rank would fill in: make the model smaller first and remove \
@@ -132,6 +131,16 @@ impl StructuredMethod for Slim {
         };
         to_choose.max(to_solve as u64)
     }
+}
+
+/// The share of zeros in the rows and columns that have anything else: what is dead as a whole stays so in low rank.
+fn zeros(rows: &[Vec<f32>]) -> f64 {
+    let is_live = |row: &[f32]| row.iter().any(|&w| w != 0.0);
+    let rows: Vec<_> = rows.iter().filter(|row| is_live(row)).collect();
+    let width = rows.first().map_or(0, |row| row.len());
+    let columns: Vec<usize> = (0..width).filter(|&column| rows.iter().any(|row| row[column] != 0.0)).collect();
+    let zeros = rows.iter().map(|row| columns.iter().filter(|&&column| row[column] == 0.0).count()).sum::<usize>();
+    zeros as f64 / (rows.len() * columns.len()).max(1) as f64
 }
 
 /// Weights on their way.
@@ -267,8 +276,9 @@ impl Edit<'_> {
         Ok(())
     }
 
-    /// Nystrom: of the second moments C of the down projection's input, W'_J = W C_:J (C_JJ + lam I)^-1 makes up for the
-    /// neurons that go. Gives these, ascending, and tr(D C D^T) / tr(W C W^T) for D = W' - W.
+    /// Nystrom: of the second moments C of the down projection's input, W'_J = W_J + W_S C_SJ (C_JJ + lam I)^-1 makes up for the
+    /// neurons S that go, and is W_J where nothing comes from them or nothing reads them. Gives these, ascending, and
+    /// tr(D C D^T) / tr(W C W^T) for D = W' - W.
     fn feed_forward(&mut self, neurons: &NeuronGroup, remove: usize, by: Neurons) -> Result<(Vec<usize>, f64)> {
         let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
         let statistics = self.layers.statistics(layer)?;
@@ -291,6 +301,8 @@ impl Edit<'_> {
 
         let at = |i: usize, j: usize| f64::from(c[i * count + j]);
         let mean = (0..*count).map(|i| at(i, i)).sum::<f64>() / (*count).max(1) as f64;
+        // Where nothing ever comes, any ridge will do.
+        let mean = if mean == 0.0 { 1.0 } else { mean };
         let factor = |ridge: f64| {
             let diagonal = |i, j| if i == j { ridge * mean } else { 0.0 };
             Mat::from_fn(kept.len(), kept.len(), |i, j| at(kept[i], kept[j]) + diagonal(i, j)).llt(Side::Lower).ok()
@@ -300,17 +312,22 @@ impl Edit<'_> {
         let problem =
             "the second moments of the input of its neurons are not positive definite, however much they are damped";
         let factor = factor.ok_or_else(|| Error::layer(layer, problem))?;
-        // C_J: W^T, a column for each row of the weight.
-        let mut product = vec![0f32; before.len()];
-        linear(&before, &Panels::transposed(&c, *count), None, None, &mut product);
+        let mut lost = before.clone();
+        for row in lost.chunks_exact_mut((*count).max(1)) {
+            kept.iter().for_each(|&neuron| row[neuron] = 0.0);
+        }
+        // C_JS W_S^T, a column for each row of the weight.
+        let mut product = vec![0f32; lost.len()];
+        linear(&lost, &Panels::transposed(&c, *count), None, None, &mut product);
         let target = Mat::from_fn(kept.len(), weight.rows, |i, j| f64::from(product[j * count + kept[i]]));
         let solved = factor.solve(&target);
 
         let mut after = vec![0f32; before.len()];
-        for (row, (after, all)) in
-            after.chunks_exact_mut(*count).zip(weight.values.chunks_exact_mut(weight.columns)).enumerate()
-        {
-            kept.iter().enumerate().for_each(|(i, &neuron)| after[neuron] = solved[(i, row)] as f32);
+        for (row, all) in weight.values.chunks_exact_mut(weight.columns).enumerate() {
+            let (before, after) = (&before[row * count..][..*count], &mut after[row * count..][..*count]);
+            for (i, &neuron) in kept.iter().enumerate() {
+                after[neuron] = (f64::from(before[neuron]) + solved[(i, row)]) as f32;
+            }
             all[*start..][..*count].copy_from_slice(after);
         }
         let error = hessian_error(&before, &after, &c);
