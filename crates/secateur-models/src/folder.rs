@@ -769,7 +769,11 @@ pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<Str
     }
     let index_path = path.join(INDEX);
     if !index_path.is_file() {
-        let problem = "not a model folder in the diffusers layout: no model_index.json";
+        let problem = match nearby(path) {
+            _ if !path.exists() => "no such folder".into(),
+            Some(other) => format!("not a model folder itself: give {}", shown(&other)),
+            None => "not a model folder in the diffusers layout: no model_index.json".into(),
+        };
         return Err(Error::invalid(path, problem));
     }
     let index: Map<String, Value> = read_json(&index_path, Limit::Config)?;
@@ -783,6 +787,15 @@ pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<Str
         check_component(component, path, &index)?;
     }
     Ok((class, index))
+}
+
+/// A model folder above a folder, or in it: as it stands there, or as the hub's cache keeps it.
+fn nearby(folder: &Path) -> Option<PathBuf> {
+    let inside = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut below: Vec<_> = inside(folder).chain(inside(&folder.join("snapshots"))).collect();
+    below.sort();
+    let above = folder.canonicalize().ok()?.parent().map(Path::to_owned);
+    above.into_iter().chain(below).find(|folder| folder.join(INDEX).is_file())
 }
 
 /// The class of a component that is there.

@@ -285,8 +285,8 @@ impl ReuseSchedule {
             return Ok(());
         }
         Err(Error::Request(format!(
-            "what the model skips was learned for {} with {} steps, not for {} with {}: sample as it was learned, or give --adapt \
-             to take the nearest of its steps for each",
+            "what the model skips was learned for {} with {} steps, not for {} with {}: sample as it was learned, or let \
+             generate, compare or bench --adapt it, which takes the nearest of its steps for each",
             self.sampler, self.steps, sampling.sampler, sampling.steps
         )))
     }

@@ -105,7 +105,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) sampler: Option<Sampler>,
     /// Guidance scale; 1 switches it off [default: the model's]
-    #[arg(long, value_name = "G")]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub(crate) guidance: Option<f64>,
     /// What guidance leads away from
     #[arg(long, value_name = "TEXT", default_value = "")]

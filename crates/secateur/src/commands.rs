@@ -27,11 +27,18 @@ use std::path::{Path, PathBuf};
 /// No model is sampled with more guidance.
 const LARGEST_GUIDANCE: f64 = 65535.0;
 
+/// More threads than this a core only wait for each other.
+const THREADS_A_CORE: usize = 4;
+
 /// The model that is used when none is named.
 const DEFAULT_MODEL: &str = "models/emoji-mmdit";
 
 pub(crate) fn run(cli: Cli) -> Result<()> {
-    let threads = cli.common.threads.map_or_else(num_cpus::get_physical, usize::from);
+    let asked = cli.common.threads.map_or_else(num_cpus::get_physical, usize::from);
+    let threads = asked.min(THREADS_A_CORE * num_cpus::get());
+    if threads < asked {
+        warn(&format!("{threads} threads are as many as this machine has use for"));
+    }
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     // Within the pool: work handed to it from outside costs a wake-up and a wait at every kernel.
     rayon::scope(|_| match cli.command {
@@ -65,9 +72,29 @@ impl ModelArgs {
 
 /// Opens a model folder, and says what a user should know of it.
 fn open_model(path: &Path, variant: Option<&str>) -> Result<ModelFolder> {
+    if path.symlink_metadata().is_err()
+        && let Some(hint) = meant(path)
+    {
+        bail!("{}: no such folder{hint}", shown(path));
+    }
     let folder = ModelFolder::open(path, variant)?;
     folder.warnings().iter().for_each(|warning| warn(warning));
     Ok(folder)
+}
+
+/// What may have been meant by the name of a folder that is not there.
+fn meant(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    if ["heads", "neurons"].contains(&name) {
+        return Some(format!(": for that option write --structured={name}"));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folders = std::fs::read_dir(parent).ok()?.flatten().filter(|entry| entry.path().is_dir());
+    let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
+    let alike = |other: &String| strsim::normalized_damerau_levenshtein(name, other);
+    let nearest = names.map(|other| (alike(&other), other)).max_by(|one, other| one.0.total_cmp(&other.0));
+    let (_, nearest) = nearest.filter(|(alike, _)| *alike > 0.6)?;
+    Some(format!(": {} is there", shown(&parent.join(nearest))))
 }
 
 impl SamplingArgs {

@@ -35,6 +35,10 @@ const INTERRUPTED: u8 = 130;
 fn told(error: &anyhow::Error) -> String {
     let mut told = String::new();
     for cause in error.chain().map(ToString::to_string) {
+        // The tensor library adds the frames of the stack.
+        let is_frame =
+            |line: &&str| line.trim_start().starts_with(|c: char| c.is_ascii_digit()) && line.starts_with("  ");
+        let cause = cause.lines().take_while(|line| !is_frame(line)).collect::<Vec<_>>().join("\n");
         if told.is_empty() {
             told = cause;
         } else if !told.contains(&cause) {

@@ -68,6 +68,57 @@ fn a_folder_that_is_no_model() {
     assert!(error.contains("no MODEL given") && error.contains("models/emoji-mmdit"), "{error}");
 }
 
+/// Each line is a command line, and what is said of it.
+#[test]
+fn what_was_meant_is_told() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name);
+    let snapshot = at("models--a--b/snapshots/0123");
+    std::fs::create_dir_all(snapshot.parent().unwrap()).unwrap();
+    symlink(model("emoji-mmdit"), &snapshot).unwrap();
+    let (cache, parent) = (at("models--a--b").display().to_string(), at("nothing"));
+    std::fs::create_dir(&parent).unwrap();
+    let out = at("out").display().to_string();
+    let long = at("long.txt");
+    std::fs::write(&long, "a cat\n".to_owned() + &"red apple ".repeat(30)).unwrap();
+    let (long, parent) = (long.display().to_string(), parent.display().to_string());
+    let ten = ["generate", "models/emoji-mmdit", "--prompt", "a", "--steps", "1", "--quiet", "--out"];
+    let cases: &[(&[&str], &str)] = &[
+        (&["inspect", "models/emoji-mmdi"], "models/emoji-mmdi: no such folder: models/emoji-mmdit is there"),
+        (&["inspect", "models/quite-another"], "models/quite-another: no such folder"),
+        (&["inspect", "models/emoji-mmdit/transformer"], "not a model folder itself: give "),
+        (&["inspect", &cache], "snapshots/0123"),
+        (&["inspect", &parent], "no model_index.json"),
+        (&["prune", "--structured", "heads", "--dry-run"], "write --structured=heads"),
+        (&["prune", "models/emoji-mmdit", "--sparsity", "50", "--dry-run"], "0.5"),
+        (&["prune", "models/emoji-mmdit", "--sparsity", "0", "--dry-run"], "--sparsity 0 removes nothing"),
+        (
+            &["compare", "models/emoji-mmdit", "models/emoji-dit"],
+            "cannot be compared: one is told texts, the other labels",
+        ),
+        (&["prune", "models/emoji-mmdit", "--dry-run", "--out", "models/emoji-mmdit/x"], "overlap"),
+        (&["prune", "models/emoji-mmdit", "--dry-run", "--statistics", &parent], "statistics.json"),
+    ];
+    for (words, said) in cases {
+        let error = fail(secateur().args(*words), 1);
+        assert!(error.contains(said) && error.matches("os error").count() < 2, "{words:?}: {error}");
+    }
+    // What is only warned of.
+    let warned: &[(&[&str], &str)] = &[
+        (&["--threads", "999"], "warning: "),
+        (&["--samples", "3"], "warning: --samples 3, and there are 1 prompts"),
+        (&["--guidance", "-3"], ""),
+        (&["--prompts", &long], "of prompt 2 \"red apple red apple"),
+    ];
+    for (more, said) in warned {
+        let mut command = secateur();
+        let words = ten.iter().filter(|word| !(more[0] == "--prompts" && ["--prompt", "a"].contains(word)));
+        let ended = command.args(words).arg(&out).args(*more).arg("--force").output().unwrap();
+        let told = text(&ended.stderr);
+        assert!(ended.status.success() && told.contains(said), "{more:?}: {told}");
+    }
+}
+
 #[test]
 fn a_missing_component() {
     refused("vae", |path| std::fs::remove_dir_all(path).unwrap(), &["vae", "missing"]);

@@ -28,7 +28,10 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let mut methods = recipe.methods(folder.path(), &out)?;
     sharing::share(&mut methods, &folder)?;
     // What no method can do is known before the first begins.
-    let plans = methods.iter().map(|method| method.plan(&folder, common)).collect::<Result<Vec<_>>>()?;
+    let plan = |(number, method): (usize, &Method)| {
+        method.plan(&folder, common).with_context(|| format!("{}: method {number}", shown(&args.recipe)))
+    };
+    let plans = (1..).zip(&methods).map(plan).collect::<Result<Vec<_>>>()?;
     let inputs = inputs(args, &folder, &methods)?;
     if job.dry_run {
         job.check_output(common, &borrowed(&inputs))?;

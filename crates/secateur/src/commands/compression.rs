@@ -58,6 +58,9 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     let what = (&plan, task, removed.as_str());
     let mut dry = DryRun::new(&folder, what, &calibration, judged, (allocation, saved_before), footprint)?;
     notes.extend(too_few(&folder, &plan, &calibration)?);
+    if let Some(packages) = args.packages.filter(|packages| *packages > plan.packages.len()) {
+        notes.push(format!("--packages {packages}, and there are {} at most", plan.packages.len()));
+    }
     if judged > 0 {
         folder.check_pictures()?;
     }

@@ -4,7 +4,7 @@ use super::{check_memory, command_line, held_out_prompts, skipping};
 use crate::args::{Common, GenerateArgs};
 use crate::format::{print, print_json, table};
 use crate::profile::{Profile, Share};
-use crate::progress::Progress;
+use crate::progress::{Progress, warn};
 use anyhow::{Result, bail};
 use secateur_eval::{Stage, split};
 use secateur_models::files::shown;
@@ -45,6 +45,9 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
         ([], Some(file), count) => held_out_prompts(Some(file), &folder, count.unwrap_or(usize::MAX))?,
         ([], None, count) => held_out_prompts(None, &folder, count.unwrap_or(8))?,
     };
+    if let Some(count) = args.samples.filter(|count| *count > prompts.len()) {
+        warn(&format!("--samples {count}, and there are {} prompts: one picture of each", prompts.len()));
+    }
     folder.check_pictures()?;
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
