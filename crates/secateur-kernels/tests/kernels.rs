@@ -39,7 +39,9 @@ fn close(what: &str, got: &Tensor, want: &[f64]) {
 
 #[test]
 fn linear() {
-    for (rows, inputs, outputs) in [(1, 1, 1), (1, 7, 3), (5, 33, 17), (129, 64, 65), (0, 8, 4), (3, 5, 0)] {
+    for (rows, inputs, outputs) in
+        [(1, 1, 1), (1, 7, 3), (5, 33, 17), (129, 64, 65), (0, 8, 4), (3, 5, 0), (33, 1, 5), (17, 2, 70), (9, 1100, 9)]
+    {
         let (x, w, b) = (random(&[rows, inputs], 1), random(&[outputs, inputs], 2), random(&[outputs], 3));
         let (wide_x, wide_w, wide_b) = (wide(&x), wide(&w), wide(&b));
         let plain = |bias: bool| -> Vec<f64> {

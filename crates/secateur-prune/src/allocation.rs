@@ -570,6 +570,23 @@ mod tests {
             let want = (7.0 * pattern.sparsity()).exp();
             assert!((error / want - 1.0).abs() < 1e-9, "{pattern}: {error}, {want}");
         }
+        // Pieces of different slopes, 0.4 apart in all: the grid of 48 steps meets each solved share.
+        let solved = [(0.2, 1e-4), (0.5, 1e-2), (0.6, 1.0)].map(|(share, error)| (Pattern::Unstructured(share), error));
+        let curve = between(&solved);
+        let ends = [(curve[0], solved[0]), (curve[36], solved[1]), (curve[48], solved[2])];
+        for ((pattern, error), (share, want)) in ends {
+            assert!((pattern.sparsity() - share.sparsity()).abs() < 1e-12 && (error / want - 1.0).abs() < 1e-9);
+        }
+        for (step, share, want) in [(9, 0.275, 10f64.powf(-3.5)), (18, 0.35, 1e-3), (42, 0.55, 0.1)] {
+            let (pattern, error) = curve[step];
+            assert!(
+                (pattern.sparsity() - share).abs() < 1e-12 && (error / want - 1.0).abs() < 1e-9,
+                "{pattern}: {error}"
+            );
+        }
+        assert!(curve.len() == 49 && curve.is_sorted_by(|a, b| a.0.sparsity() < b.0.sparsity() && a.1 < b.1));
+        // What is dead costs nothing anywhere.
+        assert!(between(&solved.map(|(pattern, _)| (pattern, 0.0))).iter().all(|(_, error)| *error < 1e-300));
         let patterns = tried("2:4".parse().unwrap());
         assert_eq!(patterns.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1:4", "2:4", "3:4"]);
         assert_eq!(tried(Pattern::Unstructured(0.9)).last().map(Pattern::sparsity), Some(0.95));

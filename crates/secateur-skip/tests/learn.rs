@@ -1,7 +1,10 @@
 //! The pruner network, and runs that are stopped and go on.
 
 use candle_core::{Device, Tensor};
-use secateur_skip::Pruner;
+use secateur_models::{Edits, Kind, ModelFolder, Pipeline, ReuseSchedule, Sampling};
+use secateur_skip::{Learning, Loss, Pruner, Selection, learn, random};
+use std::path::Path;
+use std::sync::Arc;
 
 /// Steps against a gradient make what it is negative for more probable, and the rest less.
 #[test]
@@ -25,4 +28,63 @@ fn the_pruner_network_descends() {
             }
         }
     }
+}
+
+/// emoji-dit, of which only the blocks `live` do anything, with what is to be learned for it.
+fn model(live: &[usize], iterations: usize, keep: f64) -> (Pipeline, ReuseSchedule, Learning) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+    let folder = ModelFolder::open(&folder, None).unwrap();
+    let sampling = Sampling { steps: 6, batch: 1, seed: 3, ..folder.sampling() };
+    let whole = ReuseSchedule::whole(&folder, &sampling, Kind::Residual).unwrap();
+    let mut pipeline = Pipeline::open(folder).unwrap();
+    let mut edits = Edits::default();
+    for block in (0..whole.units.len()).filter(|block| !live.contains(block)) {
+        for parameter in ["attn1.to_out.0.weight", "attn1.to_out.0.bias", "ff.net.2.weight", "ff.net.2.bias"] {
+            let name = format!("transformer_blocks.{block}.{parameter}");
+            let zeros = pipeline.parameters().get(&name).unwrap().zeros_like().unwrap();
+            edits.weights.insert(name, zeros);
+        }
+    }
+    pipeline.apply(&edits).unwrap();
+    let prompts = ["1", "2"].map(str::to_owned).into();
+    (pipeline, whole, Learning { prompts, sampling, loss: Loss::L2, iterations, keep })
+}
+
+/// PSNR in dB to the pictures of the whole run, of another seed.
+fn closeness(pipeline: &Pipeline, learning: &Learning, schedule: ReuseSchedule) -> f64 {
+    let sampling = |reuse| Sampling { seed: 100, reuse, ..learning.sampling.clone() };
+    let draw = |sampling: &Sampling| {
+        pipeline.pictures(&pipeline.sample(&learning.prompts, 0..2, sampling, None, &()).unwrap()).unwrap()
+    };
+    let loss = Loss::L2.of(&draw(&sampling(Some(Arc::new(schedule)))), &draw(&sampling(None))).unwrap();
+    -10.0 * f64::from(loss.to_scalar::<f32>().unwrap()).max(1e-12).log10()
+}
+
+/// What is learned is closer than the mean of eight schedules by chance, of the same share, by so many dB.
+fn beats_chance(live: &[usize], iterations: usize, margin: f64) {
+    let (pipeline, whole, learning) = model(live, iterations, 0.4);
+    let learned = learn(&pipeline, &whole, &learning, None, &()).unwrap();
+    let structure = pipeline.structure(&learning.sampling);
+    if let [live] = live {
+        for (call, row) in learned.scores.0.iter().enumerate().skip(1) {
+            let others = row.iter().enumerate().filter(|(unit, _)| unit != live).map(|(_, score)| *score);
+            assert!(row[*live] > others.fold(0.0, f64::max), "call {call}: {row:?}");
+        }
+    }
+    let schedule = learned.scores.select(Selection::Bisection, &whole, &structure, learning.keep).unwrap();
+    let ours = closeness(&pipeline, &learning, schedule);
+    let by_chance =
+        |seed: u64| closeness(&pipeline, &learning, random(&whole, &structure, learning.keep, seed).unwrap());
+    let chance = (0..8).map(by_chance).sum::<f64>() / 8.0;
+    assert!(ours > chance + margin, "{ours:.1} dB learned, {chance:.1} dB by chance");
+}
+
+#[test]
+fn the_only_block_that_matters_is_found() {
+    beats_chance(&[4], 20, 20.0);
+}
+
+#[test]
+fn what_is_learned_is_better_than_chance() {
+    beats_chance(&[0, 1, 2, 3, 4, 5, 6, 7], 30, 2.0);
 }

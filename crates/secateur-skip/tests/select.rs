@@ -2,7 +2,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur_models::{Error, Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_models::{Edits, Error, Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling};
 use secateur_skip::{Learning, Loss, Progress, Scores, Search, Selection, SuperNet, evenly, first_unit, kept, ways};
 use std::cell::{Cell, RefCell};
 use std::path::Path;
@@ -133,6 +133,45 @@ fn plain_rules() {
     }
     // Not farther than by way of the calls between.
     assert!(changes[0][8] <= 1.01 * (0..8).map(|call| changes[call][call + 1] * (1.0 + changes[0][call])).sum::<f64>());
+}
+
+/// All of the calls at which what the first block adds has changed, and of the others that block alone.
+#[test]
+fn first_block_caching_watches_and_computes_the_first_block() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+    let folder = ModelFolder::open(&folder, None).unwrap();
+    let sampling = Sampling { steps: 9, batch: 1, ..folder.sampling() };
+    let mut pipeline = Pipeline::open(folder).unwrap();
+    // The second adds nothing, whose changes would tell nothing.
+    let mut edits = Edits::default();
+    for parameter in ["attn1.to_out.0.weight", "attn1.to_out.0.bias", "ff.net.2.weight", "ff.net.2.bias"] {
+        let name = format!("transformer_blocks.1.{parameter}");
+        edits.weights.insert(name.clone(), pipeline.parameters().get(&name).unwrap().zeros_like().unwrap());
+    }
+    pipeline.apply(&edits).unwrap();
+    let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Residual).unwrap();
+    let prompts = vec!["1".to_owned()];
+    let conditioning = pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
+    let net = SuperNet::new(&pipeline, &sampling, &whole);
+    let changes = net.run(&conditioning, 0..1, || Ok(())).unwrap().changes(0).unwrap();
+    let learning = Learning { prompts, sampling: sampling.clone(), loss: Loss::Ssim, iterations: 1, keep: 0.5 };
+    let ways = ways(&pipeline, &[], &whole, &learning, &()).unwrap();
+    let cache = ways.iter().find(|way| way.name == "first-block cache").unwrap();
+    let schedule = cache.sampling.reuse.as_ref().unwrap();
+    let (mut last, mut least, mut most) = (0, f64::INFINITY, 0f64);
+    for (call, row) in schedule.computed.iter().enumerate() {
+        assert!(row[0] && row[1..].iter().all(|computed| *computed == row[1]), "call {call}: {row:?}");
+        if call == 0 {
+            continue;
+        }
+        let change = changes[last][call];
+        if row[1] {
+            (last, least) = (call, least.min(change));
+        } else {
+            most = most.max(change);
+        }
+    }
+    assert!(cache.kept <= 0.5 && last > 0 && most < least, "{most} was left, {least} computed");
 }
 
 /// A sampler whose first steps take several calls cannot make as few as would do.
