@@ -13,11 +13,11 @@ pub(crate) mod tree;
 mod work;
 mod write;
 
-pub use digest::{digest, digest_of_file, digest_of_files, digest_of_folder};
+pub use digest::{digest, digest_of_file, digest_of_files, digest_of_folder, digest_of_texts};
 pub use names::shown;
 pub use output::{OutputFolder, OutputOptions};
-pub(crate) use read::lfs_pointer;
 pub use read::{Limit, open, read_bytes, read_json, read_text};
+pub(crate) use read::{lfs_pointer, parse_json};
 pub use sealed::{read_sealed, write_sealed};
 pub use tensors::{check_digest, read_tensors, write_tensors};
 pub(crate) use write::{copy, copy_file, new_file, sync_folders};

@@ -592,7 +592,9 @@ impl ModelFolder {
     /// # Errors
     /// If the weights of a text encoder cannot be opened.
     pub fn activation_files(&self) -> Result<Vec<PathBuf>> {
-        let mut files = vec![INDEX.into()];
+        // What was removed counts, too.
+        let own = [INDEX, MANIFEST].map(PathBuf::from);
+        let mut files: Vec<PathBuf> = own.into_iter().filter(|file| self.tree.files.contains(file)).collect();
         let components = self.class.components.iter().filter(|component| component.name != VAE.name);
         for component in components.filter(|component| self.has(component.name)) {
             let folder = Path::new(component.name);

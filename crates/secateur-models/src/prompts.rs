@@ -1,7 +1,7 @@
 //! Lists of prompts: plain text, and the tables that data sets come as.
 
 use crate::error::{Error, Result};
-use crate::files::{Limit, read_bytes};
+use crate::files::{Limit, parse_json, read_bytes};
 use serde_json::Value;
 use std::path::Path;
 
@@ -89,7 +89,7 @@ fn table(text: &str, delimiter: u8) -> std::result::Result<Vec<String>, String> 
 
 fn entries(text: &str) -> std::result::Result<Vec<String>, String> {
     let entries: Vec<Value> =
-        serde_json::from_str(text).map_err(|error| format!("is not an array of prompts in JSON: {error}"))?;
+        parse_json(text.as_bytes()).map_err(|error| format!("is not an array of prompts in JSON: {error}"))?;
     (1..)
         .zip(entries)
         .map(|(number, value)| prompt(value).map_err(|problem| format!("entry {number}: {problem}")))
@@ -97,7 +97,7 @@ fn entries(text: &str) -> std::result::Result<Vec<String>, String> {
 }
 
 fn entry(line: &str) -> std::result::Result<String, String> {
-    prompt(serde_json::from_str(line).map_err(|error| error.to_string())?)
+    prompt(parse_json(line.as_bytes()).map_err(|error| error.to_string())?)
 }
 
 /// The prompt that a value is, or has.

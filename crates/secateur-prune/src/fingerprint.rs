@@ -1,5 +1,5 @@
 use crate::calibrate::Calibration;
-use secateur_models::files::{digest, digest_of_files};
+use secateur_models::files::{digest_of_files, digest_of_texts};
 use secateur_models::{ModelFolder, Observer, Result};
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +40,7 @@ impl Fingerprint {
     pub fn new(folder: &ModelFolder, calibration: &Calibration, observer: &dyn Observer) -> Result<Self> {
         Ok(Self {
             model: digest_of_files(folder.path(), &folder.activation_files()?, observer)?,
-            prompts: digest(calibration.prompts.iter().map(|prompt| format!("{prompt}\n"))),
+            prompts: digest_of_texts(&calibration.prompts),
             samples: calibration.prompts.len(),
             steps: calibration.sampling.steps,
             latent: calibration.sampling.latent,

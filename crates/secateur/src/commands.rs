@@ -126,10 +126,18 @@ impl SamplingArgs {
 }
 
 impl Common {
+    fn options(&self, resume: bool) -> OutputOptions {
+        OutputOptions { replace: self.force, resume, part: self.part, tell: say }
+    }
+
     /// Prepares the folder of an output that no run goes on with.
     fn output(&self, out: &Path, inputs: &[&Path]) -> Result<OutputFolder> {
-        let options = OutputOptions { replace: self.force, resume: false, part: self.part, tell: say };
-        Ok(OutputFolder::create(out, options, inputs)?)
+        Ok(OutputFolder::create(out, self.options(false), inputs)?)
+    }
+
+    /// Fails where such a folder cannot be made.
+    fn check_output(&self, out: &Path, inputs: &[&Path]) -> Result<()> {
+        Ok(OutputFolder::check(out, self.options(false), inputs)?)
     }
 }
 
@@ -137,14 +145,13 @@ impl JobArgs {
     /// Prepares the folder of the new model, which also keeps what the run finishes.
     fn output(&self, common: &Common, inputs: &[&Path]) -> Result<OutputFolder> {
         let out = self.out.as_ref().context("--out DIR is needed")?;
-        let options = OutputOptions { replace: common.force, resume: self.resume, part: common.part, tell: say };
-        Ok(OutputFolder::create(out, options, inputs)?)
+        Ok(OutputFolder::create(out, common.options(self.resume), inputs)?)
     }
 
     /// Fails where the folder of the new model cannot be made, if it is named.
     fn check_output(&self, common: &Common, inputs: &[&Path]) -> Result<()> {
-        let options = OutputOptions { replace: common.force, resume: self.resume, part: common.part, tell: say };
-        Ok(self.out.as_ref().map_or(Ok(()), |out| OutputFolder::check(out, options, inputs))?)
+        let check = |out: &PathBuf| OutputFolder::check(out, common.options(self.resume), inputs);
+        Ok(self.out.as_ref().map_or(Ok(()), check)?)
     }
 
     /// The files and folders that are read for a model of `folder`.

@@ -103,6 +103,13 @@ fn what_was_meant_is_told() {
         let error = fail(secateur().args(*words), 1);
         assert!(error.contains(said) && error.matches("os error").count() < 2, "{words:?}: {error}");
     }
+    // Outputs in folders that have to be made.
+    let new = at("new");
+    std::fs::create_dir(&new).unwrap();
+    let mut relative = secateur();
+    relative.args(["prune"]).arg(model("emoji-mmdit")).args(["--dry-run", "--out", "pruned/nothing", "--quiet"]);
+    common::succeed(relative.current_dir(temporary.path()));
+    assert!(entries(&new).is_empty());
     // What is only warned of.
     let warned: &[(&[&str], &str)] = &[
         (&["--threads", "999"], "warning: "),

@@ -28,6 +28,11 @@ pub fn digest(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
     hash.finish()
 }
 
+/// The SHA-256 of texts, each with its length.
+pub fn digest_of_texts(texts: &[String]) -> String {
+    digest(texts.iter().flat_map(|text| [text.len().to_le_bytes().to_vec(), text.clone().into_bytes()]))
+}
+
 /// The SHA-256 of a file.
 ///
 /// # Errors
@@ -70,4 +75,19 @@ pub fn digest_of_files(folder: &Path, files: &[PathBuf], observer: &dyn Observer
         hash.add(digest_of_file(&folder.join(file), observer)?.as_bytes());
     }
     Ok(hash.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_told_apart() {
+        let of = |texts: &[&str]| digest_of_texts(&texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
+        let all =
+            [of(&["a\nb", "c"]), of(&["a", "b\nc"]), of(&["a", "b", "c"]), of(&["abc"]), of(&["ab", "c"]), of(&[])];
+        for (place, one) in all.iter().enumerate() {
+            assert!(!all[..place].contains(one), "{place}");
+        }
+    }
 }

@@ -42,8 +42,10 @@ fn stem(name: &std::ffi::OsStr) -> String {
 
 /// Whether a name ends as those do that were cut: it is cut itself, or two would be the same.
 fn is_cut(name: &str) -> bool {
-    let ending = name.rsplit_once('-').map_or("", |(_, ending)| ending);
-    ending.len() == 16 && ending.bytes().all(|byte| byte.is_ascii_hexdigit())
+    let ending = |separator: char| name.rsplit_once(separator).map_or("", |(_, ending)| ending);
+    let digits = ending('-');
+    // Nor is a work folder's name a passing one of another output.
+    (digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())) || is_token(ending('.'))
 }
 
 /// Whether a folder would be called as work folders are.
@@ -105,6 +107,8 @@ mod tests {
         let (long, cut) = (long.as_ref(), stem(long.as_ref()));
         assert_ne!(stem(cut[1..].as_ref()), cut);
         assert_ne!(work_name(long), work_name(cut[1..].as_ref()));
+        let token = format!("out.{}", token());
+        assert!(!is_passing_name(&work_name(token.as_ref()), "out".as_ref()), "{token}");
         for mine in [".out.0123456789abcdef01234567.secateur", ".out.unfinished", ".out..secateur", ".out.é.secateur"]
         {
             assert!(!is_passing_name(mine, "out".as_ref()), "{mine}");

@@ -116,20 +116,21 @@ impl OutputFolder {
     /// # Errors
     /// As told.
     pub fn check(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<()> {
-        let (parent, name) = split(target)?;
+        let target = std::path::absolute(target).map_err(Error::io(target))?;
+        let (parent, name) = split(&target)?;
         let inputs = Inputs::new(inputs)?;
         // The folders above it may have to be made.
         let above = |path: &&Path| path.symlink_metadata().is_ok();
-        let there =
-            parent.ancestors().find(above).filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let missing = parent.strip_prefix(there).unwrap_or(Path::new(""));
+        let there = parent.ancestors().find(above).unwrap_or(Path::new("/"));
+        let missing = parent.strip_prefix(there).unwrap_or(Path::new("")).to_owned();
+        missing.iter().try_for_each(|name| check_name(&target, name))?;
         let parent = there.canonicalize().map_err(Error::io(there))?;
         if !parent.is_dir() {
-            return Err(Error::invalid(target, format!("{} is not a folder", shown(there))));
+            return Err(Error::invalid(&target, format!("{} is not a folder", shown(there))));
         }
         #[cfg(unix)]
         if rustix::fs::access(&parent, rustix::fs::Access::WRITE_OK).is_err() {
-            return Err(Error::invalid(target, format!("nothing can be written to {}", shown(&parent))));
+            return Err(Error::invalid(&target, format!("nothing can be written to {}", shown(&parent))));
         }
         let target = parent.join(missing).join(name);
         inputs.check(&target)?;
@@ -137,11 +138,12 @@ impl OutputFolder {
             let problem = "lies in the work folder of another output, and would go with it";
             return Err(Error::invalid(&target, format!("{problem}: choose a place outside {}", shown(work))));
         }
-        match target.with_file_name(work_name(name)).exists() {
-            true => Ok(()),
-            false if options.replace && target.symlink_metadata().is_ok() => check_replaceable(&target),
-            false if options.resume => Ok(()),
-            false => refuse_existing(&target),
+        let work = target.with_file_name(work_name(name));
+        let there = WorkFolder::check_place(&work)?;
+        match target.symlink_metadata().is_ok() {
+            true if options.replace => check_replaceable(&target),
+            true if !there && !options.resume => refuse_existing(&target),
+            _ => Ok(()),
         }
     }
 
@@ -255,6 +257,10 @@ impl OutputFolder {
         self.inputs.check(work.path())?;
         let published = self.published();
         self.put_back(published.is_some())?;
+        if published.is_some() && self.at(CONTENT).join(RECORD).symlink_metadata().is_ok() {
+            // The two were exchanged, and no more.
+            self.discard(CONTENT)?;
+        }
         let OutputOptions { replace, resume, .. } = self.options;
         if self.at(COMPLETE).exists() && replace {
             check_replaceable(&self.at(COMPLETE))?;
@@ -334,14 +340,27 @@ impl OutputFolder {
         record.filter(|record| identity(&self.target) == Some(record.identity))
     }
 
+    /// Removes a folder that was replaced, or keeps it where somebody has put something into it.
+    fn discard(&self, name: &str) -> Result<()> {
+        let path = self.at(name);
+        let Err(problem) = check_replaceable(&path) else { return self.work()?.remove_entry(name) };
+        let complete = self.at(COMPLETE);
+        rename_new(&path, &complete).map_err(Error::io(&complete))?;
+        (self.options.tell)(&format!("{problem}; it is now {}", shown(&complete)));
+        Ok(())
+    }
+
     /// Puts back what a run had taken away that was killed before the new folder was in place.
     fn put_back(&self, published: bool) -> Result<()> {
         let replaced = self.at(REPLACED);
         if replaced.symlink_metadata().is_err() {
             return Ok(());
         }
-        if published || !is_folder(&replaced) {
-            return self.work()?.remove_entry(REPLACED);
+        if !is_folder(&replaced) {
+            return Err(Error::invalid(replaced, "is not a folder that secateur made: move it away"));
+        }
+        if published {
+            return self.discard(REPLACED);
         }
         match rename_new(&replaced, &self.target) {
             Ok(()) => {
@@ -426,10 +445,8 @@ impl OutputFolder {
             }
         }
         // Somebody may have put something into it a moment ago.
-        if let Err(error) = check_replaceable(&replaced)
-            && std::fs::rename(&replaced, self.at(COMPLETE)).is_ok()
-        {
-            (self.options.tell)(&format!("{error}; it is now {}", shown(&self.at(COMPLETE))));
+        if let Err(error) = self.discard(REPLACED) {
+            (self.options.tell)(&error.to_string());
         }
         Ok(())
     }
@@ -455,7 +472,8 @@ impl OutputFolder {
 
 impl Drop for OutputFolder {
     fn drop(&mut self) {
-        let (kept, published) = (self.finished.is_none() && self.holds_work(), self.published().is_some());
+        let kept = self.at(COMPLETE).symlink_metadata().is_ok() || (self.finished.is_none() && self.holds_work());
+        let published = self.published().is_some();
         let Some(work) = self.work.take() else { return };
         let tidied = match kept {
             true => {
@@ -473,15 +491,21 @@ impl Drop for OutputFolder {
     }
 }
 
+/// Whether a folder that is made for an output may be called so.
+fn check_name(target: &Path, name: &OsStr) -> Result<()> {
+    if name.len() > LONGEST {
+        return Err(Error::invalid(target, format!("a name in it has {} bytes: {LONGEST} are the most", name.len())));
+    }
+    match is_hidden(name) {
+        true => Err(Error::invalid(target, "has a name of secateur's own work folders: choose another")),
+        false => Ok(()),
+    }
+}
+
 /// The folder that an output is to be in, and its name.
 fn split(target: &Path) -> Result<(&Path, &OsStr)> {
     let name = target.file_name().ok_or_else(|| Error::invalid(target, "is not the name of a folder"))?;
-    if name.len() > LONGEST {
-        return Err(Error::invalid(target, format!("its name has {} bytes: {LONGEST} are the most", name.len())));
-    }
-    if is_hidden(name) {
-        return Err(Error::invalid(target, "has a name of secateur's own work folders: choose another"));
-    }
+    check_name(target, name)?;
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok((parent, name))
 }
@@ -650,7 +674,9 @@ mod tests {
         let complete = scene.at(".out.secateur/complete");
         // Somebody who finds it there may put something beside it.
         std::fs::write(complete.join("thesis"), "mine").unwrap();
+        std::fs::rename(scene.at("out"), scene.at("moved")).unwrap();
         assert!(scene.open(FORCE).unwrap_err().contains("thesis in it was not written"));
+        std::fs::rename(scene.at("moved"), scene.at("out")).unwrap();
         std::fs::remove_file(complete.join("thesis")).unwrap();
         assert_eq!(std::fs::read_to_string(complete.join("0000.png")).unwrap(), "whole");
         std::fs::rename(complete, scene.at("mine")).unwrap();
@@ -703,7 +729,7 @@ mod tests {
         assert!(scene.open(NEW).unwrap_err().contains("--resume goes on"));
         assert!(scene.at("out/thesis").exists() && !scene.at(".out.secateur/replaced").exists());
         scene.foreign(".out.secateur/replaced");
-        assert!(scene.open(FORCE).unwrap_err().contains("replaced: move it away"));
+        assert!(scene.open(RESUME).unwrap_err().contains("replaced: move it away"));
         assert!(scene.at(".out.secateur/replaced/thesis").exists());
     }
 
@@ -724,6 +750,74 @@ mod tests {
         symlink("../mine", work.join("progress")).unwrap();
         assert!(scene.open(RESUME).unwrap_err().contains(".out.secateur/progress"));
         assert_eq!(std::fs::read_to_string(scene.at("mine/thesis")).unwrap(), "mine");
+    }
+
+    /// What was replaced is kept where somebody put something into it, whatever killed the run.
+    #[test]
+    fn what_was_replaced_is_looked_at() {
+        for (name, options) in
+            [(REPLACED, NEW), (REPLACED, FORCE), (REPLACED, RESUME), (CONTENT, FORCE), (CONTENT, RESUME)]
+        {
+            for thesis in [false, true] {
+                let scene = Scene::new();
+                let made = |text: &str, options: OutputOptions| {
+                    let output = scene.open(options).unwrap();
+                    std::fs::write(output.path().join("0000.png"), text).unwrap();
+                    output
+                };
+                made("old", NEW).finish().unwrap();
+                std::fs::rename(scene.at("out"), scene.at("old")).unwrap();
+                let mut output = made("new", NEW);
+                let content = output.path();
+                write_record(&content).unwrap();
+                output.put_in_place(&content, true).unwrap();
+                output.work = None;
+                drop(output);
+                // As if it had been killed when the two were exchanged.
+                let left = scene.at(".out.secateur").join(name);
+                let _ = std::fs::remove_dir_all(&left);
+                std::fs::rename(scene.at("old"), &left).unwrap();
+                if thesis {
+                    std::fs::write(left.join("thesis"), "mine").unwrap();
+                }
+                let _ = scene.open(options).map(drop);
+                let kept = scene.at(".out.secateur/complete/thesis").exists() || left.join("thesis").exists();
+                assert_eq!(kept, thesis, "{name}, {options:?}");
+                assert_eq!(std::fs::read_to_string(scene.at("out/0000.png")).unwrap(), "new");
+            }
+        }
+        let scene = Scene::new();
+        scene.stop(false);
+        std::fs::write(scene.at(".out.secateur/replaced"), "mine").unwrap();
+        assert!(scene.open(NEW).unwrap_err().contains("replaced: is not a folder that secateur made"));
+        assert!(scene.at(".out.secateur/replaced").exists());
+    }
+
+    /// What a check says is what a run would meet.
+    #[test]
+    fn checks_make_nothing() {
+        let scene = Scene::new();
+        scene.foreign("taken");
+        scene.foreign(".mine.secateur");
+        let long = "y".repeat(256);
+        for (name, options, words) in [
+            ("new/taken", NEW, ""),
+            ("new/deep/taken", FORCE, ""),
+            ("taken", NEW, "exists already"),
+            ("taken", FORCE, "secateur did not write it"),
+            ("mine", NEW, "is not a folder that secateur made"),
+            (".a.secateur", NEW, "secateur's own work folders"),
+            (".a.secateur/out", NEW, "secateur's own work folders"),
+            (&long, NEW, "256 bytes"),
+            (&format!("{long}/out"), NEW, "256 bytes"),
+        ] {
+            let found = OutputFolder::check(&scene.at(name), options, &[]).map_err(|error| error.to_string());
+            match words {
+                "" => found.unwrap(),
+                words => assert!(found.unwrap_err().contains(words), "{name}"),
+            }
+        }
+        assert_eq!(scene.names(), [".mine.secateur", "taken"]);
     }
 
     /// An output in another one's work folder would go with that.

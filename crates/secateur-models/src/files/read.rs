@@ -123,9 +123,12 @@ pub fn read_text(path: &Path, limit: Limit) -> Result<String> {
 /// As [`read_text`], or the file is not the JSON that is wanted, or a name stands in an object
 /// twice: other readers take the first, or the last.
 pub fn read_json<T: DeserializeOwned>(path: &Path, limit: Limit) -> Result<T> {
-    let bytes = read_bytes(path, limit)?;
-    let read = serde_json::from_slice::<Once>(&bytes).and_then(|Once| serde_json::from_slice(&bytes));
-    read.map_err(|error| Error::invalid(path, error))
+    parse_json(&read_bytes(path, limit)?).map_err(|error| Error::invalid(path, error))
+}
+
+/// What JSON says in which no name stands in an object twice.
+pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice::<Once>(bytes).and_then(|Once| serde_json::from_slice(bytes))
 }
 
 /// Any JSON in whose objects each name stands once.

@@ -3,7 +3,7 @@
 use super::names::{is_passing_name, passing_name, work_name};
 use super::rename::rename_new;
 use super::write::sync_folder;
-use super::{Limit, new_file, open, read_json};
+use super::{Limit, mounts, new_file, open, read_json, shown};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
@@ -133,9 +133,7 @@ impl WorkFolder {
             if !path.exists() {
                 return Ok(None);
             }
-            let problem = "is not a folder that secateur made, and it needs this name for its work: move it away, or choose \
-                           another name for the output";
-            return Err(Error::invalid(path, problem));
+            return Err(not_ours(path));
         }
         let lock_path = path.join(LOCK);
         let lock = match lock_options().create(true).truncate(false).open(&lock_path) {
@@ -172,6 +170,14 @@ impl WorkFolder {
                 let problem = "is no longer the folder that this run made: it was moved, or another took its place";
                 Err(Error::invalid(&self.path, problem))
             }
+        }
+    }
+
+    /// Whether one is there; an error where something else has its name.
+    pub(super) fn check_place(path: &Path) -> Result<bool> {
+        match path.symlink_metadata() {
+            Ok(_) if !is_ours(path) => Err(not_ours(path)),
+            found => Ok(found.is_ok()),
         }
     }
 
@@ -289,6 +295,12 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
+fn not_ours(path: &Path) -> Error {
+    let problem = "is not a folder that secateur made, and it needs this name for its work: move it away, or choose \
+                   another name for the output";
+    Error::invalid(path, problem)
+}
+
 /// Whether a folder, and no link to one, has the marker.
 fn is_ours(path: &Path) -> bool {
     let marker = || read_json::<Marker>(&path.join(MARKER), Limit::Recipe);
@@ -337,6 +349,9 @@ fn remove_contents(folder: &Path) -> bool {
 
 /// Removes a file, a link, or a folder with all in it; nothing where there is nothing.
 fn remove(path: &Path) -> std::io::Result<()> {
+    if let Some(point) = mounts::within(path) {
+        return Err(std::io::Error::other(format!("another file system is mounted at {}", shown(&point))));
+    }
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
         Ok(_) => std::fs::remove_file(path),

@@ -2,7 +2,7 @@
 
 use super::Sampler;
 use crate::error::{Error, Result};
-use crate::files::{Limit, read_text};
+use crate::files::{Limit, parse_json, read_text};
 use crate::options::check_numbers;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -44,7 +44,7 @@ impl Options {
     pub(super) fn open(path: &Path, sampler: Sampler, instead: &[Instead]) -> Result<Self> {
         let text = read_text(path, Limit::Config)?.replace("-Infinity", "null");
         let mut values: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|error| Error::invalid(path, error))?;
+            parse_json(text.as_bytes()).map_err(|error| Error::invalid(path, error))?;
         check_numbers(&values, |_| LARGEST).map_err(|problem| Error::invalid(path, problem))?;
         values.extend(instead.iter().map(|instead| instead.entry()));
         Ok(Self { path: path.to_owned(), sampler, values })

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
 use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
 use secateur_models::Error::Interrupted;
-use secateur_models::files::{digest, digest_of_folder, link_files, read_sealed, shown, write_sealed};
+use secateur_models::files::{digest_of_folder, digest_of_texts, link_files, read_sealed, shown, write_sealed};
 use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -59,10 +59,10 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     let mut of = vec![model];
     for (method, prompts) in methods.iter_mut().zip(&learned) {
         of.extend(method.depends_on(prompts)?);
-        method.key = digest(&of);
+        method.key = digest_of_texts(&of);
     }
     of.extend(report_prompts.iter().cloned());
-    if output.is_finished(&digest(&of))? {
+    if output.is_finished(&digest_of_texts(&of))? {
         return tell(&finished(&output)?, Some(&out), common);
     }
     output.check_progress(Method::is_own)?;
@@ -233,7 +233,7 @@ impl Method {
 
     /// What it depends on beside the methods before it: its options and the files that they name.
     fn depends_on(&self, prompts: &[String]) -> Result<[String; 3]> {
-        let prompts = digest(prompts.iter().map(|prompt| format!("{prompt}\n")));
+        let prompts = digest_of_texts(prompts);
         let statistics = self.statistics_read()?.filter(|path| !self.is_beside(path));
         let statistics = statistics.map(|path| digest_of_folder(&path, &Progress::new(true))).transpose()?;
         Ok([self.options(), prompts, statistics.unwrap_or_default()])

@@ -15,6 +15,7 @@ use dry_run::DryRun;
 use needs::Needs;
 pub(super) use needs::STATISTICS;
 use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
+use secateur_models::files::digest_of_texts;
 use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
     Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, ModuleErrors, Outcome, Packages,
@@ -71,6 +72,11 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     inputs.extend(args.statistics.clone());
     if args.job.dry_run {
         args.job.check_output(common, &borrowed(&inputs))?;
+        inputs.extend(args.job.out.clone());
+        for path in [&args.save_statistics, &args.carry_statistics].into_iter().flatten() {
+            common.check_output(path, &borrowed(&inputs))?;
+            inputs.push(path.clone());
+        }
         if let Some(path) = &args.statistics {
             SavedStatistics::open(path, &Fingerprint::new(&folder, &calibration, &())?, &())?;
         }
@@ -84,7 +90,9 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     let saved =
         args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint, &progress)).transpose()?;
     let run = Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget, saved.as_ref());
-    if output.is_finished(&run.sha256()?)? {
+    // What is only copied counts, too.
+    let request = [run.sha256()?, folder.digest(&progress)?, digest_of_texts(&report_prompts)];
+    if output.is_finished(&digest_of_texts(&request))? {
         return finished(&output);
     }
     output.check_progress(Journal::is_own)?;

@@ -10,6 +10,7 @@ use crate::format::{bytes, count};
 use crate::progress::Progress;
 use anyhow::{Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
+use secateur_models::files::digest_of_texts;
 use secateur_models::{Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
 use secateur_skip::{Learning, Loss, Pruner, Scores, Search, Selected, Tried, compare, kept, learn, ways};
 use serde::Serialize;
@@ -88,7 +89,8 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
         keep,
     };
     let request = request(&learning, kind, &folder, &progress)?;
-    if output.is_finished(&format!("{request}, {} exchanges", args.exchanges))? {
+    let whole_request = [request.clone(), args.exchanges.to_string(), digest_of_texts(&report_prompts)];
+    if output.is_finished(&digest_of_texts(&whole_request))? {
         return finished(&output);
     }
     output.check_progress(secateur_skip::Progress::is_own)?;
