@@ -118,7 +118,7 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
     let progress = Progress::new(common.quiet);
     // It can be looked at all the same.
     if let Err(problem) = folder.sampler().and_then(|_| folder.check(&folder.sampling())) {
-        progress.warn(&format!("warning: {problem}"));
+        progress.warn(&problem.to_string());
     }
     let inspection = Inspection::new(&folder, args.zeros, &progress)?;
     progress.finish();
