@@ -59,6 +59,8 @@ pub struct OutputFolder {
 const CONTENT: &str = "content";
 /// Where there is no exchange, what is replaced while the new folder moves to its place.
 const REPLACED: &str = "replaced";
+/// A folder that was replaced and is being removed.
+const DISCARDED: &str = "discarded";
 /// A complete folder that could not move to its place.
 const COMPLETE: &str = "complete";
 /// The identity of the folder that is about to appear.
@@ -298,7 +300,7 @@ impl OutputFolder {
         if !resume {
             work.clear()?;
         }
-        for name in [CONTENT, COMPLETE] {
+        for name in [CONTENT, COMPLETE, DISCARDED] {
             work.remove_entry(name)?;
         }
         if own.is_none() {
@@ -343,7 +345,11 @@ impl OutputFolder {
     /// Removes a folder that was replaced, or keeps it where somebody has put something into it.
     fn discard(&self, name: &str) -> Result<()> {
         let path = self.at(name);
-        let Err(problem) = check_replaceable(&path) else { return self.work()?.remove_entry(name) };
+        let Err(problem) = check_replaceable(&path) else {
+            // What is left of it where that is interrupted is not looked at again.
+            let _ = std::fs::rename(&path, self.at(DISCARDED));
+            return self.work()?.remove_entry(DISCARDED).and_then(|()| self.work()?.remove_entry(name));
+        };
         let complete = self.at(COMPLETE);
         rename_new(&path, &complete).map_err(Error::io(&complete))?;
         (self.options.tell)(&format!("{problem}; it is now {}", shown(&complete)));
@@ -404,9 +410,10 @@ impl OutputFolder {
         }
         // From here on the output is complete, whatever else fails.
         let synced = sync_folder(self.target.parent().unwrap_or(Path::new("/")));
-        let tidied = match (complete && !self.at(COMPLETE).exists(), self.work.take()) {
+        let kept = [COMPLETE, REPLACED].iter().any(|name| self.at(name).symlink_metadata().is_ok());
+        let tidied = match (complete && !kept, self.work.take()) {
             (true, Some(work)) => work.remove(),
-            (false, Some(work)) => work.remove_entry(CONTENT).and_then(|()| work.remove_entry(REPLACED)),
+            (false, Some(work)) => work.remove_entry(CONTENT),
             (_, None) => Ok(()),
         };
         for error in [synced, tidied].into_iter().filter_map(Result::err) {
