@@ -94,9 +94,8 @@ impl OutputFolder {
     /// If the folder exists and is not to be replaced, holds or lies in an input, is being written
     /// by another process, has an unfinished run, or cannot be written.
     pub fn create(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<Self> {
-        Self::check(target, options, inputs)?;
+        let inputs = Self::checked(target, options, inputs)?;
         let (parent, name) = split(target)?;
-        let inputs = Inputs::new(inputs)?;
         let parents = Parents::create(parent)?;
         let parent = parent.canonicalize().map_err(Error::io(parent))?;
         let target = parent.join(name);
@@ -118,6 +117,11 @@ impl OutputFolder {
     /// # Errors
     /// As told.
     pub fn check(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<()> {
+        Self::checked(target, options, inputs).map(drop)
+    }
+
+    /// The same, with the inputs.
+    fn checked(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<Inputs> {
         let target = std::path::absolute(target).map_err(Error::io(target))?;
         let (parent, name) = split(&target)?;
         let inputs = Inputs::new(inputs)?;
@@ -143,10 +147,11 @@ impl OutputFolder {
         let work = target.with_file_name(work_name(name));
         let there = WorkFolder::check_place(&work)?;
         match target.symlink_metadata().is_ok() {
-            true if options.replace => check_replaceable(&target),
-            true if !there && !options.resume => refuse_existing(&target),
-            _ => Ok(()),
+            true if options.replace => check_replaceable(&target)?,
+            true if !there && !options.resume => refuse_existing(&target)?,
+            _ => {}
         }
+        Ok(inputs)
     }
 
     /// Where to write.

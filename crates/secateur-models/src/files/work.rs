@@ -195,7 +195,7 @@ impl WorkFolder {
     pub(super) fn remove_entry(&self, name: &str) -> Result<()> {
         self.check()?;
         let path = self.path.join(name);
-        remove(&path).map_err(Error::io(&path))
+        remove(&path)
     }
 
     /// Removes all but what makes it a work folder.
@@ -204,7 +204,7 @@ impl WorkFolder {
         for entry in std::fs::read_dir(&self.path).map_err(Error::io(&self.path))? {
             let entry = entry.map_err(Error::io(&self.path))?;
             if entry.file_name() != MARKER && entry.file_name() != LOCK {
-                remove(&entry.path()).map_err(Error::io(entry.path()))?;
+                remove(&entry.path())?;
             }
         }
         Ok(())
@@ -348,9 +348,12 @@ fn remove_contents(folder: &Path) -> bool {
 }
 
 /// Removes a file, a link, or a folder with all in it; nothing where there is nothing.
-fn remove(path: &Path) -> std::io::Result<()> {
+///
+/// # Errors
+/// It cannot be removed, or another file system is mounted in it.
+pub fn remove(path: &Path) -> Result<()> {
     if let Some(point) = mounts::within(path) {
-        return Err(std::io::Error::other(format!("another file system is mounted at {}", shown(&point))));
+        return Err(Error::invalid(path, format!("another file system is mounted at {}", shown(&point))));
     }
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
@@ -359,7 +362,7 @@ fn remove(path: &Path) -> std::io::Result<()> {
     };
     match removed {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        removed => removed,
+        removed => removed.map_err(Error::io(path)),
     }
 }
 

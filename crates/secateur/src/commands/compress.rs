@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
 use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
 use secateur_models::Error::Interrupted;
-use secateur_models::files::{digest_of_folder, digest_of_texts, link_files, read_sealed, shown, write_sealed};
+use secateur_models::files::{digest_of_folder, digest_of_texts, link_files, read_sealed, remove, shown, write_sealed};
 use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
             method.keep()?;
             done += 1;
             if let Some(before) = index.checked_sub(1) {
-                remove_folder(&methods[before].statistics())?;
+                remove(&methods[before].statistics())?;
             }
         }
         if done > 0 && (report.is_err() || progress::check().is_err()) {
@@ -172,16 +172,6 @@ fn begin(methods: &[Method], resume: bool, progress: &Path) -> Result<usize> {
     Ok(finished)
 }
 
-/// Removes a folder, or whatever is in its place.
-fn remove_folder(folder: &Path) -> secateur_models::Result<()> {
-    let removed = match folder.symlink_metadata() {
-        Ok(found) if found.is_dir() => std::fs::remove_dir_all(folder),
-        Ok(_) => std::fs::remove_file(folder),
-        Err(_) => Ok(()),
-    };
-    removed.map_err(secateur_models::Error::io(folder))
-}
-
 /// What a finished method made.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Made {
@@ -198,15 +188,15 @@ impl Method {
     fn run(&self, common: &Common) -> Result<Report> {
         let resume = self.is_unfinished();
         // What nobody vouches for is made again, of what is vouched for in the progress.
-        remove_folder(&self.out)?;
-        remove_folder(&self.statistics())?;
+        remove(&self.out)?;
+        remove(&self.statistics())?;
         let done = self.compress(self.command(resume.then_some("--resume"))?, common);
         let report = done.and_then(|done| match done {
             Done::Model(report) => Ok(*report),
             Done::Plan(_) => bail!("{self} made no model"),
         });
         if report.is_err()
-            && let Err(error) = remove_folder(&self.statistics())
+            && let Err(error) = remove(&self.statistics())
         {
             say(&error.to_string());
         }
@@ -284,9 +274,9 @@ impl Method {
     /// Removes what it made, and what it began.
     fn remove(&self) -> Result<()> {
         for folder in [&self.out, &self.statistics()] {
-            remove_folder(folder)?;
+            remove(folder)?;
             if let Some(work) = OutputFolder::progress_of(folder).parent() {
-                remove_folder(work)?;
+                remove(work)?;
             }
         }
         Ok(())
