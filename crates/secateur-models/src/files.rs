@@ -19,7 +19,7 @@ pub use output::{OutputFolder, OutputOptions};
 pub use read::{Limit, open, read_bytes, read_json, read_text};
 pub(crate) use read::{lfs_pointer, parse_json};
 pub use sealed::{read_sealed, write_sealed};
-pub use tensors::{check_digest, read_tensors, write_tensors};
+pub use tensors::{Array, Values, check_digest, read_each_tensor, read_tensors, write_tensors};
 pub use work::remove;
 pub(crate) use write::{copy, copy_file, new_file, sync_folders};
 pub use write::{link_files, write_atomically};

@@ -190,12 +190,11 @@ pub fn allocate(
             1 => format!("{name} for the allocation"),
             count => format!("{name} {}/{count} for the allocation", index + 1),
         };
-        if let Source::Calibration(calibration, step_weights) = source {
-            let total = calibration.prompts.len() * calibration.sampling.steps;
-            observer.begin(&stage("calibrate"), total, "image steps");
+        if let Source::Calibration(calibration, step_weights, journal) = source {
             // Not beside those of the next.
             gathered.clear();
-            gathered = calibrate(pipeline, package, calibration, step_weights, observer)?;
+            let (sums, stage) = (journal.map(|journal| journal.sums(0, index)), stage("calibrate"));
+            gathered = calibrate(pipeline, package, calibration, step_weights, sums, &stage, observer)?;
         }
         let modules = match task {
             Task::Weights { .. } => package.layers().count(),

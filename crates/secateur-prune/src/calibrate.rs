@@ -4,12 +4,15 @@ use crate::error::Result;
 use crate::measured::measure;
 use crate::plan::Package;
 use crate::statistics::{Accumulator, InputStatistics};
+use crate::sums::{Keeper, Sums};
 use crate::weighting::Weighting;
 use candle_core::{Storage, Tensor};
 use secateur_models::{Observer, Pipeline, Sampling};
 use secateur_nn::{Context, Error as LayerError, LayerName, Probe};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// What the model is run on, and how much each step counts.
 #[derive(Clone, Debug)]
@@ -57,6 +60,29 @@ impl Calibrator {
         Self { accumulators: package.watched_inputs().filter_map(accumulator).collect(), weights }
     }
 
+    /// The sums of each input.
+    pub(crate) fn accumulators_mut(&mut self) -> impl Iterator<Item = (&LayerName, &mut Accumulator)> {
+        self.accumulators.values_mut().map(|(name, accumulator)| {
+            (&*name, accumulator.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner))
+        })
+    }
+
+    /// Sets some sums of an input; whether there are any of that name and length.
+    pub(crate) fn set(&mut self, input: &str, array: &str, values: &Tensor) -> Result<bool> {
+        let found = self.accumulators_mut().find(|(name, _)| name.as_str() == input);
+        Ok(found.map(|(_, accumulator)| accumulator.set(array, values)).transpose()?.unwrap_or(false))
+    }
+
+    /// Forgets all sums.
+    pub(crate) fn clear(&mut self) {
+        self.accumulators_mut().for_each(|(_, accumulator)| accumulator.clear());
+    }
+
+    /// Those of the steps.
+    pub(crate) fn weights(&self) -> &[f64] {
+        &self.weights
+    }
+
     /// The statistics, by the name of the input.
     #[must_use]
     pub fn finish(self) -> BTreeMap<LayerName, InputStatistics> {
@@ -93,18 +119,64 @@ impl Probe for Calibrator {
     }
 }
 
-/// Runs the whole denoising over all prompts and gathers the statistics of a package.
+/// Runs the whole denoising over all prompts and gathers the statistics of a package. It goes on
+/// from `sums`, and keeps its own there: every minute at a batch's end, and when the observer
+/// interrupts.
 pub(crate) fn calibrate(
     pipeline: &Pipeline,
     package: &Package,
     calibration: &Calibration,
     step_weights: &[f64],
+    sums: Option<Sums<'_>>,
+    stage: &str,
     observer: &dyn Observer,
 ) -> Result<BTreeMap<LayerName, InputStatistics>> {
-    let sampling = &calibration.sampling;
-    let calibrator = Calibrator::new(package, step_weights.to_vec(), calibration.token_stride);
-    for images in sampling.batches(calibration.prompts.len()) {
-        pipeline.sample(&calibration.prompts, images, sampling, Some(&calibrator), observer)?;
+    let Calibration { prompts, sampling, .. } = calibration;
+    let mut calibrator = Calibrator::new(package, step_weights.to_vec(), calibration.token_stride);
+    let done = sums.as_ref().map_or(Ok(0), |sums| sums.load(&mut calibrator, observer))?;
+    observer.begin(stage, (prompts.len() - done.min(prompts.len())) * sampling.steps, "image steps");
+    let mut keeper = Keeper::new(sums);
+    let mut time = None;
+    for images in sampling.batches(prompts.len()).filter(|images| images.start >= done) {
+        let (start, end) = (Instant::now(), images.end);
+        let batch = Batch { observer, end: time.map(|time| start + time), stopped: Cell::new(false) };
+        pipeline.sample(prompts, images, sampling, Some(&calibrator), &batch)?;
+        keeper.batch(&mut calibrator, end, batch.stopped.get(), observer);
+        // Whoever interrupted does so again.
+        observer.advance(0)?;
+        time = Some(start.elapsed());
     }
     Ok(calibrator.finish())
+}
+
+/// An interruption waits so long for the end of the batch.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Lets a batch that is nearly done come to its end, as sums are kept between batches.
+struct Batch<'a> {
+    observer: &'a dyn Observer,
+    /// When it should come to its end, by the one before.
+    end: Option<Instant>,
+    stopped: Cell<bool>,
+}
+
+impl Observer for Batch<'_> {
+    fn advance(&self, amount: usize) -> secateur_models::Result<()> {
+        let told = self.observer.advance(amount);
+        let now = Instant::now();
+        let soon = self.end.is_some_and(|end| now < end + PATIENCE && end < now + PATIENCE);
+        if told.is_err() && soon {
+            self.stopped.set(true);
+            return Ok(());
+        }
+        told
+    }
+
+    fn tell(&self, state: &str) {
+        self.observer.tell(state);
+    }
+
+    fn warn(&self, text: &str) {
+        self.observer.warn(text);
+    }
 }

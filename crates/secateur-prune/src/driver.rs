@@ -73,8 +73,9 @@ pub struct Outcome {
 
 /// Where statistics come from.
 pub enum Source<'a> {
-    /// The model is run for each package, with weights of the steps: see [`Calibration::step_weights`].
-    Calibration(&'a Calibration, &'a [f64]),
+    /// The model is run for each package, with weights of the steps: see
+    /// [`Calibration::step_weights`]. What is summed up is kept in the journal.
+    Calibration(&'a Calibration, &'a [f64], Option<&'a Journal>),
     /// They were gathered before, on the model as it was.
     Saved(&'a SavedStatistics),
     /// They were gathered just now, on the model as it is, for the only package.
@@ -132,10 +133,9 @@ pub fn prune(
             count => format!("{stage} {}/{count}", index + 1),
         };
         let mut gathered = BTreeMap::new();
-        if let Source::Calibration(calibration, step_weights) = source {
-            let total = calibration.prompts.len() * calibration.sampling.steps;
-            observer.begin(&of("calibrate"), total, "image steps");
-            gathered = calibrate(pipeline, package, calibration, step_weights, observer)?;
+        if let Source::Calibration(calibration, step_weights, journal) = source {
+            let sums = journal.map(|journal| journal.sums(index, index));
+            gathered = calibrate(pipeline, package, calibration, step_weights, sums, &of("calibrate"), observer)?;
         }
         let statistics = |input: &SharedInput| source.statistics(input, &gathered);
         let (total, unit) = match task {

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::plan::{Package, Plan};
 use crate::statistics::SavedStatistics;
+use crate::sums::{self, Keeper, Sums};
 use crate::task::Task;
 use secateur_models::files::{digest, read_sealed, read_tensors, write_sealed, write_tensors};
 use secateur_models::{Observer, Removals};
@@ -13,16 +14,19 @@ use secateur_nn::LayerName;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-/// A folder with a file that says which run it is of, and a pair of files a finished package: its
-/// tensors (f32), and what became of its layers. The second is written last, so a package is there
-/// whole or not at all; it has the SHA-256 of the first, and says which package of which run it is.
+/// A folder with a file that says which run it is of, a pair of files a finished package: its
+/// tensors (f32), and what became of its layers; and the sums of a calibration that is not
+/// finished. Of a pair the second is written last, so a package is there whole or not at all; it has the SHA-256 of the first, and says which package of which run it is.
 /// What is not as it was written is not used, and done again.
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
     /// SHA-256 of the run.
     run: String,
+    /// When the sums of a calibration are kept again.
+    interval: Duration,
 }
 
 /// What the result of a run depends on.
@@ -133,7 +137,7 @@ impl Journal {
     /// If it cannot be written.
     pub fn create(folder: &Path, run: &Run) -> Result<Self> {
         write_sealed(&folder.join(RUN), run)?;
-        Ok(Self { folder: folder.to_owned(), run: run.sha256()? })
+        Ok(Self { folder: folder.to_owned(), run: run.sha256()?, interval: Keeper::INTERVAL })
     }
 
     /// Opens the one of a run that was stopped. Where what it was of is not there or damaged, it is
@@ -160,13 +164,20 @@ impl Journal {
     /// Whether files in its folder are called so.
     #[must_use]
     pub fn is_own(name: &str) -> bool {
-        [RUN, SETTINGS].contains(&name) || name.starts_with("package-")
+        [RUN, SETTINGS].contains(&name) || name.starts_with("package-") || sums::is_own(name)
     }
 
-    /// How many packages of the run in that folder are there: the first ones.
+    /// How many packages of the run are there: the first ones; and how many images of a calibration
+    /// that was stopped are summed up.
     #[must_use]
-    pub fn finished(folder: &Path) -> usize {
-        (0..).take_while(|&package| folder.join(json_name(package)).exists()).count()
+    pub fn finished(&self) -> (usize, usize) {
+        let packages = (0..).take_while(|&package| self.folder.join(json_name(package)).exists()).count();
+        (packages, sums::images(&self.folder))
+    }
+
+    /// The sums of the calibration for a package, on the model that `done` packages were done to.
+    pub(crate) fn sums(&self, done: usize, package: usize) -> Sums<'_> {
+        Sums { folder: &self.folder, run: &self.run, done, package, interval: self.interval }
     }
 
     /// The settings of the layers, if they were found.
@@ -180,13 +191,16 @@ impl Journal {
         own.map_err(|error| observer.warn(&format!("{error}: they are found again"))).ok()
     }
 
-    /// Keeps the settings of the layers.
+    /// Keeps the settings of the layers of so many packages.
     ///
     /// # Errors
     /// If they cannot be written.
-    pub fn set_settings(&self, settings: &Settings) -> Result<()> {
+    pub fn set_settings(&self, settings: &Settings, packages: usize) -> Result<()> {
         let found = Found { run: self.run.clone(), settings: settings.clone() };
-        Ok(write_sealed(&self.folder.join(SETTINGS), &found)?)
+        write_sealed(&self.folder.join(SETTINGS), &found)?;
+        // The first package's are those that it is solved with, too.
+        (1..packages).for_each(|package| self.sums(0, package).remove());
+        Ok(())
     }
 
     /// A package, if it is finished and as it was written; where it is not, the observer hears why.
@@ -246,7 +260,9 @@ impl Journal {
             layers: outcome.layers.clone(),
             groups: outcome.groups.clone(),
         };
-        Ok(write_sealed(&self.folder.join(json_name(package)), &finished)?)
+        write_sealed(&self.folder.join(json_name(package)), &finished)?;
+        self.sums(package, package).remove();
+        Ok(())
     }
 }
 

@@ -22,7 +22,7 @@
 //!
 //! let mut pipeline = Pipeline::open(folder)?;
 //! let step_weights = calibration.step_weights(&mut pipeline, &())?;
-//! let source = Source::Calibration(&calibration, &step_weights);
+//! let source = Source::Calibration(&calibration, &step_weights, None);
 //! let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &())?;
 //! pipeline.folder().write(&output.path(), &outcome.edits, &())?;
 //! output.finish()?;
@@ -52,6 +52,7 @@ mod plan;
 mod slim;
 mod statistics;
 mod structured;
+mod sums;
 mod surgeon;
 mod task;
 mod taylor;

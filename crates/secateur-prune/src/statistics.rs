@@ -2,9 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use secateur_kernels::gram;
-use secateur_models::files::{Limit, check_digest, read_json, read_sealed, write_sealed, write_tensors};
+use secateur_models::files::{Array, Limit, Values, check_digest, read_json, read_sealed, write_sealed, write_tensors};
 use secateur_models::{Checkpoint, Observer};
 use secateur_nn::LayerName;
 use std::collections::{BTreeMap, HashMap};
@@ -33,11 +33,10 @@ pub struct InputStatistics {
 pub(crate) struct Accumulator {
     gram: Vec<f32>,
     weighted_sums: Vec<f64>,
-    weighted_rows: f64,
     sums: Vec<f64>,
     squares: Vec<f64>,
-    rows: f64,
-    weight: f64,
+    /// Rows, weighted rows, and the weights of the samples.
+    totals: [f64; 3],
     /// One of so many tokens is summed up, for all of them.
     stride: usize,
 }
@@ -60,7 +59,7 @@ impl Accumulator {
     pub(crate) fn new(width: usize, stride: usize) -> Self {
         let (gram, zeros) = (vec![0.0; width * width], vec![0.0; width]);
         let (weighted_sums, sums, squares) = (zeros.clone(), zeros.clone(), zeros);
-        Self { gram, weighted_sums, weighted_rows: 0.0, sums, squares, rows: 0.0, weight: 0.0, stride }
+        Self { gram, weighted_sums, sums, squares, totals: [0.0; 3], stride }
     }
 
     /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`; a row counts as often as
@@ -88,9 +87,45 @@ impl Accumulator {
             *weighted += weight * new;
         }
         let rows = (0..rows).map(|index| f64::from(times(index))).sum::<f64>();
-        self.rows += rows;
-        self.weighted_rows += weight * rows;
-        self.weight += weight * samples as f64;
+        let added = [rows, weight * rows, weight * samples as f64];
+        self.totals.iter_mut().zip(added).for_each(|(total, new)| *total += new);
+    }
+
+    /// All that it holds, by name: equal sums go on equally.
+    pub(crate) fn arrays(&self) -> impl Iterator<Item = (&'static str, Values<'_>)> {
+        let columns = [("weighted_sums", &self.weighted_sums), ("sums", &self.sums), ("squares", &self.squares)];
+        let columns = columns.into_iter().map(|(name, column)| (name, Values::F64(column)));
+        [("gram", Values::F32(&self.gram)), ("totals", Values::F64(&self.totals))].into_iter().chain(columns)
+    }
+
+    /// Takes one of [`Accumulator::arrays`], if it is of that name, type and length.
+    pub(crate) fn set(&mut self, name: &str, tensor: &Tensor) -> candle_core::Result<bool> {
+        let column = match name {
+            "gram" => {
+                let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+                let fits = values.len() == self.gram.len();
+                if fits {
+                    self.gram = values;
+                }
+                return Ok(fits);
+            }
+            "totals" => self.totals.as_mut_slice(),
+            "weighted_sums" => &mut self.weighted_sums,
+            "sums" => &mut self.sums,
+            "squares" => &mut self.squares,
+            _ => return Ok(false),
+        };
+        let values = tensor.flatten_all()?.to_vec1::<f64>()?;
+        let fits = values.len() == column.len();
+        if fits {
+            column.copy_from_slice(&values);
+        }
+        Ok(fits)
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::new(self.squares.len(), self.stride);
     }
 
     /// Whether all that was added was finite.
@@ -101,16 +136,17 @@ impl Accumulator {
     pub(crate) fn finish(mut self) -> InputStatistics {
         let width = self.squares.len();
         gram::symmetrise(&mut self.gram, width);
-        let scale = if self.weight > 0.0 { 2.0 / self.weight } else { 0.0 };
+        let [rows, weighted_rows, weight] = self.totals;
+        let scale = if weight > 0.0 { 2.0 / weight } else { 0.0 };
         self.gram.iter_mut().for_each(|h| *h *= scale as f32);
         let rounded = |sums: Vec<f64>| sums.iter().map(|&sum| sum as f32).collect();
         InputStatistics {
             hessian: self.gram,
             weighted_sums: self.weighted_sums.iter().map(|sum| (scale * sum) as f32).collect(),
-            weighted_rows: scale * self.weighted_rows,
+            weighted_rows: scale * weighted_rows,
             sums: rounded(self.sums),
             squares: rounded(self.squares),
-            rows: self.rows.round() as u64,
+            rows: rows.round() as u64,
         }
     }
 }
@@ -188,11 +224,11 @@ impl SavedStatistics {
         let mut tensors = HashMap::new();
         for (name, input) in statistics {
             let width = input.width();
-            let hessian = Tensor::from_slice(&input.hessian, (width, width), &Device::Cpu)?;
-            tensors.insert(format!("{name}.hessian"), hessian);
+            let array = |shape: &[usize], values| Array { shape: shape.to_vec(), values: Values::F32(values) };
+            tensors.insert(format!("{name}.hessian"), array(&[width, width], &input.hessian));
             let columns = [("weighted_sums", &input.weighted_sums), ("sums", &input.sums), ("squares", &input.squares)];
             for (kind, values) in columns {
-                tensors.insert(format!("{name}.{kind}"), Tensor::from_slice(values, width, &Device::Cpu)?);
+                tensors.insert(format!("{name}.{kind}"), array(&[width], values));
             }
         }
         let sha256 = write_tensors(&folder.join(format!("{FILE}.safetensors")), &tensors)?;

@@ -39,7 +39,7 @@ fn carried(name: &str, prompt: &str, method: &dyn StructuredMethod, removal: Rem
         weighting: Weighting::Uniform,
         token_stride: 1,
     };
-    let source = Source::Calibration(&calibration, &[1.0]);
+    let source = Source::Calibration(&calibration, &[1.0], None);
     let structure = |path: &Path| open(path).structure(&calibration.sampling);
 
     let selection = Selection::new(&["*blocks.0.*".to_owned()], &[]).unwrap();

@@ -99,7 +99,7 @@ fn what_is_dead_goes_for_free() {
             let selection = Selection::new(&["transformer_blocks.2.*".into()], &[]).unwrap();
             let structure = pipeline.structure(&calibration.sampling);
             let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
-            let source = Source::Calibration(&calibration, &[1.0; 2]);
+            let source = Source::Calibration(&calibration, &[1.0; 2], None);
             let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &()).expect(&what);
             let [group] = outcome.groups.as_slice() else { panic!("{what}: {} groups", outcome.groups.len()) };
             assert_eq!(group.removed.len() * 2, group.count, "{what}");
@@ -115,7 +115,7 @@ fn what_is_dead_goes_for_free() {
 fn an_allocation_takes_what_is_dead_first() {
     let (mut pipeline, calibration) = model(&[DeadRows(UP, 0..768), DeadRows(VALUE, 0..192), Columns(OUTPUT, 0..192)]);
     let structure = pipeline.structure(&calibration.sampling);
-    let source = Source::Calibration(&calibration, &[1.0; 2]);
+    let source = Source::Calibration(&calibration, &[1.0; 2], None);
     let groups = Removal { keep_ends: 0, ..Removal::new(0.3).unwrap() };
     let weights = Pattern::Unstructured(0.3);
     for task in [

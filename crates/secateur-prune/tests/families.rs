@@ -51,7 +51,7 @@ fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> 
             let task = Task::Weights { method, pattern };
             let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
             let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
-            let source = Source::Calibration(&calibration, &step_weights);
+            let source = Source::Calibration(&calibration, &step_weights, None);
             let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &()).unwrap();
             let prunable = structure.layers().filter(|layer| layer.prunable.is_some()).count();
             assert_eq!((outcome.layers.len(), outcome.edits.weights.len()), (prunable, prunable), "{what}");
@@ -80,7 +80,7 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
     let (weighting, token_stride) = (Weighting::default(), 1);
     let calibration = Calibration { prompts: prompts.clone(), sampling: sampling.clone(), weighting, token_stride };
     let step_weights = calibration.step_weights(&mut Pipeline::open(open(folder)).unwrap(), &()).unwrap();
-    let source = Source::Calibration(&calibration, &step_weights);
+    let source = Source::Calibration(&calibration, &step_weights, None);
     let latents = |pipeline: &Pipeline| pipeline.sample(&prompts, 0..2, &sampling, None, &()).unwrap();
     let plan = |folder: &Path, task: &Task<'_>| {
         Plan::new(&open(folder).structure(&sampling), &Selection::default(), Packages::Count(2), task).unwrap()

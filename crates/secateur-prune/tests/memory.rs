@@ -45,7 +45,7 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
             sample(&pipeline);
             let call = counting::most_held(|| sample(&pipeline));
             let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
-            let source = Source::Calibration(&calibration, &step_weights);
+            let source = Source::Calibration(&calibration, &step_weights, None);
             let of_allocation = counting::most_held(|| {
                 let allocation = Allocation::Greedy(Amount::Parameters).into();
                 drop(allocate(&mut pipeline, &plan, &task, &source, &calibration, allocation, &()).unwrap());

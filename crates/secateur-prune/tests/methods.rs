@@ -337,7 +337,7 @@ fn activations_that_are_not_finite_name_layer_and_step() {
     let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
     let calibration = calibration(1, 1);
     let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
-    let source = Source::Calibration(&calibration, &step_weights);
+    let source = Source::Calibration(&calibration, &step_weights, None);
     let error = prune(&mut pipeline, &plan, &half(&Obs), &source, None, None, &()).unwrap_err().to_string();
     assert!(error.contains("transformer_blocks.1.ff.net.2") && error.contains("denoising step 1"), "{error}");
 }
@@ -350,7 +350,7 @@ fn statistics_do_not_depend_on_the_batch() {
         let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &half(&Magnitude)).unwrap();
         let calibration = calibration(3, batch);
         let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
-        let source = Source::Calibration(&calibration, &step_weights);
+        let source = Source::Calibration(&calibration, &step_weights, None);
         prune(&mut pipeline, &plan, &half(&Magnitude), &source, None, None, &()).unwrap().statistics
     };
     let (whole, apart) = (gather(3), gather(2));

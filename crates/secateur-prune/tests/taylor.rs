@@ -120,7 +120,7 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
     // Those of the lowest scores go.
     let task = Task::Structured { method: &taylor, removal };
     let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
-    let source = Source::Calibration(&calibration, &step_weights);
+    let source = Source::Calibration(&calibration, &step_weights, None);
     let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &()).unwrap();
     for group in &outcome.groups {
         let scores = taylor.scores(&group.name).unwrap();

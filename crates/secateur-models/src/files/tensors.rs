@@ -6,20 +6,65 @@ use super::{Limit, open};
 use crate::error::{Error, Result};
 use crate::observer::Observer;
 use candle_core::{DType, Device, Tensor};
-use safetensors::Dtype;
 use safetensors::tensor::Metadata;
+use safetensors::{Dtype, View};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::Path;
 
-/// Writes f32 tensors as a safetensors file, whole or not at all, and returns its SHA-256.
+/// Numbers in memory that are written as a tensor.
+pub struct Array<'a> {
+    /// Of the tensor.
+    pub shape: Vec<usize>,
+    /// Row-major.
+    pub values: Values<'a>,
+}
+
+/// Numbers of a tensor.
+pub enum Values<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Double precision.
+    F64(&'a [f64]),
+}
+
+impl View for Array<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.values {
+            Values::F32(_) => Dtype::F32,
+            Values::F64(_) => Dtype::F64,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.values {
+            Values::F32(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Values::F64(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self.values {
+            Values::F32(values) => size_of_val(values),
+            Values::F64(values) => size_of_val(values),
+        }
+    }
+}
+
+/// Writes tensors as a safetensors file, whole or not at all, and returns its SHA-256. One at a time
+/// is held a second time.
 ///
 /// # Errors
 /// The file cannot be written; what was there before is then still there.
-pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<String> {
+pub fn write_tensors<T: View>(path: &Path, tensors: &HashMap<String, T>) -> Result<String> {
     let mut sorted: Vec<_> = tensors.iter().collect();
     sorted.sort_by_key(|(name, _)| *name);
-    let described = sorted.iter().map(|(name, tensor)| ((*name).clone(), Dtype::F32, tensor.dims().to_vec()));
+    let described = sorted.iter().map(|(name, tensor)| ((*name).clone(), tensor.dtype(), tensor.shape().to_vec()));
     let header = header(described, None).map_err(|problem| Error::invalid(path, problem))?;
     let mut hash = Hash::default();
     replace(path, |file| {
@@ -28,7 +73,7 @@ pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<S
             file.write_all(bytes).map_err(Error::io(path))
         };
         write(&header)?;
-        sorted.iter().try_for_each(|(_, tensor)| write(&encode(tensor, Dtype::F32)?))
+        sorted.iter().try_for_each(|(_, tensor)| write(&tensor.data()))
     })?;
     Ok(hash.finish())
 }
@@ -38,8 +83,45 @@ pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<S
 /// # Errors
 /// The file cannot be read, or is not the one with that SHA-256, or the observer interrupts.
 pub fn read_tensors(path: &Path, sha256: &str, observer: &dyn Observer) -> Result<HashMap<String, Tensor>> {
+    let mut tensors = HashMap::new();
+    read_each_tensor(path, sha256, observer, |name, tensor| {
+        tensors.insert(name, tensor);
+        Ok::<_, Error>(())
+    })?;
+    Ok(tensors)
+}
+
+/// Reads what [`write_tensors`] wrote, one tensor after the other.
+///
+/// # Errors
+/// Those of [`read_tensors`], and of `take`.
+pub fn read_each_tensor<E: From<Error>>(
+    path: &Path,
+    sha256: &str,
+    observer: &dyn Observer,
+    mut take: impl FnMut(String, Tensor) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
     check_digest(path, sha256, observer)?;
-    candle_core::safetensors::load(path, &Device::Cpu).map_err(|error| Error::invalid(path, error))
+    let invalid = |problem: String| Error::invalid(path, problem);
+    let mut file = open(path)?;
+    let mut next = |bytes: usize| {
+        let mut read = vec![0; bytes];
+        file.read_exact(&mut read).map_err(Error::io(path))?;
+        Ok::<_, Error>(read)
+    };
+    let length = u64::from_le_bytes(next(8)?.try_into().unwrap_or_default());
+    // The checksum is that of a header that was written here.
+    let header: Metadata =
+        serde_json::from_slice(&next(length as usize)?).map_err(|error| invalid(error.to_string()))?;
+    let mut tensors: Vec<_> = header.tensors().into_iter().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    for (name, info) in tensors {
+        let dtype = candle_dtype(info.dtype)?;
+        let bytes = next(info.data_offsets.1 - info.data_offsets.0)?;
+        let tensor = Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu);
+        take(name, tensor.map_err(|error| invalid(error.to_string()))?)?;
+    }
+    Ok(())
 }
 
 /// Fails if a file of tensors is not the one with that SHA-256.
@@ -101,6 +183,7 @@ pub(crate) fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
 pub(crate) fn candle_dtype(dtype: Dtype) -> Result<DType> {
     match dtype {
         Dtype::F32 => Ok(DType::F32),
+        Dtype::F64 => Ok(DType::F64),
         Dtype::F16 => Ok(DType::F16),
         Dtype::BF16 => Ok(DType::BF16),
         other => Err(Error::Request(format!("weights cannot be written as {other:?}"))),

@@ -125,7 +125,7 @@ impl<'a> Seed<'a> {
         if !path.exists() {
             println!("seed {}: calibrate", self.seed);
             let step_weights = self.calibration.step_weights(&mut pipeline, &())?;
-            let source = Source::Calibration(&self.calibration, &step_weights);
+            let source = Source::Calibration(&self.calibration, &step_weights, None);
             let task = Task::Weights { method: &Magnitude, pattern: Pattern::unstructured(0.5)? };
             let outcome = self.prune(&mut pipeline, &task, &source)?;
             let output = OutputFolder::create(&path, OutputOptions::default(), &[])?;

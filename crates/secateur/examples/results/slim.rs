@@ -70,7 +70,7 @@ impl Way {
         let task = Task::Structured { method, removal: removal(share)? };
         let mut plan = seed.plan(pipeline, &task)?;
         let step_weights = calibration.step_weights(pipeline, &())?;
-        let source = Source::Calibration(&calibration, &step_weights);
+        let source = Source::Calibration(&calibration, &step_weights, None);
         let allocation = allocation(Amount::Parameters);
         if allocation == Allocation::Uniform {
             return Ok(prune(pipeline, &plan, &task, &source, None, None, &())?);

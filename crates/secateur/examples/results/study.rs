@@ -163,7 +163,7 @@ impl Study {
             prune: Box::new(move |seed, pipeline| {
                 let calibration = Calibration { token_stride, ..seed.calibration().clone() };
                 let step_weights = calibration.step_weights(pipeline, &())?;
-                seed.prune(pipeline, &task, &Source::Calibration(&calibration, &step_weights))
+                seed.prune(pipeline, &task, &Source::Calibration(&calibration, &step_weights, None))
             }),
         };
         let groups = vec![[1, 4].map(row).into()];

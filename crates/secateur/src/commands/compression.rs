@@ -118,8 +118,11 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     progress.note(&dry.summary());
     notes.iter().for_each(|note| progress.note(note));
     if args.job.resume {
-        let finished = Journal::finished(&output.progress());
+        let (finished, images) = journal.finished();
         progress.note(&format!("{finished} of {} packages are finished", plan.packages.len()));
+        if images > 0 {
+            progress.note(&format!("of the next, {images} of {} images are summed up", calibration.prompts.len()));
+        }
     }
     progress.begin("load", 0, "");
     let names = names(&[folder.path(), output.target()]);
@@ -143,7 +146,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     if calibration.weighting == Weighting::Measured {
         progress.note(&format!("weights of the steps, as measured: {}", spelled(&step_weights)));
     }
-    let calibrating = Source::Calibration(&calibration, &step_weights);
+    let calibrating = Source::Calibration(&calibration, &step_weights, Some(&journal));
     let mut gathered = None;
     if budget.allocation != Allocation::Uniform {
         let settings = match journal.settings(&progress) {
@@ -153,7 +156,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
                 let source = source.as_ref().unwrap_or(&calibrating);
                 let (settings, statistics) =
                     allocate(&mut pipeline, &plan, task, source, &calibration, budget, &progress)?;
-                journal.set_settings(&settings)?;
+                journal.set_settings(&settings, plan.packages.len())?;
                 gathered = statistics;
                 settings
             }
