@@ -2,6 +2,8 @@
 
 use crate::checkpoint::{Checkpoint, TRANSFORMERS_STEM};
 use crate::error::{Error, Result};
+use crate::files::{digest_of_files, tree};
+use crate::observer::Observer;
 use crate::options::{ACTIVATIONS, OF_TRANSFORMERS, Options, activation, check_eps, config_fields};
 use crate::preprocess::ClipImageProcessor;
 use crate::structure::Memory;
@@ -12,7 +14,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The transformer that text and vision share.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -436,6 +438,19 @@ impl ClipModel {
                 name: name.clone(),
             })
         })
+    }
+
+    /// SHA-256 of all that it is opened from.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the observer interrupts.
+    pub fn digest(folder: &Path, observer: &dyn Observer) -> Result<String> {
+        let mut files: Vec<PathBuf> = tree::all(folder)?.into_iter().map(|entry| entry.path).collect();
+        files.retain(|file| file.components().count() == 1 && tree::is_description(file));
+        let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
+        files.extend(checkpoint.paths().filter_map(Path::file_name).map(PathBuf::from));
+        files.sort();
+        digest_of_files(folder, &files, observer)
     }
 
     /// What the model of a folder takes that scores `pictures` pictures at a time against `texts` texts in all, as

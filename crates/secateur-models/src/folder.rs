@@ -409,7 +409,10 @@ impl ModelFolder {
     }
 
     /// Fails where weights or a vocabulary are missing, before any are read.
-    pub(crate) fn check_whole(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// As told.
+    pub fn check_whole(&self) -> Result<()> {
         self.lacking().next().map_or(Ok(()), |(_, problem)| Err(Error::Request(problem)))
     }
 

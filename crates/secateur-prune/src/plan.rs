@@ -328,6 +328,18 @@ impl Plan {
         };
         inputs.map(|input| input.layers.first().map_or(0, of) as u64).sum()
     }
+
+    /// Multiply-accumulates of an OBS solver: of an input of width d, d^3 for the factors of its Hessian, and half of
+    /// rows x d^2 for a layer that reads it.
+    #[must_use]
+    pub fn solver_macs(&self) -> u64 {
+        let of = |input: &SharedInput| {
+            let width = input.width() as u64;
+            let rows: u64 = input.layers.iter().map(|layer| layer.rows as u64).sum();
+            width.pow(2).saturating_mul(width + rows / 2)
+        };
+        self.packages.iter().flat_map(Package::watched_inputs).map(of).fold(0, u64::saturating_add)
+    }
 }
 
 /// OBS-Diff's units in block order: per block {QKV}, {out}, {ff up}, {ff down}, over all streams.

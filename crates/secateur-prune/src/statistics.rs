@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
+use crate::plan::{Package, Plan};
 use candle_core::Tensor;
 use secateur_kernels::gram;
 use secateur_models::files::{Array, Limit, Values, check_digest, read_json, read_sealed, write_sealed, write_tensors};
@@ -283,6 +284,22 @@ impl SavedStatistics {
         &self.saved.step_weights
     }
 
+    /// Fails where they lack those of an input that a plan watches.
+    ///
+    /// # Errors
+    /// As told.
+    pub fn check(&self, plan: &Plan) -> Result<()> {
+        let mut watched = plan.packages.iter().flat_map(Package::watched_inputs);
+        let lacking = watched.find(|input| !self.saved.rows.contains_key(input.name.as_str()));
+        lacking.map_or(Ok(()), |input| Err(self.no_such(&input.name)))
+    }
+
+    fn no_such(&self, input: &LayerName) -> Error {
+        let problem =
+            format!("no statistics of the input of {input}: they were gathered with another --include or --exclude");
+        Error::statistics(&self.folder, problem)
+    }
+
     /// The statistics of one input.
     ///
     /// # Errors
@@ -290,7 +307,7 @@ impl SavedStatistics {
     pub fn input(&self, name: &LayerName, width: usize) -> Result<InputStatistics> {
         let Saved { rows, weighted_rows, .. } = &self.saved;
         let (Some(&rows), Some(&weighted_rows)) = (rows.get(name.as_str()), weighted_rows.get(name.as_str())) else {
-            return Err(Error::statistics(&self.folder, format!("no statistics of the input of {name}")));
+            return Err(self.no_such(name));
         };
         let read = |kind: &str, shape: &[usize]| {
             let tensor = self.checkpoint.read(&format!("{name}.{kind}"))?;

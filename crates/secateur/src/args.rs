@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// Make a diffusion model smaller and faster, and see what it cost.
 ///
-/// Exit codes: 0 done; 1 something failed, and nothing was written; 2 the command line is wrong; 130 interrupted.
+/// Exit codes: 0 done; 1 something failed, and the output was not written; 2 the command line is wrong; 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, args_override_self = true)]
 pub(crate) struct Cli {

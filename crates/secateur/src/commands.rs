@@ -18,9 +18,10 @@ use crate::args::{Cli, Command, Common, JobArgs, ModelArgs, SamplingArgs, ScoreA
 use crate::format::bytes;
 use crate::memory;
 use crate::progress::{say, warn};
+use crate::usage::{Usage, usage};
 use anyhow::{Context, Result, bail};
 use secateur_models::files::shown;
-use secateur_models::{ClipModel, ModelFolder, OutputFolder, OutputOptions, Sampling, Subject, read_prompts};
+use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject, read_prompts};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -61,7 +62,7 @@ impl ModelArgs {
         let path = match &self.model {
             Some(path) => path,
             None if default.is_dir() => default,
-            None => bail!(
+            None => usage!(
                 "no MODEL given, and there is no {DEFAULT_MODEL} here: run this in the folder of the repository, which \
                  has it, or name a model folder in the diffusers layout"
             ),
@@ -102,13 +103,13 @@ impl SamplingArgs {
         let own = folder.sampling();
         let guidance = self.guidance.unwrap_or(own.guidance);
         if !guidance.is_finite() || guidance.abs() > LARGEST_GUIDANCE {
-            bail!("guidance {guidance} is not a number to sample with");
+            usage!("guidance {guidance} is not a number to sample with");
         }
         let factor = folder.factor();
         let latents = |side: &str, pixels: Option<usize>, own: usize| match pixels {
-            None => Ok(own),
+            None => Ok::<_, anyhow::Error>(own),
             Some(pixels) if pixels.is_multiple_of(factor) => Ok(pixels / factor),
-            Some(pixels) => bail!("--{side} {pixels} is not a multiple of {factor}, the pixels of a latent"),
+            Some(pixels) => usage!("--{side} {pixels} is not a multiple of {factor}, the pixels of a latent"),
         };
         let sampling = Sampling {
             steps: self.steps.unwrap_or(own.steps),
@@ -120,7 +121,11 @@ impl SamplingArgs {
             batch: self.batch,
             ..own
         };
-        folder.check(&sampling)?;
+        // What it refuses of the request was given here.
+        folder.check(&sampling).map_err(|error| match error {
+            secateur_models::Error::Request(problem) => anyhow::Error::from(Usage(problem)),
+            other => other.into(),
+        })?;
         Ok(sampling)
     }
 }
@@ -148,10 +153,11 @@ impl JobArgs {
         Ok(OutputFolder::create(out, common.options(self.resume), inputs)?)
     }
 
-    /// Fails where the folder of the new model cannot be made, if it is named.
-    fn check_output(&self, common: &Common, inputs: &[&Path]) -> Result<()> {
-        let check = |out: &PathBuf| OutputFolder::check(out, common.options(self.resume), inputs);
-        Ok(self.out.as_ref().map_or(Ok(()), check)?)
+    /// Fails where the folder of the new model cannot be made, if it is named, or `copied` bytes have no room there.
+    fn check_output(&self, common: &Common, inputs: &[&Path], copied: u64) -> Result<()> {
+        let Some(out) = &self.out else { return Ok(()) };
+        OutputFolder::check(out, common.options(self.resume), inputs)?;
+        Ok(OutputFolder::check_space(out, copied)?)
     }
 
     /// The files and folders that are read for a model of `folder`.
@@ -179,7 +185,7 @@ fn check_memory(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Res
     let needed = folder.memory(sampling, folder.passes(sampling.guidance) * images).activations;
     if let Some(all) = memory::of_machine().filter(|all| needed > *all) {
         let (height, width) = (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor());
-        bail!(
+        usage!(
             "{images} image(s) at a time of {height} x {width} pixels take {} of activations, and this machine has {} \
              of memory: give a smaller --height, --width or --batch",
             bytes(needed),
@@ -212,10 +218,16 @@ impl ScoreArgs {
         folder.subject() != Subject::Nothing
     }
 
+    /// SHA-256 of that CLIP, where `pictures` are scored.
+    fn digest(&self, folder: &ModelFolder, pictures: usize, observer: &dyn Observer) -> Result<String> {
+        let used = self.path(folder).filter(|_| pictures > 0 && self.is_used(folder));
+        Ok(used.map_or(Ok(String::new()), |path| ClipModel::digest(&path, observer))?)
+    }
+
     fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
         if folder.subject() == Subject::Nothing {
             if self.clip.is_some() {
-                bail!("--clip scores pictures against prompts, and {} takes none", shown(folder.path()));
+                usage!("--clip scores pictures against prompts, and {} takes none", shown(folder.path()));
             }
             return Ok(None);
         }
@@ -248,11 +260,11 @@ fn names(folders: &[&Path]) -> Vec<String> {
 fn held_out_prompts(file: Option<&Path>, folder: &ModelFolder, count: usize) -> Result<Vec<String>> {
     let mut prompts = match (file, folder.subject()) {
         (None, Subject::Nothing) => numbered(count),
-        (Some(_), Subject::Nothing) => bail!("{} takes no prompts: give --samples N", shown(folder.path())),
+        (Some(_), Subject::Nothing) => usage!("{} takes no prompts: give --samples N", shown(folder.path())),
         (Some(file), _) => read_prompts(file)?,
         (None, _) => folder
             .prompts(|prompts| &prompts.held_out)?
-            .with_context(|| format!("{} comes with no prompts: give --prompts FILE", shown(folder.path())))?,
+            .ok_or_else(|| Usage(format!("{} comes with no prompts: give --prompts FILE", shown(folder.path()))))?,
     };
     prompts.truncate(count);
     folder.check_prompts(&prompts)?;

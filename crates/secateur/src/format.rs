@@ -1,6 +1,6 @@
 //! Numbers and tables for people.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::io::Write;
 /// Prints lines on standard output; a reader that went away ends the output quietly.
 pub(crate) fn print(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{}", printable(text)) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
         _ => Ok(()),
     }
 }

@@ -2,12 +2,14 @@
 
 mod args;
 mod commands;
+mod estimate;
 mod footprint;
 mod format;
 mod machine;
 mod memory;
 mod profile;
 mod progress;
+mod usage;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             progress::say(&format!("error: {}", told(&error)));
-            ExitCode::FAILURE
+            if usage::is_usage(&error) { ExitCode::from(usage::CODE) } else { ExitCode::FAILURE }
         }
     }
 }

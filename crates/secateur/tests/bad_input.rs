@@ -64,7 +64,7 @@ fn a_folder_that_is_no_model() {
     let temporary = tempfile::tempdir().unwrap();
     let error = fail(&mut prune(temporary.path(), &temporary.path().join("out")), 1);
     assert!(error.contains("no model_index.json"), "{error}");
-    let error = fail(secateur().args(["inspect"]).current_dir(temporary.path()), 1);
+    let error = fail(secateur().args(["inspect"]).current_dir(temporary.path()), 2);
     assert!(error.contains("no MODEL given") && error.contains("models/emoji-mmdit"), "{error}");
 }
 
@@ -83,24 +83,25 @@ fn what_was_meant_is_told() {
     std::fs::write(&long, "a cat\n".to_owned() + &"red apple ".repeat(30)).unwrap();
     let (long, parent) = (long.display().to_string(), parent.display().to_string());
     let ten = ["generate", "models/emoji-mmdit", "--prompt", "a", "--steps", "1", "--quiet", "--out"];
-    let cases: &[(&[&str], &str)] = &[
-        (&["inspect", "models/emoji-mmdi"], "models/emoji-mmdi: no such folder: models/emoji-mmdit is there"),
-        (&["inspect", "models/quite-another"], "models/quite-another: no such folder"),
-        (&["inspect", "models/emoji-mmdit/transformer"], "not a model folder itself: give "),
-        (&["inspect", &cache], "snapshots/0123"),
-        (&["inspect", &parent], "no model_index.json"),
-        (&["prune", "--structured", "heads", "--dry-run"], "write --structured=heads"),
-        (&["prune", "models/emoji-mmdit", "--sparsity", "50", "--dry-run"], "0.5"),
-        (&["prune", "models/emoji-mmdit", "--sparsity", "0", "--dry-run"], "--sparsity 0 removes nothing"),
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["inspect", "models/emoji-mmdi"], 1, "models/emoji-mmdi: no such folder: models/emoji-mmdit is there"),
+        (&["inspect", "models/quite-another"], 1, "models/quite-another: no such folder"),
+        (&["inspect", "models/emoji-mmdit/transformer"], 1, "not a model folder itself: give "),
+        (&["inspect", &cache], 1, "snapshots/0123"),
+        (&["inspect", &parent], 1, "no model_index.json"),
+        (&["prune", "--structured", "heads", "--dry-run"], 1, "write --structured=heads"),
+        (&["prune", "models/emoji-mmdit", "--sparsity", "50", "--dry-run"], 2, "0.5"),
+        (&["prune", "models/emoji-mmdit", "--sparsity", "0", "--dry-run"], 2, "--sparsity 0 removes nothing"),
         (
             &["compare", "models/emoji-mmdit", "models/emoji-dit"],
+            1,
             "cannot be compared: one is told texts, the other labels",
         ),
-        (&["prune", "models/emoji-mmdit", "--dry-run", "--out", "models/emoji-mmdit/x"], "overlap"),
-        (&["prune", "models/emoji-mmdit", "--dry-run", "--statistics", &parent], "statistics.json"),
+        (&["prune", "models/emoji-mmdit", "--dry-run", "--out", "models/emoji-mmdit/x"], 1, "overlap"),
+        (&["prune", "models/emoji-mmdit", "--dry-run", "--statistics", &parent], 1, "statistics.json"),
     ];
-    for (words, said) in cases {
-        let error = fail(secateur().args(*words), 1);
+    for (words, code, said) in cases {
+        let error = fail(secateur().args(*words), *code);
         assert!(error.contains(said) && error.matches("os error").count() < 2, "{words:?}: {error}");
     }
     // Outputs in folders that have to be made.
@@ -124,6 +125,50 @@ fn what_was_meant_is_told() {
         let told = text(&ended.stderr);
         assert!(ended.status.success() && told.contains(said), "{more:?}: {told}");
     }
+}
+
+/// What keeps a run from its start, a dry run says too, and with the same words.
+#[test]
+fn a_dry_run_that_succeeds_will_start() {
+    let temporary = tempfile::tempdir().unwrap();
+    let at = |name: &str| temporary.path().join(name).display().to_string();
+    let lacking = copy(temporary.path(), "text_encoder");
+    std::fs::remove_file(lacking.join("text_encoder/model.safetensors")).unwrap();
+    let some =
+        ["--steps", "1", "--samples", "1", "--report-samples", "0", "--include", "transformer_blocks.0.attn.to_q"];
+    let mut saved = prune(&model("emoji-mmdit"), &temporary.path().join("saved"));
+    common::succeed(saved.args(some).args(["--save-statistics", &at("statistics")]));
+    std::fs::write(at("recipe.toml"), "[[method]]\nname = \"prune\"\n").unwrap();
+    let lacking = lacking.display().to_string();
+    let (mmdit, unet) = (model("emoji-mmdit").display().to_string(), model("emoji-unet").display().to_string());
+    let large = ["--samples", "64", "--batch", "64", "--height", "4096", "--width", "4096", "--report-samples", "0"];
+    let statistics = at("statistics");
+    let steps = ["--statistics", statistics.as_str(), "--steps", "1", "--samples", "1", "--report-samples", "0"];
+    let cases: &[(&str, &str, &[&str], &str)] = &[
+        ("prune", &lacking, &[], "text_encoder: no weights"),
+        ("slim", &lacking, &[], "text_encoder: no weights"),
+        ("skip", &lacking, &[], "text_encoder: no weights"),
+        ("skip", &unet, &large, "of activations, and this machine has"),
+        ("prune", &mmdit, &steps, "no statistics of the input of transformer_blocks."),
+        ("compress", &mmdit, &["--recipe", &at("recipe.toml"), "--report-prompts", &at("no.txt")], "no.txt"),
+        ("prune", &mmdit, &["--save-statistics", &at("a/b"), "--carry-statistics", &at("a")], "overlap"),
+        ("prune", &mmdit, &["--save-statistics", &at("c/../b")], "`..` behind a folder that is not in"),
+    ];
+    for (command, model, more, said) in cases {
+        let job = || {
+            let mut job = secateur();
+            job.args([command, model, "--quiet", "--out", &at("out")]).args(*more);
+            job
+        };
+        for dry in [&[][..], &["--dry-run"]] {
+            let ended = job().args(dry).output().unwrap();
+            let error = text(&ended.stderr);
+            let code = if *model == unet { 2 } else { 1 };
+            assert_eq!(ended.status.code(), Some(code), "{command} {more:?}: {error}");
+            assert!(error.contains("error: ") && error.contains(said), "{command} {more:?}: {error}");
+        }
+    }
+    assert_eq!(entries(temporary.path()), ["model", "recipe.toml", "saved", "statistics"]);
 }
 
 #[test]
@@ -244,6 +289,7 @@ fn an_index_that_points_outside() {
 }
 
 /// An error of the request: nothing is written, and the error holds the words.
+#[track_caller]
 fn request(options: &[&str], code: i32, words: &[&str]) {
     let temporary = tempfile::tempdir().unwrap();
     let error = fail(prune(&model("emoji-mmdit"), &temporary.path().join("out")).args(options), code);
@@ -256,27 +302,27 @@ fn request(options: &[&str], code: i32, words: &[&str]) {
 #[test]
 fn sparsities_and_patterns() {
     for sparsity in ["1", "1.5", "NaN"] {
-        request(&["--sparsity", sparsity], 1, &["not in [0, 1)"]);
+        request(&["--sparsity", sparsity], 2, &["not in [0, 1)"]);
     }
-    request(&["--sparsity", "50"], 1, &["not in [0, 1)", "50 % is 0.5"]);
-    request(&["--structured", "--sparsity", "30"], 1, &["not in (0, 1)", "30 % is 0.3"]);
-    request(&["--sparsity=-0.1"], 1, &["not in [0, 1)"]);
+    request(&["--sparsity", "50"], 2, &["not in [0, 1)", "50 % is 0.5"]);
+    request(&["--structured", "--sparsity", "30"], 2, &["not in (0, 1)", "30 % is 0.3"]);
+    request(&["--sparsity=-0.1"], 2, &["not in [0, 1)"]);
     request(&["--sparsity", "half"], 2, &["half"]);
-    request(&["--pattern", "4:4"], 1, &["4:4", "less than M"]);
-    request(&["--pattern", "0:4"], 1, &["0:4", "at least 1"]);
-    request(&["--pattern", "two:4"], 1, &["N:M"]);
+    request(&["--pattern", "4:4"], 2, &["4:4", "less than M"]);
+    request(&["--pattern", "0:4"], 2, &["0:4", "at least 1"]);
+    request(&["--pattern", "two:4"], 2, &["N:M"]);
     request(&["--pattern", "3:7"], 1, &["layer transformer_blocks.0.attn.to_q", "256 columns", "groups of 7"]);
     request(&["--sparsity", "0.5", "--pattern", "2:4"], 2, &["cannot be used with"]);
 }
 
 #[test]
 fn options_that_leave_nothing_to_do() {
-    request(&["--include", "no_such_layer"], 1, &["no layer to prune", "93"]);
-    request(&["--include", "[bad"], 1, &["bad glob"]);
-    request(&["--memory", "1KiB"], 1, &["at least", "MiB"]);
+    request(&["--include", "no_such_layer"], 2, &["no layer to prune", "93"]);
+    request(&["--include", "[bad"], 2, &["bad glob"]);
+    request(&["--memory", "1KiB"], 2, &["at least", "MiB"]);
     request(&["--weighting", "cubic"], 2, &["cubic", "log-decrease"]);
     request(&["--steps", "0"], 2, &["at least 1"]);
-    request(&["--guidance", "NaN"], 1, &["guidance NaN"]);
+    request(&["--guidance", "NaN"], 2, &["guidance NaN"]);
     request(&["--clip", "no/such/clip"], 1, &["no/such/clip"]);
     request(&["--statistics", "no/such/folder"], 1, &["no/such/folder"]);
 }
@@ -294,7 +340,7 @@ fn prompts_that_cannot_be_read() {
     request(&["--prompts", &temporary.path().display().to_string()], 1, &[&temporary.path().display().to_string()]);
     request(&["--prompts", &file("binary.txt", &[0xff, 0xfe, 0x00])], 1, &["binary.txt"]);
     request(&["--prompts", &file("empty.txt", b"\n  \n")], 1, &["empty.txt", "no prompts"]);
-    request(&["--prompts", &file("one.txt", b"a cat\n"), "--samples", "5"], 1, &["--samples 5"]);
+    request(&["--prompts", &file("one.txt", b"a cat\n"), "--samples", "5"], 2, &["--samples 5"]);
     let long = [vec![b'a'; 1 << 17], b"\n".to_vec()].concat();
     request(&["--prompts", &file("long.txt", &long)], 1, &["long.txt", "entry 1", "at most 65536 bytes"]);
     let good = file("good.txt", b"a cat\n\na dog\n");

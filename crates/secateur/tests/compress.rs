@@ -117,7 +117,7 @@ fn a_recipe_goes_on_where_it_stopped() {
         write("recipe.toml", &recipe);
         write("labels.txt", labels);
         for more in [&[][..], &["--dry-run"]] {
-            let error = fail(&mut run(more), 1);
+            let error = fail(&mut run(more), 2);
             assert!(error.contains(words) && !error.contains("method 1 of"), "{error}");
         }
         assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml"]);

@@ -82,7 +82,7 @@ fn a_model_that_skips_lives_on() {
 fn what_cannot_be_met_is_refused() {
     let temporary = tempfile::tempdir().unwrap();
     let refused = |model_name: &str, options: &[&str]| {
-        let error = fail(&mut skip(model_name, &temporary.path().join("no"), options), 1);
+        let error = fail(&mut skip(model_name, &temporary.path().join("no"), options), 2);
         assert!(entries(temporary.path()).is_empty());
         error
     };

@@ -91,7 +91,7 @@ fn by_multiply_accumulates_and_on_what_attention_makes() {
 fn what_cannot_be_met_says_what_can() {
     let temporary = tempfile::tempdir().unwrap();
     let refused = |model_name: &str, options: &[&str]| {
-        let error = fail(&mut slim(&model(model_name), &temporary.path().join("no"), options), 1);
+        let error = fail(&mut slim(&model(model_name), &temporary.path().join("no"), options), 2);
         assert!(entries(temporary.path()).is_empty());
         error
     };

@@ -115,12 +115,12 @@ fn what_cannot_be_removed_is_refused() {
     let out = temporary.path().join("out");
     for (options, code, words) in [
         (["--structured", "--method", "wanda"].as_slice(), 1, "cannot remove heads"),
-        (&["--method", "l1"], 1, "--structured"),
-        (&["--structured", "--sparsity", "1"], 1, "(0, 1)"),
+        (&["--method", "l1"], 2, "--structured"),
+        (&["--structured", "--sparsity", "1"], 2, "(0, 1)"),
         (&["--structured", "--pattern", "2:4"], 2, "cannot be used with"),
         (&["--structured=feet"], 2, "heads"),
-        (&["--structured", "--keep-ends", "9"], 1, "--keep-ends"),
-        (&["--structured=heads", "--sparsity", "0.01"], 1, "too low"),
+        (&["--structured", "--keep-ends", "9"], 2, "--keep-ends"),
+        (&["--structured=heads", "--sparsity", "0.01"], 2, "too low"),
     ] {
         let error = fail(&mut prune(&model("emoji-mmdit"), &out, options), code);
         assert!(error.contains(words), "{options:?}: {error}");

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// How an output is made.
@@ -77,6 +77,10 @@ type Identity = (u64, u64);
 #[derive(Debug, Serialize, Deserialize)]
 struct Published {
     identity: Identity,
+    /// The folder that it takes the place of.
+    replaced: Option<Identity>,
+    /// Whether that is what the same run came to before it was stopped.
+    goes_on: bool,
     /// What it depends on, if that was said.
     request: Option<String>,
     /// SHA-256 of the record in it.
@@ -129,6 +133,10 @@ impl OutputFolder {
         let above = |path: &&Path| path.symlink_metadata().is_ok();
         let there = parent.ancestors().find(above).unwrap_or(Path::new("/"));
         let missing = parent.strip_prefix(there).unwrap_or(Path::new("")).to_owned();
+        if missing.components().any(|part| part == Component::ParentDir) {
+            let problem = format!("has `..` behind a folder that is not in {}: leave both away", shown(there));
+            return Err(Error::invalid(&target, problem));
+        }
         missing.iter().try_for_each(|name| check_name(&target, name))?;
         let parent = there.canonicalize().map_err(Error::io(there))?;
         if !parent.is_dir() {
@@ -195,15 +203,18 @@ impl OutputFolder {
         }
     }
 
-    /// Fails where the file system has no room for so many bytes.
+    /// Fails where the file system of an output has no room for so many bytes.
     ///
     /// # Errors
     /// As told: the error says how many there are.
-    pub fn check_space(&self, bytes: u64) -> Result<()> {
-        match free_space(self.target.parent().unwrap_or(Path::new("/"))) {
+    pub fn check_space(target: &Path, bytes: u64) -> Result<()> {
+        let absolute = std::path::absolute(target).map_err(Error::io(target))?;
+        // The folders above it may have to be made.
+        let there = absolute.ancestors().skip(1).find(|path| path.exists());
+        match there.and_then(free_space) {
             Some(free) if free < bytes => {
                 let problem = format!("the model has files of {bytes} bytes to copy, and {free} are free here");
-                Err(Error::invalid(&self.target, problem))
+                Err(Error::invalid(target, problem))
             }
             _ => Ok(()),
         }
@@ -264,7 +275,8 @@ impl OutputFolder {
         self.inputs.check(work.path())?;
         let published = self.published();
         self.put_back(published.is_some())?;
-        if published.is_some() && self.at(CONTENT).join(RECORD).symlink_metadata().is_ok() {
+        let replaced = self.last_published().and_then(|last| last.replaced);
+        if replaced.is_some() && replaced == identity(&self.at(CONTENT)) {
             // The two were exchanged, and no more.
             self.discard(CONTENT)?;
         }
@@ -341,10 +353,19 @@ impl OutputFolder {
         Ok(())
     }
 
-    /// The record of a folder that appeared, if that is what is at the target.
+    /// The record of the last folder that appeared, or was about to.
+    fn last_published(&self) -> Option<Published> {
+        read_sealed(&self.at(PUBLISHED)).ok()
+    }
+
+    /// The record of the folder at the target, if it appeared there: the last one, or what the same
+    /// run came to before.
     fn published(&self) -> Option<Published> {
-        let record = read_sealed::<Published>(&self.at(PUBLISHED)).ok();
-        record.filter(|record| identity(&self.target) == Some(record.identity))
+        let (last, there) = (self.last_published()?, identity(&self.target)?);
+        if last.goes_on && last.replaced == Some(there) {
+            return Some(Published { identity: there, complete: false, ..last });
+        }
+        (last.identity == there).then_some(last)
     }
 
     /// Removes a folder that was replaced, or keeps it where somebody has put something into it.
@@ -427,15 +448,24 @@ impl OutputFolder {
         Ok(())
     }
 
-    fn put_in_place(&mut self, content: &Path, complete: bool) -> Result<()> {
+    /// Keeps what is about to happen; whether something at the target is replaced.
+    fn announce(&mut self, content: &Path, complete: bool) -> Result<bool> {
         // Inputs may be elsewhere by now, and something else at the target.
         self.inputs = self.inputs.again()?;
         self.inputs.check(&self.target)?;
         let replaces = self.replaces()?;
         if let Some(identity) = identity(content) {
             let (request, record) = (self.request.clone(), digest_of_file(&content.join(RECORD), &())?);
-            write_sealed(&self.at(PUBLISHED), &Published { identity, request, record, complete })?;
+            let replaced = if replaces { self::identity(&self.target) } else { None };
+            let goes_on = replaced.is_some() && replaced == self.own;
+            let published = Published { identity, replaced, goes_on, request, record, complete };
+            write_sealed(&self.at(PUBLISHED), &published)?;
         }
+        Ok(replaces)
+    }
+
+    fn put_in_place(&mut self, content: &Path, complete: bool) -> Result<()> {
+        let replaces = self.announce(content, complete)?;
         if !replaces {
             return rename_new(content, &self.target).map_err(|error| match error.kind() {
                 ErrorKind::AlreadyExists => Error::invalid(&self.target, EXISTS),
@@ -730,6 +760,86 @@ mod tests {
         assert_eq!(scene.names(), ["out"]);
     }
 
+    /// Killed when the two folders had just been exchanged, wherever the new one is by then, what was replaced goes only
+    /// as it was written.
+    #[test]
+    fn what_was_exchanged_is_looked_at() {
+        for (written, moved, thesis) in
+            [(true, false, false), (true, false, true), (true, true, true), (false, true, true), (false, false, true)]
+        {
+            let scene = Scene::new();
+            std::fs::create_dir(scene.at("out")).unwrap();
+            if written {
+                std::fs::write(scene.at("out/0000.png"), "old").unwrap();
+                write_record(&scene.at("out")).unwrap();
+            }
+            let mut output = scene.open(FORCE).unwrap();
+            let content = output.path();
+            write_record(&content).unwrap();
+            assert!(output.announce(&content, true).unwrap());
+            if !exchange(&content, &scene.at("out")).unwrap() {
+                return;
+            }
+            output.work = None;
+            drop(output);
+            if thesis {
+                std::fs::write(content.join("thesis"), "mine").unwrap();
+            }
+            if moved {
+                std::fs::rename(scene.at("out"), scene.at("moved")).unwrap();
+            }
+            for options in [NEW, RESUME] {
+                let opened = scene.open(options);
+                let kept = scene.at(".out.secateur/complete/thesis").exists();
+                assert_eq!(kept, thesis, "{written} {moved}");
+                match thesis {
+                    true => assert!(opened.unwrap_err().contains("is complete in")),
+                    false => break,
+                }
+            }
+        }
+    }
+
+    /// Killed between the record of what it is about to do and the exchange, a run that went on goes on.
+    #[test]
+    fn a_run_that_goes_on_may_be_killed_at_its_end() {
+        let scene = Scene::new();
+        scene.stop(true);
+        let mut output = scene.open(RESUME).unwrap();
+        let content = output.path();
+        std::fs::write(content.join("0000.png"), "whole").unwrap();
+        write_record(&content).unwrap();
+        assert!(output.announce(&content, true).unwrap());
+        output.work = None;
+        drop(output);
+        assert!(scene.open(NEW).unwrap_err().contains("--resume goes on"));
+        let output = scene.open(RESUME).unwrap();
+        assert!(output.finished.is_none() && output.progress().join("done").exists());
+        output.finish().unwrap();
+        assert_eq!(scene.names(), ["out"]);
+    }
+
+    #[test]
+    fn folders_that_are_to_be_made() {
+        let scene = Scene::new();
+        let error = |path: &str| {
+            let (path, input) = (scene.at(path), scene.at("in"));
+            let checked = OutputFolder::check(&path, NEW, &[&input]).err().map(|error| error.to_string());
+            let opened = OutputFolder::create(&path, NEW, &[&input]).err().map(|error| error.to_string());
+            assert_eq!(checked, opened);
+            opened.unwrap_or_default()
+        };
+        for (path, words) in [
+            ("a/b/../out", "`..` behind a folder that is not in"),
+            ("a/../out", "`..` behind a folder that is not in"),
+            ("in/out", "overlap"),
+            ("a/b/out", ""),
+        ] {
+            assert!(error(path).contains(words), "{path}: {}", error(path));
+            assert!(scene.names().is_empty());
+        }
+    }
+
     #[test]
     fn what_was_taken_away_is_put_back() {
         let scene = Scene::new();
@@ -764,12 +874,10 @@ mod tests {
         assert_eq!(std::fs::read_to_string(scene.at("mine/thesis")).unwrap(), "mine");
     }
 
-    /// What was replaced is kept where somebody put something into it, whatever killed the run.
+    /// Where there is no exchange, too.
     #[test]
-    fn what_was_replaced_is_looked_at() {
-        for (name, options) in
-            [(REPLACED, NEW), (REPLACED, FORCE), (REPLACED, RESUME), (CONTENT, FORCE), (CONTENT, RESUME)]
-        {
+    fn what_waits_in_replaced_is_looked_at() {
+        for options in [NEW, FORCE, RESUME] {
             for thesis in [false, true] {
                 let scene = Scene::new();
                 let made = |text: &str, options: OutputOptions| {
@@ -785,16 +893,15 @@ mod tests {
                 output.put_in_place(&content, true).unwrap();
                 output.work = None;
                 drop(output);
-                // As if it had been killed when the two were exchanged.
-                let left = scene.at(".out.secateur").join(name);
-                let _ = std::fs::remove_dir_all(&left);
+                // As if it had been killed when the new one was in its place.
+                let left = scene.at(".out.secateur").join(REPLACED);
                 std::fs::rename(scene.at("old"), &left).unwrap();
                 if thesis {
                     std::fs::write(left.join("thesis"), "mine").unwrap();
                 }
                 let _ = scene.open(options).map(drop);
                 let kept = scene.at(".out.secateur/complete/thesis").exists() || left.join("thesis").exists();
-                assert_eq!(kept, thesis, "{name}, {options:?}");
+                assert_eq!(kept, thesis, "{options:?}");
                 assert_eq!(std::fs::read_to_string(scene.at("out/0000.png")).unwrap(), "new");
             }
         }

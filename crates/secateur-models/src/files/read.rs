@@ -26,15 +26,15 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// In bytes.
+    /// In bytes. What a text stands for can take 70 times its bytes in memory: 1 GiB holds all.
     #[must_use]
     pub fn bytes(self) -> u64 {
         const MIB: u64 = 1 << 20;
         match self {
             Self::Recipe => MIB,
             Self::Config => 8 * MIB,
-            Self::Vocabulary => 32 * MIB,
-            Self::Prompts | Self::Report => 64 * MIB,
+            Self::Vocabulary | Self::Prompts => 12 * MIB,
+            Self::Report => 16 * MIB,
         }
     }
 }

@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// What a run reads, with all that links in it lead to.
@@ -107,16 +108,13 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     }
 }
 
-/// A path with all links but the last resolved.
+/// A path with all links but the last resolved; the end of it may not be there.
 fn placed(path: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).ok()?;
-    match (absolute.parent(), absolute.file_name()) {
-        // What ends in `..` is no link.
-        (Some(parent), Some(name)) if absolute.components().next_back() != Some(Component::ParentDir) => {
-            Some(parent.canonicalize().ok()?.join(name))
-        }
-        _ => absolute.canonicalize().ok(),
-    }
+    // What ends in `..` is no link.
+    let Some((parent, name)) = absolute.parent().zip(absolute.file_name()) else { return absolute.canonicalize().ok() };
+    let there = parent.ancestors().find(|above| above.symlink_metadata().is_ok())?;
+    Some(there.canonicalize().ok()?.join(parent.strip_prefix(there).ok()?).join(name))
 }
 
 /// The file in every output that says what else is in it.
@@ -175,9 +173,13 @@ impl Written {
     }
 }
 
-/// A path in a record.
+/// A path in a record. No two are spelled alike: what is no text has a character that no name has.
 fn spelled(path: &Path) -> String {
-    path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
+    let spelled = |part: &OsStr| match part.to_str() {
+        Some(part) => part.to_owned(),
+        None => format!("\0{}", part.as_encoded_bytes().escape_ascii()),
+    };
+    path.iter().map(spelled).collect::<Vec<_>>().join("/")
 }
 
 /// Writes what a folder holds into it.
@@ -201,6 +203,11 @@ pub(super) fn check_replaceable(folder: &Path) -> Result<()> {
             true => "it is a mount point; give a folder inside it".into(),
             false => format!("another file system is mounted at {}", shown(&point)),
         });
+    }
+    // A folder that moves has another one above it, which is written in it.
+    #[cfg(unix)]
+    if rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_err() {
+        return refuse("nothing can be written to it, so it cannot be moved".into());
     }
     let current = std::env::current_dir().and_then(|current| current.canonicalize());
     if current.is_ok_and(|current| current.ancestors().any(|above| above == folder || is_same(above, folder))) {
@@ -294,6 +301,17 @@ mod tests {
                     assert!(error.contains(words), "{words:?} is not in {error:?}");
                 }
             }
+        }
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::unix::ffi::OsStrExt;
+            let temporary = tempfile::tempdir().unwrap();
+            let names: [&[u8]; 4] = [b"a\xff", b"a\xfe", b"a\xef\xbf\xbd", b"a\\xff"];
+            for (bytes, name) in (1..).zip(names) {
+                write(&temporary.path().join(OsStr::from_bytes(name)), &"-".repeat(bytes));
+            }
+            write_record(temporary.path()).unwrap();
+            check_replaceable(temporary.path()).unwrap();
         }
         let temporary = tempfile::tempdir().unwrap();
         check_replaceable(temporary.path()).unwrap();

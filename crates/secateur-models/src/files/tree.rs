@@ -20,9 +20,9 @@ const LARGEST: u64 = 1 << 30;
 
 /// A file, link or folder in a folder.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Relative to the folder.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// A regular file, and no link to one.
     pub(super) is_file: bool,
 }
@@ -220,7 +220,7 @@ pub(crate) fn is_weights(path: &Path) -> bool {
 }
 
 /// All that a folder holds, without following links.
-pub(super) fn all(folder: &Path) -> Result<Vec<Entry>> {
+pub(crate) fn all(folder: &Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut left = vec![PathBuf::new()];
     while let Some(inside) = left.pop() {

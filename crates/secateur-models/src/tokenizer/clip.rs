@@ -84,7 +84,7 @@ impl ClipTokenizer {
 fn definition(folder: &Path) -> Result<Value> {
     let vocab: Value = read_json(&folder.join("vocab.json"), Limit::Vocabulary)?;
     let path = folder.join("merges.txt");
-    let merges = read_text(&path, Limit::Vocabulary)?;
+    let merges = read_text(&path, Limit::Config)?;
     let merges: Vec<&str> = merges.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
     // Others are added with those of the other files.
     let tokens = ["<|startoftext|>", "<|endoftext|>"];

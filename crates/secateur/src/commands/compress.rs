@@ -33,16 +33,6 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     };
     let plans = (1..).zip(&methods).map(plan).collect::<Result<Vec<_>>>()?;
     let inputs = inputs(args, &folder, &methods)?;
-    if job.dry_run {
-        job.check_output(common, &borrowed(&inputs))?;
-        let text = methods.iter().zip(&plans).map(|(method, plan)| format!("{method}\n{}", plan.text));
-        let json: Vec<_> = methods
-            .iter()
-            .zip(&plans)
-            .map(|(method, plan)| json!({ "command": method.to_string(), "plan": plan }))
-            .collect();
-        return tell(&Done::plan(text.collect::<Vec<_>>().join("\n\n"), &json)?, None, common);
-    }
     let learned = methods.iter().map(|method| method.prompts(&folder)).collect::<Result<Vec<_>>>()?;
     let (report_prompts, notes) = report_list(&job.prompts, &folder, &learned.concat())?;
     if !report_prompts.is_empty() {
@@ -50,13 +40,25 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     }
     // The first model is drawn as the last one.
     skipping(&sampling(args, &methods, &folder)?, &folder, false)?;
+    let copied = folder.copied_bytes()?;
+    if job.dry_run {
+        job.check_output(common, &borrowed(&inputs), copied * methods.len() as u64)?;
+        let text = methods.iter().zip(&plans).map(|(method, plan)| format!("{method}\n{}", plan.text));
+        let json: Vec<_> = methods
+            .iter()
+            .zip(&plans)
+            .map(|(method, plan)| json!({ "command": method.to_string(), "plan": plan }))
+            .collect();
+        return tell(&Done::plan(&folder, text.collect::<Vec<_>>().join("\n\n"), &json)?, None, common);
+    }
     progress::heed_signals();
     let mut output = job.output(common, &borrowed(&inputs))?;
     let progress = Progress::new(common.quiet);
     progress.begin("read the model", 0, "");
     let model = folder.digest(&progress)?;
+    let score = job.score.digest(&folder, report_prompts.len(), &progress)?;
     progress.finish();
-    let mut of = vec![model];
+    let mut of = vec![model, score];
     for (method, prompts) in methods.iter_mut().zip(&learned) {
         of.extend(method.depends_on(prompts)?);
         method.key = digest_of_texts(&of);
@@ -67,7 +69,7 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     }
     output.check_progress(Method::is_own)?;
     let mut done = begin(&methods, job.resume, &output.progress())?;
-    output.check_space(folder.copied_bytes()? * (methods.len() - done) as u64)?;
+    OutputFolder::check_space(output.target(), copied * (methods.len() - done) as u64)?;
     let mut reports = methods[..done].iter().map(|method| report_in(&method.out)).collect::<Result<Vec<_>>>()?;
     for (index, method) in methods.iter().enumerate().skip(done) {
         if !common.quiet {

@@ -10,12 +10,13 @@ use super::{borrowed, check_memory, command_line, links_left_out, names, no_scor
 use crate::args::{Common, RunArgs};
 use crate::machine::Product;
 use crate::progress::Progress;
-use anyhow::{Result, bail};
+use crate::usage::usage;
+use anyhow::Result;
 use dry_run::DryRun;
 use needs::Needs;
 pub(super) use needs::STATISTICS;
 use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
-use secateur_models::files::digest_of_texts;
+use secateur_models::files::{digest_of_texts, shown};
 use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
     Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, ModuleErrors, Outcome, Packages,
@@ -49,7 +50,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     let (mut plan, footprint) = needs.plan()?;
     let one = plan.packages.len() == 1;
     if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
-        bail!(
+        usage!(
             "statistics can be saved and used again only with one package, as later packages see a pruned model; this \
              plan has {}: with --packages 1 or more --memory it has one",
             plan.packages.len()
@@ -71,17 +72,17 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     let mut inputs = args.job.inputs(&folder);
     inputs.extend(args.statistics.clone());
     if args.job.dry_run {
-        args.job.check_output(common, &borrowed(&inputs))?;
+        args.job.check_output(common, &borrowed(&inputs), copied)?;
         inputs.extend(args.job.out.clone());
         for path in [&args.save_statistics, &args.carry_statistics].into_iter().flatten() {
             common.check_output(path, &borrowed(&inputs))?;
             inputs.push(path.clone());
         }
         if let Some(path) = &args.statistics {
-            SavedStatistics::open(path, &Fingerprint::new(&folder, &calibration, &())?, &())?;
+            SavedStatistics::open(path, &Fingerprint::new(&folder, &calibration, &())?, &())?.check(&plan)?;
         }
         dry.notes = notes;
-        return Done::plan(dry.text(), &dry);
+        return Done::plan(&folder, dry.text(), &dry);
     }
     // From here on a signal ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
@@ -89,14 +90,17 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     let fingerprint = Fingerprint::new(&folder, &calibration, &progress)?;
     let saved =
         args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint, &progress)).transpose()?;
+    saved.as_ref().map_or(Ok(()), |saved| saved.check(&plan))?;
     let run = Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget, saved.as_ref());
     // What is only copied counts, too.
-    let request = [run.sha256()?, folder.digest(&progress)?, digest_of_texts(&report_prompts)];
+    let score = args.job.score.digest(&folder, judged, &progress)?;
+    let carried = args.carry_statistics.as_ref().map_or(String::new(), |path| shown(path).to_string());
+    let request = [run.sha256()?, folder.digest(&progress)?, digest_of_texts(&report_prompts), score, carried];
     if output.is_finished(&digest_of_texts(&request))? {
         return finished(&output);
     }
     output.check_progress(Journal::is_own)?;
-    output.check_space(copied)?;
+    OutputFolder::check_space(output.target(), copied)?;
     let clip = args.job.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
         notes.push(no_score(&folder).into());

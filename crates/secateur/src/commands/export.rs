@@ -5,8 +5,8 @@ use crate::args::{Common, ExportArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;
 use anyhow::Result;
-use secateur_models::Observer;
 use secateur_models::files::shown;
+use secateur_models::{Observer, OutputFolder};
 use serde::Serialize;
 use std::path::Path;
 
@@ -25,7 +25,7 @@ pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
     let copied = folder.copied_bytes()?;
     links_left_out(&folder).iter().for_each(|note| progress.note(note));
     let output = common.output(&args.out, &[folder.path()])?;
-    output.check_space(copied)?;
+    OutputFolder::check_space(output.target(), copied)?;
     progress.begin("densify", folder.checkpoint().tensors().count(), "tensors");
     let tensors = folder.densify(&output.path(), &progress)?;
     // A report of how it was made small is not one of this model.

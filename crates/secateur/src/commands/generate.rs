@@ -5,7 +5,8 @@ use crate::args::{Common, GenerateArgs};
 use crate::format::{print, print_json, table};
 use crate::profile::{Profile, Share};
 use crate::progress::{Progress, warn};
-use anyhow::{Result, bail};
+use crate::usage::usage;
+use anyhow::Result;
 use secateur_eval::{Stage, split};
 use secateur_models::files::shown;
 use secateur_models::{Observer, Pipeline, Subject};
@@ -40,7 +41,9 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
     let folder = args.model.open()?;
     let sampling = skipping(&args.sampling.sampling(&folder)?, &folder, args.skipping.adapt)?;
     let prompts = match (args.prompt.as_slice(), &args.prompts, args.samples) {
-        ([_, ..], ..) if folder.subject() == Subject::Nothing => bail!("this model takes no prompts: give --samples N"),
+        ([_, ..], ..) if folder.subject() == Subject::Nothing => {
+            usage!("this model takes no prompts: give --samples N")
+        }
         (prompts @ [_, ..], _, count) => prompts.iter().take(count.unwrap_or(usize::MAX)).cloned().collect(),
         ([], Some(file), count) => held_out_prompts(Some(file), &folder, count.unwrap_or(usize::MAX))?,
         ([], None, count) => held_out_prompts(None, &folder, count.unwrap_or(8))?,

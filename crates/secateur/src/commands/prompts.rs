@@ -2,7 +2,8 @@
 
 use super::numbered;
 use crate::args::PromptArgs;
-use anyhow::{Result, bail};
+use crate::usage::usage;
+use anyhow::Result;
 use secateur_models::files::shown;
 use secateur_models::{ModelFolder, Subject, read_prompts};
 use std::collections::HashSet;
@@ -16,7 +17,7 @@ pub(super) fn prompt_lists(
 ) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
     match folder.subject() {
         Subject::Nothing if args.prompts.is_some() || args.report_prompts.is_some() => {
-            bail!("{} takes no prompts: give --samples N, and --report-samples N", shown(folder.path()))
+            usage!("{} takes no prompts: give --samples N, and --report-samples N", shown(folder.path()))
         }
         Subject::Nothing => Ok((numbered(args.samples.unwrap_or(samples)), numbered(args.report_samples), Vec::new())),
         Subject::Text | Subject::Label => lists(args, folder, samples),
@@ -30,7 +31,7 @@ fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec
         Some(file) => (read_prompts(file)?, true),
         None => match folder.prompts(|prompts| &prompts.calibration)? {
             Some(own) => (own, false),
-            None => bail!("{} comes with no prompts: give --prompts FILE", shown(folder.path())),
+            None => usage!("{} comes with no prompts: give --prompts FILE", shown(folder.path())),
         },
     };
     let mut report = match &args.report_prompts {
@@ -47,7 +48,7 @@ fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec
     };
     match (args.samples, from_file) {
         (Some(count), _) if count > calibration.len() => {
-            bail!("--samples {count}, and there are {} calibration prompts", calibration.len());
+            usage!("--samples {count}, and there are {} calibration prompts", calibration.len());
         }
         (Some(count), _) => calibration.truncate(count),
         (None, false) => calibration.truncate(samples),
@@ -57,7 +58,7 @@ fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec
         notes.extend(leave_out(&mut report, &calibration));
     }
     if report.is_empty() && args.report_samples > 0 {
-        bail!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
+        usage!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
     }
     report.truncate(args.report_samples);
     folder.check_prompts(&calibration)?;
@@ -78,7 +79,7 @@ pub(super) fn report_list(
         Some(file) => read_prompts(file)?,
         None => match folder.prompts(|prompts| &prompts.held_out)? {
             Some(held_out) => held_out,
-            None => bail!(
+            None => usage!(
                 "{} comes with no held-out prompts: give --report-prompts FILE, or --report-samples 0 for no comparison",
                 shown(folder.path())
             ),
@@ -89,7 +90,7 @@ pub(super) fn report_list(
         _ => None,
     };
     if report.is_empty() {
-        bail!(
+        usage!(
             "no prompt is left for the report that nothing is learned from: give --report-prompts FILE, or --report-samples 0 for none"
         );
     }

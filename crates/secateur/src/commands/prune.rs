@@ -3,7 +3,8 @@
 use super::compression::{self, Job};
 use super::told::{Done, tell};
 use crate::args::{Common, GroupName, PruneArgs};
-use anyhow::{Context, Result, bail};
+use crate::usage::{Usage, usage};
+use anyhow::Result;
 use secateur_prune::{Allocation, Amount, Pattern, Removal, StructuredMethod, Task};
 
 /// Calibration prompts taken from a model's own list: quality rises to about so many, then is flat.
@@ -31,7 +32,7 @@ fn structured_method(args: &PruneArgs) -> Result<Option<Box<dyn StructuredMethod
         return Ok(None);
     }
     let problem = || format!("--method {} cannot remove heads and neurons; obs, l1 and taylor can", args.method);
-    args.method.structured().with_context(problem).map(Some)
+    args.method.structured().ok_or_else(|| Usage(problem()).into()).map(Some)
 }
 
 /// Heads and neurons differ more in what they do than layers' weights, and there are fewer modules to try.
@@ -56,12 +57,12 @@ fn task<'a>(args: &PruneArgs, structured: Option<&'a dyn StructuredMethod>) -> R
     let Some(method) = structured else {
         let pattern = match (&args.pattern, args.sparsity) {
             (Some(pattern), _) => pattern.parse()?,
-            (None, Some(0.0)) => bail!("--sparsity 0 removes nothing: give the share of the weights to remove"),
+            (None, Some(0.0)) => usage!("--sparsity 0 removes nothing: give the share of the weights to remove"),
             (None, sparsity) => Pattern::unstructured(sparsity.unwrap_or(0.5))?,
         };
         let method = args.method.method();
-        let method =
-            method.with_context(|| format!("--method {} removes heads and neurons: give --structured", args.method))?;
+        let problem = || format!("--method {} removes heads and neurons: give --structured", args.method);
+        let method = method.ok_or_else(|| Usage(problem()))?;
         return Ok(Task::Weights { method, pattern });
     };
     let removal = Removal {

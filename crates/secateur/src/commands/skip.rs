@@ -5,13 +5,15 @@ use super::prompts::prompt_lists;
 use super::told::{Done, finished, tell};
 use super::{borrowed, check_memory, command_line, links_left_out, names, no_score};
 use crate::args::{Common, LossName, SkipArgs};
+use crate::estimate::Time;
 use crate::footprint::{Footprint, Model};
 use crate::format::{bytes, count};
 use crate::progress::Progress;
+use crate::usage::usage;
 use anyhow::{Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
 use secateur_models::files::digest_of_texts;
-use secateur_models::{Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
+use secateur_models::{Kind, ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure};
 use secateur_skip::{Learning, Loss, Pruner, Scores, Search, Selected, Tried, compare, kept, learn, ways};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -25,6 +27,8 @@ const SAMPLES: usize = 32;
 
 /// Pictures that rules are compared on at a time, at most.
 const SEARCHED: usize = 8;
+/// Runs of the schedules that are tried beside the exchanges: rules and what was learned, in each order.
+const PLAIN: usize = 12;
 /// Ways that the report compares, at most.
 const WAYS: usize = 8;
 /// Times what units hand on is kept where gates mix it with forecasts: the forecast, how far the unit moves it, that times
@@ -46,6 +50,7 @@ struct DryRun {
     /// Of the pruner network and its optimiser.
     network_bytes: u64,
     iterations: usize,
+    time: Time,
     memory: Footprint,
 }
 
@@ -64,17 +69,17 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     let keep = keep(args, &whole, &structure)?;
     let lists = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
     let footprint = footprint(args, &folder, (&sampling, &whole, &structure), (lists.0.len(), lists.1.len()))?;
-    let dry = DryRun::new(args, &folder, &whole, &structure, keep, footprint)?;
+    let dry = DryRun::new(args, &folder, &whole, &structure, keep, (lists.0.len(), lists.1.len()), footprint)?;
     folder.check_pictures()?;
     let copied = folder.copied_bytes()?;
     let inputs = args.job.inputs(&folder);
-    if args.job.dry_run {
-        args.job.check_output(common, &borrowed(&inputs))?;
-        return Done::plan(dry.text(), &dry);
-    }
     let (prompts, report_prompts, mut notes) = lists;
     notes.extend(folder.cuts(&[&prompts[..], &report_prompts].concat(), &sampling)?);
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
+    if args.job.dry_run {
+        args.job.check_output(common, &borrowed(&inputs), copied)?;
+        return Done::plan(&folder, dry.text(), &dry);
+    }
     let progress = Progress::new(common.quiet);
     let mut output = args.job.output(common, &borrowed(&inputs))?;
     let learning = Learning {
@@ -89,12 +94,13 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
         keep,
     };
     let request = request(&learning, kind, &folder, &progress)?;
-    let whole_request = [request.clone(), args.exchanges.to_string(), digest_of_texts(&report_prompts)];
+    let score = args.job.score.digest(&folder, report_prompts.len(), &progress)?;
+    let whole_request = [request.clone(), args.exchanges.to_string(), digest_of_texts(&report_prompts), score];
     if output.is_finished(&digest_of_texts(&whole_request))? {
         return finished(&output);
     }
     output.check_progress(secateur_skip::Progress::is_own)?;
-    output.check_space(copied)?;
+    OutputFolder::check_space(output.target(), copied)?;
     let clip = args.job.score.open(&folder)?;
     if clip.is_none() && !report_prompts.is_empty() {
         notes.push(no_score(&folder).into());
@@ -192,16 +198,16 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
 fn keep(args: &SkipArgs, whole: &ReuseSchedule, structure: &Structure) -> Result<f64> {
     let keep = match (args.keep, args.speedup) {
         (_, Some(speedup)) if speedup > 1.0 => 1.0 / speedup,
-        (_, Some(speedup)) => bail!("--speedup {speedup} is not more than 1"),
+        (_, Some(speedup)) => usage!("--speedup {speedup} is not more than 1"),
         (keep, None) => keep.unwrap_or(KEEP),
     };
     if !(keep > 0.0 && keep < 1.0) {
-        bail!("--keep {keep} is not in (0, 1): give the share of the multiply-accumulates to keep");
+        usage!("--keep {keep} is not in (0, 1): give the share of the multiply-accumulates to keep");
     }
     let least = least(whole, structure)?;
     if keep < least {
         let rounded = (1000.0 * least).ceil() / 1000.0;
-        bail!(
+        usage!(
             "{:.1} % of the multiply-accumulates cannot be kept: with everything used again but at the first of {} calls, {:.1} % \
              are left: --keep {rounded} is the least, and more --steps leave less",
             100.0 * keep,
@@ -225,14 +231,26 @@ impl DryRun {
         whole: &ReuseSchedule,
         structure: &Structure,
         keep: f64,
+        (learned, judged): (usize, usize),
         memory: Footprint,
     ) -> Result<Self> {
+        let macs = whole.macs(structure)?;
+        let batch = args.job.sampling.batch.min(learned);
+        let runs = |runs: usize, share: f64| runs as f64 * share;
+        // A run forward, and on the way back each call once more with a gradient.
+        let learning = runs(args.iterations * batch, keep + 3.0) + runs(learned, 1.0);
+        // A try goes on from where the closest schedule stands.
+        let tries =
+            runs(SEARCHED.min(learned) * args.exchanges, keep / 2.0) + runs(SEARCHED.min(learned) * PLAIN, keep);
+        let report = runs(judged, 1.0 + WAYS as f64 * keep);
+        let time = Time::of(((learning + tries + report) * macs as f64) as u64);
         Ok(Self {
             model: folder.path().to_owned(),
             kind: whole.kind,
             units: whole.units.clone(),
             calls: whole.computed.len(),
-            macs: whole.macs(structure)?,
+            macs,
+            time,
             keep,
             least: least(whole, structure)?,
             network_bytes: match args.iterations {
@@ -254,6 +272,7 @@ impl DryRun {
         };
         format!(
             "{} calls of {} units ({}), {} MACs a run for one sample; {:.1} % are to be kept, {:.1} % at least; {learning}\n\
+             {}\n\
              {}",
             self.calls,
             self.units.len(),
@@ -262,6 +281,7 @@ impl DryRun {
             100.0 * self.keep,
             100.0 * self.least,
             self.memory.text(),
+            self.time.text(),
         )
     }
 }

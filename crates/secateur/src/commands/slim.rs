@@ -3,7 +3,8 @@
 use super::compression::{self, Job};
 use super::told::{Done, tell};
 use crate::args::{Common, ModuleName, NeuronsName, RowsName, RuleName, SlimArgs};
-use anyhow::{Result, bail};
+use crate::usage::usage;
+use anyhow::Result;
 use secateur_models::{HeadGroup, ModelFolder, Sampling};
 use secateur_prune::{Allocation, Amount, Budget, Neurons, Packages, Pattern, Removal, Rows, Slim, Target, Task};
 
@@ -67,13 +68,13 @@ pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Done> {
 fn amount(args: &SlimArgs) -> Result<(Amount, f64)> {
     let (amount, share) = match (args.budget, args.speedup) {
         (_, Some(speedup)) if speedup > 1.0 => (Amount::Macs, 1.0 - 1.0 / speedup),
-        (_, Some(speedup)) => bail!("--speedup {speedup} is not more than 1"),
+        (_, Some(speedup)) => usage!("--speedup {speedup} is not more than 1"),
         (budget, None) => (Amount::Parameters, budget.unwrap_or(BUDGET)),
     };
     if share > 0.0 && share < 1.0 {
         return Ok((amount, share));
     }
-    bail!("--budget {share} is not in (0, 1): give the share of the denoiser's parameters to remove")
+    usage!("--budget {share} is not in (0, 1): give the share of the denoiser's parameters to remove")
 }
 
 /// What is said of attentions whose queries and keys stay as they are.

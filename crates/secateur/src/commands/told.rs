@@ -4,10 +4,10 @@ use super::compare::quality;
 use crate::args::Common;
 use crate::format::{count, print, print_json};
 use crate::progress::say;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use secateur_eval::{Report, Stage};
-use secateur_models::OutputFolder;
 use secateur_models::files::{Limit, read_json, shown};
+use secateur_models::{ModelFolder, OutputFolder};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
@@ -27,11 +27,16 @@ pub(super) struct Plan {
     #[serde(skip)]
     pub(super) text: String,
     pub(super) json: Value,
+    /// What keeps it from being done.
+    #[serde(skip)]
+    pub(super) lacks: Option<String>,
 }
 
 impl Done {
-    pub(super) fn plan(text: String, plan: &impl Serialize) -> Result<Self> {
-        Ok(Self::Plan(Plan { text, json: serde_json::to_value(plan)? }))
+    /// What would be done to the model of a folder.
+    pub(super) fn plan(folder: &ModelFolder, text: String, plan: &impl Serialize) -> Result<Self> {
+        let lacks = folder.check_whole().err().map(|error| error.to_string());
+        Ok(Self::Plan(Plan { text, json: serde_json::to_value(plan)?, lacks }))
     }
 }
 
@@ -49,8 +54,13 @@ pub(super) fn report_in(folder: &Path) -> Result<Report> {
 /// What a run wrote to `out`, or would do.
 pub(super) fn tell(done: &Done, out: Option<&Path>, common: &Common) -> Result<()> {
     let report = match done {
-        Done::Plan(plan) if common.json => return print_json(plan),
-        Done::Plan(plan) => return print(&plan.text),
+        Done::Plan(plan) => {
+            match common.json {
+                true => print_json(plan)?,
+                false => print(&plan.text)?,
+            }
+            return plan.lacks.as_ref().map_or(Ok(()), |lacks| bail!("{lacks}: this cannot be run"));
+        }
         Done::Model(report) => report,
     };
     if common.json {

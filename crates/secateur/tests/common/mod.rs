@@ -31,6 +31,7 @@ pub(crate) fn succeed(command: &mut Command) -> String {
 }
 
 /// Runs to failure with that exit code and returns standard error.
+#[track_caller]
 pub(crate) fn fail(command: &mut Command, code: i32) -> String {
     let output: Output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{command:?}: {}", text(&output.stderr));

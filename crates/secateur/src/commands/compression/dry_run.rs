@@ -1,12 +1,16 @@
 //! What a run would do, before it does it.
 
 use super::spelled;
+use crate::estimate::Time;
 use crate::footprint::Footprint;
 use crate::format::{bytes, count, table};
 use anyhow::Result;
 use secateur_models::ModelFolder;
 use secateur_prune::{Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, influence_pictures};
 use serde::Serialize;
+
+/// Shares that an allocation solves for.
+const TRIED: u64 = 5;
 
 /// What a run would do.
 #[derive(Serialize)]
@@ -36,6 +40,8 @@ pub(super) struct DryRun {
     preparation_macs: u64,
     allocation_macs: u64,
     report_macs: u64,
+    solver_macs: u64,
+    time: Time,
     memory: Footprint,
     packages: Vec<PackageRow>,
     /// Remarks for the reader.
@@ -124,6 +130,15 @@ impl DryRun {
             statistics_bytes: package.statistics_bytes(),
             memory_bytes: package.bytes(task),
         };
+        // Each share that is tried is solved for.
+        let solves = if allocation == Allocation::Uniform { 1 } else { 1 + TRIED };
+        let solver_macs = plan.solver_macs().saturating_mul(solves);
+        let weighting_macs = images(to_weigh).saturating_mul(macs);
+        let forward_macs = (calls * times * plan.packages.len() as u64).saturating_mul(macs);
+        let hessian_macs =
+            (calls * times).saturating_mul(plan.hessian_macs(&computed)) / calibration.token_stride as u64;
+        let parts = [weighting_macs, forward_macs, hessian_macs, preparation_macs, allocation_macs, report_macs];
+        let time = Time::of(parts.into_iter().fold(solver_macs, u64::saturating_add));
         Ok(Self {
             notes: Vec::new(),
             model: folder.name(),
@@ -142,13 +157,14 @@ impl DryRun {
             calibration_steps: sampling.steps,
             weighting: calibration.weighting.to_string(),
             step_weights: calibration.weighting.weights(sampling.steps),
-            weighting_macs: images(to_weigh).saturating_mul(macs),
-            forward_macs: (calls * times * plan.packages.len() as u64).saturating_mul(macs),
-            hessian_macs: (calls * times).saturating_mul(plan.hessian_macs(&computed))
-                / calibration.token_stride as u64,
+            weighting_macs,
+            forward_macs,
+            hessian_macs,
             preparation_macs,
             allocation_macs,
             report_macs,
+            solver_macs,
+            time,
             memory,
             packages: plan.packages.iter().map(row).collect(),
         })
@@ -183,10 +199,12 @@ impl DryRun {
         format!(
             "{}: {what} by {}\n\
              {}\n\
+             {}\n\
              {} package(s); {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{}{}{} for the pictures of the report",
             self.model,
             self.method,
             self.memory.text(),
+            self.time.text(),
             self.packages.len(),
             self.calibration_samples,
             self.calibration_steps,

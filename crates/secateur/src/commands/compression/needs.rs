@@ -2,7 +2,8 @@
 
 use crate::args::RunArgs;
 use crate::footprint::{Footprint, Model};
-use anyhow::{Result, bail};
+use crate::usage::usage;
+use anyhow::Result;
 use secateur_models::{Group, ModelFolder, Operation, Structure};
 use secateur_prune::{Allocation, Calibration, Package, Packages, Plan, Task, Weighting, influence_pictures};
 use std::collections::BTreeSet;
@@ -63,7 +64,7 @@ impl Needs<'_> {
         }
         let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
         let least = least.unwrap_or_else(Footprint::new);
-        bail!(
+        usage!(
             "--memory {} MiB does not hold this run: at least {} MiB are needed; {}; a smaller --batch needs less",
             mebibytes(memory),
             mebibytes(least.total()),
