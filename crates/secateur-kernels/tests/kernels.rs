@@ -495,6 +495,36 @@ fn a_share_goes_by_the_least_scores_of_a_block() {
     }
 }
 
+/// In numbers of four bytes, on the widest vectors, of 16: what is there once, and what for every thread. That no more is
+/// held is in memory.rs.
+#[test]
+fn the_memory_that_kernels_say() {
+    use secateur_kernels::factor::inverse_factor_scratch;
+    let groups = |pruned, group| obs::Choice::Groups { pruned, group };
+    let share = obs::Choice::Share(0.5);
+    let solve = |rows, columns, choice| move || obs::solve_scratch(rows, columns, choice);
+    type Said = Box<dyn Fn() -> u64 + Sync>;
+    let cases: [(&str, Said, u64, u64); 8] = [
+        // The factor behind a block and in it, the scores; errors of 64 rows twice, and two vectors a column.
+        ("solve", Box::new(solve(1000, 300, share)), 128 * 304 + 128 * 128 + 1000 * 128, 128 * (64 + 64 + 16 + 16)),
+        ("solve in groups", Box::new(solve(1000, 300, groups(2, 4))), 128 * 304 + 128 * 128, 128 * 160),
+        ("solve in a large group", Box::new(solve(7, 300, groups(3, 200))), 200 * 304 + 200 * 200, 200 * 160),
+        ("solve few columns", Box::new(solve(5, 40, share)), 40 * 48 + 40 * 40 + 5 * 40, 40 * 160),
+        // 1024 rows; two panels of three vectors.
+        ("gram", Box::new(|| gram::add_gram_scratch(300)), 1024 * 304, 1024 * 2 * 3 * 16),
+        // Half of the columns in whole blocks of 64; 128 Ki elements, of at most 512 columns in whole rows, and a Gram's.
+        ("factor", Box::new(|| inverse_factor_scratch(1300)), 704 * 704, (256 + 96) * 704),
+        ("factor of a block", Box::new(|| inverse_factor_scratch(40)), 40 * 48, (3276 + 96) * 40),
+        ("factor of nothing", Box::new(|| inverse_factor_scratch(0)), 0, 0),
+    ];
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for (what, said, once, each) in &cases {
+            assert_eq!(pool.install(said), 4 * (once + threads as u64 * each), "{what}, {threads} threads");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
