@@ -316,6 +316,19 @@ fn convolution() {
             close("conv2d", &ops::conv2d(&x, &weight, &strips, &bias, stride, padding).unwrap(), &want);
         }
     }
+    // Channels, a kernel that is not square, one that is larger than the padded picture, none, and no stride.
+    for (size, weight, stride) in [
+        ([1, 3, 5, 5], [2, 4, 3, 3], 1),
+        ([1, 3, 5, 5], [2, 3, 3, 2], 1),
+        ([1, 3, 5, 1], [2, 3, 4, 4], 1),
+        ([1, 3, 5, 5], [2, 3, 0, 0], 1),
+        ([1, 3, 5, 5], [2, 3, 3, 3], 0),
+    ] {
+        let (x, weight) = (random(&size, 1), random(&weight, 2));
+        let packed = ops::pack_convolution(&weight).unwrap();
+        let error = ops::conv2d(&x, &weight, &packed, &random(&[2], 3), stride, (1, 1)).unwrap_err().to_string();
+        assert!(error.contains(&format!("{:?}", weight.dims())) && error.contains("does not fit"), "{error}");
+    }
 }
 
 #[test]
