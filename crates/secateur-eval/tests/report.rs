@@ -1,8 +1,8 @@
 //! The report: its JSON, its page, and the files it leaves.
 
 use secateur_eval::{
-    Comparison, Error, GroupReport, LayerReport, ModelSummary, Picture, PicturePair, PromptRow, Report, Stage, Summary,
-    TextImage, html, psnr_capped, ssim,
+    Comparison, Error, GroupReport, LayerReport, ModelSummary, Picture, PicturePair, PromptRow, Report, SkippingReport,
+    Stage, Summary, TextImage, html, psnr_capped, ssim,
 };
 use serde_json::json;
 
@@ -278,4 +278,45 @@ fn heads_and_neurons_that_went_are_told() {
     assert!(page.contains("2 of 8 heads and 816 of 2048 neurons of 3 modules have been removed"), "{page}");
     assert!(page.contains("Heads and neurons") && page.contains("blocks.2.ff") && page.contains("50 %"));
     assert!(!html(&report(), &[]).contains("Heads and neurons"));
+}
+
+/// The chart is 900 wide, 170 of them for names and 8 for a margin; a row is 16 high, below 18 for numbers and above a margin of 6.
+#[test]
+fn what_is_computed_is_drawn_to_scale() {
+    // Calls, numbers over them, where the first is, where the last call's field begins, and how wide a field is.
+    for (calls, numbers, first, last, field) in
+        [(8, 8, "215.1", "801.75", "89.25"), (40, 20, "179.0", "873.95", "17.05"), (300, 15, "171.2", "889.59", "2.12")]
+    {
+        let mut computed = vec![vec![false, true]; calls];
+        computed[0][0] = true;
+        let skipping = SkippingReport {
+            kind: "block".into(),
+            units: vec!["one".into(), "two".into()],
+            computed,
+            order: 1,
+            kept: 0.55,
+            history: Vec::new(),
+            ways: Vec::new(),
+        };
+        let report = Report { skipping: Some(skipping), layers: Vec::new(), ..report() };
+        let page = html(&report, &[]);
+        let (_, section) = page.split_once("id=\"skipping\"").unwrap();
+        let (section, _) = section.split_once("</section>").unwrap();
+        let count = |text: &str| section.matches(text).count();
+        for (text, times) in [
+            ("its output is forecast from the last 2 times that it was computed", 1),
+            ("55.0 % are left", 1),
+            ("viewBox=\"0 0 900 56\"", 1),
+            (&format!("2 parts by {calls} calls, filled where computed"), 1),
+            ("class=\"tick\"", numbers),
+            (&format!("<text class=\"tick\" x=\"{first}\" y=\"12\">1</text>"), 1),
+            ("class=\"band\" x=\"170\" y=\"19\" width=\"722.0\" height=\"14\"", 1),
+            ("class=\"band\" x=\"170\" y=\"35\" width=\"722.0\" height=\"14\"", 1),
+            (&format!("class=\"dot\" x=\"170.00\" y=\"19\" width=\"{field}\" height=\"14\""), 1),
+            (&format!("class=\"dot\" x=\"{last}\" y=\"35\" width=\"{field}\""), 1),
+            ("class=\"dot\"", calls + 1),
+        ] {
+            assert_eq!(count(text), times, "{calls} calls: {text} in {section}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The factor of a Hessian's inverse that the OBS solver needs, by products alone.
 
-use crate::gram::add_upper;
+use crate::gram::{add_upper, upper_scratch};
 use crate::product::{Panels, Start, Strips, Triangle, left_scratch, product, product_in_place};
 use crate::simd::MOST_LANES;
 use std::fmt;
@@ -39,12 +39,13 @@ pub fn inverse_factor(matrix: &mut [f32], columns: usize) -> Result<(), NotPosit
 }
 
 /// Bytes that [`inverse_factor`] takes beside the matrix: a packed factor of half the rows and half the columns, and for
-/// every thread a part of the left factor.
+/// every thread parts of two left factors, which it keeps for the next product.
 #[must_use]
 pub fn inverse_factor_scratch(columns: usize) -> u64 {
     let half = (columns / 2).next_multiple_of(BASE).min(columns);
     let right = half * half.next_multiple_of(MOST_LANES);
-    ((right + rayon::current_num_threads() * left_scratch(half)) * size_of::<f32>()) as u64
+    let of_thread = left_scratch(half) + upper_scratch(half);
+    ((right + rayon::current_num_threads() * of_thread) * size_of::<f32>()) as u64
 }
 
 /// [`inverse_factor`] of the leading `columns` columns and rows of `matrix`, whose rows are `stride` apart.

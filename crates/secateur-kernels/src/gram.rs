@@ -47,9 +47,13 @@ pub fn add_gram<'a>(
 /// thread the part of the left factor that it works on.
 #[must_use]
 pub fn add_gram_scratch(columns: usize) -> u64 {
-    let of_thread = PANELS * VECTORS * MOST_LANES;
-    let width = columns.next_multiple_of(MOST_LANES) + rayon::current_num_threads() * of_thread;
-    (ROWS * width * size_of::<f32>()) as u64
+    let right = ROWS * columns.next_multiple_of(MOST_LANES);
+    ((right + rayon::current_num_threads() * upper_scratch(ROWS)) * size_of::<f32>()) as u64
+}
+
+/// Elements that every thread takes in [`add_upper`] for an x of so many rows.
+pub(crate) fn upper_scratch(rows: usize) -> usize {
+    PANELS * VECTORS * MOST_LANES * rows
 }
 
 /// Adds x^T diag(weights) x to the upper triangle of a matrix, given by its rows, for a packed x of as many columns.

@@ -125,7 +125,7 @@ impl Panels {
         let padded = columns / width * width + padded(columns % width);
         (self.depth, self.columns, self.triangle) = (depth, columns, None);
         // What is left of an earlier factor in the padding ends up in columns that are never stored.
-        self.storage.resize(depth * padded + LINE / size_of::<f32>(), 0.0);
+        resize(&mut self.storage, depth * padded + LINE / size_of::<f32>());
         self.start = self.storage.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
     }
 
@@ -269,8 +269,17 @@ impl Strips {
     fn reset(&mut self, rows: usize, depth: usize) {
         (self.rows, self.depth, self.first) = (rows, depth, 0);
         // What is left of an earlier factor in the padding ends up in rows that are never stored.
-        self.values.resize(rows.next_multiple_of(registers_rows()) * depth, 0.0);
+        resize(&mut self.values, rows.next_multiple_of(registers_rows()) * depth);
     }
+}
+
+/// Makes a buffer of some length, whatever it holds: no longer than that, and not beside what was there.
+fn resize(buffer: &mut Vec<f32>, length: usize) {
+    if length > buffer.capacity() {
+        *buffer = Vec::new();
+        buffer.reserve_exact(length);
+    }
+    buffer.resize(length, 0.0);
 }
 
 /// A column of a factor, weighted, into strips of M rows, which have a line for it every `depth` lines.

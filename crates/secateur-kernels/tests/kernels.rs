@@ -316,6 +316,19 @@ fn convolution() {
             close("conv2d", &ops::conv2d(&x, &weight, &strips, &bias, stride, padding).unwrap(), &want);
         }
     }
+    // Channels, a kernel that is not square, one that is larger than the padded picture, none, and no stride.
+    for (size, weight, stride) in [
+        ([1, 3, 5, 5], [2, 4, 3, 3], 1),
+        ([1, 3, 5, 5], [2, 3, 3, 2], 1),
+        ([1, 3, 5, 1], [2, 3, 4, 4], 1),
+        ([1, 3, 5, 5], [2, 3, 0, 0], 1),
+        ([1, 3, 5, 5], [2, 3, 3, 3], 0),
+    ] {
+        let (x, weight) = (random(&size, 1), random(&weight, 2));
+        let packed = ops::pack_convolution(&weight).unwrap();
+        let error = ops::conv2d(&x, &weight, &packed, &random(&[2], 3), stride, (1, 1)).unwrap_err().to_string();
+        assert!(error.contains(&format!("{:?}", weight.dims())) && error.contains("does not fit"), "{error}");
+    }
 }
 
 #[test]
@@ -491,6 +504,36 @@ fn a_share_goes_by_the_least_scores_of_a_block() {
                 let want = if rank < goes { 0.0 } else { weight[place] };
                 assert_eq!(solved[place], want, "{rows} x {columns}, {share}: weight {place} of rank {rank}");
             }
+        }
+    }
+}
+
+/// In numbers of four bytes, on the widest vectors, of 16: what is there once, and what for every thread. That no more is
+/// held is in memory.rs.
+#[test]
+fn the_memory_that_kernels_say() {
+    use secateur_kernels::factor::inverse_factor_scratch;
+    let groups = |pruned, group| obs::Choice::Groups { pruned, group };
+    let share = obs::Choice::Share(0.5);
+    let solve = |rows, columns, choice| move || obs::solve_scratch(rows, columns, choice);
+    type Said = Box<dyn Fn() -> u64 + Sync>;
+    let cases: [(&str, Said, u64, u64); 8] = [
+        // The factor behind a block and in it, the scores; errors of 64 rows twice, and two vectors a column.
+        ("solve", Box::new(solve(1000, 300, share)), 128 * 304 + 128 * 128 + 1000 * 128, 128 * (64 + 64 + 16 + 16)),
+        ("solve in groups", Box::new(solve(1000, 300, groups(2, 4))), 128 * 304 + 128 * 128, 128 * 160),
+        ("solve in a large group", Box::new(solve(7, 300, groups(3, 200))), 200 * 304 + 200 * 200, 200 * 160),
+        ("solve few columns", Box::new(solve(5, 40, share)), 40 * 48 + 40 * 40 + 5 * 40, 40 * 160),
+        // 1024 rows; two panels of three vectors.
+        ("gram", Box::new(|| gram::add_gram_scratch(300)), 1024 * 304, 1024 * 2 * 3 * 16),
+        // Half of the columns in whole blocks of 64; 128 Ki elements, of at most 512 columns in whole rows, and a Gram's.
+        ("factor", Box::new(|| inverse_factor_scratch(1300)), 704 * 704, (256 + 96) * 704),
+        ("factor of a block", Box::new(|| inverse_factor_scratch(40)), 40 * 48, (3276 + 96) * 40),
+        ("factor of nothing", Box::new(|| inverse_factor_scratch(0)), 0, 0),
+    ];
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for (what, said, once, each) in &cases {
+            assert_eq!(pool.install(said), 4 * (once + threads as u64 * each), "{what}, {threads} threads");
         }
     }
 }

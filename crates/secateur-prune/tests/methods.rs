@@ -13,7 +13,7 @@ use secateur_nn::{Context, Probe, Step};
 use secateur_prune::{
     Calibration, Calibrator, Dsnot, Error, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs,
     Packages, Pattern, Plan, PlannedGroup, Removal, SavedStatistics, Selection, Solved, Source, StructuredMethod, Task,
-    Wanda, Weighting, hessian_error, prune,
+    Wanda, Weighting, hessian_error, influence_pictures, prune,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -463,6 +463,46 @@ fn packages_follow_the_memory() {
     assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 4, "{sizes:?}");
     assert_eq!(plan(Packages::Count(1000)).unwrap().packages.len(), 32, "no more packages than units");
     assert!(plan(Packages::Memory(1000)).unwrap_err().to_string().contains("at least"));
+}
+
+/// n (n + 1) / 2 of n columns for each token, once for all that read the same.
+#[test]
+fn the_work_of_hessians() {
+    let structure = |tokens: usize| {
+        let mut structure = one_layer(32, tokens);
+        let mut second = structure.blocks[0].layers[0].clone();
+        second.name = "second".into();
+        let mut other = one_layer(5, 3).blocks.remove(0);
+        other.layers[0].name = "other".into();
+        other.layers[0].prunable = Some(Prunable { unit: UnitKind::FeedForwardDown, input: "other".into() });
+        structure.blocks[0].layers.push(second);
+        structure.blocks.push(other);
+        structure
+    };
+    let plan = Plan::new(&structure(64), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
+    assert_eq!(plan.layers().count(), 3);
+    // As many tokens as are asked about.
+    for tokens in [64, 10] {
+        assert_eq!(plan.hessian_macs(&structure(tokens)), tokens as u64 * 528 + 3 * 15, "{tokens}");
+    }
+}
+
+#[test]
+fn influence_is_measured_in_a_quarter_of_the_steps_and_at_least_four() {
+    for (steps, fewer) in [(1, 1), (3, 3), (5, 4), (19, 4), (20, 5), (50, 12)] {
+        let whole = calibration(1, 1);
+        let sampling = Sampling { steps, ..whole.sampling.clone() };
+        let (pictures, sampling) = influence_pictures(&Calibration { sampling, ..whole.clone() });
+        assert_eq!((pictures, sampling), (1, Sampling { steps: fewer, ..whole.sampling }), "{steps} steps");
+    }
+}
+
+#[test]
+fn a_share_in_percent_is_told() {
+    for (share, told) in [(-0.1, ""), (1.0, ""), (50.0, "; 50 % is 0.5"), (100.0, ""), (f64::NAN, "")] {
+        let error = Pattern::unstructured(share).unwrap_err().to_string();
+        assert_eq!(error, format!("sparsity {share} is not in [0, 1): give the share of weights to remove{told}"));
+    }
 }
 
 #[test]

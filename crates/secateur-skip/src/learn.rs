@@ -337,7 +337,39 @@ fn pruner_name(steps: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::priced;
+    use super::{Learning, Optimisation, priced};
+    use crate::loss::Loss;
+    use secateur_models::{Kind, ModelFolder, Pipeline, ReuseSchedule, Sampling};
+    use std::path::Path;
+
+    /// The rate rises over a tenth of the iterations, ten at most, and is the highest for two of them; nothing rests before it is
+    /// known what is computed, and then for a fifth of them, twenty at least.
+    #[test]
+    fn rates_and_rest_go_by_the_number_of_iterations() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+        let folder = ModelFolder::open(&folder, None).unwrap();
+        let sampling = Sampling { steps: 2, ..folder.sampling() };
+        let whole = ReuseSchedule::whole(&folder, &sampling, Kind::Residual).unwrap();
+        let pipeline = Pipeline::open(folder).unwrap();
+        // Iterations: the first that rests, and where the last change is at 80; rates times the number of iterations.
+        let cases = [
+            (50, [35, 100], vec![(0, 0.12), (4, 0.6), (5, 0.6), (20, 0.45), (35, 0.15)]),
+            (200, [100, 120], vec![(0, 0.06), (9, 0.6), (10, 0.6), (105, 0.3), (200, 0.0)]),
+        ];
+        for (iterations, rests, rates) in cases {
+            let (prompts, loss) = (vec!["1".to_owned()], Loss::L2);
+            let learning = Learning { prompts, sampling: sampling.clone(), loss, iterations, keep: 0.5 };
+            let mut optimisation = Optimisation::new(&pipeline, &whole, &learning, None, &()).unwrap();
+            for (iteration, expected) in rates {
+                let rate = optimisation.rate(iteration) * iterations as f64;
+                assert!((rate - expected).abs() < 1e-12, "{rate} at {iteration} of {iterations}");
+            }
+            for (since, first) in [0, 80].into_iter().zip(rests) {
+                optimisation.settled.since = since;
+                assert!(!optimisation.rests(first - 1) && optimisation.rests(first), "{since} of {iterations}");
+            }
+        }
+    }
 
     #[test]
     fn gates_go_by_their_gain_over_the_price() {

@@ -30,6 +30,14 @@ fn the_pruner_network_descends() {
     }
 }
 
+/// A query, and a head of 512 x 128, 128 x 128 and 128 x 2, for every unit at every call: each number with its velocity and its gradient.
+#[test]
+fn the_memory_of_the_pruner_network() {
+    for (calls, units) in [(1, 1), (49, 28)] {
+        assert_eq!(Pruner::bytes(calls, units), 4 * 3 * (calls * units * (512 + 65_536 + 16_384 + 256)) as u64);
+    }
+}
+
 /// emoji-dit, of which only the blocks `live` do anything, with what is to be learned for it.
 fn model(live: &[usize], iterations: usize, keep: f64) -> (Pipeline, ReuseSchedule, Learning) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
