@@ -37,6 +37,9 @@ pub(crate) struct Common {
     /// The output is part of another one's progress.
     #[arg(skip)]
     pub(crate) part: bool,
+    /// What comes after it takes so many seconds.
+    #[arg(skip)]
+    pub(crate) later: f64,
 }
 
 #[derive(Debug, Subcommand)]

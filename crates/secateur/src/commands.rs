@@ -18,7 +18,7 @@ use crate::args::{Cli, Command, Common, JobArgs, ModelArgs, SamplingArgs, ScoreA
 use crate::format::bytes;
 use crate::memory;
 use crate::progress::{say, warn};
-use crate::usage::{Usage, usage};
+use crate::usage::{Usage, of_request, usage};
 use anyhow::{Context, Result, bail};
 use secateur_models::files::shown;
 use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject, read_prompts};
@@ -122,10 +122,7 @@ impl SamplingArgs {
             ..own
         };
         // What it refuses of the request was given here.
-        folder.check(&sampling).map_err(|error| match error {
-            secateur_models::Error::Request(problem) => anyhow::Error::from(Usage(problem)),
-            other => other.into(),
-        })?;
+        folder.check(&sampling).map_err(of_request)?;
         Ok(sampling)
     }
 }

@@ -6,22 +6,35 @@ use serde::Serialize;
 use std::time::Duration;
 
 /// What work takes on this machine, by its products alone.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 pub(crate) struct Time {
-    seconds: f64,
+    pub(crate) seconds: f64,
     operations_per_second: f64,
+    /// In the order in which they come.
+    pub(crate) stages: Vec<Expected>,
+}
+
+/// A stage of the work.
+#[derive(Clone, Serialize)]
+pub(crate) struct Expected {
+    /// The first word of its name.
+    pub(crate) name: &'static str,
+    pub(crate) seconds: f64,
 }
 
 impl Time {
     /// Times what its products take: work on the bundled models took 1.2 to 1.8 times.
     const OVERHEAD: f64 = 1.5;
 
-    /// Of so many multiply-accumulates. Measures the machine, which takes some tens of milliseconds.
-    pub(crate) fn of(macs: u64) -> Self {
+    /// Of stages of so many multiply-accumulates. Measures the machine, which takes some tens of milliseconds.
+    pub(crate) fn of(stages: &[(&'static str, f64)]) -> Self {
         let mut product = Product::default();
         product.measure();
         let operations_per_second = product.rate().median;
-        Self { seconds: Self::OVERHEAD * 2.0 * macs as f64 / operations_per_second, operations_per_second }
+        let seconds = |macs: f64| Self::OVERHEAD * 2.0 * macs / operations_per_second;
+        let stages = stages.iter().filter(|(_, macs)| *macs > 0.0);
+        let stages: Vec<_> = stages.map(|&(name, macs)| Expected { name, seconds: seconds(macs) }).collect();
+        Self { seconds: stages.iter().map(|stage| stage.seconds).sum(), operations_per_second, stages }
     }
 
     pub(crate) fn text(&self) -> String {

@@ -1,6 +1,6 @@
 //! What a process will hold, stage by stage, from configurations and headers alone.
 
-use crate::format::bytes;
+use crate::format::{bytes, table};
 use anyhow::Result;
 use secateur_models::{ClipModel, Memory, ModelFolder, Sampling, Subject};
 use serde::Serialize;
@@ -61,11 +61,21 @@ impl Footprint {
         self.total
     }
 
-    /// The total, and what the largest stage holds.
+    fn largest(&self) -> Option<&Stage> {
+        self.stages.iter().max_by_key(|stage| stage.bytes)
+    }
+
+    /// The total, and the largest stage.
     pub(crate) fn text(&self) -> String {
-        let Some(largest) = self.stages.iter().max_by_key(|stage| stage.bytes) else { return String::new() };
-        let parts: Vec<_> = largest.parts.iter().map(|part| format!("{} {}", bytes(part.bytes), part.name)).collect();
-        format!("memory: about {} at most, in stage {} ({})", bytes(self.total), largest.name, parts.join(", "))
+        let largest = self.largest().map_or("none", |stage| stage.name);
+        format!("memory: about {} at most, in stage {largest}", bytes(self.total))
+    }
+
+    /// What the largest stage holds, a row a part.
+    pub(crate) fn table(&self) -> String {
+        let parts = self.largest().map_or(&[][..], |stage| &stage.parts);
+        let rows: Vec<_> = parts.iter().map(|part| vec![part.name.to_owned(), bytes(part.bytes)]).collect();
+        table(&["held at most", "memory"], &rows)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Progress, stages and interruption.
 
+use crate::estimate::Expected;
 use crate::format::printable;
 use crate::memory::{self, Watch};
 use anyhow::Result;
-use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use secateur_eval::Stage;
 use secateur_models::{Error, Observer};
-use std::fmt;
+use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -72,13 +73,58 @@ pub(crate) struct Progress {
 struct State {
     stages: Vec<Stage>,
     current: Option<Current>,
+    /// One for the whole job.
+    bar: Option<ProgressBar>,
+    begun: Instant,
+    foreseen: Foreseen,
+}
+
+/// What is still to come, and how right what was foreseen has been.
+#[derive(Default)]
+struct Foreseen {
+    /// Stages that have not begun.
+    stages: VecDeque<Expected>,
+    /// Seconds of what comes after this job.
+    later: f64,
+    /// Of the stages that are over.
+    expected: f64,
+    took: f64,
+}
+
+impl Foreseen {
+    /// The expected seconds of a stage that begins.
+    fn begin(&mut self, kind: &str) -> Option<f64> {
+        // Those before it were done in an earlier run.
+        let place = self.stages.iter().position(|stage| stage.name == kind)?;
+        self.stages.drain(..=place).next_back().map(|stage| stage.seconds)
+    }
+
+    /// Seconds that are left when `share` of the current stage took `elapsed`.
+    fn left(&self, share: f64, elapsed: f64, expected: Option<f64>) -> Option<f64> {
+        let whole = if share > 0.0 { elapsed / share } else { 0.0 };
+        let known = share >= 0.1 && expected.is_some();
+        let (took, expected_so_far) = match known {
+            true => (self.took + whole, self.expected + expected.unwrap_or(0.0)),
+            false => (self.took, self.expected),
+        };
+        let rate = if expected_so_far > 0.0 { took / expected_so_far } else { 1.0 };
+        let own = match expected {
+            _ if share > 0.0 => whole - elapsed,
+            Some(expected) => (rate * expected - elapsed).max(0.0),
+            None if self.stages.is_empty() => return None,
+            None => 0.0,
+        };
+        let rest = self.stages.iter().map(|stage| stage.seconds).sum::<f64>() + self.later;
+        Some(own + rate * rest)
+    }
 }
 
 struct Current {
     name: String,
     unit: String,
     start: Instant,
-    bar: Option<ProgressBar>,
+    /// Seconds that were foreseen.
+    expected: Option<f64>,
     total: usize,
     done: usize,
     told: Instant,
@@ -93,8 +139,19 @@ impl Progress {
     /// From here on signals end the work in order: see [`heed_signals`].
     pub(crate) fn new(quiet: bool) -> Self {
         heed_signals();
-        let state = State { stages: Vec::new(), current: None };
+        let state = State {
+            stages: Vec::new(),
+            current: None,
+            bar: None,
+            begun: Instant::now(),
+            foreseen: Foreseen::default(),
+        };
         Self { quiet, terminal: std::io::stderr().is_terminal(), state: Mutex::new(state), watch: Watch::new() }
+    }
+
+    /// Tells what stages will come, and how many seconds of other work after them.
+    pub(crate) fn expect(&self, stages: &[Expected], later: f64) {
+        self.lock().foreseen = Foreseen { stages: stages.iter().cloned().collect(), later, ..Foreseen::default() };
     }
 
     /// A line for people, unless they want quiet.
@@ -108,6 +165,9 @@ impl Progress {
     pub(crate) fn finish(&self) -> (Vec<Stage>, u64) {
         let mut state = self.lock();
         state.end(self.quiet, self.watch.take());
+        if let Some(bar) = state.bar.take() {
+            bar.finish_and_clear();
+        }
         (state.stages.clone(), memory::peak())
     }
 
@@ -123,7 +183,7 @@ pub(crate) fn check() -> Result<(), Error> {
 
 impl State {
     fn bar_aside(&self, print: impl FnOnce()) {
-        match self.current.as_ref().and_then(|current| current.bar.as_ref()) {
+        match &self.bar {
             Some(bar) => bar.suspend(print),
             None => print(),
         }
@@ -132,13 +192,14 @@ impl State {
     fn end(&mut self, quiet: bool, peak: u64) {
         let Some(current) = self.current.take() else { return };
         let seconds = current.start.elapsed().as_secs_f64();
-        if let Some(bar) = &current.bar {
-            bar.finish_and_clear();
+        if let Some(expected) = current.expected {
+            self.foreseen.expected += expected;
+            self.foreseen.took += seconds;
         }
         if !quiet {
             let units =
                 if current.total > 0 { format!("{} {} in ", current.done, current.unit) } else { String::new() };
-            say(&format!("{:<18} {units}{seconds:.1} s", current.name));
+            self.bar_aside(|| say(&format!("{:<18} {units}{seconds:.1} s", current.name)));
         }
         // Packages and batches of one kind are one stage.
         let kind = current.name.split(' ').next().unwrap_or_default().to_owned();
@@ -152,42 +213,82 @@ impl State {
     }
 }
 
+impl Current {
+    /// Whether it has units to count.
+    fn share(&self) -> f64 {
+        if self.total > 0 { self.done as f64 / self.total as f64 } else { 0.0 }
+    }
+
+    fn text(&self) -> String {
+        let Self { name, done, total, unit, state, .. } = self;
+        let counted = if *total > 0 { format!(" {done}/{total} {unit}") } else { String::new() };
+        let state = if state.is_empty() { String::new() } else { format!(", {state}") };
+        format!("{name}{counted}{state}")
+    }
+}
+
+impl State {
+    /// Seconds that the job still takes, where that can be told.
+    fn left(&self) -> Option<f64> {
+        let current = self.current.as_ref()?;
+        self.foreseen.left(current.share(), current.start.elapsed().as_secs_f64(), current.expected)
+    }
+
+    /// Draws how all of it stands.
+    fn draw(&self) {
+        let (Some(bar), Some(current)) = (&self.bar, &self.current) else { return };
+        let left = self.left();
+        let elapsed = self.begun.elapsed().as_secs_f64();
+        let share = left.map_or(0.0, |left| elapsed / (elapsed + left).max(f64::MIN_POSITIVE));
+        bar.set_position((share * BAR as f64) as u64);
+        bar.set_prefix(left.map_or(String::new(), |left| format!("{} left", short(left))));
+        bar.set_message(current.text());
+    }
+}
+
+/// The length of a bar.
+const BAR: u64 = 1000;
+
+/// Seconds in a few characters.
+fn short(seconds: f64) -> String {
+    match seconds {
+        ..90.0 => format!("{seconds:.0} s"),
+        ..5400.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.1} h", seconds / 3600.0),
+        _ => format!("{:.0} days", seconds / 86400.0),
+    }
+}
+
 impl Observer for Progress {
     fn begin(&self, stage: &str, total: usize, unit: &str) {
         let mut state = self.lock();
         state.end(self.quiet, self.watch.take());
-        let bar = (!self.quiet && self.terminal && total > 0).then(|| {
-            let template = "{prefix:<18} {bar:30} {pos}/{len} {msg}  {rate}  {eta} left";
+        if !self.quiet && self.terminal && state.bar.is_none() {
+            // What stands at the end is cut where the terminal ends.
+            let template = "{bar:12} {percent:>3}% {prefix:>11}  {wide_msg}";
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
-                // A bar that cannot be drawn is no reason to stop.
-                let _ = write!(text, "{:.1}/s", state.per_sec());
-            };
-            let style = style.with_key("rate", rate);
-            let bar = ProgressBar::new(total as u64).with_style(style).with_prefix(stage.to_owned());
-            bar.with_message(unit.to_owned())
-        });
+            state.bar = Some(ProgressBar::new(BAR).with_style(style).with_finish(ProgressFinish::AndClear));
+        }
         let now = Instant::now();
         let (name, unit) = (stage.to_owned(), unit.to_owned());
-        state.current = Some(Current { name, unit, start: now, bar, total, done: 0, told: now, state: String::new() });
+        let expected = state.foreseen.begin(stage.split(' ').next().unwrap_or_default());
+        state.current =
+            Some(Current { name, unit, start: now, expected, total, done: 0, told: now, state: String::new() });
+        state.draw();
     }
 
     fn advance(&self, amount: usize) -> Result<(), Error> {
         check()?;
         let mut state = self.lock();
+        let left = state.left();
         let Some(current) = &mut state.current else { return Ok(()) };
         current.done += amount;
-        if let Some(bar) = &current.bar {
-            bar.inc(amount as u64);
+        if self.terminal {
+            state.draw();
         } else if !self.quiet && current.told.elapsed() > INTERVAL && current.done < current.total {
             current.told = Instant::now();
-            let (name, done, total, unit) = (&current.name, current.done, current.total, &current.unit);
-            let state = if current.state.is_empty() { String::new() } else { format!(", {}", current.state) };
-            // Nothing may be done yet.
-            let rate = done as f64 / current.start.elapsed().as_secs_f64();
-            let left = Duration::try_from_secs_f64((total - done) as f64 / rate);
-            let left = left.map_or(String::new(), |left| format!(", {rate:.1}/s, {} left", HumanDuration(left)));
-            say(&format!("{name:<18} {done}/{total} {unit}{state}{left}"));
+            let left = left.map_or(String::new(), |left| format!(", {} left", short(left)));
+            say(&format!("{}{left}", current.text()));
         }
         Ok(())
     }
@@ -196,9 +297,7 @@ impl Observer for Progress {
         let mut state = self.lock();
         let Some(current) = &mut state.current else { return };
         current.state = told.to_owned();
-        if let Some(bar) = &current.bar {
-            bar.set_message(format!("{}, {told}", current.unit));
-        }
+        state.draw();
     }
 
     fn warn(&self, text: &str) {

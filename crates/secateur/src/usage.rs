@@ -25,6 +25,14 @@ macro_rules! usage {
 }
 pub(crate) use usage;
 
+/// The error of something that was given on the command line alone.
+pub(crate) fn of_request(error: secateur_models::Error) -> anyhow::Error {
+    match error {
+        secateur_models::Error::Request(problem) => Usage(problem).into(),
+        other => other.into(),
+    }
+}
+
 /// Whether an error is of what the user typed: a value, or what was asked of a method.
 pub(crate) fn is_usage(error: &anyhow::Error) -> bool {
     use secateur_prune::Error::Request;

@@ -107,17 +107,17 @@ fn a_recipe_goes_on_where_it_stopped() {
     let run = |options: &[&str]| compress(&at("recipe.toml"), &at("small"), options);
     let progress = at(".small.secateur/progress");
     // Whatever cannot be is known at once.
-    for (recipe, labels, words) in [
-        (recipe.replacen("name = 'prune'", "name = 'prune'\nsparsity = 2", 1), "1\n", "sparsity 2"),
-        (recipe.clone(), "no such label\n", "no such label"),
-        (format!("{recipe}include = 'nothing'\n"), "1\n", "no layer to prune is left"),
-        (format!("{recipe}[[method]]\nname = 'skip'\nkeep = 0.01\n"), "1\n", "cannot be kept"),
-        (format!("{recipe}[[method]]\nname = 'slim'\nbudget = 0.9\n"), "1\n", "cannot go"),
+    for (recipe, labels, code, words) in [
+        (recipe.replacen("name = 'prune'", "name = 'prune'\nsparsity = 2", 1), "1\n", 2, "sparsity 2"),
+        (recipe.clone(), "no such label\n", 1, "no such label"),
+        (format!("{recipe}include = 'nothing'\n"), "1\n", 2, "no layer to prune is left"),
+        (format!("{recipe}[[method]]\nname = 'skip'\nkeep = 0.01\n"), "1\n", 2, "cannot be kept"),
+        (format!("{recipe}[[method]]\nname = 'slim'\nbudget = 0.9\n"), "1\n", 2, "cannot go"),
     ] {
         write("recipe.toml", &recipe);
         write("labels.txt", labels);
         for more in [&[][..], &["--dry-run"]] {
-            let error = fail(&mut run(more), 2);
+            let error = fail(&mut run(more), code);
             assert!(error.contains(words) && !error.contains("method 1 of"), "{error}");
         }
         assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml"]);

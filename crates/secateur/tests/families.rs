@@ -71,7 +71,7 @@ fn a_model_that_knows_classes_takes_labels() {
     let error = fail(prune().arg("--force"), 1);
     assert!(error.contains("\"food/wooden\" is not a label") && error.contains("38"), "{error}");
     std::fs::write(&labels, "1\n").unwrap();
-    let error = fail(prune().args(["--force", "--negative-prompt", "blurred"]), 1);
+    let error = fail(prune().args(["--force", "--negative-prompt", "blurred"]), 2);
     assert!(error.contains("negative prompt"), "{error}");
     std::fs::write(&labels, "1001\n").unwrap();
     let error = fail(prune().arg("--force"), 1);
@@ -152,7 +152,11 @@ fn full_size_without_weights() {
     std::fs::write(&prompts, "a cat\na dog\n").unwrap();
     let mut prune = secateur();
     prune.args(["prune", "--dry-run", "--quiet", "--json", "--report-samples", "0", "--steps", "10"]);
-    let dry = json(&succeed(prune.arg(&folder).arg("--prompts").arg(&prompts)));
+    // It is planned, and cannot be run.
+    let ended = prune.arg(&folder).arg("--prompts").arg(&prompts).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(common::text(&ended.stderr).contains("this cannot be run"));
+    let dry = json(&common::text(&ended.stdout));
     // PNDM calls the model once more than it makes steps; guidance doubles it.
     let calls = 2 * 11 * 2;
     assert_eq!(dry["forward_macs"], calls * inspection["macs"].as_u64().unwrap());

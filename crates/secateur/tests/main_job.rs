@@ -186,16 +186,12 @@ fn the_dry_run_writes_nothing() {
     assert_eq!(json(&text)["layers"], 93);
     assert!(entries(temporary.path()).is_empty());
     let mut plain = secateur();
-    insta::assert_snapshot!(succeed(plain.args([
-        "prune",
-        "--dry-run",
-        "--threads",
-        "2",
-        "--packages",
-        "4",
-        "--pattern",
-        "2:4"
-    ])));
+    let options = ["--threads", "2", "--packages", "4", "--pattern", "2:4"];
+    let text = succeed(plain.args(["prune", "--dry-run"]).args(options));
+    // How long it takes is this machine's.
+    let (time, rest): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with("time: about "));
+    assert_eq!(time.len(), 1);
+    insta::assert_snapshot!(rest.join("\n"));
 }
 
 #[test]

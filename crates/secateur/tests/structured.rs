@@ -114,7 +114,7 @@ fn what_cannot_be_removed_is_refused() {
     let temporary = tempfile::tempdir().unwrap();
     let out = temporary.path().join("out");
     for (options, code, words) in [
-        (["--structured", "--method", "wanda"].as_slice(), 1, "cannot remove heads"),
+        (["--structured", "--method", "wanda"].as_slice(), 2, "cannot remove heads"),
         (&["--method", "l1"], 2, "--structured"),
         (&["--structured", "--sparsity", "1"], 2, "(0, 1)"),
         (&["--structured", "--pattern", "2:4"], 2, "cannot be used with"),

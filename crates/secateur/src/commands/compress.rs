@@ -8,6 +8,7 @@ use super::prompts::{prompt_lists, report_list};
 use super::told::{Done, Plan, finished, report_in, tell};
 use super::{borrowed, command_line, names, no_score, prune, skip, skipping, slim};
 use crate::args::{Command, Common, CompressArgs};
+use crate::estimate::Time;
 use crate::progress::{self, Progress, say};
 use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
@@ -39,7 +40,9 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         folder.check_pictures()?;
     }
     // The first model is drawn as the last one.
-    skipping(&sampling(args, &methods, &folder)?, &folder, false)?;
+    let sampled = skipping(&sampling(args, &methods, &folder)?, &folder, false)?;
+    let macs = folder.computed_structure(&sampled).macs() as f64 * folder.samples_of_run(&sampled)? as f64;
+    let of_report = Time::of(&[("evaluate", macs * report_prompts.len() as f64); 2]);
     let copied = folder.copied_bytes()?;
     if job.dry_run {
         job.check_output(common, &borrowed(&inputs), copied * methods.len() as u64)?;
@@ -49,7 +52,9 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
             .zip(&plans)
             .map(|(method, plan)| json!({ "command": method.to_string(), "plan": plan }))
             .collect();
-        return tell(&Done::plan(&folder, text.collect::<Vec<_>>().join("\n\n"), &json)?, None, common);
+        let text = text.collect::<Vec<_>>().join("\n\n");
+        let seconds = of_report.seconds + plans.iter().map(|plan| plan.seconds).sum::<f64>();
+        return tell(&Done::plan(&folder, text, &json, seconds)?, None, common);
     }
     progress::heed_signals();
     let mut output = job.output(common, &borrowed(&inputs))?;
@@ -75,7 +80,8 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
         if !common.quiet {
             say(&format!("method {} of {}: {method}", index + 1, methods.len()));
         }
-        let report = method.run(&Common { force: false, json: false, part: true, ..common.clone() });
+        let later = of_report.seconds + plans[index + 1..].iter().map(|plan| plan.seconds).sum::<f64>();
+        let report = method.run(&Common { force: false, json: false, part: true, later, ..common.clone() });
         // A method that is stopped may write what it has, and goes on from there.
         let stopped = || progress::check().is_err() && method.is_unfinished();
         let report = report.and_then(|report| if stopped() { Err(Interrupted.into()) } else { Ok(report) });

@@ -82,10 +82,11 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
             SavedStatistics::open(path, &Fingerprint::new(&folder, &calibration, &())?, &())?.check(&plan)?;
         }
         dry.notes = notes;
-        return Done::plan(&folder, dry.text(), &dry);
+        return Done::plan(&folder, dry.text(), &dry, dry.time.seconds);
     }
     // From here on a signal ends the work in order, and the temporary folders go with it.
     let progress = Progress::new(common.quiet);
+    progress.expect(&dry.time.stages, common.later);
     let mut output = args.job.output(common, &borrowed(&inputs))?;
     let fingerprint = Fingerprint::new(&folder, &calibration, &progress)?;
     let saved =

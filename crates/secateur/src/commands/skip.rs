@@ -9,7 +9,7 @@ use crate::estimate::Time;
 use crate::footprint::{Footprint, Model};
 use crate::format::{bytes, count};
 use crate::progress::Progress;
-use crate::usage::usage;
+use crate::usage::{of_request, usage};
 use anyhow::{Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
 use secateur_models::files::digest_of_texts;
@@ -29,6 +29,8 @@ const SAMPLES: usize = 32;
 const SEARCHED: usize = 8;
 /// Runs of the schedules that are tried beside the exchanges: rules and what was learned, in each order.
 const PLAIN: usize = 12;
+/// The time of all ways that the report draws pictures by, in those of one that is learned.
+const COMPARED: f64 = 20.0;
 /// Ways that the report compares, at most.
 const WAYS: usize = 8;
 /// Times what units hand on is kept where gates mix it with forecasts: the forecast, how far the unit moves it, that times
@@ -65,7 +67,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     let sampling = args.job.sampling.sampling(&folder)?;
     let structure = folder.structure(&sampling);
     let kind = args.units;
-    let whole = ReuseSchedule::whole(&folder, &sampling, kind)?;
+    let whole = ReuseSchedule::whole(&folder, &sampling, kind).map_err(of_request)?;
     let keep = keep(args, &whole, &structure)?;
     let lists = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
     let footprint = footprint(args, &folder, (&sampling, &whole, &structure), (lists.0.len(), lists.1.len()))?;
@@ -78,9 +80,11 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     if args.job.dry_run {
         args.job.check_output(common, &borrowed(&inputs), copied)?;
-        return Done::plan(&folder, dry.text(), &dry);
+        let text = format!("{}\n\n{}", dry.text(), dry.memory.table());
+        return Done::plan(&folder, text, &dry, dry.time.seconds);
     }
     let progress = Progress::new(common.quiet);
+    progress.expect(&dry.time.stages, common.later);
     let mut output = args.job.output(common, &borrowed(&inputs))?;
     let learning = Learning {
         prompts,
@@ -237,13 +241,16 @@ impl DryRun {
         let macs = whole.macs(structure)?;
         let batch = args.job.sampling.batch.min(learned);
         let runs = |runs: usize, share: f64| runs as f64 * share;
-        // A run forward, and on the way back each call once more with a gradient.
-        let learning = runs(args.iterations * batch, keep + 3.0) + runs(learned, 1.0);
+        // A run forward, and on the way back each call once more with a gradient, which is far from the rate of products.
+        let learning = runs(args.iterations * batch, 1.0 + 6.0) + runs(learned, 1.0);
         // A try goes on from where the closest schedule stands.
-        let tries =
-            runs(SEARCHED.min(learned) * args.exchanges, keep / 2.0) + runs(SEARCHED.min(learned) * PLAIN, keep);
-        let report = runs(judged, 1.0 + WAYS as f64 * keep);
-        let time = Time::of(((learning + tries + report) * macs as f64) as u64);
+        let judged_by = SEARCHED.min(learned);
+        let exchanges = runs(judged_by * args.exchanges, keep / 2.0);
+        let plain = runs(judged_by * PLAIN, keep / 2.0);
+        let report = runs(judged, 1.0 + COMPARED * keep);
+        let stages =
+            [("plain", plain), ("learn", learning), ("select", plain), ("exchange", exchanges), ("evaluate", report)];
+        let time = Time::of(&stages.map(|(name, runs)| (name, runs * macs as f64)));
         Ok(Self {
             model: folder.path().to_owned(),
             kind: whole.kind,
@@ -266,18 +273,18 @@ impl DryRun {
         let learning = match self.iterations {
             0 => "nothing is learned".to_owned(),
             iterations => format!(
-                "{iterations} iterations, each a run and the way back through it; {} for the pruner network and its optimiser",
+                "learning: {iterations} iterations, with {} for the pruner network and its optimiser",
                 bytes(self.network_bytes)
             ),
         };
+        let (calls, units, macs) = (self.calls, self.units.len(), count(self.macs));
         format!(
-            "{} calls of {} units ({}), {} MACs a run for one sample; {:.1} % are to be kept, {:.1} % at least; {learning}\n\
+            "{calls} calls of {units} units ({}), {macs} MACs a run for one sample\n\
+             kept: {:.1} % of the MACs, where {:.1} % is the least\n\
+             {learning}\n\
              {}\n\
              {}",
-            self.calls,
-            self.units.len(),
             self.kind,
-            count(self.macs),
             100.0 * self.keep,
             100.0 * self.least,
             self.memory.text(),

@@ -27,6 +27,9 @@ pub(super) struct Plan {
     #[serde(skip)]
     pub(super) text: String,
     pub(super) json: Value,
+    /// What it takes.
+    #[serde(skip)]
+    pub(super) seconds: f64,
     /// What keeps it from being done.
     #[serde(skip)]
     pub(super) lacks: Option<String>,
@@ -34,9 +37,9 @@ pub(super) struct Plan {
 
 impl Done {
     /// What would be done to the model of a folder.
-    pub(super) fn plan(folder: &ModelFolder, text: String, plan: &impl Serialize) -> Result<Self> {
+    pub(super) fn plan(folder: &ModelFolder, text: String, plan: &impl Serialize, seconds: f64) -> Result<Self> {
         let lacks = folder.check_whole().err().map(|error| error.to_string());
-        Ok(Self::Plan(Plan { text, json: serde_json::to_value(plan)?, lacks }))
+        Ok(Self::Plan(Plan { text, json: serde_json::to_value(plan)?, seconds, lacks }))
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) struct DryRun {
     allocation_macs: u64,
     report_macs: u64,
     solver_macs: u64,
-    time: Time,
+    pub(super) time: Time,
     memory: Footprint,
     packages: Vec<PackageRow>,
     /// Remarks for the reader.
@@ -137,8 +137,24 @@ impl DryRun {
         let forward_macs = (calls * times * plan.packages.len() as u64).saturating_mul(macs);
         let hessian_macs =
             (calls * times).saturating_mul(plan.hessian_macs(&computed)) / calibration.token_stride as u64;
-        let parts = [weighting_macs, forward_macs, hessian_macs, preparation_macs, allocation_macs, report_macs];
-        let time = Time::of(parts.into_iter().fold(solver_macs, u64::saturating_add));
+        // Each package in turn, and before that each for the allocation.
+        let rounds = if allocation == Allocation::Uniform { 1 } else { 2 };
+        let packages = plan.packages.len();
+        let calibrations = (packages as u64 * times).max(1) as f64;
+        let calibrate = ("calibrate", forward_macs.saturating_add(hessian_macs) as f64 / calibrations);
+        let solve = ("solve", solver_macs as f64 / (solves * packages as u64) as f64);
+        let tried = (TRIED * (rounds - 1)) as f64 / packages as f64;
+        let attempt = ("try", allocation_macs as f64 / packages as f64 + tried * plan.solver_macs() as f64);
+        let report = ("evaluate", report_macs as f64 / 2.0);
+        let mut stages = vec![("gradients", preparation_macs as f64), report, ("weigh", weighting_macs as f64)];
+        for round in 0..rounds {
+            let gathered = round == 0 || times > 1;
+            let last = if round + 1 == rounds { solve } else { attempt };
+            stages
+                .extend((0..packages).flat_map(|_| [calibrate, last]).filter(|(name, _)| gathered || *name == last.0));
+        }
+        stages.push(report);
+        let time = Time::of(&stages);
         Ok(Self {
             notes: Vec::new(),
             model: folder.name(),
@@ -184,46 +200,43 @@ impl DryRun {
                 self.layers,
                 self.removed
             ),
-            groups => format!(
-                "{} in {} modules; {}{} of {} parameters and {} of {} MACs stay, {:.2} times fewer",
-                self.removed,
-                groups.len(),
-                if self.equal_shares { "" } else { "about " },
-                count(self.parameters_after),
-                count(self.parameters),
-                count(self.macs_after),
-                count(self.macs),
-                self.macs as f64 / self.macs_after.max(1) as f64
-            ),
+            groups => {
+                let (before, after) = (count(self.macs), count(self.macs_after));
+                let macs = match self.equal_shares {
+                    true => format!("{after} of {before} MACs"),
+                    // They follow from the shares, which are not known yet.
+                    false => format!("{after} of {before} MACs if all shares were equal"),
+                };
+                format!(
+                    "{} in {} modules: {} of {} parameters stay, and {macs},",
+                    self.removed,
+                    groups.len(),
+                    count(self.parameters_after),
+                    count(self.parameters),
+                )
+            }
         };
-        format!(
-            "{}: {what} by {}\n\
-             {}\n\
-             {}\n\
-             {} package(s); {} prompts x {} steps: {} MACs of forward passes and {} of Hessians; {}{}{}{} for the pictures of the report",
-            self.model,
-            self.method,
-            self.memory.text(),
-            self.time.text(),
-            self.packages.len(),
-            self.calibration_samples,
-            self.calibration_steps,
-            count(self.forward_macs),
-            count(self.hessian_macs),
-            match self.weighting_macs {
-                0 => String::new(),
-                macs => format!("{} to measure the weights of the steps; ", count(macs)),
-            },
-            match self.preparation_macs {
-                0 => String::new(),
-                macs => format!("{} at most for the training loss; ", count(macs)),
-            },
-            match self.allocation_macs {
-                0 => String::new(),
-                macs => format!("{} to measure influences; ", count(macs)),
-            },
-            count(self.report_macs),
-        )
+        format!("{}: {what} by {}\n{}\n{}", self.model, self.method, self.memory.text(), self.time.text())
+    }
+
+    /// Multiply-accumulates, a row a kind of work.
+    fn work(&self) -> String {
+        let prompts = format!("calibration, {} prompts x {} steps", self.calibration_samples, self.calibration_steps);
+        let rows = [
+            ("training loss, at most", self.preparation_macs),
+            ("weights of the steps, measured", self.weighting_macs),
+            (&prompts, self.forward_macs),
+            ("Hessians", self.hessian_macs),
+            ("influences of the allocation", self.allocation_macs),
+            ("solver", self.solver_macs),
+            ("pictures of the report", self.report_macs),
+        ];
+        let rows: Vec<_> = rows
+            .iter()
+            .filter(|(_, macs)| *macs > 0)
+            .map(|(what, macs)| vec![(*what).to_owned(), count(*macs)])
+            .collect();
+        table(&["work", "MACs"], &rows)
     }
 
     pub(super) fn text(&self) -> String {
@@ -241,6 +254,8 @@ impl DryRun {
         let header = ["package", "layers", "Hessians", "statistics", "with solver", "from ... to"];
         let weights = self.step_weights.as_ref().map_or("to be measured".into(), |weights| spelled(weights));
         let notes: String = self.notes.iter().map(|note| format!("\n{note}")).collect();
-        format!("{}{notes}\nweights of the steps: {weights}\n\n{}", self.summary(), table(&header, &rows))
+        let [work, memory] = [self.work(), self.memory.table()];
+        let packages = table(&header, &rows);
+        format!("{}{notes}\nweights of the steps: {weights}\n\n{work}\n\n{memory}\n\n{packages}", self.summary())
     }
 }

@@ -65,10 +65,10 @@ impl Needs<'_> {
         let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
         let least = least.unwrap_or_else(Footprint::new);
         usage!(
-            "--memory {} MiB does not hold this run: at least {} MiB are needed; {}; a smaller --batch needs less",
+            "--memory {} MiB does not hold this run: at least {} MiB are needed; a smaller --batch needs less\n{}",
             mebibytes(memory),
             mebibytes(least.total()),
-            least.text()
+            least.table()
         )
     }
 
