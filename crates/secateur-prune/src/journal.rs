@@ -14,19 +14,17 @@ use secateur_nn::LayerName;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// A folder with a file that says which run it is of, a pair of files a finished package: its
 /// tensors (f32), and what became of its layers; and the sums of a calibration that is not
-/// finished. Of a pair the second is written last, so a package is there whole or not at all; it has the SHA-256 of the first, and says which package of which run it is.
-/// What is not as it was written is not used, and done again.
+/// finished. Of a pair the second is written last, so a package is there whole or not at all; it has
+/// the SHA-256 of the first, and says which package of which run it is. What is not as it was written
+/// is not used, and done again.
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
     /// SHA-256 of the run.
     run: String,
-    /// When the sums of a calibration are kept again.
-    interval: Duration,
 }
 
 /// What the result of a run depends on.
@@ -137,7 +135,7 @@ impl Journal {
     /// If it cannot be written.
     pub fn create(folder: &Path, run: &Run) -> Result<Self> {
         write_sealed(&folder.join(RUN), run)?;
-        Ok(Self { folder: folder.to_owned(), run: run.sha256()?, interval: Keeper::INTERVAL })
+        Ok(Self { folder: folder.to_owned(), run: run.sha256()? })
     }
 
     /// Opens the one of a run that was stopped. Where what it was of is not there or damaged, it is
@@ -177,7 +175,7 @@ impl Journal {
 
     /// The sums of the calibration for a package, on the model that `done` packages were done to.
     pub(crate) fn sums(&self, done: usize, package: usize) -> Sums<'_> {
-        Sums { folder: &self.folder, run: &self.run, done, package, interval: self.interval }
+        Sums { folder: &self.folder, run: &self.run, done, package, interval: Keeper::INTERVAL }
     }
 
     /// The settings of the layers, if they were found.

@@ -94,11 +94,11 @@ impl Sums<'_> {
         let tensors = self.tensors(kept.images);
         read_each_tensor(&tensors, &kept.sha256, observer, |name, tensor| {
             let fits = name.rsplit_once('.').map(|(input, array)| calibrator.set(input, array, &tensor)).transpose()?;
-            missing -= 1;
-            match fits {
-                Some(true) => Ok(()),
-                _ => Err(Error::statistics(&tensors, format!("has no such sums: {name}"))),
+            if fits != Some(true) {
+                return Err(Error::statistics(&tensors, format!("has sums that are not wanted: {name}")));
             }
+            missing -= 1;
+            Ok(())
         })?;
         match missing {
             0 => Ok(kept.images),
