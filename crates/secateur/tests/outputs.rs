@@ -238,7 +238,7 @@ fn pipes_and_folders_are_no_files() {
     assert!(prompts("/dev/zero").contains("/dev/zero: is a device"));
     let giant = temporary.path().join("giant");
     std::fs::File::create(&giant).unwrap().set_len(1 << 30).unwrap();
-    assert!(prompts(&giant.display().to_string()).contains("giant: has more than 64 MiB"));
+    assert!(prompts(&giant.display().to_string()).contains("giant: has more than 12 MiB"));
     assert_eq!(entries(temporary.path()), ["giant", "model"]);
 }
 
