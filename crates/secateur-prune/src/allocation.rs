@@ -290,6 +290,15 @@ fn weight_curves(
     Ok(curves)
 }
 
+/// How many shares are solved for of each layer or group, at most.
+#[must_use]
+pub fn tries(task: &Task<'_>) -> usize {
+    match task {
+        Task::Weights { pattern, .. } => tried(*pattern).len(),
+        Task::Structured { .. } => QUARTERS.count() + EIGHTHS.count(),
+    }
+}
+
 /// The patterns that are solved for, the uniform one among them.
 fn tried(uniform: Pattern) -> Vec<Pattern> {
     match uniform {

@@ -59,7 +59,7 @@ mod taylor;
 mod wanda;
 mod weighting;
 
-pub use allocation::{Allocation, Amount, Budget, Setting, Settings, allocate, influence_pictures};
+pub use allocation::{Allocation, Amount, Budget, Setting, Settings, allocate, influence_pictures, tries};
 pub use budget::Target;
 pub use calibrate::{Calibration, Calibrator};
 pub use carry::Turn;

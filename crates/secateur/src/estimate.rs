@@ -3,6 +3,7 @@
 use crate::machine::Product;
 use indicatif::HumanDuration;
 use serde::Serialize;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// What work takes on this machine, by its products alone.
@@ -26,11 +27,15 @@ impl Time {
     /// Times what its products take: work on the bundled models took 1.2 to 1.8 times.
     const OVERHEAD: f64 = 1.5;
 
-    /// Of stages of so many multiply-accumulates. Measures the machine, which takes some tens of milliseconds.
+    /// Adds up stages, each a name and its multiply-accumulates. The first call measures the machine,
+    /// which takes some tens of milliseconds.
     pub(crate) fn of(stages: &[(&'static str, f64)]) -> Self {
-        let mut product = Product::default();
-        product.measure();
-        let operations_per_second = product.rate().median;
+        static RATE: OnceLock<f64> = OnceLock::new();
+        let operations_per_second = *RATE.get_or_init(|| {
+            let mut product = Product::default();
+            product.measure();
+            product.rate().median
+        });
         let seconds = |macs: f64| Self::OVERHEAD * 2.0 * macs / operations_per_second;
         let stages = stages.iter().filter(|(_, macs)| *macs > 0.0);
         let stages: Vec<_> = stages.map(|&(name, macs)| Expected { name, seconds: seconds(macs) }).collect();

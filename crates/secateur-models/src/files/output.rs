@@ -2,7 +2,7 @@
 //! not to be replaced.
 
 use super::names::{LONGEST_NAME as LONGEST, is_hidden, work_name};
-use super::recognise::{Inputs, RECORD, check_replaceable, foreign, write_record};
+use super::recognise::{Inputs, RECORD, check_replaceable, foreign, nearest, write_record};
 use super::rename::{exchange, rename_new};
 use super::work::WorkFolder;
 use super::write::sync_folder;
@@ -130,8 +130,7 @@ impl OutputFolder {
         let (parent, name) = split(&target)?;
         let inputs = Inputs::new(inputs)?;
         // The folders above it may have to be made.
-        let above = |path: &&Path| path.symlink_metadata().is_ok();
-        let there = parent.ancestors().find(above).unwrap_or(Path::new("/"));
+        let there = nearest(parent);
         let missing = parent.strip_prefix(there).unwrap_or(Path::new("")).to_owned();
         if missing.components().any(|part| part == Component::ParentDir) {
             let problem = format!("has `..` behind a folder that is not in {}: leave both away", shown(there));
@@ -210,8 +209,7 @@ impl OutputFolder {
     pub fn check_space(target: &Path, bytes: u64) -> Result<()> {
         let absolute = std::path::absolute(target).map_err(Error::io(target))?;
         // The folders above it may have to be made.
-        let there = absolute.ancestors().skip(1).find(|path| path.exists());
-        match there.and_then(free_space) {
+        match absolute.parent().map(nearest).and_then(free_space) {
             Some(free) if free < bytes => {
                 let problem = format!("the model has files of {bytes} bytes to copy, and {free} are free here");
                 Err(Error::invalid(target, problem))

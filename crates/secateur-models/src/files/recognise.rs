@@ -108,12 +108,17 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     }
 }
 
+/// The nearest folder that is there: an absolute path itself, or one above it.
+pub(super) fn nearest(path: &Path) -> &Path {
+    path.ancestors().find(|above| above.symlink_metadata().is_ok()).unwrap_or(Path::new("/"))
+}
+
 /// A path with all links but the last resolved; the end of it may not be there.
 fn placed(path: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).ok()?;
     // What ends in `..` is no link.
     let Some((parent, name)) = absolute.parent().zip(absolute.file_name()) else { return absolute.canonicalize().ok() };
-    let there = parent.ancestors().find(|above| above.symlink_metadata().is_ok())?;
+    let there = nearest(parent);
     Some(there.canonicalize().ok()?.join(parent.strip_prefix(there).ok()?).join(name))
 }
 

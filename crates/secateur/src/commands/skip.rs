@@ -70,8 +70,9 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     let whole = ReuseSchedule::whole(&folder, &sampling, kind).map_err(of_request)?;
     let keep = keep(args, &whole, &structure)?;
     let lists = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
-    let footprint = footprint(args, &folder, (&sampling, &whole, &structure), (lists.0.len(), lists.1.len()))?;
-    let dry = DryRun::new(args, &folder, &whole, &structure, keep, (lists.0.len(), lists.1.len()), footprint)?;
+    let counts = (lists.0.len(), lists.1.len());
+    let footprint = footprint(args, &folder, (&sampling, &whole, &structure), counts)?;
+    let dry = DryRun::new(args, &folder, &whole, &structure, keep, counts, footprint)?;
     folder.check_pictures()?;
     let copied = folder.copied_bytes()?;
     let inputs = args.job.inputs(&folder);

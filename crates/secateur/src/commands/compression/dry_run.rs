@@ -6,11 +6,10 @@ use crate::footprint::Footprint;
 use crate::format::{bytes, count, table};
 use anyhow::Result;
 use secateur_models::ModelFolder;
-use secateur_prune::{Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, influence_pictures};
+use secateur_prune::{
+    Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, influence_pictures, tries,
+};
 use serde::Serialize;
-
-/// Shares that an allocation solves for.
-const TRIED: u64 = 5;
 
 /// What a run would do.
 #[derive(Serialize)]
@@ -131,8 +130,10 @@ impl DryRun {
             memory_bytes: package.bytes(task),
         };
         // Each share that is tried is solved for.
-        let solves = if allocation == Allocation::Uniform { 1 } else { 1 + TRIED };
-        let solver_macs = plan.solver_macs().saturating_mul(solves);
+        let tried = if allocation == Allocation::Uniform { 0 } else { tries(task) as u64 };
+        let once = plan.solver_macs();
+        let to_try = once.saturating_mul(tried);
+        let solver_macs = once.saturating_add(to_try);
         let weighting_macs = images(to_weigh).saturating_mul(macs);
         let forward_macs = (calls * times * plan.packages.len() as u64).saturating_mul(macs);
         let hessian_macs =
@@ -142,9 +143,8 @@ impl DryRun {
         let packages = plan.packages.len();
         let calibrations = (packages as u64 * times).max(1) as f64;
         let calibrate = ("calibrate", forward_macs.saturating_add(hessian_macs) as f64 / calibrations);
-        let solve = ("solve", solver_macs as f64 / (solves * packages as u64) as f64);
-        let tried = (TRIED * (rounds - 1)) as f64 / packages as f64;
-        let attempt = ("try", allocation_macs as f64 / packages as f64 + tried * plan.solver_macs() as f64);
+        let solve = ("solve", once as f64 / packages as f64);
+        let attempt = ("try", allocation_macs.saturating_add(to_try) as f64 / packages as f64);
         let report = ("evaluate", report_macs as f64 / 2.0);
         let mut stages = vec![("gradients", preparation_macs as f64), report, ("weigh", weighting_macs as f64)];
         for round in 0..rounds {
