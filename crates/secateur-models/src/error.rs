@@ -1,4 +1,4 @@
-use crate::files::shown;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// What can go wrong with a model's files, its configuration, or while it runs.
@@ -46,5 +46,33 @@ impl Error {
     /// Wraps an error of the file system.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { path: path.as_ref().to_owned(), source }
+    }
+}
+
+/// A path as it is printed: control characters in its names are escaped, so that a name cannot
+/// steer a terminal or end a line.
+pub fn shown(path: &Path) -> impl fmt::Display + use<'_> {
+    Shown(path)
+}
+
+struct Shown<'a>(&'a Path);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.to_string_lossy().chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+    use std::path::Path;
+
+    #[test]
+    fn control_characters_are_escaped() {
+        assert_eq!(shown(Path::new("a\x1b[31m/b\nc")).to_string(), "a\\u{1b}[31m/b\\nc");
     }
 }

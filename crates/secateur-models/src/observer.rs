@@ -1,7 +1,6 @@
 //! Progress of long work, and its end on request.
 
 use crate::error::Result;
-
 /// Told about progress; may end the work.
 pub trait Observer {
     /// A stage of `total` units begins.

@@ -7,7 +7,7 @@
 mod assemble;
 
 use candle_core::Tensor;
-use secateur_models::{Denoising, Error, Kind, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_models::{Denoising, Error, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind};
 use secateur_nn::{Context, Gates, Passage, Probe, Step};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +47,7 @@ impl Gates for Plain<'_> {
 
     fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
         let Some(unit) = self.schedule.units.iter().position(|unit| unit == stretch) else { return Ok(outputs) };
-        let residual = self.schedule.kind == Kind::Residual;
+        let residual = self.schedule.kind == UnitKind::Residual;
         let mut made = self.made.borrow_mut();
         if self.schedule.computed[self.call.get()][unit] {
             let kept = match residual {
@@ -131,7 +131,7 @@ fn some(schedule: &mut ReuseSchedule) {
     }
 }
 
-fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], sampler: Option<Sampler>) {
+fn check(folder: &Path, prompts: &[&str], kinds: &[UnitKind], sampler: Option<Sampler>) {
     let folder = ModelFolder::open(folder, None).unwrap();
     let prompts: Vec<String> = prompts.iter().map(|&prompt| prompt.to_owned()).collect();
     let own = folder.sampling();
@@ -143,9 +143,9 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], sampler: Option<Sample
         pipeline.sample(&prompts, 0..prompts.len(), &sampling, probe, &()).unwrap()
     };
     let full = draw(None, None);
-    for kind in [Kind::Block, Kind::Branch, Kind::Residual] {
+    for kind in [UnitKind::Block, UnitKind::Branch, UnitKind::Residual] {
         let what = format!("{}, {kind}", pipeline.folder().class_name());
-        let Ok(whole) = ReuseSchedule::whole(pipeline.folder(), &sampling, kind) else {
+        let Ok(whole) = pipeline.folder().whole_reuse(&sampling, kind) else {
             assert!(!kinds.contains(&kind), "{what}: no units");
             continue;
         };
@@ -189,12 +189,12 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], sampler: Option<Sample
         let live = once.clone().live(&structure).unwrap();
         assert_eq!(largest_difference(&draw(Some(&once), None), &draw(Some(&live), None)), 0.0, "{what}: liveness");
         let fewer = live.macs(&structure).unwrap() < once.macs(&structure).unwrap();
-        assert_eq!(fewer, kind != Kind::Residual, "{what}: something is dead");
+        assert_eq!(fewer, kind != UnitKind::Residual, "{what}: something is dead");
     }
 }
 
-const OF_UNETS: [Kind; 2] = [Kind::Block, Kind::Branch];
-const OF_CHAINS: [Kind; 3] = [Kind::Block, Kind::Branch, Kind::Residual];
+const OF_UNETS: [UnitKind; 2] = [UnitKind::Block, UnitKind::Branch];
+const OF_CHAINS: [UnitKind; 3] = [UnitKind::Block, UnitKind::Branch, UnitKind::Residual];
 
 #[test]
 fn small_pipelines() {
@@ -229,7 +229,7 @@ fn forks() {
     let prompts = ["1", "2"].map(str::to_owned);
     for sampler in [Sampler::Ddim, Sampler::Ddpm, Sampler::Pndm, Sampler::Heun, Sampler::DpmSolver] {
         let sampling = Sampling { steps: 6, sampler, ..folder.sampling() };
-        let mut one = ReuseSchedule::whole(&folder, &sampling, Kind::Block).unwrap();
+        let mut one = folder.whole_reuse(&sampling, UnitKind::Block).unwrap();
         one.order = 1;
         some(&mut one);
         let mut other = one.clone();
@@ -266,13 +266,13 @@ fn forks() {
 fn another_number_of_steps() {
     let folder = ModelFolder::open(&model("emoji-dit"), None).unwrap();
     let sampling = |steps| Sampling { steps, ..folder.sampling() };
-    let mut schedule = ReuseSchedule::whole(&folder, &sampling(5), Kind::Block).unwrap();
+    let mut schedule = folder.whole_reuse(&sampling(5), UnitKind::Block).unwrap();
     schedule.order = 1;
     for (call, row) in schedule.computed.iter_mut().enumerate() {
         row.iter_mut().for_each(|computed| *computed = call % 2 == 0);
     }
     let calls = |steps| {
-        let adapted = schedule.adapted(&folder, &sampling(steps)).unwrap();
+        let adapted = schedule.adapted(Sampler::Ddim, steps, steps);
         assert_eq!((adapted.steps, adapted.computed.len(), adapted.order), (steps, steps, 1));
         adapted.computed.iter().map(|row| row[0]).collect::<Vec<_>>()
     };

@@ -5,7 +5,7 @@ mod fixture;
 
 use candle_core::{DType, Device, Tensor};
 use fixture::{Fixture, Tensors, save};
-use secateur_models::{ModelFolder, SingleFile};
+use secateur_models::{Conversion, ModelFolder, SingleFile};
 use std::path::{Path, PathBuf};
 
 /// The model folder that is made of these tensors.
@@ -14,7 +14,7 @@ fn converted(fixture: &Fixture, tensors: &Tensors, folder: &Path) -> PathBuf {
     save(tensors, &file);
     fixture.write_folder(&like);
     std::fs::create_dir(&out).unwrap();
-    SingleFile::open(&file).unwrap().conversion(&like).unwrap().write(&out, &()).unwrap();
+    Conversion::plan(SingleFile::open(&file).unwrap(), &like).unwrap().write(&out, &()).unwrap();
     out
 }
 
@@ -103,7 +103,8 @@ fn tensors_that_nothing_reads() {
         let out = converted(&fixture, &tensors, temporary.path());
         fixture.compare(&out);
         let file = SingleFile::open(&temporary.path().join("file.safetensors")).unwrap();
-        let warnings: Vec<String> = file.conversion(&temporary.path().join("like")).unwrap().warnings().collect();
+        let warnings: Vec<String> =
+            Conversion::plan(file, &temporary.path().join("like")).unwrap().warnings().collect();
         match said {
             Some(words) => assert!(warnings.len() == 1 && warnings[0].contains(words), "{name}: {warnings:?}"),
             None => assert!(warnings.is_empty(), "{name}: {warnings:?}"),

@@ -6,7 +6,7 @@ use crate::structured::StructuredMethod;
 use crate::task::{Removal, Task};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use secateur_kernels::gram::add_gram_scratch;
-use secateur_models::{Block, Group, Layer, Operation, Removals, Structure, UnitKind};
+use secateur_models::{Block, Group, Layer, Operation, Removals, Role, Structure};
 use secateur_nn::LayerName;
 use std::collections::{BTreeSet, HashMap};
 
@@ -346,7 +346,7 @@ impl Plan {
 fn weight_units(structure: &Structure, selection: &Selection, pattern: Option<Pattern>) -> Vec<Package> {
     let mut units = Vec::new();
     for block in &structure.blocks {
-        use UnitKind::{AttentionOutput, FeedForwardDown, FeedForwardUp, QueryKeyValue};
+        use Role::{AttentionOutput, FeedForwardDown, FeedForwardUp, QueryKeyValue};
         for kind in [QueryKeyValue, AttentionOutput, FeedForwardUp, FeedForwardDown] {
             let mut unit = Package::default();
             for layer in &block.layers {
@@ -354,7 +354,7 @@ fn weight_units(structure: &Structure, selection: &Selection, pattern: Option<Pa
                 else {
                     continue;
                 };
-                if prunable.unit != kind || !selection.takes(&layer.name) {
+                if prunable.role != kind || !selection.takes(&layer.name) {
                     continue;
                 }
                 let name = layer.name.clone();

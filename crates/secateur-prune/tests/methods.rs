@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use given::Given;
 use secateur_models::{
     Block, Conditioning, Edits, Geometry, Group, Layer, ModelFolder, NeuronGroup, Operation, Pipeline, Prunable,
-    Removals, Sampling, Slice, Structure, UnitKind, denoiser_config,
+    Removals, Role, Sampling, Slice, Structure, denoiser_config,
 };
 use secateur_nn::{Context, Probe, Step};
 use secateur_prune::{
@@ -82,7 +82,7 @@ fn one_layer(columns: usize, tokens: usize) -> Structure {
     let linear = Layer {
         name: "layer".into(),
         operation: Operation::Linear { rows: tokens, inputs: columns, outputs: 1 },
-        prunable: Some(Prunable { unit: UnitKind::FeedForwardDown, input: "layer".into() }),
+        prunable: Some(Prunable { role: Role::FeedForwardDown, input: "layer".into() }),
     };
     let block = Block { name: "block".into(), layers: vec![linear], ..Block::default() };
     Structure { blocks: vec![block], ..Structure::default() }
@@ -474,7 +474,7 @@ fn the_work_of_hessians() {
         second.name = "second".into();
         let mut other = one_layer(5, 3).blocks.remove(0);
         other.layers[0].name = "other".into();
-        other.layers[0].prunable = Some(Prunable { unit: UnitKind::FeedForwardDown, input: "other".into() });
+        other.layers[0].prunable = Some(Prunable { role: Role::FeedForwardDown, input: "other".into() });
         structure.blocks[0].layers.push(second);
         structure.blocks.push(other);
         structure

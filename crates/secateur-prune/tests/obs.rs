@@ -8,7 +8,7 @@ mod given;
 use candle_core::{Device, Tensor};
 use given::Given;
 use secateur_models::{
-    Between, Block, Group, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Prunable, Slice, Structure, UnitKind,
+    Between, Block, Group, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Prunable, Role, Slice, Structure,
 };
 use secateur_nn::{Context, LayerName, Probe, Step};
 use secateur_prune::{
@@ -46,7 +46,7 @@ fn calibrated(x: &Tensor, weights: &[f32]) -> InputStatistics {
     let linear = Layer {
         name: name.clone(),
         operation: Operation::Linear { rows, inputs: columns, outputs: 1 },
-        prunable: Some(Prunable { unit: UnitKind::FeedForwardDown, input: name.clone() }),
+        prunable: Some(Prunable { role: Role::FeedForwardDown, input: name.clone() }),
     };
     let block = Block { name: "block".into(), layers: vec![linear], ..Block::default() };
     let structure = Structure { blocks: vec![block], ..Structure::default() };

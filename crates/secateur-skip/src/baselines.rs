@@ -7,7 +7,7 @@ use crate::select::Selected;
 use crate::supernet::SuperNet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur_models::{Kind, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
+use secateur_models::{Observer, Pipeline, ReuseSchedule, Sampling, Structure, UnitKind};
 use std::sync::Arc;
 
 /// A way to little work.
@@ -101,14 +101,14 @@ pub(crate) fn changes(
 fn cache(pipeline: &Pipeline, learning: &Learning, observer: &dyn Observer) -> Result<(&'static str, ReuseSchedule)> {
     let Learning { sampling, keep, .. } = learning;
     let structure = pipeline.structure(sampling);
-    let whole = |kind: Kind| ReuseSchedule::whole(pipeline.folder(), sampling, kind);
+    let whole = |kind: UnitKind| pipeline.folder().whole_reuse(sampling, kind);
     Ok(if structure.residual {
-        let whole = whole(Kind::Residual)?;
+        let whole = whole(UnitKind::Residual)?;
         let changes = changes(pipeline, &whole, learning, observer)?;
         let since = |last: usize, call: usize| changes[last][call];
         ("first-block cache", first_unit(&whole, &structure, *keep, &[0], since)?)
     } else {
-        let whole = whole(Kind::Branch)?;
+        let whole = whole(UnitKind::Branch)?;
         ("DeepCache", evenly(&whole, &structure, *keep, &[whole.units.len() - 1])?)
     })
 }

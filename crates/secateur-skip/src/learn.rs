@@ -339,7 +339,7 @@ fn pruner_name(steps: usize) -> String {
 mod tests {
     use super::{Learning, Optimisation, priced};
     use crate::loss::Loss;
-    use secateur_models::{Kind, ModelFolder, Pipeline, ReuseSchedule, Sampling};
+    use secateur_models::{ModelFolder, Pipeline, Sampling, UnitKind};
     use std::path::Path;
 
     /// The rate rises over a tenth of the iterations, ten at most, and is the highest for two of them; nothing rests before it is
@@ -349,7 +349,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
         let folder = ModelFolder::open(&folder, None).unwrap();
         let sampling = Sampling { steps: 2, ..folder.sampling() };
-        let whole = ReuseSchedule::whole(&folder, &sampling, Kind::Residual).unwrap();
+        let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
         let pipeline = Pipeline::open(folder).unwrap();
         // Iterations: the first that rests, and where the last change is at 80; rates times the number of iterations.
         let cases = [

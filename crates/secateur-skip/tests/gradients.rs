@@ -7,7 +7,7 @@
 mod assemble;
 
 use candle_core::Tensor;
-use secateur_models::{Kind, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_models::{ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind};
 use secateur_nn::{Context, Gates, Passage, Step};
 use secateur_skip::{Loss, SuperNet};
 use std::cell::{Cell, RefCell};
@@ -58,7 +58,7 @@ impl Gates for Soft<'_> {
 
     fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
         let Some(unit) = self.schedule.units.iter().position(|unit| unit == stretch) else { return Ok(outputs) };
-        let residual = self.schedule.kind == Kind::Residual;
+        let residual = self.schedule.kind == UnitKind::Residual;
         let (gate, most) = (self.gates[self.call.get()][unit], self.schedule.order + 1);
         let timestep = self.timestep.get();
         let mut known = self.known.borrow_mut();
@@ -198,7 +198,7 @@ impl Case<'_> {
     }
 }
 
-fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], (sampler, order): (Option<Sampler>, usize), loss: Loss) {
+fn check(folder: &Path, prompts: &[&str], kinds: &[UnitKind], (sampler, order): (Option<Sampler>, usize), loss: Loss) {
     let folder = ModelFolder::open(folder, None).unwrap();
     let own = folder.sampling();
     let sampling = Sampling { steps: 4 + 2 * order, sampler: sampler.unwrap_or(own.sampler), ..own };
@@ -207,7 +207,7 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], (sampler, order): (Opt
     let latents = pipeline.sample(&prompts, 0..prompts.len(), &sampling, None, &()).unwrap();
     let wanted = pipeline.pictures(&latents).unwrap();
     for &kind in kinds {
-        let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, kind).unwrap();
+        let whole = pipeline.folder().whole_reuse(&sampling, kind).unwrap();
         let mut schedule = ReuseSchedule { order, ..whole };
         for (call, row) in schedule.computed.iter_mut().enumerate().skip(1) {
             // Of each unit, with a forecast, also several calls in a row that do not compute it, after several that do.
@@ -224,10 +224,10 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[Kind], (sampler, order): (Opt
 fn every_family() {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
     for name in ["stable_diffusion_2", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "ddpm"] {
-        let kinds: &[Kind] = match name {
-            "stable_diffusion_3" | "flux" | "pixart" => &[Kind::Block, Kind::Residual],
-            "stable_diffusion_2" => &[Kind::Block, Kind::Branch],
-            _ => &[Kind::Block],
+        let kinds: &[UnitKind] = match name {
+            "stable_diffusion_3" | "flux" | "pixart" => &[UnitKind::Block, UnitKind::Residual],
+            "stable_diffusion_2" => &[UnitKind::Block, UnitKind::Branch],
+            _ => &[UnitKind::Block],
         };
         check(assemble::assemble(&goldens, name).path(), &["a red apple"], kinds, (None, 0), Loss::L2);
     }
@@ -240,22 +240,28 @@ fn model(name: &str) -> std::path::PathBuf {
 #[test]
 fn samplers_with_a_past() {
     for sampler in [Sampler::Pndm, Sampler::DpmSolver, Sampler::Heun, Sampler::EulerAncestral] {
-        check(&model("emoji-unet"), &["red apple, noto style emoji"], &[Kind::Block], (Some(sampler), 0), Loss::Ssim);
+        check(
+            &model("emoji-unet"),
+            &["red apple, noto style emoji"],
+            &[UnitKind::Block],
+            (Some(sampler), 0),
+            Loss::Ssim,
+        );
     }
 }
 
 #[test]
 fn losses() {
     for loss in [Loss::Ssim, Loss::L1, Loss::L2] {
-        check(&model("emoji-dit"), &["1"], &[Kind::Residual], (None, 0), loss);
+        check(&model("emoji-dit"), &["1"], &[UnitKind::Residual], (None, 0), loss);
     }
 }
 
 #[test]
 fn forecasts() {
-    check(&model("emoji-dit"), &["1"], &[Kind::Block, Kind::Residual], (None, 1), Loss::Ssim);
-    check(&model("emoji-dit"), &["1"], &[Kind::Block], (None, 2), Loss::L2);
+    check(&model("emoji-dit"), &["1"], &[UnitKind::Block, UnitKind::Residual], (None, 1), Loss::Ssim);
+    check(&model("emoji-dit"), &["1"], &[UnitKind::Block], (None, 2), Loss::L2);
     for sampler in [Sampler::Pndm, Sampler::Heun] {
-        check(&model("emoji-unet"), &["red apple, noto style emoji"], &[Kind::Block], (Some(sampler), 1), Loss::L2);
+        check(&model("emoji-unet"), &["red apple, noto style emoji"], &[UnitKind::Block], (Some(sampler), 1), Loss::L2);
     }
 }

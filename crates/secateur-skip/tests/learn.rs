@@ -1,7 +1,7 @@
 //! The pruner network, and runs that are stopped and go on.
 
 use candle_core::{Device, Tensor};
-use secateur_models::{Edits, Kind, ModelFolder, Pipeline, ReuseSchedule, Sampling};
+use secateur_models::{Edits, ModelFolder, Pipeline, ReuseSchedule, Sampling, UnitKind};
 use secateur_skip::{Learning, Loss, Pruner, Selection, learn, random};
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ fn model(live: &[usize], iterations: usize, keep: f64) -> (Pipeline, ReuseSchedu
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
     let folder = ModelFolder::open(&folder, None).unwrap();
     let sampling = Sampling { steps: 6, batch: 1, seed: 3, ..folder.sampling() };
-    let whole = ReuseSchedule::whole(&folder, &sampling, Kind::Residual).unwrap();
+    let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
     let mut pipeline = Pipeline::open(folder).unwrap();
     let mut edits = Edits::default();
     for block in (0..whole.units.len()).filter(|block| !live.contains(block)) {

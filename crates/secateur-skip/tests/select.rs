@@ -2,7 +2,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur_models::{Edits, Error, Kind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_models::{Edits, Error, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind};
 use secateur_skip::{Learning, Loss, Progress, Scores, Search, Selection, SuperNet, evenly, first_unit, kept, ways};
 use std::cell::{Cell, RefCell};
 use std::path::Path;
@@ -45,8 +45,8 @@ fn the_closest_is_kept_and_keeps_to_the_share() {
         keep: 0.5,
     };
     let mut random = ChaCha8Rng::seed_from_u64(1);
-    for kind in [Kind::Block, Kind::Residual] {
-        let whole = ReuseSchedule::whole(pipeline.folder(), &learning.sampling, kind).unwrap();
+    for kind in [UnitKind::Block, UnitKind::Residual] {
+        let whole = pipeline.folder().whole_reuse(&learning.sampling, kind).unwrap();
         let scores = Scores(whole.computed.iter().map(|row| row.iter().map(|_| random.random()).collect()).collect());
         let gone_on = |exchanges: usize, progress: Option<&Progress>, observer: &dyn Observer| {
             let search = Search::new(&pipeline, &whole, &learning, progress, observer)?;
@@ -104,7 +104,7 @@ fn plain_rules() {
     let sampling = Sampling { steps: 9, ..folder.sampling() };
     let structure = folder.structure(&sampling);
     let pipeline = Pipeline::open(folder).unwrap();
-    let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Block).unwrap();
+    let whole = pipeline.folder().whole_reuse(&sampling, UnitKind::Block).unwrap();
     let calls = |schedule: ReuseSchedule| {
         assert!(schedule.computed.iter().all(|row| row.iter().all(|computed| *computed == row[0])));
         schedule.computed.iter().enumerate().filter(|(_, row)| row[0]).map(|(call, _)| call).collect::<Vec<_>>()
@@ -115,7 +115,7 @@ fn plain_rules() {
     let since = |last: usize, call: usize| changes[last..call].iter().sum();
     assert_eq!(calls(first_unit(&whole, &structure, 0.35, &[], since).unwrap()), [0, 7, 8]);
     // With the first block of every call there is less for the others.
-    let residual = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Residual).unwrap();
+    let residual = pipeline.folder().whole_reuse(&sampling, UnitKind::Residual).unwrap();
     let behind = first_unit(&residual, &structure, 0.35, &[0], since).unwrap();
     assert!(behind.computed.iter().all(|row| row[0]) && kept(&behind, &structure).unwrap() <= 0.35);
     let whole_calls = behind.computed.iter().enumerate().filter(|(_, row)| row.iter().all(|&computed| computed));
@@ -149,7 +149,7 @@ fn first_block_caching_watches_and_computes_the_first_block() {
         edits.weights.insert(name.clone(), pipeline.parameters().get(&name).unwrap().zeros_like().unwrap());
     }
     pipeline.apply(&edits).unwrap();
-    let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Residual).unwrap();
+    let whole = pipeline.folder().whole_reuse(&sampling, UnitKind::Residual).unwrap();
     let prompts = vec!["1".to_owned()];
     let conditioning = pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
     let net = SuperNet::new(&pipeline, &sampling, &whole);
@@ -181,7 +181,7 @@ fn fewer_steps_where_there_are_none() {
     let folder = ModelFolder::open(&folder, None).unwrap();
     let sampling = Sampling { steps: 20, sampler: Sampler::Pndm, ..folder.sampling() };
     let pipeline = Pipeline::open(folder).unwrap();
-    let whole = ReuseSchedule::whole(pipeline.folder(), &sampling, Kind::Block).unwrap();
+    let whole = pipeline.folder().whole_reuse(&sampling, UnitKind::Block).unwrap();
     let mut learning = Learning { prompts: Vec::new(), sampling, loss: Loss::Ssim, iterations: 1, keep: 0.4 };
     let names = |learning: &Learning| {
         let ways = ways(&pipeline, &[], &whole, learning, &()).unwrap();
@@ -201,8 +201,9 @@ fn scores_to_schedules() {
     let folder = ModelFolder::open(&folder, None).unwrap();
     let sampling = Sampling { steps: 10, ..folder.sampling() };
     let structure = folder.structure(&sampling);
-    let whole = ReuseSchedule::whole(&folder, &sampling, Kind::Residual).unwrap();
-    let most = structure.units_of(Kind::Residual).unwrap().iter().map(|unit| structure.unit_macs(unit)).max().unwrap();
+    let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
+    let most =
+        structure.units_of(UnitKind::Residual).unwrap().iter().map(|unit| structure.unit_macs(unit)).max().unwrap();
     let one = most as f64 / (structure.macs() * whole.computed.len() as u64) as f64;
     let mut random = ChaCha8Rng::seed_from_u64(5);
     let different = Scores(whole.computed.iter().map(|row| row.iter().map(|_| random.random()).collect()).collect());

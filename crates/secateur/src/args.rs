@@ -2,7 +2,7 @@
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use secateur_models::{Kind, Sampler};
+use secateur_models::{Sampler, UnitKind};
 use secateur_prune::{Allocation, Dsnot, L1, Magnitude, Method, Obs, StructuredMethod, Taylor, Wanda, Weighting};
 use std::fmt;
 use std::path::PathBuf;
@@ -307,8 +307,8 @@ pub(crate) struct SkipArgs {
     pub(crate) speedup: Option<f64>,
     /// What is used again: the output of a block, of a finer branch of a UNet, or as residual what a transformer block adds to
     /// its input
-    #[arg(long, value_name = "KIND", default_value_t = Kind::Block)]
-    pub(crate) units: Kind,
+    #[arg(long, value_name = "KIND", default_value_t = UnitKind::Block)]
+    pub(crate) units: UnitKind,
     /// Iterations of the optimisation at most, a run of a batch and the way back each; with 0 nothing is learned, and plain
     /// rules alone are tried
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = count)]

@@ -13,7 +13,7 @@ use harness::cases::{Tally, each, number, row, tell};
 use harness::process::Ended;
 use harness::random::Random;
 use harness::shim::{Disturbance, Shim};
-use harness::tiny::{Kind, Tiny};
+use harness::tiny::{Tiny, UnitKind};
 use harness::tree::Tree;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -148,7 +148,7 @@ fn is_ours(name: &OsStr) -> bool {
 struct Scene<'a> {
     tiny: &'a Tiny,
     shim: &'a Shim,
-    kind: Kind,
+    kind: UnitKind,
     setting: Setting,
     /// What the output replaces.
     old: Option<Tree>,
@@ -171,9 +171,9 @@ enum State {
 }
 
 impl<'a> Scene<'a> {
-    fn new(tiny: &'a Tiny, shim: &'a Shim, kind: Kind, setting: Setting) -> Self {
+    fn new(tiny: &'a Tiny, shim: &'a Shim, kind: UnitKind, setting: Setting) -> Self {
         let old = setting.replaces().then(|| match kind {
-            Kind::Generate | Kind::Compare => {
+            UnitKind::Generate | UnitKind::Compare => {
                 let folder = tempfile::tempdir().unwrap();
                 let mut command = tiny.command(kind, &folder.path().join("out"));
                 assert_eq!(Ended::of(command.arg("--seed=5")).code, Some(0));
@@ -369,16 +369,16 @@ impl<'a> Scene<'a> {
 }
 
 /// The one case that was asked for, if so: its kind, its setting, and itself.
-fn asked_for(request: &str) -> Option<(Kind, Setting, Case)> {
+fn asked_for(request: &str) -> Option<(UnitKind, Setting, Case)> {
     let [kind, setting, mode, at] = request.split(':').collect::<Vec<_>>()[..] else { return None };
-    let kind = Kind::ALL.into_iter().find(|known| known.name() == kind)?;
+    let kind = UnitKind::ALL.into_iter().find(|known| known.name() == kind)?;
     let setting = Setting::ALL.into_iter().find(|known| known.name() == setting)?;
     let mode = Mode::ALL.into_iter().find(|known| known.name() == mode)?;
     Some((kind, setting, Case { mode, at: at.parse().ok()? }))
 }
 
 /// Tries a command in all settings and modes.
-fn survives(kind: Kind) {
+fn survives(kind: UnitKind) {
     let request = std::env::var("SECATEUR_FAULTS").unwrap_or_default();
     let asked_for = asked_for(&request);
     assert!(request.is_empty() || request == "all" || asked_for.is_some(), "SECATEUR_FAULTS={request} is no case");
@@ -391,7 +391,7 @@ fn survives(kind: Kind) {
     for setting in Setting::ALL {
         // How a folder is put in place is the same for all commands.
         let plain = matches!(setting, Setting::NewPlain | Setting::ForcePlain);
-        if plain && !matches!(kind, Kind::Generate | Kind::Prune)
+        if plain && !matches!(kind, UnitKind::Generate | UnitKind::Prune)
             || asked_for.is_some_and(|(_, only, _)| only != setting)
         {
             continue;
@@ -421,7 +421,7 @@ fn a_foreign_folder_under_our_name_stays() {
         .with(".out.secateur/mine.txt", b"mine")
         .with(".out.0123456789abcdef01234567.secateur/mine.txt", b"mine");
     foreign.write(folder.path());
-    for kind in [Kind::Generate, Kind::Prune, Kind::Compress] {
+    for kind in [UnitKind::Generate, UnitKind::Prune, UnitKind::Compress] {
         for flags in [[].as_slice(), &["--force"], &["--resume"], &["--resume", "--force"]] {
             if flags.contains(&"--resume") && !kind.resumes() {
                 continue;
@@ -439,40 +439,40 @@ fn a_foreign_folder_under_our_name_stays() {
 
 #[test]
 fn generate() {
-    survives(Kind::Generate);
+    survives(UnitKind::Generate);
 }
 
 #[test]
 fn prune() {
-    survives(Kind::Prune);
+    survives(UnitKind::Prune);
 }
 
 #[test]
 fn slim() {
-    survives(Kind::Slim);
+    survives(UnitKind::Slim);
 }
 
 #[test]
 fn skip() {
-    survives(Kind::Skip);
+    survives(UnitKind::Skip);
 }
 
 #[test]
 fn compress() {
-    survives(Kind::Compress);
+    survives(UnitKind::Compress);
 }
 
 #[test]
 fn convert() {
-    survives(Kind::Convert);
+    survives(UnitKind::Convert);
 }
 
 #[test]
 fn export() {
-    survives(Kind::Export);
+    survives(UnitKind::Export);
 }
 
 #[test]
 fn compare() {
-    survives(Kind::Compare);
+    survives(UnitKind::Compare);
 }

@@ -16,7 +16,7 @@ use harness::cases::{each, number, row, tell};
 use harness::process::Ended;
 use harness::random::Random;
 use harness::shim::{Disturbance, Shim};
-use harness::tiny::{Kind, Tiny};
+use harness::tiny::{Tiny, UnitKind};
 use harness::tree::Tree;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -143,7 +143,7 @@ impl Inputs {
             let ended = Ended::of(command);
             assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         };
-        run(&mut tiny.command(Kind::Skip, &at("skipping-model")));
+        run(&mut tiny.command(UnitKind::Skip, &at("skipping-model")));
         let mut saving = Command::new(env!("CARGO_BIN_EXE_secateur"));
         saving.current_dir(at("")).args([
             "prune",
@@ -214,7 +214,7 @@ impl Inputs {
         let before = Tree::read(&work).unwrap();
         let mut command = match case.reader {
             Reader::Resume => {
-                let mut command = self.tiny.command(Kind::Prune, &work.join("stopped/out"));
+                let mut command = self.tiny.command(UnitKind::Prune, &work.join("stopped/out"));
                 command.current_dir(&work).arg("--resume");
                 command
             }
@@ -348,11 +348,11 @@ impl Inputs {
 fn stopped_run(tiny: &Tiny) -> Tree {
     let shim = Shim::new();
     let whole = tempfile::tempdir().unwrap();
-    let operations = shim.operations(&mut tiny.command(Kind::Prune, &whole.path().join("out")));
+    let operations = shim.operations(&mut tiny.command(UnitKind::Prune, &whole.path().join("out")));
     let saving = operations.iter().position(|operation| operation.ends_with("/model_index.json"));
     let saving = saving.expect("model_index.json is written") + 1;
     std::fs::create_dir(tiny.at("stopped")).unwrap();
-    let mut command = tiny.command(Kind::Prune, &tiny.at("stopped/out"));
+    let mut command = tiny.command(UnitKind::Prune, &tiny.at("stopped/out"));
     shim.disturb(&mut command, saving, Disturbance::Signal(2));
     let ended = Ended::of(&mut command);
     assert_eq!(ended.code, Some(130), "{}", ended.stderr);

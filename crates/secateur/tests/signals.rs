@@ -12,7 +12,7 @@ use harness::cases::{each, number, row, tell};
 use harness::process::{Ended, Running};
 use harness::random::Random;
 use harness::shim::{Disturbance, Shim};
-use harness::tiny::{Kind, Tiny};
+use harness::tiny::{Tiny, UnitKind};
 use harness::tree::Tree;
 use std::path::Path;
 use std::process::Command;
@@ -33,14 +33,14 @@ enum Moment {
 struct Scene<'a> {
     tiny: &'a Tiny,
     shim: &'a Shim,
-    kind: Kind,
+    kind: UnitKind,
     expected: Tree,
     operations: usize,
     time: Duration,
 }
 
 impl<'a> Scene<'a> {
-    fn new(tiny: &'a Tiny, shim: &'a Shim, kind: Kind) -> Self {
+    fn new(tiny: &'a Tiny, shim: &'a Shim, kind: UnitKind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let operations = shim.operations(&mut tiny.command(kind, &folder.path().join("out"))).len();
         let ended = Ended::of(&mut tiny.command(kind, &folder.path().join("again")));
@@ -84,7 +84,7 @@ impl<'a> Scene<'a> {
         let there = match Tree::read(&parent.join("out")) {
             None => false,
             // A run of skip that is stopped writes the model of what it has learned until then.
-            Some(_) if self.kind == Kind::Skip && ended.code == Some(INTERRUPTED) => true,
+            Some(_) if self.kind == UnitKind::Skip && ended.code == Some(INTERRUPTED) => true,
             Some(found) => match found.difference_of_output(&self.expected) {
                 None => true,
                 Some(difference) => return Err(ended.problem(format!("half an output: {difference}"))),
@@ -163,7 +163,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-fn survives(kind: Kind) {
+fn survives(kind: UnitKind) {
     let (tiny, shim) = (Tiny::new(), Shim::new());
     let scene = Scene::new(&tiny, &shim, kind);
     let count = number("SECATEUR_SIGNALS").unwrap_or(8) as usize;
@@ -184,40 +184,40 @@ fn survives(kind: Kind) {
 
 #[test]
 fn generate() {
-    survives(Kind::Generate);
+    survives(UnitKind::Generate);
 }
 
 #[test]
 fn prune() {
-    survives(Kind::Prune);
+    survives(UnitKind::Prune);
 }
 
 #[test]
 fn slim() {
-    survives(Kind::Slim);
+    survives(UnitKind::Slim);
 }
 
 #[test]
 fn skip() {
-    survives(Kind::Skip);
+    survives(UnitKind::Skip);
 }
 
 #[test]
 fn compress() {
-    survives(Kind::Compress);
+    survives(UnitKind::Compress);
 }
 
 #[test]
 fn convert() {
-    survives(Kind::Convert);
+    survives(UnitKind::Convert);
 }
 
 #[test]
 fn export() {
-    survives(Kind::Export);
+    survives(UnitKind::Export);
 }
 
 #[test]
 fn compare() {
-    survives(Kind::Compare);
+    survives(UnitKind::Compare);
 }

@@ -11,7 +11,7 @@ mod harness;
 use harness::cases::{each, number, row, tell};
 use harness::process::{Ended, Running};
 use harness::random::Random;
-use harness::tiny::{Kind, Tiny};
+use harness::tiny::{Tiny, UnitKind};
 use harness::tree::Tree;
 use std::path::Path;
 use std::process::Command;
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The command with a seed of its own, so that outputs can be told apart.
-fn command(tiny: &Tiny, kind: Kind, out: &Path, seed: usize, flags: &[&str]) -> Command {
+fn command(tiny: &Tiny, kind: UnitKind, out: &Path, seed: usize, flags: &[&str]) -> Command {
     let mut command = tiny.command(kind, out);
     command.arg(format!("--seed={seed}")).args(flags);
     command
@@ -29,7 +29,7 @@ fn command(tiny: &Tiny, kind: Kind, out: &Path, seed: usize, flags: &[&str]) -> 
 /// A command, what it makes by itself of each seed, and how long that takes.
 struct Alone<'a> {
     tiny: &'a Tiny,
-    kind: Kind,
+    kind: UnitKind,
     outputs: Vec<Tree>,
     time: Duration,
 }
@@ -38,7 +38,7 @@ struct Alone<'a> {
 const MOST: usize = 3;
 
 impl<'a> Alone<'a> {
-    fn new(tiny: &'a Tiny, kind: Kind) -> Self {
+    fn new(tiny: &'a Tiny, kind: UnitKind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (mut outputs, mut times) = (Vec::new(), Vec::new());
         for seed in 0..=MOST {
@@ -220,7 +220,7 @@ fn takes_over(alone: &Alone<'_>, force: bool, after: Duration) -> Result<(), Str
     is_clean(parent)
 }
 
-fn at_once(kind: Kind) {
+fn at_once(kind: UnitKind) {
     let tiny = Tiny::new();
     let alone = Alone::new(&tiny, kind);
     let rounds = number("SECATEUR_TOGETHER").unwrap_or(12) as usize;
@@ -260,15 +260,15 @@ fn at_once(kind: Kind) {
 
 #[test]
 fn generate() {
-    at_once(Kind::Generate);
+    at_once(UnitKind::Generate);
 }
 
 #[test]
 fn prune() {
-    at_once(Kind::Prune);
+    at_once(UnitKind::Prune);
 }
 
 #[test]
 fn skip() {
-    at_once(Kind::Skip);
+    at_once(UnitKind::Skip);
 }

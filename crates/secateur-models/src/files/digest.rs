@@ -1,7 +1,8 @@
 //! SHA-256, in hexadecimal.
 
-use super::{open, tree};
 use crate::error::{Error, Result};
+use crate::files::read::open;
+use crate::files::tree;
 use crate::observer::Observer;
 use sha2::{Digest, Sha256};
 use std::io::{ErrorKind, Read};
@@ -9,14 +10,14 @@ use std::path::{Path, PathBuf};
 
 /// The SHA-256 of what is added.
 #[derive(Default)]
-pub(super) struct Hash(Sha256);
+pub(crate) struct Hash(Sha256);
 
 impl Hash {
-    pub(super) fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    pub(super) fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The mount points at a folder or inside it, as far as the system tells: on Linux all, elsewhere
 /// the folder itself where it is on another device than its parent.
-pub(super) fn within(folder: &Path) -> Option<PathBuf> {
+pub(crate) fn within(folder: &Path) -> Option<PathBuf> {
     match std::fs::read("/proc/self/mountinfo") {
         Ok(table) => {
             let lines = table.split(|byte| *byte == b'\n');

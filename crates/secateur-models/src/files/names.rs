@@ -1,31 +1,14 @@
-//! Names of files: how they are printed, and how hidden ones prove that they are ours.
+//! Names of files: how hidden ones prove that they are ours.
 
-use super::digest;
-use std::fmt;
+use crate::files::digest::digest;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::Path;
-
-/// A path as it is printed: control characters in its names are escaped, so that a name cannot
-/// steer a terminal or end a line.
-pub fn shown(path: &Path) -> impl fmt::Display + use<'_> {
-    Shown(path)
-}
-
-struct Shown<'a>(&'a Path);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.to_string_lossy().chars() {
-            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
-        }
-        Ok(())
-    }
-}
 
 /// The most bytes that file systems allow for a name.
-pub(super) const LONGEST_NAME: usize = 255;
+pub(crate) const LONGEST_NAME: usize = 255;
+
 /// How hidden folders end.
 const ENDING: &str = ".secateur";
+
 /// Names longer than this are cut, so that more can be added.
 const LONGEST: usize = 180;
 
@@ -49,29 +32,29 @@ fn is_cut(name: &str) -> bool {
 }
 
 /// Whether a folder would be called as work folders are.
-pub(super) fn is_hidden(name: &std::ffi::OsStr) -> bool {
+pub(crate) fn is_hidden(name: &std::ffi::OsStr) -> bool {
     let name = name.to_string_lossy();
     name.starts_with('.') && name.ends_with(ENDING)
 }
 
 /// The name of the folder that holds all work on an output called `name`.
-pub(super) fn work_name(name: &std::ffi::OsStr) -> String {
+pub(crate) fn work_name(name: &std::ffi::OsStr) -> String {
     format!("{}{ENDING}", stem(name))
 }
 
 /// A name that nobody can guess, and that proves by itself to be ours.
-pub(super) fn passing_name(name: &std::ffi::OsStr) -> String {
+pub(crate) fn passing_name(name: &std::ffi::OsStr) -> String {
     format!("{}.{}{ENDING}", stem(name), token())
 }
 
 /// Whether `found` is a [`passing_name`] of `name`.
-pub(super) fn is_passing_name(found: &str, name: &std::ffi::OsStr) -> bool {
+pub(crate) fn is_passing_name(found: &str, name: &std::ffi::OsStr) -> bool {
     let token = found.strip_prefix(&stem(name)).and_then(|rest| rest.strip_prefix('.'));
     token.and_then(|rest| rest.strip_suffix(ENDING)).is_some_and(is_token)
 }
 
 /// Sixteen random digits, and eight that follow from them.
-pub(super) fn token() -> String {
+pub(crate) fn token() -> String {
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
     let random = format!("{:016x}", hasher.finish());
@@ -113,10 +96,5 @@ mod tests {
         {
             assert!(!is_passing_name(mine, "out".as_ref()), "{mine}");
         }
-    }
-
-    #[test]
-    fn control_characters_are_escaped() {
-        assert_eq!(shown(Path::new("a\x1b[31m/b\nc")).to_string(), "a\\u{1b}[31m/b\\nc");
     }
 }

@@ -1,13 +1,15 @@
 //! An output folder: it appears under its name when it is complete, and replaces nothing that was
 //! not to be replaced.
 
-use super::names::{LONGEST_NAME as LONGEST, is_hidden, work_name};
-use super::recognise::{Inputs, RECORD, check_replaceable, foreign, nearest, write_record};
-use super::rename::{exchange, rename_new};
-use super::work::WorkFolder;
-use super::write::sync_folder;
-use super::{digest_of_file, read_sealed, shown, sync_folders, write_sealed};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
+use crate::files::digest::digest_of_file;
+use crate::files::names::LONGEST_NAME as LONGEST;
+use crate::files::names::{is_hidden, work_name};
+use crate::files::recognise::{Inputs, RECORD, check_replaceable, foreign, nearest, write_record};
+use crate::files::rename::{exchange, rename_new};
+use crate::files::sealed::{read_sealed, write_sealed};
+use crate::files::work::WorkFolder;
+use crate::files::write::{sync_folder, sync_folders};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io::ErrorKind;

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
 use std::io::Read;
+use std::marker::PhantomData;
 use std::path::Path;
 
 /// The most bytes that a kind of file may have.
@@ -190,9 +191,38 @@ impl<'de> Visitor<'de> for Any {
     }
 }
 
+/// An object with its entries in their order, each name of which stands there once.
+pub(crate) struct Unique<V>(pub(crate) Vec<(String, V)>);
+
+impl<'de, V: serde::Deserialize<'de>> serde::Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Entries<V>(PhantomData<V>);
+        impl<'de, V: serde::Deserialize<'de>> Visitor<'de> for Entries<V> {
+            type Value = Unique<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+                let (mut entries, mut names) = (Vec::new(), std::collections::HashSet::new());
+                while let Some(name) = map.next_key::<String>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(A::Error::custom(format!("{name} stands there twice")));
+                    }
+                    let value = map.next_value().map_err(|error| A::Error::custom(format!("{name}: {error}")))?;
+                    entries.push((name, value));
+                }
+                Ok(Unique(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use super::*;
+    use crate::files::*;
 
     #[test]
     fn what_is_no_file_or_has_no_end_is_refused() {
@@ -200,7 +230,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let made = std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap();
         assert!(made.success());
-        let giant = File::create(at("giant")).unwrap();
+        let giant = std::fs::File::create(at("giant")).unwrap();
         giant.set_len(1 << 40).unwrap();
         std::fs::write(at("latin"), [0x41, 0xe9]).unwrap();
         let large = vec![b' '; Limit::Recipe.bytes() as usize + 1];

@@ -1,7 +1,9 @@
 //! Which folders `--force` may replace: those that hold what was written there, and nothing else.
 
-use super::{Limit, mounts, read_json, read_sealed, shown, tree, write_sealed};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
+use crate::files::read::{Limit, read_json};
+use crate::files::sealed::{read_sealed, write_sealed};
+use crate::files::{mounts, tree};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -11,7 +13,7 @@ use std::time::UNIX_EPOCH;
 
 /// What a run reads, with all that links in it lead to.
 #[derive(Debug, Default)]
-pub(super) struct Inputs {
+pub(crate) struct Inputs {
     /// As they were given.
     given: Vec<PathBuf>,
     /// The files and folders that these are, resolved, and the places of the links on the way.
@@ -22,7 +24,7 @@ pub(super) struct Inputs {
 const MOST_LINKS: usize = 40;
 
 impl Inputs {
-    pub(super) fn new(given: &[&Path]) -> Result<Self> {
+    pub(crate) fn new(given: &[&Path]) -> Result<Self> {
         let mut inputs = Self { given: given.iter().map(|path| path.to_path_buf()).collect(), places: Vec::new() };
         for path in given {
             inputs.add(path);
@@ -34,7 +36,7 @@ impl Inputs {
     }
 
     /// The same, as they are now.
-    pub(super) fn again(&self) -> Result<Self> {
+    pub(crate) fn again(&self) -> Result<Self> {
         Self::new(&self.given.iter().map(PathBuf::as_path).collect::<Vec<_>>())
     }
 
@@ -54,7 +56,7 @@ impl Inputs {
     }
 
     /// Fails where `folder` holds one of them, or lies in one.
-    pub(super) fn check(&self, folder: &Path) -> Result<()> {
+    pub(crate) fn check(&self, folder: &Path) -> Result<()> {
         let overlaps = |place: &&PathBuf| {
             let by_name = folder.starts_with(place) || place.starts_with(folder);
             by_name
@@ -109,7 +111,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// The nearest folder that is there: an absolute path itself, or one above it.
-pub(super) fn nearest(path: &Path) -> &Path {
+pub(crate) fn nearest(path: &Path) -> &Path {
     path.ancestors().find(|above| above.symlink_metadata().is_ok()).unwrap_or(Path::new("/"))
 }
 
@@ -123,7 +125,7 @@ fn placed(path: &Path) -> Option<PathBuf> {
 }
 
 /// The file in every output that says what else is in it.
-pub(super) const RECORD: &str = ".secateur.json";
+pub(crate) const RECORD: &str = ".secateur.json";
 
 /// What an output holds beside the record itself.
 #[derive(Serialize, Deserialize)]
@@ -188,13 +190,13 @@ fn spelled(path: &Path) -> String {
 }
 
 /// Writes what a folder holds into it.
-pub(super) fn write_record(folder: &Path) -> Result<()> {
+pub(crate) fn write_record(folder: &Path) -> Result<()> {
     write_sealed(&folder.join(RECORD), &Record::of(folder)?)
 }
 
 /// Fails unless `folder` may be replaced: it is as it was written, holds no other file system, and
 /// not the current folder.
-pub(super) fn check_replaceable(folder: &Path) -> Result<()> {
+pub(crate) fn check_replaceable(folder: &Path) -> Result<()> {
     let refuse = |problem: String| Err(Error::invalid(folder, format!("is not replaced: {problem}")));
     let kind = folder.symlink_metadata().map_err(Error::io(folder))?.file_type();
     if kind.is_symlink() {
@@ -228,7 +230,7 @@ pub(super) fn check_replaceable(folder: &Path) -> Result<()> {
 }
 
 /// What in a folder is not as it was written, in words.
-pub(super) fn foreign(folder: &Path) -> Result<Option<String>> {
+pub(crate) fn foreign(folder: &Path) -> Result<Option<String>> {
     let entries = tree::all(folder)?;
     if entries.is_empty() {
         return Ok(None);

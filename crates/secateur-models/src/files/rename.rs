@@ -8,7 +8,7 @@ use std::path::Path;
 /// On Linux and macOS the system sees to that. Elsewhere, and on file systems that cannot, it is
 /// looked up first: what appears between the look and the rename is replaced if it is an empty
 /// folder, and nothing else.
-pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -24,7 +24,7 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Lets two folders change places at once; false where the system cannot.
-pub(super) fn exchange(one: &Path, other: &Path) -> Result<bool> {
+pub(crate) fn exchange(one: &Path, other: &Path) -> Result<bool> {
     #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};

@@ -1,7 +1,9 @@
 //! JSON files with a checksum, for what a run writes for itself.
 
-use super::{Limit, digest, read_json, write_atomically};
 use crate::error::{Error, Result};
+use crate::files::digest::digest;
+use crate::files::read::{Limit, read_json};
+use crate::files::write::write_atomically;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;

@@ -1,9 +1,9 @@
 //! Files of tensors: their header, and those that a run writes for itself, known by their SHA-256.
 
-use super::digest::{Hash, digest_of_file};
-use super::write::replace;
-use super::{Limit, open};
 use crate::error::{Error, Result};
+use crate::files::digest::{Hash, digest_of_file};
+use crate::files::read::{Limit, open};
+use crate::files::write::replace;
 use crate::observer::Observer;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::Metadata;

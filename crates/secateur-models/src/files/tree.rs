@@ -5,8 +5,7 @@
 //! called as files of models are. A component's folder may be a link to one that stands elsewhere.
 //! Nothing else is read or copied.
 
-use super::shown;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -24,7 +23,7 @@ pub(crate) struct Entry {
     /// Relative to the folder.
     pub(crate) path: PathBuf,
     /// A regular file, and no link to one.
-    pub(super) is_file: bool,
+    pub(crate) is_file: bool,
 }
 
 /// What a model folder holds.
@@ -107,7 +106,7 @@ impl Tree {
 
     /// What cannot be copied is no hindrance to those who only read the model.
     fn file(&mut self, place: &Path, path: PathBuf) {
-        let problem = match super::open(place).and_then(|file| file.metadata().map_err(Error::io(place))) {
+        let problem = match crate::files::open(place).and_then(|file| file.metadata().map_err(Error::io(place))) {
             Ok(found) if found.len() > LARGEST && !is_weights(place) => {
                 let problem =
                     format!("has {} bytes: of the files of a model only weights may be as large", found.len());
@@ -185,7 +184,7 @@ pub(crate) fn inside(root: &Path, named: &Path) -> Result<PathBuf> {
 }
 
 /// Whether files of components are called so.
-pub(super) fn is_model_file(name: &OsStr) -> bool {
+pub(crate) fn is_model_file(name: &OsStr) -> bool {
     const NAMES: [&str; 14] = [
         "model_index.json",
         "secateur.json",

@@ -1,10 +1,11 @@
 //! The hidden folder beside an output that holds all work on it, and who works on it.
 
-use super::names::{is_passing_name, passing_name, work_name};
-use super::rename::rename_new;
-use super::write::sync_folder;
-use super::{Limit, mounts, new_file, open, read_json, shown};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
+use crate::files::mounts;
+use crate::files::names::{is_passing_name, passing_name, work_name};
+use crate::files::read::{Limit, open, read_json};
+use crate::files::rename::rename_new;
+use crate::files::write::{new_file, sync_folder};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -15,14 +16,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// A folder `.NAME.secateur` beside an output NAME: ours by the marker in it, and one process's by
 /// its lock. It is there as long as the work on the output lasts, and stays where a run can go on.
 #[derive(Debug)]
-pub(super) struct WorkFolder {
+pub(crate) struct WorkFolder {
     path: PathBuf,
     /// Of the output.
     name: OsString,
     /// Held while this lives; `None` where the file system knows no locks.
     lock: Option<File>,
     /// Whether an earlier run left it.
-    pub(super) was_there: bool,
+    pub(crate) was_there: bool,
 }
 
 /// What shows that a folder is ours.
@@ -68,7 +69,7 @@ impl WorkFolder {
     ///
     /// # Errors
     /// Another process has it, a folder of this name is not ours, or the file system refuses.
-    pub(super) fn open(parent: &Path, name: &OsStr) -> Result<Self> {
+    pub(crate) fn open(parent: &Path, name: &OsStr) -> Result<Self> {
         let path = parent.join(work_name(name));
         remove_abandoned(parent, name);
         // Another process may make or remove the folder between two steps.
@@ -157,12 +158,12 @@ impl WorkFolder {
         Ok(Some(Self { path: path.to_owned(), name: name.to_owned(), lock, was_there: true }))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Fails where another folder is in its place by now.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let own = is_ours(&self.path) && self.lock.as_ref().is_none_or(|lock| is_at(lock, &self.path.join(LOCK)));
         match own {
             true => Ok(()),
@@ -174,7 +175,7 @@ impl WorkFolder {
     }
 
     /// Whether one is there; an error where something else has its name.
-    pub(super) fn check_place(path: &Path) -> Result<bool> {
+    pub(crate) fn check_place(path: &Path) -> Result<bool> {
         match path.symlink_metadata() {
             Ok(_) if !is_ours(path) => Err(not_ours(path)),
             found => Ok(found.is_ok()),
@@ -182,24 +183,24 @@ impl WorkFolder {
     }
 
     /// The work folder that a path lies in.
-    pub(super) fn around(path: &Path) -> Option<&Path> {
+    pub(crate) fn around(path: &Path) -> Option<&Path> {
         path.ancestors().find(|above| is_ours(above))
     }
 
     /// Whether no other process can get at the output.
-    pub(super) fn is_locked(&self) -> bool {
+    pub(crate) fn is_locked(&self) -> bool {
         self.lock.is_some()
     }
 
     /// Removes something in it, whatever it is.
-    pub(super) fn remove_entry(&self, name: &str) -> Result<()> {
+    pub(crate) fn remove_entry(&self, name: &str) -> Result<()> {
         self.check()?;
         let path = self.path.join(name);
         remove(&path)
     }
 
     /// Removes all but what makes it a work folder.
-    pub(super) fn clear(&self) -> Result<()> {
+    pub(crate) fn clear(&self) -> Result<()> {
         self.check()?;
         for entry in std::fs::read_dir(&self.path).map_err(Error::io(&self.path))? {
             let entry = entry.map_err(Error::io(&self.path))?;
@@ -215,7 +216,7 @@ impl WorkFolder {
     ///
     /// # Errors
     /// Something cannot be removed; the next run tries again.
-    pub(super) fn remove(self) -> Result<()> {
+    pub(crate) fn remove(self) -> Result<()> {
         self.check()?;
         let passing = self.path.with_file_name(passing_name(&self.name));
         std::fs::rename(&self.path, &passing).map_err(Error::io(&self.path))?;

@@ -1,7 +1,8 @@
 //! Writing a file whole or not at all.
 
-use super::{names, open, tree};
 use crate::error::{Error, Result};
+use crate::files::read::open;
+use crate::files::{names, tree};
 use crate::observer::Observer;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -18,7 +19,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// The same for what is written piece by piece.
-pub(super) fn replace(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+pub(crate) fn replace(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let temporary = path.with_file_name(format!(".{}.tmp", names::token()));
     let written = new_file(&temporary, fill)
         .map_err(|error| match error {
@@ -113,7 +114,7 @@ pub(crate) fn sync_folders(path: &Path) -> Result<()> {
 }
 
 /// Puts the names in a folder on the disk.
-pub(super) fn sync_folder(path: &Path) -> Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
     // A folder can be opened as a file where its names are not on the disk of themselves.
     if cfg!(unix) {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };

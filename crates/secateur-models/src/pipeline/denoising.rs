@@ -1,12 +1,14 @@
 //! From noise to latents.
 
-use super::{Pipeline, Sampling};
-use crate::checkpoint::is_finite;
+use crate::classes::Sampling;
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
-use crate::noise::noise;
+use crate::files::is_finite;
+use crate::observer::Observer;
+use crate::pipeline::model::Pipeline;
+use crate::pipeline::noise::noise;
 use crate::reuse::{Reuse, ReuseSchedule};
-use crate::scheduler::{Call, Schedule};
+use crate::samplers::{Call, Schedule};
 use candle_core::Tensor;
 use secateur_nn::{Context, Gates, LayerName, Probe, Step};
 use std::ops::Range;
@@ -44,11 +46,11 @@ impl<'a> Denoising<'a> {
         probe: Option<&'a dyn Probe>,
     ) -> Result<Self> {
         let (_, _, height, width) = noise.dims4()?;
-        let schedule = pipeline.folder.schedule((height, width), sampling)?;
+        let schedule = pipeline.folder().schedule((height, width), sampling)?;
         let latents = noise.affine(schedule.initial_scale(), 0.0)?;
         let reuse = match &sampling.reuse {
             Some(reuse) => {
-                reuse.check(sampling, schedule.calls().len())?;
+                reuse.check(sampling.sampler, sampling.steps, schedule.calls().len())?;
                 Some(Reuse::new(reuse.clone(), &pipeline.structure(sampling))?)
             }
             None => None,
@@ -63,7 +65,7 @@ impl<'a> Denoising<'a> {
     /// If the pipeline cannot be sampled so.
     pub fn fork(&self, reuse: &Arc<ReuseSchedule>) -> Result<Self> {
         let sampling = Sampling { reuse: Some(reuse.clone()), ..self.sampling.clone() };
-        reuse.check(&sampling, self.schedule.calls().len())?;
+        reuse.check(sampling.sampler, sampling.steps, self.schedule.calls().len())?;
         let of_new = Reuse::new(reuse.clone(), &self.pipeline.structure(&sampling))?;
         let of_new = match &self.reuse {
             Some(own) => of_new.remembering(own),
@@ -103,7 +105,7 @@ impl<'a> Denoising<'a> {
     }
 
     /// Takes the next step; `change` is [`Pipeline::sample_with`]'s.
-    pub(super) fn step_with(
+    pub(crate) fn step_with(
         &mut self,
         change: &mut impl FnMut(usize, Call, &mut Tensor) -> Result<()>,
     ) -> Result<bool> {
@@ -153,5 +155,46 @@ impl Probe for FiniteProbe {
         }
         let problem = format!("its input holds NaN or infinite values at denoising step {}", context.step.index + 1);
         Err(secateur_nn::Error::Layer { layer: layer.clone(), problem })
+    }
+}
+
+impl Pipeline {
+    /// Final latents of the images `images` of a run: image i is made of prompt i and of noise that depends on the
+    /// seed and i alone. `observer` is advanced by the samples of a batch at every step.
+    ///
+    /// # Errors
+    /// As [`Pipeline::guided_conditioning`] and [`Denoising`], or if `observer` ends the work.
+    pub fn sample(
+        &self,
+        prompts: &[String],
+        images: Range<usize>,
+        sampling: &Sampling,
+        probe: Option<&dyn Probe>,
+        observer: &dyn Observer,
+    ) -> Result<Tensor> {
+        self.sample_with(prompts, images, sampling, probe, observer, |_, _, _| Ok(()))
+    }
+
+    /// As [`Pipeline::sample`], with what `change` makes of the denoiser's outputs: it gets the number of the call in the
+    /// run, of which some samplers make several a step, the call, and the output, after guidance.
+    ///
+    /// # Errors
+    /// As [`Pipeline::sample`], or if `change` fails.
+    pub fn sample_with(
+        &self,
+        prompts: &[String],
+        images: Range<usize>,
+        sampling: &Sampling,
+        probe: Option<&dyn Probe>,
+        observer: &dyn Observer,
+        mut change: impl FnMut(usize, Call, &mut Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let start = self.noise(images.clone(), sampling)?;
+        let conditioning = self.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+        let mut denoising = Denoising::new(self, &start, &conditioning, images.clone(), sampling, probe)?;
+        while denoising.step_with(&mut change)? {
+            observer.advance(images.len())?;
+        }
+        Ok(denoising.latents().clone())
     }
 }

@@ -17,7 +17,7 @@ mod table;
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use secateur_models::{Kind, Sampler};
+use secateur_models::{Sampler, UnitKind};
 use skip::SkipStudy;
 use std::path::PathBuf;
 use study::{Study, StudyName};
@@ -51,8 +51,8 @@ struct Arguments {
     #[arg(long, value_name = "NAME")]
     sampler: Option<Sampler>,
     /// Units, where the study learns
-    #[arg(long, value_name = "KIND", default_value_t = Kind::Block)]
-    units: Kind,
+    #[arg(long, value_name = "KIND", default_value_t = UnitKind::Block)]
+    units: UnitKind,
     /// Number of seeds, from 0
     #[arg(long, value_name = "N", default_value_t = 1)]
     seeds: u64,

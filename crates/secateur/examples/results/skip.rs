@@ -5,7 +5,7 @@ use crate::sheet;
 use crate::table::spread;
 use anyhow::{Context as _, Result};
 use secateur_eval::WayReport;
-use secateur_models::{ClipModel, Kind, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_models::{ClipModel, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind};
 use secateur_skip::{Learned, Learning, Loss, Point, Progress, Scores, Search, compare, learn, ways};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ const EXCHANGES: usize = 200;
 pub(crate) struct SkipStudy {
     pub(crate) steps: Option<usize>,
     pub(crate) sampler: Option<Sampler>,
-    pub(crate) units: Kind,
+    pub(crate) units: UnitKind,
     pub(crate) iterations: usize,
 }
 
@@ -84,7 +84,7 @@ impl SkipStudy {
             iterations: self.iterations,
             keep: 1.0 / f64::from(rate),
         };
-        let whole = ReuseSchedule::whole(&folder, &sampling, self.units)?;
+        let whole = folder.whole_reuse(&sampling, self.units)?;
         let pipeline = Pipeline::open(folder)?;
         let to_learn = Search::new(&pipeline, &whole, &learning(LEARNED), None, &())?.to_learn();
         let optimised = self.optimise(&pipeline, &to_learn, &learning(LEARNED), out)?;

@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use anyhow::Result;
 use secateur_eval::Stage;
 use secateur_models::files::shown;
-use secateur_models::{Observer, SingleFile};
+use secateur_models::{Conversion, Observer, SingleFile};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ struct Converted {
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     let file = SingleFile::open(&args.file)?;
     let kind = file.kind();
-    let conversion = file.conversion(&args.like)?;
+    let conversion = Conversion::plan(file, &args.like)?;
     let progress = Progress::new(common.quiet);
     conversion.warnings().for_each(|warning| progress.warn(&warning));
     let output = common.output(&args.out, &[&args.file, &args.like])?;

@@ -13,7 +13,7 @@ use crate::usage::{of_request, usage};
 use anyhow::{Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
 use secateur_models::files::digest_of_texts;
-use secateur_models::{Kind, ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure};
+use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure, UnitKind};
 use secateur_skip::{Learning, Loss, Pruner, Scores, Search, Selected, Tried, compare, kept, learn, ways};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -41,7 +41,7 @@ const MIXED: u64 = 5;
 #[derive(Serialize)]
 struct DryRun {
     model: PathBuf,
-    kind: Kind,
+    kind: UnitKind,
     units: Vec<String>,
     calls: usize,
     /// Multiply-accumulates of a run for one sample.
@@ -67,7 +67,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     let sampling = args.job.sampling.sampling(&folder)?;
     let structure = folder.structure(&sampling);
     let kind = args.units;
-    let whole = ReuseSchedule::whole(&folder, &sampling, kind).map_err(of_request)?;
+    let whole = folder.whole_reuse(&sampling, kind).map_err(of_request)?;
     let keep = keep(args, &whole, &structure)?;
     let lists = prompt_lists(&args.job.prompts, &folder, SAMPLES)?;
     let counts = (lists.0.len(), lists.1.len());
@@ -332,7 +332,7 @@ fn footprint(
 }
 
 /// What the result depends on.
-fn request(learning: &Learning, kind: Kind, folder: &ModelFolder, observer: &dyn Observer) -> Result<String> {
+fn request(learning: &Learning, kind: UnitKind, folder: &ModelFolder, observer: &dyn Observer) -> Result<String> {
     let Learning { prompts, sampling, loss, iterations, keep } = learning;
     let calibration = secateur_prune::Calibration {
         prompts: prompts.clone(),
@@ -362,7 +362,7 @@ fn closer(ways: &[WayReport]) -> Option<String> {
     ))
 }
 
-fn settings(args: &SkipArgs, learning: &Learning, iterations: usize, kind: Kind) -> Map<String, Value> {
+fn settings(args: &SkipArgs, learning: &Learning, iterations: usize, kind: UnitKind) -> Map<String, Value> {
     let sampling = &learning.sampling;
     let settings = json!({
         "method": "skip",

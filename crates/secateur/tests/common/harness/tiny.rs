@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 /// A command that writes a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum UnitKind {
     Generate,
     Prune,
     Slim,
@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     Compare,
 }
 
-impl Kind {
+impl UnitKind {
     pub(crate) const ALL: [Self; 8] = [
         Self::Generate,
         Self::Prune,
@@ -87,7 +87,7 @@ impl Tiny {
         save(&fixture.tensors(), &at("single-file.safetensors"));
         fixture.write_folder(&at("like-this"));
         let mut tiny = Self { folder, whole: Tree::default() };
-        let mut structured = tiny.command(Kind::Prune, &tiny.at("smaller-model"));
+        let mut structured = tiny.command(UnitKind::Prune, &tiny.at("smaller-model"));
         let output = structured.arg("--structured").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         tiny.whole = Tree::read(tiny.folder.path()).unwrap();
@@ -105,19 +105,19 @@ impl Tiny {
     }
 
     /// A command in its smallest form, for the output folder `out`.
-    pub(crate) fn command(&self, kind: Kind, out: &Path) -> Command {
+    pub(crate) fn command(&self, kind: UnitKind, out: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
         command.current_dir(self.folder.path()).arg(kind.name());
         let calibrated = ["--prompts=prompts.txt", "--report-prompts=report.txt", "--batch=2"];
         match kind {
-            Kind::Generate => command.args(["tiny-model", "--prompts=prompts.txt", "--steps=1"]),
-            Kind::Prune => {
+            UnitKind::Generate => command.args(["tiny-model", "--prompts=prompts.txt", "--steps=1"]),
+            UnitKind::Prune => {
                 command.args(["tiny-model", "--steps=2", "--packages=3", "--report-samples=1"]).args(calibrated)
             }
-            Kind::Slim => {
+            UnitKind::Slim => {
                 command.args(["tiny-model", "--steps=2", "--packages=2", "--report-samples=0"]).args(calibrated)
             }
-            Kind::Skip => command
+            UnitKind::Skip => command
                 .args([
                     "tiny-model",
                     "--steps=3",
@@ -127,10 +127,10 @@ impl Tiny {
                     "--report-samples=0",
                 ])
                 .args(calibrated),
-            Kind::Compress => command.args(["tiny-model", "--recipe=recipe.toml", "--prompts=prompts.txt"]),
-            Kind::Convert => command.args(["single-file.safetensors", "--like=like-this"]),
-            Kind::Export => command.args(["smaller-model", "--densify"]),
-            Kind::Compare => command.args(["tiny-model", "smaller-model", "--prompts=report.txt", "--steps=1"]),
+            UnitKind::Compress => command.args(["tiny-model", "--recipe=recipe.toml", "--prompts=prompts.txt"]),
+            UnitKind::Convert => command.args(["single-file.safetensors", "--like=like-this"]),
+            UnitKind::Export => command.args(["smaller-model", "--densify"]),
+            UnitKind::Compare => command.args(["tiny-model", "smaller-model", "--prompts=report.txt", "--steps=1"]),
         };
         command.args(["--threads=1", "--quiet", "--out"]).arg(out);
         command

@@ -1,0 +1,382 @@
+//! AutoencoderKL: between pictures and latents.
+
+use crate::autoencoders::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
+use crate::error::{Error, Result};
+use crate::files::{Checkpoint, DIFFUSERS_STEM, check_layers, read_config};
+use crate::layers::{Norm, PixelAttention, ResnetBlock};
+use crate::structure::Operation;
+use candle_core::Tensor;
+use secateur_nn::{Context, Conv2d, Fit, GroupNorm, Parameters, Scope, Wanted, ops};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// No autoencoder halves its pictures more often.
+const MOST_LEVELS: usize = 16;
+
+/// Configuration of an `AutoencoderKL`; what a file does not say is as in diffusers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct AutoencoderKlConfig {
+    in_channels: usize,
+    out_channels: usize,
+    latent_channels: usize,
+    block_out_channels: Vec<usize>,
+    down_block_types: Vec<String>,
+    up_block_types: Vec<String>,
+    layers_per_block: usize,
+    norm_num_groups: usize,
+    scaling_factor: f64,
+    shift_factor: Option<f64>,
+    mid_block_add_attention: bool,
+    use_quant_conv: bool,
+    use_post_quant_conv: bool,
+}
+
+impl Default for AutoencoderKlConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![64],
+            down_block_types: vec!["DownEncoderBlock2D".into()],
+            up_block_types: vec!["UpDecoderBlock2D".into()],
+            layers_per_block: 1,
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+            shift_factor: None,
+            mid_block_add_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+        }
+    }
+}
+
+impl AutoencoderKlConfig {
+    /// Reads a component's `config.json`.
+    ///
+    /// # Errors
+    /// If it cannot be read, contradicts itself, or asks for something that is not supported.
+    pub fn open(path: &Path) -> Result<Self> {
+        let supported = [("act_fn", json!("silu")), ("latents_mean", Value::Null), ("latents_std", Value::Null)];
+        let config: Self = read_config(path, &supported, &["sample_size", "force_upcast"])?;
+        let (down, up) = (&config.down_block_types, &config.up_block_types);
+        for (field, blocks, known) in
+            [("down_block_types", down, "DownEncoderBlock2D"), ("up_block_types", up, "UpDecoderBlock2D")]
+        {
+            if let Some(block) = blocks.iter().find(|block| *block != known) {
+                return Err(Error::invalid(path, format!("{field} {block:?} is not supported; {known:?} is")));
+            }
+        }
+        let channels = &config.block_out_channels;
+        if channels.is_empty() || channels.len() != down.len() || channels.len() != up.len() {
+            let problem = "block_out_channels, down_block_types and up_block_types differ in length";
+            return Err(Error::invalid(path, problem));
+        }
+        if config.norm_num_groups == 0 || channels.iter().any(|c| c % config.norm_num_groups != 0) {
+            let groups = config.norm_num_groups;
+            return Err(Error::invalid(path, format!("channels {channels:?} do not divide into {groups} groups")));
+        }
+        let sizes = [
+            ("in_channels", config.in_channels),
+            ("out_channels", config.out_channels),
+            ("latent_channels", config.latent_channels),
+            ("layers_per_block", config.layers_per_block),
+        ];
+        no_zeros(path, &sizes, config.scaling_factor)?;
+        if channels.contains(&0) {
+            return Err(Error::invalid(path, format!("block_out_channels {channels:?} holds a 0")));
+        }
+        if channels.len() > MOST_LEVELS {
+            let problem = format!("block_out_channels has {} levels, at most {MOST_LEVELS} are read", channels.len());
+            return Err(Error::invalid(path, problem));
+        }
+        check_layers("layers_per_block and block_out_channels", channels.iter().map(|_| config.layers_per_block))
+            .map_err(|problem| Error::invalid(path, problem))?;
+        Ok(config)
+    }
+
+    /// What it asks a checkpoint for, by name.
+    pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
+        Parameters::wanted(Default::default(), |scope| AutoencoderKl::new(self, &scope))
+    }
+
+    fn norm(&self) -> Norm {
+        Norm { groups: self.norm_num_groups, eps: 1e-6 }
+    }
+}
+
+impl AutoencoderConfig for AutoencoderKlConfig {
+    fn channels(&self) -> usize {
+        self.latent_channels
+    }
+
+    fn factor(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+
+    fn decoder(&self, (height, width): (usize, usize)) -> Vec<Operation> {
+        let channels = &self.block_out_channels;
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let convolution = |pixels, inputs, outputs, kernel| Operation::Convolution { pixels, inputs, outputs, kernel };
+        let resnet = |pixels, inputs, outputs| {
+            let shortcut = (inputs != outputs).then(|| convolution(pixels, inputs, outputs, 1));
+            [convolution(pixels, inputs, outputs, 3), convolution(pixels, outputs, outputs, 3)]
+                .into_iter()
+                .chain(shortcut)
+        };
+        let mut pixels = height * width;
+        let mut operations = vec![convolution(pixels, self.latent_channels, last, 3)];
+        operations.extend(resnet(pixels, last, last));
+        if self.mid_block_add_attention {
+            operations.extend([Operation::Linear { rows: pixels, inputs: last, outputs: last }; 4]);
+        }
+        operations.extend(resnet(pixels, last, last));
+        let mut inputs = last;
+        for (index, &outputs) in channels.iter().rev().enumerate() {
+            for _ in 0..=self.layers_per_block {
+                operations.extend(resnet(pixels, inputs, outputs));
+                inputs = outputs;
+            }
+            if index + 1 < channels.len() {
+                pixels *= 4;
+                operations.push(convolution(pixels, outputs, outputs, 3));
+            }
+        }
+        operations.push(convolution(pixels, first, self.out_channels, 3));
+        operations
+    }
+
+    fn fit(&self, checkpoint: &Checkpoint) -> Result<Fit> {
+        renamed(checkpoint.placeholders()?)?.fit(|scope| AutoencoderKl::new(self, &scope))
+    }
+
+    fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
+        Ok(Box::new(AutoencoderKl::load(self, folder, variant)?))
+    }
+}
+
+struct MidBlock {
+    first: ResnetBlock,
+    attention: Option<PixelAttention>,
+    second: ResnetBlock,
+}
+
+impl MidBlock {
+    fn new(channels: usize, config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
+        let norm = config.norm();
+        let attention = match config.mid_block_add_attention {
+            true => Some(PixelAttention::new(channels, 1, norm, &scope.at("attentions.0"))?),
+            false => None,
+        };
+        Ok(Self {
+            first: ResnetBlock::new(channels, channels, None, norm, &scope.at("resnets.0"))?,
+            attention,
+            second: ResnetBlock::new(channels, channels, None, norm, &scope.at("resnets.1"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let context = Context::default();
+        let mut x = self.first.forward(x, None, &context)?;
+        if let Some(attention) = &self.attention {
+            x = attention.forward(&x, &context)?;
+        }
+        self.second.forward(&x, None, &context)
+    }
+}
+
+/// Residual blocks, then a change of resolution on all levels but the last.
+struct Level {
+    resnets: Vec<ResnetBlock>,
+    resample: Option<Conv2d>,
+}
+
+struct Encoder {
+    conv_in: Conv2d,
+    levels: Vec<Level>,
+    mid_block: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+struct Decoder {
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    levels: Vec<Level>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+/// `AutoencoderKL`.
+pub struct AutoencoderKl {
+    config: AutoencoderKlConfig,
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+}
+
+impl AutoencoderKl {
+    /// Opens a component folder.
+    ///
+    /// # Errors
+    /// If its files cannot be read or do not fit each other.
+    pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
+        Self::load(&AutoencoderKlConfig::open(&folder.join("config.json"))?, folder, variant)
+    }
+
+    fn load(config: &AutoencoderKlConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
+        let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
+        let Fit { wanted, .. } = config.fit(&checkpoint)?;
+        let parameters = checkpoint.load_where(|name| wanted.contains_key(&name_of_today(name)))?;
+        renamed(parameters)?.build(|scope| Self::new(config, &scope))
+    }
+
+    /// Builds the model.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn new(config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
+        let (norm, latent) = (config.norm(), config.latent_channels);
+        let convolution = |inputs, outputs, scope: Scope<'_>| Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope);
+        let channels = &config.block_out_channels;
+        let (first, last) = (channels[0], channels[channels.len() - 1]);
+        let level = |inputs: usize, outputs: usize, count: usize, scope: &Scope<'_>| -> Result<Vec<ResnetBlock>> {
+            let block = |i| ResnetBlock::new(if i == 0 { inputs } else { outputs }, outputs, None, norm, &scope.at(i));
+            (0..count).map(block).collect()
+        };
+
+        let scope_in = scope.at("encoder");
+        let mut levels = Vec::new();
+        let mut width = first;
+        for (index, &outputs) in channels.iter().enumerate() {
+            let scope = scope_in.at(format!("down_blocks.{index}"));
+            let resnets = level(width, outputs, config.layers_per_block, &scope.at("resnets"))?;
+            let resample = match index + 1 == channels.len() {
+                // diffusers pads right and below only.
+                false => Some(Conv2d::new((outputs, outputs), 3, 2, (0, 1), &scope.at("downsamplers.0.conv"))?),
+                true => None,
+            };
+            levels.push(Level { resnets, resample });
+            width = outputs;
+        }
+        let encoder = Encoder {
+            conv_in: convolution(config.in_channels, first, scope_in.at("conv_in"))?,
+            levels,
+            mid_block: MidBlock::new(last, config, &scope_in.at("mid_block"))?,
+            conv_norm_out: norm.over(last, &scope_in.at("conv_norm_out"))?,
+            conv_out: convolution(last, 2 * latent, scope_in.at("conv_out"))?,
+        };
+
+        let scope_out = scope.at("decoder");
+        let mut levels = Vec::new();
+        let mut width = last;
+        for (index, &outputs) in channels.iter().rev().enumerate() {
+            let scope = scope_out.at(format!("up_blocks.{index}"));
+            let resnets = level(width, outputs, config.layers_per_block + 1, &scope.at("resnets"))?;
+            let resample = match index + 1 == channels.len() {
+                false => Some(convolution(outputs, outputs, scope.at("upsamplers.0.conv"))?),
+                true => None,
+            };
+            levels.push(Level { resnets, resample });
+            width = outputs;
+        }
+        let decoder = Decoder {
+            conv_in: convolution(latent, last, scope_out.at("conv_in"))?,
+            mid_block: MidBlock::new(last, config, &scope_out.at("mid_block"))?,
+            levels,
+            conv_norm_out: norm.over(first, &scope_out.at("conv_norm_out"))?,
+            conv_out: convolution(first, config.out_channels, scope_out.at("conv_out"))?,
+        };
+
+        let pointwise = |wanted: bool, channels: usize, name: &str| -> Result<Option<Conv2d>> {
+            Ok(match wanted {
+                true => Some(Conv2d::new((channels, channels), 1, 1, (0, 0), &scope.at(name))?),
+                false => None,
+            })
+        };
+        Ok(Self {
+            encoder,
+            decoder,
+            quant_conv: pointwise(config.use_quant_conv, 2 * latent, "quant_conv")?,
+            post_quant_conv: pointwise(config.use_post_quant_conv, latent, "post_quant_conv")?,
+            config: config.clone(),
+        })
+    }
+
+    /// Pictures in [-1, 1] (samples x 3 x height x width) to mean and log-variance of the latents (samples x channels
+    /// x height / factor x width / factor each), without scaling.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn encode(&self, pictures: &Tensor) -> Result<(Tensor, Tensor)> {
+        let mut x = self.encoder.conv_in.forward(pictures)?;
+        for level in &self.encoder.levels {
+            for resnet in &level.resnets {
+                x = resnet.forward(&x, None, &Context::default())?;
+            }
+            if let Some(convolution) = &level.resample {
+                x = convolution.forward(&x)?;
+            }
+        }
+        x = self.encoder.mid_block.forward(&x)?;
+        x = self.encoder.conv_out.forward(&self.encoder.conv_norm_out.forward_silu(&x)?)?;
+        if let Some(convolution) = &self.quant_conv {
+            x = convolution.forward(&x)?;
+        }
+        let latent = self.config.latent_channels;
+        Ok((x.narrow(1, 0, latent)?, x.narrow(1, latent, latent)?.clamp(-30f32, 20f32)?))
+    }
+}
+
+impl Autoencoder for AutoencoderKl {
+    fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut x = match &self.post_quant_conv {
+            Some(convolution) => convolution.forward(latents)?,
+            None => latents.clone(),
+        };
+        x = self.decoder.mid_block.forward(&self.decoder.conv_in.forward(&x)?)?;
+        for level in &self.decoder.levels {
+            for resnet in &level.resnets {
+                x = resnet.forward(&x, None, &Context::default())?;
+            }
+            if let Some(convolution) = &level.resample {
+                x = convolution.forward(&ops::upsample_nearest(&x, 2)?)?;
+            }
+        }
+        Ok(self.decoder.conv_out.forward(&self.decoder.conv_norm_out.forward_silu(&x)?)?)
+    }
+
+    fn scale_and_shift(&self) -> (f64, f64) {
+        (self.config.scaling_factor, self.config.shift_factor.unwrap_or(0.0))
+    }
+}
+
+/// The name of today of a parameter: older files have others for the attention's linears.
+fn name_of_today(name: &str) -> String {
+    const NAMES: [(&str, &str); 4] =
+        [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+    match name.contains(".attentions.") {
+        true => NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new)),
+        false => name.to_owned(),
+    }
+}
+
+/// The attention's linears as those of today: some older files hold 1x1 convolutions.
+fn renamed(parameters: Parameters) -> Result<Parameters> {
+    let parameters = parameters.map(|name, tensor| {
+        if !name.contains(".attentions.") {
+            return Ok((name, tensor));
+        }
+        let name = name_of_today(&name);
+        let tensor = match *tensor.dims() {
+            [outputs, inputs, 1, 1] => tensor.reshape((outputs, inputs))?,
+            _ => tensor,
+        };
+        Ok((name, tensor))
+    })?;
+    Ok(parameters)
+}

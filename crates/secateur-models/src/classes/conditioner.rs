@@ -1,0 +1,77 @@
+//! How a pipeline class tells its denoiser what to draw.
+
+use super::components::Components;
+use crate::classes::sampling::Sampling;
+use crate::conditioning::Conditioning;
+use crate::encoders::{ClipTextModel, ClipTextOutput, ClipTokenizer, PROJECTED, T5Encoder, T5Tokenizer};
+use crate::error::{Error, Result};
+use candle_core::{Device, Tensor};
+
+/// Turns prompts into what the denoiser is told.
+pub(crate) trait Conditioner: Send + Sync {
+    /// For each of `prompts`, for pictures of `size` (height, width) in pixels.
+    fn positive(&self, prompts: &[String], size: (usize, usize), sampling: &Sampling) -> Result<Conditioning>;
+
+    /// What guidance leads away from, as one sample, where it is classifier-free.
+    fn negative(&self, size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
+        self.positive(std::slice::from_ref(&sampling.negative_prompt), size, sampling)
+    }
+}
+
+/// A CLIP text encoder with its tokenizer.
+pub(crate) struct ClipEncoder {
+    tokenizer: ClipTokenizer,
+    encoder: ClipTextModel,
+}
+
+impl ClipEncoder {
+    pub(crate) fn open(folder: &Components, tokenizer: &str, encoder: &str) -> Result<Self> {
+        let path = folder.path.join(tokenizer);
+        let tokenizer = ClipTokenizer::open(&path)?;
+        let projected = folder.class_of(encoder) == Some(PROJECTED);
+        let encoder = ClipTextModel::open(&folder.path.join(encoder), projected, folder.variant.as_deref())?;
+        let (length, positions) = (tokenizer.length(), encoder.positions());
+        if length > positions {
+            let problem =
+                format!("model_max_length makes {length} tokens, and the text encoder has {positions} positions");
+            return Err(Error::invalid(path.join("tokenizer_config.json"), problem));
+        }
+        Ok(Self { tokenizer, encoder })
+    }
+
+    pub(crate) fn encode(&self, prompts: &[String]) -> Result<ClipTextOutput> {
+        self.encoder.forward(&self.tokenizer.encode_batch(prompts)?)
+    }
+}
+
+/// A T5 encoder with its tokenizer.
+pub(crate) struct T5 {
+    tokenizer: T5Tokenizer,
+    encoder: T5Encoder,
+}
+
+impl T5 {
+    pub(crate) fn open(folder: &Components, tokenizer: &str, encoder: &str) -> Result<Self> {
+        Ok(Self {
+            tokenizer: T5Tokenizer::open(&folder.path.join(tokenizer))?,
+            encoder: T5Encoder::open(&folder.path.join(encoder), folder.variant.as_deref())?,
+        })
+    }
+
+    /// Text states of `length` tokens, padding read as text.
+    pub(crate) fn encode(&self, prompts: &[String], length: usize) -> Result<Tensor> {
+        let (ids, _) = self.tokenizer.encode_batch(prompts, length)?;
+        self.encoder.forward(&ids, None)
+    }
+
+    /// Text states of `length` tokens, and 1 for each token of text, 0 for each of padding, which is not read.
+    pub(crate) fn encode_masked(&self, prompts: &[String], length: usize) -> Result<(Tensor, Tensor)> {
+        let (ids, mask) = self.tokenizer.encode_batch(prompts, length)?;
+        Ok((self.encoder.forward(&ids, Some(&mask))?, mask))
+    }
+}
+
+/// `values` for each of `samples` samples: samples x values.
+pub(crate) fn each<const N: usize>(samples: usize, values: [f32; N]) -> Result<Tensor> {
+    Ok(Tensor::new(&values, &Device::Cpu)?.broadcast_as((samples, N))?.contiguous()?)
+}

@@ -1,0 +1,532 @@
+//! CLIP: the text encoder of most pipelines, and the whole model that scores pictures against texts.
+
+use crate::encoders::image_processor::ClipImageProcessor;
+use crate::encoders::tokenizers::ClipTokenizer;
+use crate::error::{Error, Result};
+use crate::files::{
+    ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, Options, TRANSFORMERS_STEM, activation, check_eps, config_fields,
+    digest_of_files, tree,
+};
+use crate::observer::Observer;
+use crate::structure::Memory;
+use candle_core::{D, IndexOp, Tensor};
+use secateur_nn::{Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Scope, Wanted, ops};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The transformer that text and vision share.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct EncoderConfig {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    #[serde(default = "quick_gelu")]
+    hidden_act: String,
+    #[serde(default = "default_eps")]
+    layer_norm_eps: f64,
+}
+
+fn quick_gelu() -> String {
+    "quick_gelu".into()
+}
+
+fn default_eps() -> f64 {
+    1e-5
+}
+
+struct EncoderLayer {
+    layer_norm1: LayerNorm,
+    layer_norm2: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// The stack of layers below `encoder.layers`.
+struct Encoder {
+    layers: Vec<EncoderLayer>,
+    heads: ops::Heads,
+    activation: Activation,
+    causal: bool,
+}
+
+impl EncoderConfig {
+    /// Whether it contradicts itself or asks for something that is not supported, and how.
+    fn check(&self) -> std::result::Result<(), String> {
+        let (width, heads) = (self.hidden_size, self.num_attention_heads);
+        if width == 0 || heads == 0 || width % heads != 0 {
+            return Err(format!("hidden_size {width} does not divide into num_attention_heads {heads}"));
+        }
+        if self.intermediate_size == 0 {
+            return Err("intermediate_size is 0".into());
+        }
+        check_eps("layer_norm_eps", self.layer_norm_eps)?;
+        self.activation().map(|_| ())
+    }
+
+    fn activation(&self) -> std::result::Result<Activation, String> {
+        let problem = || format!("hidden_act {:?} is not supported; {ACTIVATIONS} are", self.hidden_act);
+        activation(&self.hidden_act).ok_or_else(problem)
+    }
+}
+
+impl Encoder {
+    fn new(config: &EncoderConfig, causal: bool, scope: &Scope<'_>) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        config.check().map_err(Error::Request)?;
+        let activation = config.activation().map_err(Error::Request)?;
+        let layers = (0..config.num_hidden_layers).map(|index| {
+            let scope = scope.at(format!("encoder.layers.{index}"));
+            let attention = scope.at("self_attn");
+            let eps = config.layer_norm_eps as f32;
+            Ok(EncoderLayer {
+                layer_norm1: LayerNorm::new(width, eps, &scope.at("layer_norm1"))?,
+                layer_norm2: LayerNorm::new(width, eps, &scope.at("layer_norm2"))?,
+                q_proj: Linear::new(width, width, &attention.at("q_proj"))?,
+                k_proj: Linear::new(width, width, &attention.at("k_proj"))?,
+                v_proj: Linear::new(width, width, &attention.at("v_proj"))?,
+                out_proj: Linear::new(width, width, &attention.at("out_proj"))?,
+                fc1: Linear::new(width, inner, &scope.at("mlp.fc1"))?,
+                fc2: Linear::new(inner, width, &scope.at("mlp.fc2"))?,
+            })
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        let heads = ops::Heads::new(config.num_attention_heads, width / config.num_attention_heads);
+        Ok(Self { layers, heads, activation, causal })
+    }
+
+    /// The last two hidden states: input of the last layer, and its output.
+    fn forward(&self, mut x: Tensor) -> Result<(Tensor, Tensor)> {
+        let context = Context::default();
+        let mut penultimate = x.clone();
+        for layer in &self.layers {
+            penultimate = x.clone();
+            let y = layer.layer_norm1.forward(&x)?;
+            let (q, k) = (layer.q_proj.forward(&y, &context)?, layer.k_proj.forward(&y, &context)?);
+            let v = layer.v_proj.forward(&y, &context)?;
+            let y = ops::attention(&q, &k, &v, self.heads, None, self.causal)?;
+            x = (x + layer.out_proj.forward(&y, &context)?)?;
+            let y = layer.fc1.forward_activated(&layer.layer_norm2.forward(&x)?, self.activation, &context)?;
+            x = (x + layer.fc2.forward(&y, &context)?)?;
+        }
+        Ok((penultimate, x))
+    }
+}
+
+/// Configuration of a CLIP text encoder.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClipTextConfig {
+    #[serde(skip)]
+    encoder: EncoderConfig,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    eos_token_id: u32,
+    projection_dim: usize,
+}
+
+/// The class of text encoders whose `text_projection` stands beside the encoder.
+pub(crate) const PROJECTED: &str = "CLIPTextModelWithProjection";
+
+/// What transformers leaves out of a text configuration when it has these values.
+fn text_defaults() -> Value {
+    json!({
+        "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
+        "vocab_size": 49408, "max_position_embeddings": 77, "projection_dim": 512, "eos_token_id": 49407,
+    })
+}
+
+/// The same for a vision configuration.
+fn vision_defaults() -> Value {
+    json!({
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 224, "patch_size": 32, "num_channels": 3,
+    })
+}
+
+/// A configuration over its defaults, with the encoder's part.
+fn complete<T: DeserializeOwned>(
+    path: &Path,
+    mut defaults: Value,
+    config: &Map<String, Value>,
+) -> Result<(T, EncoderConfig)> {
+    let Value::Object(all) = &mut defaults else { return Err(Error::invalid(path, "not an object")) };
+    all.extend(config.iter().map(|(key, value)| (key.clone(), value.clone())));
+    let mut options = Options::new(path, all);
+    let (config, encoder): (T, EncoderConfig) = (options.read()?, options.read()?);
+    encoder.check().map_err(|problem| options.invalid(problem))?;
+    let supported = [("use_attention_mask", json!(false))];
+    options.finish(&supported, &[&OF_TRANSFORMERS[..], &["projection_dim"]].concat())?;
+    Ok((config, encoder))
+}
+
+/// The part `name` of the configuration of a whole CLIP. An older `name`_dict goes before it.
+fn part(name: &str, config: &Map<String, Value>) -> Map<String, Value> {
+    let parts = [name.to_owned(), format!("{name}_dict")].map(|name| config.get(&name).and_then(Value::as_object));
+    parts.into_iter().flatten().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+impl ClipTextConfig {
+    /// Reads a component's `config.json`, of which the text's part counts where it is of a whole CLIP.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is not that of a text encoder.
+    pub fn open(path: &Path) -> Result<Self> {
+        let config = config_fields(path)?;
+        match config.get("model_type").and_then(Value::as_str) {
+            Some("clip") if config.contains_key("text_config") => Self::read(path, &part("text_config", &config)),
+            _ => Self::read(path, &config),
+        }
+    }
+
+    fn read(path: &Path, fields: &Map<String, Value>) -> Result<Self> {
+        let (config, encoder) = complete::<Self>(path, text_defaults(), fields)?;
+        Ok(Self { encoder, ..config })
+    }
+
+    /// What it asks a checkpoint for, by the names that every version of transformers reads.
+    pub(crate) fn parameters(&self, projected: bool) -> Result<BTreeMap<String, Wanted>> {
+        Parameters::wanted(Default::default(), |scope| {
+            let scope = if projected { scope } else { scope.at("text_model") };
+            ClipTextModel::new(self, projected, &scope)
+        })
+    }
+}
+
+/// What a text encoder gives.
+#[derive(Debug)]
+pub struct ClipTextOutput {
+    /// Hidden states before the last layer: samples x tokens x width.
+    pub penultimate: Tensor,
+    /// Hidden states after the final norm: samples x tokens x width.
+    pub last: Tensor,
+    /// The final state at the end token, projected where the model has a projection: samples x width.
+    pub pooled: Tensor,
+}
+
+/// `CLIPTextModel` and `CLIPTextModelWithProjection`.
+pub struct ClipTextModel {
+    token_embedding: Embedding,
+    position_embedding: Tensor,
+    encoder: Encoder,
+    final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
+    eos_token_id: u32,
+}
+
+impl ClipTextModel {
+    /// Opens a component folder; with `projected`, `text_projection` stands beside the encoder.
+    ///
+    /// # Errors
+    /// If its files cannot be read or do not fit each other.
+    pub fn open(folder: &Path, projected: bool, variant: Option<&str>) -> Result<Self> {
+        let config = ClipTextConfig::open(&folder.join("config.json"))?;
+        Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?.build(|scope| Self::new(&config, projected, scope))
+    }
+
+    /// Builds the model; with `projected`, `text_projection` stands beside the encoder.
+    ///
+    /// # Errors
+    /// If the configuration contradicts itself.
+    pub fn new(config: &ClipTextConfig, projected: bool, scope: &Scope<'_>) -> Result<Self> {
+        let width = config.encoder.hidden_size;
+        let text_projection = match projected {
+            true => Some(Linear::without_bias(width, config.projection_dim, &scope.at("text_projection"))?),
+            false => None,
+        };
+        // transformers 5 writes a bare CLIPTextModel without the prefix.
+        let named = scope.at("text_model");
+        let scope = if named.contains("final_layer_norm.weight") || projected { named } else { scope.clone() };
+        let embeddings = scope.at("embeddings");
+        embeddings.ignore("position_ids");
+        let positions = embeddings.at("position_embedding");
+        Ok(Self {
+            token_embedding: Embedding::new(config.vocab_size, width, &embeddings.at("token_embedding"))?,
+            position_embedding: positions.get("weight", (config.max_position_embeddings, width))?,
+            encoder: Encoder::new(&config.encoder, true, &scope)?,
+            final_layer_norm: LayerNorm::new(
+                width,
+                config.encoder.layer_norm_eps as f32,
+                &scope.at("final_layer_norm"),
+            )?,
+            text_projection,
+            eos_token_id: config.eos_token_id,
+        })
+    }
+
+    /// Tokens that it has positions for.
+    pub(crate) fn positions(&self) -> usize {
+        self.position_embedding.dims()[0]
+    }
+
+    /// `ids` samples x tokens (u32).
+    ///
+    /// # Errors
+    /// If there are more tokens than positions, or a token number is out of range.
+    pub fn forward(&self, ids: &Tensor) -> Result<ClipTextOutput> {
+        let (samples, tokens) = ids.dims2()?;
+        let positions = self.position_embedding.dim(0)?;
+        if tokens > positions {
+            return Err(Error::Request(format!("{tokens} tokens, and the text encoder has {positions} positions")));
+        }
+        let x = self.token_embedding.forward(ids)?;
+        let x = x.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
+        let (penultimate, last) = self.encoder.forward(x)?;
+        let last = self.final_layer_norm.forward(&last)?;
+        let mut ends = Vec::with_capacity(samples);
+        for (sample, row) in ids.to_vec2::<u32>()?.iter().enumerate() {
+            let end = if self.eos_token_id == 2 {
+                let highest = row.iter().max();
+                row.iter().position(|id| Some(id) == highest)
+            } else {
+                row.iter().position(|&id| id == self.eos_token_id)
+            };
+            ends.push(last.i((sample, end.unwrap_or(0)))?);
+        }
+        let pooled = Tensor::stack(&ends, 0)?;
+        let pooled = match &self.text_projection {
+            Some(projection) => projection.forward(&pooled, &Context::default())?,
+            None => pooled,
+        };
+        Ok(ClipTextOutput { penultimate, last, pooled })
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct VisionConfig {
+    #[serde(skip)]
+    encoder: EncoderConfig,
+    image_size: usize,
+    patch_size: usize,
+    num_channels: usize,
+}
+
+impl VisionConfig {
+    fn read(path: &Path, fields: &Map<String, Value>) -> Result<Self> {
+        let (config, encoder) = complete::<Self>(path, vision_defaults(), fields)?;
+        let config = Self { encoder, ..config };
+        config.check().map_err(|problem| Error::invalid(path, problem))?;
+        Ok(config)
+    }
+
+    /// Whether it contradicts itself, and how.
+    fn check(&self) -> std::result::Result<(), String> {
+        let (size, patch) = (self.image_size, self.patch_size);
+        if patch == 0 || size == 0 || !size.is_multiple_of(patch) {
+            return Err(format!("image_size {size} is not a multiple of patch_size {patch}"));
+        }
+        Ok(())
+    }
+}
+
+/// Texts that are embedded at a time: a thousand classes would take a gigabyte.
+const TEXTS: usize = 64;
+
+struct VisionModel {
+    patch_embedding: Conv2d,
+    class_embedding: Tensor,
+    position_embedding: Tensor,
+    pre_layrnorm: LayerNorm,
+    encoder: Encoder,
+    post_layernorm: LayerNorm,
+    config: VisionConfig,
+}
+
+impl VisionModel {
+    fn new(config: &VisionConfig, scope: &Scope<'_>) -> Result<Self> {
+        let (width, patch, eps) = (config.encoder.hidden_size, config.patch_size, config.encoder.layer_norm_eps as f32);
+        config.check().map_err(Error::Request)?;
+        let tokens = (config.image_size / patch).pow(2) + 1;
+        let embeddings = scope.at("embeddings");
+        embeddings.ignore("position_ids");
+        Ok(Self {
+            patch_embedding: Conv2d::without_bias(
+                (config.num_channels, width),
+                patch,
+                patch,
+                (0, 0),
+                &embeddings.at("patch_embedding"),
+            )?,
+            class_embedding: embeddings.get("class_embedding", width)?,
+            position_embedding: embeddings.at("position_embedding").get("weight", (tokens, width))?,
+            pre_layrnorm: LayerNorm::new(width, eps, &scope.at("pre_layrnorm"))?,
+            encoder: Encoder::new(&config.encoder, false, scope)?,
+            post_layernorm: LayerNorm::new(width, eps, &scope.at("post_layernorm"))?,
+            config: config.clone(),
+        })
+    }
+
+    /// `pixels` samples x channels x size x size to samples x width.
+    fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        let samples = pixels.dim(0)?;
+        let width = self.config.encoder.hidden_size;
+        let patches = self.patch_embedding.forward(pixels)?.flatten_from(2)?.transpose(1, 2)?;
+        let class = self.class_embedding.reshape((1, 1, width))?.broadcast_as((samples, 1, width))?;
+        let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position_embedding)?;
+        let (_, last) = self.encoder.forward(self.pre_layrnorm.forward(&x)?)?;
+        Ok(self.post_layernorm.forward(&last.i((.., 0))?.contiguous()?)?)
+    }
+}
+
+/// The configuration of a whole CLIP.
+struct ClipConfig {
+    text: ClipTextConfig,
+    vision: VisionConfig,
+    projection_dim: usize,
+}
+
+impl ClipConfig {
+    fn open(path: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Whole {
+            #[serde(default = "projection_dim")]
+            projection_dim: usize,
+        }
+        fn projection_dim() -> usize {
+            512
+        }
+        let fields = config_fields(path)?;
+        let mut options = Options::new(path, &fields);
+        let Whole { projection_dim } = options.read()?;
+        let parts = ["text_config", "vision_config", "text_config_dict", "vision_config_dict"];
+        options.finish(&[], &[&OF_TRANSFORMERS[..], &parts].concat())?;
+        let text = ClipTextConfig::read(path, &part("text_config", &fields))?;
+        let vision = VisionConfig::read(path, &part("vision_config", &fields))?;
+        Ok(Self { text: ClipTextConfig { projection_dim, ..text }, vision, projection_dim })
+    }
+}
+
+/// `CLIPModel`: embeds texts and pictures in one space, where the cosine tells how well they fit.
+pub struct ClipModel {
+    text: ClipTextModel,
+    vision: VisionModel,
+    visual_projection: Linear,
+    /// ln of the factor between cosines and logits.
+    logit_scale: Tensor,
+    tokenizer: ClipTokenizer,
+    processor: ClipImageProcessor,
+    name: String,
+}
+
+impl ClipModel {
+    /// Opens a folder in the transformers layout: configuration, weights, tokenizer, preprocessor.
+    ///
+    /// # Errors
+    /// If its files cannot be read or do not fit each other.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let ClipConfig { text, vision, projection_dim } = ClipConfig::open(&path)?;
+        let tokenizer = ClipTokenizer::open(folder)?;
+        let processor = ClipImageProcessor::open(&folder.join("preprocessor_config.json"))?;
+        let name = folder.canonicalize().map_err(Error::io(folder))?;
+        let name = name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        Checkpoint::open(folder, TRANSFORMERS_STEM, None)?.build(|scope| {
+            let width = vision.encoder.hidden_size;
+            let projection = scope.at("visual_projection");
+            Ok(Self {
+                text: ClipTextModel::new(&text, true, scope)?,
+                vision: VisionModel::new(&vision, &scope.at("vision_model"))?,
+                visual_projection: Linear::without_bias(width, projection_dim, &projection)?,
+                logit_scale: scope.get("logit_scale", ())?,
+                tokenizer: tokenizer.clone(),
+                processor: processor.clone(),
+                name: name.clone(),
+            })
+        })
+    }
+
+    /// SHA-256 of all that it is opened from.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the observer interrupts.
+    pub fn digest(folder: &Path, observer: &dyn Observer) -> Result<String> {
+        let mut files: Vec<PathBuf> = tree::all(folder)?.into_iter().map(|entry| entry.path).collect();
+        files.retain(|file| file.components().count() == 1 && tree::is_description(file));
+        let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
+        files.extend(checkpoint.paths().filter_map(Path::file_name).map(PathBuf::from));
+        files.sort();
+        digest_of_files(folder, &files, observer)
+    }
+
+    /// What the model of a folder takes that scores `pictures` pictures at a time against `texts` texts in all, as
+    /// [`ClipModel::open`] would load it.
+    ///
+    /// # Errors
+    /// If its configuration or the headers of its weights cannot be read.
+    pub fn memory(folder: &Path, pictures: usize, texts: usize) -> Result<Memory> {
+        let path = folder.join("config.json");
+        let ClipConfig { text, vision, .. } = ClipConfig::open(&path)?;
+        let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
+        let packed = |config: &EncoderConfig| {
+            let EncoderConfig { hidden_size: width, intermediate_size: inner, num_hidden_layers: layers, .. } = config;
+            layers * (4 * width * width + 2 * width * inner)
+        };
+        let alive = |config: &EncoderConfig| 5 * config.hidden_size + config.intermediate_size;
+        let patches = (vision.image_size / vision.patch_size.max(1)).pow(2) + 1;
+        let of_texts = texts.min(TEXTS) * text.max_position_embeddings * alive(&text.encoder);
+        let of_pictures = pictures.saturating_mul(patches * alive(&vision.encoder));
+        let bytes = |numbers: usize| numbers.saturating_mul(size_of::<f32>()) as u64;
+        Ok(Memory {
+            weights: bytes(checkpoint.tensors().map(|(_, info)| info.elements()).sum()),
+            packed_weights: bytes(packed(&text.encoder) + packed(&vision.encoder)),
+            activations: bytes(of_texts.max(of_pictures)),
+        })
+    }
+
+    /// The name of its folder.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Unit vectors of token rows (samples x tokens, u32): samples x projection.
+    ///
+    /// # Errors
+    /// See [`ClipTextModel::forward`].
+    pub fn embed_ids(&self, ids: &Tensor) -> Result<Tensor> {
+        unit(&self.text.forward(ids)?.pooled)
+    }
+
+    /// Unit vectors of texts: texts x projection.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn embed_texts(&self, texts: &[String]) -> Result<Tensor> {
+        let some = |texts: &[String]| self.embed_ids(&self.tokenizer.encode_batch(texts)?);
+        Ok(Tensor::cat(&texts.chunks(TEXTS).map(some).collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// Unit vectors of prepared pixels (samples x channels x size x size): samples x projection.
+    ///
+    /// # Errors
+    /// If the size is not the model's.
+    pub fn embed_pixels(&self, pixels: &Tensor) -> Result<Tensor> {
+        unit(&self.visual_projection.forward(&self.vision.forward(pixels)?, &Context::default())?)
+    }
+
+    /// Unit vectors of pictures in [0, 1] (samples x height x width x 3), resized and normalised as the model wants.
+    ///
+    /// # Errors
+    /// If the pictures are not RGB.
+    pub fn embed_pictures(&self, pictures: &Tensor) -> Result<Tensor> {
+        self.embed_pixels(&self.processor.prepare(pictures)?)
+    }
+
+    /// Logits of every text for every picture: texts x pictures, from unit vectors.
+    ///
+    /// # Errors
+    /// If the widths differ.
+    pub fn logits(&self, texts: &Tensor, pictures: &Tensor) -> Result<Tensor> {
+        Ok(texts.matmul(&pictures.t()?)?.broadcast_mul(&self.logit_scale.exp()?)?)
+    }
+}
+
+fn unit(x: &Tensor) -> Result<Tensor> {
+    Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?)
+}

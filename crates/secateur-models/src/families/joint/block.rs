@@ -1,0 +1,264 @@
+//! The block that SD3 and FLUX have in common: an image and a text stream, each with weights of its own, that attend to
+//! both.
+
+use crate::conditioning::Multiplicity;
+use crate::error::{Error, Result};
+use crate::layers::{FeedForward, Gate, Heads, Modulation, StreamLayers};
+use crate::structure::{Between, Block, Layer};
+use candle_core::Tensor;
+use secateur_nn::{Context, Linear, RmsNorm, Scope, ops};
+use std::sync::Arc;
+
+/// What a block is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct JointConfig {
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    /// RMS norms of query and key.
+    pub(crate) qk_norm: bool,
+    /// Rotary positions of the image.
+    pub(crate) rotary: bool,
+    /// A second attention, of the image alone.
+    pub(crate) dual: bool,
+    /// The text stream ends with it.
+    pub(crate) context_pre_only: bool,
+}
+
+impl JointConfig {
+    pub(crate) fn width(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// The most numbers of one sample that are alive at once, in one of three places of a block: joint attention (both
+    /// streams, what is joined of them, the result), and the feed-forward of either stream (its residual, its input or
+    /// output, its hidden layer four times as wide) beside the other one and what attention left for it. The parts of the
+    /// modulations are alive throughout.
+    pub(crate) fn activations(self, image: usize, text: usize) -> usize {
+        let attention = 5 * (image + text);
+        let image_feed_forward = 6 * image + 2 * text;
+        let text_feed_forward = image + 6 * text;
+        let modulations = if self.dual { 15 } else { 12 };
+        let widths = attention.max(image_feed_forward).max(text_feed_forward) + modulations;
+        widths * self.width()
+    }
+
+    /// The block's description of itself, for so many tokens.
+    pub(crate) fn describe(self, prefix: String, image: usize, text: usize) -> Block {
+        let name = |layer: &str| format!("{prefix}.{layer}");
+        let width = self.width();
+        let Self { dual, context_pre_only: last, .. } = self;
+        let mut block = Block::new(&prefix, &[]).with([
+            Layer::linear(name("norm1.linear"), 1, width, if dual { 9 } else { 6 } * width),
+            Layer::linear(name("norm1_context.linear"), 1, width, if last { 2 } else { 6 } * width),
+        ]);
+        let heads = (self.heads, self.head_dim);
+        let streams = [
+            StreamLayers { tokens: image, projections: IMAGE, output: Some("to_out.0") },
+            StreamLayers { tokens: text, projections: TEXT, output: if last { None } else { Some("to_add_out") } },
+        ];
+        block.joint_attention(&name("attn"), &streams, heads, self.between());
+        if dual {
+            block.joint_attention(&name("attn2"), &streams[..1], heads, self.between());
+        }
+        block.feed_forward(&name("ff"), image, width, Gate::GeluTanh);
+        if !last {
+            block.feed_forward(&name("ff_context"), text, width, Gate::GeluTanh);
+        }
+        block
+    }
+
+    /// The heads of the attention at `scope`.
+    pub(crate) fn heads_at(self, scope: &Scope<'_>) -> Heads {
+        Heads::new(self.heads, self.head_dim, scope)
+    }
+
+    pub(crate) fn between(self) -> Between {
+        Between { norm: self.qk_norm, rotary: self.rotary }
+    }
+}
+
+/// Query, key and value projections of one stream, with the optional norms of query and key.
+pub(crate) struct Projections {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    norms: Option<(RmsNorm, RmsNorm)>,
+}
+
+impl Projections {
+    /// `names`: of the three linears; `norms`: of the norms of the first two.
+    pub(crate) fn new(config: JointConfig, names: [&str; 3], norms: [&str; 2], scope: &Scope<'_>) -> Result<Self> {
+        let heads = config.heads_at(scope);
+        let linear = |name: &str, outputs: usize| Linear::new(config.width(), outputs, &scope.at(name));
+        let norm = |name: &str| RmsNorm::new(config.head_dim, EPS, &scope.at(name));
+        let norms = match config.qk_norm {
+            true => Some((norm(norms[0])?, norm(norms[1])?)),
+            false => None,
+        };
+        let (query_key, value) = (heads.query_key_width(), heads.value_width());
+        let (q, k) = (linear(names[0], query_key)?, linear(names[1], query_key)?);
+        Ok(Self { q, k, v: linear(names[2], value)?, norms })
+    }
+
+    /// Query, key and value of `x`, which is dropped as soon as it is projected; `rotation` turns the first two of them.
+    pub(crate) fn forward(&self, x: Tensor, rotation: Option<&Tensor>, context: &Context<'_>) -> Result<[Tensor; 3]> {
+        let (mut q, mut k) = (self.q.forward(&x, context)?, self.k.forward(&x, context)?);
+        let v = self.v.forward(&x, context)?;
+        drop(x);
+        if let Some((norm_q, norm_k)) = &self.norms {
+            q = norm_q.forward(&q)?;
+            k = norm_k.forward(&k)?;
+        }
+        if let Some(rotation) = rotation {
+            let _span = tracing::trace_span!("rotation").entered();
+            q = ops::rope(&q, rotation)?;
+            k = ops::rope(&k, rotation)?;
+        }
+        Ok([q, k, v])
+    }
+}
+
+/// The projections of the image, and of a stream of both.
+pub(crate) const IMAGE: [&str; 3] = ["to_q", "to_k", "to_v"];
+const TEXT: [&str; 3] = ["add_q_proj", "add_k_proj", "add_v_proj"];
+/// The norms of their queries and keys.
+pub(crate) const IMAGE_NORMS: [&str; 2] = ["norm_q", "norm_k"];
+const TEXT_NORMS: [&str; 2] = ["norm_added_q", "norm_added_k"];
+/// Of all norms.
+pub(crate) const EPS: f32 = 1e-6;
+
+/// The image-only attention of SD3.5-medium's first blocks.
+struct DualAttention {
+    projections: Projections,
+    to_out: Linear,
+    heads: Heads,
+}
+
+impl DualAttention {
+    fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let [q, k, v] = self.projections.forward(x, None, context)?;
+        let y = {
+            let _span = tracing::trace_span!("attention").entered();
+            ops::attention(&q, &k, &v, self.heads.scaled(), None, false)?
+        };
+        Ok(self.to_out.forward(&y, context)?)
+    }
+}
+
+/// The text stream of a block after attention.
+struct TextOutput {
+    to_add_out: Linear,
+    ff_context: FeedForward,
+}
+
+/// `JointTransformerBlock` of SD3, and `FluxTransformerBlock`.
+pub(crate) struct JointBlock {
+    norm1: Linear,
+    norm1_context: Linear,
+    image: Projections,
+    text: Projections,
+    to_out: Linear,
+    dual: Option<DualAttention>,
+    ff: FeedForward,
+    text_output: Option<TextOutput>,
+    heads: Heads,
+}
+
+impl JointBlock {
+    pub(crate) fn new(config: JointConfig, scope: &Scope<'_>) -> Result<Self> {
+        let width = config.width();
+        let JointConfig { dual, context_pre_only: last, .. } = config;
+        let attn = scope.at("attn");
+        let heads = config.heads_at(&attn);
+        let output = |heads: Heads, scope: Scope<'_>| Linear::new(heads.value_width(), width, &scope);
+        let dual_attention = match dual {
+            true => {
+                let scope = scope.at("attn2");
+                let heads = config.heads_at(&scope);
+                let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &scope)?;
+                Some(DualAttention { projections, to_out: output(heads, scope.at("to_out.0"))?, heads })
+            }
+            false => None,
+        };
+        let text_output = match last {
+            true => None,
+            false => Some(TextOutput {
+                to_add_out: output(heads, attn.at("to_add_out"))?,
+                ff_context: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff_context"))?,
+            }),
+        };
+        let modulation = |count, name: &str| Linear::new(width, count * width, &scope.at(name).at("linear"));
+        Ok(Self {
+            norm1: modulation(if dual { 9 } else { 6 }, "norm1")?,
+            norm1_context: modulation(if last { 2 } else { 6 }, "norm1_context")?,
+            image: Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?,
+            text: Projections::new(config, TEXT, TEXT_NORMS, &attn)?,
+            to_out: output(heads, attn.at("to_out.0"))?,
+            dual: dual_attention,
+            ff: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff"))?,
+            text_output,
+            heads,
+        })
+    }
+
+    /// One block over both streams; `time` is SiLU of the time and text embedding, `rotation` has the angles of the image
+    /// tokens where they have any. A text stream that ends here comes back as it went in.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor,
+        text: Tensor,
+        time: &Tensor,
+        rotation: Option<&Tensor>,
+        multiplicity: Option<&Multiplicity>,
+        context: &Context<'_>,
+    ) -> Result<[Tensor; 2]> {
+        let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
+        let image = Modulation::new(&self.norm1, time, context)?;
+        let words = Modulation::new(&self.norm1_context, time, context)?;
+        // AdaLayerNormZero orders its parts shift, scale, gate; AdaLayerNormContinuous scale, shift.
+        let (scale, shift) = if self.text_output.is_some() { (1, 0) } else { (0, 1) };
+        let norm_x = image.norm(&x, 0, 1, EPS)?;
+        let norm_text = words.norm(&text, shift, scale, EPS)?;
+        let (attention, text_attention) = self.attend(norm_x, norm_text, rotation, multiplicity, context)?;
+        // The second attention reads the block's input, so it comes before the first is added.
+        let dual = match &self.dual {
+            Some(dual) => Some(dual.forward(image.norm(&x, 6, 7, EPS)?, context)?),
+            None => None,
+        };
+        let mut x = image.gated(x, 2, self.to_out.forward(&attention, context)?)?;
+        drop(attention);
+        if let Some(y) = dual {
+            x = image.gated(x, 8, y)?;
+        }
+        let y = self.ff.forward(image.norm(&x, 3, 4, EPS)?, context)?;
+        x = image.gated(x, 5, y)?;
+
+        let Some(output) = &self.text_output else { return Ok([x, text]) };
+        let text = words.gated(text, 2, output.to_add_out.forward(&text_attention, &text_context)?)?;
+        drop(text_attention);
+        let y = output.ff_context.forward(words.norm(&text, 3, 4, EPS)?, &text_context)?;
+        Ok([x, words.gated(text, 5, y)?])
+    }
+
+    /// Joint attention of both streams, which are dropped as soon as they are projected.
+    fn attend(
+        &self,
+        x: Tensor,
+        text: Tensor,
+        rotation: Option<&Tensor>,
+        multiplicity: Option<&Multiplicity>,
+        context: &Context<'_>,
+    ) -> Result<(Tensor, Tensor)> {
+        let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
+        let [q, k, v] = self.image.forward(x, rotation, context)?;
+        let [text_q, text_k, text_v] = self.text.forward(text, None, &text_context)?;
+        let _span = tracing::trace_span!("attention").entered();
+        let bias = multiplicity.map(|m| Arc::clone(&m.key_bias));
+        let streams = [[&q, &k, &v], [&text_q, &text_k, &text_v]];
+        let mut outputs = ops::joint_attention(&streams, self.heads.scaled(), bias)?.into_iter();
+        match (outputs.next(), outputs.next()) {
+            (Some(x), Some(text)) => Ok((x, text)),
+            _ => Err(Error::Request("joint attention of two streams gave fewer".into())),
+        }
+    }
+}

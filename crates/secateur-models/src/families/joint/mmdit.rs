@@ -1,0 +1,206 @@
+//! SD3Transformer2DModel: the joint-attention transformer (MMDiT) of SD3 and SD3.5.
+
+use crate::conditioning::Conditioning;
+use crate::error::{Error, Result};
+use crate::families::denoiser::{Denoiser, DenoiserConfig};
+use crate::families::joint::block::{EPS, JointBlock, JointConfig};
+use crate::files::{Options, check_heads};
+use crate::layers::{Embedder, Modulation, PatchEmbed, Sinusoids, embedder_layers, grid};
+use crate::structure::{Block, Geometry, Layer, Structure};
+use candle_core::Tensor;
+use secateur_nn::{Activation, Context, Linear, Scope, ops};
+use serde::Deserialize;
+
+/// How the timestep is told.
+const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
+
+/// Configuration of an `SD3Transformer2DModel`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MmditConfig {
+    /// Height and width of the latents it was trained for.
+    sample_size: usize,
+    /// Side of a token, in latents.
+    patch_size: usize,
+    /// Latent channels.
+    in_channels: usize,
+    num_layers: usize,
+    attention_head_dim: usize,
+    num_attention_heads: usize,
+    /// Width of the text states.
+    joint_attention_dim: usize,
+    caption_projection_dim: usize,
+    /// Width of the pooled text.
+    pooled_projection_dim: usize,
+    #[serde(default)]
+    out_channels: Option<usize>,
+    pos_embed_max_size: usize,
+    #[serde(default)]
+    dual_attention_layers: Vec<usize>,
+    #[serde(default)]
+    qk_norm: Option<String>,
+}
+
+impl MmditConfig {
+    pub(crate) fn read(mut options: Options<'_>) -> Result<Self> {
+        let config: Self = options.read()?;
+        let invalid = |problem: String| Err(options.invalid(problem));
+        if let Some(norm) = config.qk_norm.as_deref().filter(|norm| *norm != "rms_norm") {
+            return invalid(format!("qk_norm {norm:?} is not supported; \"rms_norm\" is, or null"));
+        }
+        let heads = ("num_attention_heads", config.num_attention_heads);
+        if let Err(problem) = check_heads(heads, ("attention_head_dim", config.attention_head_dim)) {
+            return invalid(problem);
+        }
+        if config.caption_projection_dim != config.width() {
+            let (caption, width) = (config.caption_projection_dim, config.width());
+            return invalid(format!("caption_projection_dim {caption} differs from heads x head size {width}"));
+        }
+        let positive = [config.patch_size, config.in_channels, config.num_layers, config.width()];
+        if positive.contains(&0) || config.sample_size < config.patch_size {
+            return invalid("sizes must be positive, and sample_size no less than patch_size".into());
+        }
+        options.finish(&[], &[])?;
+        Ok(config)
+    }
+
+    fn width(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    fn out_channels(&self) -> usize {
+        self.out_channels.unwrap_or(self.in_channels)
+    }
+
+    fn joint(&self, block: usize) -> JointConfig {
+        JointConfig {
+            heads: self.num_attention_heads,
+            head_dim: self.attention_head_dim,
+            qk_norm: self.qk_norm.is_some(),
+            rotary: false,
+            dual: self.dual_attention_layers.contains(&block),
+            // The last one's text is not read by anything.
+            context_pre_only: block + 1 == self.num_layers,
+        }
+    }
+}
+
+impl DenoiserConfig for MmditConfig {
+    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Mmdit::new(self, scope)?))
+    }
+
+    fn latent_shape(&self) -> [usize; 3] {
+        [self.in_channels, self.sample_size, self.sample_size]
+    }
+
+    fn text_width(&self) -> usize {
+        self.joint_attention_dim
+    }
+
+    fn patch(&self) -> usize {
+        self.patch_size
+    }
+
+    fn largest_side(&self) -> usize {
+        self.pos_embed_max_size * self.patch_size
+    }
+
+    fn structure(&self, geometry: &Geometry) -> Structure {
+        let width = self.width();
+        let patch = self.patch_size;
+        let size = grid(geometry.latent, patch);
+        let image = self.image_tokens(geometry.latent);
+        let text = geometry.text;
+        let embedders = Block::new("embedders", &[])
+            .with([Layer::convolution("pos_embed.proj", size, (self.in_channels, width), patch)])
+            .with(embedder_layers("time_text_embed.timestep_embedder", 1, TIME.channels, width))
+            .with(embedder_layers("time_text_embed.text_embedder", 1, self.pooled_projection_dim, width))
+            .with([Layer::linear("context_embedder", text, self.joint_attention_dim, width)]);
+        let joint = |index| self.joint(index).describe(format!("transformer_blocks.{index}"), image, text);
+        let output = Block::new("output", &[]).with([
+            Layer::linear("norm_out.linear", 1, width, 2 * width),
+            Layer::linear("proj_out", image, width, patch * patch * self.out_channels()),
+        ]);
+        let in_blocks = (0..self.num_layers).map(|index| self.joint(index).activations(image, text)).max();
+        let activations = in_blocks.unwrap_or(0) + text * self.joint_attention_dim;
+        Structure::chain(embedders, (0..self.num_layers).map(joint).collect(), output, activations)
+    }
+}
+
+/// `SD3Transformer2DModel`.
+pub struct Mmdit {
+    config: MmditConfig,
+    patches: PatchEmbed,
+    pos_embed: Tensor,
+    timestep_embedder: Embedder,
+    text_embedder: Embedder,
+    context_embedder: Linear,
+    transformer_blocks: Vec<JointBlock>,
+    norm_out: Linear,
+    proj_out: Linear,
+}
+
+impl Mmdit {
+    /// Builds the model.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn new(config: &MmditConfig, scope: &Scope<'_>) -> Result<Self> {
+        let (width, patch) = (config.width(), config.patch_size);
+        let positions = config.pos_embed_max_size;
+        let pos_embed = scope.at("pos_embed");
+        let embedders = scope.at("time_text_embed");
+        let block = |i| JointBlock::new(config.joint(i), &scope.at(format!("transformer_blocks.{i}")));
+        Ok(Self {
+            patches: PatchEmbed::new((config.in_channels, width), patch, &pos_embed)?,
+            pos_embed: pos_embed.constant("pos_embed", (1, positions * positions, width))?,
+            timestep_embedder: Embedder::new(TIME.channels, width, &embedders.at("timestep_embedder"))?,
+            text_embedder: Embedder::new(config.pooled_projection_dim, width, &embedders.at("text_embedder"))?,
+            context_embedder: Linear::new(config.joint_attention_dim, width, &scope.at("context_embedder"))?,
+            transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
+            norm_out: Linear::new(width, 2 * width, &scope.at("norm_out.linear"))?,
+            proj_out: Linear::new(width, patch * patch * config.out_channels(), &scope.at("proj_out"))?,
+            config: config.clone(),
+        })
+    }
+
+    /// The middle `height` x `width` of the square table of positions: 1 x tokens x channels.
+    fn positions(&self, (height, width): (usize, usize)) -> Result<Tensor> {
+        let side = self.config.pos_embed_max_size;
+        if height > side || width > side {
+            let problem = format!("{height} x {width} tokens, and the model has positions for {side} x {side}");
+            return Err(Error::Request(problem));
+        }
+        let channels = self.pos_embed.dim(2)?;
+        let table = self.pos_embed.reshape((side, side, channels))?;
+        let table = table.narrow(0, (side - height) / 2, height)?.narrow(1, (side - width) / 2, width)?;
+        Ok(table.reshape((1, height * width, channels))?)
+    }
+}
+
+impl Denoiser for Mmdit {
+    fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
+        let (mut x, grid) = self.patches.forward(latents)?;
+        x = x.broadcast_add(&self.positions(grid)?)?;
+        let time = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
+        let time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
+        let time = ops::activation(Activation::Silu, &time)?;
+        let multiplicity = conditioning.multiplicity(x.dim(1)?)?;
+        let text_context = Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
+        let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
+        for (index, block) in self.transformer_blocks.iter().enumerate() {
+            [x, text] = context.gated_array(format_args!("transformer_blocks.{index}"), [x, text], |[x, text]| {
+                block.forward(x, text, &time, None, multiplicity.as_ref(), context)
+            })?;
+        }
+        let output = Modulation::new(&self.norm_out, &time, context)?;
+        let x = self.proj_out.forward(&output.norm(&x, 1, 0, EPS)?, context)?;
+        self.patches.unpatchify(&x, grid)
+    }
+}

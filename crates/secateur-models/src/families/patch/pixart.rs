@@ -1,0 +1,329 @@
+//! PixArtTransformer2DModel: the transformer of PixArt-alpha and PixArt-sigma, told a text.
+
+use crate::conditioning::{Conditioning, Multiplicity};
+use crate::error::{Error, Result};
+use crate::families::denoiser::{Denoiser, DenoiserConfig};
+use crate::files::{Options, options};
+use crate::layers::{
+    Attention, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions, Sinusoids, embedder_layers,
+};
+use crate::structure::{Block, Geometry, Layer, Structure};
+use candle_core::{DType, Tensor};
+use secateur_nn::{Activation, Context, Linear, Scope, ops};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Of the last norm, whatever the configuration says.
+const EPS: f32 = 1e-6;
+/// How the timestep, the sides of the image and their ratio are told.
+const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
+
+/// Configuration of a `PixArtTransformer2DModel`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PixartConfig {
+    #[serde(skip)]
+    transformer: PatchTransformer,
+    cross_attention_dim: Option<usize>,
+    /// Width of the text states where they are projected first.
+    caption_channels: Option<usize>,
+    use_additional_conditions: Option<bool>,
+    interpolation_scale: Option<f64>,
+    #[serde(default = "norm_eps")]
+    norm_eps: f32,
+}
+
+fn norm_eps() -> f32 {
+    1e-6
+}
+
+/// Options of which only this value is supported; it is also what they are where they are absent.
+fn supported() -> [(&'static str, Value); 6] {
+    [
+        ("attention_type", json!("default")),
+        ("double_self_attention", json!(false)),
+        ("norm_elementwise_affine", json!(false)),
+        ("norm_type", json!("ada_norm_single")),
+        ("num_vector_embeds", Value::Null),
+        ("only_cross_attention", json!(false)),
+    ]
+}
+
+/// Options that change nothing here: those of training, of other norms, and numbers are of f32 anyway.
+const UNREAD: [&str; 4] = ["dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention"];
+
+impl PixartConfig {
+    pub(crate) fn read(mut options: Options<'_>) -> Result<Self> {
+        let config = Self { transformer: options.read()?, ..options.read()? };
+        config.check().map_err(|problem| options.invalid(problem))?;
+        options.finish(&supported(), &UNREAD)?;
+        Ok(config)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        self.transformer.check()?;
+        options::check_eps("norm_eps", self.norm_eps.into())?;
+        let width = self.transformer.width();
+        match (self.cross_attention_dim, self.caption_channels) {
+            (None, _) => return Err("cross_attention_dim null is not supported".into()),
+            (Some(0), _) | (_, Some(0)) => return Err("cross_attention_dim and caption_channels must not be 0".into()),
+            (Some(text), Some(_)) if text != width => {
+                return Err(format!("cross_attention_dim {text} differs from heads x head size {width}"));
+            }
+            _ => {}
+        }
+        if self.sized() && !width.is_multiple_of(3) {
+            let needed = "a multiple of 3, which use_additional_conditions needs";
+            return Err(format!("heads x head size {width} is not {needed}"));
+        }
+        let scale = self.interpolation_scale();
+        if !(scale > 0.0 && scale.is_finite()) {
+            return Err(format!("interpolation_scale {scale} is not a positive number"));
+        }
+        Ok(())
+    }
+
+    /// Whether it is told the size of the image.
+    fn sized(&self) -> bool {
+        self.use_additional_conditions.unwrap_or(self.transformer.sample_size == 128)
+    }
+
+    fn interpolation_scale(&self) -> f64 {
+        self.interpolation_scale.unwrap_or_else(|| (self.transformer.sample_size / 64).max(1) as f64)
+    }
+
+    /// Width of the text that the blocks read.
+    fn text(&self) -> usize {
+        self.cross_attention_dim.unwrap_or_else(|| self.transformer.width())
+    }
+
+    fn embedders(&self, geometry: &Geometry) -> Block {
+        let width = self.transformer.width();
+        let mut block = Block::new("embedders", &[])
+            .with([self.transformer.pos_embed_layer(geometry.latent)])
+            .with(embedder_layers("adaln_single.emb.timestep_embedder", 1, TIME.channels, width));
+        if self.sized() {
+            block = block
+                .with(embedder_layers("adaln_single.emb.resolution_embedder", 2, TIME.channels, width / 3))
+                .with(embedder_layers("adaln_single.emb.aspect_ratio_embedder", 1, TIME.channels, width / 3));
+        }
+        block = block.with([Layer::linear("adaln_single.linear", 1, width, 6 * width)]);
+        match self.caption_channels {
+            Some(channels) => block.with(embedder_layers("caption_projection", geometry.text, channels, width)),
+            None => block,
+        }
+    }
+
+    fn describe(&self, index: usize, tokens: usize, text: usize) -> Block {
+        let width = self.transformer.width();
+        let heads = (self.transformer.num_attention_heads, width);
+        let name = format!("transformer_blocks.{index}");
+        // All blocks read the same text.
+        let first_of_text = "transformer_blocks.0.attn2.to_k".into();
+        let mut block = Block::new(&name, &[]);
+        block.attention(&format!("{name}.attn1"), tokens, (tokens, width), heads, None);
+        block.attention(&format!("{name}.attn2"), tokens, (text, self.text()), heads, Some(&first_of_text));
+        block.feed_forward(&format!("{name}.ff"), tokens, width, self.transformer.gate);
+        block
+    }
+}
+
+impl DenoiserConfig for PixartConfig {
+    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Pixart::new(self, scope)?))
+    }
+
+    fn latent_shape(&self) -> [usize; 3] {
+        self.transformer.latent_shape()
+    }
+
+    fn text_width(&self) -> usize {
+        self.caption_channels.unwrap_or_else(|| self.text())
+    }
+
+    fn patch(&self) -> usize {
+        self.transformer.patch_size
+    }
+
+    fn structure(&self, geometry: &Geometry) -> Structure {
+        let width = self.transformer.width();
+        let (tokens, text) = (self.image_tokens(geometry.latent), geometry.text);
+        let blocks = (0..self.transformer.num_layers).map(|index| self.describe(index, tokens, text)).collect();
+        let proj_out = Layer::linear("proj_out", tokens, width, self.transformer.outputs());
+        let output = Block::new("output", &[]).with([proj_out]);
+        // Tokens, query and result, beside key and value of the text.
+        let of_text = (3 * tokens + 2 * text) * width;
+        let block = self.transformer.activations(tokens).max(of_text);
+        // The text, the embedding, the modulation that all blocks share and that of one.
+        let activations = block + text * self.text() + (1 + 6 + 6) * width;
+        Structure::chain(self.embedders(geometry), blocks, output, activations)
+    }
+}
+
+/// `BasicTransformerBlock` with `ada_norm_single`.
+struct PixartBlock {
+    scale_shift_table: Tensor,
+    attn1: Attention,
+    attn2: Attention,
+    ff: FeedForward,
+    norm_eps: f32,
+}
+
+impl PixartBlock {
+    fn new(config: &PixartConfig, scope: &Scope<'_>) -> Result<Self> {
+        let transformer = &config.transformer;
+        let (width, heads, bias) = (transformer.width(), transformer.num_attention_heads, transformer.attention_bias);
+        Ok(Self {
+            scale_shift_table: scope.get("scale_shift_table", (6, width))?,
+            attn1: Attention::new(width, width, heads, bias, &scope.at("attn1"))?,
+            attn2: Attention::new(width, config.text(), heads, bias, &scope.at("attn2"))?,
+            ff: FeedForward::new(width, transformer.gate, &scope.at("ff"))?,
+            norm_eps: config.norm_eps,
+        })
+    }
+
+    /// `modulation`: of all blocks.
+    fn forward(
+        &self,
+        mut x: Tensor,
+        text: &Tensor,
+        modulation: &Modulation,
+        multiplicity: Option<&Multiplicity>,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
+        let modulation = Modulation::of_table(&self.scale_shift_table, modulation)?;
+        x = {
+            let y = modulation.norm(&x, 0, 1, self.norm_eps)?;
+            let y = self.attn1.forward(&y, &y, None, context)?;
+            modulation.gated(x, 2, y)?
+        };
+        x = (&x + self.attn2.forward(&x, text, multiplicity, context)?)?;
+        let y = self.ff.forward(modulation.norm(&x, 3, 4, self.norm_eps)?, context)?;
+        modulation.gated(x, 5, y)
+    }
+}
+
+/// `AdaLayerNormSingle`: the time, and the size where it is told, for all blocks.
+struct AdaLayerNormSingle {
+    timestep_embedder: Embedder,
+    size: Option<SizeEmbedders>,
+    linear: Linear,
+}
+
+/// Two thirds of the embedding's width tell the sides, one their ratio.
+struct SizeEmbedders {
+    resolution_embedder: Embedder,
+    aspect_ratio_embedder: Embedder,
+}
+
+impl AdaLayerNormSingle {
+    fn new(config: &PixartConfig, scope: &Scope<'_>) -> Result<Self> {
+        let width = config.transformer.width();
+        let embedder = |name: &str, width| Embedder::new(TIME.channels, width, &scope.at("emb").at(name));
+        let size = match config.sized() {
+            true => Some(SizeEmbedders {
+                resolution_embedder: embedder("resolution_embedder", width / 3)?,
+                aspect_ratio_embedder: embedder("aspect_ratio_embedder", width / 3)?,
+            }),
+            false => None,
+        };
+        Ok(Self {
+            timestep_embedder: embedder("timestep_embedder", width)?,
+            size,
+            linear: Linear::new(width, 6 * width, &scope.at("linear"))?,
+        })
+    }
+
+    /// The embedding (samples x width) and the modulation that it gives.
+    fn forward(
+        &self,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+        context: &Context<'_>,
+    ) -> Result<(Tensor, Modulation)> {
+        let mut embedding = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
+        if let Some(size) = &self.size {
+            embedding = (embedding + size.forward(conditioning.resolution()?, context)?)?;
+        }
+        let activated = ops::activation(Activation::Silu, &embedding)?;
+        let modulation = Modulation::new(&self.linear, &activated, context)?;
+        Ok((embedding, modulation))
+    }
+}
+
+impl SizeEmbedders {
+    /// `resolution`: height and width, samples x 2.
+    fn forward(&self, resolution: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let sides = resolution.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let ratios: Vec<f32> = sides.chunks_exact(2).map(|sides| sides[0] / sides[1]).collect();
+        let samples = resolution.dim(0)?;
+        let resolution = self.resolution_embedder.forward(&TIME.of(&sides)?, context)?.reshape((samples, ()))?;
+        let ratio = self.aspect_ratio_embedder.forward(&TIME.of(&ratios)?, context)?;
+        Ok(Tensor::cat(&[resolution, ratio], 1)?)
+    }
+}
+
+/// `PixArtTransformer2DModel`.
+pub struct Pixart {
+    pos_embed: PatchEmbed,
+    positions: Positions,
+    adaln_single: AdaLayerNormSingle,
+    caption_projection: Option<Embedder>,
+    transformer_blocks: Vec<PixartBlock>,
+    scale_shift_table: Tensor,
+    proj_out: Linear,
+}
+
+impl Pixart {
+    /// Builds the model.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn new(config: &PixartConfig, scope: &Scope<'_>) -> Result<Self> {
+        let transformer = &config.transformer;
+        let width = transformer.width();
+        let caption = |channels| Embedder::of_text(channels, width, &scope.at("caption_projection"));
+        // A caption for none, which the original code trains with.
+        scope.at("caption_projection").ignore("y_embedding");
+        let block = |i| PixartBlock::new(config, &scope.at(format!("transformer_blocks.{i}")));
+        Ok(Self {
+            pos_embed: transformer.pos_embed(scope)?,
+            positions: transformer.positions(config.interpolation_scale()),
+            adaln_single: AdaLayerNormSingle::new(config, &scope.at("adaln_single"))?,
+            caption_projection: config.caption_channels.map(caption).transpose()?,
+            transformer_blocks: (0..transformer.num_layers).map(block).collect::<Result<_>>()?,
+            scale_shift_table: scope.get("scale_shift_table", (2, width))?,
+            proj_out: Linear::new(width, transformer.outputs(), &scope.at("proj_out"))?,
+        })
+    }
+}
+
+impl Denoiser for Pixart {
+    fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
+        let (mut x, grid) = self.pos_embed.forward(latents)?;
+        x = x.broadcast_add(&self.positions.of(grid)?)?;
+        let (embedding, modulation) = self.adaln_single.forward(timesteps, conditioning, context)?;
+        let multiplicity = conditioning.multiplicity(0)?;
+        let text = conditioning.text()?;
+        let text = match &self.caption_projection {
+            Some(projection) => {
+                let of_text = Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
+                projection.forward(text, &of_text)?
+            }
+            None => text.clone(),
+        };
+        for (index, block) in self.transformer_blocks.iter().enumerate() {
+            [x] = context.gated_array(format_args!("transformer_blocks.{index}"), [x], |[x]| {
+                Ok::<_, Error>([block.forward(x, &text, &modulation, multiplicity.as_ref(), context)?])
+            })?;
+        }
+        let output = Modulation::of_table(&self.scale_shift_table, &Modulation::of_part(&embedding)?)?;
+        let x = self.proj_out.forward(&output.norm(&x, 0, 1, EPS)?, context)?;
+        self.pos_embed.unpatchify(&x, grid)
+    }
+}

@@ -1,0 +1,428 @@
+//! The safetensors files of one component: found, checked, read tensor by tensor.
+
+use crate::error::{Error, Result, shown};
+use crate::files::read::{Limit, Unique, lfs_pointer, open, read_json};
+use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
+use safetensors::tensor::{self, Metadata};
+use secateur_nn::{Fit, Parameters, Scope};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Headers above this are refused.
+const LARGEST_HEADER: u64 = 32 << 20;
+/// No file has more tensors.
+const MOST_TENSORS: usize = 1 << 17;
+/// No tensor has more dimensions.
+const MOST_DIMENSIONS: usize = 16;
+
+/// The name of diffusers' weight files without their ending.
+pub(crate) const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
+/// The same of transformers'.
+pub(crate) const TRANSFORMERS_STEM: &str = "model";
+
+/// Where a tensor is, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Type of the elements in the file.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// First byte, from the start of the file.
+    offset: u64,
+    /// Bytes.
+    length: usize,
+}
+
+impl TensorInfo {
+    /// First byte and length in the file.
+    pub(crate) fn position(&self) -> (u64, u64) {
+        (self.offset, self.length as u64)
+    }
+
+    /// Bytes of an element in the file.
+    #[must_use]
+    pub fn bytes_each(&self) -> usize {
+        self.dtype.bitsize() / 8
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// One safetensors file: its header, checked against the file's size.
+#[derive(Clone, Debug)]
+pub(crate) struct TensorFile {
+    pub(crate) path: PathBuf,
+    pub(crate) tensors: BTreeMap<String, TensorInfo>,
+    /// Bytes before the data.
+    pub(crate) header_bytes: u64,
+    /// What its header says beside the tensors.
+    pub(crate) metadata: Option<HashMap<String, String>>,
+    pub(crate) bytes: u64,
+}
+
+/// A header as it is in the file, each name in it once.
+#[derive(Default)]
+struct Header {
+    metadata: Option<HashMap<String, String>>,
+    tensors: Vec<(String, tensor::TensorInfo)>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+                let (mut header, mut names) = (Header::default(), HashSet::new());
+                while let Some(name) = map.next_key::<String>()? {
+                    if names.len() > MOST_TENSORS {
+                        return Err(A::Error::custom(format!("more than {MOST_TENSORS} tensors")));
+                    }
+                    let named = |error| A::Error::custom(format!("{name}: {error}"));
+                    if name == "__metadata__" {
+                        let entries: Option<Unique<String>> = map.next_value().map_err(named)?;
+                        header.metadata = entries.map(|Unique(entries)| entries.into_iter().collect());
+                    } else {
+                        let info = map.next_value().map_err(named)?;
+                        header.tensors.push((name.clone(), info));
+                    }
+                    if let Some(name) = names.replace(name) {
+                        return Err(A::Error::custom(format!("{name} stands there twice")));
+                    }
+                }
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+impl Header {
+    /// The header with tensors in the order of the file, whose shapes and places fit each other.
+    fn checked(mut self) -> std::result::Result<Metadata, String> {
+        for (name, info) in &self.tensors {
+            let elements = info.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
+            if elements.is_none() || info.shape.len() > MOST_DIMENSIONS {
+                let dimensions = info.shape.len();
+                return Err(format!("the shape of {name}, of {dimensions} dimensions, is larger than any tensor's"));
+            }
+        }
+        self.tensors.sort_by_key(|(_, info)| info.data_offsets);
+        Metadata::new(self.metadata, self.tensors).map_err(|error| error.to_string())
+    }
+}
+
+impl TensorFile {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let mut file = open(path)?;
+        let bytes = file.metadata().map_err(Error::io(path))?.len();
+        let mut first = [0u8; 8];
+        if bytes < 8 {
+            return Err(Error::invalid(path, format!("only {bytes} bytes: not a safetensors file, or cut short")));
+        }
+        file.read_exact(&mut first).map_err(Error::io(path))?;
+        if first == *b"version " {
+            let mut start = first.to_vec();
+            Read::by_ref(&mut file).take(64).read_to_end(&mut start).map_err(Error::io(path))?;
+            if let Some(problem) = lfs_pointer(&start) {
+                return Err(Error::invalid(path, problem));
+            }
+        }
+        // A safetensors file begins with the length of its header, whose first byte may be any.
+        if first.starts_with(b"PK\x03\x04") || (first[0] == 0x80 && first[4..] != [0; 4]) {
+            let problem = "this is a pickle, which can run code when opened: convert it to safetensors first";
+            return Err(Error::invalid(path, problem));
+        }
+        if first.starts_with(b"GGUF") {
+            return Err(Error::invalid(path, "this is GGUF, whose weights are quantised: safetensors are read"));
+        }
+        let length = u64::from_le_bytes(first);
+        if length > LARGEST_HEADER {
+            return Err(Error::invalid(path, format!("a header of {length} bytes: not a safetensors file")));
+        }
+        if length > bytes - 8 {
+            return Err(Error::invalid(path, format!("cut short: {bytes} bytes, and a header of {length} promised")));
+        }
+        let mut header = vec![0u8; length as usize];
+        file.read_exact(&mut header).map_err(Error::io(path))?;
+        let header: Header =
+            serde_json::from_slice(&header).map_err(|error| Error::invalid(path, format!("bad header: {error}")))?;
+        let header = header.checked().map_err(|problem| Error::invalid(path, format!("bad header: {problem}")))?;
+        let header_bytes = 8 + length;
+        let Some(promised) = header_bytes.checked_add(header.data_len() as u64) else {
+            return Err(Error::invalid(path, "cut short: its header promises more than any file can hold"));
+        };
+        if promised != bytes {
+            let state = if promised > bytes { "cut short" } else { "oversized" };
+            return Err(Error::invalid(path, format!("{state}: {bytes} bytes, its header promises {promised}")));
+        }
+        let info = |info: &safetensors::tensor::TensorInfo| TensorInfo {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            offset: header_bytes + info.data_offsets.0 as u64,
+            length: info.data_offsets.1 - info.data_offsets.0,
+        };
+        let tensors = header.tensors().into_iter().map(|(name, i)| (name, info(i))).collect();
+        let metadata = header.metadata().clone();
+        Ok(Self { path: path.to_owned(), tensors, header_bytes, metadata, bytes })
+    }
+
+    /// The bytes of a tensor as they are in the file.
+    pub(crate) fn raw(&self, info: &TensorInfo) -> Result<Vec<u8>> {
+        self.raw_part(info, 0..info.length)
+    }
+
+    /// Those of a tensor's bytes.
+    pub(crate) fn raw_part(&self, info: &TensorInfo, part: Range<usize>) -> Result<Vec<u8>> {
+        let mut file = open(&self.path)?;
+        file.seek(SeekFrom::Start(info.offset + part.start as u64)).map_err(Error::io(&self.path))?;
+        let mut data = vec![0u8; part.len()];
+        file.read_exact(&mut data).map_err(Error::io(&self.path))?;
+        Ok(data)
+    }
+
+    /// The type of a tensor of weights.
+    pub(crate) fn weight_type(&self, name: &str, info: &TensorInfo) -> Result<DType> {
+        match info.dtype {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::BF16),
+            other => {
+                let problem = format!("tensor {name} is {other:?}; weights of F32, F16 and BF16 are supported");
+                Err(Error::invalid(&self.path, problem))
+            }
+        }
+    }
+
+    /// A tensor in `f32`; integers keep their type.
+    fn read(&self, name: &str, info: &TensorInfo) -> Result<Tensor> {
+        let dtype = match info.dtype {
+            Dtype::I64 => DType::I64,
+            _ => self.weight_type(name, info)?,
+        };
+        let data = self.raw(info)?;
+        let tensor = Tensor::from_raw_buffer(&data, dtype, &info.shape, &Device::Cpu)?;
+        if dtype == DType::I64 {
+            return Ok(tensor);
+        }
+        let tensor = tensor.to_dtype(DType::F32)?;
+        if !is_finite(&tensor)? {
+            let problem = format!("tensor {name} holds NaN or infinite values: the checkpoint is damaged");
+            return Err(Error::invalid(&self.path, problem));
+        }
+        Ok(tensor)
+    }
+}
+
+/// Whether every element is a number.
+pub(crate) fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
+    // x * 0 is 0 for every finite x and NaN otherwise.
+    let sum = tensor.flatten_all()?.affine(0.0, 0.0)?.sum_all()?.to_scalar::<f32>()?;
+    Ok(sum == 0.0)
+}
+
+/// The weight files of one component.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    /// The index of a sharded checkpoint.
+    pub(crate) index: Option<PathBuf>,
+    pub(crate) files: Vec<TensorFile>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: Unique<String>,
+}
+
+impl Checkpoint {
+    /// Finds and checks the files of a component, without reading weights: `stem` is `diffusion_pytorch_model` or
+    /// `model`; `variant` the part of the file name between it and the ending (`fp16`). Where there is no such variant,
+    /// or none is asked for, the plain files are taken, or else those of the only variant there is.
+    ///
+    /// # Errors
+    /// If there are no such files, more than one variant to choose from, or files that are damaged.
+    pub fn open(folder: &Path, stem: &str, variant: Option<&str>) -> Result<Self> {
+        let variants = variants(folder, stem)?;
+        let chosen = match variant {
+            Some(variant) if variants.contains(variant) => variant.to_owned(),
+            // Not every component of a folder has every variant.
+            _ if variants.contains("") => String::new(),
+            None if variants.len() == 1 => variants.into_iter().next().unwrap_or_default(),
+            _ => {
+                let found: Vec<_> = variants.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
+                let wanted = variant.map_or_else(String::new, |v| format!(" of variant {v:?}"));
+                let problem = if found.is_empty() {
+                    format!("no {stem}.safetensors here (pickles such as .bin are not read)")
+                } else {
+                    format!("no single {stem}.safetensors{wanted} here; variants found: {}", found.join(", "))
+                };
+                return Err(Error::invalid(folder, problem));
+            }
+        };
+        let dotted = if chosen.is_empty() { String::new() } else { format!(".{chosen}") };
+        let single = folder.join(format!("{stem}{dotted}.safetensors"));
+        // The second is how diffusers called it at first.
+        let indices =
+            [format!("{stem}.safetensors.index{dotted}.json"), format!("{stem}.safetensors{dotted}.index.json")];
+        let index = indices.map(|name| folder.join(name)).into_iter().find(|index| index.is_file());
+        // Where both are there, transformers reads the single file, and diffusers the shards.
+        let Some(index) = index.filter(|_| stem != TRANSFORMERS_STEM || !single.is_file()) else {
+            let files = vec![TensorFile::open(&single)?];
+            return Ok(Self { folder: folder.to_owned(), index: None, files });
+        };
+        let Unique(map) = read_json::<Index>(&index, Limit::Config)?.weight_map;
+        let mut names: Vec<&String> = map.iter().map(|(_, name)| name).collect();
+        names.sort();
+        names.dedup();
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            if Path::new(name).components().count() != 1 || name.contains("..") || name.contains('\\') {
+                return Err(Error::invalid(&index, format!("points outside its folder: {name}")));
+            }
+            files.push(TensorFile::open(&folder.join(name))?);
+        }
+        let mut holders: HashMap<&str, &Path> = HashMap::new();
+        for file in &files {
+            for tensor in file.tensors.keys() {
+                if let Some(other) = holders.insert(tensor, &file.path) {
+                    let problem = format!("holds {tensor}, and so does {}", shown(other));
+                    return Err(Error::invalid(&file.path, problem));
+                }
+            }
+        }
+        for (tensor, name) in &map {
+            let shard = files.iter().find(|file| file.path.ends_with(name));
+            if !shard.is_some_and(|file| file.tensors.contains_key(tensor)) {
+                return Err(Error::invalid(&index, format!("lists {tensor} in {name}, which does not hold it")));
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), index: Some(index), files })
+    }
+
+    /// The component's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Name and whereabouts of every tensor.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.files.iter().flat_map(|file| file.tensors.iter().map(|(name, info)| (name.as_str(), info)))
+    }
+
+    /// The tensor of that name.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.files.iter().find_map(|file| file.tensors.get(name))
+    }
+
+    /// The weight files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// Bytes of all files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Parameters of the shapes in the files, without their values.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn placeholders(&self) -> Result<Parameters> {
+        let shapes = self.tensors().map(|(name, info)| (name.to_owned(), info.shape.clone()));
+        Ok(Parameters::placeholders(self.folder.display().to_string(), shapes)?)
+    }
+
+    /// Reads one tensor as `f32`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or holds values that are not finite.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        for file in &self.files {
+            if let Some(info) = file.tensors.get(name) {
+                return file.read(name, info);
+            }
+        }
+        Err(Error::invalid(&self.folder, format!("no tensor {name}")))
+    }
+
+    /// How the model that `construct` makes fits the files.
+    ///
+    /// # Errors
+    /// If something is missing or of another shape.
+    pub(crate) fn fit<T>(&self, construct: impl Fn(&Scope<'_>) -> Result<T>) -> Result<Fit> {
+        self.placeholders()?.fit(|scope| construct(&scope))
+    }
+
+    /// The model that `construct` makes of the weights. Others than it asks for are not read.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::fit`] and [`Checkpoint::load`].
+    pub(crate) fn build<T>(&self, construct: impl Fn(&Scope<'_>) -> Result<T>) -> Result<T> {
+        let Fit { wanted, .. } = self.fit(&construct)?;
+        self.load_where(|name| wanted.contains_key(name))?.build(|scope| construct(&scope))
+    }
+
+    /// Reads all weights, as `f32`.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read, is of a type that is not supported, or holds values that are not finite.
+    pub fn load(&self) -> Result<Parameters> {
+        self.load_where(|_| true)
+    }
+
+    /// Reads the weights of some names.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`].
+    pub(crate) fn load_where(&self, wanted: impl Fn(&str) -> bool) -> Result<Parameters> {
+        let mut tensors = BTreeMap::new();
+        for file in &self.files {
+            for (name, info) in file.tensors.iter().filter(|(name, _)| wanted(name)) {
+                tensors.insert(name.clone(), file.read(name, info)?);
+            }
+        }
+        Ok(Parameters::new(self.folder.display().to_string(), tensors))
+    }
+}
+
+/// The variants of a component's weights, "" for none.
+pub(crate) fn variants(folder: &Path, stem: &str) -> Result<std::collections::BTreeSet<String>> {
+    let mut found = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let name = entry.map_err(Error::io(folder))?.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(stem)) else { continue };
+        let variant = if let Some(rest) = rest.strip_prefix(".safetensors.index") {
+            rest.strip_suffix(".json")
+        } else if let Some(rest) = rest.strip_prefix(".safetensors") {
+            rest.strip_suffix(".index.json").or(rest.is_empty().then_some(rest))
+        } else {
+            rest.strip_suffix(".safetensors").filter(|rest| !rest.contains("-of-"))
+        };
+        match variant.map(|variant| (variant, variant.strip_prefix('.'))) {
+            Some(("", _)) => found.insert(String::new()),
+            Some((_, Some(variant))) => found.insert(variant.to_owned()),
+            _ => false,
+        };
+    }
+    Ok(found)
+}

@@ -1,0 +1,60 @@
+//! What a model takes in memory.
+
+use crate::classes::{Component, Sampling, VAE};
+use crate::files::Checkpoint;
+use crate::folder::model_folder::ModelFolder;
+use crate::structure::{Memory, Operation};
+
+impl ModelFolder {
+    /// What a call takes for `samples` samples.
+    #[must_use]
+    pub fn memory(&self, sampling: &Sampling, samples: usize) -> Memory {
+        let parameters = self.checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
+        self.computed_structure(sampling).memory(parameters, samples)
+    }
+
+    /// What the text encoders take as long as the pipeline is open. Those without files count as nothing; activations are
+    /// not counted, as the denoiser's or the encoders' own weights are more.
+    #[must_use]
+    pub fn text_encoder_memory(&self) -> Memory {
+        let is_encoder = |c: &&Component| c.has_weights() && ![self.class.denoiser, VAE.name].contains(&c.name);
+        let mut memory = Memory::default();
+        for checkpoint in self.class.components.iter().filter(is_encoder).filter_map(|c| self.component(c)) {
+            for (name, info) in checkpoint.tensors() {
+                let bytes = (size_of::<f32>() * info.elements()) as u64;
+                memory.weights += bytes;
+                let is_table = ["embed", "shared"].iter().any(|part| name.contains(part));
+                if info.shape.len() > 1 && !is_table {
+                    memory.packed_weights += bytes;
+                }
+            }
+        }
+        memory
+    }
+
+    /// What the autoencoder takes, which decodes one picture at a time; nothing where there is none.
+    #[must_use]
+    pub fn autoencoder_memory(&self, sampling: &Sampling) -> Memory {
+        let Some(config) = &self.vae else { return Memory::default() };
+        let elements = |c: Checkpoint| c.tensors().map(|(_, info)| info.elements()).sum::<usize>();
+        let decoder = config.decoder(sampling.latent);
+        let bytes = size_of::<f32>() as u64;
+        Memory {
+            weights: bytes * self.component(&VAE).map_or(0, elements) as u64,
+            packed_weights: bytes * decoder.iter().map(Operation::weights).sum::<u64>(),
+            activations: decoder.iter().map(Operation::alive_bytes).max().unwrap_or(0),
+        }
+    }
+
+    /// Bytes that decoding one picture keeps for gradients.
+    #[must_use]
+    pub fn decoder_graph_bytes(&self, sampling: &Sampling) -> u64 {
+        let decoder = self.vae.iter().flat_map(|config| config.decoder(sampling.latent));
+        decoder.map(|operation| operation.graph_bytes()).sum()
+    }
+
+    /// The weight files of a component, where it has any.
+    fn component(&self, component: &Component) -> Option<Checkpoint> {
+        Checkpoint::open(&self.components.path.join(component.name), component.stem(), self.variant()).ok()
+    }
+}

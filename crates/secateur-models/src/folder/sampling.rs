@@ -1,0 +1,155 @@
+//! How a model is sampled: its sampler, its schedule, and whether it can be.
+
+use crate::classes::{Generation, INDEX, SCHEDULER, Sampling, Subject};
+use crate::error::{Error, Result};
+use crate::files::tree;
+use crate::folder::index::SCHEDULER_CONFIG;
+use crate::folder::model_folder::ModelFolder;
+use crate::reuse::ReuseSchedule;
+use crate::samplers::{Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
+use crate::structure::UnitKind;
+use std::sync::Arc;
+
+impl ModelFolder {
+    /// How it wants to be sampled: at the size it was trained for, by [`ModelFolder::sampler`] or, where that is not
+    /// supported, another one, with seed 0 and eight images at a time.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        let Generation { steps, guidance, max_sequence_length } = self.manifest.generation(self.class.generation);
+        let [_, height, width] = self.components.denoiser.latent_shape();
+        Sampling {
+            steps,
+            latent: (height, width),
+            guidance,
+            max_sequence_length,
+            negative_prompt: String::new(),
+            sampler: self.sampler().unwrap_or_else(|_| self.stand_in()),
+            seed: 0,
+            batch: 8,
+            reuse: None,
+        }
+    }
+
+    /// What it does not compute at every step of that run, if it was made to skip. For a sampler or a number of steps that this
+    /// was not learned for it is an error, or with `adapt` [`ReuseSchedule::adapted`].
+    ///
+    /// # Errors
+    /// If the file cannot be read or does not fit.
+    pub fn reuse(&self, sampling: &Sampling, adapt: bool) -> Result<Option<Arc<ReuseSchedule>>> {
+        let Some(file) = &self.manifest.reuse else { return Ok(None) };
+        let reuse = ReuseSchedule::open(&tree::inside(&self.components.path, file)?, &self.structure(sampling))?;
+        let calls = self.schedule(sampling.latent, sampling)?.calls().len();
+        let found = reuse.check(sampling.sampler, sampling.steps, calls);
+        let fits = found.is_ok();
+        let reuse = match adapt && !fits {
+            true => reuse.adapted(sampling.sampler, sampling.steps, calls),
+            false => found.map(|()| reuse)?,
+        };
+        Ok(Some(Arc::new(reuse)))
+    }
+
+    /// The sampler that `secateur.json` names, or else the one of `model_index.json`.
+    ///
+    /// # Errors
+    /// If that is not supported.
+    pub fn sampler(&self) -> Result<Sampler> {
+        let found = self.components.class_of(SCHEDULER.name).unwrap_or_default();
+        let sampler = self.manifest.sampler().or_else(|| Sampler::of_class(found));
+        sampler.ok_or_else(|| {
+            let known = Sampler::known(self.is_of_flow()).join(", ");
+            let problem = format!("scheduler {found} is not supported; the samplers {known} are, and can be asked for");
+            Error::invalid(self.components.path.join(INDEX), problem)
+        })
+    }
+
+    /// A sampler that goes with a model of one that is not supported.
+    fn stand_in(&self) -> Sampler {
+        match self.is_of_flow() {
+            true => Sampler::FlowMatchEuler,
+            false => Sampler::Ddim,
+        }
+    }
+
+    /// Whether its own sampler follows the velocity of a flow.
+    fn is_of_flow(&self) -> bool {
+        self.components.class_of(SCHEDULER.name).is_some_and(|class| class.starts_with("FlowMatch"))
+    }
+
+    /// The sampler asked for, with the configuration of its own.
+    ///
+    /// # Errors
+    /// See [`scheduler_config`].
+    pub fn scheduler(&self, asked: Sampler) -> Result<Arc<dyn SchedulerConfig>> {
+        if asked.is_of_flow() != self.is_of_flow() {
+            let class = self.components.class_of(SCHEDULER.name).unwrap_or_default();
+            let own = Sampler::of_class(class).map_or_else(|| class.to_owned(), |own| own.to_string());
+            return Err(Error::Request(format!("sampler {asked} does not go with a model that is sampled by {own}")));
+        }
+        scheduler_config(&self.components.path.join(SCHEDULER_CONFIG), asked, self.class.scheduler_options)
+    }
+
+    /// A run of its sampler, or of the one asked for, for latents of `size` (height, width).
+    ///
+    /// # Errors
+    /// See [`ModelFolder::scheduler`] and [`SchedulerConfig::schedule`](crate::SchedulerConfig::schedule).
+    pub fn schedule(&self, size: (usize, usize), sampling: &Sampling) -> Result<Box<dyn Schedule>> {
+        self.scheduler(sampling.sampler)?.schedule(Run {
+            steps: sampling.steps,
+            tokens: self.components.denoiser.image_tokens(size),
+            even_levels: self.class.even_levels,
+        })
+    }
+
+    /// Whether the model can be sampled so, before anything is loaded.
+    ///
+    /// # Errors
+    /// If not: the error says why.
+    pub fn check(&self, sampling: &Sampling) -> Result<()> {
+        self.check_components()?;
+        let (step, largest) =
+            (self.factor() * self.components.denoiser.patch(), self.components.denoiser.largest_side());
+        for (side, latents) in [("height", sampling.latent.0), ("width", sampling.latent.1)] {
+            let pixels = latents.saturating_mul(self.factor());
+            if latents == 0 || !pixels.is_multiple_of(step) {
+                return Err(Error::Request(format!("a {side} of {pixels} pixels is not a multiple of {step}")));
+            }
+            if latents > largest {
+                let most = largest * self.factor();
+                return Err(Error::Request(format!(
+                    "a {side} of {pixels} pixels, and this model draws at most {most}"
+                )));
+            }
+        }
+        if !sampling.negative_prompt.is_empty()
+            && (self.passes(sampling.guidance) < 2 || self.subject() != Subject::Text)
+        {
+            let problem = "a negative prompt says nothing to this model, or without guidance above 1";
+            return Err(Error::Request(problem.into()));
+        }
+        self.schedule(sampling.latent, sampling).map(|_| ())
+    }
+
+    /// Samples that the denoiser computes for one image at every call: two where guidance asks what it would draw without
+    /// the prompt.
+    #[must_use]
+    pub fn passes(&self, guidance: f64) -> usize {
+        if self.class.classifier_free && guidance > 1.0 { 2 } else { 1 }
+    }
+
+    /// A schedule of that run with every unit of a kind computed at every call.
+    ///
+    /// # Errors
+    /// If the model has no such units, or the sampler cannot make so many steps.
+    pub fn whole_reuse(&self, sampling: &Sampling, kind: UnitKind) -> Result<ReuseSchedule> {
+        let calls = self.schedule(sampling.latent, sampling)?.calls().len();
+        ReuseSchedule::whole(&self.structure(sampling), kind, sampling.sampler, sampling.steps, calls)
+    }
+
+    /// Samples that the denoiser computes for one image in a whole run.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::schedule`].
+    pub fn samples_of_run(&self, sampling: &Sampling) -> Result<usize> {
+        Ok(self.passes(sampling.guidance) * self.schedule(sampling.latent, sampling)?.calls().len())
+    }
+}

@@ -1,0 +1,21 @@
+//! What several families, autoencoders and encoders are built of.
+
+pub(crate) mod attention;
+pub(crate) mod embedder;
+pub(crate) mod feed_forward;
+pub(crate) mod modulation;
+pub(crate) mod norm;
+pub(crate) mod patches;
+pub(crate) mod pixel_attention;
+pub(crate) mod resnet;
+pub(crate) mod transformer_block;
+
+pub(crate) use attention::{Attention, Heads, StreamLayers};
+pub(crate) use embedder::{Embedder, Sinusoids, embedder_layers};
+pub(crate) use feed_forward::{FeedForward, Gate};
+pub(crate) use modulation::Modulation;
+pub(crate) use norm::Norm;
+pub(crate) use patches::{PatchEmbed, PatchTransformer, Positions, grid, whole_grid};
+pub(crate) use pixel_attention::{PixelAttention, pixels_of, tokens_of};
+pub(crate) use resnet::ResnetBlock;
+pub(crate) use transformer_block::TransformerBlock;

@@ -1,0 +1,73 @@
+//! Embeddings of times, sizes and texts.
+
+use crate::error::Result;
+use crate::structure::Layer;
+use candle_core::{Device, Tensor};
+use secateur_nn::{Activation, Context, Linear, Scope};
+
+/// `TimestepEmbedding`: two linears with an activation between.
+pub(crate) struct Embedder {
+    linear_1: Linear,
+    activation: Activation,
+    linear_2: Linear,
+}
+
+impl Embedder {
+    pub(crate) fn new(inputs: usize, width: usize, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self {
+            linear_1: Linear::new(inputs, width, &scope.at("linear_1"))?,
+            activation: Activation::Silu,
+            linear_2: Linear::new(width, width, &scope.at("linear_2"))?,
+        })
+    }
+
+    /// `PixArtAlphaTextProjection`.
+    pub(crate) fn of_text(inputs: usize, width: usize, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self { activation: Activation::GeluTanh, ..Self::new(inputs, width, scope)? })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let x = self.linear_1.forward_activated(x, self.activation, context)?;
+        Ok(self.linear_2.forward(&x, context)?)
+    }
+}
+
+/// The layers of [`Embedder`] over `rows` inputs.
+pub(crate) fn embedder_layers(module: &str, rows: usize, inputs: usize, width: usize) -> [Layer; 2] {
+    [
+        Layer::linear(format!("{module}.linear_1"), rows, inputs, width),
+        Layer::linear(format!("{module}.linear_2"), rows, width, width),
+    ]
+}
+
+/// `Timesteps`: how numbers become sines and cosines.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sinusoids {
+    /// Numbers for each one.
+    pub(crate) channels: usize,
+    /// Cosines first.
+    pub(crate) flip_sin_to_cos: bool,
+    /// The lowest frequency is 1 / 10000 for 1, a little higher for 0.
+    pub(crate) freq_shift: f64,
+}
+
+impl Sinusoids {
+    /// Each of `values` as a row: values x channels.
+    pub(crate) fn of(self, values: &[f32]) -> Result<Tensor> {
+        let half = self.channels / 2;
+        let slope = -(10000f32.ln()) / (half as f32 - self.freq_shift as f32);
+        let frequencies: Vec<f32> = (0..half).map(|i| (slope * i as f32).exp()).collect();
+        let mut rows = Vec::with_capacity(values.len() * self.channels);
+        for &value in values {
+            let angles = frequencies.iter().map(|frequency| value * frequency);
+            let sines = angles.clone().map(f32::sin);
+            let cosines = angles.map(f32::cos);
+            match self.flip_sin_to_cos {
+                true => rows.extend(cosines.chain(sines)),
+                false => rows.extend(sines.chain(cosines)),
+            }
+            rows.resize(rows.len() + self.channels % 2, 0.0);
+        }
+        Ok(Tensor::from_vec(rows, (values.len(), self.channels), &Device::Cpu)?)
+    }
+}

@@ -1,0 +1,169 @@
+//! Transformers over patches of the latents: from latents to tokens and back, and what the configurations of DiT and
+//! PixArt share.
+
+use crate::error::{Error, Result};
+use crate::files::check_heads;
+use crate::layers::feed_forward::Gate;
+use crate::structure::Layer;
+use candle_core::{Device, Tensor};
+use secateur_nn::{Conv2d, Scope};
+use serde::Deserialize;
+
+/// Rows and columns of tokens that latents of `size` (height, width) are cut into.
+pub(crate) fn grid(size: (usize, usize), patch: usize) -> (usize, usize) {
+    (size.0 / patch, size.1 / patch)
+}
+
+/// [`grid`] of latents that must divide into it.
+///
+/// # Errors
+/// If they do not.
+pub(crate) fn whole_grid(size: (usize, usize), patch: usize) -> Result<(usize, usize)> {
+    let (height, width) = size;
+    if height % patch != 0 || width % patch != 0 {
+        return Err(Error::Request(format!("latents of {height} x {width} do not divide into patches of {patch}")));
+    }
+    Ok(grid(size, patch))
+}
+
+/// `PatchEmbed` without its positions: squares of the latents become tokens.
+pub(crate) struct PatchEmbed {
+    proj: Conv2d,
+    patch: usize,
+}
+
+impl PatchEmbed {
+    /// Squares of side `patch`, of so many `channels` in and out.
+    pub(crate) fn new(channels: (usize, usize), patch: usize, scope: &Scope<'_>) -> Result<Self> {
+        Ok(Self { proj: Conv2d::new(channels, patch, patch, (0, 0), &scope.at("proj"))?, patch })
+    }
+
+    /// Samples x channels x height x width to samples x tokens x channels, and the grid of the tokens.
+    pub(crate) fn forward(&self, latents: &Tensor) -> Result<(Tensor, (usize, usize))> {
+        let (_, _, height, width) = latents.dims4()?;
+        let grid = whole_grid((height, width), self.patch)?;
+        Ok((self.proj.forward(latents)?.flatten_from(2)?.transpose(1, 2)?, grid))
+    }
+
+    /// Samples x tokens x (patch * patch * channels) to samples x channels x height x width.
+    pub(crate) fn unpatchify(&self, x: &Tensor, (rows, columns): (usize, usize)) -> Result<Tensor> {
+        let (samples, _, values) = x.dims3()?;
+        let patch = self.patch;
+        let channels = values / (patch * patch);
+        let x = x.reshape((samples, rows, columns, patch, patch, channels))?.permute((0, 5, 1, 3, 2, 4))?;
+        Ok(x.reshape((samples, channels, rows * patch, columns * patch))?)
+    }
+}
+
+/// `get_2d_sincos_pos_embed`: sines and cosines of the place of a token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Positions {
+    /// Tokens on a side at the size it was trained for: a larger grid is squeezed into as many places.
+    pub(crate) base_size: usize,
+    /// Divides all places.
+    pub(crate) interpolation_scale: f64,
+    /// Numbers a token, a multiple of 4.
+    pub(crate) width: usize,
+}
+
+impl Positions {
+    /// 1 x tokens x width: the first half of each tells the column, the second the row.
+    pub(crate) fn of(self, (rows, columns): (usize, usize)) -> Result<Tensor> {
+        let half = self.width / 2;
+        let across = self.along(columns)?.reshape((1, columns, half))?.broadcast_as((rows, columns, half))?;
+        let down = self.along(rows)?.reshape((rows, 1, half))?.broadcast_as((rows, columns, half))?;
+        Ok(Tensor::cat(&[across, down], 2)?.reshape((1, rows * columns, self.width))?)
+    }
+
+    /// `count` places along one side, half the width each. Places are of f32, their angles of f64, as in diffusers.
+    fn along(self, count: usize) -> Result<Tensor> {
+        let quarter = self.width / 4;
+        let frequencies: Vec<f64> = (0..quarter).map(|i| 1.0 / 10000f64.powf(i as f64 / quarter as f64)).collect();
+        let step = (count as f64 / self.base_size as f64) as f32;
+        let rows = (0..count).flat_map(|index| {
+            let place = f64::from(index as f32 / step / self.interpolation_scale as f32);
+            let angles = frequencies.iter().map(move |frequency| place * frequency);
+            angles.clone().map(f64::sin).chain(angles.map(f64::cos)).map(|value| value as f32)
+        });
+        Ok(Tensor::from_iter(rows, &Device::Cpu)?)
+    }
+}
+
+/// What the configurations of `DiTTransformer2DModel` and `PixArtTransformer2DModel` have in common.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct PatchTransformer {
+    pub(crate) num_attention_heads: usize,
+    pub(crate) attention_head_dim: usize,
+    pub(crate) in_channels: usize,
+    pub(crate) out_channels: Option<usize>,
+    pub(crate) num_layers: usize,
+    pub(crate) attention_bias: bool,
+    pub(crate) sample_size: usize,
+    pub(crate) patch_size: usize,
+    #[serde(rename = "activation_fn")]
+    pub(crate) gate: Gate,
+}
+
+impl PatchTransformer {
+    /// Whether it contradicts itself, and how.
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
+        let sizes = [
+            ("num_attention_heads", self.num_attention_heads),
+            ("attention_head_dim", self.attention_head_dim),
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels()),
+            ("num_layers", self.num_layers),
+            ("patch_size", self.patch_size),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(format!("{name} must not be 0"));
+        }
+        let heads = ("num_attention_heads", self.num_attention_heads);
+        check_heads(heads, ("attention_head_dim", self.attention_head_dim))?;
+        let (sample, patch, width) = (self.sample_size, self.patch_size, self.width());
+        if sample < patch {
+            return Err(format!("sample_size {sample} is less than patch_size {patch}"));
+        }
+        if !width.is_multiple_of(4) {
+            return Err(format!("heads x head size {width} is not a multiple of 4, which the positions need"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+
+    pub(crate) fn out_channels(&self) -> usize {
+        self.out_channels.unwrap_or(self.in_channels)
+    }
+
+    /// Numbers of a token of the output.
+    pub(crate) fn outputs(&self) -> usize {
+        self.patch_size * self.patch_size * self.out_channels()
+    }
+
+    pub(crate) fn latent_shape(&self) -> [usize; 3] {
+        [self.in_channels, self.sample_size, self.sample_size]
+    }
+
+    /// The layer of [`PatchTransformer::pos_embed`].
+    pub(crate) fn pos_embed_layer(&self, size: (usize, usize)) -> Layer {
+        let channels = (self.in_channels, self.width());
+        Layer::convolution("pos_embed.proj", grid(size, self.patch_size), channels, self.patch_size)
+    }
+
+    pub(crate) fn pos_embed(&self, scope: &Scope<'_>) -> Result<PatchEmbed> {
+        PatchEmbed::new((self.in_channels, self.width()), self.patch_size, &scope.at("pos_embed"))
+    }
+
+    pub(crate) fn positions(&self, interpolation_scale: f64) -> Positions {
+        Positions { base_size: self.sample_size / self.patch_size, interpolation_scale, width: self.width() }
+    }
+
+    /// The most numbers of one sample that are alive at once in a block: tokens, their norm, and either query, key, value
+    /// and result of attention or the hidden layer of the feed-forward.
+    pub(crate) fn activations(&self, tokens: usize) -> usize {
+        (2 + self.gate.alive().max(4)) * tokens * self.width()
+    }
+}

@@ -1,0 +1,46 @@
+//! `BasicTransformerBlock`.
+
+use crate::error::Result;
+use crate::layers::attention::Attention;
+use crate::layers::feed_forward::{FeedForward, Gate};
+use candle_core::Tensor;
+use secateur_nn::{Context, LayerNorm, Scope};
+
+/// `BasicTransformerBlock` with layer norms: attention of tokens to themselves and to the text, feed-forward.
+pub(crate) struct TransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+}
+
+impl TransformerBlock {
+    /// `text`: width of the text states.
+    pub(crate) fn new(width: usize, text: usize, heads: usize, scope: &Scope<'_>) -> Result<Self> {
+        const EPS: f32 = 1e-5;
+        let norm = |name: &str| LayerNorm::new(width, EPS, &scope.at(name));
+        Ok(Self {
+            norm1: norm("norm1")?,
+            attn1: Attention::new(width, width, heads, false, &scope.at("attn1"))?,
+            norm2: norm("norm2")?,
+            attn2: Attention::new(width, text, heads, false, &scope.at("attn2"))?,
+            norm3: norm("norm3")?,
+            ff: FeedForward::new(width, Gate::Geglu, &scope.at("ff"))?,
+        })
+    }
+
+    pub(crate) fn forward(&self, mut x: Tensor, text: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        x = {
+            let y = self.norm1.forward(&x)?;
+            (x + self.attn1.forward(&y, &y, None, context)?)?
+        };
+        x = {
+            let y = self.norm2.forward(&x)?;
+            (x + self.attn2.forward(&y, text, None, context)?)?
+        };
+        let y = self.norm3.forward(&x)?;
+        Ok((x + self.ff.forward(y, context)?)?)
+    }
+}

@@ -1,0 +1,173 @@
+//! A pipeline with its weights.
+
+use crate::autoencoders::{Autoencoder, pictures};
+use crate::classes::{Conditioner, Sampling};
+use crate::conditioning::Conditioning;
+use crate::error::Result;
+use crate::families::Denoiser;
+use crate::folder::ModelFolder;
+use crate::pipeline::noise::noise;
+use crate::structure::{Edits, Removals, Structure};
+use candle_core::Tensor;
+use secateur_nn::{Context, Parameters};
+use std::ops::Range;
+
+/// A pipeline with its weights.
+pub struct Pipeline {
+    folder: ModelFolder,
+    parameters: Parameters,
+    removals: Removals,
+    denoiser: Box<dyn Denoiser>,
+    conditioner: Box<dyn Conditioner>,
+    /// None where the denoiser works on pictures.
+    vae: Option<Box<dyn Autoencoder>>,
+}
+
+impl Pipeline {
+    /// Loads all components.
+    ///
+    /// # Errors
+    /// If a component's files cannot be read or do not fit each other.
+    pub fn open(folder: ModelFolder) -> Result<Self> {
+        folder.check_whole()?;
+        let removals = folder.removals().clone();
+        let parameters = folder.load()?.with_sizes(removals.sizes());
+        Ok(Self {
+            denoiser: build(&folder, &parameters)?,
+            conditioner: (folder.class().conditioner)(folder.components())?,
+            vae: folder.autoencoder()?,
+            folder,
+            parameters,
+            removals,
+        })
+    }
+
+    /// The folder it came from.
+    #[must_use]
+    pub fn folder(&self) -> &ModelFolder {
+        &self.folder
+    }
+
+    /// The denoiser's weights.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The denoiser.
+    #[must_use]
+    pub fn denoiser(&self) -> &dyn Denoiser {
+        &*self.denoiser
+    }
+
+    /// What the denoiser makes of `input` (samples x channels x height x width), guided; `conditioning` is
+    /// [`Pipeline::guided_conditioning`]'s.
+    ///
+    /// # Errors
+    /// If a shape does not fit, or the context's probe or gates object.
+    pub fn predict(
+        &self,
+        input: &Tensor,
+        timestep: f32,
+        conditioning: &Conditioning,
+        guidance: f64,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
+        let (samples, channels, _, _) = input.dims4()?;
+        let guided = self.folder.passes(guidance) == 2;
+        let input = if guided { Tensor::cat(&[input, input], 0)? } else { input.clone() };
+        let output = self.denoiser.forward(&input, &vec![timestep; input.dim(0)?], conditioning, context)?;
+        // More channels than the latents' are a variance, which no sampler here asks for.
+        let output = output.narrow(1, 0, channels)?;
+        if !guided {
+            return Ok(output);
+        }
+        let (free, told) = (output.narrow(0, 0, samples)?, output.narrow(0, samples, samples)?);
+        Ok((&free + ((told - &free)? * guidance)?)?)
+    }
+
+    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x channels.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    pub fn pictures(&self, latents: &Tensor) -> Result<Tensor> {
+        match &self.vae {
+            Some(vae) => vae.pictures(latents, self.folder.class().shifts),
+            None => pictures(latents),
+        }
+    }
+
+    /// The heads and neurons that the denoiser lacks.
+    #[must_use]
+    pub fn removals(&self) -> &Removals {
+        &self.removals
+    }
+
+    /// The denoiser's description of itself.
+    #[must_use]
+    pub fn structure(&self, sampling: &Sampling) -> Structure {
+        self.folder.whole_structure(sampling).without(&self.removals)
+    }
+
+    /// Edits the denoiser, and builds it again.
+    ///
+    /// # Errors
+    /// If a parameter is unknown or of a shape that does not fit.
+    pub fn apply(&mut self, edits: &Edits) -> Result<()> {
+        let mut parameters = self.parameters.clone().with_sizes(edits.removals.sizes());
+        for (name, weight) in &edits.weights {
+            parameters.replace(name, weight.clone())?;
+        }
+        self.denoiser = build(&self.folder, &parameters)?;
+        self.parameters = parameters;
+        self.removals = edits.removals.clone();
+        Ok(())
+    }
+
+    /// What the denoiser is told for each prompt (a text, or a label's name or number), for latents of `size` (height,
+    /// width).
+    ///
+    /// # Errors
+    /// If a prompt cannot be tokenized, or is no label of the model.
+    pub fn conditioning(&self, prompts: &[String], size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
+        self.conditioner.positive(prompts, self.pixels(size), sampling)
+    }
+
+    /// What the denoiser is told at every call of a run: [`Pipeline::conditioning`], behind as many samples of what guidance
+    /// leads away from where guidance takes a second sample of every image.
+    ///
+    /// # Errors
+    /// As [`Pipeline::conditioning`].
+    pub fn guided_conditioning(
+        &self,
+        prompts: &[String],
+        size: (usize, usize),
+        sampling: &Sampling,
+    ) -> Result<Conditioning> {
+        let conditioning = self.conditioning(prompts, size, sampling)?;
+        if self.folder.passes(sampling.guidance) == 1 {
+            return Ok(conditioning);
+        }
+        let negative = self.conditioner.negative(self.pixels(size), sampling)?;
+        negative.repeat(prompts.len())?.cat(&conditioning)
+    }
+
+    /// Height and width of pictures of latents of `size`.
+    fn pixels(&self, (height, width): (usize, usize)) -> (usize, usize) {
+        let factor = self.folder.factor();
+        (height * factor, width * factor)
+    }
+
+    /// The noise that the images `images` of a run start from.
+    ///
+    /// # Errors
+    /// If the tensor cannot be made.
+    pub fn noise(&self, images: Range<usize>, sampling: &Sampling) -> Result<Tensor> {
+        let (height, width) = sampling.latent;
+        noise(sampling.seed, images, 0, &[self.folder.denoiser().latent_shape()[0], height, width])
+    }
+}
+
+fn build(folder: &ModelFolder, parameters: &Parameters) -> Result<Box<dyn Denoiser>> {
+    parameters.build(|scope| folder.denoiser().build(&scope))
+}

@@ -1,0 +1,46 @@
+//! Samplers: at which noise levels the model is called, and what becomes of the latents.
+
+mod ddim;
+mod ddpm;
+mod dpm_solver;
+mod euler;
+mod euler_ancestral;
+mod exploding;
+mod flow_match_euler;
+mod heun;
+mod options;
+mod pndm;
+mod prediction;
+mod sampler;
+mod schedule;
+mod sigmas;
+mod spacing;
+mod training;
+
+use crate::error::Result;
+pub use options::Instead;
+use options::Options;
+pub use sampler::Sampler;
+pub(crate) use schedule::MOST_STEPS;
+pub use schedule::{Call, Run, Schedule, SchedulerConfig};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Reads a `scheduler_config.json` for a sampler, which takes from it what it knows. `instead`: options that have these
+/// values, whatever the file says.
+///
+/// # Errors
+/// If it cannot be read, contradicts itself, or asks for something that is not supported.
+pub fn scheduler_config(path: &Path, sampler: Sampler, instead: &[Instead]) -> Result<Arc<dyn SchedulerConfig>> {
+    let options = Options::open(path, sampler, instead)?;
+    Ok(match sampler {
+        Sampler::Ddim => Arc::new(ddim::DdimConfig::read(&options)?),
+        Sampler::Ddpm => Arc::new(ddpm::DdpmConfig::read(&options)?),
+        Sampler::Pndm => Arc::new(pndm::PndmConfig::read(&options)?),
+        Sampler::Euler => Arc::new(euler::EulerConfig::read(&options)?),
+        Sampler::EulerAncestral => Arc::new(euler_ancestral::EulerAncestralConfig::read(&options)?),
+        Sampler::Heun => Arc::new(heun::HeunConfig::read(&options)?),
+        Sampler::DpmSolver => Arc::new(dpm_solver::DpmSolverConfig::read(&options)?),
+        Sampler::FlowMatchEuler => Arc::new(flow_match_euler::FlowMatchEulerConfig::read(&options)?),
+    })
+}

@@ -1,0 +1,71 @@
+//! EulerDiscrete: Karras et al. 2022, <https://arxiv.org/abs/2206.00364>, algorithm 2 without churn.
+
+use crate::error::Result;
+use crate::samplers::exploding::{Exploding, Karras, Levels};
+use crate::samplers::options::Options;
+use crate::samplers::prediction::Prediction;
+use crate::samplers::schedule::{Call, Run, Schedule, SchedulerConfig};
+use crate::samplers::sigmas::Final;
+use candle_core::Tensor;
+
+/// Configuration of an `EulerDiscreteScheduler`.
+#[derive(Clone, Debug)]
+pub(crate) struct EulerConfig(Exploding);
+
+/// One run.
+#[derive(Clone, Debug)]
+struct Euler {
+    levels: Levels,
+    calls: Vec<Call>,
+}
+
+impl EulerConfig {
+    pub(crate) fn read(options: &Options) -> Result<Self> {
+        options.off(&["use_exponential_sigmas", "use_beta_sigmas"])?;
+        options.only("interpolation_type", "linear")?;
+        options.only("timestep_type", "discrete")?;
+        let known = [Prediction::Noise, Prediction::Image, Prediction::Velocity];
+        let zero_snr = options.flag("rescale_betas_zero_snr", false)?;
+        let mut shared = Exploding::read(options, (0.0001, 0.02), zero_snr, &known)?;
+        let bound = |name| options.get::<Option<f64>>(name, None)?.map(|_| options.positive(name, 1.0)).transpose();
+        let bounds = Karras { least: bound("sigma_min")?, most: bound("sigma_max")? };
+        shared.karras = options.flag("use_karras_sigmas", false)?.then_some(bounds);
+        shared.last = options.get("final_sigmas_type", Final::Zero)?;
+        Ok(Self(shared))
+    }
+}
+
+impl SchedulerConfig for EulerConfig {
+    fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>> {
+        let levels = self.0.levels(run)?;
+        Ok(Box::new(Euler { calls: levels.calls(), levels }))
+    }
+
+    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.0.training_pair(timestep, clean, noise)
+    }
+}
+
+impl Schedule for Euler {
+    fn calls(&self) -> &[Call] {
+        &self.calls
+    }
+
+    fn initial_scale(&self) -> f64 {
+        self.levels.initial_scale
+    }
+
+    fn scale_input(&self, call: usize, latents: &Tensor) -> Result<Tensor> {
+        self.levels.scale_input(call, latents)
+    }
+
+    fn step(
+        &mut self,
+        call: usize,
+        latents: &Tensor,
+        output: &Tensor,
+        _: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.levels.euler(call, self.levels.sigmas[call + 1]).of(latents, output)
+    }
+}

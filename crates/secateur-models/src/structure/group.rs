@@ -1,0 +1,269 @@
+//! Heads, neurons and dimensions of heads: what stands or falls together.
+
+use secateur_nn::LayerName;
+use std::ops::Range;
+
+/// Successive rows of a layer's weight, with the entries of its bias; or successive columns of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The layer.
+    pub layer: LayerName,
+    /// The first row or column.
+    pub start: usize,
+}
+
+/// The heads of one attention. Head h is made of the `query_key` rows from `start + h * query_key` of each query and key, of
+/// the `value` rows from `start + h * value` of each value, and of as many columns of each output: they stand or fall
+/// together, over all streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadGroup {
+    /// The module's name.
+    pub name: LayerName,
+    /// Number of heads.
+    pub count: usize,
+    /// Width of a head of queries and keys.
+    pub query_key: usize,
+    /// Width of a head of values.
+    pub value: usize,
+    /// One; two where text and image attend jointly.
+    pub streams: Vec<HeadStream>,
+    /// What stands between the projections of query and key and their product.
+    pub between: Between,
+}
+
+/// The projections of one stream of an attention.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadStream {
+    /// Rows.
+    pub query: Slice,
+    /// Rows.
+    pub key: Slice,
+    /// Rows.
+    pub value: Slice,
+    /// Columns; none where nothing reads the stream after its attention.
+    pub output: Option<Slice>,
+}
+
+/// What stands between the projections of query and key and their product. Without any, Q K^T is a product of the
+/// projections, and low rank can be had for both together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Between {
+    /// A norm over each head.
+    pub norm: bool,
+    /// Rotary positions, which turn pairs of columns.
+    pub rotary: bool,
+}
+
+/// The hidden neurons of one feed-forward: neuron i is row `start + i` of each part of its up projection and column
+/// `start + i` of its down projection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeuronGroup {
+    /// The module's name.
+    pub name: LayerName,
+    /// Number of neurons.
+    pub count: usize,
+    /// Rows: of one part, or of two that are multiplied (GEGLU).
+    pub up: Vec<Slice>,
+    /// Columns.
+    pub down: Slice,
+}
+
+/// What can be removed of one module, one by one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// The heads of an attention.
+    Heads(HeadGroup),
+    /// The neurons of a feed-forward.
+    Neurons(NeuronGroup),
+    /// Dimensions of all heads of an attention.
+    Dimensions(DimensionGroup),
+}
+
+/// Dimensions of two projections of an attention, which have a product: the one of number i is row (or column) i of each
+/// head of both. In another basis the last of them can be done without: this is how low rank is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DimensionGroup {
+    /// The module's name, and which projections.
+    pub name: LayerName,
+    /// Which projections.
+    pub pair: Pair,
+    /// The heads.
+    pub heads: HeadGroup,
+}
+
+/// Projections of an attention with a product in which their dimensions are summed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pair {
+    /// Q K^T.
+    QueryKey,
+    /// V W_o.
+    ValueOutput,
+}
+
+impl Pair {
+    /// What the group's name has behind the module's.
+    #[must_use]
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Self::QueryKey => "query_key",
+            Self::ValueOutput => "value_output",
+        }
+    }
+
+    /// The name of the group of dimensions of a module.
+    #[must_use]
+    pub fn group_name(self, module: &LayerName) -> LayerName {
+        format!("{module}.{}", self.suffix()).into()
+    }
+}
+
+impl HeadGroup {
+    /// Why queries and keys have no low rank together, if so.
+    #[must_use]
+    pub fn barred(&self) -> Option<&'static str> {
+        match self.between {
+            Between { norm: true, .. } => Some("a norm stands between them"),
+            Between { rotary: true, .. } => Some("rotary positions stand between them"),
+            _ => None,
+        }
+    }
+
+    /// The dimensions of its heads that low rank can take: those of values and outputs, and of queries and keys where nothing
+    /// stands between them.
+    pub(crate) fn dimensions(&self) -> impl Iterator<Item = DimensionGroup> + use<> {
+        let pairs = match self.barred() {
+            Some(_) => &[Pair::ValueOutput][..],
+            None => &[Pair::QueryKey, Pair::ValueOutput],
+        };
+        let heads = self.clone();
+        pairs.iter().map(move |&pair| {
+            let name = pair.group_name(&heads.name);
+            DimensionGroup { name, pair, heads: heads.clone() }
+        })
+    }
+}
+
+/// Rows or columns of a layer's weight; rows with the entries of its bias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The layer.
+    pub layer: LayerName,
+    /// Rows or columns.
+    pub axis: Axis,
+    /// Which ones.
+    pub indices: Vec<usize>,
+}
+
+/// Of a weight, outputs x inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Outputs.
+    Rows,
+    /// Inputs.
+    Columns,
+}
+
+impl Group {
+    /// The module's name; with that of the projections, where it is of dimensions.
+    #[must_use]
+    pub fn name(&self) -> &LayerName {
+        match self {
+            Self::Heads(group) => &group.name,
+            Self::Neurons(group) => &group.name,
+            Self::Dimensions(group) => &group.name,
+        }
+    }
+
+    /// Number of heads, neurons, or dimensions of each head.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Heads(group) => group.count,
+            Self::Neurons(group) => group.count,
+            Self::Dimensions(DimensionGroup { pair: Pair::QueryKey, heads, .. }) => heads.query_key,
+            Self::Dimensions(DimensionGroup { pair: Pair::ValueOutput, heads, .. }) => heads.value,
+        }
+    }
+
+    /// What they are.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Heads(_) => "heads",
+            Self::Neurons(_) => "neurons",
+            Self::Dimensions(DimensionGroup { pair: Pair::QueryKey, .. }) => "query-key dimensions",
+            Self::Dimensions(DimensionGroup { pair: Pair::ValueOutput, .. }) => "value-output dimensions",
+        }
+    }
+
+    /// The layers whose rows feed them.
+    pub fn inputs(&self) -> impl Iterator<Item = LayerName> + use<> {
+        self.layers(Axis::Rows)
+    }
+
+    /// The layers whose columns read them; queries and keys are read by no layer.
+    pub fn outputs(&self) -> impl Iterator<Item = LayerName> + use<> {
+        self.layers(Axis::Columns)
+    }
+
+    fn layers(&self, axis: Axis) -> impl Iterator<Item = LayerName> + use<> {
+        self.parts(&[]).into_iter().filter(move |part| part.axis == axis).map(|part| part.layer)
+    }
+
+    /// All rows and columns of those heads, neurons or dimensions.
+    #[must_use]
+    pub fn parts(&self, which: &[usize]) -> Vec<Part> {
+        let part = |slice: &Slice, axis, indices: &dyn Fn(usize) -> Vec<usize>| Part {
+            layer: slice.layer.clone(),
+            axis,
+            indices: which.iter().flat_map(|&one| indices(one)).map(|index| slice.start + index).collect(),
+        };
+        match self {
+            Self::Heads(HeadGroup { query_key, value, streams, .. }) => {
+                let successive = |width: usize| move |head: usize| (head * width..(head + 1) * width).collect();
+                let (query_key, value) = (successive(*query_key), successive(*value));
+                let of_stream = |HeadStream { query, key, value: values, output }: &HeadStream| {
+                    let rows = [
+                        part(query, Axis::Rows, &query_key),
+                        part(key, Axis::Rows, &query_key),
+                        part(values, Axis::Rows, &value),
+                    ];
+                    let columns = output.as_ref().map(|output| part(output, Axis::Columns, &value));
+                    rows.into_iter().chain(columns)
+                };
+                streams.iter().flat_map(of_stream).collect()
+            }
+            Self::Neurons(NeuronGroup { up, down, .. }) => {
+                let one = |neuron: usize| vec![neuron];
+                let rows = up.iter().map(|slice| part(slice, Axis::Rows, &one));
+                rows.chain([part(down, Axis::Columns, &one)]).collect()
+            }
+            Self::Dimensions(DimensionGroup { pair, heads, .. }) => {
+                let width = self.count();
+                let of_heads = |dimension: usize| (0..heads.count).map(|head| head * width + dimension).collect();
+                let of_stream = |HeadStream { query, key, value, output }: &HeadStream| match pair {
+                    Pair::QueryKey => vec![part(query, Axis::Rows, &of_heads), part(key, Axis::Rows, &of_heads)],
+                    Pair::ValueOutput => {
+                        let columns = output.as_ref().map(|output| part(output, Axis::Columns, &of_heads));
+                        std::iter::once(part(value, Axis::Rows, &of_heads)).chain(columns).collect()
+                    }
+                };
+                heads.streams.iter().flat_map(of_stream).collect()
+            }
+        }
+    }
+}
+
+impl Slice {
+    /// The rows or columns of its head or neuron `index`, of `width` each.
+    #[must_use]
+    pub fn indices(&self, index: usize, width: usize) -> Range<usize> {
+        let start = self.start + index * width;
+        start..start + width
+    }
+
+    /// From the first row or column on.
+    pub(crate) fn whole(layer: impl Into<LayerName>) -> Self {
+        Self { layer: layer.into(), start: 0 }
+    }
+}
