@@ -8,9 +8,9 @@ mod pictures;
 mod skipping;
 mod tables;
 
+use crate::picture::Picture;
+use crate::report::Report;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
-
-use crate::{Picture, Report};
 
 /// Forbids the page to load anything that is not in it.
 const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";

@@ -5,25 +5,24 @@
 //! their latents, and [`Summary`] gathers a metric over the prompts. A [`Report`] holds these figures with the layers,
 //! the stages and the settings of the run as plain data; [`Report::write`] leaves `report.html` and `report.json`.
 
+// In the order in which data passes them: a module imports only from those above it.
 mod error;
-mod html;
-mod image_metrics;
 mod picture;
-mod report;
-mod samples;
-mod spread;
-mod ssim;
+mod metrics;
 mod summary;
+mod spread;
+mod report;
+mod html;
 mod write;
+mod samples;
 
 pub use error::{Error, Result};
 pub use html::{PicturePair, html};
-pub use image_metrics::{PSNR_CAP, psnr, psnr_capped, relative_error};
+pub use metrics::{PSNR_CAP, psnr, psnr_capped, relative_error, ssim};
 pub use picture::Picture;
 pub use report::{
     Comparison, GroupReport, LayerReport, ModelSummary, PromptRow, Report, SkippingReport, Stage, TextImage, WayReport,
 };
 pub use samples::{Samples, split};
 pub use spread::Spread;
-pub use ssim::ssim;
 pub use summary::Summary;

@@ -1,12 +1,12 @@
 //! One RGB picture in memory.
 
+use crate::error::{Error, Result};
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 
 use image::{ImageFormat, RgbImage};
 
-use crate::{Error, Result};
 use secateur_models::files::write_atomically;
 
 /// The largest side a picture may have. Within it, encoding cannot overflow the limits of PNG.
@@ -88,6 +88,18 @@ pub(crate) fn encode_png(image: &RgbImage) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, ImageFormat::Png).expect("a picture with valid sides can always be encoded into memory");
     bytes.into_inner()
+}
+
+pub(crate) fn check_same_size(a: &Picture, b: &Picture) -> Result<()> {
+    if (a.width(), a.height()) == (b.width(), b.height()) {
+        return Ok(());
+    }
+    Err(Error::PictureSizes {
+        first_width: a.width(),
+        first_height: a.height(),
+        second_width: b.width(),
+        second_height: b.height(),
+    })
 }
 
 #[cfg(test)]

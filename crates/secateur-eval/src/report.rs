@@ -1,9 +1,10 @@
 //! What a run says about itself, as plain data. Numbers that are not finite are stored as `null` and read as NaN.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use crate::error::{Error, Result};
+use crate::summary::Summary;
+use crate::summary::null_is_nan;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-
-use crate::{Error, Result, Summary};
 
 /// Everything a run reports. `report.json` is this, and `report.html` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +69,7 @@ pub struct Comparison {
     pub guidance: f64,
     /// [`psnr_capped`](crate::psnr_capped) of the pictures in dB.
     pub psnr: Summary,
-    /// [`ssim`](crate::ssim) of the pictures.
+    /// [`ssim`](crate::metrics::ssim) of the pictures.
     pub ssim: Summary,
     /// [`relative_error`](crate::relative_error) of the latents after the last step.
     pub latent_error: Summary,
@@ -189,7 +190,7 @@ pub struct WayReport {
     pub speed_up: Option<f64>,
     /// [`psnr_capped`](crate::psnr_capped) of the pictures in dB.
     pub psnr: f64,
-    /// [`ssim`](crate::ssim) of the pictures.
+    /// [`ssim`](crate::metrics::ssim) of the pictures.
     pub ssim: f64,
     /// [`relative_error`](crate::relative_error) of the latents.
     pub latent_error: f64,
@@ -256,9 +257,4 @@ impl Report {
             _ => serde_json::from_value(value).map_err(|source| Error::Json { source }),
         }
     }
-}
-
-/// Reads a number, or `null` (as JSON has no other form for a value that is not finite) as NaN.
-pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
-    Option::<f64>::deserialize(deserializer).map(|value| value.unwrap_or(f64::NAN))
 }

@@ -1,11 +1,13 @@
 //! Pictures of a model over a list of prompts, and what sets two such sets apart.
 
+use crate::error::Result;
+use crate::html::PicturePair;
+use crate::metrics::{psnr_capped, relative_error, ssim};
+use crate::picture::Picture;
+use crate::report::{Comparison, PromptRow, TextImage};
+use crate::summary::Summary;
 use candle_core::Tensor;
 use secateur_models::{ClipModel, Observer, Pipeline, Sampling};
-
-use crate::{
-    Comparison, Picture, PicturePair, PromptRow, Result, Summary, TextImage, psnr_capped, relative_error, ssim,
-};
 
 /// What a model makes of a list of prompts. Two models with the same prompts and sampling start from the same noise.
 pub struct Samples {

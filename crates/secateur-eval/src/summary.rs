@@ -1,9 +1,7 @@
 //! The spread of one metric.
 
-use serde::{Deserialize, Serialize};
-
-use crate::report::null_is_nan;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Mean, spread and range of one metric over the prompts, in the metric's unit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -45,6 +43,11 @@ impl Summary {
             maximum: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
         })
     }
+}
+
+/// Reads a number, or `null` (as JSON has no other form for a value that is not finite) as NaN.
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|value| value.unwrap_or(f64::NAN))
 }
 
 #[cfg(test)]

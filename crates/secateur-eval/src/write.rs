@@ -1,7 +1,8 @@
 //! Puts a report on disk. A file appears whole or not at all.
 
+use crate::error::{Error, Result};
 use crate::html::{PicturePair, html};
-use crate::{Error, Report, Result};
+use crate::report::Report;
 use secateur_models::files::write_atomically;
 use std::path::Path;
 

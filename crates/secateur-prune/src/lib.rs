@@ -31,54 +31,25 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod allocation;
-mod budget;
-mod calibrate;
-mod carry;
-mod driver;
-mod dsnot;
+// In the order in which data passes them: a module imports only from those above it.
 mod error;
-mod fingerprint;
-mod hessian;
-mod journal;
-mod low_rank;
-mod magnitude;
-mod measured;
-mod method;
-mod module_error;
-mod obs;
-mod pattern;
 mod plan;
-mod slim;
-mod statistics;
-mod structured;
-mod sums;
-mod surgeon;
-mod task;
-mod taylor;
-mod wanda;
-mod weighting;
+mod calibration;
+mod methods;
+mod run;
 
-pub use allocation::{Allocation, Amount, Budget, Setting, Settings, allocate, influence_pictures, tries};
-pub use budget::Target;
-pub use calibrate::{Calibration, Calibrator};
-pub use carry::Turn;
-pub use driver::{GroupOutcome, LayerOutcome, Outcome, Source, Statistics, prune};
-pub use dsnot::Dsnot;
+pub use calibration::{
+    Calibration, Calibrator, Factor, Fingerprint, InputStatistics, SavedStatistics, Weighting, hessian_error,
+};
 pub use error::{Error, Result};
-pub use fingerprint::Fingerprint;
-pub use hessian::{Factor, hessian_error};
-pub use journal::{Journal, Run};
-pub use magnitude::Magnitude;
-pub use method::{LayerWeight, Method, Solved};
-pub use module_error::ModuleErrors;
-pub use obs::Obs;
-pub use pattern::Pattern;
-pub use plan::{Package, Packages, Plan, PlannedGroup, PlannedLayer, Selection, SharedInput};
-pub use slim::{Neurons, Rows, Slim};
-pub use statistics::{InputStatistics, SavedStatistics};
-pub use structured::{L1, Layers, Removed, StructuredMethod};
-pub use task::{Removal, Task};
-pub use taylor::Taylor;
-pub use wanda::Wanda;
-pub use weighting::Weighting;
+pub use methods::{
+    Dsnot, L1, LayerWeight, Layers, Magnitude, Method, Neurons, Obs, Removed, Rows, Slim, Solved, StructuredMethod,
+    Task, Taylor, Turn, Wanda,
+};
+pub use plan::{
+    Change, Demand, Package, Packages, Pattern, Plan, PlannedGroup, PlannedLayer, Portion, Selection, SharedInput,
+};
+pub use run::{
+    Allocation, Amount, Budget, GroupOutcome, Identity, Journal, LayerOutcome, ModuleErrors, Outcome, Setting,
+    Settings, Source, Statistics, Target, allocate, influence_pictures, prune, tries,
+};

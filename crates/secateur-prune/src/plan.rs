@@ -1,51 +1,21 @@
 //! Which layers are pruned, in which order, and what that takes.
 
+mod demand;
+mod package;
+mod pattern;
+mod portion;
+mod selection;
+
 use crate::error::{Error, Result};
-use crate::pattern::Pattern;
-use crate::structured::StructuredMethod;
-use crate::task::{Removal, Task};
-use globset::{Glob, GlobSet, GlobSetBuilder};
-use secateur_kernels::gram::add_gram_scratch;
+pub use demand::{Change, Demand};
+pub(crate) use package::outputs;
+pub use package::{Package, PlannedGroup, PlannedLayer, SharedInput};
+pub use pattern::Pattern;
+pub use portion::Portion;
 use secateur_models::{Block, Group, Layer, Operation, Removals, Role, Structure};
 use secateur_nn::LayerName;
-use std::collections::{BTreeSet, HashMap};
-
-/// Layers chosen by name: all that the family allows, or those that match `include` and not `exclude`.
-#[derive(Clone, Debug, Default)]
-pub struct Selection {
-    include: GlobSet,
-    exclude: GlobSet,
-}
-
-impl Selection {
-    /// From globs over layer names, such as `transformer_blocks.0.*` or `*.to_{q,k}`; an empty `include` means all.
-    ///
-    /// # Errors
-    /// If a glob cannot be parsed.
-    pub fn new(include: &[String], exclude: &[String]) -> Result<Self> {
-        let set = |globs: &[String]| {
-            let mut builder = GlobSetBuilder::new();
-            for glob in globs {
-                builder.add(Glob::new(glob).map_err(|e| Error::Request(format!("bad glob {glob:?}: {e}")))?);
-            }
-            builder.build().map_err(|e| Error::Request(e.to_string()))
-        };
-        Ok(Self { include: set(include)?, exclude: set(exclude)? })
-    }
-
-    /// A group goes by its own name and those of its layers: one that is included is enough, one that is excluded too.
-    fn takes_group(&self, group: &Group) -> bool {
-        let names: Vec<LayerName> =
-            [group.name().clone()].into_iter().chain(group.inputs()).chain(group.outputs()).collect();
-        let any = |set: &GlobSet| names.iter().any(|name| set.is_match(name.as_str()));
-        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
-    }
-
-    fn takes(&self, name: &LayerName) -> bool {
-        let name = name.as_str();
-        (self.include.is_empty() || self.include.is_match(name)) && !self.exclude.is_match(name)
-    }
-}
+pub use selection::Selection;
+use std::collections::HashMap;
 
 /// How many module packages: each one is calibrated with the model as pruned by those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,70 +26,6 @@ pub enum Packages {
     Memory(u64),
 }
 
-/// A linear whose weight changes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PlannedLayer {
-    /// Its checkpoint name.
-    pub name: LayerName,
-    /// Rows of its weight.
-    pub rows: usize,
-    /// Columns of its weight.
-    pub columns: usize,
-    /// Rows of its input for one sample.
-    pub tokens: usize,
-    /// The zeros that it gets; none where columns are removed instead.
-    pub pattern: Option<Pattern>,
-}
-
-/// Heads or neurons of which some are removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedGroup {
-    /// All of them, and their rows and columns.
-    pub group: Group,
-    /// How many go.
-    pub remove: usize,
-}
-
-/// Layers that read the same input and share one Hessian.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SharedInput {
-    /// Names the input: the first layer of the family that reads it.
-    pub name: LayerName,
-    /// The layers, of the same number of columns.
-    pub layers: Vec<PlannedLayer>,
-}
-
-impl SharedInput {
-    /// Width of the input.
-    #[must_use]
-    pub fn width(&self) -> usize {
-        self.layers.first().map_or(0, |layer| layer.columns)
-    }
-
-    fn statistics_bytes(&self) -> u64 {
-        (self.width() * self.width() * size_of::<f32>()) as u64
-    }
-
-    /// The method's scratch, and the weights of these layers: as they were, as they become, rounded as a tensor and as
-    /// values, and the two products of the error.
-    fn solver_bytes(&self, task: &Task<'_>) -> u64 {
-        let weights: usize = self.layers.iter().map(|layer| layer.rows * layer.columns * size_of::<f32>()).sum();
-        let scratch = self.layers.iter().map(|layer| task.scratch(layer.rows, layer.columns)).max();
-        scratch.unwrap_or(0) + 6 * weights as u64
-    }
-}
-
-/// Units that are calibrated and pruned together.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Package {
-    /// Their inputs, in execution order.
-    pub inputs: Vec<SharedInput>,
-    /// Where heads and neurons are removed: those that are read by the same columns' layers, together.
-    pub coupled: Vec<Vec<PlannedGroup>>,
-    /// Inputs that are watched for a method after this one alone.
-    pub carried: Vec<SharedInput>,
-}
-
 /// The whole plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -127,104 +33,18 @@ pub struct Plan {
     pub packages: Vec<Package>,
 }
 
-impl Package {
-    /// Takes an input in; one that is there already (a text that many blocks read) gets more layers.
-    fn add(&mut self, input: &SharedInput) {
-        match self.inputs.iter_mut().find(|own| own.name == input.name) {
-            Some(own) => {
-                let new = input.layers.iter().filter(|layer| !own.layers.contains(layer));
-                let new: Vec<_> = new.cloned().collect();
-                own.layers.extend(new);
-            }
-            None => self.inputs.push(input.clone()),
-        }
-    }
-
-    /// All layers.
-    pub fn layers(&self) -> impl Iterator<Item = &PlannedLayer> {
-        self.inputs.iter().flat_map(|input| &input.layers)
-    }
-
-    /// The inputs that statistics are gathered of.
-    pub fn watched_inputs(&self) -> impl Iterator<Item = &SharedInput> {
-        self.inputs.iter().chain(&self.carried)
-    }
-
-    /// Bytes of the Hessians of the package.
-    #[must_use]
-    pub fn statistics_bytes(&self) -> u64 {
-        self.watched_inputs().map(SharedInput::statistics_bytes).sum()
-    }
-
-    /// Bytes of statistics, of what summing them up takes, and of the solver at its largest.
-    #[must_use]
-    pub fn bytes(&self, task: &Task<'_>) -> u64 {
-        self.statistics_bytes() + self.gram_bytes() + self.solver_bytes(task)
-    }
-
-    /// The inputs that `method` watches to remove some of those groups, each with the layers among them.
-    pub(crate) fn watched(&self, groups: &[PlannedGroup], method: &dyn StructuredMethod) -> Vec<SharedInput> {
-        let watched: BTreeSet<LayerName> = groups.iter().flat_map(|planned| method.watched(&planned.group)).collect();
-        let of = |input: &SharedInput| SharedInput {
-            name: input.name.clone(),
-            layers: input.layers.iter().filter(|layer| watched.contains(&layer.name)).cloned().collect(),
-        };
-        self.inputs.iter().map(of).filter(|input| !input.layers.is_empty()).collect()
-    }
-
-    /// Bytes that summing up the statistics takes beside them.
-    #[must_use]
-    pub fn gram_bytes(&self) -> u64 {
-        self.watched_inputs().map(|input| add_gram_scratch(input.width())).max().unwrap_or(0)
-    }
-
-    /// Bytes of the largest of its Hessians.
-    #[must_use]
-    pub fn largest_statistics_bytes(&self) -> u64 {
-        self.watched_inputs().map(SharedInput::statistics_bytes).max().unwrap_or(0)
-    }
-
-    /// Bytes that the solver takes for the first input, when the calibrated model is still as it was.
-    #[must_use]
-    pub fn first_solver_bytes(&self, task: &Task<'_>) -> u64 {
-        let first = Self {
-            inputs: match task {
-                Task::Weights { .. } => self.inputs.iter().take(1).cloned().collect(),
-                Task::Structured { .. } => self.inputs.clone(),
-            },
-            coupled: self.coupled.iter().take(1).cloned().collect(),
-            ..Self::default()
-        };
-        first.solver_bytes(task)
-    }
-
-    /// Bytes that the solver takes at its largest.
-    #[must_use]
-    pub fn solver_bytes(&self, task: &Task<'_>) -> u64 {
-        match task {
-            Task::Weights { .. } => self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0),
-            Task::Structured { method, .. } => {
-                let of_coupled = |coupled: &Vec<PlannedGroup>| {
-                    self.watched(coupled, *method).iter().map(|input| input.solver_bytes(task)).sum()
-                };
-                self.coupled.iter().map(of_coupled).max().unwrap_or(0)
-            }
-        }
-    }
-}
-
 impl Plan {
     /// Cuts what the task changes of the chosen layers into packages of near-equal numbers of units.
     ///
     /// # Errors
     /// If nothing is chosen, a layer cannot have the pattern, or the memory does not hold even one unit.
-    pub fn new(structure: &Structure, selection: &Selection, packages: Packages, task: &Task<'_>) -> Result<Self> {
-        let units = match task {
-            Task::Weights { pattern, .. } => weight_units(structure, selection, Some(*pattern)),
-            Task::Structured { method, removal } => structured_units(structure, selection, removal, *method),
+    pub fn new(structure: &Structure, selection: &Selection, packages: Packages, task: &dyn Demand) -> Result<Self> {
+        let units = match task.change() {
+            Change::Weights(pattern) => weight_units(structure, selection, Some(pattern)),
+            Change::Groups(portion) => structured_units(structure, selection, &portion, task),
         };
         if units.is_empty() {
-            return Err(Error::Request(nothing_chosen(structure, task)));
+            return Err(Error::Request(nothing_chosen(structure, task.change())));
         }
         for layer in units.iter().flat_map(Package::layers) {
             if let Some(pattern) = layer.pattern {
@@ -293,7 +113,7 @@ impl Plan {
 
     /// Bytes of the largest package.
     #[must_use]
-    pub fn bytes(&self, task: &Task<'_>) -> u64 {
+    pub fn bytes(&self, task: &dyn Demand) -> u64 {
         self.packages.iter().map(|package| package.bytes(task)).max().unwrap_or(0)
     }
 
@@ -374,18 +194,18 @@ fn weight_units(structure: &Structure, selection: &Selection, pattern: Option<Pa
 fn structured_units(
     structure: &Structure,
     selection: &Selection,
-    removal: &Removal,
-    method: &dyn StructuredMethod,
+    portion: &Portion,
+    task: &dyn Demand,
 ) -> Vec<Package> {
     let with_groups = |block: &&Block| !(block.heads.is_empty() && block.neurons.is_empty());
     let blocks: Vec<&Block> = structure.blocks.iter().filter(with_groups).collect();
-    let ends = removal.keep_ends.min(blocks.len());
+    let ends = portion.keep_ends.min(blocks.len());
     let middle = blocks.len().saturating_sub(ends).max(ends);
     let mut units: Vec<Package> = Vec::new();
     for block in &blocks[ends..middle] {
         let first = units.len();
         for group in block.groups().filter(|group| selection.takes_group(group)) {
-            let remove = removal.count(&group);
+            let remove = portion.count(&group);
             if remove == 0 {
                 continue;
             }
@@ -401,18 +221,13 @@ fn structured_units(
                     unit
                 }
             };
-            let watched = method.watched(&planned.group);
+            let watched = task.watched(&planned.group);
             let inputs = block.layers.iter().filter(|layer| watched.contains(&layer.name)).filter_map(watched_input);
             inputs.for_each(|input| unit.add(&input));
             unit.coupled[0].push(planned);
         }
     }
     units
-}
-
-/// The layers whose columns read those heads or neurons.
-pub(crate) fn outputs(groups: &[PlannedGroup]) -> BTreeSet<LayerName> {
-    groups.iter().flat_map(|planned| planned.group.outputs()).collect()
 }
 
 /// The input of a layer that is watched.
@@ -426,21 +241,21 @@ fn watched_input(layer: &Layer) -> Option<SharedInput> {
 }
 
 /// What to say where a selection leaves nothing to do.
-fn nothing_chosen(structure: &Structure, task: &Task<'_>) -> String {
-    let (what, known): (&str, Vec<LayerName>) = match task {
-        Task::Weights { .. } => {
+fn nothing_chosen(structure: &Structure, change: Change) -> String {
+    let (what, known): (&str, Vec<LayerName>) = match change {
+        Change::Weights(_) => {
             ("layer", structure.layers().filter(|l| l.prunable.is_some()).map(|l| l.name.clone()).collect())
         }
-        Task::Structured { .. } => {
+        Change::Groups(_) => {
             let removable = structure.groups().filter(|group| !matches!(group, Group::Dimensions(_)));
             ("group of heads or neurons", removable.map(|group| group.name().clone()).collect())
         }
     };
     let example = known.first().map_or("none", LayerName::as_str);
     let mut problem = format!("no {what} to prune is left; the model has {}, such as {example}", known.len());
-    problem += match task {
-        Task::Weights { .. } => ": see --include and --exclude",
-        Task::Structured { .. } => ": see --include and --exclude, --keep-ends, and the sparsity, which may be too low",
+    problem += match change {
+        Change::Weights(_) => ": see --include and --exclude",
+        Change::Groups(_) => ": see --include and --exclude, --keep-ends, and the sparsity, which may be too low",
     };
     problem
 }

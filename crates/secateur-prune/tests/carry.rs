@@ -2,7 +2,7 @@
 
 use secateur_models::{ModelFolder, Pipeline, Sampling};
 use secateur_prune::{
-    Calibration, InputStatistics, Magnitude, Obs, Packages, Pattern, Plan, Removal, Rows, Selection, Slim, Source,
+    Calibration, InputStatistics, Magnitude, Obs, Packages, Pattern, Plan, Portion, Rows, Selection, Slim, Source,
     Statistics, StructuredMethod, Task, Weighting, prune,
 };
 use std::path::Path;
@@ -31,7 +31,7 @@ fn alike(got: &InputStatistics, want: &InputStatistics, what: &str) {
 
 /// Makes some of the first block smaller. At the first step nothing before that has changed, so what is carried over for the
 /// inputs named is what a calibration of the new model finds; and there are statistics of all its inputs.
-fn carried(name: &str, prompt: &str, method: &dyn StructuredMethod, removal: Removal, inputs: &[&str]) {
+fn carried(name: &str, prompt: &str, method: &dyn StructuredMethod, portion: Portion, inputs: &[&str]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name);
     let calibration = Calibration {
         prompts: vec![prompt.to_owned()],
@@ -43,7 +43,7 @@ fn carried(name: &str, prompt: &str, method: &dyn StructuredMethod, removal: Rem
     let structure = |path: &Path| open(path).structure(&calibration.sampling);
 
     let selection = Selection::new(&["*blocks.0.*".to_owned()], &[]).unwrap();
-    let task = Task::Structured { method, removal: Removal { keep_ends: 0, ..removal } };
+    let task = Task::Structured { method, portion: Portion { keep_ends: 0, ..portion } };
     let mut plan = Plan::new(&structure(&path), &selection, Packages::Count(1), &task).unwrap();
     plan.carry(&structure(&path)).unwrap();
     let mut pipeline = Pipeline::open(open(&path)).unwrap();
@@ -69,7 +69,7 @@ fn carried(name: &str, prompt: &str, method: &dyn StructuredMethod, removal: Rem
     }
 }
 
-const NONE: Removal = Removal {
+const NONE: Portion = Portion {
     sparsity: 0.4,
     heads: false,
     neurons: false,
@@ -81,20 +81,20 @@ const NONE: Removal = Removal {
 
 #[test]
 fn value_output() {
-    let removal = Removal { value_output: true, ..NONE };
+    let portion = Portion { value_output: true, ..NONE };
     for rows in [Rows::Values, Rows::Attention] {
         let slim = Slim { rows, ..Slim::default() };
-        carried("emoji-dit", "3", &slim, removal, &["transformer_blocks.0.attn1.to_out.0"]);
+        carried("emoji-dit", "3", &slim, portion, &["transformer_blocks.0.attn1.to_out.0"]);
         let both = ["transformer_blocks.0.attn.to_out.0", "transformer_blocks.0.attn.to_add_out"];
-        carried("emoji-mmdit", "red apple", &slim, removal, &both);
+        carried("emoji-mmdit", "red apple", &slim, portion, &both);
     }
 }
 
 #[test]
 fn heads_and_neurons() {
-    let heads = Removal { heads: true, ..NONE };
+    let heads = Portion { heads: true, ..NONE };
     carried("emoji-dit", "3", &Obs, heads, &["transformer_blocks.0.attn1.to_out.0"]);
-    let neurons = Removal { neurons: true, ..NONE };
+    let neurons = Portion { neurons: true, ..NONE };
     let both = ["transformer_blocks.0.ff.net.2", "transformer_blocks.0.ff_context.net.2"];
     carried("emoji-mmdit", "red apple", &Obs, neurons, &both);
     let slim = Slim::default();
@@ -105,7 +105,7 @@ fn heads_and_neurons() {
 fn several_packages_carry_nothing() {
     let folder = open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit"));
     let structure = folder.structure(&folder.sampling());
-    let task = Task::Structured { method: &Obs, removal: Removal { neurons: true, ..NONE } };
+    let task = Task::Structured { method: &Obs, portion: Portion { neurons: true, ..NONE } };
     let mut plan = Plan::new(&structure, &Selection::default(), Packages::Count(2), &task).unwrap();
     let error = plan.carry(&structure).unwrap_err().to_string();
     assert!(error.contains("--packages 1"), "{error}");

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use secateur_models::{Edits, ModelFolder, Pipeline, Sampling};
 use secateur_nn::LayerName;
 use secateur_prune::{
-    Allocation, Amount, Calibration, Factor, Neurons, Obs, Packages, Pattern, Plan, Removal, Rows, Selection, Setting,
+    Allocation, Amount, Calibration, Factor, Neurons, Obs, Packages, Pattern, Plan, Portion, Rows, Selection, Setting,
     Slim, Source, StructuredMethod, Task, Weighting, allocate, prune,
 };
 use std::ops::Range;
@@ -64,10 +64,10 @@ const SHARE: f64 = 0.5;
 
 #[test]
 fn what_is_dead_goes_for_free() {
-    let neurons = Removal { heads: false, keep_ends: 0, ..Removal::new(SHARE).unwrap() };
-    let heads = Removal { neurons: false, heads: true, ..neurons };
-    let query_key = Removal { neurons: false, query_key: true, ..neurons };
-    let value_output = Removal { neurons: false, value_output: true, ..neurons };
+    let neurons = Portion { heads: false, keep_ends: 0, ..Portion::new(SHARE).unwrap() };
+    let heads = Portion { neurons: false, heads: true, ..neurons };
+    let query_key = Portion { neurons: false, query_key: true, ..neurons };
+    let value_output = Portion { neurons: false, value_output: true, ..neurons };
     let obs: &dyn StructuredMethod = &Obs;
     let slim: &dyn StructuredMethod = &Slim::default();
     let leverage: &dyn StructuredMethod = &Slim { neurons: Neurons::Leverage, ..Slim::default() };
@@ -77,7 +77,7 @@ fn what_is_dead_goes_for_free() {
         (0..6).map(|head| dead(layer, 32 * head + if head == 0 { 0 } else { 16 }..32 * (head + 1))).collect()
     };
     let methods = [obs, slim, leverage];
-    for (what, dead, removal, methods) in [
+    for (what, dead, portion, methods) in [
         ("a first linear of zeros", vec![DeadRows(UP, 0..768)], neurons, &methods[..]),
         ("a second linear of zeros", vec![Columns(DOWN, 0..768)], neurons, &methods),
         ("an input of zeros", vec![DeadRows(UP, 100..484)], neurons, &methods),
@@ -95,7 +95,7 @@ fn what_is_dead_goes_for_free() {
             let what = format!("{what}, {}", method.name());
             let (mut pipeline, calibration) = model(&dead);
             let before = latents(&pipeline, &calibration);
-            let task = Task::Structured { method, removal };
+            let task = Task::Structured { method, portion };
             let selection = Selection::new(&["transformer_blocks.2.*".into()], &[]).unwrap();
             let structure = pipeline.structure(&calibration.sampling);
             let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
@@ -116,13 +116,13 @@ fn an_allocation_takes_what_is_dead_first() {
     let (mut pipeline, calibration) = model(&[DeadRows(UP, 0..768), DeadRows(VALUE, 0..192), Columns(OUTPUT, 0..192)]);
     let structure = pipeline.structure(&calibration.sampling);
     let source = Source::Calibration(&calibration, &[1.0; 2], None);
-    let groups = Removal { keep_ends: 0, ..Removal::new(0.3).unwrap() };
+    let groups = Portion { keep_ends: 0, ..Portion::new(0.3).unwrap() };
     let weights = Pattern::Unstructured(0.3);
     for task in [
-        Task::Structured { method: &Obs, removal: groups },
+        Task::Structured { method: &Obs, portion: groups },
         Task::Structured {
             method: &Slim::default(),
-            removal: Removal { query_key: false, ..Removal::slim(0.3).unwrap() },
+            portion: Portion { query_key: false, ..Portion::slim(0.3).unwrap() },
         },
         Task::Weights { method: &Obs, pattern: weights },
     ] {

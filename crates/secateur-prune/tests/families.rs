@@ -9,7 +9,7 @@ use assemble::assemble;
 use candle_core::Tensor;
 use secateur_models::{Edits, Group, ModelFolder, Pipeline, Sampler, Sampling};
 use secateur_prune::{
-    Calibration, Dsnot, L1, Magnitude, Method, Neurons, Obs, Packages, Pattern, Plan, Removal, Rows, Selection, Slim,
+    Calibration, Dsnot, L1, Magnitude, Method, Neurons, Obs, Packages, Pattern, Plan, Portion, Rows, Selection, Slim,
     Source, StructuredMethod, Task, Wanda, Weighting, prune,
 };
 use std::path::{Path, PathBuf};
@@ -90,20 +90,20 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
         (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() / scale
     };
     let temporary = tempfile::tempdir().unwrap();
-    let whole = Removal { keep_ends: 0, multiple: 1, ..Removal::new(0.5).unwrap() };
-    let low_rank = Removal { multiple: 1, ..Removal::slim(0.5).unwrap() };
-    let methods: [(&str, &dyn StructuredMethod, Removal); 4] = [
+    let whole = Portion { keep_ends: 0, multiple: 1, ..Portion::new(0.5).unwrap() };
+    let low_rank = Portion { multiple: 1, ..Portion::slim(0.5).unwrap() };
+    let methods: [(&str, &dyn StructuredMethod, Portion); 4] = [
         ("obs", &Obs, whole),
         ("l1", &L1, whole),
         ("slim", &Slim { rows: Rows::Values, neurons: Neurons::Obs }, low_rank),
         ("slim by attention and leverage", &Slim { rows: Rows::Attention, neurons: Neurons::Leverage }, low_rank),
     ];
     let mut errors = Vec::new();
-    for (name, method, removal) in methods {
+    for (name, method, portion) in methods {
         let what = format!("{}, {name}", folder.display());
-        let task = Task::Structured { method, removal };
+        let task = Task::Structured { method, portion };
         let structure = open(folder).structure(&sampling);
-        let smaller: Vec<Group> = structure.groups().filter(|group| removal.count(group) > 0).collect();
+        let smaller: Vec<Group> = structure.groups().filter(|group| portion.count(group) > 0).collect();
         if smaller.is_empty() {
             // Attentions of one head each, which has to stay.
             assert!(Plan::new(&structure, &Selection::default(), Packages::Count(2), &task).is_err());
@@ -164,7 +164,7 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
         write(&small, &smaller, &again.edits);
         assert!(parameters(&smaller) < parameters(&small), "{what}");
         let removed =
-            |path: &Path| open(path).removals().iter().map(|(_, removal)| removal.removed.len()).sum::<usize>();
+            |path: &Path| open(path).removals().iter().map(|(_, portion)| portion.removed.len()).sum::<usize>();
         assert!(removed(&smaller) > removed(&small), "{what}");
         let task = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
         let mut pipeline = Pipeline::open(open(&smaller)).unwrap();

@@ -8,7 +8,7 @@ mod counting;
 
 use secateur_models::{ModelFolder, Pipeline, Sampling};
 use secateur_prune::{
-    Allocation, Amount, Calibration, Obs, Packages, Pattern, Plan, Removal, Selection, Slim, Source, Task, Weighting,
+    Allocation, Amount, Calibration, Obs, Packages, Pattern, Plan, Portion, Selection, Slim, Source, Task, Weighting,
     allocate, prune,
 };
 use std::path::Path;
@@ -30,8 +30,8 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
         token_stride: 1,
     };
     let weights = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
-    let groups = Task::Structured { method: &Obs, removal: Removal { keep_ends: 0, ..Removal::new(0.3).unwrap() } };
-    let slim = Task::Structured { method: &Slim::default(), removal: Removal::slim(0.3).unwrap() };
+    let groups = Task::Structured { method: &Obs, portion: Portion { keep_ends: 0, ..Portion::new(0.3).unwrap() } };
+    let slim = Task::Structured { method: &Slim::default(), portion: Portion::slim(0.3).unwrap() };
     for task in [weights, groups, slim] {
         let selection = Selection::new(&["transformer_blocks.[0-2].*".into()], &[]).unwrap();
         let plan = |packages| Plan::new(&structure, &selection, packages, &task).unwrap();

@@ -12,7 +12,7 @@ use secateur_models::{
 use secateur_nn::{Context, Probe, Step};
 use secateur_prune::{
     Calibration, Calibrator, Dsnot, Error, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs,
-    Packages, Pattern, Plan, PlannedGroup, Removal, SavedStatistics, Selection, Solved, Source, StructuredMethod, Task,
+    Packages, Pattern, Plan, PlannedGroup, Portion, SavedStatistics, Selection, Solved, Source, StructuredMethod, Task,
     Wanda, Weighting, hessian_error, influence_pictures, prune,
 };
 use serde_json::json;
@@ -679,8 +679,8 @@ fn as_many_heads_neurons_and_parameters_as_in_the_paper() {
         let config = denoiser_config(&path).unwrap();
         let structure = config.structure(&Geometry { latent: (128, 128), text: 154 });
         for (sparsity, heads, neurons, billions) in cases {
-            let removal = Removal { multiple: 1, ..Removal::new(sparsity).unwrap() };
-            let task = Task::Structured { method: &Obs, removal };
+            let portion = Portion { multiple: 1, ..Portion::new(sparsity).unwrap() };
+            let task = Task::Structured { method: &Obs, portion };
             let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
             for planned in plan.groups() {
                 let expected = if planned.group.kind() == "heads" { heads } else { neurons };

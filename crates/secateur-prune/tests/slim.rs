@@ -10,7 +10,7 @@ use secateur_models::{
     denoiser_config,
 };
 use secateur_prune::{
-    InputStatistics, LayerWeight, Neurons, Packages, Plan, PlannedGroup, Removal, Removed, Rows, Selection, Slim,
+    InputStatistics, LayerWeight, Neurons, Packages, Plan, PlannedGroup, Portion, Removed, Rows, Selection, Slim,
     StructuredMethod, Task,
 };
 use std::path::Path;
@@ -395,7 +395,7 @@ fn a_hundred_million_parameters_of_sd_1_5() {
     assert_eq!(whole, 859_520_964);
     let slim = Slim::default();
     let at = |share: f64| {
-        let task = Task::Structured { method: &slim, removal: Removal::slim(share).unwrap() };
+        let task = Task::Structured { method: &slim, portion: Portion::slim(share).unwrap() };
         let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
         // Query-key, value-output and feed-forward of 16 blocks, two attentions each.
         assert_eq!(plan.groups().count(), 16 * 5);

@@ -14,7 +14,7 @@ use given::Given;
 use secateur_models::{Axis, Edits, ModelFolder, Pipeline, Sampling, noise};
 use secateur_nn::Context;
 use secateur_prune::{
-    Calibration, Packages, Plan, PlannedGroup, Removal, Selection, Source, StructuredMethod, Task, Taylor, Weighting,
+    Calibration, Packages, Plan, PlannedGroup, Portion, Selection, Source, StructuredMethod, Task, Taylor, Weighting,
     prune,
 };
 use std::collections::BTreeMap;
@@ -51,9 +51,9 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
     let open = || ModelFolder::open(folder.path(), None).unwrap();
     let sampling = Sampling { steps: 3, batch: 2, latent, ..open().sampling() };
     let prompts = ["red apple, noto style emoji", "Spider"].map(str::to_owned).to_vec();
-    let removal = Removal { keep_ends: 0, multiple: 1, ..Removal::new(0.5).unwrap() };
+    let portion = Portion { keep_ends: 0, multiple: 1, ..Portion::new(0.5).unwrap() };
     let planned = Taylor::default();
-    let task = Task::Structured { method: &planned, removal };
+    let task = Task::Structured { method: &planned, portion };
     let structure = open().structure(&sampling);
     let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
     let mut pipeline = Pipeline::open(open()).unwrap();
@@ -118,7 +118,7 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
     }
 
     // Those of the lowest scores go.
-    let task = Task::Structured { method: &taylor, removal };
+    let task = Task::Structured { method: &taylor, portion };
     let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
     let source = Source::Calibration(&calibration, &step_weights, None);
     let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &()).unwrap();

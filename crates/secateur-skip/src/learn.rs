@@ -1,33 +1,17 @@
 //! DiP-GO's optimisation: gates from the pruner network, a run with them, and back.
 
 use crate::error::{Error, Result};
-use crate::loss::Loss;
-use crate::progress::{INTERVAL, LEARNED, PRUNER, Progress, problem};
+use crate::progress::{INTERVAL, LEARNED, PRUNER, Progress, Quiet, problem};
 use crate::pruner::Pruner;
 use crate::scores::{Scores, Selection, cascades, kept};
-use crate::select::Quiet;
+use crate::settings::Learning;
 use crate::supernet::SuperNet;
 use candle_core::{Device, Tensor};
-use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling, Structure};
+use secateur_models::{Error as ModelError, Observer, Pipeline, ReuseSchedule, Structure};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
-
-/// How to learn.
-#[derive(Clone, Debug)]
-pub struct Learning {
-    /// One iteration a batch of them, over and over.
-    pub prompts: Vec<String>,
-    /// The run that is learned for, in batches of that size; its seed is that of the noise and of the network.
-    pub sampling: Sampling,
-    /// What is compared.
-    pub loss: Loss,
-    /// At most.
-    pub iterations: usize,
-    /// The share of the multiply-accumulates that is to be kept.
-    pub keep: f64,
-}
 
 /// A moment of the optimisation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,14 +44,19 @@ struct State {
 
 /// Iterations in which the rate of learning rises.
 const WARM_UP: usize = 10;
+
 /// The rate of learning times the number of iterations.
 const RATE: f64 = 0.6;
+
 /// Iterations over which it is told how it stands.
 const RECENT: usize = 8;
+
 /// Iterations in which nothing has changed after which nothing is expected to; a fifth of all, where that is more.
 const PATIENCE: usize = 20;
+
 /// The share of the iterations in which what is computed comes down to what is asked for.
 const DESCENT: f64 = 0.3;
+
 /// The share from which it comes down: of all there would be nothing to learn.
 const MOST: f64 = 0.95;
 

@@ -7,24 +7,29 @@
 //! make a [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share of the work that is to be left. [`Search::select`] tries
 //! these beside the rules, and makes the closest closer by exchanges; [`compare()`] holds what it keeps against fewer steps.
 
-mod baselines;
-mod compare;
+// In the order in which data passes them: a module imports only from those above it.
 mod error;
-mod learn;
+mod supernet;
 mod loss;
-mod progress;
 mod pruner;
 mod scores;
+mod progress;
+mod settings;
+mod rules;
+mod learn;
 mod select;
-mod supernet;
+mod baselines;
+mod compare;
 
-pub use baselines::{Way, evenly, first_unit, random, ways};
+pub use baselines::{Way, ways};
 pub use compare::{Compared, compare};
 pub use error::{Error, Result};
-pub use learn::{Learned, Learning, Point, learn};
+pub use learn::{Learned, Point, learn};
 pub use loss::Loss;
 pub use progress::Progress;
 pub use pruner::Pruner;
+pub use rules::{evenly, first_unit, random};
 pub use scores::{Scores, Selection, kept};
 pub use select::{Search, Selected, Tried};
+pub use settings::Learning;
 pub use supernet::{Run, SuperNet};

@@ -71,3 +71,12 @@ impl Progress {
 pub(crate) fn problem(path: &Path, problem: &impl ToString) -> Error {
     Error::Progress { path: path.to_owned(), problem: problem.to_string() }
 }
+
+/// Only whether to stop.
+pub(crate) struct Quiet<'a>(pub(crate) &'a dyn Observer);
+
+impl Observer for Quiet<'_> {
+    fn advance(&self, _: usize) -> secateur_models::Result<()> {
+        self.0.advance(0)
+    }
+}

@@ -1,10 +1,10 @@
 //! From scores to the schedule that is kept, by the pictures that schedules give.
 
-use crate::baselines::{EVENLY, FIRST_UNIT, changes, evenly, first_unit};
 use crate::error::{Error, Result};
-use crate::learn::Learning;
 use crate::progress::{INTERVAL, Progress, TRIED};
+use crate::rules::{EVENLY, FIRST_UNIT, changes, evenly, first_unit};
 use crate::scores::{Scores, Selection};
+use crate::settings::Learning;
 use candle_core::Tensor;
 use secateur_eval::{Picture, psnr_capped, split};
 use secateur_models::files::digest;
@@ -54,6 +54,7 @@ impl fmt::Display for Selected {
 
 /// Pictures on which schedules are compared.
 const JUDGED: usize = 8;
+
 /// Orders in which what is taken over is forecast.
 const ORDERS: usize = 3;
 
@@ -358,13 +359,4 @@ impl<'a> Judge<'a> {
 fn fork<'a>(runs: &[Denoising<'a>], schedule: &ReuseSchedule) -> Result<Vec<Denoising<'a>>> {
     let schedule = Arc::new(schedule.clone());
     runs.iter().map(|run| Ok(run.fork(&schedule)?)).collect()
-}
-
-/// Only whether to stop.
-pub(crate) struct Quiet<'a>(pub(crate) &'a dyn Observer);
-
-impl Observer for Quiet<'_> {
-    fn advance(&self, _: usize) -> secateur_models::Result<()> {
-        self.0.advance(0)
-    }
 }

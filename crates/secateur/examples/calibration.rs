@@ -14,7 +14,7 @@ use machine::Product;
 use secateur_eval::Spread;
 use secateur_models::{Denoising, ModelFolder, Pipeline};
 use secateur_nn::Probe;
-use secateur_prune::{Calibrator, Obs, Packages, Plan, Removal, Selection, Slim, Task, Weighting};
+use secateur_prune::{Calibrator, Obs, Packages, Plan, Portion, Selection, Slim, Task, Weighting};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -49,8 +49,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     let sampling = folder.sampling();
     let prompts = folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
     let task = match arguments.slim {
-        true => Task::Structured { method: &Slim::default(), removal: Removal::slim(0.3)? },
-        false => Task::Structured { method: &Obs, removal: Removal::new(0.3)? },
+        true => Task::Structured { method: &Slim::default(), portion: Portion::slim(0.3)? },
+        false => Task::Structured { method: &Obs, portion: Portion::new(0.3)? },
     };
     let plan = Plan::new(&folder.structure(&sampling), &Selection::default(), Packages::Count(1), &task)?;
     let package = plan.packages.first().context("nothing to remove")?;

@@ -1,10 +1,10 @@
 //! The key figures, each with a line that explains it.
 
+use crate::html::format::{bytes, count, fixed, percent};
+use crate::html::headline::compared;
+use crate::report::{Comparison, ModelSummary, PromptRow, Report, TextImage};
+use crate::summary::Summary;
 use maud::{Markup, html};
-
-use super::format::{bytes, count, fixed, percent};
-use super::headline::compared;
-use crate::{Comparison, ModelSummary, PromptRow, Report, Summary, TextImage};
 
 /// Width and height of a strip in its own units.
 const STRIP: (f64, f64) = (200.0, 16.0);

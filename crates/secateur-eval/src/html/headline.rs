@@ -1,8 +1,7 @@
 //! The run in one sentence, for a reader who knows none of the terms.
 
-use super::format::{counted, fixed, percent};
-use crate::{Comparison, GroupReport, LayerReport, ModelSummary, Report};
-
+use crate::html::format::{counted, fixed, percent};
+use crate::report::{Comparison, GroupReport, LayerReport, ModelSummary, Report};
 /// What was changed and what it cost, from the figures of the report.
 pub(super) fn sentence(report: &Report) -> String {
     let mut clauses: Vec<String> = Vec::new();

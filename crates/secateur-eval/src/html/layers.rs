@@ -3,11 +3,10 @@
 mod axis;
 mod chart;
 
+use crate::html::format::{counted, percent, significant};
+use crate::html::headline::mean_sparsity;
+use crate::report::LayerReport;
 use maud::{Markup, html};
-
-use super::format::{counted, percent, significant};
-use super::headline::mean_sparsity;
-use crate::LayerReport;
 
 /// How many of the worst layers are named above the chart.
 const WORST: usize = 3;

@@ -1,14 +1,14 @@
 //! The pictures side by side, and the table of the prompts.
 
+use crate::html::PicturePair;
+use crate::html::format::{counted, fixed};
+use crate::metrics::{psnr_capped, ssim};
+use crate::picture::{Picture, encode_png};
+use crate::report::{PromptRow, Report};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::imageops::{self, FilterType};
 use maud::{Markup, html};
-
-use super::PicturePair;
-use super::format::{counted, fixed};
-use crate::picture::encode_png;
-use crate::{Picture, PromptRow, Report, psnr_capped, ssim};
 
 /// Pictures with a longer side, in pixels, are made smaller for the page.
 const LARGEST_SHOWN: u32 = 512;

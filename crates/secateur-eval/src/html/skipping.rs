@@ -1,9 +1,8 @@
 //! What is computed at which call, and plain rules beside it.
 
+use crate::html::format::{counted, fixed, percent};
+use crate::report::{SkippingReport, WayReport};
 use maud::{Markup, html};
-
-use super::format::{counted, fixed, percent};
-use crate::{SkippingReport, WayReport};
 
 /// Of the chart, in its own units.
 const NAMES: f64 = 170.0;

@@ -1,10 +1,9 @@
 //! The models, the stages, and what it takes to repeat the run.
 
+use crate::html::format::{bytes, count, duration, grouped, percent};
+use crate::report::{GroupReport, ModelSummary, Report, Stage};
 use maud::{Markup, html};
 use serde_json::Value;
-
-use super::format::{bytes, count, duration, grouped, percent};
-use crate::{GroupReport, ModelSummary, Report, Stage};
 
 pub(super) fn groups(groups: &[GroupReport]) -> Markup {
     let errors = groups.iter().any(|group| group.error.is_some());

@@ -8,7 +8,7 @@ use secateur_eval::{Comparison, Samples, Summary};
 use secateur_models::{ClipModel, ModelFolder, OutputFolder, OutputOptions, Pipeline, Sampling, Subject, TensorInfo};
 use secateur_nn::{Context, LayerName, Probe};
 use secateur_prune::{
-    Calibration, Calibrator, Fingerprint, L1, Magnitude, Outcome, Packages, Pattern, Plan, Removal, SavedStatistics,
+    Calibration, Calibrator, Fingerprint, L1, Magnitude, Outcome, Packages, Pattern, Plan, Portion, SavedStatistics,
     Selection, Source, Statistics, Task, Taylor, Weighting, prune,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -169,7 +169,7 @@ impl<'a> Seed<'a> {
             return Ok(taylor);
         }
         // Of every group some go.
-        let plan = self.plan(pipeline, &Task::Structured { method: &L1, removal: Removal::new(0.5)? })?;
+        let plan = self.plan(pipeline, &Task::Structured { method: &L1, portion: Portion::new(0.5)? })?;
         let taylor = Taylor::measure(pipeline, &plan, &self.calibration, &())?;
         Ok(self.taylor.get_or_init(|| taylor))
     }

@@ -5,7 +5,7 @@ use crate::study::{Row, Study};
 use anyhow::Result;
 use secateur_models::Pipeline;
 use secateur_prune::{
-    Allocation, Amount, Budget, Calibration, L1, Neurons, Obs, Outcome, Removal, Rows, Slim, Source, StructuredMethod,
+    Allocation, Amount, Budget, Calibration, L1, Neurons, Obs, Outcome, Portion, Rows, Slim, Source, StructuredMethod,
     Target, Task, allocate, prune,
 };
 
@@ -55,19 +55,19 @@ impl Way {
         let Self { method, allocation, prompts } = self;
         let all = seed.calibration();
         let calibration = Calibration { prompts: all.prompts[..prompts].to_vec(), ..all.clone() };
-        let removal = |share: f64| {
+        let portion = |share: f64| {
             if method.name().starts_with("slim") {
-                Removal::slim(share)
+                Portion::slim(share)
             } else {
-                Ok(Removal { keep_ends: 0, ..Removal::new(share)? })
+                Ok(Portion { keep_ends: 0, ..Portion::new(share)? })
             }
         };
         let (folder, sampling) = (pipeline.folder().clone(), &calibration.sampling);
         let target = Target::new(&folder, sampling, Amount::Parameters, budget)?;
         let share = target.uniform_share(&folder, sampling, |share| {
-            seed.plan(pipeline, &Task::Structured { method, removal: removal(share)? })
+            seed.plan(pipeline, &Task::Structured { method, portion: portion(share)? })
         })?;
-        let task = Task::Structured { method, removal: removal(share)? };
+        let task = Task::Structured { method, portion: portion(share)? };
         let mut plan = seed.plan(pipeline, &task)?;
         let step_weights = calibration.step_weights(pipeline, &())?;
         let source = Source::Calibration(&calibration, &step_weights, None);

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use secateur_models::Pipeline;
 use secateur_prune::{
-    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Removal, Source,
+    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Portion, Source,
     StructuredMethod, Task, Wanda, Weighting, allocate, prune,
 };
 use std::path::Path;
@@ -98,8 +98,8 @@ impl Study {
             label: format!("{} {percent} %", method.name()),
             prune: Box::new(move |seed, pipeline| {
                 let statistics = seed.statistics()?;
-                let removal = Removal::new(f64::from(percent) / 100.0)?;
-                seed.prune(pipeline, &Task::Structured { method, removal }, &Source::Saved(&statistics))
+                let portion = Portion::new(f64::from(percent) / 100.0)?;
+                seed.prune(pipeline, &Task::Structured { method, portion }, &Source::Saved(&statistics))
             }),
         };
         let taylor = |percent: u32| Row {
@@ -107,9 +107,9 @@ impl Study {
             label: format!("taylor {percent} %"),
             prune: Box::new(move |seed, pipeline| {
                 let statistics = seed.statistics()?;
-                let removal = Removal::new(f64::from(percent) / 100.0)?;
+                let portion = Portion::new(f64::from(percent) / 100.0)?;
                 let method = seed.taylor(pipeline)?;
-                seed.prune(pipeline, &Task::Structured { method, removal }, &Source::Saved(&statistics))
+                seed.prune(pipeline, &Task::Structured { method, portion }, &Source::Saved(&statistics))
             }),
         };
         let rows = [10, 20, 30, 40, 50].into_iter();
@@ -145,7 +145,7 @@ impl Study {
             rows(
                 "structured-0.3",
                 "structured 30 %",
-                Task::Structured { method: &Obs, removal: Removal::new(0.3)? },
+                Task::Structured { method: &Obs, portion: Portion::new(0.3)? },
                 &[Uniform, parameters, macs],
             ),
             rows("2of4", "2:4", weights("2:4".parse()?), &[Uniform, parameters]),
@@ -156,7 +156,7 @@ impl Study {
     }
 
     fn tokens() -> Result<Self> {
-        let task = Task::Structured { method: &Obs, removal: Removal::new(0.3)? };
+        let task = Task::Structured { method: &Obs, portion: Portion::new(0.3)? };
         let row = |token_stride: usize| Row {
             name: format!("tokens-{token_stride}"),
             label: format!("1 of {token_stride}"),

@@ -19,8 +19,8 @@ use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
 use secateur_models::files::{digest_of_texts, shown};
 use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
-    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Journal, ModuleErrors, Outcome, Packages,
-    Pattern, Plan, PlannedLayer, Run, SavedStatistics, Selection, Source, Task, Weighting, allocate, prune,
+    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Identity, Journal, ModuleErrors, Outcome,
+    Packages, Pattern, Plan, PlannedLayer, SavedStatistics, Selection, Source, Task, Weighting, allocate, prune,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -92,7 +92,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     let saved =
         args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint, &progress)).transpose()?;
     saved.as_ref().map_or(Ok(()), |saved| saved.check(&plan))?;
-    let run = Run::new(&fingerprint, calibration.sampling.batch, &plan, task, budget, saved.as_ref());
+    let run = Identity::new(&fingerprint, calibration.sampling.batch, &plan, task, budget, saved.as_ref());
     // What is only copied counts, too.
     let score = args.job.score.digest(&folder, judged, &progress)?;
     let carried = args.carry_statistics.as_ref().map_or(String::new(), |path| shown(path).to_string());

@@ -5,7 +5,7 @@ use super::told::{Done, tell};
 use crate::args::{Common, GroupName, PruneArgs};
 use crate::usage::{Usage, usage};
 use anyhow::Result;
-use secateur_prune::{Allocation, Amount, Pattern, Removal, StructuredMethod, Task};
+use secateur_prune::{Allocation, Amount, Pattern, Portion, StructuredMethod, Task};
 
 /// Calibration prompts taken from a model's own list: quality rises to about so many, then is flat.
 pub(super) const SAMPLES: usize = 100;
@@ -65,12 +65,12 @@ fn task<'a>(args: &PruneArgs, structured: Option<&'a dyn StructuredMethod>) -> R
         let method = method.ok_or_else(|| Usage(problem()))?;
         return Ok(Task::Weights { method, pattern });
     };
-    let removal = Removal {
+    let portion = Portion {
         heads: args.structured.contains(&GroupName::Heads),
         neurons: args.structured.contains(&GroupName::Neurons),
         keep_ends: args.keep_ends,
         multiple: args.multiple,
-        ..Removal::new(args.sparsity.unwrap_or(0.3))?
+        ..Portion::new(args.sparsity.unwrap_or(0.3))?
     };
-    Ok(Task::Structured { method, removal })
+    Ok(Task::Structured { method, portion })
 }

@@ -6,7 +6,7 @@ use crate::args::{Common, ModuleName, NeuronsName, RowsName, RuleName, SlimArgs}
 use crate::usage::usage;
 use anyhow::Result;
 use secateur_models::{HeadGroup, ModelFolder, Sampling};
-use secateur_prune::{Allocation, Amount, Budget, Neurons, Packages, Pattern, Removal, Rows, Slim, Target, Task};
+use secateur_prune::{Allocation, Amount, Budget, Neurons, Packages, Pattern, Portion, Rows, Slim, Target, Task};
 
 /// Calibration samples, each a picture at a denoising step, where no number of pictures is given (SlimDiff's).
 pub(super) const SAMPLES: usize = 500;
@@ -33,13 +33,13 @@ pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Done> {
         },
     };
     let wanted = |module: ModuleName| args.modules.contains(&module);
-    let removal = |share: f64| {
-        Ok::<_, secateur_prune::Error>(Removal {
+    let portion = |share: f64| {
+        Ok::<_, secateur_prune::Error>(Portion {
             query_key: wanted(ModuleName::QueryKey),
             value_output: wanted(ModuleName::ValueOutput),
             neurons: wanted(ModuleName::FeedForward),
             multiple: args.multiple,
-            ..Removal::slim(share)?
+            ..Portion::slim(share)?
         })
     };
     if wanted(ModuleName::QueryKey) {
@@ -48,7 +48,7 @@ pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Done> {
     let (amount, wanted) = amount(args)?;
     let target = Target::new(&folder, &calibration.sampling, amount, wanted)?;
     let share = target.uniform_share(&folder, &calibration.sampling, |share| {
-        let task = Task::Structured { method: &method, removal: removal(share)? };
+        let task = Task::Structured { method: &method, portion: portion(share)? };
         // What goes does not depend on the packages.
         compression::plan(&args.run, &folder, &calibration.sampling, &task, Packages::Count(1))
     })?;
@@ -58,7 +58,7 @@ pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Done> {
         RuleName::Uniform => Allocation::Uniform,
     };
     let budget = Budget { allocation, total: Some(target.total) };
-    let task = Task::Structured { method: &method, removal: removal(share)? };
+    let task = Task::Structured { method: &method, portion: portion(share)? };
     let of_all = Pattern::Unstructured(target.total / target.whole);
     let removed = format!("{of_all} of the {} ({:.0} % of those that can go)", amount.words(), 100.0 * share);
     compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, removed, budget, notes })

@@ -1,10 +1,9 @@
 //! One row a layer: its name, its error on a logarithmic axis, its sparsity.
 
-use maud::{Markup, html};
-
-use super::axis::{LogAxis, Tick};
-use crate::LayerReport;
 use crate::html::format::{percent, significant};
+use crate::html::layers::axis::{LogAxis, Tick};
+use crate::report::LayerReport;
+use maud::{Markup, html};
 
 /// Width of the chart in its own units, which are CSS pixels where the page is wide enough.
 const WIDTH: f64 = 1080.0;

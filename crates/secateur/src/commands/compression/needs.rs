@@ -112,7 +112,7 @@ impl Needs<'_> {
             let gram = largest(&Package::gram_bytes);
             footprint.add("calibrate", model.calls().chain([("statistics", held), ("Gram products", gram)]));
         }
-        let solver = largest(&|package| package.solver_bytes(task));
+        let solver = largest(&|package| package.solver_bytes(*task));
         if *allocation != Allocation::Uniform {
             let activations = model.activations(influence_pictures(calibration).0);
             let own = [
@@ -124,7 +124,7 @@ impl Needs<'_> {
         }
         // What was packed is gone once weights are replaced; where attentions are called in between, it is there again.
         let again = plan.groups().any(|planned| matches!(planned.group, Group::Dimensions(_)));
-        let first = largest(&|package| package.first_solver_bytes(task));
+        let first = largest(&|package| package.first_solver_bytes(*task));
         let working = match again {
             true => model.packed() + solver,
             false => solver.max(model.packed() + first),

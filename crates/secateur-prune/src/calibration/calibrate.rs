@@ -1,0 +1,75 @@
+//! Runs a model to see its activations.
+
+use crate::calibration::calibrator::Calibrator;
+use crate::calibration::settings::Calibration;
+use crate::calibration::statistics::InputStatistics;
+use crate::calibration::sums::{Keeper, Sums};
+use crate::error::Result;
+use crate::plan::Package;
+use secateur_models::{Observer, Pipeline};
+use secateur_nn::LayerName;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Runs the whole denoising over all prompts and gathers the statistics of a package. It goes on
+/// from `sums`, and keeps its own there: every minute at a batch's end, and when the observer
+/// interrupts.
+pub(crate) fn calibrate(
+    pipeline: &Pipeline,
+    package: &Package,
+    calibration: &Calibration,
+    step_weights: &[f64],
+    sums: Option<Sums<'_>>,
+    stage: &str,
+    observer: &dyn Observer,
+) -> Result<BTreeMap<LayerName, InputStatistics>> {
+    let Calibration { prompts, sampling, .. } = calibration;
+    let mut calibrator = Calibrator::new(package, step_weights.to_vec(), calibration.token_stride);
+    let done = sums.as_ref().map_or(Ok(0), |sums| sums.load(&mut calibrator, observer))?;
+    observer.begin(stage, (prompts.len() - done.min(prompts.len())) * sampling.steps, "image steps");
+    let mut keeper = Keeper::new(sums);
+    let mut time = None;
+    for images in sampling.batches(prompts.len()).filter(|images| images.start >= done) {
+        let (start, end) = (Instant::now(), images.end);
+        let batch = Batch { observer, end: time.map(|time| start + time), stopped: Cell::new(false) };
+        pipeline.sample(prompts, images, sampling, Some(&calibrator), &batch)?;
+        keeper.batch(&mut calibrator, end, batch.stopped.get(), observer);
+        // Whoever interrupted does so again.
+        observer.advance(0)?;
+        time = Some(start.elapsed());
+    }
+    Ok(calibrator.finish())
+}
+
+/// An interruption waits so long for the end of the batch.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Lets a batch that is nearly done come to its end, as sums are kept between batches.
+struct Batch<'a> {
+    observer: &'a dyn Observer,
+    /// When it should come to its end, by the one before.
+    end: Option<Instant>,
+    stopped: Cell<bool>,
+}
+
+impl Observer for Batch<'_> {
+    fn advance(&self, amount: usize) -> secateur_models::Result<()> {
+        let told = self.observer.advance(amount);
+        let now = Instant::now();
+        let soon = self.end.is_some_and(|end| now < end + PATIENCE && end < now + PATIENCE);
+        if told.is_err() && soon {
+            self.stopped.set(true);
+            return Ok(());
+        }
+        told
+    }
+
+    fn tell(&self, state: &str) {
+        self.observer.tell(state);
+    }
+
+    fn warn(&self, text: &str) {
+        self.observer.warn(text);
+    }
+}

@@ -1,0 +1,160 @@
+//! The statistics of a whole model, on disk.
+
+use crate::calibration::fingerprint::Fingerprint;
+use crate::calibration::statistics::InputStatistics;
+use crate::error::{Error, Result};
+use crate::plan::{Package, Plan};
+use secateur_models::files::{Array, Limit, Values, check_digest, read_json, read_sealed, write_sealed, write_tensors};
+use secateur_models::{Checkpoint, Observer};
+use secateur_nn::LayerName;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// Statistics of a whole model on disk: a folder with `statistics.json`, the fingerprint, and
+/// `statistics.safetensors`.
+#[derive(Debug)]
+pub struct SavedStatistics {
+    folder: PathBuf,
+    checkpoint: Checkpoint,
+    saved: Saved,
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Saved {
+    format_version: u32,
+    /// Of the file of tensors.
+    sha256: String,
+    fingerprint: Fingerprint,
+    step_weights: Vec<f64>,
+    rows: BTreeMap<String, u64>,
+    weighted_rows: BTreeMap<String, f64>,
+}
+
+const FILE: &str = "statistics";
+
+/// Version 1 had no column sums, version 2 no weighted ones, version 3 no checksums.
+const FORMAT_VERSION: u32 = 4;
+
+/// Where a file of any version says which it is of.
+#[derive(serde::Deserialize)]
+struct Version {
+    format_version: Option<u32>,
+    content: Option<Box<Version>>,
+}
+
+impl SavedStatistics {
+    /// Writes statistics, and the weights that the steps had in them, into an existing folder.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(
+        folder: &Path,
+        statistics: &BTreeMap<LayerName, InputStatistics>,
+        step_weights: &[f64],
+        fingerprint: &Fingerprint,
+    ) -> Result<()> {
+        let mut tensors = HashMap::new();
+        for (name, input) in statistics {
+            let width = input.width();
+            let array = |shape: &[usize], values| Array { shape: shape.to_vec(), values: Values::F32(values) };
+            tensors.insert(format!("{name}.hessian"), array(&[width, width], &input.hessian));
+            let columns = [("weighted_sums", &input.weighted_sums), ("sums", &input.sums), ("squares", &input.squares)];
+            for (kind, values) in columns {
+                tensors.insert(format!("{name}.{kind}"), array(&[width], values));
+            }
+        }
+        let sha256 = write_tensors(&folder.join(format!("{FILE}.safetensors")), &tensors)?;
+        let saved = Saved {
+            format_version: FORMAT_VERSION,
+            sha256,
+            fingerprint: fingerprint.clone(),
+            step_weights: step_weights.to_vec(),
+            rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
+            weighted_rows: statistics.iter().map(|(name, input)| (name.to_string(), input.weighted_rows)).collect(),
+        };
+        Ok(write_sealed(&folder.join(format!("{FILE}.json")), &saved)?)
+    }
+
+    fn read(folder: &Path, observer: &dyn Observer) -> Result<Saved> {
+        let path = folder.join(format!("{FILE}.json"));
+        let version: Version = read_json(&path, Limit::Report)?;
+        let found = version.format_version.or(version.content.and_then(|content| content.format_version));
+        if found != Some(FORMAT_VERSION) {
+            let found = found.map_or("none".into(), |version| version.to_string());
+            let problem = format!("format_version {found}, and not {FORMAT_VERSION}: calibrate again");
+            return Err(Error::statistics(&path, problem));
+        }
+        let saved: Saved = read_sealed(&path)?;
+        check_digest(&folder.join(format!("{FILE}.safetensors")), &saved.sha256, observer)?;
+        Ok(saved)
+    }
+
+    /// Opens a statistics folder made with the same model, prompts and settings.
+    ///
+    /// # Errors
+    /// If it cannot be read, or something differs: the error says what; or the observer interrupts.
+    pub fn open(folder: &Path, expected: &Fingerprint, observer: &dyn Observer) -> Result<Self> {
+        let saved = Self::read(folder, observer)?;
+        let differences = saved.fingerprint.differences(expected);
+        if !differences.is_empty() {
+            let problem = format!("made with other settings: {}", differences.join("; "));
+            return Err(Error::statistics(folder, problem));
+        }
+        Ok(Self { folder: folder.to_owned(), checkpoint: Checkpoint::open(folder, FILE, None)?, saved })
+    }
+
+    /// SHA-256 of its tensors.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.saved.sha256
+    }
+
+    /// The weights that the steps had.
+    #[must_use]
+    pub fn step_weights(&self) -> &[f64] {
+        &self.saved.step_weights
+    }
+
+    /// Fails where they lack those of an input that a plan watches.
+    ///
+    /// # Errors
+    /// As told.
+    pub fn check(&self, plan: &Plan) -> Result<()> {
+        let mut watched = plan.packages.iter().flat_map(Package::watched_inputs);
+        let lacking = watched.find(|input| !self.saved.rows.contains_key(input.name.as_str()));
+        lacking.map_or(Ok(()), |input| Err(self.no_such(&input.name)))
+    }
+
+    fn no_such(&self, input: &LayerName) -> Error {
+        let problem =
+            format!("no statistics of the input of {input}: they were gathered with another --include or --exclude");
+        Error::statistics(&self.folder, problem)
+    }
+
+    /// The statistics of one input.
+    ///
+    /// # Errors
+    /// If they are not there or damaged.
+    pub fn input(&self, name: &LayerName, width: usize) -> Result<InputStatistics> {
+        let Saved { rows, weighted_rows, .. } = &self.saved;
+        let (Some(&rows), Some(&weighted_rows)) = (rows.get(name.as_str()), weighted_rows.get(name.as_str())) else {
+            return Err(self.no_such(name));
+        };
+        let read = |kind: &str, shape: &[usize]| {
+            let tensor = self.checkpoint.read(&format!("{name}.{kind}"))?;
+            if tensor.dims() != shape {
+                let problem = format!("{kind} of the input of {name} has shape {:?}, {shape:?} wanted", tensor.dims());
+                return Err(Error::statistics(&self.folder, problem));
+            }
+            Ok(tensor.flatten_all()?.to_vec1()?)
+        };
+        Ok(InputStatistics {
+            hessian: read("hessian", &[width, width])?,
+            weighted_sums: read("weighted_sums", &[width])?,
+            weighted_rows,
+            sums: read("sums", &[width])?,
+            squares: read("squares", &[width])?,
+            rows,
+        })
+    }
+}

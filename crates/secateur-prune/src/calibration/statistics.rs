@@ -1,0 +1,46 @@
+//! What a calibration leaves of one input.
+
+/// Statistics of one distinct layer input of width d.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InputStatistics {
+    /// H = 2 / (sum of a_t) * sum of a_t X_t^T X_t, where a_t is the weight of the step and every sample counts once
+    /// (OBS-Diff, eq. 5): d x d, symmetric, row-major.
+    pub hessian: Vec<f32>,
+    /// 2 / (sum of a_t) * sum of a_t X_t^T 1, H's last column if every row ended with a 1: d.
+    pub weighted_sums: Vec<f32>,
+    /// 2 / (sum of a_t) * sum of a_t n_t for the n_t rows of X_t: the end of that column.
+    pub weighted_rows: f64,
+    /// Sum of each column over all rows, unweighted: d.
+    pub sums: Vec<f32>,
+    /// Sum of squares of each column over all rows, unweighted: d.
+    pub squares: Vec<f32>,
+    /// Rows seen; those that were summed up stand for the others.
+    pub rows: u64,
+}
+
+impl InputStatistics {
+    /// Width of the input.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.squares.len()
+    }
+
+    /// The root of each column's mean square, by which Wanda measures weights.
+    pub(crate) fn norms(&self) -> Vec<f32> {
+        let rows = self.rows.max(1) as f32;
+        self.squares.iter().map(|square| (square / rows).sqrt()).collect()
+    }
+
+    /// The mean of each column.
+    pub(crate) fn means(&self) -> Vec<f64> {
+        let rows = self.rows.max(1) as f64;
+        self.sums.iter().map(|&sum| f64::from(sum) / rows).collect()
+    }
+
+    /// The variance of each column.
+    pub(crate) fn variances(&self) -> Vec<f64> {
+        let rows = self.rows.max(1) as f64;
+        let variance = |(&square, mean): (&f32, f64)| (f64::from(square) / rows - mean * mean).max(0.0);
+        self.squares.iter().zip(self.means()).map(variance).collect()
+    }
+}

@@ -1,0 +1,355 @@
+//! The sums of a calibration that is not finished, on disk: a run that is stopped goes on from them.
+
+use crate::calibration::calibrator::Calibrator;
+use crate::error::{Error, Result};
+use secateur_models::Observer;
+use secateur_models::files::{Array, Values, digest, read_each_tensor, read_sealed, write_sealed, write_tensors};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where the sums of one calibration are kept. Each state has a file of tensors of its own, and one
+/// file says which is valid: it is written last, so that a kill leaves the state before.
+pub(crate) struct Sums<'a> {
+    pub(crate) folder: &'a Path,
+    /// SHA-256 of the run.
+    pub(crate) run: &'a str,
+    /// Packages that were done to the model when it was calibrated.
+    pub(crate) done: usize,
+    /// The package whose inputs are watched.
+    pub(crate) package: usize,
+    /// When they are kept again.
+    pub(crate) interval: Duration,
+}
+
+/// All but the tensors.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    run: String,
+    done: usize,
+    package: usize,
+    /// SHA-256 of the weights of the steps.
+    step_weights: String,
+    /// Images that were summed up: the first ones.
+    images: usize,
+    /// SHA-256 of the file of tensors.
+    sha256: String,
+}
+
+/// What a file of sums is called.
+const PREFIX: &str = "sums-";
+
+/// Whether a file of a journal is one of sums.
+pub(crate) fn is_own(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// The images that the sums in a folder are of: those of the calibration that came farthest.
+pub(crate) fn images(folder: &Path) -> usize {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let own = names.filter(|path| path.extension().is_some_and(|ending| ending == "json"));
+    let own = own.filter(|path| path.file_name().is_some_and(|name| is_own(&name.to_string_lossy())));
+    own.filter_map(|path| read_sealed::<Kept>(&path).ok()).map(|kept| kept.images).max().unwrap_or(0)
+}
+
+impl Sums<'_> {
+    fn path(&self, rest: &str) -> PathBuf {
+        self.folder.join(format!("{PREFIX}{:04}-{:04}{rest}", self.done, self.package))
+    }
+
+    fn tensors(&self, images: usize) -> PathBuf {
+        self.path(&format!("-{images:06}.safetensors"))
+    }
+
+    /// Takes over what was kept, and returns the number of images that it is of. Where it is not as
+    /// it was written, or of other weights of the steps, the observer hears why, and that is 0.
+    ///
+    /// # Errors
+    /// If the observer interrupts.
+    pub(crate) fn load(&self, calibrator: &mut Calibrator, observer: &dyn Observer) -> Result<usize> {
+        let path = self.path(".json");
+        if !path.exists() {
+            return Ok(0);
+        }
+        match self.read(&path, calibrator, observer) {
+            Ok(images) => Ok(images),
+            Err(error) => {
+                // Whoever interrupts does so again.
+                observer.advance(0)?;
+                calibrator.clear();
+                observer.warn(&format!("{error}: the calibration begins anew"));
+                Ok(0)
+            }
+        }
+    }
+
+    fn read(&self, path: &Path, calibrator: &mut Calibrator, observer: &dyn Observer) -> Result<usize> {
+        let kept: Kept = read_sealed(path)?;
+        let identity = (self.run, self.done, self.package, step_weights(calibrator.weights()));
+        if (kept.run.as_str(), kept.done, kept.package, kept.step_weights.clone()) != identity {
+            return Err(Error::statistics(path, "is of another run or package"));
+        }
+        let mut missing = calibrator.accumulators_mut().map(|(_, sums)| sums.arrays().count()).sum::<usize>();
+        let tensors = self.tensors(kept.images);
+        read_each_tensor(&tensors, &kept.sha256, observer, |name, tensor| {
+            let fits = name.rsplit_once('.').map(|(input, array)| calibrator.set(input, array, &tensor)).transpose()?;
+            if fits != Some(true) {
+                return Err(Error::statistics(&tensors, format!("has sums that are not wanted: {name}")));
+            }
+            missing -= 1;
+            Ok(())
+        })?;
+        match missing {
+            0 => Ok(kept.images),
+            _ => Err(Error::statistics(&tensors, format!("lacks {missing} of the sums"))),
+        }
+    }
+
+    /// Keeps the sums over the first `images` images.
+    fn save(&self, calibrator: &mut Calibrator, images: usize) -> Result<()> {
+        let weights = step_weights(calibrator.weights());
+        let mut arrays = HashMap::new();
+        for (input, sums) in calibrator.accumulators_mut() {
+            for (array, values) in sums.arrays() {
+                let length = match values {
+                    Values::F32(values) => values.len(),
+                    Values::F64(values) => values.len(),
+                };
+                arrays.insert(format!("{input}.{array}"), Array { shape: vec![length], values });
+            }
+        }
+        let sha256 = write_tensors(&self.tensors(images), &arrays)?;
+        let (run, done, package) = (self.run.to_owned(), self.done, self.package);
+        write_sealed(&self.path(".json"), &Kept { run, done, package, step_weights: weights, images, sha256 })?;
+        self.remove_tensors(Some(images));
+        Ok(())
+    }
+
+    /// Removes all that was kept: it was used.
+    pub(crate) fn remove(&self) {
+        // What stays is known to be of no use by the package that is finished.
+        let _ = std::fs::remove_file(self.path(".json"));
+        self.remove_tensors(None);
+    }
+
+    /// Removes the tensors of all states but one.
+    fn remove_tensors(&self, but: Option<usize>) {
+        let but = but.map(|images| self.tensors(images));
+        let paths = std::fs::read_dir(self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let start = self.path("-");
+        let own = |path: &PathBuf| {
+            let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+            name(path).zip(name(&start)).is_some_and(|(name, start)| name.starts_with(&start))
+        };
+        // They are written again or go with the folder.
+        paths.filter(own).filter(|path| Some(path) != but.as_ref()).for_each(|path| drop(std::fs::remove_file(path)));
+    }
+}
+
+fn step_weights(weights: &[f64]) -> String {
+    digest(weights.iter().map(|weight| weight.to_le_bytes()))
+}
+
+/// Decides when sums are kept.
+pub(crate) struct Keeper<'a> {
+    sums: Option<Sums<'a>>,
+    kept: Instant,
+    /// What keeping them took the last time.
+    cost: Duration,
+}
+
+impl<'a> Keeper<'a> {
+    /// Sums are kept again when so much work would be lost.
+    pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
+    /// Keeping them takes no more than one part in so many of the time.
+    const PARTS: u32 = 20;
+
+    pub(crate) fn new(sums: Option<Sums<'a>>) -> Self {
+        Self { sums, kept: Instant::now(), cost: Duration::ZERO }
+    }
+
+    /// After a batch: keeps the sums over the first `images` images, if it is time or the run is
+    /// `stopped`. Where they cannot be kept, the observer hears why.
+    pub(crate) fn batch(&mut self, calibrator: &mut Calibrator, images: usize, stopped: bool, observer: &dyn Observer) {
+        let Some(sums) = &self.sums else { return };
+        if !stopped && self.kept.elapsed() < sums.interval.max(self.cost * Self::PARTS) {
+            return;
+        }
+        let start = Instant::now();
+        if let Err(error) = sums.save(calibrator, images) {
+            observer.warn(&format!("the sums so far cannot be kept: {error}"));
+        }
+        (self.kept, self.cost) = (Instant::now(), start.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Task;
+    use crate::calibration::statistics::InputStatistics;
+    use crate::calibration::weighting::Weighting;
+    use crate::calibration::{Calibration, calibrate};
+    use crate::plan::{Packages, Plan, Selection};
+    use crate::{Magnitude, Pattern};
+    use secateur_models::{Error::Interrupted, ModelFolder, Pipeline, Sampling};
+    use secateur_nn::LayerName;
+    use std::cell::{Cell, RefCell};
+    use std::collections::BTreeMap;
+
+    /// Interrupts at one of the steps, and from then on.
+    struct Stop {
+        left: Cell<usize>,
+        steps: Cell<usize>,
+        warnings: RefCell<Vec<String>>,
+    }
+
+    impl Stop {
+        fn after(left: usize) -> Self {
+            Self { left: Cell::new(left), steps: Cell::new(0), warnings: RefCell::default() }
+        }
+    }
+
+    impl Observer for Stop {
+        fn advance(&self, amount: usize) -> secateur_models::Result<()> {
+            self.left.set(self.left.get().saturating_sub(amount.min(1)));
+            self.steps.set(self.steps.get() + amount);
+            if self.left.get() == 0 { Err(Interrupted) } else { Ok(()) }
+        }
+
+        fn warn(&self, text: &str) {
+            self.warnings.borrow_mut().push(text.to_owned());
+        }
+    }
+
+    struct Scene {
+        pipeline: Pipeline,
+        plan: Plan,
+        calibration: Calibration,
+        folder: tempfile::TempDir,
+    }
+
+    const NEVER: usize = usize::MAX;
+
+    impl Scene {
+        /// Five images, two at a time, in two steps.
+        fn new() -> Self {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-mmdit");
+            let folder = ModelFolder::open(&path, None).unwrap();
+            let sampling = Sampling { steps: 2, batch: 2, ..folder.sampling() };
+            let prompts = folder.prompts(|prompts| &prompts.calibration).unwrap().unwrap()[..5].to_vec();
+            let selection = Selection::new(&["transformer_blocks.1.*".into()], &[]).unwrap();
+            let task = Task::Weights { method: &Magnitude, pattern: Pattern::unstructured(0.5).unwrap() };
+            let plan = Plan::new(&folder.structure(&sampling), &selection, Packages::Count(1), &task).unwrap();
+            let calibration = Calibration { prompts, sampling, weighting: Weighting::Uniform, token_stride: 3 };
+            let pipeline = Pipeline::open(folder).unwrap();
+            Self { pipeline, plan, calibration, folder: tempfile::tempdir().unwrap() }
+        }
+
+        fn sums(&self, interval: Duration) -> Sums<'_> {
+            Sums { folder: self.folder.path(), run: "run", done: 0, package: 0, interval }
+        }
+
+        fn run(
+            &self,
+            weights: [f64; 2],
+            interval: Option<Duration>,
+            observer: &Stop,
+        ) -> Result<BTreeMap<LayerName, InputStatistics>> {
+            let sums = interval.map(|interval| self.sums(interval));
+            let (plan, calibration) = (&self.plan.packages[0], &self.calibration);
+            calibrate(&self.pipeline, plan, calibration, &weights, sums, "calibrate", observer)
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = std::fs::read_dir(self.folder.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    const WEIGHTS: [f64; 2] = [1.2, 0.8];
+    const ALWAYS: Option<Duration> = Some(Duration::ZERO);
+    const HOUR: Option<Duration> = Some(Duration::from_secs(3600));
+
+    /// However often it is stopped, and whenever, the sums are bit for bit the same.
+    #[test]
+    fn a_calibration_that_was_stopped_goes_on() {
+        let scene = Scene::new();
+        let want = scene.run(WEIGHTS, None, &Stop::after(NEVER)).unwrap();
+        for left in 3..6 {
+            let mut runs = 0;
+            let found = loop {
+                runs += 1;
+                match scene.run(WEIGHTS, ALWAYS, &Stop::after(left)) {
+                    Ok(found) => break found,
+                    Err(error) => assert_eq!(error.to_string(), Interrupted.to_string()),
+                }
+                assert!(runs < 20, "no run that is stopped after {left} comes farther");
+            };
+            assert!(runs > 1, "stopped after {left}");
+            assert!(found == want, "stopped after {left}");
+            assert_eq!(scene.names().len(), 2);
+            scene.sums(Duration::ZERO).remove();
+            assert!(scene.names().is_empty());
+        }
+    }
+
+    /// A batch that is nearly done comes to its end, and no step of it is taken twice.
+    #[test]
+    fn an_interruption_keeps_what_was_summed_up() {
+        let scene = Scene::new();
+        let want = scene.run(WEIGHTS, None, &Stop::after(NEVER)).unwrap();
+        let whole = Stop::after(NEVER);
+        scene.run(WEIGHTS, HOUR, &whole).unwrap();
+        assert!(scene.names().is_empty(), "nothing is kept of a short calibration");
+        // Within the second batch.
+        scene.run(WEIGHTS, HOUR, &Stop::after(3)).unwrap_err();
+        assert_eq!(images(scene.folder.path()), 4);
+        let rest = Stop::after(NEVER);
+        assert!(scene.run(WEIGHTS, HOUR, &rest).unwrap() == want);
+        assert_eq!((whole.steps.get(), rest.steps.get()), (10, 2));
+    }
+
+    /// What is not as it was written is not used.
+    #[test]
+    fn damaged_sums_are_gathered_anew() {
+        let scene = Scene::new();
+        let want = scene.run(WEIGHTS, None, &Stop::after(NEVER)).unwrap();
+        let tensors = "sums-0000-0000-000004.safetensors";
+        let spoil = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+            let path = scene.folder.path().join(name);
+            let mut bytes = std::fs::read(&path).unwrap();
+            change(&mut bytes);
+            std::fs::write(path, bytes).unwrap();
+        };
+        let flip = |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1;
+        let other = |bytes: &mut Vec<u8>| {
+            *bytes = String::from_utf8(std::mem::take(bytes)).unwrap().replace("\"images\":4", "\"images\":2").into();
+        };
+        type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
+        let cases: [(&str, &str, Change<'_>); 5] = [
+            ("a bit", tensors, &flip),
+            ("cut", tensors, &|bytes| bytes.truncate(1000)),
+            ("empty", "sums-0000-0000.json", &|bytes| bytes.clear()),
+            ("cut", "sums-0000-0000.json", &|bytes| bytes.truncate(60)),
+            ("another number", "sums-0000-0000.json", &other),
+        ];
+        for (what, name, change) in cases {
+            scene.run(WEIGHTS, HOUR, &Stop::after(3)).unwrap_err();
+            spoil(name, change);
+            let observer = Stop::after(NEVER);
+            assert!(scene.run(WEIGHTS, HOUR, &observer).unwrap() == want, "{what} of {name}");
+            let warnings = observer.warnings.take().concat();
+            assert!(warnings.contains(name) && warnings.contains("begins anew"), "{what}: {warnings}");
+            scene.sums(Duration::ZERO).remove();
+        }
+        scene.run(WEIGHTS, HOUR, &Stop::after(3)).unwrap_err();
+        let (observer, others) = (Stop::after(NEVER), [0.8, 1.2]);
+        let found = scene.run(others, HOUR, &observer).unwrap();
+        assert!(found == scene.run(others, None, &Stop::after(NEVER)).unwrap());
+        assert!(observer.warnings.take().concat().contains("another run or package"));
+    }
+}

@@ -1,0 +1,137 @@
+//! Removing whole heads and neurons, or dimensions of heads: the interface of the methods.
+
+use crate::calibration::{Calibration, InputStatistics};
+use crate::error::Result;
+use crate::methods::method::LayerWeight;
+use crate::methods::turn::Turn;
+use crate::plan::{Plan, PlannedGroup};
+use secateur_models::{Axis, Group, Observer, Part, Pipeline};
+use secateur_nn::LayerName;
+use std::collections::BTreeMap;
+
+/// What a method can learn of a model.
+pub trait Layers {
+    /// The weight of a layer.
+    ///
+    /// # Errors
+    /// If there is no such layer.
+    fn weight(&self, layer: &LayerName) -> Result<LayerWeight>;
+
+    /// The bias of a layer, if it has one.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn bias(&self, layer: &LayerName) -> Result<Option<Vec<f32>>>;
+
+    /// Statistics of the input of a layer that the method watches.
+    ///
+    /// # Errors
+    /// If there are none.
+    fn statistics(&self, layer: &LayerName) -> Result<&InputStatistics>;
+}
+
+/// What became of groups that one method chose among.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Removed {
+    /// For each group, those that go, ascending.
+    pub positions: Vec<Vec<usize>>,
+    /// New weights, with all rows and columns; those that go are zero.
+    pub weights: BTreeMap<LayerName, LayerWeight>,
+    /// New biases, with all entries.
+    pub biases: BTreeMap<LayerName, Vec<f32>>,
+    /// For each group, the relative squared error of the product that it is a part of, over the calibration, where that is
+    /// not told by the errors of the layers that read it.
+    pub errors: Vec<Option<f64>>,
+    /// What was added to the Hessians' diagonals, relative to their means; 0 where nothing was.
+    pub damping: f64,
+    /// Columns of inputs that are in a new basis.
+    pub turns: Vec<Turn>,
+}
+
+/// A way to choose heads, neurons or dimensions, and to make up for them.
+pub trait StructuredMethod: Sync {
+    /// The name on the command line, with the options that make another method of it.
+    fn name(&self) -> &'static str;
+
+    /// The layers whose inputs it needs statistics of, to remove some of a group: those that read it, unless the method says
+    /// otherwise.
+    fn watched(&self, group: &Group) -> Vec<LayerName> {
+        group.outputs().collect()
+    }
+
+    /// Learns of a model what the statistics do not tell, before anything is removed of `plan`'s groups.
+    ///
+    /// # Errors
+    /// If the model fails, or the observer interrupts.
+    fn prepare(
+        &self,
+        _pipeline: &Pipeline,
+        _plan: &Plan,
+        _calibration: &Calibration,
+        _observer: &dyn Observer,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    /// How many pictures [`StructuredMethod::prepare`] draws, and of how many calls of the model for one sample it takes gradients, at
+    /// most.
+    fn preparation(&self, _calibration: &Calibration) -> (usize, usize) {
+        (0, 0)
+    }
+
+    /// Chooses which of `groups` go, and makes up for them.
+    ///
+    /// # Errors
+    /// If the statistics cannot be used.
+    fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed>;
+
+    /// Bytes that [`StructuredMethod::remove`] takes for a watched layer of `rows` x `columns`, beside weights and statistics.
+    fn scratch(&self, rows: usize, columns: usize) -> u64;
+}
+
+/// Removes of each group the heads or neurons with the lowest scores, the first of equal ones.
+pub(crate) fn remove_lowest(groups: &[PlannedGroup], scores: &[Vec<f64>], layers: &dyn Layers) -> Result<Removed> {
+    let mut removed = Removed { errors: vec![None; groups.len()], ..Removed::default() };
+    for (planned, scores) in groups.iter().zip(scores) {
+        let mut positions = lowest(scores, planned.remove);
+        positions.sort_unstable();
+        for part in planned.group.parts(&positions).iter().filter(|part| part.axis == Axis::Columns) {
+            let weight = match removed.weights.remove(&part.layer) {
+                Some(weight) => weight,
+                None => layers.weight(&part.layer)?,
+            };
+            removed.weights.insert(part.layer.clone(), weight.cleared(part));
+        }
+        removed.positions.push(positions);
+    }
+    Ok(removed)
+}
+
+/// The places of the `count` lowest scores, the lowest first, of equal ones the first.
+pub(crate) fn lowest(scores: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    order.truncate(count);
+    order
+}
+
+impl LayerWeight {
+    /// With zeros in the columns of a part.
+    fn cleared(mut self, part: &Part) -> Self {
+        for row in self.values.chunks_exact_mut(self.columns.max(1)) {
+            part.indices.iter().for_each(|&column| row[column] = 0.0);
+        }
+        self
+    }
+
+    /// The sum of |w| over each row or column.
+    pub(super) fn sums(&self, axis: Axis) -> Vec<f64> {
+        let mut sums = vec![0f64; [self.rows, self.columns][axis as usize]];
+        for (i, row) in self.values.chunks_exact(self.columns.max(1)).enumerate() {
+            for (j, w) in row.iter().enumerate() {
+                sums[[i, j][axis as usize]] += f64::from(w.abs());
+            }
+        }
+        sums
+    }
+}

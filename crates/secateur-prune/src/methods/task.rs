@@ -1,0 +1,84 @@
+//! What is to be done to a model.
+
+use crate::methods::method::Method;
+use crate::methods::structured::StructuredMethod;
+use crate::plan::{Change, Demand, Pattern, Portion};
+use secateur_models::Group;
+use secateur_nn::LayerName;
+use std::fmt;
+
+/// A method, and how much it removes.
+#[derive(Clone, Copy)]
+pub enum Task<'a> {
+    /// Weights become zero.
+    Weights {
+        /// Which ones, and what becomes of the others.
+        method: &'a dyn Method,
+        /// How many, where.
+        pattern: Pattern,
+    },
+    /// Heads and neurons go, and layers get smaller.
+    Structured {
+        /// Which ones, and what becomes of the others.
+        method: &'a dyn StructuredMethod,
+        /// How many, where.
+        portion: Portion,
+    },
+}
+
+impl Task<'_> {
+    /// The method's name.
+    #[must_use]
+    pub fn method(&self) -> &'static str {
+        match self {
+            Self::Weights { method, .. } => method.name(),
+            Self::Structured { method, .. } => method.name(),
+        }
+    }
+}
+
+impl Demand for Task<'_> {
+    fn change(&self) -> Change {
+        match self {
+            Self::Weights { pattern, .. } => Change::Weights(*pattern),
+            Self::Structured { portion, .. } => Change::Groups(*portion),
+        }
+    }
+
+    fn watched(&self, group: &Group) -> Vec<LayerName> {
+        match self {
+            Self::Weights { .. } => Vec::new(),
+            Self::Structured { method, .. } => method.watched(group),
+        }
+    }
+
+    fn scratch(&self, rows: usize, columns: usize) -> u64 {
+        match self {
+            Self::Weights { method, .. } => method.scratch(rows, columns),
+            Self::Structured { method, .. } => method.scratch(rows, columns),
+        }
+    }
+}
+
+/// How much goes, in words: `50 %`, `2:4`, `30 % of heads and neurons`.
+impl fmt::Display for Task<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Weights { pattern, .. } => pattern.fmt(f),
+            Self::Structured { portion, .. } => {
+                let kinds = [
+                    ("heads", portion.heads),
+                    ("query-key", portion.query_key),
+                    ("value-output", portion.value_output),
+                    ("neurons", portion.neurons),
+                ];
+                let kinds: Vec<&str> = kinds.into_iter().filter_map(|(kind, wanted)| wanted.then_some(kind)).collect();
+                let what = match kinds.as_slice() {
+                    [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
+                    kinds => kinds.concat(),
+                };
+                write!(f, "{} of {what}", Pattern::Unstructured(portion.sparsity))
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! New bases for the columns of a layer's input.
+
+use crate::methods::low_rank::LowRank;
+use faer::Mat;
+use secateur_nn::LayerName;
+
+/// Columns of a layer's input in a new basis for each head: x becomes (x - offset) L.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Turn {
+    pub(crate) layer: LayerName,
+    /// The first of the columns.
+    pub(crate) start: usize,
+    /// What the layer before no longer adds, as the bias of this one has it.
+    pub(crate) offset: Option<Vec<f32>>,
+    pub(crate) bases: Vec<LowRank>,
+    /// Dimensions of a head that stay.
+    pub(crate) rank: usize,
+}
+
+/// Turns the successive dimensions of each head, rows of `columns` numbers, into its basis, with zeros from `rank` on.
+pub(crate) fn turn(rows: &mut [f32], columns: usize, bases: &[LowRank], rank: usize, basis: fn(&LowRank) -> &Mat<f64>) {
+    for (rows, head) in rows.chunks_mut(columns * basis(&bases[0]).nrows()).zip(bases) {
+        let (basis, width) = (basis(head), basis(head).nrows());
+        let old: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();
+        rows.fill(0.0);
+        for (to, new) in rows.chunks_exact_mut(columns).take(rank).enumerate() {
+            for (column, x) in new.iter_mut().enumerate() {
+                *x = (0..width).map(|from| basis[(from, to)] * old[from * columns + column]).sum::<f64>() as f32;
+            }
+        }
+    }
+}

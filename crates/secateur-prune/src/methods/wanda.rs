@@ -1,0 +1,34 @@
+//! Wanda: weights times the norm of what they multiply.
+
+use crate::calibration::InputStatistics;
+use crate::error::Result;
+use crate::methods::method::{LayerWeight, Method, Solved};
+use crate::plan::Pattern;
+use rayon::prelude::*;
+
+/// |W_ij| * sqrt(sum of x_j^2 / n), the lowest of every output row; no update of what is left.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanda;
+
+impl Method for Wanda {
+    fn name(&self) -> &'static str {
+        "wanda"
+    }
+
+    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved> {
+        let norms = statistics.norms();
+        for (layer, pattern) in layers {
+            pattern.check(&layer.layer, layer.columns)?;
+            layer.values.par_chunks_exact_mut(layer.columns.max(1)).for_each(|row| {
+                for j in pattern.lowest(row.len(), |j| row[j].abs() * norms[j]) {
+                    row[j as usize] = 0.0;
+                }
+            });
+        }
+        Ok(Solved::default())
+    }
+
+    fn scratch(&self, _: usize, columns: usize) -> u64 {
+        (columns * size_of::<u64>() * rayon::current_num_threads()) as u64
+    }
+}

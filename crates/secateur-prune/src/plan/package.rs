@@ -1,0 +1,166 @@
+//! Packages: layers that are calibrated and pruned together.
+
+use crate::plan::demand::{Change, Demand};
+use crate::plan::pattern::Pattern;
+use secateur_kernels::gram::add_gram_scratch;
+use secateur_models::Group;
+use secateur_nn::LayerName;
+use std::collections::BTreeSet;
+
+/// A linear whose weight changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedLayer {
+    /// Its checkpoint name.
+    pub name: LayerName,
+    /// Rows of its weight.
+    pub rows: usize,
+    /// Columns of its weight.
+    pub columns: usize,
+    /// Rows of its input for one sample.
+    pub tokens: usize,
+    /// The zeros that it gets; none where columns are removed instead.
+    pub pattern: Option<Pattern>,
+}
+
+/// Heads or neurons of which some are removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedGroup {
+    /// All of them, and their rows and columns.
+    pub group: Group,
+    /// How many go.
+    pub remove: usize,
+}
+
+/// Layers that read the same input and share one Hessian.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedInput {
+    /// Names the input: the first layer of the family that reads it.
+    pub name: LayerName,
+    /// The layers, of the same number of columns.
+    pub layers: Vec<PlannedLayer>,
+}
+
+impl SharedInput {
+    /// Width of the input.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.columns)
+    }
+
+    fn statistics_bytes(&self) -> u64 {
+        (self.width() * self.width() * size_of::<f32>()) as u64
+    }
+
+    /// The method's scratch, and the weights of these layers: as they were, as they become, rounded as a tensor and as
+    /// values, and the two products of the error.
+    fn solver_bytes(&self, task: &dyn Demand) -> u64 {
+        let weights: usize = self.layers.iter().map(|layer| layer.rows * layer.columns * size_of::<f32>()).sum();
+        let scratch = self.layers.iter().map(|layer| task.scratch(layer.rows, layer.columns)).max();
+        scratch.unwrap_or(0) + 6 * weights as u64
+    }
+}
+
+/// Units that are calibrated and pruned together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Package {
+    /// Their inputs, in execution order.
+    pub inputs: Vec<SharedInput>,
+    /// Where heads and neurons are removed: those that are read by the same columns' layers, together.
+    pub coupled: Vec<Vec<PlannedGroup>>,
+    /// Inputs that are watched for a method after this one alone.
+    pub carried: Vec<SharedInput>,
+}
+
+impl Package {
+    /// Takes an input in; one that is there already (a text that many blocks read) gets more layers.
+    pub(super) fn add(&mut self, input: &SharedInput) {
+        match self.inputs.iter_mut().find(|own| own.name == input.name) {
+            Some(own) => {
+                let new = input.layers.iter().filter(|layer| !own.layers.contains(layer));
+                let new: Vec<_> = new.cloned().collect();
+                own.layers.extend(new);
+            }
+            None => self.inputs.push(input.clone()),
+        }
+    }
+
+    /// All layers.
+    pub fn layers(&self) -> impl Iterator<Item = &PlannedLayer> {
+        self.inputs.iter().flat_map(|input| &input.layers)
+    }
+
+    /// The inputs that statistics are gathered of.
+    pub fn watched_inputs(&self) -> impl Iterator<Item = &SharedInput> {
+        self.inputs.iter().chain(&self.carried)
+    }
+
+    /// Bytes of the Hessians of the package.
+    #[must_use]
+    pub fn statistics_bytes(&self) -> u64 {
+        self.watched_inputs().map(SharedInput::statistics_bytes).sum()
+    }
+
+    /// Bytes of statistics, of what summing them up takes, and of the solver at its largest.
+    #[must_use]
+    pub fn bytes(&self, task: &dyn Demand) -> u64 {
+        self.statistics_bytes() + self.gram_bytes() + self.solver_bytes(task)
+    }
+
+    /// The inputs that are watched to remove some of those groups, each with the layers `of` them that are watched.
+    pub(crate) fn watched(&self, groups: &[PlannedGroup], of: &dyn Fn(&Group) -> Vec<LayerName>) -> Vec<SharedInput> {
+        let watched: BTreeSet<LayerName> = groups.iter().flat_map(|planned| of(&planned.group)).collect();
+        let watched_of = |input: &SharedInput| SharedInput {
+            name: input.name.clone(),
+            layers: input.layers.iter().filter(|layer| watched.contains(&layer.name)).cloned().collect(),
+        };
+        self.inputs.iter().map(watched_of).filter(|input| !input.layers.is_empty()).collect()
+    }
+
+    /// Bytes that summing up the statistics takes beside them.
+    #[must_use]
+    pub fn gram_bytes(&self) -> u64 {
+        self.watched_inputs().map(|input| add_gram_scratch(input.width())).max().unwrap_or(0)
+    }
+
+    /// Bytes of the largest of its Hessians.
+    #[must_use]
+    pub fn largest_statistics_bytes(&self) -> u64 {
+        self.watched_inputs().map(SharedInput::statistics_bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes that the solver takes for the first input, when the calibrated model is still as it was.
+    #[must_use]
+    pub fn first_solver_bytes(&self, task: &dyn Demand) -> u64 {
+        let first = Self {
+            inputs: match task.change() {
+                Change::Weights(_) => self.inputs.iter().take(1).cloned().collect(),
+                Change::Groups(_) => self.inputs.clone(),
+            },
+            coupled: self.coupled.iter().take(1).cloned().collect(),
+            ..Self::default()
+        };
+        first.solver_bytes(task)
+    }
+
+    /// Bytes that the solver takes at its largest.
+    #[must_use]
+    pub fn solver_bytes(&self, task: &dyn Demand) -> u64 {
+        match task.change() {
+            Change::Weights(_) => self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0),
+            Change::Groups(_) => {
+                let of_coupled = |coupled: &Vec<PlannedGroup>| {
+                    self.watched(coupled, &|group| task.watched(group))
+                        .iter()
+                        .map(|input| input.solver_bytes(task))
+                        .sum()
+                };
+                self.coupled.iter().map(of_coupled).max().unwrap_or(0)
+            }
+        }
+    }
+}
+
+/// The layers whose columns read those heads or neurons.
+pub(crate) fn outputs(groups: &[PlannedGroup]) -> BTreeSet<LayerName> {
+    groups.iter().flat_map(|planned| planned.group.outputs()).collect()
+}
