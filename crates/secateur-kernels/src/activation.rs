@@ -179,7 +179,7 @@ impl WithSimd for Gradient<'_> {
 }
 
 /// gx = gy f'(x).
-pub(crate) fn activation_gradient(kind: Activation, x: &[f32], gy: &[f32], gx: &mut [f32]) {
+pub fn activation_gradient(kind: Activation, x: &[f32], gy: &[f32], gx: &mut [f32]) {
     gx.copy_from_slice(gy);
     pointwise(x, gx, |x, g| dispatch(Gradient { kind, x, g }));
 }
@@ -204,7 +204,7 @@ pub fn geglu(x: &[f32], y: &mut [f32], width: usize) {
 }
 
 /// The gradient of x of [`geglu`].
-pub(crate) fn geglu_gradient(x: &[f32], gy: &[f32], gx: &mut [f32], width: usize) {
+pub fn geglu_gradient(x: &[f32], gy: &[f32], gx: &mut [f32], width: usize) {
     if width == 0 {
         return;
     }
@@ -254,7 +254,7 @@ pub fn softmax(x: &[f32], y: &mut [f32], width: usize) {
 }
 
 /// The gradient of x of [`softmax`], from its result `y`: y * (gy - sum of gy * y).
-pub(crate) fn softmax_gradient(y: &[f32], gy: &[f32], gx: &mut [f32], width: usize) {
+pub fn softmax_gradient(y: &[f32], gy: &[f32], gx: &mut [f32], width: usize) {
     let rows = y.par_chunks_exact(width.max(1)).zip(gy.par_chunks_exact(width.max(1)));
     rows.zip(gx.par_chunks_exact_mut(width.max(1))).with_min_len(8).for_each(|((y, gy), gx)| {
         let dot: f32 = y.iter().zip(gy).map(|(y, g)| y * g).sum();
@@ -281,7 +281,7 @@ pub fn upsample_nearest(x: &[f32], y: &mut [f32], width: usize, factor: usize) {
 }
 
 /// The gradient of x of [`upsample_nearest`]: sums over the pixels that each became.
-pub(crate) fn upsample_nearest_gradient(gy: &[f32], gx: &mut [f32], width: usize, factor: usize) {
+pub fn upsample_nearest_gradient(gy: &[f32], gx: &mut [f32], width: usize, factor: usize) {
     if width == 0 || factor == 0 {
         return;
     }

@@ -255,13 +255,7 @@ impl WithSimd for Update<'_> {
 }
 
 /// The gradients of q, k and v (in the layout of each), for the gradient `gy` of the output.
-pub(crate) fn gradients(
-    [q, k, v]: [&[f32]; 3],
-    gy: &[f32],
-    shape: Shape,
-    scores: Scores<'_>,
-    [gq, gk, gv]: [&mut [f32]; 3],
-) {
+pub fn gradients([q, k, v]: [&[f32]; 3], gy: &[f32], shape: Shape, scores: Scores<'_>, [gq, gk, gv]: [&mut [f32]; 3]) {
     let Shape { heads, queries, keys, head_dim, value_dim, .. } = shape;
     let (width, value_width) = (heads * head_dim, heads * value_dim);
     if gq.is_empty() || gk.is_empty() {

@@ -179,7 +179,7 @@ impl Convolution {
     }
 
     /// The gradient of `x`, for the gradient `gy` of `y`; `packed` was made of `weight`.
-    pub(crate) fn input_gradient(&self, gy: &[f32], weight: &[f32], packed: &ConvolutionWeight, gradient: &mut [f32]) {
+    pub fn input_gradient(&self, gy: &[f32], weight: &[f32], packed: &ConvolutionWeight, gradient: &mut [f32]) {
         if gradient.is_empty() || self.output_area() == 0 {
             return;
         }
@@ -237,7 +237,7 @@ impl Convolution {
     }
 
     /// Adds the gradient of the weight to `gradient`, for the gradient `gy` of `y`.
-    pub(crate) fn weight_gradient(&self, x: &[f32], gy: &[f32], gradient: &mut [f32]) {
+    pub fn weight_gradient(&self, x: &[f32], gy: &[f32], gradient: &mut [f32]) {
         let (area, depth) = (self.output_area(), self.depth());
         let (plane, taps) = (self.size.0 * self.size.1, self.kernel * self.kernel);
         let image = self.channels * plane;

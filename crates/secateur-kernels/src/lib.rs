@@ -2,22 +2,21 @@
 //! solver's inner loop.
 //!
 //! Every kernel is a function of contiguous `f32` slices, multithreaded with rayon, vectorised through run-time
-//! dispatch, with the same result for any number of threads. [`ops`] hooks them into candle tensors, with a backward for
-//! each.
+//! dispatch, with the same result for any number of threads.
 
-pub mod activation;
-pub mod attention;
-pub mod convolution;
-pub mod factor;
-pub mod gram;
-pub mod linear;
-pub mod norm;
-pub mod obs;
-pub mod ops;
-pub mod product;
-pub mod rope;
+// Each imports only from those above it.
 mod simd;
 mod transpose;
+pub mod product;
+pub mod activation;
+pub mod linear;
+pub mod attention;
+pub mod convolution;
+pub mod gram;
+pub mod factor;
+pub mod norm;
+pub mod rope;
+pub mod obs;
 
 pub use activation::Activation;
 pub use convolution::ConvolutionWeight;

@@ -61,7 +61,7 @@ pub(crate) fn rows_of(matrix: &[f32], depth: usize) -> impl Fn(Range<usize>, &mu
 }
 
 /// Adds the gradient of W to `gradient` (outputs x inputs): gy^T x, with `x` rows x inputs and `gy` rows x outputs.
-pub(crate) fn weight_gradient(x: &[f32], gy: &[f32], (inputs, outputs): (usize, usize), gradient: &mut [f32]) {
+pub fn weight_gradient(x: &[f32], gy: &[f32], (inputs, outputs): (usize, usize), gradient: &mut [f32]) {
     if gradient.is_empty() || x.is_empty() {
         return;
     }
@@ -73,7 +73,7 @@ pub(crate) fn weight_gradient(x: &[f32], gy: &[f32], (inputs, outputs): (usize, 
 }
 
 /// The gradient of x (rows x inputs): gy W, with `weight` outputs x inputs, `packed` made of it, and `gy` rows x outputs.
-pub(crate) fn input_gradient(gy: &[f32], weight: &[f32], packed: &LinearWeight, gradient: &mut [f32]) {
+pub fn input_gradient(gy: &[f32], weight: &[f32], packed: &LinearWeight, gradient: &mut [f32]) {
     let (inputs, outputs) = packed.size();
     if gradient.is_empty() || outputs == 0 {
         return;

@@ -288,7 +288,7 @@ impl Row for LayerNormGradient<'_> {
 }
 
 /// The gradient of the input of [`layer_norm`].
-pub(crate) fn layer_norm_gradient(x: &[f32], gy: &[f32], gx: &mut [f32], width: usize, eps: f32, affine: Affine<'_>) {
+pub fn layer_norm_gradient(x: &[f32], gy: &[f32], gx: &mut [f32], width: usize, eps: f32, affine: Affine<'_>) {
     for_rows(x, gx, width, &LayerNormGradient { gy, norm: LayerNorm { eps, affine } });
 }
 
@@ -306,7 +306,7 @@ impl WithSimd for Moments<'_> {
 
 /// Adds the gradients of scale (or weight) and shift (or bias) of [`layer_norm`] over `rows` successive rows for each of
 /// the samples that the gradients have room for: sums of gy * xhat, and of gy.
-pub(crate) fn layer_norm_affine_gradient(
+pub fn layer_norm_affine_gradient(
     x: &[f32],
     gy: &[f32],
     (gscale, gshift): (&mut [f32], &mut [f32]),
@@ -343,12 +343,12 @@ impl Row for RmsNormGradient<'_> {
 }
 
 /// The gradient of the input of [`rms_norm`].
-pub(crate) fn rms_norm_gradient(x: &[f32], gy: &[f32], gx: &mut [f32], weight: &[f32], eps: f32) {
+pub fn rms_norm_gradient(x: &[f32], gy: &[f32], gx: &mut [f32], weight: &[f32], eps: f32) {
     for_rows(x, gx, weight.len(), &RmsNormGradient { gy, norm: RmsNorm { weight, eps } });
 }
 
 /// Adds the gradient of the weight of [`rms_norm`].
-pub(crate) fn rms_norm_weight_gradient(x: &[f32], gy: &[f32], gradient: &mut [f32], eps: f32) {
+pub fn rms_norm_weight_gradient(x: &[f32], gy: &[f32], gradient: &mut [f32], eps: f32) {
     let width = gradient.len().max(1);
     for (x, gy) in x.chunks_exact(width).zip(gy.chunks_exact(width)) {
         let inverse = 1.0 / (x.iter().map(|x| x * x).sum::<f32>() / width as f32 + eps).sqrt();
@@ -408,7 +408,7 @@ impl WithSimd for GroupGradient<'_> {
 
 /// The gradient of the input of [`group_norm`], and those of weight and bias, which are added to.
 #[expect(clippy::too_many_arguments, reason = "the arguments of the norm, and three gradients")]
-pub(crate) fn group_norm_gradient(
+pub fn group_norm_gradient(
     x: &[f32],
     gy: &[f32],
     gx: &mut [f32],
@@ -440,7 +440,7 @@ pub(crate) fn group_norm_gradient(
 }
 
 /// The gradients of gate and y of [`gated_add`]; that of x is the output's own.
-pub(crate) fn gated_add_gradient(
+pub fn gated_add_gradient(
     (gate, y): (&[f32], &[f32]),
     gout: &[f32],
     (ggate, gy): (&mut [f32], &mut [f32]),

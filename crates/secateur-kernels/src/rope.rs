@@ -43,12 +43,12 @@ pub fn rope(x: &[f32], y: &mut [f32], table: &[f32], size: (usize, usize)) {
 }
 
 /// The gradient of x of [`rope`].
-pub(crate) fn rope_gradient(gy: &[f32], gx: &mut [f32], table: &[f32], size: (usize, usize)) {
+pub fn rope_gradient(gy: &[f32], gx: &mut [f32], table: &[f32], size: (usize, usize)) {
     for_rows(gy, gx, size.0, &Turn { table, width: size.1, direction: -1.0 });
 }
 
 /// The gradient of the table of [`rope`].
-pub(crate) fn rope_table_gradient(x: &[f32], gy: &[f32], gtable: &mut [f32], size: (usize, usize)) {
+pub fn rope_table_gradient(x: &[f32], gy: &[f32], gtable: &mut [f32], size: (usize, usize)) {
     let (row, width) = size;
     let tokens = gtable.len() / width.max(1);
     gtable.par_chunks_exact_mut(width.max(1)).enumerate().for_each(|(token, gtable)| {

@@ -1,17 +1,20 @@
-use crate::{Context, Error, LayerName, Result, Scope};
+//! Layers under their checkpoint names.
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::name::LayerName;
+use crate::ops;
+use crate::weights::{Scope, Weight};
 use candle_core::Tensor;
-use secateur_kernels::{Activation, ConvolutionWeight, LinearWeight, ops};
-use std::sync::{Arc, OnceLock};
+use secateur_kernels::Activation;
 use tracing::trace_span;
 
 /// y = x W^T + b, the weight outputs x inputs.
 #[derive(Clone, Debug)]
 pub struct Linear {
     name: LayerName,
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
-    /// The weight as products read it, made when first needed.
-    packed: OnceLock<Arc<LinearWeight>>,
 }
 
 impl Linear {
@@ -28,8 +31,7 @@ impl Linear {
     /// # Errors
     /// See [`Scope::get`].
     pub fn without_bias(inputs: usize, outputs: usize, scope: &Scope<'_>) -> Result<Self> {
-        let weight = scope.get("weight", (outputs, inputs))?;
-        Ok(Self { name: scope.layer_name(), weight, bias: None, packed: OnceLock::new() })
+        Ok(Self { name: scope.layer_name(), weight: scope.weight("weight", (outputs, inputs))?, bias: None })
     }
 
     /// `x` (... x inputs) to ... x outputs.
@@ -39,7 +41,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         self.watch(x, context)?;
         let _span = trace_span!("linear").entered();
-        Ok(ops::linear(x, &self.weight, self.packed()?, self.bias.as_ref())?)
+        Ok(ops::linear(x, &self.weight, self.bias.as_ref(), None)?)
     }
 
     /// [`Linear::forward`], then an activation.
@@ -49,36 +51,24 @@ impl Linear {
     pub fn forward_activated(&self, x: &Tensor, activation: Activation, context: &Context<'_>) -> Result<Tensor> {
         self.watch(x, context)?;
         let _span = trace_span!("linear").entered();
-        Ok(ops::linear_activated(x, &self.weight, self.packed()?, self.bias.as_ref(), activation)?)
+        Ok(ops::linear(x, &self.weight, self.bias.as_ref(), Some(activation))?)
     }
 
     fn watch(&self, x: &Tensor, context: &Context<'_>) -> Result<()> {
         let Some(probe) = context.probe else { return Ok(()) };
-        let inputs = self.weight.dim(1)?;
+        let inputs = self.weight.tensor().dim(1)?;
         if x.dims().last() != Some(&inputs) {
             let problem = format!("an input of {:?}, and {inputs} columns in its weight", x.dims());
             return Err(Error::Layer { layer: self.name.clone(), problem });
         }
         probe.linear_input(&self.name, x, context)
     }
-
-    fn packed(&self) -> Result<&Arc<LinearWeight>> {
-        match self.packed.get() {
-            Some(packed) => Ok(packed),
-            None => {
-                let packed = ops::pack(&self.weight)?;
-                Ok(self.packed.get_or_init(|| packed))
-            }
-        }
-    }
 }
 
 /// A square convolution, weight outputs x inputs x kernel x kernel, with bias.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
-    weight: Tensor,
-    /// The weight as products read it, made when first needed.
-    packed: OnceLock<Arc<ConvolutionWeight>>,
+    weight: Weight,
     bias: Tensor,
     stride: usize,
     padding: (usize, usize),
@@ -111,9 +101,9 @@ impl Conv2d {
         padding: (usize, usize),
         scope: &Scope<'_>,
     ) -> Result<Self> {
-        let weight = scope.get("weight", (outputs, inputs, kernel, kernel))?;
-        let bias = Tensor::zeros(outputs, weight.dtype(), weight.device())?;
-        Ok(Self { weight, packed: OnceLock::new(), bias, stride, padding })
+        let weight = scope.weight("weight", (outputs, inputs, kernel, kernel))?;
+        let bias = Tensor::zeros(outputs, weight.tensor().dtype(), weight.tensor().device())?;
+        Ok(Self { weight, bias, stride, padding })
     }
 
     /// `x` samples x inputs x height x width.
@@ -122,14 +112,7 @@ impl Conv2d {
     /// If the shape does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let _span = trace_span!("convolution").entered();
-        let packed = match self.packed.get() {
-            Some(packed) => packed,
-            None => {
-                let packed = ops::pack_convolution(&self.weight)?;
-                self.packed.get_or_init(|| packed)
-            }
-        };
-        Ok(ops::conv2d(x, &self.weight, packed, &self.bias, self.stride, self.padding)?)
+        Ok(ops::conv2d(x, &self.weight, &self.bias, self.stride, self.padding)?)
     }
 }
 

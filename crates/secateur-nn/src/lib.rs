@@ -4,38 +4,17 @@
 //! [`Parameters`] are the named tensors of one component; a model is built from them through a [`Scope`], which
 //! gathers everything that does not fit into one error.
 
+// In the order in which data passes them: a module imports only from those above it.
+mod name;
+mod error;
 mod context;
+mod weights;
+pub mod ops;
 mod layers;
-mod parameters;
 
-pub use context::{Context, Gates, LayerName, Passage, Probe, Step};
+pub use context::{Context, Gates, Passage, Probe, Step};
+pub use error::{Error, Result};
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm};
-pub use parameters::{Fit, Mismatch, Parameters, Scope, Wanted};
-pub use secateur_kernels::{Activation, ops};
-
-/// What can go wrong in a layer or while building one.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The tensors of a component are not those its configuration asks for.
-    #[error("{origin}: the weights do not fit the configuration: {problems}")]
-    Parameters {
-        /// The component's folder or file.
-        origin: String,
-        /// Missing, unexpected and misshapen parameters, at most ten of each, with counts.
-        problems: String,
-    },
-    /// A layer met something it cannot work with.
-    #[error("layer {layer}: {problem}")]
-    Layer {
-        /// The layer's checkpoint name.
-        layer: LayerName,
-        /// What is wrong.
-        problem: String,
-    },
-    /// A tensor operation failed.
-    #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
-}
-
-/// The result of this crate's functions.
-pub type Result<T> = std::result::Result<T, Error>;
+pub use name::LayerName;
+pub use secateur_kernels::Activation;
+pub use weights::{Fit, Mismatch, Parameters, Scope, Wanted, Weight};

@@ -4,15 +4,15 @@ use crate::calibration::moments::Moments;
 use crate::calibration::statistics::InputStatistics;
 use crate::error::Result;
 use crate::plan::Package;
-use candle_core::{Storage, Tensor};
-use secateur_nn::{Context, Error as LayerError, LayerName, Probe};
+use candle_core::Tensor;
+use secateur_nn::{Context, Error as LayerError, LayerName, Probe, ops};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
 /// Gathers one Hessian per distinct layer input while a model runs.
 pub struct Calibrator {
     /// By the first of the planned layers that reads the input.
-    accumulators: HashMap<LayerName, (LayerName, Mutex<Moments>)>,
+    moments: HashMap<LayerName, (LayerName, Mutex<Moments>)>,
     weights: Vec<f64>,
 }
 
@@ -21,29 +21,29 @@ impl Calibrator {
     /// up, for all of them.
     #[must_use]
     pub fn new(package: &Package, weights: Vec<f64>, stride: usize) -> Self {
-        let accumulator = |input: &crate::plan::SharedInput| {
+        let moments = |input: &crate::plan::SharedInput| {
             let first = input.layers.first()?;
             Some((first.name.clone(), (input.name.clone(), Mutex::new(Moments::new(first.columns, stride.max(1))))))
         };
-        Self { accumulators: package.watched_inputs().filter_map(accumulator).collect(), weights }
+        Self { moments: package.watched_inputs().filter_map(moments).collect(), weights }
     }
 
     /// The sums of each input.
-    pub(crate) fn accumulators_mut(&mut self) -> impl Iterator<Item = (&LayerName, &mut Moments)> {
-        self.accumulators.values_mut().map(|(name, accumulator)| {
-            (&*name, accumulator.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner))
-        })
+    pub(crate) fn moments_mut(&mut self) -> impl Iterator<Item = (&LayerName, &mut Moments)> {
+        self.moments
+            .values_mut()
+            .map(|(name, moments)| (&*name, moments.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner)))
     }
 
     /// Sets some sums of an input; whether there are any of that name and length.
     pub(crate) fn set(&mut self, input: &str, array: &str, values: &Tensor) -> Result<bool> {
-        let found = self.accumulators_mut().find(|(name, _)| name.as_str() == input);
-        Ok(found.map(|(_, accumulator)| accumulator.set(array, values)).transpose()?.unwrap_or(false))
+        let found = self.moments_mut().find(|(name, _)| name.as_str() == input);
+        Ok(found.map(|(_, moments)| moments.set(array, values)).transpose()?.unwrap_or(false))
     }
 
     /// Forgets all sums.
     pub(crate) fn clear(&mut self) {
-        self.accumulators_mut().for_each(|(_, accumulator)| accumulator.clear());
+        self.moments_mut().for_each(|(_, moments)| moments.clear());
     }
 
     /// Those of the steps.
@@ -54,32 +54,27 @@ impl Calibrator {
     /// The statistics, by the name of the input.
     #[must_use]
     pub fn finish(self) -> BTreeMap<LayerName, InputStatistics> {
-        let finish = |(name, accumulator): (LayerName, Mutex<Moments>)| {
-            let accumulator = accumulator.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-            (name, accumulator.finish())
+        let finish = |(name, moments): (LayerName, Mutex<Moments>)| {
+            let moments = moments.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            (name, moments.finish())
         };
-        self.accumulators.into_values().map(finish).collect()
+        self.moments.into_values().map(finish).collect()
     }
 }
 
 impl Probe for Calibrator {
     fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
         let step = context.step;
-        let Some((_, accumulator)) = self.accumulators.get(layer) else { return Ok(()) };
+        let Some((_, moments)) = self.moments.get(layer) else { return Ok(()) };
         let problem = |problem: String| LayerError::Layer { layer: layer.clone(), problem };
         // The weight follows the denoising step, however often a sampler calls the model in it.
         let Some(&weight) = self.weights.get(step.index) else {
             return Err(problem(format!("no weight for step {} of {}", step.index + 1, step.count)));
         };
         let samples = x.dim(0)?;
-        let x = x.contiguous()?;
-        let (storage, layout) = x.storage_and_layout();
-        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-            return Err(problem("calibration runs on the CPU".into()));
-        };
-        let mut accumulator = accumulator.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        accumulator.add(&storage.as_slice::<f32>()?[start..end], samples, context.multiplicity, (step.index, weight));
-        if !accumulator.is_finite() {
+        let mut moments = moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        ops::with_values(x, |x| moments.add(x, samples, context.multiplicity, (step.index, weight)))?;
+        if !moments.is_finite() {
             let step = step.index + 1;
             return Err(problem(format!("its input holds NaN or infinite values at denoising step {step}")));
         }

@@ -90,7 +90,7 @@ impl Sums<'_> {
         if (kept.run.as_str(), kept.done, kept.package, kept.step_weights.clone()) != identity {
             return Err(Error::statistics(path, "is of another run or package"));
         }
-        let mut missing = calibrator.accumulators_mut().map(|(_, sums)| sums.arrays().count()).sum::<usize>();
+        let mut missing = calibrator.moments_mut().map(|(_, sums)| sums.arrays().count()).sum::<usize>();
         let tensors = self.tensors(kept.images);
         read_each_tensor(&tensors, &kept.sha256, observer, |name, tensor| {
             let fits = name.rsplit_once('.').map(|(input, array)| calibrator.set(input, array, &tensor)).transpose()?;
@@ -110,7 +110,7 @@ impl Sums<'_> {
     fn save(&self, calibrator: &mut Calibrator, images: usize) -> Result<()> {
         let weights = step_weights(calibrator.weights());
         let mut arrays = HashMap::new();
-        for (input, sums) in calibrator.accumulators_mut() {
+        for (input, sums) in calibrator.moments_mut() {
             for (array, values) in sums.arrays() {
                 let length = match values {
                     Values::F32(values) => values.len(),

@@ -1,4 +1,8 @@
-use crate::{Error, LayerName, Result};
+//! The named tensors of one component, and the scopes that models take them from.
+
+use crate::error::{Error, Result};
+use crate::name::LayerName;
+use crate::weights::weight::Weight;
 use candle_core::{DType, Device, Shape, Tensor};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +16,7 @@ const MOST_ELEMENTS: usize = 1 << 40;
 #[derive(Clone, Debug)]
 pub struct Parameters {
     origin: String,
-    tensors: BTreeMap<String, Tensor>,
+    weights: BTreeMap<String, Weight>,
     /// By module: of how many equal parts it is made, where that is not what its configuration says.
     sizes: BTreeMap<LayerName, usize>,
 }
@@ -20,7 +24,8 @@ pub struct Parameters {
 impl Parameters {
     /// `origin` (a folder or file) is named in errors.
     pub fn new(origin: impl Into<String>, tensors: BTreeMap<String, Tensor>) -> Self {
-        Self { origin: origin.into(), tensors, sizes: BTreeMap::new() }
+        let weights = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+        Self { origin: origin.into(), weights, sizes: BTreeMap::new() }
     }
 
     /// The same for a model of which modules have other sizes than its configuration says, see [`Scope::size`].
@@ -32,7 +37,7 @@ impl Parameters {
     /// The tensor of that name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+        self.weights.get(name).map(Weight::tensor)
     }
 
     /// Puts `tensor` in the place of the parameter `name`, which must exist. A shape that does not fit is an error of the
@@ -41,8 +46,8 @@ impl Parameters {
     /// # Errors
     /// If there is no such parameter.
     pub fn replace(&mut self, name: &str, tensor: Tensor) -> Result<()> {
-        match self.tensors.get_mut(name) {
-            Some(old) => *old = tensor,
+        match self.weights.get_mut(name) {
+            Some(old) => *old = tensor.into(),
             None => return Err(Error::Layer { layer: name.into(), problem: "no such parameter".into() }),
         }
         Ok(())
@@ -53,13 +58,16 @@ impl Parameters {
     /// # Errors
     /// If `change` fails.
     pub fn map(self, change: impl Fn(String, Tensor) -> candle_core::Result<(String, Tensor)>) -> Result<Self> {
-        let tensors = self.tensors.into_iter().map(|(name, tensor)| change(name, tensor));
-        Ok(Self { tensors: tensors.collect::<candle_core::Result<_>>()?, ..self })
+        let changed = self.weights.into_iter().map(|(name, weight)| {
+            let (name, tensor) = change(name, weight.tensor().clone())?;
+            Ok((name, tensor.into()))
+        });
+        Ok(Self { weights: changed.collect::<candle_core::Result<_>>()?, ..self })
     }
 
     /// All parameters in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+        self.weights.iter().map(|(name, weight)| (name.as_str(), weight.tensor()))
     }
 
     /// Parameters of these shapes without values, which take no memory: to check a file against a model before it is read.
@@ -117,7 +125,7 @@ impl Parameters {
         let ledger = RefCell::new(Ledger::default());
         let built = construct(Scope { parameters: self, ledger: &ledger, prefix: String::new() })?;
         let Ledger { used, wanted, mut mismatch } = ledger.into_inner();
-        mismatch.unexpected = self.tensors.keys().filter(|name| !used.contains(*name)).cloned().collect();
+        mismatch.unexpected = self.weights.keys().filter(|name| !used.contains(*name)).cloned().collect();
         mismatch.check(&self.origin)?;
         Ok((built, Fit { wanted, unexpected: mismatch.unexpected }))
     }
@@ -247,7 +255,7 @@ impl Scope<'_> {
     /// Whether the checkpoint holds a parameter `name` here.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.parameters.tensors.contains_key(&self.path(name))
+        self.parameters.weights.contains_key(&self.path(name))
     }
 
     /// The parameter `name` of that shape. One that is missing or misshapen is noted, and a placeholder returned, so
@@ -256,6 +264,14 @@ impl Scope<'_> {
     /// # Errors
     /// If the shape is larger than any tensor, or a placeholder cannot be made.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        Ok(self.take(name, shape.into(), false)?.tensor().clone())
+    }
+
+    /// [`Scope::get`] for a weight of products.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn weight(&self, name: &str, shape: impl Into<Shape>) -> Result<Weight> {
         self.take(name, shape.into(), false)
     }
 
@@ -264,10 +280,10 @@ impl Scope<'_> {
     /// # Errors
     /// As [`Scope::get`].
     pub fn constant(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        self.take(name, shape.into(), true)
+        Ok(self.take(name, shape.into(), true)?.tensor().clone())
     }
 
-    fn take(&self, name: &str, shape: Shape, constant: bool) -> Result<Tensor> {
+    fn take(&self, name: &str, shape: Shape, constant: bool) -> Result<Weight> {
         let path = self.path(name);
         let elements = shape.dims().iter().try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
         if elements.is_none_or(|elements| elements > MOST_ELEMENTS) {
@@ -277,12 +293,12 @@ impl Scope<'_> {
         let mut ledger = self.ledger.borrow_mut();
         ledger.used.insert(path.clone());
         ledger.wanted.insert(path.clone(), Wanted { shape: shape.dims().to_vec(), constant });
-        match self.parameters.tensors.get(&path) {
-            Some(tensor) if *tensor.shape() == shape => return Ok(tensor.clone()),
-            Some(tensor) => ledger.mismatch.misshapen(&path, tensor.dims(), shape.dims()),
+        match self.parameters.weights.get(&path) {
+            Some(weight) if *weight.tensor().shape() == shape => return Ok(weight.clone()),
+            Some(weight) => ledger.mismatch.misshapen(&path, weight.tensor().dims(), shape.dims()),
             None => ledger.mismatch.missing.push(path),
         }
-        placeholder(&shape)
+        Ok(placeholder(&shape)?.into())
     }
 
     /// Accepts a parameter that the model does not need, such as a stored constant.
@@ -292,5 +308,34 @@ impl Scope<'_> {
 
     fn path(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Parameters, Weight};
+    use crate::error::Error;
+    use crate::ops;
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn weights_that_did_not_change_stay_packed() {
+        let numbers = |first: f32| Tensor::new(&[[first, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+        let names = ["same.weight", "changed.weight"];
+        let mut parameters = Parameters::new("", names.map(|name| (name.to_owned(), numbers(1.0))).into());
+        let built = |parameters: &Parameters| {
+            parameters.build(|scope| {
+                let weight = |name: &str| scope.at(name).weight("weight", (2, 2));
+                Ok::<[Weight; 2], Error>([weight("same")?, weight("changed")?])
+            })
+        };
+        let x = Tensor::new(&[[1f32, 0.0]], &Device::Cpu).unwrap();
+        let first = |weight: &Weight| ops::linear(&x, weight, None, None).unwrap().to_vec2::<f32>().unwrap()[0][0];
+        assert_eq!(built(&parameters).unwrap().each_ref().map(first), [1.0, 1.0]);
+        parameters.replace("changed.weight", numbers(5.0)).unwrap();
+        let again = built(&parameters).unwrap();
+        let is_packed = |weight: &Weight| weight.packed(|_| Err(candle_core::Error::Msg("not packed".into()))).is_ok();
+        assert_eq!(again.each_ref().map(is_packed), [true, false]);
+        assert_eq!(again.each_ref().map(first), [1.0, 5.0]);
     }
 }

@@ -4,7 +4,8 @@
 #![expect(clippy::print_stdout, reason = "a benchmark tells its figures")]
 
 use candle_core::{Device, Result, Tensor};
-use secateur_kernels::{Activation, gram, ops};
+use secateur_kernels::gram;
+use secateur_nn::{Activation, Weight, ops};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -33,10 +34,10 @@ type Case = (String, f64, f64, Box<dyn FnMut() -> Result<()>>);
 
 fn linear(rows: usize, inputs: usize, outputs: usize) -> Result<Case> {
     let (x, weight, bias) = (random(&[rows, inputs])?, random(&[outputs, inputs])?, random(&[outputs])?);
-    let panels = ops::pack(&weight)?;
+    let weight = Weight::from(weight);
     let operations = 2 * rows * inputs * outputs;
     let bytes = 4 * (rows * inputs + inputs * outputs + rows * outputs);
-    let body = move || ops::linear(&x, &weight, &panels, Some(&bias)).map(|y| drop(black_box(y)));
+    let body = move || ops::linear(&x, &weight, Some(&bias), None).map(|y| drop(black_box(y)));
     Ok((format!("linear {rows}x{inputs}x{outputs}"), operations as f64, bytes as f64, Box::new(body)))
 }
 
@@ -59,8 +60,8 @@ fn convolution(kernel: usize, stride: usize) -> Result<Case> {
     let operations = 2 * pixels * channels * channels * kernel * kernel;
     let bytes = 4 * channels * (samples * side * side + pixels + channels * kernel * kernel);
     let padding = (kernel / 2, kernel / 2);
-    let strips = ops::pack_convolution(&weight)?;
-    let body = move || ops::conv2d(&x, &weight, &strips, &bias, stride, padding).map(|y| drop(black_box(y)));
+    let weight = Weight::from(weight);
+    let body = move || ops::conv2d(&x, &weight, &bias, stride, padding).map(|y| drop(black_box(y)));
     let name = format!("conv {kernel}x{kernel} stride {stride} 2x320x64x64");
     Ok((name, operations as f64, bytes as f64, Box::new(body)))
 }

@@ -2,8 +2,8 @@
 //! one row, no rows, several samples, views, and inputs that no gradient is wanted of.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use secateur_kernels::ops::Heads;
-use secateur_kernels::{Activation, ops};
+use secateur_nn::Activation;
+use secateur_nn::ops::{self, Heads};
 use std::sync::Arc;
 
 /// Greatest difference, relative to the largest element of the gradient, or to [`LEAST`] where that is more.
@@ -278,15 +278,15 @@ fn plain_conv2d(inputs: &[Vec<f64>], x_dims: [usize; 4], weight_dims: [usize; 4]
 }
 
 fn linear_op(t: &[Tensor]) -> Result<Tensor> {
-    ops::linear(&t[0], &t[1], &ops::pack(&t[1])?, t.get(2))
+    ops::linear(&t[0], &t[1].clone().into(), t.get(2), None)
 }
 
 fn linear_activated_op(kind: Activation, t: &[Tensor]) -> Result<Tensor> {
-    ops::linear_activated(&t[0], &t[1], &ops::pack(&t[1])?, t.get(2), kind)
+    ops::linear(&t[0], &t[1].clone().into(), t.get(2), Some(kind))
 }
 
 fn conv2d_op((stride, padding): Steps, t: &[Tensor]) -> Result<Tensor> {
-    ops::conv2d(&t[0], &t[1], &ops::pack_convolution(&t[1])?, &t[2], stride, padding)
+    ops::conv2d(&t[0], &t[1].clone().into(), &t[2], stride, padding)
 }
 
 #[test]

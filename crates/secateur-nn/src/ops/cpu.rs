@@ -1,14 +1,16 @@
-//! The kernels on candle tensors (`f32`, on the CPU): inputs of any layout, contiguous outputs, and gradients of all
-//! inputs through candle's graph.
+//! The CPU kernels as nodes of candle's graph (`f32`): inputs of any layout, contiguous outputs, and gradients of all inputs.
 
-use crate::activation::{self, Activation};
-use crate::attention::{self, KeysValues, Scores, Shape as AttentionShape};
-use crate::convolution::{Convolution, ConvolutionWeight};
-use crate::linear::{self, LinearWeight};
-use crate::norm::{self, Affine};
-use crate::rope;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use crate::weights::{Packed, Weight};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail,
+};
 use rayon::prelude::*;
+use secateur_kernels::activation::{self, Activation};
+use secateur_kernels::attention::{self, KeysValues, Scores, Shape as AttentionShape};
+use secateur_kernels::convolution::{Convolution, ConvolutionWeight};
+use secateur_kernels::linear::{self, LinearWeight};
+use secateur_kernels::norm::{self, Affine};
+use secateur_kernels::rope;
 use std::sync::Arc;
 
 /// What a backward pass is given.
@@ -202,71 +204,42 @@ fn all<'a, const N: usize>(given: &Backward<'_>, gradients: &'a mut [Vec<f32>]) 
     })
 }
 
-fn last_dim(name: &str, x: &Tensor, width: usize) -> Result<()> {
-    if x.dims().last() == Some(&width) {
-        return Ok(());
+/// The packed form of a linear's weight (outputs x inputs), made when first needed.
+fn packed_linear(weight: &Weight) -> Result<Arc<LinearWeight>> {
+    let packed = weight.packed(|tensor| {
+        let (_, inputs) = tensor.dims2()?;
+        let tensor = tensor.contiguous()?;
+        with_slices("linear", &[&tensor], |data| Packed::Linear(Arc::new(LinearWeight::new(data[0], inputs))))
+    })?;
+    match packed {
+        Packed::Linear(packed) => Ok(Arc::clone(packed)),
+        Packed::Convolution(_) => bail!("linear: the weight was packed for a convolution"),
     }
-    bail!("{name}: the last dimension of the input {:?} should be {width}", x.dims())
 }
 
-fn same_width(name: &str, bias: &Tensor, width: usize) -> Result<()> {
-    if bias.dims() == [width] {
-        return Ok(());
+/// The packed form of a convolution's weight (outputs x channels x kernel x kernel), made when first needed.
+fn packed_convolution(weight: &Weight) -> Result<Arc<ConvolutionWeight>> {
+    let packed = weight.packed(|tensor| {
+        let (outputs, ..) = tensor.dims4()?;
+        let tensor = tensor.contiguous()?;
+        let pack = |data: &[&[f32]]| Packed::Convolution(Arc::new(ConvolutionWeight::new(data[0], outputs)));
+        with_slices("conv2d", &[&tensor], pack)
+    })?;
+    match packed {
+        Packed::Convolution(packed) => Ok(Arc::clone(packed)),
+        Packed::Linear(_) => bail!("conv2d: the weight was packed for a linear"),
     }
-    bail!("{name}: a bias of {:?} does not fit {width} outputs", bias.dims())
 }
 
-/// Packs a weight (outputs x inputs) for [`linear()`]. As much memory again as the weight, and once more where a gradient goes
-/// back through it.
-pub fn pack(weight: &Tensor) -> Result<Arc<LinearWeight>> {
-    let (_, inputs) = weight.dims2()?;
-    let weight = weight.contiguous()?;
-    with_slices("linear", &[&weight], |data| Arc::new(LinearWeight::new(data[0], inputs)))
-}
-
-/// x W^T + bias over the last dimension of `x`; `weight` is outputs x inputs, `packed` what [`pack`] made of it, `bias`
-/// outputs.
-pub fn linear(x: &Tensor, weight: &Tensor, packed: &Arc<LinearWeight>, bias: Option<&Tensor>) -> Result<Tensor> {
-    linear_then(x, weight, packed, bias, None)
-}
-
-/// [`linear()`], then a pointwise activation while the result is in the cache.
-pub fn linear_activated(
-    x: &Tensor,
-    weight: &Tensor,
-    packed: &Arc<LinearWeight>,
-    bias: Option<&Tensor>,
-    kind: Activation,
-) -> Result<Tensor> {
-    // The activation's gradient needs its input, which the fused form does not keep.
-    if [Some(x), Some(weight), bias].into_iter().flatten().any(Tensor::track_op) {
-        return activation(kind, &linear(x, weight, packed, bias)?);
-    }
-    linear_then(x, weight, packed, bias, Some(kind))
-}
-
-fn linear_then(
-    x: &Tensor,
-    weight: &Tensor,
-    packed: &Arc<LinearWeight>,
-    bias: Option<&Tensor>,
-    kind: Option<Activation>,
-) -> Result<Tensor> {
-    let (outputs, inputs) = weight.dims2()?;
-    last_dim("linear", x, inputs)?;
-    if let Some(bias) = bias {
-        same_width("linear", bias, outputs)?;
-    }
-    if packed.size() != (inputs, outputs) && weight.elem_count() > 0 {
-        let (of_inputs, of_outputs) = packed.size();
-        bail!("linear: a packed weight of {of_outputs} x {of_inputs} is not that of {outputs} x {inputs}");
-    }
+pub(super) fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, kind: Option<Activation>) -> Result<Tensor> {
+    let (outputs, inputs) = weight.tensor().dims2()?;
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = outputs;
     }
-    let (packed, of_backward) = (Arc::clone(packed), Arc::clone(packed));
-    let tensors: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+    let packed = packed_linear(weight)?;
+    let of_backward = Arc::clone(&packed);
+    let tensors: Vec<&Tensor> = [x, weight.tensor()].into_iter().chain(bias).collect();
     let forward = move |data: &[&[f32]], y: &mut [f32]| {
         linear::linear(data[0], packed.forward(), data.get(2).copied(), kind, y);
     };
@@ -286,42 +259,27 @@ fn linear_then(
     apply("linear", &tensors, shape, forward, backward)
 }
 
-/// Packs a weight (outputs x channels x kernel x kernel) for [`conv2d`]. As much memory again as the weight, and once more where
-/// a gradient goes back through it.
-pub fn pack_convolution(weight: &Tensor) -> Result<Arc<ConvolutionWeight>> {
-    let (outputs, ..) = weight.dims4()?;
-    let weight = weight.contiguous()?;
-    with_slices("conv2d", &[&weight], |data| Arc::new(ConvolutionWeight::new(data[0], outputs)))
-}
-
-/// Convolution of `x` (samples x channels x height x width) with `weight` (outputs x channels x kernel x kernel; `packed`
-/// is what [`pack_convolution`] made of it) and `bias` (outputs); `padding` zeros before and after in both directions.
-pub fn conv2d(
+pub(super) fn conv2d(
     x: &Tensor,
-    weight: &Tensor,
-    packed: &Arc<ConvolutionWeight>,
+    weight: &Weight,
     bias: &Tensor,
     stride: usize,
     padding: (usize, usize),
 ) -> Result<Tensor> {
     let (samples, channels, height, width) = x.dims4()?;
-    let (outputs, inputs, kernel, other) = weight.dims4()?;
-    let padded = height.min(width) + padding.0 + padding.1;
-    if channels != inputs || kernel != other || padded < kernel || kernel == 0 || stride == 0 {
-        bail!("conv2d: input {:?} does not fit a weight of {:?} with stride {stride}", x.dims(), weight.dims());
-    }
-    same_width("conv2d", bias, outputs)?;
+    let (outputs, _, kernel, _) = weight.tensor().dims4()?;
     let convolution = Convolution { channels, size: (height, width), kernel, stride, padding };
     let (height, width) = convolution.output_size();
-    let (of_forward, packed) = (Arc::clone(packed), Arc::clone(packed));
+    let packed = packed_convolution(weight)?;
+    let of_backward = Arc::clone(&packed);
     apply(
         "conv2d",
-        &[x, weight, bias],
+        &[x, weight.tensor(), bias],
         (samples, outputs, height, width),
-        move |data, y| convolution.run(data[0], of_forward.forward(), data[2], y),
+        move |data, y| convolution.run(data[0], packed.forward(), data[2], y),
         move |given, gradients| {
             if given.wanted[0] {
-                convolution.input_gradient(given.gradient, given.inputs[1], &packed, &mut gradients[0]);
+                convolution.input_gradient(given.gradient, given.inputs[1], &of_backward, &mut gradients[0]);
             }
             if given.wanted[1] {
                 convolution.weight_gradient(given.inputs[0], given.gradient, &mut gradients[1]);
@@ -335,8 +293,7 @@ pub fn conv2d(
     )
 }
 
-/// A pointwise activation.
-pub fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
+pub(super) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     apply(
         "activation",
         &[x],
@@ -348,14 +305,12 @@ pub fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// GEGLU over the last dimension: its first half times GELU (with the error function) of its second.
-pub fn geglu(x: &Tensor) -> Result<Tensor> {
+/// `width`: of the result.
+pub(super) fn geglu(x: &Tensor, width: usize) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
-    let Some(last) = shape.last_mut().filter(|last| **last % 2 == 0) else {
-        bail!("geglu: the last dimension of the input {:?} should be even", x.dims());
-    };
-    *last /= 2;
-    let width = *last;
+    if let Some(last) = shape.last_mut() {
+        *last = width;
+    }
     apply(
         "geglu",
         &[x],
@@ -367,9 +322,8 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// Softmax over the last dimension.
-pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    let width = x.dim(candle_core::D::Minus1)?;
+pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
     apply(
         "softmax",
         &[x],
@@ -381,8 +335,7 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// `x` (samples x channels x height x width) with every pixel `factor` x `factor` times.
-pub fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
+pub(super) fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     let (samples, channels, height, width) = x.dims4()?;
     apply(
         "upsample_nearest",
@@ -395,11 +348,8 @@ pub fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     )
 }
 
-/// Layer norm over the last dimension, times `weight` plus `bias`.
-pub fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+pub(super) fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
     let width = weight.elem_count();
-    last_dim("layer_norm", x, width)?;
-    same_width("layer_norm", bias, width)?;
     let rows = x.elem_count() / width.max(1);
     apply(
         "layer_norm",
@@ -417,13 +367,8 @@ pub fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     )
 }
 
-/// Adaptive layer norm of `x` (samples x tokens x width): layer norm, times 1 + `scale`, plus `shift` (samples x
-/// width each).
-pub fn layer_norm_modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32) -> Result<Tensor> {
-    let (samples, rows, width) = x.dims3()?;
-    if scale.dims() != [samples, width] || shift.dims() != [samples, width] {
-        bail!("layer_norm: input {:?} does not fit a modulation of {:?}", x.dims(), scale.dims());
-    }
+pub(super) fn layer_norm_modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32) -> Result<Tensor> {
+    let (_, rows, width) = x.dims3()?;
     apply(
         "layer_norm",
         &[x, scale, shift],
@@ -444,12 +389,7 @@ pub fn layer_norm_modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32
     )
 }
 
-/// RMS norm over groups of `weight.elem_count()` successive elements: the last dimension, or the heads in it.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    let (width, last) = (weight.elem_count(), x.dim(candle_core::D::Minus1)?);
-    if width == 0 || last % width != 0 {
-        bail!("rms_norm: the last dimension of the input {:?} is not a multiple of {width}", x.dims());
-    }
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     apply(
         "rms_norm",
         &[x, weight],
@@ -465,13 +405,15 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     )
 }
 
-/// Group norm of `x` (samples x channels x ...), then SiLU if `silu`.
-pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f32, silu: bool) -> Result<Tensor> {
-    let (channels, area) = (weight.elem_count(), x.dims().iter().skip(2).product());
-    if x.dims().get(1) != Some(&channels) || groups == 0 || channels % groups != 0 {
-        bail!("group_norm: input {:?} does not fit {channels} channels in {groups} groups", x.dims());
-    }
-    same_width("group_norm", bias, channels)?;
+pub(super) fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+) -> Result<Tensor> {
+    let area = x.dims().iter().skip(2).product();
     apply(
         "group_norm",
         &[x, weight, bias],
@@ -486,16 +428,8 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps
     )
 }
 
-/// Rotary positions: `x` (samples x tokens x heads' width) with the elements 2i and 2i + 1 of every head as a point that is
-/// turned. `table` (tokens x width of a head) holds the cosine of the pair's angle in the place of the one, its sine in
-/// that of the other.
-pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
-    let (_, tokens, row) = x.dims3()?;
-    let (places, width) = table.dims2()?;
-    if places != tokens || width == 0 || width % 2 != 0 || row % width != 0 {
-        bail!("rope: input {:?} does not fit a table of {:?}", x.dims(), table.dims());
-    }
-    let size = (row, width);
+pub(super) fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
+    let size = (x.dim(D::Minus1)?, table.dim(1)?);
     apply(
         "rope",
         &[x, table],
@@ -512,54 +446,18 @@ pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// The heads of an attention.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Heads {
-    /// How many there are.
-    pub count: usize,
-    /// What their scores are multiplied by.
-    pub scale: f32,
-}
-
-impl Heads {
-    /// Heads that are, or were when they were trained, `head_dim` wide: the scale is 1 / sqrt(head_dim).
-    #[must_use]
-    pub fn new(count: usize, head_dim: usize) -> Self {
-        Self { count, scale: 1.0 / (head_dim as f32).sqrt() }
-    }
-
-    /// Width of a head in rows of that width, if they divide.
-    fn width(self, row: usize) -> Option<usize> {
-        (self.count > 0 && row.is_multiple_of(self.count)).then(|| row / self.count)
-    }
-}
-
-/// softmax(scale * Q K^T + bias) V for every head: `q` samples x queries x (heads * head width), `k` samples x keys x the
-/// same, `v` samples x keys x (heads * width of a head of values), as the result is; `key_bias`, where given, has one number a
-/// key, or one a key of each sample; with `causal`, token i sees the keys 0..=i.
-pub fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    heads: Heads,
+pub(super) fn attention(
+    [q, k, v]: [&Tensor; 3],
+    shape: AttentionShape,
+    scale: f32,
     key_bias: Option<Arc<[f32]>>,
     causal: bool,
 ) -> Result<Tensor> {
-    let (batch, queries, width) = q.dims3()?;
-    let (_, keys, value_width) = v.dims3()?;
-    let fit = k.dims() == [batch, keys, width] && v.dim(0)? == batch;
-    let (Some(head_dim), Some(value_dim), true) = (heads.width(width), heads.width(value_width), fit) else {
-        let (q, k, v, heads) = (q.dims(), k.dims(), v.dims(), heads.count);
-        bail!("attention: queries {q:?}, keys {k:?} and values {v:?} do not fit {heads} heads");
-    };
-    fits("attention", key_bias.as_deref(), batch, keys)?;
-    let Heads { count, scale } = heads;
-    let shape = AttentionShape { batch, heads: count, queries, keys, head_dim, value_dim };
     let bias = key_bias.clone();
     apply(
         "attention",
         &[q, k, v],
-        (batch, queries, value_width),
+        (shape.batch, shape.queries, v.dim(D::Minus1)?),
         move |data, y| {
             let scores = Scores { scale, key_bias: bias.as_deref(), causal };
             attention::attention(data[0], &[KeysValues { keys: data[1], values: data[2] }], y, shape, scores);
@@ -573,65 +471,34 @@ pub fn attention(
     )
 }
 
-/// Whether a key bias is of one sample or of all.
-fn fits(name: &str, key_bias: Option<&[f32]>, batch: usize, keys: usize) -> Result<()> {
-    match key_bias.map(<[f32]>::len) {
-        Some(length) if length != keys && length != batch * keys => {
-            bail!("{name}: a bias of {length} does not fit {keys} keys of {batch} samples")
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Self-attention over the tokens of several streams together, each with its own query, key and value (samples x tokens x
-/// (heads * head width)): the result for the tokens of each. As [`attention()`] of the streams joined, without joining them.
-pub fn joint_attention(streams: &[[&Tensor; 3]], heads: Heads, key_bias: Option<Arc<[f32]>>) -> Result<Vec<Tensor>> {
-    let tokens = streams.iter().map(|[q, ..]| q.dim(1)).collect::<Result<Vec<_>>>()?;
-    let all = |index: usize| streams.iter().map(|stream| stream[index]).collect::<Vec<_>>();
-    if streams.iter().flatten().any(|tensor| tensor.track_op()) {
-        // Through the graph, whose nodes take three inputs.
-        let join = |index| Tensor::cat(&all(index), 1);
-        let joined = attention(&join(0)?, &join(1)?, &join(2)?, heads, key_bias, false)?;
-        let start = |stream: usize| tokens[..stream].iter().sum();
-        return (0..streams.len()).map(|stream| joined.narrow(1, start(stream), tokens[stream])).collect();
-    }
-    let Some([first, _, value]) = streams.first() else { return Ok(Vec::new()) };
-    let ((batch, _, width), value_width) = (first.dims3()?, value.dim(candle_core::D::Minus1)?);
-    let keys = tokens.iter().sum();
-    let (Some(head_dim), Some(value_dim)) = (heads.width(width), heads.width(value_width)) else {
-        bail!("joint_attention: widths {width} and {value_width} do not fit {} heads", heads.count);
-    };
-    for (stream, &tokens) in streams.iter().zip(&tokens) {
-        let wanted = [width, width, value_width].map(|width| [batch, tokens, width]);
-        if stream.iter().zip(&wanted).any(|(tensor, wanted)| tensor.dims() != wanted) {
-            bail!("joint_attention: {:?} are not {wanted:?}, as the first stream's are", stream.map(Tensor::dims));
-        }
-    }
-    fits("joint_attention", key_bias.as_deref(), batch, keys)?;
+/// Without a gradient. `shape` has the keys of all streams, and the queries of none.
+pub(super) fn joint_attention(
+    streams: &[[&Tensor; 3]],
+    tokens: &[usize],
+    shape: AttentionShape,
+    scale: f32,
+    key_bias: Option<&[f32]>,
+) -> Result<Vec<Tensor>> {
     let contiguous = streams.iter().flatten().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<&Tensor> = contiguous.iter().collect();
-    let scores = Scores { scale: heads.scale, key_bias: key_bias.as_deref(), causal: false };
+    let scores = Scores { scale, key_bias, causal: false };
+    let value_width = shape.heads * shape.value_dim;
     let outputs = with_slices("joint_attention", &tensors, |data| {
         let (streams, _) = data.as_chunks::<3>();
         let parts: Vec<_> = streams.iter().map(|&[_, keys, values]| KeysValues { keys, values }).collect();
         let run = |(&[q, ..], &queries): (&[&[f32]; 3], &usize)| {
-            let mut output = zeros(batch * queries * value_width);
-            let shape = AttentionShape { batch, heads: heads.count, queries, keys, head_dim, value_dim };
-            attention::attention(q, &parts, &mut output, shape, scores);
+            let mut output = zeros(shape.batch * queries * value_width);
+            attention::attention(q, &parts, &mut output, AttentionShape { queries, ..shape }, scores);
             output
         };
-        streams.iter().zip(&tokens).map(run).collect::<Vec<_>>()
+        streams.iter().zip(tokens).map(run).collect::<Vec<_>>()
     })?;
-    let tensor = |(output, &tokens)| Tensor::from_vec(output, (batch, tokens, value_width), first.device());
-    outputs.into_iter().zip(&tokens).map(tensor).collect()
+    let tensor = |(output, &tokens)| Tensor::from_vec(output, (shape.batch, tokens, value_width), &Device::Cpu);
+    outputs.into_iter().zip(tokens).map(tensor).collect()
 }
 
-/// `x` + `gate` * `y`: `x` and `y` samples x tokens x width, `gate` samples x width (gated residual).
-pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let (samples, rows, width) = x.dims3()?;
-    if y.dims() != x.dims() || gate.dims() != [samples, width] {
-        bail!("gated_add: {:?} + {:?} * {:?} do not fit", x.dims(), gate.dims(), y.dims());
-    }
+pub(super) fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let (_, rows, width) = x.dims3()?;
     apply(
         "gated_add",
         &[x, gate, y],
@@ -643,4 +510,9 @@ pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
             norm::gated_add_gradient((given.inputs[1], given.inputs[2]), given.gradient, (ggate, gy), (rows, width));
         },
     )
+}
+
+/// Runs `body` on the numbers of a tensor of any layout.
+pub(super) fn with_values<R>(x: &Tensor, body: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    with_slices("reading", &[&x.contiguous()?], |slices| body(slices[0]))
 }

@@ -1,0 +1,442 @@
+//! Every kernel against a plain f64 version: odd sizes, one row, no rows, non-contiguous views, NaN.
+
+#[path = "../../secateur-kernels/tests/common/numbers.rs"]
+mod numbers;
+
+use candle_core::{Device, Tensor};
+use numbers::{close, random, wide};
+use proptest::prelude::*;
+use secateur_kernels::gram;
+use secateur_nn::ops::{self, Heads};
+use secateur_nn::{Activation, Weight};
+
+fn linear_op(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> candle_core::Result<Tensor> {
+    ops::linear(x, &Weight::from(w.clone()), b, None)
+}
+
+#[test]
+fn linear() {
+    for (rows, inputs, outputs) in
+        [(1, 1, 1), (1, 7, 3), (5, 33, 17), (129, 64, 65), (0, 8, 4), (3, 5, 0), (33, 1, 5), (17, 2, 70), (9, 1100, 9)]
+    {
+        let (x, w, b) = (random(&[rows, inputs], 1), random(&[outputs, inputs], 2), random(&[outputs], 3));
+        let (wide_x, wide_w, wide_b) = (wide(&x), wide(&w), wide(&b));
+        let plain = |bias: bool| -> Vec<f64> {
+            let at = |r: usize, o: usize| {
+                let product: f64 = (0..inputs).map(|i| wide_x[r * inputs + i] * wide_w[o * inputs + i]).sum();
+                product + if bias { wide_b[o] } else { 0.0 }
+            };
+            (0..rows).flat_map(|r| (0..outputs).map(move |o| (r, o))).map(|(r, o)| at(r, o)).collect()
+        };
+        close("linear", &linear_op(&x, &w, Some(&b)).unwrap(), &plain(true));
+        close("linear without bias", &linear_op(&x, &w, None).unwrap(), &plain(false));
+    }
+    let (x, w) = (random(&[4, 6], 1), random(&[3, 5], 2));
+    let error = linear_op(&x, &w, None).unwrap_err().to_string();
+    assert!(error.contains("[4, 6]") && error.contains('5'), "{error}");
+    let error = linear_op(&x, &random(&[3, 6], 2), Some(&random(&[2], 3))).unwrap_err().to_string();
+    assert!(error.contains("bias of [2]"), "{error}");
+}
+
+#[test]
+fn views_that_are_not_contiguous_give_the_same() {
+    let x = random(&[6, 4, 9], 1);
+    let view = x.transpose(0, 1).unwrap().narrow(2, 1, 7).unwrap();
+    let copy = view.contiguous().unwrap();
+    let w = random(&[7, 5], 2).t().unwrap();
+    let same = |a: Tensor, b: Tensor| assert_eq!(wide(&a), wide(&b));
+    same(linear_op(&view, &w, None).unwrap(), linear_op(&copy, &w.contiguous().unwrap(), None).unwrap());
+    let (weight, bias) = (random(&[7], 4), random(&[7], 5));
+    same(
+        ops::layer_norm_affine(&view, &weight, &bias, 1e-5).unwrap(),
+        ops::layer_norm_affine(&copy, &weight, &bias, 1e-5).unwrap(),
+    );
+    let (view_x, copy_x) = (view.narrow(2, 0, 6).unwrap(), copy.narrow(2, 0, 6).unwrap().contiguous().unwrap());
+    let table = random(&[2, 6], 6).t().unwrap();
+    same(ops::rope(&view_x, &table).unwrap(), ops::rope(&copy_x, &table.contiguous().unwrap()).unwrap());
+    same(ops::activation(Activation::Gelu, &view).unwrap(), ops::activation(Activation::Gelu, &copy).unwrap());
+    same(
+        ops::attention(&view, &view, &view, Heads::new(1, 7), None, false).unwrap(),
+        ops::attention(&copy, &copy, &copy, Heads::new(1, 7), None, false).unwrap(),
+    );
+}
+
+#[test]
+fn activations() {
+    type Plain = fn(f64) -> f64;
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    // erf by its series, good to f64 for the |x| < 4 used here.
+    fn erf(x: f64) -> f64 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        2.0 / std::f64::consts::PI.sqrt() * sum
+    }
+    let cases: [(Activation, Plain); 5] = [
+        (Activation::Silu, |x| x / (1.0 + (-x).exp())),
+        (Activation::QuickGelu, |x| x / (1.0 + (-1.702 * x).exp())),
+        (Activation::GeluTanh, |x| {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }),
+        (Activation::Gelu, |x| 0.5 * x * (1.0 + erf(x / 2f64.sqrt()))),
+        (Activation::Relu, |x| x.max(0.0)),
+    ];
+    assert!((sigmoid(0.0) - 0.5).abs() < 1e-15);
+    for (kind, plain) in cases {
+        for count in [0, 1, 63, 64, 65, 1000] {
+            let x = (random(&[count], 5) * 1.2).unwrap();
+            let want: Vec<f64> = wide(&x).into_iter().map(plain).collect();
+            close(&format!("{kind:?}"), &ops::activation(kind, &x).unwrap(), &want);
+        }
+        let extreme = Tensor::new(&[-1e30f32, -100.0, 100.0, 1e30, f32::NAN], &Device::Cpu).unwrap();
+        let y = ops::activation(kind, &extreme).unwrap().to_vec1::<f32>().unwrap();
+        assert!(y[0].abs() < 1e-6 && y[1].abs() < 1e-6, "{kind:?} of very negative values: {y:?}");
+        assert!((y[2] - 100.0).abs() < 1e-4 && (y[3] / 1e30 - 1.0).abs() < 1e-6, "{kind:?}: {y:?}");
+        assert!(y[4].is_nan(), "{kind:?} of NaN: {y:?}");
+    }
+}
+
+#[test]
+fn norms() {
+    for (samples, rows, width) in [(1, 1, 1), (2, 3, 5), (3, 7, 64), (1, 300, 129), (2, 0, 8)] {
+        let x = random(&[samples, rows, width], 1);
+        let (scale, shift) = (random(&[samples, width], 2), random(&[samples, width], 3));
+        let (weight, bias) = (random(&[width], 4), random(&[width], 5));
+        let eps = 1e-6f32;
+        let (mut affine, mut modulated, mut rms) = (vec![], vec![], vec![]);
+        let (s, h, w, b) = (wide(&scale), wide(&shift), wide(&weight), wide(&bias));
+        for (row, x) in wide(&x).chunks(width).enumerate() {
+            let mean = x.iter().sum::<f64>() / width as f64;
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+            let square = x.iter().map(|x| x * x).sum::<f64>() / width as f64;
+            for (j, x) in x.iter().enumerate() {
+                let y = (x - mean) / (variance + f64::from(eps)).sqrt();
+                let at = row / rows * width + j;
+                affine.push(y * w[j] + b[j]);
+                modulated.push(y * (1.0 + s[at]) + h[at]);
+                rms.push(x / (square + f64::from(eps)).sqrt() * w[j]);
+            }
+        }
+        close("with weights", &ops::layer_norm_affine(&x, &weight, &bias, eps).unwrap(), &affine);
+        close("modulated", &ops::layer_norm_modulated(&x, &scale, &shift, eps).unwrap(), &modulated);
+        close("rms norm", &ops::rms_norm(&x, &weight, eps).unwrap(), &rms);
+    }
+    let x = Tensor::new(&[[1f32, f32::NAN, 2.0], [1.0, 2.0, 3.0]], &Device::Cpu).unwrap();
+    let (one, zero) = (Tensor::new(&[1f32; 3], &Device::Cpu).unwrap(), Tensor::new(&[0f32; 3], &Device::Cpu).unwrap());
+    let y = ops::layer_norm_affine(&x, &one, &zero, 1e-6).unwrap().to_vec2::<f32>().unwrap();
+    assert!(y[0].iter().all(|y| y.is_nan()) && y[1].iter().all(|y| y.is_finite()), "{y:?}");
+}
+
+#[test]
+fn rms_norm_goes_over_heads() {
+    let (x, weight) = (random(&[2, 3, 12], 1), random(&[4], 2));
+    let heads = ops::rms_norm(&x, &weight, 1e-6).unwrap();
+    let apart = ops::rms_norm(&x.reshape((2, 3, 3, 4)).unwrap(), &weight, 1e-6).unwrap();
+    assert_eq!(wide(&heads), wide(&apart));
+    assert!(ops::rms_norm(&x, &random(&[5], 2), 1e-6).is_err());
+}
+
+#[test]
+fn rope() {
+    for (samples, tokens, heads, width) in
+        [(1, 1, 1, 2), (2, 3, 2, 6), (1, 65, 3, 34), (3, 130, 1, 16), (2, 0, 2, 4), (0, 3, 2, 4), (1, 4, 0, 2)]
+    {
+        let (x, table) = (random(&[samples, tokens, heads * width], 1), random(&[tokens, width], 2));
+        let (wide_x, wide_table) = (wide(&x), wide(&table));
+        let turned = |i: usize| {
+            let pair = i / heads.max(1) / width % tokens * width + i % width / 2 * 2;
+            let (cos, sin) = (wide_table[pair], wide_table[pair + 1]);
+            if i.is_multiple_of(2) {
+                wide_x[i] * cos - wide_x[i + 1] * sin
+            } else {
+                wide_x[i - 1] * sin + wide_x[i] * cos
+            }
+        };
+        close("rope", &ops::rope(&x, &table).unwrap(), &(0..wide_x.len()).map(turned).collect::<Vec<_>>());
+    }
+    let x = random(&[2, 3, 12], 1);
+    for table in [[3, 5], [4, 6], [3, 3], [3, 0]] {
+        let error = ops::rope(&x, &random(&table, 2)).unwrap_err().to_string();
+        assert!(error.contains("[2, 3, 12]") && error.contains(&format!("{table:?}")), "{error}");
+    }
+}
+
+#[test]
+fn group_norm() {
+    for (samples, channels, groups, side) in [(1, 4, 2, 3), (2, 6, 3, 5), (1, 32, 32, 1), (2, 16, 1, 17)] {
+        let x = random(&[samples, channels, side, side], 1);
+        let (weight, bias) = (random(&[channels], 2), random(&[channels], 3));
+        let (w, b, area) = (wide(&weight), wide(&bias), side * side);
+        let size = channels / groups * area;
+        let mut want = Vec::new();
+        for (group, x) in wide(&x).chunks(size).enumerate() {
+            let mean = x.iter().sum::<f64>() / size as f64;
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / size as f64;
+            for (i, x) in x.iter().enumerate() {
+                let c = group % groups * (channels / groups) + i / area;
+                want.push((x - mean) / (variance + 1e-5).sqrt() * w[c] + b[c]);
+            }
+        }
+        let silu: Vec<f64> = want.iter().map(|x| x / (1.0 + (-x).exp())).collect();
+        close("group norm", &ops::group_norm(&x, &weight, &bias, groups, 1e-5, false).unwrap(), &want);
+        close("with SiLU", &ops::group_norm(&x, &weight, &bias, groups, 1e-5, true).unwrap(), &silu);
+    }
+}
+
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, causal: bool) -> Vec<f64> {
+    let ((batch, queries, width), Heads { count: heads, scale }) = (q.dims3().unwrap(), heads);
+    let (_, keys, value_width) = v.dims3().unwrap();
+    let (q, k, v, d, of_value) = (wide(q), wide(k), wide(v), width / heads, value_width / heads);
+    let mut out = vec![0.0; batch * queries * value_width];
+    for b in 0..batch {
+        for h in 0..heads {
+            for i in 0..queries {
+                let seen = if causal { (i + 1).min(keys) } else { keys };
+                let score = |j: usize| {
+                    let at = |n: usize, t: usize, c: usize| (b * n + t) * width + h * d + c;
+                    (0..d).map(|c| q[at(queries, i, c)] * k[at(keys, j, c)]).sum::<f64>() * f64::from(scale)
+                };
+                let scores: Vec<f64> = (0..seen).map(score).collect();
+                let peak = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - peak).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for c in 0..of_value {
+                    let column = h * of_value + c;
+                    let mixed = (0..seen).map(|j| weights[j] * v[(b * keys + j) * value_width + column]);
+                    out[(b * queries + i) * value_width + column] = mixed.sum::<f64>() / total;
+                }
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn attention() {
+    // More than 512 keys come in several blocks.
+    let cases = [
+        (1, 1, 1, 1, 1),
+        (2, 3, 5, 5, 7),
+        (1, 2, 65, 33, 16),
+        (2, 1, 130, 130, 40),
+        (1, 4, 7, 200, 3),
+        (1, 2, 33, 1100, 5),
+        (1, 1, 600, 600, 8),
+    ];
+    for (batch, heads, queries, keys, head_dim) in cases {
+        let width = heads * head_dim;
+        let q = (random(&[batch, queries, width], 1) * 2.0).unwrap();
+        let (k, v) = (random(&[batch, keys, width], 2), random(&[batch, keys, width], 3));
+        let heads = Heads::new(heads, head_dim);
+        let got = ops::attention(&q, &k, &v, heads, None, false).unwrap();
+        close("attention", &got, &plain_attention(&q, &k, &v, heads, false));
+        if queries == keys {
+            let got = ops::attention(&q, &k, &v, heads, None, true).unwrap();
+            close("causal attention", &got, &plain_attention(&q, &k, &v, heads, true));
+        }
+        // Heads that became narrower, and keep their scale.
+        for (head_dim, value_dim) in [(1, head_dim), (head_dim, 1), (head_dim.div_ceil(2), 3), (2, 19)] {
+            let [q, k] = [(queries, 4), (keys, 5)].map(|(n, seed)| random(&[batch, n, heads.count * head_dim], seed));
+            let v = random(&[batch, keys, heads.count * value_dim], 6);
+            let got = ops::attention(&q, &k, &v, heads, None, false).unwrap();
+            close("narrow attention", &got, &plain_attention(&q, &k, &v, heads, false));
+        }
+    }
+    let (x, two) = (random(&[1, 4, 6], 1), Heads::new(2, 3));
+    let large = (&x * 1e4).unwrap();
+    assert!(wide(&ops::attention(&large, &large, &x, two, None, false).unwrap()).iter().all(|y| y.is_finite()));
+    let mut values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values[0] = f32::NAN;
+    let bad = Tensor::from_vec(values, (1, 4, 6), &Device::Cpu).unwrap();
+    assert!(wide(&ops::attention(&bad, &x, &x, two, None, false).unwrap())[0].is_nan());
+    assert!(
+        ops::attention(&x, &x, &x, Heads { count: 4, ..two }, None, false).unwrap_err().to_string().contains("4 heads")
+    );
+}
+
+#[test]
+fn convolution() {
+    // kernel, stride, padding before and after
+    let cases = [(1, 1, (0, 0)), (3, 1, (1, 1)), (3, 2, (0, 1)), (3, 2, (1, 1)), (2, 2, (0, 0))];
+    for (kernel, stride, padding) in cases {
+        for (samples, inputs, outputs, height, width) in [(1, 1, 1, 4, 4), (2, 3, 5, 7, 9), (1, 4, 2, 6, 3)] {
+            let x = random(&[samples, inputs, height, width], 1);
+            let (weight, bias) = (random(&[outputs, inputs, kernel, kernel], 2), random(&[outputs], 3));
+            let (a, w, b) = (wide(&x), wide(&weight), wide(&bias));
+            let side = |n: usize| (n + padding.0 + padding.1 - kernel) / stride + 1;
+            let mut want = Vec::new();
+            for n in 0..samples {
+                for o in 0..outputs {
+                    for oy in 0..side(height) {
+                        for ox in 0..side(width) {
+                            let mut sum = b[o];
+                            for c in 0..inputs {
+                                for ky in 0..kernel {
+                                    for kx in 0..kernel {
+                                        let y = (oy * stride + ky).wrapping_sub(padding.0);
+                                        let x = (ox * stride + kx).wrapping_sub(padding.0);
+                                        if y < height && x < width {
+                                            sum += a[((n * inputs + c) * height + y) * width + x]
+                                                * w[((o * inputs + c) * kernel + ky) * kernel + kx];
+                                        }
+                                    }
+                                }
+                            }
+                            want.push(sum);
+                        }
+                    }
+                }
+            }
+            close("conv2d", &ops::conv2d(&x, &weight.into(), &bias, stride, padding).unwrap(), &want);
+        }
+    }
+    // Channels, a kernel that is not square, one that is larger than the padded picture, none, and no stride.
+    for (size, weight, stride) in [
+        ([1, 3, 5, 5], [2, 4, 3, 3], 1),
+        ([1, 3, 5, 5], [2, 3, 3, 2], 1),
+        ([1, 3, 5, 1], [2, 3, 4, 4], 1),
+        ([1, 3, 5, 5], [2, 3, 0, 0], 1),
+        ([1, 3, 5, 5], [2, 3, 3, 3], 0),
+    ] {
+        let (x, shape, weight) = (random(&size, 1), weight, Weight::from(random(&weight, 2)));
+        let error = ops::conv2d(&x, &weight, &random(&[2], 3), stride, (1, 1)).unwrap_err().to_string();
+        assert!(error.contains(&format!("{shape:?}")) && error.contains("does not fit"), "{error}");
+    }
+}
+
+#[test]
+fn gated_residual() {
+    let (x, y, gate) = (random(&[2, 3, 5], 1), random(&[2, 3, 5], 2), random(&[2, 5], 3));
+    let want = x.add(&y.broadcast_mul(&gate.reshape((2, 1, 5)).unwrap()).unwrap()).unwrap();
+    close("gated", &ops::gated_add(&x, &gate, &y).unwrap(), &wide(&want));
+}
+
+#[test]
+fn a_key_of_multiplicity_m_is_m_equal_keys() {
+    let (q, k, v) = (random(&[1, 9, 12], 1), random(&[1, 4, 12], 2), random(&[1, 4, 12], 3));
+    let times = [1u32, 5, 1, 700];
+    let spelled_out: Vec<u32> =
+        times.iter().zip(0..).flat_map(|(&m, key)| std::iter::repeat_n(key, m as usize)).collect();
+    let index = Tensor::from_vec(spelled_out, 707, &Device::Cpu).unwrap();
+    let (all_k, all_v) = (k.index_select(&index, 1).unwrap(), v.index_select(&index, 1).unwrap());
+    let bias: std::sync::Arc<[f32]> = times.iter().map(|&m| (m as f32).ln()).collect();
+    let heads = Heads::new(3, 4);
+    let folded = ops::attention(&q, &k, &v, heads, Some(bias), false).unwrap();
+    close("folded keys", &folded, &plain_attention(&q, &all_k, &all_v, heads, false));
+    let short: std::sync::Arc<[f32]> = [0.0; 3].into();
+    assert!(ops::attention(&q, &k, &v, heads, Some(short), false).unwrap_err().to_string().contains("4 keys"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn products_of_any_size(rows in 0usize..40, inputs in 1usize..300, outputs in 0usize..120, seed in 0u32..1000) {
+        let (x, w) = (random(&[rows, inputs], seed), random(&[outputs, inputs], seed + 1));
+        let (wide_x, wide_w) = (wide(&x), wide(&w));
+        let at = |r: usize, o: usize| (0..inputs).map(|i| wide_x[r * inputs + i] * wide_w[o * inputs + i]).sum();
+        let want: Vec<f64> = (0..rows).flat_map(|r| (0..outputs).map(move |o| (r, o))).map(|(r, o)| at(r, o)).collect();
+        close("linear", &linear_op(&x, &w, None).unwrap(), &want);
+    }
+
+    #[test]
+    fn attention_is_an_average(tokens in 1usize..70, head_dim in 1usize..70, seed in 0u32..1000, constant in -5f32..5.0) {
+        // Of equal values that value, and never beyond the greatest one.
+        let (q, k) = (random(&[2, 3, head_dim], seed), random(&[2, tokens, head_dim], seed + 1));
+        let v = Tensor::full(constant, (2, tokens, head_dim), &Device::Cpu).unwrap();
+        let heads = Heads::new(1, head_dim);
+        let y = ops::attention(&q, &k, &v, heads, None, false).unwrap();
+        close("of equal values", &y, &vec![f64::from(constant); 2 * 3 * head_dim]);
+        let v = random(&[2, tokens, head_dim], seed + 2);
+        let most = wide(&v).into_iter().fold(f64::MIN, f64::max);
+        prop_assert!(wide(&ops::attention(&q, &k, &v, heads, None, false).unwrap()).into_iter().all(|y| y <= most + 1e-5));
+    }
+
+    #[test]
+    fn softmax_does_not_mind_an_offset(width in 1usize..100, seed in 0u32..1000, offset in -1e3f32..1e3) {
+        let x = random(&[3, width], seed);
+        let y = ops::softmax(&x).unwrap();
+        for row in wide(&y).chunks(width) {
+            prop_assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-5);
+        }
+        let moved = ops::softmax(&(x + f64::from(offset)).unwrap()).unwrap();
+        for (a, b) in wide(&y).iter().zip(wide(&moved)) {
+            prop_assert!((a - b).abs() < 2e-4, "{a} against {b}");
+        }
+    }
+
+    #[test]
+    fn upsampling_keeps_sums(height in 1usize..9, width in 1usize..20, factor in 1usize..4, seed in 0u32..1000) {
+        let x = random(&[2, 3, height, width], seed);
+        let y = ops::upsample_nearest(&x, factor).unwrap();
+        prop_assert_eq!(y.dims(), [2, 3, height * factor, width * factor]);
+        let total = |t: &Tensor| wide(t).into_iter().sum::<f64>();
+        prop_assert!((total(&y) - total(&x) * (factor * factor) as f64).abs() < 1e-3);
+    }
+}
+
+#[test]
+fn other_vectors_give_the_same() {
+    // The whole file again, in a process that is told to use other vectors.
+    if std::env::var_os("SECATEUR_VECTORS").is_some() {
+        return;
+    }
+    for vectors in ["none", "avx2"] {
+        let run =
+            std::process::Command::new(std::env::current_exe().unwrap()).env("SECATEUR_VECTORS", vectors).output();
+        let run = run.unwrap();
+        assert!(run.status.success(), "{vectors}: {}", String::from_utf8_lossy(&run.stdout));
+    }
+}
+
+#[test]
+fn geglu_and_softmax() {
+    let x = random(&[5, 34], 4);
+    let half = |start| x.narrow(1, start, 17).unwrap().contiguous().unwrap();
+    let want = (half(0) * ops::activation(Activation::Gelu, &half(17)).unwrap()).unwrap();
+    close("geglu", &ops::geglu(&x).unwrap(), &wide(&want));
+    assert!(ops::geglu(&random(&[2, 3], 1)).is_err());
+    let mut want = Vec::new();
+    for row in wide(&x).chunks(34) {
+        let total: f64 = row.iter().map(|x| x.exp()).sum();
+        want.extend(row.iter().map(|x| x.exp() / total));
+    }
+    close("softmax", &ops::softmax(&x).unwrap(), &want);
+    let bad = Tensor::new(&[[0f32, f32::NAN, 1.0], [0.0, 1.0, 2.0]], &Device::Cpu).unwrap();
+    let y = ops::softmax(&bad).unwrap().to_vec2::<f32>().unwrap();
+    assert!(y[0].iter().all(|y| y.is_nan()) && y[1].iter().all(|y| y.is_finite()), "{y:?}");
+}
+
+#[test]
+fn threads_do_not_change_results() {
+    let (x, w) = (random(&[300, 96], 1), random(&[64, 96], 2));
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let y = linear_op(&x, &w, None).unwrap();
+            let y = ops::activation(Activation::GeluTanh, &y).unwrap().reshape((2, 150, 64)).unwrap();
+            let y = ops::attention(&y, &y, &y, Heads::new(4, 16), None, false).unwrap();
+            let mut gram = vec![0f32; 64 * 64];
+            let rows = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            gram::add_gram(300, 64, |row| &rows[row * 64..][..64], |_| 1.0, &mut gram);
+            (wide(&y), gram)
+        })
+    };
+    let one = run(1);
+    for threads in [2, 3, 5] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn a_weight_is_packed_for_one_kind_of_product() {
+    let weight = Weight::from(random(&[3, 4, 1, 1], 1));
+    ops::conv2d(&random(&[1, 4, 2, 2], 2), &weight, &random(&[3], 3), 1, (0, 0)).unwrap();
+    let matrix = Weight::from(random(&[3, 4], 1));
+    ops::linear(&random(&[2, 4], 2), &matrix, None, None).unwrap();
+    // Neither has the shape of the other.
+    assert!(ops::linear(&random(&[2, 4], 2), &weight, None, None).is_err());
+    assert!(ops::conv2d(&random(&[1, 4, 2, 2], 2), &matrix, &random(&[3], 3), 1, (0, 0)).is_err());
+}
