@@ -66,3 +66,8 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     });
     lines.collect::<Vec<_>>().join("\n")
 }
+
+/// The weights of the steps, the noisiest first.
+pub(crate) fn spelled(step_weights: &[f64]) -> String {
+    step_weights.iter().map(|weight| format!("{weight:.3}")).collect::<Vec<_>>().join(" ")
+}

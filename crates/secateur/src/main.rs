@@ -1,15 +1,16 @@
 //! The command line of secateur.
 
+// In the order in which data passes them: a module imports only from those above it.
 mod args;
-mod commands;
-mod estimate;
-mod footprint;
 mod format;
-mod machine;
 mod memory;
-mod profile;
-mod progress;
 mod usage;
+mod profile;
+mod machine;
+mod estimate;
+mod progress;
+mod footprint;
+mod commands;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -29,9 +30,6 @@ fn no_spinning() {
         unsafe { std::env::set_var(SPIN_LIMIT, "1") };
     }
 }
-
-/// As the shell's own: 128 and the number of the signal.
-const INTERRUPTED: u8 = 130;
 
 /// An error with its causes, without those that it tells itself.
 fn told(error: &anyhow::Error) -> String {
@@ -56,10 +54,10 @@ fn main() -> ExitCode {
     match commands::run(cli) {
         Ok(()) if progress::check().is_ok() => ExitCode::SUCCESS,
         // After it was written, or with what there was until then.
-        Ok(()) => ExitCode::from(INTERRUPTED),
+        Ok(()) => ExitCode::from(progress::INTERRUPTED_CODE),
         Err(error) if progress::is_interruption(&error) => {
             progress::say("interrupted: no output was written");
-            ExitCode::from(INTERRUPTED)
+            ExitCode::from(progress::INTERRUPTED_CODE)
         }
         Err(error) => {
             progress::say(&format!("error: {}", told(&error)));

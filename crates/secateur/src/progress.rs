@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
+/// The exit code after a signal, as the shell's own: 128 and the number of the signal.
+pub(crate) const INTERRUPTED_CODE: u8 = 130;
+
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// A line on standard error.
@@ -39,9 +42,8 @@ pub(crate) fn heed_signals() {
         ];
         for signal in signals.into_iter().flatten() {
             // Where one cannot be taken over it ends the process as it always did.
-            let _ =
-                flag::register_conditional_shutdown(signal, i32::from(crate::INTERRUPTED), Arc::clone(&INTERRUPTED))
-                    .and_then(|_| flag::register(signal, Arc::clone(&INTERRUPTED)));
+            let _ = flag::register_conditional_shutdown(signal, i32::from(INTERRUPTED_CODE), Arc::clone(&INTERRUPTED))
+                .and_then(|_| flag::register(signal, Arc::clone(&INTERRUPTED)));
         }
     });
 }

@@ -1,7 +1,7 @@
 //! `secateur bench`.
 
 use super::compare::{macs_a_call, model_summary};
-use super::{check_memory, command_line, names, open_model, skipping};
+use super::request::{check_memory, command_line, names, open_model, skipping};
 use crate::args::{BenchArgs, Common};
 use crate::format::{bytes, count, print, print_json, table};
 use crate::machine::Product;

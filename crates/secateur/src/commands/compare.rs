@@ -1,6 +1,7 @@
 //! `secateur compare`.
 
-use super::{check_memory, command_line, held_out_prompts, names, no_score, open_model, skipping};
+use super::prompts::held_out_prompts;
+use super::request::{check_memory, command_line, names, no_score, open_model, skipping};
 use crate::args::{Common, CompareArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;

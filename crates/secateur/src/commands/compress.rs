@@ -5,8 +5,9 @@ mod sharing;
 
 use super::compare::model_summary;
 use super::prompts::{prompt_lists, report_list};
+use super::request::{borrowed, command_line, names, no_score, skipping};
 use super::told::{Done, Plan, finished, report_in, tell};
-use super::{borrowed, command_line, names, no_score, prune, skip, skipping, slim};
+use super::{prune, skip, slim};
 use crate::args::{Command, Common, CompressArgs};
 use crate::estimate::Time;
 use crate::progress::{self, Progress, say};

@@ -5,22 +5,23 @@ mod needs;
 
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
+use super::request::{borrowed, check_memory, command_line, links_left_out, names, no_score, skipping};
 use super::told::{Done, finished};
-use super::{borrowed, check_memory, command_line, links_left_out, names, no_score, skipping};
 use crate::args::{Common, RunArgs};
+use crate::format::spelled;
 use crate::machine::Product;
 use crate::progress::Progress;
 use crate::usage::usage;
 use anyhow::Result;
 use dry_run::DryRun;
 use needs::Needs;
-pub(super) use needs::STATISTICS;
+pub(super) use needs::{STATISTICS, plan};
 use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
 use secateur_models::files::{digest_of_texts, shown};
 use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
     Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Identity, Journal, ModuleErrors, Outcome,
-    Packages, Pattern, Plan, PlannedLayer, SavedStatistics, Selection, Source, Task, Weighting, allocate, prune,
+    Pattern, Plan, PlannedLayer, SavedStatistics, Source, Task, Weighting, allocate, prune,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -259,18 +260,6 @@ fn too_few(folder: &ModelFolder, plan: &Plan, calibration: &Calibration) -> Resu
     }))
 }
 
-/// What the task changes of the layers that were chosen.
-pub(super) fn plan(
-    args: &RunArgs,
-    folder: &ModelFolder,
-    sampling: &Sampling,
-    task: &Task<'_>,
-    packages: Packages,
-) -> secateur_prune::Result<Plan> {
-    let selection = Selection::new(&args.include, &args.exclude)?;
-    Plan::new(&folder.structure(sampling), &selection, packages, task)
-}
-
 /// Pictures for the report.
 struct Evaluation<'a> {
     prompts: &'a [String],
@@ -383,9 +372,4 @@ fn settings(
         Value::Object(map) => map,
         _ => Map::new(),
     }
-}
-
-/// The weights of the steps, the noisiest first.
-fn spelled(step_weights: &[f64]) -> String {
-    step_weights.iter().map(|weight| format!("{weight:.3}")).collect::<Vec<_>>().join(" ")
 }

@@ -1,6 +1,6 @@
 //! `secateur convert`.
 
-use super::command_line;
+use super::request::command_line;
 use crate::args::{Common, ConvertArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;

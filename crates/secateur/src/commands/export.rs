@@ -1,6 +1,6 @@
 //! `secateur export`.
 
-use super::{command_line, links_left_out};
+use super::request::{command_line, links_left_out};
 use crate::args::{Common, ExportArgs};
 use crate::format::{print, print_json};
 use crate::progress::Progress;

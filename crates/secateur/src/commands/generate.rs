@@ -1,6 +1,7 @@
 //! `secateur generate`.
 
-use super::{check_memory, command_line, held_out_prompts, skipping};
+use super::prompts::held_out_prompts;
+use super::request::{check_memory, command_line, skipping};
 use crate::args::{Common, GenerateArgs};
 use crate::format::{print, print_json, table};
 use crate::profile::{Profile, Share};

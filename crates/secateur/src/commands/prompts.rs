@@ -1,12 +1,12 @@
 //! Lists of prompts.
 
-use super::numbered;
 use crate::args::PromptArgs;
-use crate::usage::usage;
+use crate::usage::{Usage, usage};
 use anyhow::Result;
 use secateur_models::files::shown;
 use secateur_models::{ModelFolder, Subject, read_prompts};
 use std::collections::HashSet;
+use std::path::Path;
 
 /// Prompts to learn from, `samples` of the model's own list where no number is given, prompts of the report, and notes. No text
 /// is in both; labels are, from other noise.
@@ -106,4 +106,24 @@ fn leave_out(report: &mut Vec<String>, learned: &[String]) -> Option<String> {
     report.retain(|prompt| !seen.contains(prompt));
     let left_out = before - report.len();
     (left_out > 0).then(|| format!("{left_out} report prompts are calibration prompts and were left out"))
+}
+
+/// At most `count` prompts of a file, or else of the model's held-out list; of a model that takes none, as many numbers.
+pub(crate) fn held_out_prompts(file: Option<&Path>, folder: &ModelFolder, count: usize) -> Result<Vec<String>> {
+    let mut prompts = match (file, folder.subject()) {
+        (None, Subject::Nothing) => numbered(count),
+        (Some(_), Subject::Nothing) => usage!("{} takes no prompts: give --samples N", shown(folder.path())),
+        (Some(file), _) => read_prompts(file)?,
+        (None, _) => folder
+            .prompts(|prompts| &prompts.held_out)?
+            .ok_or_else(|| Usage(format!("{} comes with no prompts: give --prompts FILE", shown(folder.path()))))?,
+    };
+    prompts.truncate(count);
+    folder.check_prompts(&prompts)?;
+    Ok(prompts)
+}
+
+/// What stands for the prompts of a model that takes none.
+pub(crate) fn numbered(count: usize) -> Vec<String> {
+    (1..=count).map(|number| format!("sample {number}")).collect()
 }

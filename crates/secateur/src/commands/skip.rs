@@ -2,8 +2,8 @@
 
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
+use super::request::{borrowed, check_memory, command_line, links_left_out, names, no_score};
 use super::told::{Done, finished, tell};
-use super::{borrowed, check_memory, command_line, links_left_out, names, no_score};
 use crate::args::{Common, LossName, SkipArgs};
 use crate::estimate::Time;
 use crate::footprint::{Footprint, Model};

@@ -1,7 +1,7 @@
 //! Recipes, and the commands that they stand for.
 
 use crate::args::{Cli, Command, CompressArgs, JobArgs};
-use crate::commands::quoted;
+use crate::commands::request::quoted;
 use anyhow::{Context, Result, bail};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, Parser};

@@ -1,9 +1,8 @@
 //! What a run would do, before it does it.
 
-use super::spelled;
 use crate::estimate::Time;
 use crate::footprint::Footprint;
-use crate::format::{bytes, count, table};
+use crate::format::{bytes, count, spelled, table};
 use anyhow::Result;
 use secateur_models::ModelFolder;
 use secateur_prune::{

@@ -4,12 +4,14 @@ use crate::args::RunArgs;
 use crate::footprint::{Footprint, Model};
 use crate::usage::usage;
 use anyhow::Result;
-use secateur_models::{Group, ModelFolder, Operation, Structure};
-use secateur_prune::{Allocation, Calibration, Package, Packages, Plan, Task, Weighting, influence_pictures};
+use secateur_models::{Group, ModelFolder, Operation, Sampling, Structure};
+use secateur_prune::{
+    Allocation, Calibration, Package, Packages, Plan, Selection, Task, Weighting, influence_pictures,
+};
 use std::collections::BTreeSet;
 
 /// The default for statistics and solver, beside what the model takes.
-pub(in crate::commands) const STATISTICS: u64 = 4 << 30;
+pub(crate) const STATISTICS: u64 = 4 << 30;
 
 /// What the memory of a run depends on, beside its plan.
 pub(super) struct Needs<'a> {
@@ -27,7 +29,7 @@ impl Needs<'_> {
     pub(super) fn plan(&self) -> Result<(Plan, Footprint)> {
         let Self { args, folder, calibration, task, .. } = self;
         let with = |packages| {
-            let mut plan = super::plan(args, folder, &calibration.sampling, task, packages)?;
+            let mut plan = plan(args, folder, &calibration.sampling, task, packages)?;
             if args.carry_statistics.is_some() {
                 plan.carry(&folder.structure(&calibration.sampling))?;
             }
@@ -180,4 +182,16 @@ fn largest_weights(plan: &Plan, structure: &Structure) -> u64 {
             groups.max().unwrap_or(0)
         }
     }
+}
+
+/// What the task changes of the layers that were chosen.
+pub(crate) fn plan(
+    args: &RunArgs,
+    folder: &ModelFolder,
+    sampling: &Sampling,
+    task: &Task<'_>,
+    packages: Packages,
+) -> secateur_prune::Result<Plan> {
+    let selection = Selection::new(&args.include, &args.exclude)?;
+    Plan::new(&folder.structure(sampling), &selection, packages, task)
 }
