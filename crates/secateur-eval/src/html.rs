@@ -8,23 +8,12 @@ mod pictures;
 mod skipping;
 mod tables;
 
-use crate::picture::Picture;
 use crate::report::Report;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
+pub use pictures::PicturePair;
 
 /// Forbids the page to load anything that is not in it.
 const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";
-
-/// The pictures that two models made from one prompt and the same noise.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PicturePair {
-    /// The prompt.
-    pub prompt: String,
-    /// Made by the reference.
-    pub reference: Picture,
-    /// Made by the candidate.
-    pub candidate: Picture,
-}
 
 /// The report as an HTML page in one file. `pictures` are shown in the order given, which should be that of the
 /// prompts; the metrics under a pair are measured on that pair.

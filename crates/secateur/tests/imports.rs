@@ -30,7 +30,8 @@ fn expand(tree: &str) -> Vec<ItemPath> {
         let path = tree.split_whitespace().next().unwrap_or_default();
         return vec![path.split("::").filter(|part| *part != "self").map(str::to_owned).collect()];
     };
-    let inside = rest.strip_suffix('}').expect("a closed brace");
+    // Other text may look like an import.
+    let Some(inside) = rest.strip_suffix('}') else { return Vec::new() };
     let (mut depth, mut start, mut paths) = (0, 0, Vec::new());
     for (place, c) in inside.char_indices().chain([(inside.len(), ',')]) {
         depth += i32::from(c == '{') - i32::from(c == '}');

@@ -1,6 +1,5 @@
 //! The pictures side by side, and the table of the prompts.
 
-use crate::html::PicturePair;
 use crate::html::format::{counted, fixed};
 use crate::metrics::{psnr_capped, ssim};
 use crate::picture::{Picture, encode_png};
@@ -9,6 +8,17 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::imageops::{self, FilterType};
 use maud::{Markup, html};
+
+/// The pictures that two models made from one prompt and the same noise.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PicturePair {
+    /// The prompt.
+    pub prompt: String,
+    /// Made by the reference.
+    pub reference: Picture,
+    /// Made by the candidate.
+    pub candidate: Picture,
+}
 
 /// Pictures with a longer side, in pixels, are made smaller for the page.
 const LARGEST_SHOWN: u32 = 512;
