@@ -22,17 +22,15 @@ use crate::files::{
 use crate::folder::index::{SCHEDULER_CONFIG, read_index, unread};
 use crate::folder::manifest::Manifest;
 use crate::folder::save::copy_model;
+use crate::folder::single_file::source::Parameters;
 use crate::observer::Observer;
-use secateur_nn::{Mismatch, Wanted};
+use secateur_nn::Mismatch;
 use serde_json::{Map, Value};
 use source::{Excerpt, Source};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-/// The parameters of a component, under diffusers' names.
-type Parameters = BTreeMap<String, Wanted>;
 
 /// What a file must hold.
 #[derive(Default)]

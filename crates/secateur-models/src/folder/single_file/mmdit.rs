@@ -1,8 +1,7 @@
 //! The transformer of SD3 (`convert_sd3_transformer_checkpoint_to_diffusers`).
 
-use crate::folder::single_file::Parameters;
 use crate::folder::single_file::source::Excerpt::{Rows, Swapped, Whole};
-use crate::folder::single_file::source::{Line, Source, numbered};
+use crate::folder::single_file::source::{Line, Parameters, Source, numbered};
 const OTHERS: [Line; 9] = [
     ("pos_embed.pos_embed", "pos_embed", Whole),
     ("pos_embed.proj", "x_embedder.proj", Whole),

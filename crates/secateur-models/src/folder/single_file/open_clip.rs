@@ -1,8 +1,7 @@
 //! CLIP under the names of OpenCLIP (`convert_open_clip_checkpoint`).
 
-use crate::folder::single_file::Parameters;
 use crate::folder::single_file::source::Excerpt::{Rows, Transposed, Whole};
-use crate::folder::single_file::source::{Line, Source, numbered};
+use crate::folder::single_file::source::{Line, Parameters, Source, numbered};
 const OTHERS: [Line; 4] = [
     ("text_model.embeddings.position_embedding.weight", "positional_embedding", Whole),
     ("text_model.embeddings.token_embedding", "token_embedding", Whole),

@@ -3,7 +3,11 @@
 use crate::error::Result;
 use crate::files::{TensorFile, TensorInfo, encode};
 use candle_core::{DType, Device, Tensor};
+use secateur_nn::Wanted;
 use std::collections::BTreeMap;
+
+/// The parameters of a component, under diffusers' names.
+pub(super) type Parameters = BTreeMap<String, Wanted>;
 
 /// A tensor of the file, and which of its numbers.
 #[derive(Debug)]

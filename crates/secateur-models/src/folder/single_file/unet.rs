@@ -1,8 +1,7 @@
 //! The UNet of Stable Diffusion (`convert_ldm_unet_checkpoint`): blocks are counted through all levels.
 
-use crate::folder::single_file::Parameters;
 use crate::folder::single_file::source::Excerpt::Whole;
-use crate::folder::single_file::source::{Line, Source, numbered};
+use crate::folder::single_file::source::{Line, Parameters, Source, numbered};
 const OTHERS: [Line; 7] = [
     ("time_embedding.linear_1", "time_embed.0", Whole),
     ("time_embedding.linear_2", "time_embed.2", Whole),

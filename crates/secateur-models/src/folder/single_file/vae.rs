@@ -1,8 +1,7 @@
 //! The autoencoder (`convert_ldm_vae_checkpoint`): levels are counted from the highest resolution on both sides.
 
-use crate::folder::single_file::Parameters;
 use crate::folder::single_file::source::Excerpt::Whole;
-use crate::folder::single_file::source::{Line, Source, numbered};
+use crate::folder::single_file::source::{Line, Parameters, Source, numbered};
 const LAYERS: [Line; 6] = [
     ("conv_norm_out", "norm_out", Whole),
     ("mid_block.attentions.0.group_norm", "mid.attn_1.norm", Whole),
