@@ -103,12 +103,33 @@ impl Conditioning {
         Ok(Self { text, multiplicity: None, ..self.clone() })
     }
 
-    /// Both one after another; they hold the same things.
+    /// All one after another; they hold the same things.
     ///
     /// # Errors
     /// If the shapes differ.
-    pub(crate) fn cat(&self, other: &Self) -> Result<Self> {
-        self.zip(other, |a, b| Ok(Tensor::cat(&[a, b], 0)?))
+    pub(crate) fn cat(all: &[&Self]) -> Result<Self> {
+        let joined = |of: fn(&Self) -> &Option<Tensor>| {
+            let tensors: Vec<&Tensor> = all.iter().filter_map(|one| of(one).as_ref()).collect();
+            if tensors.is_empty() { Ok(None) } else { Tensor::cat(&tensors, 0).map(Some) }
+        };
+        Ok(Self {
+            text: joined(|one| &one.text)?,
+            pooled: joined(|one| &one.pooled)?,
+            time_ids: joined(|one| &one.time_ids)?,
+            resolution: joined(|one| &one.resolution)?,
+            labels: joined(|one| &one.labels)?,
+            guidance: joined(|one| &one.guidance)?,
+            multiplicity: joined(|one| &one.multiplicity)?,
+        })
+    }
+
+    /// One of its samples.
+    ///
+    /// # Errors
+    /// If there are fewer.
+    pub(crate) fn sample(&self, index: usize) -> Result<Self> {
+        // A copy: what is narrowed keeps all samples alive.
+        self.map(|tensor| Ok(tensor.narrow(0, index, 1)?.force_contiguous()?))
     }
 
     /// The same single sample several times.
@@ -116,25 +137,24 @@ impl Conditioning {
     /// # Errors
     /// If it is not a single one.
     pub(crate) fn repeat(&self, samples: usize) -> Result<Self> {
-        self.zip(self, |tensor, _| {
+        self.map(|tensor| {
             let mut shape = tensor.dims().to_vec();
             shape[0] = samples;
             Ok(tensor.broadcast_as(shape)?.contiguous()?)
         })
     }
 
-    /// `join` of every tensor of both.
-    fn zip(&self, other: &Self, join: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Self> {
-        let joined =
-            |a: &Option<Tensor>, b: &Option<Tensor>| a.as_ref().zip(b.as_ref()).map(|(a, b)| join(a, b)).transpose();
+    /// `change` of every tensor.
+    fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let changed = |tensor: &Option<Tensor>| tensor.as_ref().map(&change).transpose();
         Ok(Self {
-            text: joined(&self.text, &other.text)?,
-            pooled: joined(&self.pooled, &other.pooled)?,
-            time_ids: joined(&self.time_ids, &other.time_ids)?,
-            resolution: joined(&self.resolution, &other.resolution)?,
-            labels: joined(&self.labels, &other.labels)?,
-            guidance: joined(&self.guidance, &other.guidance)?,
-            multiplicity: joined(&self.multiplicity, &other.multiplicity)?,
+            text: changed(&self.text)?,
+            pooled: changed(&self.pooled)?,
+            time_ids: changed(&self.time_ids)?,
+            resolution: changed(&self.resolution)?,
+            labels: changed(&self.labels)?,
+            guidance: changed(&self.guidance)?,
+            multiplicity: changed(&self.multiplicity)?,
         })
     }
 }

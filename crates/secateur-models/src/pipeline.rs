@@ -1,8 +1,9 @@
 //! From prompts to pictures.
 
-mod denoising;
-mod model;
 mod noise;
+mod texts;
+mod model;
+mod denoising;
 
 pub use denoising::Denoising;
 pub use model::Pipeline;

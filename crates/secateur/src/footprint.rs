@@ -83,6 +83,8 @@ impl Footprint {
 pub(crate) struct Model {
     denoiser: Memory,
     text_encoders: Memory,
+    /// Bytes of all prompts, once they are encoded.
+    encoded: u64,
     autoencoder: Memory,
     scorer: Memory,
     /// Bytes of a picture of the report, and of its latents.
@@ -116,6 +118,8 @@ impl Model {
             denoiser: denoiser(batch),
             evaluated: denoiser(judged).activations,
             text_encoders: folder.text_encoder_memory(),
+            // Those of the run, those of the report, and what guidance leads away from.
+            encoded: folder.encoded_bytes(sampling) * (drawn + pictures + 1) as u64,
             autoencoder: folder.autoencoder_memory(sampling),
             scorer: scorer.map(memory).transpose()?.unwrap_or_default(),
             picture: (size_of::<f32>() * (3 * pixels + latents)) as u64,
@@ -125,11 +129,19 @@ impl Model {
         })
     }
 
-    /// What is in memory once it is loaded.
-    pub(crate) fn loaded(&self) -> [(&'static str, u64); 3] {
+    /// What is in memory while the prompts are encoded: the text encoders go afterwards.
+    pub(crate) fn encoding(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let own =
+            [("text encoders", self.text_encoders.weights), ("encoders packed", self.text_encoders.packed_weights)];
+        self.loaded().into_iter().chain(own)
+    }
+
+    /// What is in memory from then on.
+    pub(crate) fn loaded(&self) -> [(&'static str, u64); 4] {
         [
             ("denoiser", self.denoiser.weights),
-            ("text encoders and autoencoder", self.text_encoders.weights + self.autoencoder.weights),
+            ("autoencoder", self.autoencoder.weights),
+            ("encoded prompts", self.encoded),
             ("scorer", self.scorer.weights),
         ]
     }
@@ -140,8 +152,7 @@ impl Model {
             0 => (0, 0),
             _ => (self.autoencoder.packed_weights, self.scorer.packed_weights),
         };
-        let packed = self.text_encoders.packed_weights + autoencoder;
-        self.loaded().into_iter().chain([("encoders packed", packed), ("scorer packed", scorer)])
+        self.loaded().into_iter().chain([("autoencoder packed", autoencoder), ("scorer packed", scorer)])
     }
 
     /// The weights of the denoiser that are packed for products.
@@ -153,11 +164,6 @@ impl Model {
     pub(crate) fn calls(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let own = [("denoiser packed", self.packed()), ("activations", self.denoiser.activations)];
         self.beside_the_denoiser().chain(own)
-    }
-
-    /// The weights of the text encoders that are packed for products.
-    pub(crate) fn text_packed(&self) -> u64 {
-        self.text_encoders.packed_weights
     }
 
     /// What calls of the denoiser for a batch, or so many images, take beside the weights.

@@ -13,7 +13,13 @@ impl ModelFolder {
         self.computed_structure(sampling).memory(parameters, samples)
     }
 
-    /// What the text encoders take as long as the pipeline is open. Those without files count as nothing; activations are
+    /// Bytes of one encoded prompt.
+    #[must_use]
+    pub fn encoded_bytes(&self, sampling: &Sampling) -> u64 {
+        (size_of::<f32>() * self.computed_geometry(sampling).text * self.denoiser().text_width()) as u64
+    }
+
+    /// What the text encoders take until the prompts are encoded. Those without files count as nothing; activations are
     /// not counted, as the denoiser's or the encoders' own weights are more.
     #[must_use]
     pub fn text_encoder_memory(&self) -> Memory {

@@ -369,14 +369,18 @@ impl ModelFolder {
     /// [`Conditioning::multiplicity`](crate::Conditioning).
     #[must_use]
     pub fn computed_structure(&self, sampling: &Sampling) -> Structure {
+        self.components.denoiser.structure(&self.computed_geometry(sampling)).without(self.removals())
+    }
+
+    /// [`ModelFolder::geometry`] without those text tokens.
+    pub(super) fn computed_geometry(&self, sampling: &Sampling) -> Geometry {
         let absent = |component: &&Component| component.has_weights() && !self.components.has(component.name);
         let idle = match self.class.components.iter().find(absent) {
             Some(_) => sampling.max_sequence_length.saturating_sub(1),
             None => 0,
         };
         let geometry = self.geometry(sampling);
-        let geometry = Geometry { text: geometry.text - idle, ..geometry };
-        self.components.denoiser.structure(&geometry).without(self.removals())
+        Geometry { text: geometry.text - idle, ..geometry }
     }
 
     /// The denoiser's description of itself.

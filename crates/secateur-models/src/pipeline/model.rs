@@ -1,12 +1,14 @@
 //! A pipeline with its weights.
 
 use crate::autoencoders::{Autoencoder, pictures};
-use crate::classes::{Conditioner, Sampling};
+use crate::classes::{Sampling, Subject};
 use crate::conditioning::Conditioning;
 use crate::error::Result;
 use crate::families::Denoiser;
 use crate::folder::ModelFolder;
+use crate::observer::Observer;
 use crate::pipeline::noise::noise;
+use crate::pipeline::texts::Texts;
 use crate::structure::{Edits, Removals, Structure};
 use candle_core::Tensor;
 use secateur_nn::{Context, Parameters};
@@ -18,7 +20,7 @@ pub struct Pipeline {
     parameters: Parameters,
     removals: Removals,
     denoiser: Box<dyn Denoiser>,
-    conditioner: Box<dyn Conditioner>,
+    texts: Texts,
     /// None where the denoiser works on pictures.
     vae: Option<Box<dyn Autoencoder>>,
 }
@@ -34,7 +36,7 @@ impl Pipeline {
         let parameters = folder.load()?.with_sizes(removals.sizes());
         Ok(Self {
             denoiser: build(&folder, &parameters)?,
-            conditioner: (folder.class().conditioner)(folder.components())?,
+            texts: Texts::new(folder.components().clone(), folder.class().conditioner),
             vae: folder.autoencoder()?,
             folder,
             parameters,
@@ -130,7 +132,7 @@ impl Pipeline {
     /// # Errors
     /// If a prompt cannot be tokenized, or is no label of the model.
     pub fn conditioning(&self, prompts: &[String], size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
-        self.conditioner.positive(prompts, self.pixels(size), sampling)
+        self.texts.positive(prompts, self.pixels(size), sampling)
     }
 
     /// What the denoiser is told at every call of a run: [`Pipeline::conditioning`], behind as many samples of what guidance
@@ -148,8 +150,26 @@ impl Pipeline {
         if self.folder.passes(sampling.guidance) == 1 {
             return Ok(conditioning);
         }
-        let negative = self.conditioner.negative(self.pixels(size), sampling)?;
-        negative.repeat(prompts.len())?.cat(&conditioning)
+        let negative = self.texts.negative(self.pixels(size), sampling)?;
+        Conditioning::cat(&[&negative.repeat(prompts.len())?, &conditioning])
+    }
+
+    /// Encodes the prompts of a job, and lets the text encoders go. A prompt that was not encoded is encoded where it is
+    /// first asked for. `observer` is advanced by the prompts.
+    ///
+    /// # Errors
+    /// As [`Pipeline::guided_conditioning`], or if `observer` ends the work.
+    pub fn encode(&self, prompts: &[String], sampling: &Sampling, observer: &dyn Observer) -> Result<()> {
+        if self.folder.subject() != Subject::Text || prompts.is_empty() {
+            return Ok(());
+        }
+        observer.begin("encode", prompts.len(), "prompts");
+        for batch in prompts.chunks(sampling.batch.max(1)) {
+            self.guided_conditioning(batch, sampling.latent, sampling)?;
+            observer.advance(batch.len())?;
+        }
+        self.texts.let_go();
+        Ok(())
     }
 
     /// Height and width of pictures of latents of `size`.

@@ -128,20 +128,6 @@ impl Package {
         self.watched_inputs().map(SharedInput::statistics_bytes).max().unwrap_or(0)
     }
 
-    /// Bytes that the solver takes for the first input, when the calibrated model is still as it was.
-    #[must_use]
-    pub fn first_solver_bytes(&self, task: &dyn Demand) -> u64 {
-        let first = Self {
-            inputs: match task.change() {
-                Change::Weights(_) => self.inputs.iter().take(1).cloned().collect(),
-                Change::Groups(_) => self.inputs.clone(),
-            },
-            coupled: self.coupled.iter().take(1).cloned().collect(),
-            ..Self::default()
-        };
-        first.solver_bytes(task)
-    }
-
     /// Bytes that the solver takes at its largest.
     #[must_use]
     pub fn solver_bytes(&self, task: &dyn Demand) -> u64 {

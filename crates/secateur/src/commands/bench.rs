@@ -14,6 +14,7 @@ use secateur_models::{Conditioning, Denoising, ModelFolder, Observer, Pipeline, 
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// What was measured.
@@ -239,10 +240,17 @@ fn timed<T, E>(seconds: &mut Vec<f64>, work: impl FnOnce() -> Result<T, E>) -> R
     done
 }
 
-/// What the denoiser is told for a batch; what that is does not matter.
+/// What the denoiser is told for a batch. What that is does not matter, but no prompt was encoded before: it would not be
+/// encoded again.
 fn encode(pipeline: &Pipeline, sampling: &Sampling) -> secateur_models::Result<Conditioning> {
-    let prompt = if pipeline.folder().subject() == Subject::Label { "0" } else { "" };
-    pipeline.guided_conditioning(&vec![prompt.to_owned(); sampling.batch], sampling.latent, sampling)
+    static ENCODED: AtomicUsize = AtomicUsize::new(0);
+    let text = || ENCODED.fetch_add(1, Ordering::Relaxed).to_string();
+    if pipeline.folder().subject() != Subject::Text {
+        return pipeline.guided_conditioning(&vec!["0".to_owned(); sampling.batch], sampling.latent, sampling);
+    }
+    let prompts: Vec<String> = (0..sampling.batch).map(|_| text()).collect();
+    let sampling = Sampling { negative_prompt: text(), ..sampling.clone() };
+    pipeline.guided_conditioning(&prompts, sampling.latent, &sampling)
 }
 
 fn begin<'a>(

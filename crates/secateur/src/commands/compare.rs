@@ -40,6 +40,7 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder)?;
         models.push(model_summary(&pipeline, name, sampling)?);
+        pipeline.encode(&prompts, sampling, &progress)?;
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
         samples.push(Samples::generate(&pipeline, name, &prompts, sampling, clip.as_ref(), &progress)?);
     }

@@ -340,6 +340,7 @@ fn evaluate(
         let sampling = skipping(&sampling, pipeline.folder(), false)?;
         models.push(model_summary(&pipeline, name, &sampling)?);
         if !prompts.is_empty() {
+            pipeline.encode(prompts, &sampling, &progress)?;
             progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
             samples.push(Samples::generate(&pipeline, name, prompts, &sampling, clip.as_ref(), &progress)?);
         }

@@ -133,6 +133,8 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     progress.begin("load", 0, "");
     let names = names(&[folder.path(), output.target()]);
     let mut pipeline = Pipeline::open(folder)?;
+    let texts = [&calibration.prompts[..], &report_prompts].concat();
+    pipeline.encode(&texts, &calibration.sampling, &progress)?;
     // It may find that the model cannot be made smaller so.
     if let Task::Structured { method, .. } = task {
         method.prepare(&pipeline, &plan, &calibration, &progress)?;

@@ -61,6 +61,7 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
     progress.begin("load", 0, "");
     let model = folder.path().to_owned();
     let pipeline = Pipeline::open(folder)?;
+    pipeline.encode(&prompts, &sampling, &progress)?;
     let profile = args.profile.then(Profile::start);
 
     progress.begin("generate", prompts.len() * sampling.steps, "image steps");

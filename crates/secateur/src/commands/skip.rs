@@ -117,6 +117,7 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     progress.begin("load", 0, "");
     let names = names(&[folder.path(), output.target()]);
     let pipeline = Pipeline::open(folder)?;
+    pipeline.encode(&[&learning.prompts[..], &report_prompts].concat(), &sampling, &progress)?;
     let state = secateur_skip::Progress { folder: output.progress(), request };
     let search = Search::new(&pipeline, &whole, &learning, Some(&state), &progress)?;
     let learned = match args.iterations {
@@ -308,10 +309,10 @@ fn footprint(
     let handed_on = structure.handed_on_bytes(whole.kind)? * passes as u64;
     let of_batch = |bytes: u64| bytes * batch as u64;
     let mut footprint = Footprint::new();
-    footprint.add("load", model.loaded());
+    footprint.add("encode", model.encoding());
     let decoder = model.decoder_packed();
-    let encoders = [("encoders packed", model.text_packed() + decoder), ("denoiser packed", model.packed())];
-    let drawing = || model.loaded().into_iter().chain(encoders);
+    let packed = [("autoencoder packed", decoder), ("denoiser packed", model.packed())];
+    let drawing = || model.loaded().into_iter().chain(packed);
     let judging = batch.min(SEARCHED) as u64;
     let plain = [("activations", model.activations(batch)), ("what units made", judging * calls as u64 * handed_on)];
     footprint.add("plain", drawing().chain(plain));

@@ -4,7 +4,7 @@ use crate::args::RunArgs;
 use crate::footprint::{Footprint, Model};
 use crate::usage::usage;
 use anyhow::Result;
-use secateur_models::{Group, ModelFolder, Operation, Sampling, Structure};
+use secateur_models::{ModelFolder, Operation, Sampling, Structure};
 use secateur_prune::{
     Allocation, Calibration, Package, Packages, Plan, Selection, Task, Weighting, influence_pictures,
 };
@@ -84,7 +84,7 @@ impl Needs<'_> {
         let saved = args.statistics.is_some();
         let mut footprint = Footprint::new();
 
-        footprint.add("load", model.loaded());
+        footprint.add("encode", model.encoding());
         if let Task::Structured { method, .. } = task
             && let (drawn, 1..) = method.preparation(calibration)
         {
@@ -96,7 +96,7 @@ impl Needs<'_> {
                 ("packed for gradients", model.packed() + structure.backward_bytes()),
                 ("kept for gradients", graph),
             ];
-            footprint.add("gradients", before_pictures(&model).chain(own));
+            footprint.add("gradients", model.loaded().into_iter().chain(own));
         }
         if calibration.weighting == Weighting::Measured && !saved {
             let prunable = structure.layers().filter(|layer| layer.prunable.is_some());
@@ -119,19 +119,14 @@ impl Needs<'_> {
             let activations = model.activations(influence_pictures(calibration).0);
             let own = [
                 ("statistics", held),
-                ("solver, or calls of the model", solver.max(model.packed() + activations)),
+                ("denoiser packed", model.packed()),
+                ("solver, or activations", solver.max(activations)),
                 ("weights of a try", largest_weights(plan, &structure)),
             ];
             footprint.add("try", model.beside_the_denoiser().chain(own));
         }
-        // What was packed is gone once weights are replaced; where attentions are called in between, it is there again.
-        let again = plan.groups().any(|planned| matches!(planned.group, Group::Dimensions(_)));
-        let first = largest(&|package| package.first_solver_bytes(*task));
-        let working = match again {
-            true => model.packed() + solver,
-            false => solver.max(model.packed() + first),
-        };
-        let own = [("statistics", held), ("solver, or packed denoiser", working)];
+        // What is packed stays, but for weights that were replaced.
+        let own = [("statistics", held), ("denoiser packed", model.packed()), ("solver", solver)];
         footprint.add("solve", model.beside_the_denoiser().chain(own));
         let kept = kept_to_the_end(args) * held;
         if *judged > 0 {
@@ -151,11 +146,6 @@ impl Needs<'_> {
 fn kept_to_the_end(args: &RunArgs) -> u64 {
     u64::from(args.save_statistics.is_some() || args.carry_statistics.is_some())
         + u64::from(args.carry_statistics.is_some())
-}
-
-/// What is held before a picture was decoded.
-fn before_pictures(model: &Model) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-    model.loaded().into_iter().chain([("encoders packed", model.text_packed())])
 }
 
 /// Bytes of the weights that feed or read what the plan removes some of.
