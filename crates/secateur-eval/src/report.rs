@@ -42,7 +42,7 @@ pub struct Report {
 }
 
 /// One model in figures. Parameters, zeros and multiply-adds are those of the denoiser.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelSummary {
     /// Name, as in [`Comparison::reference`] and [`Comparison::candidate`].
     pub name: String,
@@ -54,6 +54,10 @@ pub struct ModelSummary {
     pub macs: u64,
     /// Size of the model's files in bytes.
     pub file_bytes: u64,
+    /// Median processor time of a denoising step for one of the report's pictures, over all threads, in seconds; where some
+    /// were drawn and the system tells. Unlike the time on the clock it is hardly moved by what else the machine does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_seconds: Option<f64>,
 }
 
 /// The pictures of two models from the same prompts and the same noise.

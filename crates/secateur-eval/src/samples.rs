@@ -5,9 +5,11 @@ use crate::html::PicturePair;
 use crate::metrics::{psnr_capped, relative_error, ssim};
 use crate::picture::Picture;
 use crate::report::{Comparison, PromptRow, TextImage};
+use crate::spread::Spread;
 use crate::summary::Summary;
 use candle_core::Tensor;
 use secateur_models::{ClipModel, Observer, Pipeline, Sampling};
+use std::cell::{Cell, RefCell};
 
 /// What a model makes of a list of prompts. Two models with the same prompts and sampling start from the same noise.
 pub struct Samples {
@@ -18,6 +20,8 @@ pub struct Samples {
     latents: Vec<Vec<f32>>,
     pictures: Vec<Picture>,
     scores: Option<Scores>,
+    /// Processor time of each step of a full batch, for one picture.
+    step_seconds: Vec<f64>,
 }
 
 /// How well pictures fit texts.
@@ -28,6 +32,45 @@ struct Scores {
     cosines: Vec<Vec<f32>>,
     /// The text that is each picture's own.
     own: Vec<usize>,
+}
+
+/// Processor time of this process so far, over all threads, in seconds.
+#[cfg(unix)]
+fn processor_seconds() -> Option<f64> {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Some(time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64)
+}
+
+#[cfg(not(unix))]
+fn processor_seconds() -> Option<f64> {
+    None
+}
+
+/// Times the steps of full batches on their way to an observer.
+struct Timed<'a> {
+    observer: &'a dyn Observer,
+    /// Images of a full batch.
+    full: usize,
+    last: Cell<Option<f64>>,
+    steps: RefCell<Vec<f64>>,
+}
+
+impl Observer for Timed<'_> {
+    fn advance(&self, amount: usize) -> secateur_models::Result<()> {
+        let now = processor_seconds();
+        if let (Some(now), Some(last), true) = (now, self.last.replace(now), amount == self.full) {
+            self.steps.borrow_mut().push((now - last) / amount as f64);
+        }
+        self.observer.advance(amount)
+    }
+
+    fn tell(&self, state: &str) {
+        self.observer.tell(state);
+    }
+
+    fn warn(&self, text: &str) {
+        self.observer.warn(text);
+    }
 }
 
 impl Samples {
@@ -44,9 +87,12 @@ impl Samples {
         clip: Option<&ClipModel>,
         observer: &dyn Observer,
     ) -> Result<Self> {
-        let draw = |images| Ok(pipeline.sample(prompts, images, sampling, None, observer)?);
+        let full = sampling.batch.min(prompts.len());
+        let timed = Timed { observer, full, last: Cell::new(processor_seconds()), steps: RefCell::default() };
+        let draw = |images| Ok(pipeline.sample(prompts, images, sampling, None, &timed)?);
         let latents = sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?;
-        Self::of(pipeline, model, prompts, sampling, &latents, clip)
+        let samples = Self::of(pipeline, model, prompts, sampling, &latents, clip)?;
+        Ok(Self { step_seconds: timed.steps.into_inner(), ..samples })
     }
 
     /// The same of final latents that were drawn before, batch by batch.
@@ -68,6 +114,7 @@ impl Samples {
             latents: Vec::new(),
             pictures: Vec::new(),
             scores: None,
+            step_seconds: Vec::new(),
         };
         let captions = match clip {
             Some(_) => pipeline.folder().captions(prompts)?.filter(|captions| !captions.own.is_empty()),
@@ -89,6 +136,13 @@ impl Samples {
             samples.scores = Some(Scores { model: clip.name().to_owned(), cosines, own: captions.own });
         }
         Ok(samples)
+    }
+
+    /// The median processor time of a denoising step for one picture, in seconds, over all threads, in full batches; none
+    /// where the system does not tell, and for latents that were drawn before.
+    #[must_use]
+    pub fn step_seconds(&self) -> Option<f64> {
+        (!self.step_seconds.is_empty()).then(|| Spread::of(self.step_seconds.iter().copied()).median)
     }
 
     /// The pictures, in the order of the prompts.

@@ -52,13 +52,21 @@ fn report() -> Report {
         seed: 42,
         settings: settings.as_object().unwrap().clone(),
         models: vec![
-            ModelSummary { name: "dense".into(), parameters: 110_592, zeros: 0, macs: 2_000_000, file_bytes: 221_184 },
+            ModelSummary {
+                name: "dense".into(),
+                parameters: 110_592,
+                zeros: 0,
+                macs: 2_000_000,
+                file_bytes: 221_184,
+                step_seconds: Some(0.5),
+            },
             ModelSummary {
                 name: "pruned".into(),
                 parameters: 110_592,
                 zeros: 36_864,
                 macs: 2_000_000,
                 file_bytes: 221_184,
+                step_seconds: Some(0.4),
             },
         ],
         comparison: Some(Comparison {

@@ -44,6 +44,9 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
         samples.push(Samples::generate(&pipeline, name, &prompts, sampling, clip.as_ref(), &progress)?);
     }
+    for (model, samples) in models.iter_mut().zip(&samples) {
+        model.step_seconds = samples.step_seconds();
+    }
     let (comparison, pictures) = samples[0].compare(&samples[1])?;
     let (stages, peak_bytes) = progress.finish();
     let report = Report {
@@ -115,7 +118,7 @@ pub(super) fn model_summary(pipeline: &Pipeline, name: &str, sampling: &Sampling
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }
     let macs = macs_a_call(&pipeline.structure(sampling), sampling)?;
-    Ok(ModelSummary { name: name.to_owned(), parameters, zeros, macs, file_bytes })
+    Ok(ModelSummary { name: name.to_owned(), parameters, zeros, macs, file_bytes, step_seconds: None })
 }
 
 /// Multiply-accumulates of a call for one sample: on average, where some calls skip.

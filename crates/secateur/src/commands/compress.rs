@@ -345,6 +345,9 @@ fn evaluate(
             samples.push(Samples::generate(&pipeline, name, prompts, &sampling, clip.as_ref(), &progress)?);
         }
     }
+    for (model, samples) in models.iter_mut().zip(&samples) {
+        model.step_seconds = samples.step_seconds();
+    }
     let (comparison, pictures) = match samples.as_slice() {
         [reference, candidate] => reference.compare(candidate).map(|(comparison, pairs)| (Some(comparison), pairs))?,
         _ => (None::<Comparison>, Vec::new()),

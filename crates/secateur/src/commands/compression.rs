@@ -200,6 +200,9 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
         let of_new = Fingerprint::new(&new, &calibration, &progress)?;
         SavedStatistics::write(&carried_output.path(), &carried, &step_weights, &of_new)?;
     }
+    for (model, samples) in models.iter_mut().zip([&dense, &pruned]) {
+        model.step_seconds = samples.as_ref().and_then(Samples::step_seconds);
+    }
     let (comparison, pictures) = match (dense, pruned) {
         (Some(dense), Some(pruned)) => dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?,
         _ => (None, Vec::<PicturePair>::new()),

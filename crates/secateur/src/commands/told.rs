@@ -78,6 +78,11 @@ pub(super) fn tell(done: &Done, out: Option<&Path>, common: &Common) -> Result<(
         let of = |after: u64, before: u64| format!("{} ({} before)", count(after), count(before));
         print(&format!("  parameters    {}", of(after.parameters, before.parameters)))?;
         print(&format!("  MACs a call   {}", of(after.macs, before.macs)))?;
+        if let (Some(after), Some(before)) = (after.step_seconds, before.step_seconds) {
+            let (millis, faster) = ([after, before].map(|seconds| 1e3 * seconds), before / after);
+            let [after, before] = millis.map(|millis| format!("{millis:.1} ms"));
+            print(&format!("  CPU a step    {after} ({before} before): {faster:.2} times less"))?;
+        }
     }
     let calibrated = |stage: &Stage| stage.floor_seconds.map(|floor| (stage.seconds, floor));
     if let Some((seconds, floor)) = report.stages.iter().find_map(calibrated) {
