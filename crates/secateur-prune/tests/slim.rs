@@ -368,6 +368,19 @@ fn neurons_that_nothing_reads() {
     assert!(obs.contains(&0) && !leverage.contains(&0), "{obs:?}, {leverage:?}");
 }
 
+/// The inverse is the largest in the first place and the least in the last, whatever goes together with the first.
+#[test]
+fn neurons_of_the_least_leverage_go_first() {
+    let hessian = vec![1.0, -0.6, -0.6, -0.6, 4.0, 0.0, -0.6, 0.0, 9.0];
+    let statistics =
+        InputStatistics { hessian, squares: vec![1.0; 3], weighted_sums: vec![0.0; 3], ..InputStatistics::default() };
+    let given = Given::new(vec![(Matrix::random(2, 3, 6).layer("down"), statistics)]);
+    let leverage = Slim { neurons: Neurons::Leverage, ..Slim::default() };
+    for (remove, gone) in [(1, &[0][..]), (2, &[0, 1])] {
+        assert_eq!(leverage.remove(&feed_forward(3, remove), &given).unwrap().positions, [gone]);
+    }
+}
+
 #[test]
 fn what_cannot_be_solved_is_told() {
     let hidden = Matrix::new(4, vec![f64::NAN; 8]);

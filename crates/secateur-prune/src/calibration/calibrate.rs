@@ -73,3 +73,47 @@ impl Observer for Batch<'_> {
         self.observer.warn(text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Batch, Cell, Duration, Instant, Observer};
+    use secateur_models::Error;
+    use std::sync::Mutex;
+
+    /// Keeps what it hears, and interrupts.
+    #[derive(Default)]
+    struct Ear(Mutex<Vec<String>>);
+
+    impl Observer for Ear {
+        fn advance(&self, _: usize) -> secateur_models::Result<()> {
+            Err(Error::Interrupted)
+        }
+
+        fn tell(&self, state: &str) {
+            self.0.lock().unwrap().push(format!("told {state}"));
+        }
+
+        fn warn(&self, text: &str) {
+            self.0.lock().unwrap().push(format!("warned {text}"));
+        }
+    }
+
+    #[test]
+    fn an_interruption_waits_for_the_end_of_a_batch_that_is_near() {
+        let ear = Ear::default();
+        let batch = |seconds: Option<u64>| {
+            let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+            Batch { observer: &ear, end, stopped: Cell::new(false) }
+        };
+        for (seconds, waits) in [(None, false), (Some(0), true), (Some(8), true), (Some(60), false)] {
+            let batch = batch(seconds);
+            assert_eq!(batch.advance(1).is_ok(), waits, "{seconds:?}");
+            assert_eq!(batch.stopped.get(), waits, "{seconds:?}");
+        }
+        let overdue = Instant::now().checked_sub(Duration::from_secs(11));
+        assert!(overdue.is_none() || Batch { end: overdue, ..batch(None) }.advance(1).is_err());
+        batch(None).tell("half");
+        batch(None).warn("little memory");
+        assert_eq!(*ear.0.lock().unwrap(), ["told half", "warned little memory"]);
+    }
+}

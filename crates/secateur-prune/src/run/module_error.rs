@@ -93,3 +93,18 @@ impl Probe for Inputs<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Outputs, relative};
+
+    #[test]
+    fn squares_of_all_layers_are_put_together() {
+        let outputs = |a: &[f32], b: &[f32]| Outputs::from([("a".into(), a.to_vec()), ("b".into(), b.to_vec())]);
+        let before = outputs(&[1.0, 2.0], &[-3.0]);
+        // Off by 1, 0 and 2, of 1 + 4 + 9 in all.
+        assert!((relative(&before, &outputs(&[2.0, 2.0], &[-1.0])) - 5.0 / 14.0).abs() < 1e-12);
+        assert_eq!(relative(&before, &before), 0.0);
+        assert_eq!(relative(&outputs(&[0.0], &[0.0]), &outputs(&[1.0], &[1.0])), 0.0);
+    }
+}
