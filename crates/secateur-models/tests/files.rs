@@ -3,7 +3,7 @@
 #![cfg(unix)]
 
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Checkpoint, Edits, ModelFolder, OutputFolder, OutputOptions, Pipeline};
+use secateur_models::{Checkpoint, Cuts, Edits, Group, ModelFolder, OutputFolder, OutputOptions, Pipeline};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -252,4 +252,58 @@ fn a_weight_file_that_is_cut_during_a_run() {
     assert!(error.contains("safetensors: was cut short while it was read: 1000 bytes lack"), "{error}");
     drop(output);
     assert!(!out.exists());
+}
+
+#[test]
+fn a_file_of_another_length_than_its_header_promises() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    write_value(folder, "model.safetensors", 2.0);
+    let path = folder.join("model.safetensors");
+    let bytes = std::fs::metadata(&path).unwrap().len();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for (length, state) in [(bytes - 1, "cut short"), (bytes + 1, "oversized"), (bytes - 4, "cut short")] {
+        file.set_len(length).unwrap();
+        let error = Checkpoint::open(folder, "model", None).unwrap_err().to_string();
+        let told = format!("model.safetensors: {state}: {length} bytes, its header promises {bytes}");
+        assert!(error.ends_with(&told), "{error}");
+    }
+    file.set_len(bytes).unwrap();
+    Checkpoint::open(folder, "model", None).unwrap();
+}
+
+/// Some neurons of a block go, and come back as zeros: the rest is where it was.
+#[test]
+fn a_smaller_model_gets_its_shapes_back() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (small, dense) = (temporary.path().join("small"), temporary.path().join("dense"));
+    let folder = ModelFolder::open(&bundled(), None).unwrap();
+    let structure = folder.structure(&folder.sampling());
+    let group = structure.groups().find(|group| matches!(group, Group::Neurons(_))).unwrap();
+    let cuts = Cuts::new(group.parts(&[0, 5]));
+    let mut edits = Edits::default();
+    edits.removals.remove(group.name(), group.count(), &[0, 5]);
+    for name in cuts.parameters() {
+        let weight = folder.checkpoint().read(&name).unwrap().to_dtype(DType::F32).unwrap();
+        edits.weights.insert(name.clone(), cuts.take_out(&name, &weight).unwrap());
+    }
+    std::fs::create_dir(&small).unwrap();
+    folder.write(&small, &edits, &()).unwrap();
+    std::fs::create_dir(&dense).unwrap();
+    let restored = ModelFolder::open(&small, None).unwrap().densify(&dense, &()).unwrap();
+    // Rows of the first linear and its bias, columns of the second.
+    assert_eq!((restored, edits.weights.len()), (3, 3));
+    let (dense, count) = (ModelFolder::open(&dense, None).unwrap(), group.count());
+    for (name, info) in folder.checkpoint().tensors() {
+        let [before, after] = [&folder, &dense].map(|folder| folder.checkpoint().read(name).unwrap());
+        assert_eq!(before.dims(), after.dims(), "{name}");
+        let columns = info.shape.last().copied().unwrap_or(1);
+        let gone = |place: usize| match edits.weights.contains_key(name) {
+            true if info.shape[0] == count => [0, 5].contains(&(place / (info.elements() / count))),
+            true => [0, 5].contains(&(place % columns)),
+            false => false,
+        };
+        let want = values(&before).into_iter().enumerate().map(|(place, x)| if gone(place) { 0.0 } else { x });
+        assert!(want.eq(values(&after)), "{name}");
+    }
 }

@@ -392,3 +392,27 @@ fn what_is_not_used_is_not_checked() {
         }
     }
 }
+
+/// Each tokenizer has its own length, and that of T5 may be 0: then nothing reads its tokens.
+#[test]
+fn what_is_not_read_of_long_prompts_is_told() {
+    let folder = assemble(&project().join("tests/goldens"), "stable_diffusion_3");
+    let model = ModelFolder::open(folder.path(), None).unwrap();
+    let long = |word: &str| [word; 100].join(" ");
+    let prompts = ["red apple".to_owned(), long("apple"), long("spider")];
+    let lines = |max_sequence_length: usize, prompts: &[String]| {
+        let sampling = secateur_models::Sampling { max_sequence_length, ..model.sampling() };
+        model.cuts(prompts, &sampling).unwrap()
+    };
+    assert!(lines(16, &prompts[..1]).is_empty());
+    let told = |words: &str, tokens: usize, tokenizer: &str, more: &str| {
+        format!("of prompt 2 {words:?} is not read: it is beyond the {tokens} tokens of {tokenizer}{more}")
+    };
+    let words = [&long("apple")[..60], "..."].concat();
+    let clip = |more: &str| ["tokenizer", "tokenizer_2"].map(|name| told(&words, 32, name, more));
+    assert_eq!(lines(0, &prompts), clip(", and 1 more are too long"));
+    // Its tokens are parts of words.
+    let words = [&long("apple")[3..63], "..."].concat();
+    let t5 = told(&words, 16, "tokenizer_3", "");
+    assert_eq!(lines(16, &prompts[..2]), [clip("").as_slice(), &[t5]].concat());
+}

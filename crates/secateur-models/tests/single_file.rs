@@ -5,8 +5,20 @@ mod fixture;
 
 use candle_core::{DType, Device, Tensor};
 use fixture::{Fixture, Tensors, save};
-use secateur_models::{Conversion, ModelFolder, SingleFile};
+use secateur_models::{Conversion, ModelFolder, Observer, SingleFile};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts tensors.
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Observer for Count {
+    fn advance(&self, amount: usize) -> secateur_models::Result<()> {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+        Ok(())
+    }
+}
 
 /// The model folder that is made of these tensors.
 fn converted(fixture: &Fixture, tensors: &Tensors, folder: &Path) -> PathBuf {
@@ -14,7 +26,16 @@ fn converted(fixture: &Fixture, tensors: &Tensors, folder: &Path) -> PathBuf {
     save(tensors, &file);
     fixture.write_folder(&like);
     std::fs::create_dir(&out).unwrap();
-    Conversion::plan(SingleFile::open(&file).unwrap(), &like).unwrap().write(&out, &()).unwrap();
+    let conversion = Conversion::plan(SingleFile::open(&file).unwrap(), &like).unwrap();
+    let count = Count::default();
+    conversion.write(&out, &count).unwrap();
+    let written = |component: &str| {
+        let stem = if component.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
+        let path = out.join(component).join(format!("{stem}.safetensors"));
+        candle_core::safetensors::load(path, &Device::Cpu).unwrap().len()
+    };
+    let written: usize = conversion.converted().map(written).sum();
+    assert_eq!((conversion.tensors(), count.0.into_inner()), (written, written));
     out
 }
 

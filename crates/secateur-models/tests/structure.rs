@@ -134,6 +134,8 @@ fn options_that_are_not_supported_are_named() {
         ("sd15_unet", "addition_embed_type", json!("text"), "addition_embed_type \"text\" is not supported"),
         ("sd15_unet", "addition_embed_type", json!("text_time"), "needs addition_time_embed_dim"),
         ("sd15_unet", "encoder_hid_dim", json!(32), "encoder_hid_dim 32"),
+        ("sdxl_unet", "projection_class_embeddings_input_dim", json!(48), "48 does not hold 6 times addition"),
+        ("sdxl_unet", "addition_time_embed_dim", json!(0), "addition_time_embed_dim 0 beside the pooled text"),
         ("sd15_unet", "down_block_types", json!(["DownBlock2D"]), "differ in length"),
         ("sd15_unet", "mid_block_type", json!("UNetMidBlock2DSimpleCrossAttn"), "mid_block_type"),
         ("sd15_unet", "cross_attention_dim", Value::Null, "cross_attention_dim is missing"),
@@ -322,4 +324,18 @@ fn units_that_can_be_skipped() {
         let next = if up == 23 { Reader::Output } else { Reader::Unit(up + 1) };
         assert_eq!(*readers, BTreeSet::from([next]), "{}", names[up]);
     }
+}
+
+/// The most numbers are alive in the second attention down of the level that is the largest of those
+/// with attention: fifteen times as many as there are pixels and channels, and what is kept for the
+/// way up.
+#[test]
+fn activations_of_unets() {
+    let kept = 320 * 64 * 64;
+    assert_eq!(full_size("sd-1.5").activations, (3 + 8 + 4 + 2) * kept);
+    let kept = 320 * 96 * 96;
+    assert_eq!(full_size("sd-2.1").activations, (3 + 8 + 4 + 2) * kept);
+    // SDXL has none at the first level.
+    let kept = 3 * 320 * 128 * 128 + (320 + 640) * 64 * 64;
+    assert_eq!(full_size("sdxl").activations, (3 + 8 + 4) * 640 * 64 * 64 + kept);
 }

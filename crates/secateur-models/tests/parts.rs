@@ -1,0 +1,99 @@
+//! Small parts, each by its numbers.
+
+use candle_core::{Device, Tensor};
+use safetensors::View;
+use secateur_models::files::{Array, Values};
+use secateur_models::{ClipImageProcessor, ClipModel, Made, ModelFolder, Past};
+use std::path::{Path, PathBuf};
+
+fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name)
+}
+
+/// Of emoji-clip: four layers of width 192 for texts of 32 tokens, six of width 256 for pictures of
+/// 64 patches and one token more, hidden layers four times as wide.
+#[test]
+fn the_memory_of_clip() {
+    let memory = |pictures, texts| ClipModel::memory(&model("emoji-clip"), pictures, texts).unwrap();
+    assert_eq!(memory(1, 1).packed_weights, 4 * (4 * 12 * 192 * 192 + 6 * 12 * 256 * 256));
+    assert_eq!(memory(3, 5).weights, 4 * 7_035_649);
+    // Of texts and pictures the larger; no more than 64 texts are read at a time.
+    let (of_text, of_picture) = (4 * 32 * 9 * 192, 4 * 65 * 9 * 256);
+    for (pictures, texts, most) in
+        [(2, 1, 2 * of_picture), (0, 3, 3 * of_text), (1, 64, 64 * of_text), (1, 1000, 64 * of_text)]
+    {
+        assert_eq!(memory(pictures, texts).activations, most, "{pictures} pictures, {texts} texts");
+    }
+}
+
+/// The decoder of emoji-unet holds the most at the convolution behind its last upsampling, of 64
+/// channels of 64 x 64 pixels: its input before and after a norm, and its output.
+#[test]
+fn the_memory_of_an_autoencoder() {
+    let folder = ModelFolder::open(&model("emoji-unet"), None).unwrap();
+    let memory = folder.autoencoder_memory(&folder.sampling());
+    assert_eq!(memory.activations, 4 * 3 * 64 * 64 * 64);
+}
+
+/// Black on the left and white on the right, of 4 x 8 pixels.
+#[test]
+fn the_middle_of_a_picture_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("preprocessor_config.json");
+    let see = |edge: u32, crop: u32, scale: usize| {
+        let mean_and_std = "\"image_mean\": [0, 0.5, 1], \"image_std\": [1, 0.5, 2]";
+        let config = format!("{{\"size\": {edge}, \"crop_size\": {crop}, {mean_and_std}}}");
+        std::fs::write(&path, config).unwrap();
+        let value = |place: usize| if place / 3 % (8 * scale) < 4 * scale { 0f32 } else { 1.0 };
+        let values = (0..4 * scale * 8 * scale * 3).map(value).collect::<Vec<_>>();
+        let picture = Tensor::from_vec(values, (1, 4 * scale, 8 * scale, 3), &Device::Cpu).unwrap();
+        let seen = ClipImageProcessor::open(&path).unwrap().prepare(&picture).unwrap();
+        let side = crop as usize;
+        assert_eq!(seen.dims(), [1, 3, side, side]);
+        seen.squeeze(0).unwrap().to_vec3::<f32>().unwrap()
+    };
+    let of_size = see(4, 4, 1);
+    assert_eq!(of_size[0], [[0.0, 0.0, 1.0, 1.0]; 4]);
+    assert_eq!(of_size[1], [[-1.0, -1.0, 1.0, 1.0]; 4]);
+    assert_eq!(of_size[2], [[-0.5, -0.5, 0.0, 0.0]; 4]);
+    // With nothing around a picture that is smaller.
+    let smaller = see(4, 6, 1);
+    assert_eq!(smaller[0][1..5], [[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]; 4]);
+    assert_eq!([&smaller[0][0], &smaller[0][5]], [&[0.0; 6]; 2]);
+    // Larger ones become as large, but for a little at the edge.
+    for row in &see(4, 4, 4)[0] {
+        assert!(row[..2].iter().all(|&x| x < 0.1) && row[2..].iter().all(|&x| x > 0.9), "{row:?}");
+    }
+}
+
+/// Lagrange's polynomials at the next of evenly spread timesteps.
+#[test]
+fn weights_of_a_forecast() {
+    let mut past = Past::default();
+    assert!(past.weights(1.0).is_empty());
+    let made = |call: usize, timestep: f64| Made { call, timestep, tensors: Vec::new() };
+    for (call, timestep, order, weights) in [
+        (0, 10.0, 2, &[1.0][..]),
+        (1, 7.0, 2, &[2.0, -1.0]),
+        // Called twice at a timestep.
+        (2, 7.0, 2, &[2.0, -1.0]),
+        (3, 4.0, 2, &[3.0, -3.0, 1.0]),
+        (4, 1.0, 1, &[2.0, -1.0]),
+    ] {
+        past.push(made(call, timestep), order);
+        let found = past.weights(timestep - 3.0);
+        let close = found.iter().zip(weights).all(|(found, want)| (found - want).abs() < 1e-12);
+        assert!(found.len() == weights.len() && close, "after call {call}: {found:?}");
+        assert_eq!(past.made()[0].call, call);
+    }
+    assert_eq!(past.weights(1.0), [1.0, 0.0]);
+}
+
+#[test]
+fn arrays_are_as_long_as_their_bytes() {
+    let (single, double) = ([1f32, -2.0, 0.5], [1f64, -2.0, 0.5]);
+    for (values, bytes) in [(Values::F32(&single), 12), (Values::F64(&double), 24)] {
+        let array = Array { shape: vec![3], values };
+        assert_eq!((array.data_len(), array.data().len()), (bytes, bytes));
+    }
+}
