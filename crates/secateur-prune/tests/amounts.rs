@@ -1,10 +1,8 @@
 //! What goes and what that takes, in numbers: allocations, targets, bytes and multiply-accumulates.
 
-use secateur_models::{
-    Block, Layer, ModelFolder, Observer, Operation, Pipeline, Prunable, Sampling, Structure, UnitKind,
-};
+use secateur_models::{Block, Layer, ModelFolder, Observer, Operation, Pipeline, Prunable, Role, Sampling, Structure};
 use secateur_prune::{
-    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Neurons, Obs, Packages, Pattern, Plan, Removal,
+    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Neurons, Obs, Packages, Pattern, Plan, Portion,
     Rows, Selection, Setting, Slim, Source, StructuredMethod, Target, Task, Taylor, Wanda, Weighting, allocate,
 };
 use std::path::Path;
@@ -52,7 +50,7 @@ fn shares_by_influence_remove_as_much_as_the_uniform_one() {
     let mut pipeline = Pipeline::open(emoji_dit()).unwrap();
     let calibration = calibration(Weighting::Uniform);
     let source = Source::Calibration(&calibration, &[1.0; 2], None);
-    let task = Task::Structured { method: &L1, removal: Removal { keep_ends: 0, ..Removal::new(0.25).unwrap() } };
+    let task = Task::Structured { method: &L1, portion: Portion { keep_ends: 0, ..Portion::new(0.25).unwrap() } };
     let selection = Selection::new(&["*.[23].ff.net.2".into()], &[]).unwrap();
     let structure = pipeline.structure(&calibration.sampling);
     let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
@@ -77,8 +75,8 @@ fn a_target_out_of_reach_tells_the_most_that_can_go() {
     let sampling = folder.sampling();
     let structure = folder.structure(&sampling);
     let plan = |share: f64| {
-        let removal = Removal { keep_ends: 0, multiple: 1, ..Removal::new(share)? };
-        Plan::new(&structure, &Selection::default(), Packages::Count(1), &Task::Structured { method: &L1, removal })
+        let portion = Portion { keep_ends: 0, multiple: 1, ..Portion::new(share)? };
+        Plan::new(&structure, &Selection::default(), Packages::Count(1), &Task::Structured { method: &L1, portion })
     };
     let told = |amount: Amount, share: f64| {
         let target = Target::new(&folder, &sampling, amount, share).unwrap();
@@ -133,7 +131,7 @@ fn three_layers() -> Structure {
     let layer = |name: &str, input: &str, inputs: usize, outputs: usize| Layer {
         name: name.into(),
         operation: Operation::Linear { rows: 2, inputs, outputs },
-        prunable: Some(Prunable { unit: UnitKind::FeedForwardDown, input: input.into() }),
+        prunable: Some(Prunable { role: Role::FeedForwardDown, input: input.into() }),
     };
     let layers = vec![layer("a", "a", 6, 3), layer("b", "a", 6, 5), layer("c", "c", 4, 10)];
     let block = Block { name: "block".into(), layers, ..Block::default() };

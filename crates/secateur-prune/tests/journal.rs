@@ -2,7 +2,7 @@
 
 use secateur_models::{ModelFolder, Observer, Pipeline, Sampling};
 use secateur_prune::{
-    Allocation, Calibration, Fingerprint, Journal, L1, Magnitude, Outcome, Packages, Pattern, Plan, Removal, Run,
+    Allocation, Calibration, Fingerprint, Identity, Journal, L1, Magnitude, Outcome, Packages, Pattern, Plan, Portion,
     Selection, Source, Task, Weighting, prune,
 };
 use std::path::Path;
@@ -37,14 +37,14 @@ fn finished_packages_are_taken_from_the_journal_if_they_are_the_plan_s() {
     let source = Source::Calibration(&calibration, &[1.0], None);
     for task in [
         Task::Weights { method: &Magnitude, pattern: Pattern::Unstructured(0.5) },
-        Task::Structured { method: &L1, removal: Removal::new(0.5).unwrap() },
+        Task::Structured { method: &L1, portion: Portion::new(0.5).unwrap() },
     ] {
         let plan = |block: usize| {
             let selection = Selection::new(&[format!("transformer_blocks.{block}.*")], &[]).unwrap();
             Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap()
         };
         let folder = tempfile::tempdir().unwrap();
-        let run = Run::new(&fingerprint, 1, &plan(2), &task, Allocation::Uniform.into(), None);
+        let run = Identity::new(&fingerprint, 1, &plan(2), &task, Allocation::Uniform.into(), None);
         let journal = Journal::create(folder.path(), &run).unwrap();
         assert_eq!(journal.finished(), (0, 0));
         let pruned = |plan: &Plan| -> (Outcome, Vec<String>) {

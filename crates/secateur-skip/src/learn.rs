@@ -374,4 +374,21 @@ mod tests {
         assert!(priced(&[vec![Some(0.0), Some(-2.0)]], 0.5).iter().flatten().all(|&moved| moved == 1.0));
         assert_eq!(priced(&[vec![None, None]], 0.5), [[0.0, 0.0]]);
     }
+    /// The last change is the last time that something else would be computed.
+    #[test]
+    fn what_does_not_change_settles() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+        let folder = ModelFolder::open(&folder, None).unwrap();
+        let sampling = Sampling { steps: 2, ..folder.sampling() };
+        let whole = ReuseSchedule::whole(&folder, &sampling, Kind::Residual).unwrap();
+        let pipeline = Pipeline::open(folder).unwrap();
+        let learning = Learning { prompts: vec!["1".to_owned()], sampling, loss: Loss::L2, iterations: 50, keep: 0.5 };
+        let mut optimisation = Optimisation::new(&pipeline, &whole, &learning, None, &()).unwrap();
+        for (iteration, rests, since) in [(30, false, 30), (49, false, 30), (50, true, 30)] {
+            assert_eq!(optimisation.is_settled(iteration).unwrap(), rests, "{iteration}");
+            assert_eq!(optimisation.settled.since, since, "{iteration}");
+        }
+        optimisation.settled.computed[1][0] ^= true;
+        assert!(!optimisation.is_settled(60).unwrap() && optimisation.settled.since == 60);
+    }
 }

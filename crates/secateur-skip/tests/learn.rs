@@ -1,8 +1,9 @@
 //! The pruner network, and runs that are stopped and go on.
 
 use candle_core::{Device, Tensor};
-use secateur_models::{Edits, ModelFolder, Pipeline, ReuseSchedule, Sampling, UnitKind};
-use secateur_skip::{Learning, Loss, Pruner, Selection, learn, random};
+use secateur_models::{Edits, Error, UnitKind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling};
+use secateur_skip::{Learning, Loss, Progress, Pruner, Selection, learn, random};
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -95,4 +96,40 @@ fn the_only_block_that_matters_is_found() {
 #[test]
 fn what_is_learned_is_better_than_chance() {
     beats_chance(&[0, 1, 2, 3, 4, 5, 6, 7], 30, 2.0);
+}
+
+/// Interrupts once so many iterations are done.
+struct After(Cell<usize>);
+
+impl Observer for After {
+    fn advance(&self, amount: usize) -> Result<(), Error> {
+        self.0.set(self.0.get().saturating_sub(amount));
+        if self.0.get() == 0 { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// The folder keeps the last network alone, and what is not of the learning.
+#[test]
+fn a_learning_that_was_stopped_goes_on() {
+    let (pipeline, whole, learning) = model(&[4], 3, 0.4);
+    let at_once = learn(&pipeline, &whole, &learning, None, &()).unwrap();
+    assert!(!at_once.stopped && at_once.history.len() == 3);
+    let temporary = tempfile::tempdir().unwrap();
+    for name in ["other.safetensors", "pruner-notes.txt"] {
+        std::fs::write(temporary.path().join(name), "mine").unwrap();
+    }
+    let names = || {
+        let entries = std::fs::read_dir(temporary.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let progress = Progress { folder: temporary.path().to_owned(), request: "this".into() };
+    let first = learn(&pipeline, &whole, &learning, Some(&progress), &After(Cell::new(2))).unwrap();
+    assert!(first.stopped && first.history == at_once.history[..2]);
+    assert_eq!(names(), ["learned.json", "other.safetensors", "pruner-2.safetensors", "pruner-notes.txt"]);
+    let then = learn(&pipeline, &whole, &learning, Some(&progress), &()).unwrap();
+    assert!(!then.stopped);
+    assert_eq!(names(), ["learned.json", "other.safetensors", "pruner-3.safetensors", "pruner-notes.txt"]);
+    assert_eq!((then.history, then.scores), (at_once.history, at_once.scores));
 }

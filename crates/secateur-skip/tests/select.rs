@@ -1,11 +1,16 @@
 //! What is kept of the schedules that are tried, on a bundled model.
 
+use candle_core::Tensor;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use secateur_models::{Edits, Error, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind};
-use secateur_skip::{Learning, Loss, Progress, Scores, Search, Selection, SuperNet, evenly, first_unit, kept, ways};
+use secateur_eval::{psnr_capped, split};
+use secateur_models::{Edits, Error, UnitKind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_skip::{
+    Learning, Loss, Progress, Scores, Search, Selected, Selection, SuperNet, evenly, first_unit, kept, ways,
+};
 use std::cell::{Cell, RefCell};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Interrupts after some schedules were exchanged.
 struct Impatient {
@@ -222,5 +227,56 @@ fn scores_to_schedules() {
         assert!(bisection <= wanted && bisection > wanted - 1.001 * one, "{wanted}: {bisection}");
         let first_alone = kept(&different.at(2.0, &whole, &structure).unwrap(), &structure).unwrap();
         assert!((share(&equal, Selection::Bisection) - first_alone).abs() < 1e-12);
+    }
+}
+
+/// The first call is always computed, though that is more than is wanted.
+#[test]
+fn less_than_the_first_call_cannot_be_had() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+    let folder = ModelFolder::open(&folder, None).unwrap();
+    let sampling = Sampling { steps: 3, ..folder.sampling() };
+    let structure = folder.structure(&sampling);
+    let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
+    let scores = Scores(vec![vec![0.5; whole.units.len()]; 3]);
+    let schedule = scores.select(Selection::Bisection, &whole, &structure, 0.01).unwrap();
+    let first = |row: &Vec<bool>| row.iter().all(|&computed| computed);
+    let none = |row: &Vec<bool>| row.iter().all(|&computed| !computed);
+    assert!(first(&schedule.computed[0]) && schedule.computed[1..].iter().all(none), "{:?}", schedule.computed);
+}
+
+#[test]
+fn rules_are_measured_by_their_pictures_and_told_in_short() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+    let folder = ModelFolder::open(&folder, None).unwrap();
+    let sampling = Sampling { steps: 4, batch: 2, ..folder.sampling() };
+    let pipeline = Pipeline::open(folder).unwrap();
+    let whole = pipeline.folder().whole_reuse(&sampling, UnitKind::Residual).unwrap();
+    let prompts = ["1", "2", "3"].map(str::to_owned).to_vec();
+    let learning = Learning { prompts, sampling, loss: Loss::Ssim, iterations: 1, keep: 0.6 };
+    let search = Search::new(&pipeline, &whole, &learning, None, &()).unwrap();
+    let draw = |reuse: Option<ReuseSchedule>| {
+        let sampling = Sampling { reuse: reuse.map(Arc::new), ..learning.sampling.clone() };
+        let batches = sampling.batches(3);
+        let draw = |images| pipeline.sample(&learning.prompts, images, &sampling, None, &()).unwrap();
+        let latents = Tensor::cat(&batches.map(draw).collect::<Vec<_>>(), 0).unwrap();
+        split(&pipeline.pictures(&latents).unwrap()).unwrap()
+    };
+    let wanted = draw(None);
+    assert_eq!(search.rules().len(), 2);
+    for rule in search.rules() {
+        let found = draw(Some(rule.schedule.clone()));
+        let psnr = wanted.iter().zip(&found).map(|(a, b)| psnr_capped(a, b).unwrap()).sum::<f64>() / 3.0;
+        assert!((rule.psnr - psnr).abs() < 0.01, "{rule}: {}, {psnr}", rule.psnr);
+    }
+    for (order, exchanges, told) in [
+        (0, 0, "a rule"),
+        (1, 0, "a rule, order 1"),
+        (0, 1, "a rule, 1 exchange"),
+        (2, 3, "a rule, order 2, 3 exchanges"),
+    ] {
+        let schedule = ReuseSchedule { order, ..whole.clone() };
+        let selected = Selected { from: "a rule".into(), exchanges, psnr: 30.0, schedule };
+        assert_eq!(selected.to_string(), told);
     }
 }
