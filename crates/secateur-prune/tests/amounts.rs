@@ -1,9 +1,14 @@
 //! What goes and what that takes, in numbers: allocations, targets, bytes and multiply-accumulates.
 
-use secateur_models::{Block, Layer, ModelFolder, Observer, Operation, Pipeline, Prunable, Role, Sampling, Structure};
+use secateur_kernels::factor::inverse_factor_scratch;
+use secateur_kernels::gram::add_gram_scratch;
+use secateur_models::{
+    Block, Layer, ModelFolder, Observer, Operation, Pipeline, Prunable, Sampling, Structure, UnitKind,
+};
 use secateur_prune::{
-    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Neurons, Obs, Packages, Pattern, Plan, Portion,
-    Rows, Selection, Setting, Slim, Source, StructuredMethod, Target, Task, Taylor, Wanda, Weighting, allocate,
+    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, ModuleErrors, Neurons, Obs, Packages, Pattern, Plan,
+    Removal, Rows, Selection, Setting, Slim, Source, StructuredMethod, Target, Task, Taylor, Wanda, Weighting,
+    allocate, prune,
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -66,6 +71,52 @@ fn shares_by_influence_remove_as_much_as_the_uniform_one() {
         let removed: Vec<usize> = removed.collect();
         let total: usize = removed.iter().sum();
         assert!((uniform - 8..=uniform).contains(&total) && removed[0] != removed[1], "{amount}: {removed:?}");
+    }
+}
+
+/// Layers of one size: their mean share is the uniform one.
+#[test]
+fn shares_of_weights_by_influence_remove_as_much_as_the_uniform_one() {
+    let mut pipeline = Pipeline::open(emoji_dit()).unwrap();
+    let calibration = calibration(Weighting::Uniform);
+    let source = Source::Calibration(&calibration, &[1.0; 2], None);
+    let task = Task::Weights { method: &Magnitude, pattern: Pattern::Unstructured(0.25) };
+    let selection = Selection::new(&["*.[23].ff.net.2".into()], &[]).unwrap();
+    let structure = pipeline.structure(&calibration.sampling);
+    let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
+    for amount in [Amount::Parameters, Amount::Macs] {
+        let budget = Allocation::Softmax(amount).into();
+        let settings = allocate(&mut pipeline, &plan, &task, &source, &calibration, budget, &()).unwrap().0;
+        let shares = settings.values().map(|setting| match setting {
+            Setting::Pattern(pattern) => pattern.sparsity(),
+            Setting::Remove(_) => panic!("no pattern"),
+        });
+        let shares: Vec<f64> = shares.collect();
+        let mean = shares.iter().sum::<f64>() / 2.0;
+        assert!((mean - 0.25).abs() < 1e-6 && shares[0] != shares[1], "{amount}: {shares:?}");
+    }
+}
+
+/// What becomes of an attention as a whole is told where dimensions of it go, and not of neurons.
+#[test]
+fn errors_of_attentions_are_told() {
+    let calibration = calibration(Weighting::Uniform);
+    let source = Source::Calibration(&calibration, &[1.0; 2], None);
+    let mut pipeline = Pipeline::open(emoji_dit()).unwrap();
+    let task = Task::Structured { method: &Slim::default(), removal: Removal::slim(0.5).unwrap() };
+    let selection = Selection::new(&["transformer_blocks.2.*".into()], &[]).unwrap();
+    let structure = pipeline.structure(&calibration.sampling);
+    let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
+    let errors = ModuleErrors::new(&pipeline, &calibration, &()).unwrap();
+    let outcome = prune(&mut pipeline, &plan, &task, &source, Some(&errors), None, &()).unwrap();
+    let kinds: Vec<&str> = outcome.groups.iter().map(|group| group.kind.as_str()).collect();
+    assert!(kinds.contains(&"neurons") && kinds.contains(&"value-output dimensions"), "{kinds:?}");
+    for group in &outcome.groups {
+        let error = group.module_error;
+        match group.kind.as_str() {
+            "neurons" => assert_eq!(error, None),
+            kind => assert!(error.is_some_and(|error| error > 0.0 && error < 1.0), "{kind}: {error:?}"),
+        }
     }
 }
 
@@ -162,4 +213,13 @@ fn bytes_of_the_methods() {
     let leverage = Slim { neurons: Neurons::Leverage, ..Slim::default() };
     let scratch = pool.install(|| leverage.scratch(1000, 500));
     assert_eq!(scratch, 8 * (2 * 500 * 500 + 2 * 1000 * 500));
+    assert_eq!(Taylor::default().scratch(1000, 500), 0);
+    // Of many rows the removal of 64 columns at a time takes the most, beside the inverse.
+    let rows = 100_000;
+    let (scratch, of_columns) = pool.install(|| {
+        let of_columns = inverse_factor_scratch(64) + add_gram_scratch(100);
+        (StructuredMethod::scratch(&Obs, rows, 100), of_columns)
+    });
+    let removal = 64 * (64 + 2 * 100 + 2 * rows as u64) + 100 * rows as u64;
+    assert_eq!(scratch, 4 * (100 * 100 + removal) + of_columns);
 }

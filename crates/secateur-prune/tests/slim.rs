@@ -368,7 +368,8 @@ fn neurons_that_nothing_reads() {
     assert!(obs.contains(&0) && !leverage.contains(&0), "{obs:?}, {leverage:?}");
 }
 
-/// The inverse is the largest in the first place and the least in the last, whatever goes together with the first.
+/// The inverse is the largest in the first place and the least in the last, whatever goes together
+/// with the first.
 #[test]
 fn neurons_of_the_least_leverage_go_first() {
     let hessian = vec![1.0, -0.6, -0.6, -0.6, 4.0, 0.0, -0.6, 0.0, 9.0];
