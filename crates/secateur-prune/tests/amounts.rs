@@ -2,12 +2,10 @@
 
 use secateur_kernels::factor::inverse_factor_scratch;
 use secateur_kernels::gram::add_gram_scratch;
-use secateur_models::{
-    Block, Layer, ModelFolder, Observer, Operation, Pipeline, Prunable, Sampling, Structure, UnitKind,
-};
+use secateur_models::{Block, Layer, ModelFolder, Observer, Operation, Pipeline, Prunable, Role, Sampling, Structure};
 use secateur_prune::{
     Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, ModuleErrors, Neurons, Obs, Packages, Pattern, Plan,
-    Removal, Rows, Selection, Setting, Slim, Source, StructuredMethod, Target, Task, Taylor, Wanda, Weighting,
+    Portion, Rows, Selection, Setting, Slim, Source, StructuredMethod, Target, Task, Taylor, Wanda, Weighting,
     allocate, prune,
 };
 use std::path::Path;
@@ -103,7 +101,7 @@ fn errors_of_attentions_are_told() {
     let calibration = calibration(Weighting::Uniform);
     let source = Source::Calibration(&calibration, &[1.0; 2], None);
     let mut pipeline = Pipeline::open(emoji_dit()).unwrap();
-    let task = Task::Structured { method: &Slim::default(), removal: Removal::slim(0.5).unwrap() };
+    let task = Task::Structured { method: &Slim::default(), portion: Portion::slim(0.5).unwrap() };
     let selection = Selection::new(&["transformer_blocks.2.*".into()], &[]).unwrap();
     let structure = pipeline.structure(&calibration.sampling);
     let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
@@ -214,12 +212,12 @@ fn bytes_of_the_methods() {
     let scratch = pool.install(|| leverage.scratch(1000, 500));
     assert_eq!(scratch, 8 * (2 * 500 * 500 + 2 * 1000 * 500));
     assert_eq!(Taylor::default().scratch(1000, 500), 0);
-    // Of many rows the removal of 64 columns at a time takes the most, beside the inverse.
+    // Of many rows the portion of 64 columns at a time takes the most, beside the inverse.
     let rows = 100_000;
     let (scratch, of_columns) = pool.install(|| {
         let of_columns = inverse_factor_scratch(64) + add_gram_scratch(100);
         (StructuredMethod::scratch(&Obs, rows, 100), of_columns)
     });
-    let removal = 64 * (64 + 2 * 100 + 2 * rows as u64) + 100 * rows as u64;
-    assert_eq!(scratch, 4 * (100 * 100 + removal) + of_columns);
+    let portion = 64 * (64 + 2 * 100 + 2 * rows as u64) + 100 * rows as u64;
+    assert_eq!(scratch, 4 * (100 * 100 + portion) + of_columns);
 }

@@ -380,7 +380,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
         let folder = ModelFolder::open(&folder, None).unwrap();
         let sampling = Sampling { steps: 2, ..folder.sampling() };
-        let whole = ReuseSchedule::whole(&folder, &sampling, Kind::Residual).unwrap();
+        let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
         let pipeline = Pipeline::open(folder).unwrap();
         let learning = Learning { prompts: vec!["1".to_owned()], sampling, loss: Loss::L2, iterations: 50, keep: 0.5 };
         let mut optimisation = Optimisation::new(&pipeline, &whole, &learning, None, &()).unwrap();

@@ -1,7 +1,7 @@
 //! The pruner network, and runs that are stopped and go on.
 
 use candle_core::{Device, Tensor};
-use secateur_models::{Edits, Error, UnitKind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling};
+use secateur_models::{Edits, Error, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling, UnitKind};
 use secateur_skip::{Learning, Loss, Progress, Pruner, Selection, learn, random};
 use std::cell::Cell;
 use std::path::Path;

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use secateur_eval::{psnr_capped, split};
-use secateur_models::{Edits, Error, UnitKind, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling};
+use secateur_models::{Edits, Error, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind};
 use secateur_skip::{
     Learning, Loss, Progress, Scores, Search, Selected, Selection, SuperNet, evenly, first_unit, kept, ways,
 };
