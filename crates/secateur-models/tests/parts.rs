@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use safetensors::View;
 use secateur_models::files::{Array, Values};
-use secateur_models::{ClipImageProcessor, ClipModel, Made, ModelFolder, Past};
+use secateur_models::{ClipImageProcessor, ClipModel, Made, ModelFolder, Past, T5Tokenizer};
 use std::path::{Path, PathBuf};
 
 fn model(name: &str) -> PathBuf {
@@ -96,4 +96,31 @@ fn arrays_are_as_long_as_their_bytes() {
         let array = Array { shape: vec![3], values };
         assert_eq!((array.data_len(), array.data().len()), (bytes, bytes));
     }
+}
+
+/// A vocabulary of a later version: field 100, of each kind that protocol buffers have.
+#[test]
+fn fields_of_a_vocabulary_that_are_not_known_are_passed_over() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/t5_spiece");
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&fixture).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let tokens = || {
+        let tokenizer = T5Tokenizer::open(folder.path())?;
+        let (ids, _) = tokenizer.encode_batch(&["a red apple".into(), "spider".into()], 16)?;
+        Ok::<_, secateur_models::Error>(ids.to_vec2::<u32>()?)
+    };
+    let before = tokens().unwrap();
+    let path = folder.path().join("spiece.model");
+    let bytes = std::fs::read(&path).unwrap();
+    for (kind, value) in [(0, &[0x85, 0x01][..]), (1, &[7; 8]), (2, &[3, 1, 2, 3]), (5, &[7; 4])] {
+        let field = [&[0xa0 | kind, 0x06], value].concat();
+        std::fs::write(&path, [&field, &bytes[..], &field].concat()).unwrap();
+        assert_eq!(tokens().unwrap(), before, "kind {kind}");
+    }
+    // Groups have been given up.
+    std::fs::write(&path, [&[0xa3, 0x06], &bytes[..]].concat()).unwrap();
+    assert!(tokens().is_err());
 }
