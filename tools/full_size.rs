@@ -1,12 +1,12 @@
 //! Model folders of published sizes without their weights.
 //!
-//! `full_size write CONFIGURATION OUT` makes a model folder from a folder of configurations, such as
-//! `tools/full_size/sd-1.5`: the denoiser's weights are a sparse file of zeros behind a valid header, which takes no
-//! space, and is enough for `inspect` and `prune --dry-run`. With `--random` they are random numbers of a scale that
-//! keeps activations finite.
+//! `full_size write CONFIGURATION OUT` makes a model folder from a folder of configurations, such
+//! as `tools/full_size/sd-1.5`: the denoiser's weights are a sparse file of zeros behind a valid
+//! header, which takes no space, and is enough for `inspect` and `prune --dry-run`. With `--random`
+//! they are random numbers of a scale that keeps activations finite.
 //!
-//! `full_size forward MODEL` calls the denoiser of such a folder once, on noise, and tells the time beside its
-//! multiply-accumulates and the memory beside what was foretold.
+//! `full_size forward MODEL` calls the denoiser of such a folder once, on noise, and tells the time
+//! beside its multiply-accumulates and the memory beside what was foretold.
 
 use anyhow::{Context as _, Result, bail};
 use candle_core::DType;
@@ -26,7 +26,9 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["write", configuration, out] => write(Path::new(configuration), Path::new(out), false),
-        ["write", configuration, out, "--random"] => write(Path::new(configuration), Path::new(out), true),
+        ["write", configuration, out, "--random"] => {
+            write(Path::new(configuration), Path::new(out), true)
+        }
         ["forward", model] => forward(Path::new(model)),
         _ => bail!("write CONFIGURATION OUT [--random], or forward MODEL"),
     }
@@ -37,7 +39,8 @@ fn write(configuration: &Path, out: &Path, random: bool) -> Result<()> {
         bail!("{} exists", out.display());
     }
     copy(configuration, out)?;
-    let component = ["unet", "transformer"].map(|name| out.join(name)).into_iter().find(|path| path.is_dir());
+    let component =
+        ["unet", "transformer"].map(|name| out.join(name)).into_iter().find(|path| path.is_dir());
     let component = component.context("no unet or transformer among the configurations")?;
     let wanted = denoiser_config(&component.join("config.json"))?.parameters(&Default::default())?;
     let mut header = Map::new();
@@ -45,7 +48,10 @@ fn write(configuration: &Path, out: &Path, random: bool) -> Result<()> {
     for (name, Wanted { shape, .. }) in &wanted {
         let start = end;
         end += 2 * shape.iter().product::<usize>();
-        header.insert(name.clone(), json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}));
+        header.insert(
+            name.clone(),
+            json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}),
+        );
     }
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -58,8 +64,11 @@ fn write(configuration: &Path, out: &Path, random: bool) -> Result<()> {
     }
     file.flush()?;
     file.get_ref().set_len((8 + header.len() + end) as u64)?;
-    let parameters: usize =
-        wanted.values().filter(|wanted| !wanted.constant).map(|wanted| wanted.shape.iter().product::<usize>()).sum();
+    let parameters: usize = wanted
+        .values()
+        .filter(|wanted| !wanted.constant)
+        .map(|wanted| wanted.shape.iter().product::<usize>())
+        .sum();
     print(&format!("{}: {parameters} parameters", out.display()))
 }
 
@@ -91,7 +100,8 @@ fn forward(model: &Path) -> Result<()> {
     let start = Instant::now();
     let denoiser = folder.checkpoint().load()?.build(|scope| folder.denoiser().build(&scope))?;
     print(&format!("{} loaded in {:.1} s", folder.name(), start.elapsed().as_secs_f64()))?;
-    let text = noise(1, 0..1, 0, &[folder.geometry(&sampling).text, folder.denoiser().text_width()])?;
+    let text =
+        noise(1, 0..1, 0, &[folder.geometry(&sampling).text, folder.denoiser().text_width()])?;
     let conditioning = Conditioning { text: Some(text), ..Conditioning::default() };
     let latents = noise(0, 0..1, 0, &folder.denoiser().latent_shape())?;
     // The first call packs the weights.
@@ -100,7 +110,10 @@ fn forward(model: &Path) -> Result<()> {
         let output = denoiser.forward(&latents, &[500.0], &conditioning, &Context::default())?;
         let seconds = start.elapsed().as_secs_f64();
         let rate = 2e-9 * macs as f64 / seconds;
-        print(&format!("{call} call: {seconds:.2} s for {:.1} G MACs: {rate:.0} GFLOPS", macs as f64 / 1e9))?;
+        print(&format!(
+            "{call} call: {seconds:.2} s for {:.1} G MACs: {rate:.0} GFLOPS",
+            macs as f64 / 1e9
+        ))?;
         let size = output.sqr()?.mean_all()?.sqrt()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         if !size.is_finite() {
             bail!("the output is not finite");
@@ -109,7 +122,11 @@ fn forward(model: &Path) -> Result<()> {
     }
     let peak = peak_bytes().context("no peak memory on this system")?;
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    print(&format!("peak memory {:.2} GiB, a call was said to take {:.2} GiB", gib(peak), gib(memory.total())))
+    print(&format!(
+        "peak memory {:.2} GiB, a call was said to take {:.2} GiB",
+        gib(peak),
+        gib(memory.total())
+    ))
 }
 
 fn peak_bytes() -> Option<u64> {

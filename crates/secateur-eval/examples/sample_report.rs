@@ -4,13 +4,21 @@
 use std::path::PathBuf;
 
 use secateur_eval::{
-    Comparison, LayerReport, ModelSummary, Picture, PicturePair, PromptRow, Report, Stage, Summary, TextImage,
-    psnr_capped, ssim,
+    Comparison, LayerReport, ModelSummary, Picture, PicturePair, PromptRow, Report, Stage, Summary,
+    TextImage, psnr_capped, ssim,
 };
 use serde_json::json;
 
-const NAMES: [&str; 8] =
-    ["red apple", "grinning face", "rocket", "hot beverage", "cat face", "umbrella", "octopus", "party popper"];
+const NAMES: [&str; 8] = [
+    "red apple",
+    "grinning face",
+    "rocket",
+    "hot beverage",
+    "cat face",
+    "umbrella",
+    "octopus",
+    "party popper",
+];
 const STYLES: [&str; 4] = ["twitter", "noto", "fluent 3d", "fluent flat"];
 const LINEARS: [&str; 8] = [
     "attn.to_q",
@@ -44,7 +52,10 @@ fn pair(index: usize, side: usize) -> secateur_eval::Result<PicturePair> {
         let colour = [noise(index * 3 + 1), noise(index * 3 + 2), noise(index * 3 + 3)];
         let mut pixels = Vec::with_capacity(side * side * 3);
         for place in 0..side * side {
-            let (x, y) = ((place % side) as f64 / side as f64 - 0.5 - shift, (place / side) as f64 / side as f64 - 0.5);
+            let (x, y) = (
+                (place % side) as f64 / side as f64 - 0.5 - shift,
+                (place / side) as f64 / side as f64 - 0.5,
+            );
             let edge = ((0.36 - x.hypot(y)) * 40.0).clamp(0.0, 1.0);
             let shade = 1.0 - 1.2 * (x + 0.12).hypot(y + 0.12);
             for (channel, part) in colour.iter().enumerate() {
@@ -77,7 +88,9 @@ fn report(pairs: &[PicturePair]) -> secateur_eval::Result<Report> {
             })
         })
         .collect::<secateur_eval::Result<Vec<_>>>()?;
-    let of = |metric: fn(&PromptRow) -> f64| Summary::of(&prompts.iter().map(metric).collect::<Vec<_>>());
+    let of = |metric: fn(&PromptRow) -> f64| {
+        Summary::of(&prompts.iter().map(metric).collect::<Vec<_>>())
+    };
     let comparison = Comparison {
         reference: "emoji-mmdit".into(),
         candidate: "emoji-mmdit-50".into(),
@@ -97,9 +110,11 @@ fn report(pairs: &[PicturePair]) -> secateur_eval::Result<Report> {
         prompts,
     };
     let settings = json!({
-        "method": "obs-diff", "sparsity": 0.5, "pattern": "unstructured", "calibration prompts": 100,
+        "method": "obs-diff", "sparsity": 0.5, "pattern": "unstructured", "calibration \
+         prompts": 100,
         "calibration steps": [0, 6, 12, 18, 24], "packages": 4, "timestep weighting": "logarithmic",
-        "layers": ["transformer_blocks.*.attn.*", "transformer_blocks.*.ff.*"], "fold idle tokens": true,
+        "layers": ["transformer_blocks.*.attn.*", "transformer_blocks.*.ff.*"], "fold idle \
+         tokens": true,
     });
     let model = |name: &str, zeros| ModelSummary {
         name: name.into(),
@@ -118,10 +133,11 @@ fn report(pairs: &[PicturePair]) -> secateur_eval::Result<Report> {
     Ok(Report {
         format_version: Report::FORMAT_VERSION,
         title: "emoji-mmdit, half of the weights removed".into(),
-        command:
-            "secateur prune models/emoji-mmdit --method obs-diff --sparsity 0.5 --prompts prompts/calibration.txt \
-                  --steps 25 --guidance 4 --evaluate prompts/held-out.txt --out pruned/emoji-mmdit-50"
-                .into(),
+        command: "secateur prune models/emoji-mmdit --method obs-diff --sparsity 0.5 --prompts \
+             prompts/calibration.txt \
+                  --steps 25 --guidance 4 --evaluate prompts/held-out.txt --out \
+                  pruned/emoji-mmdit-50"
+            .into(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: 42,
         settings: settings.as_object().cloned().unwrap_or_default(),
@@ -139,8 +155,12 @@ fn report(pairs: &[PicturePair]) -> secateur_eval::Result<Report> {
         groups: Vec::new(),
         skipping: None,
         notes: vec![
-            "The layers of the last block were left as they are: the text stream ends there.".into(),
-            "transformer_blocks.3.ff.net.2 needed ten times the damping: its Hessian is close to singular.".into(),
+            "The layers of the last block were left as they are: the text stream ends \
+             there."
+                .into(),
+            "transformer_blocks.3.ff.net.2 needed ten times the damping: its Hessian is close to \
+             singular."
+                .into(),
         ],
     })
 }
@@ -153,7 +173,11 @@ fn layer(index: usize) -> LayerReport {
         rows: if wide { 1536 } else { 384 },
         columns: if index % 8 == 7 { 1536 } else { 384 },
         sparsity: if depth == 11 { 0.0 } else { 0.5 },
-        error: if depth == 11 { 0.0 } else { 10f64.powf(-3.4 + 1.6 * noise(index) + depth as f64 * 0.08) },
+        error: if depth == 11 {
+            0.0
+        } else {
+            10f64.powf(-3.4 + 1.6 * noise(index) + depth as f64 * 0.08)
+        },
         damping: if index == 31 { 0.1 } else { 0.01 },
         package: depth / 3,
     }

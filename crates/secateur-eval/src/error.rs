@@ -11,7 +11,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The pixel buffer does not hold height x width x 3 values.
     #[error(
-        "a picture of {width} x {height} needs {width} * {height} * 3 values (RGB, row by row), but {found} were given"
+        "a picture of {width} x {height} needs {width} * {height} * 3 values (RGB, row by row), \
+         but {found} were given"
     )]
     PixelCount {
         /// Width in pixels.
@@ -22,7 +23,10 @@ pub enum Error {
         found: usize,
     },
     /// A side of the picture is zero or larger than can be encoded.
-    #[error("a picture of {width} x {height} cannot be used: each side must be between 1 and 65536 pixels")]
+    #[error(
+        "a picture of {width} x {height} cannot be used: each side must be between 1 and 65536 \
+         pixels"
+    )]
     PictureSide {
         /// Width in pixels.
         width: usize,
@@ -31,7 +35,8 @@ pub enum Error {
     },
     /// A pixel is NaN or infinite.
     #[error(
-        "value {index} of the picture is not a finite number: the model that made it overflowed; run it in float32 or \
+        "value {index} of the picture is not a finite number: the model that made it overflowed; \
+         run it in float32 or \
          check its weights"
     )]
     PixelNotFinite {
@@ -40,7 +45,8 @@ pub enum Error {
     },
     /// Two pictures that are compared have different sizes.
     #[error(
-        "pictures of {first_width} x {first_height} and {second_width} x {second_height} cannot be compared: generate \
+        "pictures of {first_width} x {first_height} and {second_width} x {second_height} cannot be \
+         compared: generate \
          both at the same size"
     )]
     PictureSizes {
@@ -55,7 +61,8 @@ pub enum Error {
     },
     /// The pictures are smaller than the window of the metric.
     #[error(
-        "SSIM looks at windows of {window} x {window} pixels, and the pictures are {width} x {height}: generate larger \
+        "SSIM looks at windows of {window} x {window} pixels, and the pictures are {width} x \
+         {height}: generate larger \
          pictures"
     )]
     SmallerThanWindow {
@@ -67,7 +74,9 @@ pub enum Error {
         window: usize,
     },
     /// Two buffers that are compared have different lengths.
-    #[error("buffers of {first} and {second} values cannot be compared: both must have the same shape")]
+    #[error(
+        "buffers of {first} and {second} values cannot be compared: both must have the same shape"
+    )]
     Lengths {
         /// Length of the first buffer.
         first: usize,
@@ -96,7 +105,10 @@ pub enum Error {
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
     /// A report was written in a format that this version does not know.
-    #[error("the report has format version {found}, and this version reads {known}: use a matching secateur")]
+    #[error(
+        "the report has format version {found}, and this version reads {known}: use a matching \
+         secateur"
+    )]
     FormatVersion {
         /// The version in the file.
         found: u64,

@@ -15,8 +15,8 @@ pub use pictures::PicturePair;
 /// Forbids the page to load anything that is not in it.
 const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";
 
-/// The report as an HTML page in one file. `pictures` are shown in the order given, which should be that of the
-/// prompts; the metrics under a pair are measured on that pair.
+/// The report as an HTML page in one file. `pictures` are shown in the order given, which should be
+/// that of the prompts; the metrics under a pair are measured on that pair.
 pub fn html(report: &Report, pictures: &[PicturePair]) -> String {
     markup! {
         (DOCTYPE)

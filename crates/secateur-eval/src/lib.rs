@@ -1,9 +1,10 @@
 //! What compression cost: image metrics, text-image scores, and the report.
 //!
-//! Two models make pictures from the same prompts and the same noise. [`psnr`] and [`ssim`] say how far the pictures
-//! of the second (the *candidate*) are from those of the first (the *reference*), [`relative_error`] says the same of
-//! their latents, and [`Summary`] gathers a metric over the prompts. A [`Report`] holds these figures with the layers,
-//! the stages and the settings of the run as plain data; [`Report::write`] leaves `report.html` and `report.json`.
+//! Two models make pictures from the same prompts and the same noise. [`psnr`] and [`ssim`] say how
+//! far the pictures of the second (the *candidate*) are from those of the first (the *reference*),
+//! [`relative_error`] says the same of their latents, and [`Summary`] gathers a metric over the
+//! prompts. A [`Report`] holds these figures with the layers, the stages and the settings of the
+//! run as plain data; [`Report::write`] leaves `report.html` and `report.json`.
 
 // In the order in which data passes them: a module imports only from those above it.
 mod error;
@@ -21,7 +22,8 @@ pub use html::{PicturePair, html};
 pub use metrics::{PSNR_CAP, psnr, psnr_capped, relative_error, ssim};
 pub use picture::Picture;
 pub use report::{
-    Comparison, GroupReport, LayerReport, ModelSummary, PromptRow, Report, SkippingReport, Stage, TextImage, WayReport,
+    Comparison, GroupReport, LayerReport, ModelSummary, PromptRow, Report, SkippingReport, Stage,
+    TextImage, WayReport,
 };
 pub use samples::{Samples, split};
 pub use spread::Spread;

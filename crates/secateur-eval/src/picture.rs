@@ -22,12 +22,12 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Wraps `pixels` (height x width x 3, row by row, RGB). Values outside \[0, 1\] are clamped, as diffusers does
-    /// after the VAE.
+    /// Wraps `pixels` (height x width x 3, row by row, RGB). Values outside \[0, 1\] are clamped,
+    /// as diffusers does after the VAE.
     ///
     /// # Errors
-    /// A side that is zero or above 65536, a buffer of another length than `height * width * 3`, or a value that is
-    /// NaN or infinite.
+    /// A side that is zero or above 65536, a buffer of another length than `height * width * 3`, or
+    /// a value that is NaN or infinite.
     pub fn new(width: usize, height: usize, mut pixels: Vec<f32>) -> Result<Self> {
         if !(1..=LARGEST_SIDE).contains(&width) || !(1..=LARGEST_SIDE).contains(&height) {
             return Err(Error::PictureSide { width, height });
@@ -60,13 +60,14 @@ impl Picture {
         &self.pixels
     }
 
-    /// The picture as an 8-bit PNG file. Values are rounded as diffusers' `numpy_to_pil` does: `round(255 x)`, where
-    /// numpy rounds halves to even.
+    /// The picture as an 8-bit PNG file. Values are rounded as diffusers' `numpy_to_pil` does:
+    /// `round(255 x)`, where numpy rounds halves to even.
     pub fn to_png(&self) -> Vec<u8> {
         encode_png(&self.to_rgb8())
     }
 
-    /// Writes the picture as an 8-bit PNG file (see [`Picture::to_png`]). The file appears whole or not at all.
+    /// Writes the picture as an 8-bit PNG file (see [`Picture::to_png`]). The file appears whole or
+    /// not at all.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -75,8 +76,13 @@ impl Picture {
     }
 
     pub(crate) fn to_rgb8(&self) -> RgbImage {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the values are in [0, 255]")]
-        let bytes = self.pixels.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the values are in [0, 255]"
+        )]
+        let bytes =
+            self.pixels.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect();
         #[expect(clippy::cast_possible_truncation, reason = "new() bounds the sides")]
         let (width, height) = (self.width as u32, self.height as u32);
         RgbImage::from_raw(width, height, bytes).expect("new() checks the number of values")
@@ -86,7 +92,9 @@ impl Picture {
 /// `image` as the bytes of a PNG file.
 pub(crate) fn encode_png(image: &RgbImage) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
-    image.write_to(&mut bytes, ImageFormat::Png).expect("a picture with valid sides can always be encoded into memory");
+    image
+        .write_to(&mut bytes, ImageFormat::Png)
+        .expect("a picture with valid sides can always be encoded into memory");
     bytes.into_inner()
 }
 
@@ -120,16 +128,24 @@ mod tests {
     #[test]
     fn rows_come_before_columns() {
         let pixels = vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0];
-        let decoded = image::load_from_memory(&Picture::new(1, 2, pixels).unwrap().to_png()).unwrap().to_rgb8();
+        let decoded = image::load_from_memory(&Picture::new(1, 2, pixels).unwrap().to_png())
+            .unwrap()
+            .to_rgb8();
         assert_eq!(decoded.get_pixel(0, 1).0, [0, 255, 0]);
     }
 
     #[test]
     fn wrong_buffers_are_refused() {
-        assert!(matches!(Picture::new(2, 2, vec![0.0; 11]), Err(Error::PixelCount { found: 11, .. })));
+        assert!(matches!(
+            Picture::new(2, 2, vec![0.0; 11]),
+            Err(Error::PixelCount { found: 11, .. })
+        ));
         assert!(matches!(Picture::new(0, 2, vec![]), Err(Error::PictureSide { .. })));
         assert!(matches!(Picture::new(usize::MAX, 2, vec![]), Err(Error::PictureSide { .. })));
-        assert!(matches!(Picture::new(1, 1, vec![0.0, f32::NAN, 0.0]), Err(Error::PixelNotFinite { index: 1 })));
+        assert!(matches!(
+            Picture::new(1, 1, vec![0.0, f32::NAN, 0.0]),
+            Err(Error::PixelNotFinite { index: 1 })
+        ));
     }
 
     #[test]

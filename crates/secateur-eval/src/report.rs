@@ -1,4 +1,5 @@
-//! What a run says about itself, as plain data. Numbers that are not finite are stored as `null` and read as NaN.
+//! What a run says about itself, as plain data. Numbers that are not finite are stored as `null`
+//! and read as NaN.
 
 use crate::error::{Error, Result};
 use crate::summary::Summary;
@@ -54,8 +55,9 @@ pub struct ModelSummary {
     pub macs: u64,
     /// Size of the model's files in bytes.
     pub file_bytes: u64,
-    /// Median processor time of a denoising step for one of the report's pictures, over all threads, in seconds; where some
-    /// were drawn and the system tells. Unlike the time on the clock it is hardly moved by what else the machine does.
+    /// Median processor time of a denoising step for one of the report's pictures, over all
+    /// threads, in seconds; where some were drawn and the system tells. Unlike the time on the
+    /// clock it is hardly moved by what else the machine does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step_seconds: Option<f64>,
 }
@@ -92,8 +94,8 @@ pub struct TextImage {
     pub score_reference: Summary,
     /// Cosine similarity of prompt and picture, for the candidate.
     pub score_candidate: Summary,
-    /// Share of the reference's pictures, in \[0, 1\], whose own text scores highest among all choices: of a model that
-    /// knows classes, how often the picture is taken for one of its class.
+    /// Share of the reference's pictures, in \[0, 1\], whose own text scores highest among all
+    /// choices: of a model that knows classes, how often the picture is taken for one of its class.
     pub top1_reference: f64,
     /// The same for the candidate.
     pub top1_candidate: f64,
@@ -155,10 +157,12 @@ pub struct GroupReport {
     pub count: usize,
     /// How many went.
     pub removed: usize,
-    /// Relative squared error of the product that they are a part of, over the calibration, where it is not in the layers'.
+    /// Relative squared error of the product that they are a part of, over the calibration, where
+    /// it is not in the layers'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<f64>,
-    /// The same of the whole attention, after the softmax and the output projection, where it was measured.
+    /// The same of the whole attention, after the softmax and the output projection, where it was
+    /// measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub module_error: Option<f64>,
 }
@@ -190,7 +194,8 @@ pub struct WayReport {
     pub name: String,
     /// Share of the multiply-accumulates of the whole run.
     pub kept: f64,
-    /// How many times faster its runs were, from noise to latents: the median over batches that were drawn by turns.
+    /// How many times faster its runs were, from noise to latents: the median over batches that
+    /// were drawn by turns.
     pub speed_up: Option<f64>,
     /// [`psnr_capped`](crate::psnr_capped) of the pictures in dB.
     pub psnr: f64,
@@ -229,10 +234,12 @@ pub struct Stage {
     pub name: String,
     /// Wall-clock time in seconds.
     pub seconds: f64,
-    /// What the products of the stage would take at the machine's rate, in seconds, where it is known.
+    /// What the products of the stage would take at the machine's rate, in seconds, where it is
+    /// known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor_seconds: Option<f64>,
-    /// Peak memory of the process during the stage, in bytes; up to its end where the system cannot tell more.
+    /// Peak memory of the process during the stage, in bytes; up to its end where the system cannot
+    /// tell more.
     pub peak_bytes: u64,
 }
 
@@ -242,7 +249,8 @@ impl Report {
 
     /// The report as indented JSON, ending in a line feed.
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("every field of a report has a JSON form");
+        let mut json =
+            serde_json::to_string_pretty(self).expect("every field of a report has a JSON form");
         json.push('\n');
         json
     }
@@ -252,7 +260,8 @@ impl Report {
     /// # Errors
     /// The text is not JSON, a field is missing, or the format version is another one.
     pub fn from_json(json: &str) -> Result<Self> {
-        // The version first: the fields of another version may differ, and would hide the real cause.
+        // The version first: the fields of another version may differ, and would hide the real
+        // cause.
         let value: Value = serde_json::from_str(json).map_err(|source| Error::Json { source })?;
         match value.get("format_version").and_then(Value::as_u64) {
             Some(found) if found != u64::from(Self::FORMAT_VERSION) => {

@@ -11,7 +11,8 @@ use candle_core::Tensor;
 use secateur_models::{ClipModel, Observer, Pipeline, Sampling};
 use std::cell::{Cell, RefCell};
 
-/// What a model makes of a list of prompts. Two models with the same prompts and sampling start from the same noise.
+/// What a model makes of a list of prompts. Two models with the same prompts and sampling start
+/// from the same noise.
 pub struct Samples {
     model: String,
     prompts: Vec<String>,
@@ -74,8 +75,8 @@ impl Observer for Timed<'_> {
 }
 
 impl Samples {
-    /// Generates one picture a prompt, and scores them where there is a `clip`. The observer is advanced by the
-    /// samples of a batch at every step: prompts x steps in all.
+    /// Generates one picture a prompt, and scores them where there is a `clip`. The observer is
+    /// advanced by the samples of a batch at every step: prompts x steps in all.
     ///
     /// # Errors
     /// If the model fails, makes values that are not finite, or the observer interrupts.
@@ -88,7 +89,12 @@ impl Samples {
         observer: &dyn Observer,
     ) -> Result<Self> {
         let full = sampling.batch.min(prompts.len());
-        let timed = Timed { observer, full, last: Cell::new(processor_seconds()), steps: RefCell::default() };
+        let timed = Timed {
+            observer,
+            full,
+            last: Cell::new(processor_seconds()),
+            steps: RefCell::default(),
+        };
         let draw = |images| Ok(pipeline.sample(prompts, images, sampling, None, &timed)?);
         let latents = sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?;
         let samples = Self::of(pipeline, model, prompts, sampling, &latents, clip)?;
@@ -117,7 +123,9 @@ impl Samples {
             step_seconds: Vec::new(),
         };
         let captions = match clip {
-            Some(_) => pipeline.folder().captions(prompts)?.filter(|captions| !captions.own.is_empty()),
+            Some(_) => {
+                pipeline.folder().captions(prompts)?.filter(|captions| !captions.own.is_empty())
+            }
             None => None,
         };
         let clip = clip.zip(captions);
@@ -132,17 +140,21 @@ impl Samples {
         }
         if let Some((clip, captions)) = clip {
             let pictures = Tensor::cat(&embeddings, 0)?;
-            let cosines = clip.embed_texts(&captions.choices)?.matmul(&pictures.t()?)?.to_vec2::<f32>()?;
-            samples.scores = Some(Scores { model: clip.name().to_owned(), cosines, own: captions.own });
+            let cosines =
+                clip.embed_texts(&captions.choices)?.matmul(&pictures.t()?)?.to_vec2::<f32>()?;
+            samples.scores =
+                Some(Scores { model: clip.name().to_owned(), cosines, own: captions.own });
         }
         Ok(samples)
     }
 
-    /// The median processor time of a denoising step for one picture, in seconds, over all threads, in full batches; none
-    /// where the system does not tell, and for latents that were drawn before.
+    /// The median processor time of a denoising step for one picture, in seconds, over all threads,
+    /// in full batches; none where the system does not tell, and for latents that were drawn
+    /// before.
     #[must_use]
     pub fn step_seconds(&self) -> Option<f64> {
-        (!self.step_seconds.is_empty()).then(|| Spread::of(self.step_seconds.iter().copied()).median)
+        (!self.step_seconds.is_empty())
+            .then(|| Spread::of(self.step_seconds.iter().copied()).median)
     }
 
     /// The pictures, in the order of the prompts.
@@ -173,16 +185,20 @@ impl Samples {
             let (reference, candidate) = (reference.clone(), changed.clone());
             pairs.push(PicturePair { prompt: prompt.clone(), reference, candidate });
         }
-        let summary = |value: &dyn Fn(&PromptRow) -> f64| Summary::of(&rows.iter().map(value).collect::<Vec<_>>());
+        let summary = |value: &dyn Fn(&PromptRow) -> f64| {
+            Summary::of(&rows.iter().map(value).collect::<Vec<_>>())
+        };
         let text_image = match (&ours, &theirs, &self.scores) {
-            (Some((reference, top1_reference)), Some((changed, top1_candidate)), Some(scores)) => Some(TextImage {
-                model: scores.model.clone(),
-                score_reference: Summary::of(reference)?,
-                score_candidate: Summary::of(changed)?,
-                top1_reference: *top1_reference,
-                top1_candidate: *top1_candidate,
-                choices: scores.cosines.len(),
-            }),
+            (Some((reference, top1_reference)), Some((changed, top1_candidate)), Some(scores)) => {
+                Some(TextImage {
+                    model: scores.model.clone(),
+                    score_reference: Summary::of(reference)?,
+                    score_candidate: Summary::of(changed)?,
+                    top1_reference: *top1_reference,
+                    top1_candidate: *top1_candidate,
+                    choices: scores.cosines.len(),
+                })
+            }
             _ => None,
         };
         let comparison = Comparison {
@@ -201,12 +217,24 @@ impl Samples {
 }
 
 impl Scores {
-    /// Cosine of each picture with its own text, and the share of pictures whose own text fits best among all.
+    /// Cosine of each picture with its own text, and the share of pictures whose own text fits best
+    /// among all.
     fn of_pictures(&self) -> (Vec<f64>, f64) {
-        let own: Vec<f64> = self.own.iter().enumerate().map(|(i, &text)| f64::from(self.cosines[text][i])).collect();
+        let own: Vec<f64> = self
+            .own
+            .iter()
+            .enumerate()
+            .map(|(i, &text)| f64::from(self.cosines[text][i]))
+            .collect();
         // A text that stands in the list twice fits equally well: a tie is no mistake.
-        let best = |picture: usize| self.cosines.iter().map(|row| row[picture]).fold(f32::NEG_INFINITY, f32::max);
-        let right = own.iter().enumerate().filter(|&(picture, &cosine)| cosine >= f64::from(best(picture))).count();
+        let best = |picture: usize| {
+            self.cosines.iter().map(|row| row[picture]).fold(f32::NEG_INFINITY, f32::max)
+        };
+        let right = own
+            .iter()
+            .enumerate()
+            .filter(|&(picture, &cosine)| cosine >= f64::from(best(picture)))
+            .count();
         let share = right as f64 / own.len().max(1) as f64;
         (own, share)
     }

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-/// Of several measurements, in their unit: unlike a mean, it is not moved by the few that something else on the machine made slow.
+/// Of several measurements, in their unit: unlike a mean, it is not moved by the few that something
+/// else on the machine made slow.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// Half of them are no larger.
@@ -24,14 +25,23 @@ impl Spread {
             let at = |place: f64| values.get(place as usize).copied().unwrap_or(f64::NAN);
             at(place.floor()) + place.fract() * (at(place.ceil()) - at(place.floor()))
         };
-        Self { median: quantile(0.5), lower_quartile: quantile(0.25), upper_quartile: quantile(0.75) }
+        Self {
+            median: quantile(0.5),
+            lower_quartile: quantile(0.25),
+            upper_quartile: quantile(0.75),
+        }
     }
 
     /// In a unit that is `scale` times smaller: the median, and the quartiles in parentheses.
     #[must_use]
     pub fn show(&self, scale: f64, decimals: usize) -> String {
         let show = |value: f64| format!("{:.decimals$}", scale * value);
-        format!("{} ({}-{})", show(self.median), show(self.lower_quartile), show(self.upper_quartile))
+        format!(
+            "{} ({}-{})",
+            show(self.median),
+            show(self.lower_quartile),
+            show(self.upper_quartile)
+        )
     }
 }
 
@@ -42,7 +52,10 @@ mod tests {
     #[test]
     fn quartiles() {
         let spread = Spread::of([4.0, 1.0, 2.0, 3.0]);
-        assert_eq!((spread.lower_quartile, spread.median, spread.upper_quartile), (1.75, 2.5, 3.25));
+        assert_eq!(
+            (spread.lower_quartile, spread.median, spread.upper_quartile),
+            (1.75, 2.5, 3.25)
+        );
         assert_eq!(Spread::of([7.0]).show(1.0, 1), "7.0 (7.0-7.0)");
         assert!(Spread::of([]).median.is_nan());
     }

@@ -38,7 +38,11 @@ impl Summary {
         let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
         Ok(Self {
             mean,
-            standard_deviation: if values.len() == 1 { 0.0 } else { (squares / (count - 1.0)).sqrt() },
+            standard_deviation: if values.len() == 1 {
+                0.0
+            } else {
+                (squares / (count - 1.0)).sqrt()
+            },
             minimum: values.iter().copied().fold(f64::INFINITY, f64::min),
             maximum: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
         })
@@ -46,7 +50,9 @@ impl Summary {
 }
 
 /// Reads a number, or `null` (as JSON has no other form for a value that is not finite) as NaN.
-pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<f64, D::Error> {
     Option::<f64>::deserialize(deserializer).map(|value| value.unwrap_or(f64::NAN))
 }
 

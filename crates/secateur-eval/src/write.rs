@@ -7,8 +7,8 @@ use secateur_models::files::write_atomically;
 use std::path::Path;
 
 impl Report {
-    /// Writes `report.html` (one self-contained page, with `pictures`) and `report.json` into `folder`, which must
-    /// exist. Older reports there are replaced.
+    /// Writes `report.html` (one self-contained page, with `pictures`) and `report.json` into
+    /// `folder`, which must exist. Older reports there are replaced.
     ///
     /// # Errors
     /// The folder does not exist, or a file cannot be written.

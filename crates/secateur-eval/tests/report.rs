@@ -1,8 +1,8 @@
 //! The report: its JSON, its page, and the files it leaves.
 
 use secateur_eval::{
-    Comparison, Error, GroupReport, LayerReport, ModelSummary, Picture, PicturePair, PromptRow, Report, SkippingReport,
-    Stage, Summary, TextImage, html, psnr_capped, ssim,
+    Comparison, Error, GroupReport, LayerReport, ModelSummary, Picture, PicturePair, PromptRow,
+    Report, SkippingReport, Stage, Summary, TextImage, html, psnr_capped, ssim,
 };
 use serde_json::json;
 
@@ -14,8 +14,16 @@ fn picture(phase: f32) -> Picture {
 
 fn pairs() -> Vec<PicturePair> {
     vec![
-        PicturePair { prompt: "<b>\"x\"&".into(), reference: picture(0.0), candidate: picture(0.5) },
-        PicturePair { prompt: "red apple".into(), reference: picture(0.2), candidate: picture(0.2) },
+        PicturePair {
+            prompt: "<b>\"x\"&".into(),
+            reference: picture(0.0),
+            candidate: picture(0.5),
+        },
+        PicturePair {
+            prompt: "red apple".into(),
+            reference: picture(0.2),
+            candidate: picture(0.2),
+        },
     ]
 }
 
@@ -24,7 +32,8 @@ fn layer(name: &str, sparsity: f64, error: f64, damping: f64, package: usize) ->
 }
 
 fn report() -> Report {
-    let settings = json!({ "method": "obs-diff", "sparsity": 0.5, "prompts": ["a <i>", "b"], "refine": true });
+    let settings =
+        json!({ "method": "obs-diff", "sparsity": 0.5, "prompts": ["a <i>", "b"], "refine": true });
     let prompts = vec![
         PromptRow {
             prompt: "<b>\"x\"&".into(),
@@ -43,7 +52,9 @@ fn report() -> Report {
             score_candidate: None,
         },
     ];
-    let of = |metric: fn(&PromptRow) -> f64| Summary::of(&prompts.iter().map(metric).collect::<Vec<_>>()).unwrap();
+    let of = |metric: fn(&PromptRow) -> f64| {
+        Summary::of(&prompts.iter().map(metric).collect::<Vec<_>>()).unwrap()
+    };
     Report {
         format_version: Report::FORMAT_VERSION,
         title: "emoji & friends, <half> the weights".into(),
@@ -93,7 +104,12 @@ fn report() -> Report {
             layer("blocks.1.attn.to_q", 0.0, 0.0, 0.0, 1),
         ],
         stages: vec![
-            Stage { name: "calibrate".into(), seconds: 75.0, floor_seconds: Some(50.0), peak_bytes: 1 << 30 },
+            Stage {
+                name: "calibrate".into(),
+                seconds: 75.0,
+                floor_seconds: Some(50.0),
+                peak_bytes: 1 << 30,
+            },
             Stage { name: "solve".into(), seconds: 25.0, floor_seconds: None, peak_bytes: 3 << 29 },
         ],
         peak_bytes: 3 << 29,
@@ -103,7 +119,8 @@ fn report() -> Report {
     }
 }
 
-/// A line a tag, the style and the encoded pictures left out: what a reader of the snapshot wants to see.
+/// A line a tag, the style and the encoded pictures left out: what a reader of the snapshot wants
+/// to see.
 fn readable(page: &str) -> String {
     let (before, rest) = page.split_once("<style>").unwrap();
     let (_, after) = rest.split_once("</style>").unwrap();
@@ -156,10 +173,15 @@ fn figures_under_a_pair_are_those_of_the_metrics() {
 
 #[test]
 fn pictures_of_any_size_are_shown() {
-    let flat = |width: usize, height: usize| Picture::new(width, height, vec![0.5; width * height * 3]).unwrap();
+    let flat = |width: usize, height: usize| {
+        Picture::new(width, height, vec![0.5; width * height * 3]).unwrap()
+    };
     let pair = |reference, candidate| PicturePair { prompt: "p".into(), reference, candidate };
-    let pairs =
-        [pair(flat(1, 1), flat(1, 1)), pair(flat(64, 64), flat(32, 64)), pair(flat(1200, 600), flat(1200, 600))];
+    let pairs = [
+        pair(flat(1, 1), flat(1, 1)),
+        pair(flat(64, 64), flat(32, 64)),
+        pair(flat(1200, 600), flat(1200, 600)),
+    ];
     let page = html(&report(), &pairs);
     assert!(page.contains("PSNR 100.0 dB<"), "SSIM has no value for one pixel");
     assert!(page.contains("the sizes differ"));
@@ -190,7 +212,10 @@ fn removed_structure_is_not_called_zeros() {
     report.models[1].parameters = 82_944;
     report.models[1].macs = 1_500_000;
     let page = html(&report, &[]);
-    assert!(page.contains("Half of the weights of 2 layers have been removed; pruned holds 25.0 % fewer parameters and does 25.0 % less arithmetic than dense"));
+    assert!(page.contains(
+        "Half of the weights of 2 layers have been removed; pruned holds 25.0 % \
+        fewer parameters and does 25.0 % less arithmetic than dense"
+    ));
 }
 
 #[test]
@@ -283,18 +308,27 @@ fn heads_and_neurons_that_went_are_told() {
     let page = html(&Report { groups: whole, ..report() }, &[]);
     assert!(page.contains("816 of 2048 neurons of 2 modules have been removed"), "{page}");
     let page = html(&Report { groups, ..report() }, &[]);
-    assert!(page.contains("2 of 8 heads and 816 of 2048 neurons of 3 modules have been removed"), "{page}");
-    assert!(page.contains("Heads and neurons") && page.contains("blocks.2.ff") && page.contains("50 %"));
+    assert!(
+        page.contains("2 of 8 heads and 816 of 2048 neurons of 3 modules have been removed"),
+        "{page}"
+    );
+    assert!(
+        page.contains("Heads and neurons") && page.contains("blocks.2.ff") && page.contains("50 %")
+    );
     assert!(!html(&report(), &[]).contains("Heads and neurons"));
 }
 
-/// The chart is 900 wide, 170 of them for names and 8 for a margin; a row is 16 high, below 18 for numbers and above a margin of 6.
+/// The chart is 900 wide, 170 of them for names and 8 for a margin; a row is 16 high, below 18 for
+/// numbers and above a margin of 6.
 #[test]
 fn what_is_computed_is_drawn_to_scale() {
-    // Calls, numbers over them, where the first is, where the last call's field begins, and how wide a field is.
-    for (calls, numbers, first, last, field) in
-        [(8, 8, "215.1", "801.75", "89.25"), (40, 20, "179.0", "873.95", "17.05"), (300, 15, "171.2", "889.59", "2.12")]
-    {
+    // Calls, numbers over them, where the first is, where the last call's field begins, and how
+    // wide a field is.
+    for (calls, numbers, first, last, field) in [
+        (8, 8, "215.1", "801.75", "89.25"),
+        (40, 20, "179.0", "873.95", "17.05"),
+        (300, 15, "171.2", "889.59", "2.12"),
+    ] {
         let mut computed = vec![vec![false, true]; calls];
         computed[0][0] = true;
         let skipping = SkippingReport {

@@ -21,7 +21,8 @@ fn pictures_are_scored_against_their_texts_and_all_others() {
         Samples::of(&pipeline, name, &prompts, &sampling, &batches, clip).unwrap()
     };
     let compare = |clip: [Option<&ClipModel>; 2]| -> Comparison {
-        let (reference, candidate) = (samples("dense", &noise, clip[0]), samples("pruned", &other, clip[1]));
+        let (reference, candidate) =
+            (samples("dense", &noise, clip[0]), samples("pruned", &other, clip[1]));
         assert_eq!(reference.pictures().len(), 3);
         let (comparison, pairs) = reference.compare(&candidate).unwrap();
         assert!(pairs.iter().map(|pair| &pair.prompt).eq(&prompts));
@@ -60,14 +61,20 @@ fn pictures_are_scored_against_their_texts_and_all_others() {
         let cosines = cosines(latents);
         let close = |a: f64, b: f64| (a - b).abs() < 1e-5;
         let want = own(&cosines);
-        assert!(of_rows.iter().zip(&want).all(|(row, want)| close(row.unwrap(), *want)), "{of_rows:?}, {want:?}");
+        assert!(
+            of_rows.iter().zip(&want).all(|(row, want)| close(row.unwrap(), *want)),
+            "{of_rows:?}, {want:?}"
+        );
         assert!(close(score.mean, Summary::of(&want).unwrap().mean), "{score:?}");
         assert!(close(share, top1(&cosines)), "{share}");
     }
     let [reference, candidate] = [&noise, &other].map(|latents| split(&pictures(latents)).unwrap());
     for (i, row) in comparison.prompts.iter().enumerate() {
         // Rounded otherwise in another batch.
-        assert!((row.psnr - psnr_capped(&reference[i], &candidate[i]).unwrap()).abs() < 1e-3, "{row:?}");
+        assert!(
+            (row.psnr - psnr_capped(&reference[i], &candidate[i]).unwrap()).abs() < 1e-3,
+            "{row:?}"
+        );
         assert!((row.ssim - ssim(&reference[i], &candidate[i]).unwrap()).abs() < 1e-4, "{row:?}");
         assert!((row.latent_error - 0.5).abs() < 1e-6, "{}", row.latent_error);
     }

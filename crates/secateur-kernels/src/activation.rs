@@ -196,11 +196,13 @@ pub fn geglu(x: &[f32], y: &mut [f32], width: usize) {
     if width == 0 {
         return;
     }
-    x.par_chunks_exact(2 * width).zip(y.par_chunks_exact_mut(width)).with_min_len(4).for_each(|(x, y)| {
-        let (values, gates) = x.split_at(width);
-        dispatch(Activate { kind: Activation::Gelu, x: gates, y });
-        y.iter_mut().zip(values).for_each(|(y, value)| *y *= value);
-    });
+    x.par_chunks_exact(2 * width).zip(y.par_chunks_exact_mut(width)).with_min_len(4).for_each(
+        |(x, y)| {
+            let (values, gates) = x.split_at(width);
+            dispatch(Activate { kind: Activation::Gelu, x: gates, y });
+            y.iter_mut().zip(values).for_each(|(y, value)| *y *= value);
+        },
+    );
 }
 
 /// The gradient of x of [`geglu`].
@@ -269,15 +271,18 @@ pub fn upsample_nearest(x: &[f32], y: &mut [f32], width: usize, factor: usize) {
     if width == 0 || factor == 0 {
         return;
     }
-    // Each input line becomes `factor` output lines, one after another: planes need no thought of their own.
+    // Each input line becomes `factor` output lines, one after another: planes need no thought of
+    // their own.
     let wide = width * factor;
-    x.par_chunks_exact(width).zip(y.par_chunks_exact_mut(wide * factor)).with_min_len(8).for_each(|(x, y)| {
-        let (first, rest) = y.split_at_mut(wide);
-        for (pixels, &x) in first.chunks_exact_mut(factor).zip(x) {
-            pixels.fill(x);
-        }
-        rest.chunks_exact_mut(wide).for_each(|line| line.copy_from_slice(first));
-    });
+    x.par_chunks_exact(width).zip(y.par_chunks_exact_mut(wide * factor)).with_min_len(8).for_each(
+        |(x, y)| {
+            let (first, rest) = y.split_at_mut(wide);
+            for (pixels, &x) in first.chunks_exact_mut(factor).zip(x) {
+                pixels.fill(x);
+            }
+            rest.chunks_exact_mut(wide).for_each(|line| line.copy_from_slice(first));
+        },
+    );
 }
 
 /// The gradient of x of [`upsample_nearest`]: sums over the pixels that each became.
@@ -286,12 +291,15 @@ pub fn upsample_nearest_gradient(gy: &[f32], gx: &mut [f32], width: usize, facto
         return;
     }
     let wide = width * factor;
-    gx.par_chunks_exact_mut(width).zip(gy.par_chunks_exact(wide * factor)).with_min_len(8).for_each(|(gx, gy)| {
-        gx.fill(0.0);
-        for line in gy.chunks_exact(wide) {
-            for (gx, pixels) in gx.iter_mut().zip(line.chunks_exact(factor)) {
-                *gx += pixels.iter().sum::<f32>();
+    gx.par_chunks_exact_mut(width)
+        .zip(gy.par_chunks_exact(wide * factor))
+        .with_min_len(8)
+        .for_each(|(gx, gy)| {
+            gx.fill(0.0);
+            for line in gy.chunks_exact(wide) {
+                for (gx, pixels) in gx.iter_mut().zip(line.chunks_exact(factor)) {
+                    *gx += pixels.iter().sum::<f32>();
+                }
             }
-        }
-    });
+        });
 }

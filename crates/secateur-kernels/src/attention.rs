@@ -1,5 +1,5 @@
-//! Scaled dot-product attention in blocks of queries and keys, with the softmax kept up to date as keys come along
-//! (FlashAttention, Dao et al. 2022): no queries x keys matrix.
+//! Scaled dot-product attention in blocks of queries and keys, with the softmax kept up to date as
+//! keys come along (FlashAttention, Dao et al. 2022): no queries x keys matrix.
 
 use crate::product::{Panels, Start, Strips, multiply, with_scratch};
 use crate::simd::{Vector, dispatch, map, map_with, maximum, sum};
@@ -38,7 +38,9 @@ pub struct Scores<'a> {
 impl<'a> Scores<'a> {
     /// Those of one sample.
     fn of_sample(self, sample: usize, keys: usize) -> Self {
-        let one = |bias: &'a [f32]| if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] };
+        let one = |bias: &'a [f32]| {
+            if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] }
+        };
         Self { key_bias: self.key_bias.map(one), ..self }
     }
 }
@@ -48,8 +50,8 @@ const QUERIES: usize = 32;
 /// Keys at a time.
 const KEYS: usize = 512;
 
-/// Keys and values of a part of the tokens: batch x tokens x (heads * head_dim) and (heads * value_dim), as the projections
-/// leave them.
+/// Keys and values of a part of the tokens: batch x tokens x (heads * head_dim) and (heads *
+/// value_dim), as the projections leave them.
 #[derive(Clone, Copy, Debug)]
 pub struct KeysValues<'a> {
     /// K.
@@ -58,9 +60,16 @@ pub struct KeysValues<'a> {
     pub values: &'a [f32],
 }
 
-/// softmax(scale * Q K^T + bias) V for every head. `q` is batch x queries x (heads * head_dim), `output` batch x queries x
-/// (heads * value_dim), row-major; the keys and values are those of all `parts`, one after another in each sample.
-pub fn attention(q: &[f32], parts: &[KeysValues<'_>], output: &mut [f32], shape: Shape, scores: Scores<'_>) {
+/// softmax(scale * Q K^T + bias) V for every head. `q` is batch x queries x (heads * head_dim),
+/// `output` batch x queries x (heads * value_dim), row-major; the keys and values are those of all
+/// `parts`, one after another in each sample.
+pub fn attention(
+    q: &[f32],
+    parts: &[KeysValues<'_>],
+    output: &mut [f32],
+    shape: Shape,
+    scores: Scores<'_>,
+) {
     let Shape { batch, heads, queries, keys, head_dim, value_dim } = shape;
     let (width, value_width) = (heads * head_dim, heads * value_dim);
     if output.is_empty() || keys == 0 {
@@ -68,11 +77,14 @@ pub fn attention(q: &[f32], parts: &[KeysValues<'_>], output: &mut [f32], shape:
     }
     let streams: Vec<(KeysValues<'_>, usize)> =
         parts.iter().map(|part| (*part, part.keys.len() / (batch * width))).collect();
-    // A task is a stretch of the queries of one head: as few as keep all threads busy, since each packs all keys.
-    let parts = (4 * rayon::current_num_threads()).div_ceil(batch * heads).min(queries.div_ceil(QUERIES));
+    // A task is a stretch of the queries of one head: as few as keep all threads busy, since each
+    // packs all keys.
+    let parts =
+        (4 * rayon::current_num_threads()).div_ceil(batch * heads).min(queries.div_ceil(QUERIES));
     let part = queries.div_ceil(parts).next_multiple_of(QUERIES);
     let parts = queries.div_ceil(part);
-    let mut tasks: Vec<Vec<&mut [f32]>> = (0..batch * heads * parts).map(|_| Vec::with_capacity(part)).collect();
+    let mut tasks: Vec<Vec<&mut [f32]>> =
+        (0..batch * heads * parts).map(|_| Vec::with_capacity(part)).collect();
     for (token, row) in output.chunks_exact_mut(value_width).enumerate() {
         let (sample, query) = (token / queries, token % queries);
         for (head, piece) in row.chunks_exact_mut(value_dim).enumerate() {
@@ -86,10 +98,13 @@ pub fn attention(q: &[f32], parts: &[KeysValues<'_>], output: &mut [f32], shape:
         let scores = scores.of_sample(sample, keys);
         let q = Stream::new(q, start(queries) + first * width, width);
         let of_keys = |data, tokens: usize| Stream::new(data, start(tokens), width);
-        let of_values =
-            |data, tokens: usize| Stream::new(data, sample * tokens * value_width + head * value_dim, value_width);
+        let of_values = |data, tokens: usize| {
+            Stream::new(data, sample * tokens * value_width + head * value_dim, value_width)
+        };
         let streams = streams.iter().filter(|(_, tokens)| *tokens > 0);
-        let keys: Vec<_> = streams.map(|&(part, n)| (of_keys(part.keys, n), of_values(part.values, n), n)).collect();
+        let keys: Vec<_> = streams
+            .map(|&(part, n)| (of_keys(part.keys, n), of_values(part.values, n), n))
+            .collect();
         with_scratch(&WORKSPACE, |workspace| {
             workspace.run(q, &keys, &mut output, shape, scores, first);
         });
@@ -129,8 +144,8 @@ struct Workspace {
 }
 
 impl Workspace {
-    /// Attention of the queries that `output` has rows for, `q` from the first of them on, whose number is `first`; `parts`
-    /// are keys, values and their number.
+    /// Attention of the queries that `output` has rows for, `q` from the first of them on, whose
+    /// number is `first`; `parts` are keys, values and their number.
     fn run(
         &mut self,
         q: Stream<'_>,
@@ -160,10 +175,17 @@ impl Workspace {
                 let mut lines: Vec<&mut [f32]> = self.scores.chunks_exact_mut(count).collect();
                 self.left.set_rows(rows, head_dim, |row| &q.row(query + row)[..head_dim]);
                 multiply(&self.left, 0, &self.keys, 0..self.keys.count(), Start::Zero, &mut lines);
-                for (row, ((line, output), state)) in
-                    lines.into_iter().zip(output.iter_mut()).zip(&mut self.state[query..]).enumerate()
+                for (row, ((line, output), state)) in lines
+                    .into_iter()
+                    .zip(output.iter_mut())
+                    .zip(&mut self.state[query..])
+                    .enumerate()
                 {
-                    let visible = if scores.causal { (first + query + row + 1).saturating_sub(start) } else { count };
+                    let visible = if scores.causal {
+                        (first + query + row + 1).saturating_sub(start)
+                    } else {
+                        count
+                    };
                     let bias = scores.key_bias.map(|bias| &bias[start..start + count]);
                     let kept = update(line, visible.min(count), scores.scale, bias, state);
                     if start > 0 && kept != 1.0 {
@@ -192,9 +214,15 @@ fn locate(parts: &[(Stream<'_>, Stream<'_>, usize)], key: usize) -> (usize, usiz
     (part, row)
 }
 
-/// Turns a line of scores into exponentials relative to the greatest so far; those from `visible` on become zero. Gives
-/// the factor that brings earlier sums to the new reference.
-fn update(line: &mut [f32], visible: usize, scale: f32, bias: Option<&[f32]>, state: &mut (f32, f32)) -> f32 {
+/// Turns a line of scores into exponentials relative to the greatest so far; those from `visible`
+/// on become zero. Gives the factor that brings earlier sums to the new reference.
+fn update(
+    line: &mut [f32],
+    visible: usize,
+    scale: f32,
+    bias: Option<&[f32]>,
+    state: &mut (f32, f32),
+) -> f32 {
     let (scores, hidden) = line.split_at_mut(visible);
     hidden.fill(0.0);
     let bias = bias.map(|bias| &bias[..visible]);
@@ -255,16 +283,28 @@ impl WithSimd for Update<'_> {
 }
 
 /// The gradients of q, k and v (in the layout of each), for the gradient `gy` of the output.
-pub fn gradients([q, k, v]: [&[f32]; 3], gy: &[f32], shape: Shape, scores: Scores<'_>, [gq, gk, gv]: [&mut [f32]; 3]) {
+pub fn gradients(
+    [q, k, v]: [&[f32]; 3],
+    gy: &[f32],
+    shape: Shape,
+    scores: Scores<'_>,
+    [gq, gk, gv]: [&mut [f32]; 3],
+) {
     let Shape { heads, queries, keys, head_dim, value_dim, .. } = shape;
     let (width, value_width) = (heads * head_dim, heads * value_dim);
     if gq.is_empty() || gk.is_empty() {
         return;
     }
     /// The pieces of the rows that belong to each (sample, head).
-    fn by_head(gradient: &mut [f32], tokens: usize, heads: usize, head_dim: usize) -> Vec<Vec<&mut [f32]>> {
+    fn by_head(
+        gradient: &mut [f32],
+        tokens: usize,
+        heads: usize,
+        head_dim: usize,
+    ) -> Vec<Vec<&mut [f32]>> {
         let samples = gradient.len() / (tokens * heads * head_dim);
-        let mut pieces: Vec<Vec<&mut [f32]>> = (0..samples * heads).map(|_| Vec::with_capacity(tokens)).collect();
+        let mut pieces: Vec<Vec<&mut [f32]>> =
+            (0..samples * heads).map(|_| Vec::with_capacity(tokens)).collect();
         for (token, row) in gradient.chunks_exact_mut(heads * head_dim).enumerate() {
             for (head, piece) in row.chunks_exact_mut(head_dim).enumerate() {
                 pieces[token / tokens * heads + head].push(piece);
@@ -277,10 +317,14 @@ pub fn gradients([q, k, v]: [&[f32]; 3], gy: &[f32], shape: Shape, scores: Score
     pieces.into_par_iter().enumerate().for_each(|(task, (mut gq, mut gk, mut gv))| {
         let (sample, head) = (task / heads, task % heads);
         let scores = scores.of_sample(sample, keys);
-        let stream = |data, tokens: usize| Stream::new(data, sample * tokens * width + head * head_dim, width);
-        let of_values =
-            |data, tokens: usize| Stream::new(data, sample * tokens * value_width + head * value_dim, value_width);
-        let (q, k, v, gy) = (stream(q, queries), stream(k, keys), of_values(v, keys), of_values(gy, queries));
+        let stream = |data, tokens: usize| {
+            Stream::new(data, sample * tokens * width + head * head_dim, width)
+        };
+        let of_values = |data, tokens: usize| {
+            Stream::new(data, sample * tokens * value_width + head * value_dim, value_width)
+        };
+        let (q, k, v, gy) =
+            (stream(q, queries), stream(k, keys), of_values(v, keys), of_values(gy, queries));
         let (mut left, mut right) = (Strips::default(), Panels::default());
         // P = softmax(scale Q K^T + bias)
         let mut p = vec![0f32; queries * keys];

@@ -1,5 +1,5 @@
-//! Convolution over channels-first images: a product of the weights with patches of the image, which are never laid out
-//! but for the panel that a thread works on (implicit GEMM).
+//! Convolution over channels-first images: a product of the weights with patches of the image,
+//! which are never laid out but for the panel that a thread works on (implicit GEMM).
 
 use crate::linear::rows_of;
 use crate::product::{DEPTH, Panels, Start, Strips, multiply, product, with_scratch};
@@ -8,7 +8,8 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// Panels of output pixels that a thread works on at a time, at most: each such group reads all weights once.
+/// Panels of output pixels that a thread works on at a time, at most: each such group reads all
+/// weights once.
 const MOST_PANELS: usize = 4;
 
 thread_local! {
@@ -29,7 +30,8 @@ impl ConvolutionWeight {
     #[must_use]
     pub fn new(weight: &[f32], outputs: usize) -> Self {
         let depth = weight.len().checked_div(outputs).unwrap_or(0);
-        let forward = Strips::from_rows(outputs, depth, |output| &weight[output * depth..][..depth]);
+        let forward =
+            Strips::from_rows(outputs, depth, |output| &weight[output * depth..][..depth]);
         Self { forward, backward: OnceLock::new() }
     }
 
@@ -73,8 +75,9 @@ impl Convolution {
         height * width
     }
 
-    /// `y` (samples x outputs x height x width) = `x` (samples x channels x ...) convolved with `weight` (outputs x
-    /// channels x kernel x kernel, [`ConvolutionWeight::forward`]), plus `bias` (outputs).
+    /// `y` (samples x outputs x height x width) = `x` (samples x channels x ...) convolved with
+    /// `weight` (outputs x channels x kernel x kernel, [`ConvolutionWeight::forward`]), plus `bias`
+    /// (outputs).
     pub fn run(&self, x: &[f32], weight: &Strips, bias: &[f32], y: &mut [f32]) {
         let (area, outputs) = (self.output_area(), bias.len());
         let image = self.channels * self.size.0 * self.size.1;
@@ -91,7 +94,10 @@ impl Convolution {
             let first = tasks.len();
             tasks.resize_with(first + groups, || Vec::with_capacity(outputs));
             for plane in y.chunks_exact_mut(area) {
-                plane.chunks_mut(width).zip(&mut tasks[first..]).for_each(|(piece, task)| task.push(piece));
+                plane
+                    .chunks_mut(width)
+                    .zip(&mut tasks[first..])
+                    .for_each(|(piece, task)| task.push(piece));
             }
         }
         tasks.into_par_iter().enumerate().for_each(|(task, mut output)| {
@@ -124,7 +130,14 @@ impl Convolution {
             patches.set_by(depth, pixels.len(), |panel, tap, line| {
                 self.read(&x[tap / taps * plane..][..plane], &panels[panel][tap % taps], line);
             });
-            multiply(weight, index * channels * taps, patches, 0..patches.count(), Start::Output, output);
+            multiply(
+                weight,
+                index * channels * taps,
+                patches,
+                0..patches.count(),
+                Start::Output,
+                output,
+            );
         }
     }
 
@@ -137,8 +150,11 @@ impl Convolution {
     fn stretches_of(&self, ky: usize, kx: usize, pixels: Range<usize>) -> Vec<Stretch> {
         let (height, width) = self.size;
         let columns = self.output_size().1;
-        // Output column o reads input column o * stride + kx - padding, which is inside the picture for these.
-        let inside = |o: usize| (o * self.stride + kx).checked_sub(self.padding.0).is_some_and(|x| x < width);
+        // Output column o reads input column o * stride + kx - padding, which is inside the picture
+        // for these.
+        let inside = |o: usize| {
+            (o * self.stride + kx).checked_sub(self.padding.0).is_some_and(|x| x < width)
+        };
         let first = (0..columns).find(|&o| inside(o)).unwrap_or(columns);
         let end = (first..columns).rev().find(|&o| inside(o)).map_or(first, |last| last + 1);
         let rows = pixels.start / columns..pixels.end.div_ceil(columns);
@@ -165,7 +181,9 @@ impl Convolution {
             if self.stride == 1 {
                 line.copy_from_slice(&plane[input..input + count]);
             } else {
-                line.iter_mut().zip(plane[input..].iter().step_by(self.stride)).for_each(|(l, &x)| *l = x);
+                line.iter_mut()
+                    .zip(plane[input..].iter().step_by(self.stride))
+                    .for_each(|(l, &x)| *l = x);
             }
         }
     }
@@ -179,7 +197,13 @@ impl Convolution {
     }
 
     /// The gradient of `x`, for the gradient `gy` of `y`; `packed` was made of `weight`.
-    pub fn input_gradient(&self, gy: &[f32], weight: &[f32], packed: &ConvolutionWeight, gradient: &mut [f32]) {
+    pub fn input_gradient(
+        &self,
+        gy: &[f32],
+        weight: &[f32],
+        packed: &ConvolutionWeight,
+        gradient: &mut [f32],
+    ) {
         if gradient.is_empty() || self.output_area() == 0 {
             return;
         }
@@ -193,13 +217,18 @@ impl Convolution {
         }
     }
 
-    /// The convolution that makes the gradient of `x` of that of `y`, where one does: with its kernel turned, and the channels
-    /// in the place of the outputs.
+    /// The convolution that makes the gradient of `x` of that of `y`, where one does: with its
+    /// kernel turned, and the channels in the place of the outputs.
     fn backward(&self, outputs: usize) -> Option<Self> {
         let (before, after) = self.padding;
         let last = self.kernel - 1;
         let padding = (last.checked_sub(before)?, last.checked_sub(after)?);
-        (self.stride == 1).then(|| Self { channels: outputs, size: self.output_size(), padding, ..*self })
+        (self.stride == 1).then(|| Self {
+            channels: outputs,
+            size: self.output_size(),
+            padding,
+            ..*self
+        })
     }
 
     /// The weight of [`Convolution::backward`].
@@ -209,7 +238,10 @@ impl Convolution {
         for (index, kernel) in weight.chunks_exact(taps).enumerate() {
             let (output, channel) = (index / self.channels, index % self.channels);
             let place = (channel * outputs + output) * taps;
-            turned[place..place + taps].iter_mut().zip(kernel.iter().rev()).for_each(|(to, from)| *to = *from);
+            turned[place..place + taps]
+                .iter_mut()
+                .zip(kernel.iter().rev())
+                .for_each(|(to, from)| *to = *from);
         }
         let depth = outputs * taps;
         Strips::from_rows(self.channels, depth, |channel| &turned[channel * depth..][..depth])
@@ -220,12 +252,19 @@ impl Convolution {
         let (area, depth) = (self.output_area(), self.depth());
         let (plane, taps) = (self.size.0 * self.size.1, self.kernel * self.kernel);
         let stretches = self.stretches(0..area);
-        for (gy, gradient) in gy.chunks_exact(outputs * area).zip(gradient.chunks_exact_mut(self.channels * plane)) {
+        for (gy, gradient) in
+            gy.chunks_exact(outputs * area).zip(gradient.chunks_exact_mut(self.channels * plane))
+        {
             let right = Panels::from_rows(outputs, area, |output| &gy[output * area..][..area]);
             gradient.par_chunks_exact_mut(plane).enumerate().for_each_init(
                 || (Strips::default(), vec![0f32; taps * area]),
                 |(left, patches), (channel, gradient)| {
-                    left.set_columns(taps, outputs, |output| &weight[output * depth + channel * taps..], |_| 1.0);
+                    left.set_columns(
+                        taps,
+                        outputs,
+                        |output| &weight[output * depth + channel * taps..],
+                        |_| 1.0,
+                    );
                     let mut rows: Vec<&mut [f32]> = patches.chunks_exact_mut(area).collect();
                     multiply(left, 0, &right, 0..right.count(), Start::Zero, &mut rows);
                     for (patch, stretches) in rows.into_iter().zip(&stretches) {

@@ -21,12 +21,14 @@ impl fmt::Display for NotPositiveDefinite {
 
 impl std::error::Error for NotPositiveDefinite {}
 
-/// Turns a symmetric positive definite matrix A (`columns` x `columns`, row-major; only its upper triangle is read) into
-/// the upper triangular U with A^-1 = U^T U, in place; zeros below the diagonal.
+/// Turns a symmetric positive definite matrix A (`columns` x `columns`, row-major; only its upper
+/// triangle is read) into the upper triangular U with A^-1 = U^T U, in place; zeros below the
+/// diagonal.
 ///
-/// With A = R R^T, R upper triangular, U = R^-1. By halves: A22 gives U22; R12 = A12 U22^T; A11 - R12 R12^T gives U11; and
-/// U12 = -U11 R12 U22. So all the work but that on blocks of 64 columns, which are done in f64, is products in f32, and A is
-/// never inverted: near 2/3 n^3 operations, as triangles are multiplied without their zeros.
+/// With A = R R^T, R upper triangular, U = R^-1. By halves: A22 gives U22; R12 = A12 U22^T; A11 -
+/// R12 R12^T gives U11; and U12 = -U11 R12 U22. So all the work but that on blocks of 64 columns,
+/// which are done in f64, is products in f32, and A is never inverted: near 2/3 n^3 operations, as
+/// triangles are multiplied without their zeros.
 ///
 /// # Errors
 /// If the matrix is not positive definite; it then holds nothing of use.
@@ -38,8 +40,9 @@ pub fn inverse_factor(matrix: &mut [f32], columns: usize) -> Result<(), NotPosit
     by_halves(matrix, columns, columns, &mut Panels::default())
 }
 
-/// Bytes that [`inverse_factor`] takes beside the matrix: a packed factor of half the rows and half the columns, and for
-/// every thread parts of two left factors, which it keeps for the next product.
+/// Bytes that [`inverse_factor`] takes beside the matrix: a packed factor of half the rows and half
+/// the columns, and for every thread parts of two left factors, which it keeps for the next
+/// product.
 #[must_use]
 pub fn inverse_factor_scratch(columns: usize) -> u64 {
     let half = (columns / 2).next_multiple_of(BASE).min(columns);
@@ -48,7 +51,8 @@ pub fn inverse_factor_scratch(columns: usize) -> u64 {
     ((right + rayon::current_num_threads() * of_thread) * size_of::<f32>()) as u64
 }
 
-/// [`inverse_factor`] of the leading `columns` columns and rows of `matrix`, whose rows are `stride` apart.
+/// [`inverse_factor`] of the leading `columns` columns and rows of `matrix`, whose rows are
+/// `stride` apart.
 fn by_halves(
     matrix: &mut [f32],
     columns: usize,
@@ -78,7 +82,8 @@ fn by_halves(
 
     // -U11 R12 in the place of R12, then U12.
     packed.set_rows_in_parallel(first, second, |row| &top[row * stride + first..][..second]);
-    let (u11, r12): (Vec<_>, Vec<_>) = top.chunks_mut(stride).map(|row| row.split_at_mut(first)).unzip();
+    let (u11, r12): (Vec<_>, Vec<_>) =
+        top.chunks_mut(stride).map(|row| row.split_at_mut(first)).unzip();
     let u11 = |rows: Range<usize>, left: &mut Strips| {
         left.set_rows(rows.len(), first, |i| &*u11[rows.start + i]);
         left.begin_at(rows.start);
@@ -105,11 +110,13 @@ fn base(matrix: &mut [f32], columns: usize, stride: usize) -> Result<(), NotPosi
             r[i * n + j] = f64::from(matrix[i * stride + j]);
         }
     }
-    // A_ij = sum over k >= j of R_ik R_jk: once column j of R is known, what it gives is taken from what is before it.
+    // A_ij = sum over k >= j of R_ik R_jk: once column j of R is known, what it gives is taken from
+    // what is before it.
     for j in (0..n).rev() {
         let square = r[j * n + j];
         // A pivot that rounding in f32 could have made is none; NaN is none either.
-        if square.is_nan() || square <= f64::from(matrix[j * stride + j]) * f64::from(f32::EPSILON) {
+        if square.is_nan() || square <= f64::from(matrix[j * stride + j]) * f64::from(f32::EPSILON)
+        {
             return Err(NotPositiveDefinite);
         }
         let pivot = square.sqrt();
@@ -128,7 +135,10 @@ fn base(matrix: &mut [f32], columns: usize, stride: usize) -> Result<(), NotPosi
         let inverse = 1.0 / r[i * n + i];
         for (k, below) in lower.chunks_exact(n).enumerate() {
             let factor = -r[i * n + i + 1 + k] * inverse;
-            row[i + 1..].iter_mut().zip(&below[i + 1..]).for_each(|(u, below)| *u += factor * below);
+            row[i + 1..]
+                .iter_mut()
+                .zip(&below[i + 1..])
+                .for_each(|(u, below)| *u += factor * below);
         }
         row[i] = inverse;
     }

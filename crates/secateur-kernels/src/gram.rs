@@ -9,7 +9,8 @@ use std::cell::Cell;
 /// Rows that are packed at a time.
 const ROWS: usize = 1024;
 
-/// Panels of columns that make the rows which a task writes: so many times less often is the right factor read.
+/// Panels of columns that make the rows which a task writes: so many times less often is the right
+/// factor read.
 const PANELS: usize = 2;
 
 thread_local! {
@@ -17,9 +18,9 @@ thread_local! {
     static LEFT: Cell<Vec<Strips>> = Cell::default();
 }
 
-/// Adds x^T diag(weights) x to the upper triangle (row <= column) of `gram` (columns x columns, row-major), for a matrix x
-/// of `rows` x `columns` given by its rows. What is in the strict lower triangle afterwards is of no use: [`symmetrise`]
-/// fills it in the end.
+/// Adds x^T diag(weights) x to the upper triangle (row <= column) of `gram` (columns x columns,
+/// row-major), for a matrix x of `rows` x `columns` given by its rows. What is in the strict lower
+/// triangle afterwards is of no use: [`symmetrise`] fills it in the end.
 ///
 /// Half the work of a product: only tiles that touch the upper triangle are computed.
 pub fn add_gram<'a>(
@@ -43,8 +44,8 @@ pub fn add_gram<'a>(
     });
 }
 
-/// Bytes that [`add_gram`] takes beside the matrix, and that its threads keep for the next call: packed rows, and for every
-/// thread the part of the left factor that it works on.
+/// Bytes that [`add_gram`] takes beside the matrix, and that its threads keep for the next call:
+/// packed rows, and for every thread the part of the left factor that it works on.
 #[must_use]
 pub fn add_gram_scratch(columns: usize) -> u64 {
     let right = ROWS * columns.next_multiple_of(MOST_LANES);
@@ -56,11 +57,17 @@ pub(crate) fn upper_scratch(rows: usize) -> usize {
     PANELS * VECTORS * MOST_LANES * rows
 }
 
-/// Adds x^T diag(weights) x to the upper triangle of a matrix, given by its rows, for a packed x of as many columns.
-pub(crate) fn add_upper(x: &Panels, weight: impl Fn(usize) -> f32 + Sync, mut matrix: Vec<&mut [f32]>) {
+/// Adds x^T diag(weights) x to the upper triangle of a matrix, given by its rows, for a packed x of
+/// as many columns.
+pub(crate) fn add_upper(
+    x: &Panels,
+    weight: impl Fn(usize) -> f32 + Sync,
+    mut matrix: Vec<&mut [f32]>,
+) {
     debug_assert_eq!(matrix.len(), x.columns());
     let width = x.width();
-    // The first rows are the longest: of a narrow matrix, smaller tasks let the threads end together.
+    // The first rows are the longest: of a narrow matrix, smaller tasks let the threads end
+    // together.
     let panels = if x.count() < 4 * PANELS * rayon::current_num_threads() { 1 } else { PANELS };
     matrix.par_chunks_mut(panels * width).enumerate().with_max_len(1).for_each(|(task, rows)| {
         let first = task * panels;
@@ -74,7 +81,8 @@ pub(crate) fn add_upper(x: &Panels, weight: impl Fn(usize) -> f32 + Sync, mut ma
             }
             for index in first..x.count() {
                 for (rows, left) in blocks.iter_mut().take(index + 1 - first) {
-                    let mut output: Vec<&mut [f32]> = rows.iter_mut().map(|row| &mut row[index * width..]).collect();
+                    let mut output: Vec<&mut [f32]> =
+                        rows.iter_mut().map(|row| &mut row[index * width..]).collect();
                     multiply(left, 0, x, index..index + 1, Start::Output, &mut output);
                 }
             }
@@ -91,7 +99,8 @@ pub fn symmetrise(gram: &mut [f32], columns: usize) {
     }
 }
 
-/// Adds the weighted sum of every column of a matrix, given by its rows, to `sums`, and that of its squares to `squares`.
+/// Adds the weighted sum of every column of a matrix, given by its rows, to `sums`, and that of its
+/// squares to `squares`.
 pub fn add_column_moments<'a>(
     rows: usize,
     row: impl Fn(usize) -> &'a [f32] + Sync,
@@ -113,7 +122,8 @@ pub fn add_column_moments<'a>(
     };
     let blocks: Vec<_> = (0..rows.div_ceil(BLOCK)).into_par_iter().map(block).collect();
     for (part, part_of_squares) in blocks {
-        for (sum, part) in sums.iter_mut().zip(part).chain(squares.iter_mut().zip(part_of_squares)) {
+        for (sum, part) in sums.iter_mut().zip(part).chain(squares.iter_mut().zip(part_of_squares))
+        {
             *sum += f64::from(part);
         }
     }

@@ -1,8 +1,8 @@
-//! CPU kernels for diffusion models: products, attention, convolution, norms, activations, rotary positions, Gram matrices, and the OBS
-//! solver's inner loop.
+//! CPU kernels for diffusion models: products, attention, convolution, norms, activations, rotary
+//! positions, Gram matrices, and the OBS solver's inner loop.
 //!
-//! Every kernel is a function of contiguous `f32` slices, multithreaded with rayon, vectorised through run-time
-//! dispatch, with the same result for any number of threads.
+//! Every kernel is a function of contiguous `f32` slices, multithreaded with rayon, vectorised
+//! through run-time dispatch, with the same result for any number of threads.
 
 // Each imports only from those above it.
 mod simd;

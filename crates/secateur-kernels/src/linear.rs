@@ -36,13 +36,21 @@ impl LinearWeight {
     /// The factor W of `weight`, which is the one it was made of.
     fn backward(&self, weight: &[f32]) -> &Panels {
         let (inputs, outputs) = self.size();
-        self.backward.get_or_init(|| Panels::from_rows(outputs, inputs, |row| &weight[row * inputs..][..inputs]))
+        self.backward.get_or_init(|| {
+            Panels::from_rows(outputs, inputs, |row| &weight[row * inputs..][..inputs])
+        })
     }
 }
 
-/// y = x W^T + bias, then `activation`: `x` rows x inputs, row-major, `weight` the factor W^T (inputs x outputs), `y`
-/// rows x outputs.
-pub fn linear(x: &[f32], weight: &Panels, bias: Option<&[f32]>, activation: Option<Activation>, y: &mut [f32]) {
+/// y = x W^T + bias, then `activation`: `x` rows x inputs, row-major, `weight` the factor W^T
+/// (inputs x outputs), `y` rows x outputs.
+pub fn linear(
+    x: &[f32],
+    weight: &Panels,
+    bias: Option<&[f32]>,
+    activation: Option<Activation>,
+    y: &mut [f32],
+) {
     if y.is_empty() {
         return;
     }
@@ -57,11 +65,19 @@ pub fn linear(x: &[f32], weight: &Panels, bias: Option<&[f32]>, activation: Opti
 
 /// Packs rows of a row-major matrix with rows of `depth`.
 pub(crate) fn rows_of(matrix: &[f32], depth: usize) -> impl Fn(Range<usize>, &mut Strips) + Sync {
-    move |rows, left| left.set_rows(rows.len(), depth, |i| &matrix[(rows.start + i) * depth..][..depth])
+    move |rows, left| {
+        left.set_rows(rows.len(), depth, |i| &matrix[(rows.start + i) * depth..][..depth])
+    }
 }
 
-/// Adds the gradient of W to `gradient` (outputs x inputs): gy^T x, with `x` rows x inputs and `gy` rows x outputs.
-pub fn weight_gradient(x: &[f32], gy: &[f32], (inputs, outputs): (usize, usize), gradient: &mut [f32]) {
+/// Adds the gradient of W to `gradient` (outputs x inputs): gy^T x, with `x` rows x inputs and `gy`
+/// rows x outputs.
+pub fn weight_gradient(
+    x: &[f32],
+    gy: &[f32],
+    (inputs, outputs): (usize, usize),
+    gradient: &mut [f32],
+) {
     if gradient.is_empty() || x.is_empty() {
         return;
     }
@@ -72,12 +88,19 @@ pub fn weight_gradient(x: &[f32], gy: &[f32], (inputs, outputs): (usize, usize),
     product(pack, &right, Start::Output, gradient.chunks_exact_mut(inputs).collect(), |_| ());
 }
 
-/// The gradient of x (rows x inputs): gy W, with `weight` outputs x inputs, `packed` made of it, and `gy` rows x outputs.
+/// The gradient of x (rows x inputs): gy W, with `weight` outputs x inputs, `packed` made of it,
+/// and `gy` rows x outputs.
 pub fn input_gradient(gy: &[f32], weight: &[f32], packed: &LinearWeight, gradient: &mut [f32]) {
     let (inputs, outputs) = packed.size();
     if gradient.is_empty() || outputs == 0 {
         return;
     }
     let right = packed.backward(weight);
-    product(rows_of(gy, outputs), right, Start::Zero, gradient.chunks_exact_mut(inputs).collect(), |_| ());
+    product(
+        rows_of(gy, outputs),
+        right,
+        Start::Zero,
+        gradient.chunks_exact_mut(inputs).collect(),
+        |_| (),
+    );
 }

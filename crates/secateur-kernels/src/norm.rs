@@ -10,7 +10,8 @@ use rayon::prelude::*;
 pub enum Affine<'a> {
     /// y * weight + bias, both of `width`.
     Elementwise(&'a [f32], &'a [f32]),
-    /// y * (1 + scale) + shift, both samples x `width`; each sample covers `rows` successive rows (adaptive norm).
+    /// y * (1 + scale) + shift, both samples x `width`; each sample covers `rows` successive rows
+    /// (adaptive norm).
     Modulated {
         /// Samples x width.
         scale: &'a [f32],
@@ -76,7 +77,11 @@ fn transform<S: Simd>(
     (offset, factors, terms): (f32, &[f32], &[f32]),
 ) {
     let lanes = S::F32_LANES;
-    let rows = x.chunks(lanes).zip(y.chunks_mut(lanes)).zip(factors.chunks(lanes)).zip(terms.chunks(lanes));
+    let rows = x
+        .chunks(lanes)
+        .zip(y.chunks_mut(lanes))
+        .zip(factors.chunks(lanes))
+        .zip(terms.chunks(lanes));
     for (((x, y), factor), term) in rows {
         let normal = (Vector::load(simd, x) - mean) * inverse;
         normal.mul_add(Vector::load(simd, factor) + offset, Vector::load(simd, term)).store(y);
@@ -111,7 +116,9 @@ impl Row for RmsNorm<'_> {
     fn run<S: Simd>(&self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
         let inverse = inverse_root(simd, x, self.eps);
         let lanes = S::F32_LANES;
-        for ((x, y), weight) in x.chunks(lanes).zip(y.chunks_mut(lanes)).zip(self.weight.chunks(lanes)) {
+        for ((x, y), weight) in
+            x.chunks(lanes).zip(y.chunks_mut(lanes)).zip(self.weight.chunks(lanes))
+        {
             (Vector::load(simd, x) * inverse * Vector::load(simd, weight)).store(y);
         }
     }
@@ -133,8 +140,8 @@ struct Group<'a> {
     silu: bool,
 }
 
-/// Mean and 1 / sqrt(variance + eps) of planes of `area` pixels: sums by plane, then over planes in f64, since rows of
-/// 10^5 elements lose digits in one f32 sum.
+/// Mean and 1 / sqrt(variance + eps) of planes of `area` pixels: sums by plane, then over planes in
+/// f64, since rows of 10^5 elements lose digits in one f32 sum.
 #[inline(always)]
 fn group_moments<S: Simd>(simd: S, x: &[f32], area: usize, eps: f32) -> (f32, f32) {
     let size = x.len() as f64;
@@ -195,8 +202,8 @@ impl WithSimd for Group<'_> {
     }
 }
 
-/// Group norm of images of `weight.len()` channels x `area` pixels (channels first), `groups` groups, then SiLU if
-/// `silu`.
+/// Group norm of images of `weight.len()` channels x `area` pixels (channels first), `groups`
+/// groups, then SiLU if `silu`.
 pub fn group_norm(
     x: &[f32],
     y: &mut [f32],
@@ -229,22 +236,38 @@ impl Row for GatedAdd<'_> {
         let (width, lanes) = (x.len(), S::F32_LANES);
         let gate = &self.gate[row / self.rows * width..][..width];
         let y = &self.y[row * width..][..width];
-        let parts = x.chunks(lanes).zip(out.chunks_mut(lanes)).zip(gate.chunks(lanes)).zip(y.chunks(lanes));
+        let parts =
+            x.chunks(lanes).zip(out.chunks_mut(lanes)).zip(gate.chunks(lanes)).zip(y.chunks(lanes));
         for (((x, out), gate), y) in parts {
-            Vector::load(simd, gate).mul_add(Vector::load(simd, y), Vector::load(simd, x)).store(out);
+            Vector::load(simd, gate)
+                .mul_add(Vector::load(simd, y), Vector::load(simd, x))
+                .store(out);
         }
     }
 }
 
 /// out = x + gate * y: `x`, `y` and `out` samples x `rows` x `width`, `gate` samples x `width`.
-pub fn gated_add(x: &[f32], gate: &[f32], y: &[f32], out: &mut [f32], (rows, width): (usize, usize)) {
+pub fn gated_add(
+    x: &[f32],
+    gate: &[f32],
+    y: &[f32],
+    out: &mut [f32],
+    (rows, width): (usize, usize),
+) {
     for_rows(x, out, width, &GatedAdd { gate, y, rows });
 }
 
-/// The gradient of a normalised row, in the place of g = gy * factor: (g - mean g - xhat mean(g xhat)) * inverse, xhat =
-/// (x - mean) * inverse; without the mean of g for a norm that subtracts none.
+/// The gradient of a normalised row, in the place of g = gy * factor: (g - mean g - xhat mean(g
+/// xhat)) * inverse, xhat = (x - mean) * inverse; without the mean of g for a norm that subtracts
+/// none.
 #[inline(always)]
-fn row_gradient<S: Simd>(simd: S, x: &[f32], g: &mut [f32], (mean, inverse): (f32, f32), centred: bool) {
+fn row_gradient<S: Simd>(
+    simd: S,
+    x: &[f32],
+    g: &mut [f32],
+    (mean, inverse): (f32, f32),
+    centred: bool,
+) {
     let count = x.len() as f32;
     let mean_g = if centred {
         sum(
@@ -288,7 +311,14 @@ impl Row for LayerNormGradient<'_> {
 }
 
 /// The gradient of the input of [`layer_norm`].
-pub fn layer_norm_gradient(x: &[f32], gy: &[f32], gx: &mut [f32], width: usize, eps: f32, affine: Affine<'_>) {
+pub fn layer_norm_gradient(
+    x: &[f32],
+    gy: &[f32],
+    gx: &mut [f32],
+    width: usize,
+    eps: f32,
+    affine: Affine<'_>,
+) {
     for_rows(x, gx, width, &LayerNormGradient { gy, norm: LayerNorm { eps, affine } });
 }
 
@@ -304,8 +334,9 @@ impl WithSimd for Moments<'_> {
     }
 }
 
-/// Adds the gradients of scale (or weight) and shift (or bias) of [`layer_norm`] over `rows` successive rows for each of
-/// the samples that the gradients have room for: sums of gy * xhat, and of gy.
+/// Adds the gradients of scale (or weight) and shift (or bias) of [`layer_norm`] over `rows`
+/// successive rows for each of the samples that the gradients have room for: sums of gy * xhat, and
+/// of gy.
 pub fn layer_norm_affine_gradient(
     x: &[f32],
     gy: &[f32],
@@ -319,7 +350,9 @@ pub fn layer_norm_affine_gradient(
     samples.zip(gradients).for_each(|((x, gy), (gscale, gshift))| {
         for (x, gy) in x.chunks_exact(width).zip(gy.chunks_exact(width)) {
             let (mean, inverse) = dispatch(Moments(x, eps));
-            for (((scale, shift), &x), &gy) in gscale.iter_mut().zip(gshift.iter_mut()).zip(x).zip(gy) {
+            for (((scale, shift), &x), &gy) in
+                gscale.iter_mut().zip(gshift.iter_mut()).zip(x).zip(gy)
+            {
                 *scale += gy * (x - mean) * inverse;
                 *shift += gy;
             }
@@ -335,7 +368,8 @@ struct RmsNormGradient<'a> {
 impl Row for RmsNormGradient<'_> {
     #[inline(always)]
     fn run<S: Simd>(&self, simd: S, row: usize, x: &[f32], gx: &mut [f32]) {
-        for ((gx, gy), weight) in gx.iter_mut().zip(&self.gy[row * x.len()..]).zip(self.norm.weight) {
+        for ((gx, gy), weight) in gx.iter_mut().zip(&self.gy[row * x.len()..]).zip(self.norm.weight)
+        {
             *gx = gy * weight;
         }
         row_gradient(simd, x, gx, (0.0, inverse_root(simd, x, self.norm.eps)), false);
@@ -386,7 +420,8 @@ impl WithSimd for GroupGradient<'_> {
                 );
             }
             let total: f64 = gx.iter().map(|&g| f64::from(g)).sum();
-            let product: f64 = gx.iter().zip(x).map(|(&g, &x)| f64::from(g * (x - mean) * inverse)).sum();
+            let product: f64 =
+                gx.iter().zip(x).map(|(&g, &x)| f64::from(g * (x - mean) * inverse)).sum();
             affine.push((product as f32, total as f32));
             mean_g += f64::from(weight[c]) * total;
             slope += f64::from(weight[c]) * product;
@@ -423,11 +458,13 @@ pub fn group_norm_gradient(
     if size == 0 {
         return;
     }
-    let inputs = x.par_chunks(size).zip(gy.par_chunks(size)).zip(gx.par_chunks_mut(size)).enumerate();
+    let inputs =
+        x.par_chunks(size).zip(gy.par_chunks(size)).zip(gx.par_chunks_mut(size)).enumerate();
     let affine: Vec<Vec<(f32, f32)>> = inputs
         .map(|(index, ((x, gy), y))| {
             let first = index % groups * per_group;
-            let (weight, bias) = (&weight[first..first + per_group], &bias[first..first + per_group]);
+            let (weight, bias) =
+                (&weight[first..first + per_group], &bias[first..first + per_group]);
             dispatch(GroupGradient { group: Group { x, y, weight, bias, area, eps, silu }, gy })
         })
         .collect();
@@ -450,9 +487,12 @@ pub fn gated_add_gradient(
     let samples = y.par_chunks(size).zip(gout.par_chunks(size)).zip(gy.par_chunks_mut(size));
     let gates = gate.par_chunks(width.max(1)).zip(ggate.par_chunks_mut(width.max(1)));
     samples.zip(gates).for_each(|(((y, gout), gy), (gate, ggate))| {
-        let rows = y.chunks_exact(width).zip(gout.chunks_exact(width)).zip(gy.chunks_exact_mut(width));
+        let rows =
+            y.chunks_exact(width).zip(gout.chunks_exact(width)).zip(gy.chunks_exact_mut(width));
         for ((y, gout), gy) in rows {
-            for ((((ggate, &gate), &y), &gout), gy) in ggate.iter_mut().zip(gate).zip(y).zip(gout).zip(gy) {
+            for ((((ggate, &gate), &y), &gout), gy) in
+                ggate.iter_mut().zip(gate).zip(y).zip(gout).zip(gy)
+            {
                 *ggate += gout * y;
                 *gy = gout * gate;
             }

@@ -1,5 +1,5 @@
-//! The OBS solver's loop over columns: removing the weights of a layer one after another, each paid for by those behind
-//! it.
+//! The OBS solver's loop over columns: removing the weights of a layer one after another, each paid
+//! for by those behind it.
 
 use crate::product::{Panels, Start, Strips, multiply};
 use crate::simd::{MOST_LANES, dispatch};
@@ -9,11 +9,12 @@ use rayon::prelude::*;
 /// Which weights go.
 #[derive(Clone, Copy, Debug)]
 pub enum Choice {
-    /// Of every block of columns, over all rows, the share (0 to 1) with the least w^2 / U_jj^2 before the block is
-    /// begun: those up to element int(n * share) of the sorted scores (the reference's threshold).
+    /// Of every block of columns, over all rows, the share (0 to 1) with the least w^2 / U_jj^2
+    /// before the block is begun: those up to element int(n * share) of the sorted scores (the
+    /// reference's threshold).
     Share(f64),
-    /// In every group of `group` successive columns of a row the `pruned` with the least w^2 / U_jj^2, when the group is
-    /// reached.
+    /// In every group of `group` successive columns of a row the `pruned` with the least w^2 /
+    /// U_jj^2, when the group is reached.
     Groups {
         /// Weights that go.
         pruned: usize,
@@ -29,9 +30,10 @@ const STRETCH: usize = 16;
 /// Rows that a task solves: a multiple of every vector's width.
 const ROWS: usize = 64;
 
-/// Prunes `weight` (rows x d, row-major) in place, with `factor` the upper triangular U (d x d, row-major, H^-1 =
-/// U^T U): for a weight that goes, err = w_i / U_ii, and w_j -= err * U_ij for all j > i (SparseGPT's loop, OBS-Diff's
-/// solver). Rows are independent but for the threshold of [`Choice::Share`].
+/// Prunes `weight` (rows x d, row-major) in place, with `factor` the upper triangular U (d x d,
+/// row-major, H^-1 = U^T U): for a weight that goes, err = w_i / U_ii, and w_j -= err * U_ij for
+/// all j > i (SparseGPT's loop, OBS-Diff's solver). Rows are independent but for the threshold of
+/// [`Choice::Share`].
 pub fn solve(weight: &mut [f32], factor: &[f32], choice: Choice) {
     let columns = factor.len().isqrt();
     if weight.is_empty() || columns == 0 {
@@ -53,22 +55,27 @@ pub fn solve(weight: &mut [f32], factor: &[f32], choice: Choice) {
             Choice::Share(share) => threshold(weight, columns, start, &diagonal_block, share),
             Choice::Groups { .. } => 0.0,
         };
-        let behind = Panels::from_rows(width, columns - end, |row| &factor[(start + row) * columns + end..]);
-        weight.par_chunks_mut(ROWS * columns).for_each_init(<(Vec<f32>, Strips)>::default, |(errors, left), weight| {
-            let part = Part { factor: &diagonal_block, choice, threshold, start, columns };
-            errors.clear();
-            errors.resize(width * ROWS, 0.0);
-            dispatch(Eliminate { part, weight: &mut *weight, errors: &mut *errors });
-            // W[:, end..] -= E U[start..end, end..]; the errors are kept negated.
-            let mut rows: Vec<&mut [f32]> = weight.chunks_exact_mut(columns).map(|row| &mut row[end..]).collect();
-            left.set_columns(rows.len(), width, |p| &errors[p * ROWS..][..ROWS], |_| 1.0);
-            multiply(left, 0, &behind, 0..behind.count(), Start::Output, &mut rows);
-        });
+        let behind =
+            Panels::from_rows(width, columns - end, |row| &factor[(start + row) * columns + end..]);
+        weight.par_chunks_mut(ROWS * columns).for_each_init(
+            <(Vec<f32>, Strips)>::default,
+            |(errors, left), weight| {
+                let part = Part { factor: &diagonal_block, choice, threshold, start, columns };
+                errors.clear();
+                errors.resize(width * ROWS, 0.0);
+                dispatch(Eliminate { part, weight: &mut *weight, errors: &mut *errors });
+                // W[:, end..] -= E U[start..end, end..]; the errors are kept negated.
+                let mut rows: Vec<&mut [f32]> =
+                    weight.chunks_exact_mut(columns).map(|row| &mut row[end..]).collect();
+                left.set_columns(rows.len(), width, |p| &errors[p * ROWS..][..ROWS], |_| 1.0);
+                multiply(left, 0, &behind, 0..behind.count(), Start::Output, &mut rows);
+            },
+        );
     }
 }
 
-/// Bytes that [`solve`] takes for a weight of `rows` x `columns`: a block of the factor packed, the scores of a block, and
-/// for every thread the columns and errors of its rows.
+/// Bytes that [`solve`] takes for a weight of `rows` x `columns`: a block of the factor packed, the
+/// scores of a block, and for every thread the columns and errors of its rows.
 #[must_use]
 pub fn solve_scratch(rows: usize, columns: usize, choice: Choice) -> u64 {
     let block = match choice {
@@ -84,16 +91,24 @@ pub fn solve_scratch(rows: usize, columns: usize, choice: Choice) -> u64 {
 }
 
 /// Element int(n * share) of the sorted scores of a block.
-fn threshold(weight: &[f32], columns: usize, start: usize, diagonal_block: &[f32], share: f64) -> f32 {
+fn threshold(
+    weight: &[f32],
+    columns: usize,
+    start: usize,
+    diagonal_block: &[f32],
+    share: f64,
+) -> f32 {
     let width = diagonal_block.len().isqrt();
     let diagonal: Vec<f32> = diagonal_block.iter().step_by(width + 1).copied().collect();
     let mut scores = vec![0u32; weight.len() / columns * width];
-    scores.par_chunks_mut(width).zip(weight.par_chunks(columns)).with_min_len(ROWS).for_each(|(scores, weight)| {
-        for ((score, w), d) in scores.iter_mut().zip(&weight[start..]).zip(&diagonal) {
-            // Numbers that are not negative are in the order of their bits.
-            *score = ((w / d) * (w / d)).to_bits();
-        }
-    });
+    scores.par_chunks_mut(width).zip(weight.par_chunks(columns)).with_min_len(ROWS).for_each(
+        |(scores, weight)| {
+            for ((score, w), d) in scores.iter_mut().zip(&weight[start..]).zip(&diagonal) {
+                // Numbers that are not negative are in the order of their bits.
+                *score = ((w / d) * (w / d)).to_bits();
+            }
+        },
+    );
     let index = ((scores.len() as f64 * share) as usize).min(scores.len() - 1);
     f32::from_bits(*scores.select_nth_unstable(index).1)
 }
@@ -109,8 +124,8 @@ struct Part<'a> {
     columns: usize,
 }
 
-/// Solves a block for some rows. A vector holds the weights of one column in as many rows as it has numbers: all rows
-/// take the same steps, and those whose weight stays have an error of 0.
+/// Solves a block for some rows. A vector holds the weights of one column in as many rows as it has
+/// numbers: all rows take the same steps, and those whose weight stays have an error of 0.
 struct Eliminate<'a> {
     part: Part<'a>,
     /// Rows x columns.
@@ -137,8 +152,10 @@ impl WithSimd for Eliminate<'_> {
             if let Choice::Share(_) = part.choice {
                 for (i, (goes, &w)) in goes.iter_mut().zip(&w).enumerate() {
                     let ratio = simd.div_f32s(w, simd.splat_f32s(part.factor[i * width + i]));
-                    let least =
-                        simd.less_than_or_equal_f32s(simd.mul_f32s(ratio, ratio), simd.splat_f32s(part.threshold));
+                    let least = simd.less_than_or_equal_f32s(
+                        simd.mul_f32s(ratio, ratio),
+                        simd.splat_f32s(part.threshold),
+                    );
                     *goes = simd.select_f32s(least, simd.splat_f32s(1.0), zero);
                 }
             }
@@ -152,7 +169,14 @@ impl WithSimd for Eliminate<'_> {
                     if let Choice::Groups { pruned, group } = part.choice
                         && i % group == 0
                     {
-                        choose(simd, &w[i..i + group], &part.factor[i * width + i..], width, pruned, &mut goes[i..]);
+                        choose(
+                            simd,
+                            &w[i..i + group],
+                            &part.factor[i * width + i..],
+                            width,
+                            pruned,
+                            &mut goes[i..],
+                        );
                     }
                     let stays = simd.less_than_or_equal_f32s(goes[i], zero);
                     let error = simd.div_f32s(w[i], simd.splat_f32s(-part.factor[i * width + i]));
@@ -175,7 +199,8 @@ impl WithSimd for Eliminate<'_> {
             }
             let w: &[f32] = pulp::bytemuck::cast_slice(&w);
             for (lane, row) in weight.chunks_exact_mut(columns).enumerate() {
-                for (column, w) in row[part.start..][..width].iter_mut().zip(w.chunks_exact(lanes)) {
+                for (column, w) in row[part.start..][..width].iter_mut().zip(w.chunks_exact(lanes))
+                {
                     *column = w[lane];
                 }
             }
@@ -192,10 +217,17 @@ fn transpose<S: Simd>(_: S, weight: &[f32], part: Part<'_>, w: &mut [S::f32s]) {
     crate::transpose::transpose(rows, width, row, pulp::bytemuck::cast_slice_mut(w), S::F32_LANES);
 }
 
-/// Marks in `goes` the `pruned` weights of a group with the least scores, the first of equal ones; `factor` begins with
-/// the diagonal element of the group's first column.
+/// Marks in `goes` the `pruned` weights of a group with the least scores, the first of equal ones;
+/// `factor` begins with the diagonal element of the group's first column.
 #[inline(always)]
-fn choose<S: Simd>(simd: S, w: &[S::f32s], factor: &[f32], width: usize, pruned: usize, goes: &mut [S::f32s]) {
+fn choose<S: Simd>(
+    simd: S,
+    w: &[S::f32s],
+    factor: &[f32],
+    width: usize,
+    pruned: usize,
+    goes: &mut [S::f32s],
+) {
     let (zero, one) = (simd.splat_f32s(0.0), simd.splat_f32s(1.0));
     let score = |i: usize| {
         let ratio = simd.div_f32s(w[i], simd.splat_f32s(factor[i * (width + 1)]));
@@ -206,8 +238,11 @@ fn choose<S: Simd>(simd: S, w: &[S::f32s], factor: &[f32], width: usize, pruned:
         let (mut rank, mine) = (zero, score(a));
         for b in (0..w.len()).filter(|&b| b != a) {
             let other = score(b);
-            let before =
-                if b < a { simd.less_than_or_equal_f32s(other, mine) } else { simd.less_than_f32s(other, mine) };
+            let before = if b < a {
+                simd.less_than_or_equal_f32s(other, mine)
+            } else {
+                simd.less_than_f32s(other, mine)
+            };
             rank = simd.add_f32s(rank, simd.select_f32s(before, one, zero));
         }
         let last = simd.splat_f32s(pruned as f32 - 0.5);

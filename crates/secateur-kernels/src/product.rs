@@ -1,11 +1,13 @@
-//! Matrix products: the kernel under linears, convolutions, attention, Gram matrices and the OBS solver.
+//! Matrix products: the kernel under linears, convolutions, attention, Gram matrices and the OBS
+//! solver.
 //!
-//! A product is cut into tiles of a few rows x 3 vectors, which stay in registers while the shared dimension passes by
-//! (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008). Both factors are packed so that a
-//! tile reads them in order: the right one into [`Panels`], once for weights; the left one into [`Strips`], by each task.
+//! A product is cut into tiles of a few rows x 3 vectors, which stay in registers while the shared
+//! dimension passes by (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication",
+//! 2008). Both factors are packed so that a tile reads them in order: the right one into
+//! [`Panels`], once for weights; the left one into [`Strips`], by each task.
 //!
-//! Every element is the sum, over stretches of the shared dimension, of a chain of multiply-adds, however the work is
-//! cut: results do not depend on the number of threads.
+//! Every element is the sum, over stretches of the shared dimension, of a chain of multiply-adds,
+//! however the work is cut: results do not depend on the number of threads.
 
 use crate::simd::{Vector, dispatch, lanes};
 use crate::transpose::transpose;
@@ -18,18 +20,20 @@ use std::thread::LocalKey;
 
 /// Vectors in a full tile's row.
 pub(crate) const VECTORS: usize = 3;
-/// Depth that passes by a tile at a time: a panel of it stays in the second-level cache, and sums are seldom stored.
+/// Depth that passes by a tile at a time: a panel of it stays in the second-level cache, and sums
+/// are seldom stored.
 pub(crate) const DEPTH: usize = 512;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 /// Elements of the left factor that a task goes over again and again: half of a second-level cache.
 const LEFT: usize = 128 * 1024;
 
-/// Rows that a task should have at least: each task reads the whole right factor from beyond its cache.
+/// Rows that a task should have at least: each task reads the whole right factor from beyond its
+/// cache.
 const LEAST_ROWS: usize = 32;
 
-/// The right factor of a product, depth x columns, in panels of 3 vectors' width, each row after row; the last one is as
-/// many whole vectors wide as it needs.
+/// The right factor of a product, depth x columns, in panels of 3 vectors' width, each row after
+/// row; the last one is as many whole vectors wide as it needs.
 #[derive(Debug, Default)]
 pub struct Panels {
     storage: Vec<f32>,
@@ -50,7 +54,8 @@ pub(crate) enum Triangle {
 }
 
 impl Panels {
-    /// The factor W^T: row j of `weight` (rows of `depth` elements, one after another) is its column j.
+    /// The factor W^T: row j of `weight` (rows of `depth` elements, one after another) is its
+    /// column j.
     #[must_use]
     pub fn transposed(weight: &[f32], depth: usize) -> Self {
         let columns = weight.len().checked_div(depth).unwrap_or(0);
@@ -59,7 +64,11 @@ impl Panels {
 
     /// The factor whose column j is `column(j)`, of `depth` elements.
     #[must_use]
-    pub fn from_columns<'a>(depth: usize, columns: usize, column: impl Fn(usize) -> &'a [f32] + Sync) -> Self {
+    pub fn from_columns<'a>(
+        depth: usize,
+        columns: usize,
+        column: impl Fn(usize) -> &'a [f32] + Sync,
+    ) -> Self {
         let mut panels = Self::default();
         panels.set_columns_in_parallel(depth, columns, column);
         panels
@@ -67,7 +76,11 @@ impl Panels {
 
     /// The factor whose row p is `row(p)`, of `columns` elements.
     #[must_use]
-    pub fn from_rows<'a>(depth: usize, columns: usize, row: impl Fn(usize) -> &'a [f32] + Sync) -> Self {
+    pub fn from_rows<'a>(
+        depth: usize,
+        columns: usize,
+        row: impl Fn(usize) -> &'a [f32] + Sync,
+    ) -> Self {
         let mut panels = Self::default();
         panels.set_rows_in_parallel(depth, columns, row);
         panels
@@ -82,7 +95,9 @@ impl Panels {
     ) {
         self.reset(depth, columns);
         let panels: Vec<_> = self.panels_mut().collect();
-        panels.into_par_iter().for_each(|(range, panel)| copy_columns(panel, depth, range, &column));
+        panels
+            .into_par_iter()
+            .for_each(|(range, panel)| copy_columns(panel, depth, range, &column));
     }
 
     /// As [`Panels::from_rows`], in the place of what was there.
@@ -98,20 +113,35 @@ impl Panels {
     }
 
     /// As [`Panels::from_rows`] on one thread and in the place of what was there.
-    pub(crate) fn set_rows<'a>(&mut self, depth: usize, columns: usize, row: impl Fn(usize) -> &'a [f32]) {
+    pub(crate) fn set_rows<'a>(
+        &mut self,
+        depth: usize,
+        columns: usize,
+        row: impl Fn(usize) -> &'a [f32],
+    ) {
         self.reset(depth, columns);
         self.panels_mut().for_each(|(range, panel)| copy_rows(panel, range, &row));
     }
 
     /// As [`Panels::from_columns`] on one thread and in the place of what was there.
-    pub(crate) fn set_columns<'a>(&mut self, depth: usize, columns: usize, column: impl Fn(usize) -> &'a [f32]) {
+    pub(crate) fn set_columns<'a>(
+        &mut self,
+        depth: usize,
+        columns: usize,
+        column: impl Fn(usize) -> &'a [f32],
+    ) {
         self.reset(depth, columns);
         self.panels_mut().for_each(|(range, panel)| copy_columns(panel, depth, range, &column));
     }
 
-    /// The factor whose panels `fill` writes line by line: (panel, p, elements), on one thread and in the place of what was
-    /// there.
-    pub(crate) fn set_by(&mut self, depth: usize, columns: usize, mut fill: impl FnMut(usize, usize, &mut [f32])) {
+    /// The factor whose panels `fill` writes line by line: (panel, p, elements), on one thread and
+    /// in the place of what was there.
+    pub(crate) fn set_by(
+        &mut self,
+        depth: usize,
+        columns: usize,
+        mut fill: impl FnMut(usize, usize, &mut [f32]),
+    ) {
         self.reset(depth, columns);
         for (index, (range, panel)) in self.panels_mut().enumerate() {
             for (p, line) in panel.chunks_exact_mut(padded(range.len())).enumerate() {
@@ -124,7 +154,8 @@ impl Panels {
         let width = self.width();
         let padded = columns / width * width + padded(columns % width);
         (self.depth, self.columns, self.triangle) = (depth, columns, None);
-        // What is left of an earlier factor in the padding ends up in columns that are never stored.
+        // What is left of an earlier factor in the padding ends up in columns that are never
+        // stored.
         resize(&mut self.storage, depth * padded + LINE / size_of::<f32>());
         self.start = self.storage.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
     }
@@ -143,7 +174,8 @@ impl Panels {
     fn panels_mut(&mut self) -> impl Iterator<Item = (Range<usize>, &mut [f32])> + Send {
         let (width, columns, panel) = (self.width(), self.columns, self.width() * self.depth);
         let panels = self.values_mut().chunks_mut(panel.max(1)).enumerate();
-        panels.map(move |(index, panel)| (index * width..(index * width + width).min(columns), panel))
+        panels
+            .map(move |(index, panel)| (index * width..(index * width + width).min(columns), panel))
     }
 
     /// The factor is known to be triangular.
@@ -204,11 +236,17 @@ fn copy_rows<'a>(panel: &mut [f32], columns: Range<usize>, row: impl Fn(usize) -
 }
 
 /// Some columns of a factor as a panel, from these columns.
-fn copy_columns<'a>(panel: &mut [f32], depth: usize, columns: Range<usize>, column: impl Fn(usize) -> &'a [f32]) {
+fn copy_columns<'a>(
+    panel: &mut [f32],
+    depth: usize,
+    columns: Range<usize>,
+    column: impl Fn(usize) -> &'a [f32],
+) {
     transpose(columns.len(), depth, |i| column(columns.start + i), panel, padded(columns.len()));
 }
 
-/// The left factor of a product, rows x depth, in strips of as many rows as a tile has, each column after column.
+/// The left factor of a product, rows x depth, in strips of as many rows as a tile has, each column
+/// after column.
 #[derive(Debug, Default)]
 pub struct Strips {
     values: Vec<f32>,
@@ -218,7 +256,8 @@ pub struct Strips {
     first: usize,
 }
 
-/// Rows of a tile: its sums, a row of the panel and an element of the left factor fill the registers.
+/// Rows of a tile: its sums, a row of the panel and an element of the left factor fill the
+/// registers.
 const fn strip_rows(registers: usize) -> usize {
     if registers >= 32 { 8 } else { 4 }
 }
@@ -233,7 +272,12 @@ impl Strips {
     }
 
     /// As [`Strips::from_rows`], in the place of what was there.
-    pub(crate) fn set_rows<'a>(&mut self, rows: usize, depth: usize, row: impl Fn(usize) -> &'a [f32]) {
+    pub(crate) fn set_rows<'a>(
+        &mut self,
+        rows: usize,
+        depth: usize,
+        row: impl Fn(usize) -> &'a [f32],
+    ) {
         self.reset(rows, depth);
         let height = registers_rows();
         for (strip, lines) in self.values.chunks_mut((height * depth).max(1)).enumerate() {
@@ -242,8 +286,8 @@ impl Strips {
         }
     }
 
-    /// The factor whose column p is `column(p)`, of at least `rows` elements, times `weight(p)`, in the place of what was
-    /// there.
+    /// The factor whose column p is `column(p)`, of at least `rows` elements, times `weight(p)`, in
+    /// the place of what was there.
     pub(crate) fn set_columns<'a>(
         &mut self,
         rows: usize,
@@ -273,7 +317,8 @@ impl Strips {
     }
 }
 
-/// Makes a buffer of some length, whatever it holds: no longer than that, and not beside what was there.
+/// Makes a buffer of some length, whatever it holds: no longer than that, and not beside what was
+/// there.
 fn resize(buffer: &mut Vec<f32>, length: usize) {
     if length > buffer.capacity() {
         *buffer = Vec::new();
@@ -282,7 +327,8 @@ fn resize(buffer: &mut Vec<f32>, length: usize) {
     buffer.resize(length, 0.0);
 }
 
-/// A column of a factor, weighted, into strips of M rows, which have a line for it every `depth` lines.
+/// A column of a factor, weighted, into strips of M rows, which have a line for it every `depth`
+/// lines.
 fn weigh<const M: usize>(column: &[f32], weight: f32, strips: &mut [f32], depth: usize) {
     let (whole, rest) = column.as_chunks::<M>();
     let (lines, _) = strips.as_chunks_mut::<M>();
@@ -320,8 +366,9 @@ pub(crate) enum Start<'a> {
     Output,
 }
 
-/// `output` = `start` + left factor * `right` on all threads; `output` has a slice a row, and `pack` packs some rows of
-/// the left factor. `finish` is called with every piece of a row once it is done, while it is in the cache.
+/// `output` = `start` + left factor * `right` on all threads; `output` has a slice a row, and
+/// `pack` packs some rows of the left factor. `finish` is called with every piece of a row once it
+/// is done, while it is in the cache.
 pub(crate) fn product(
     pack: impl Fn(Range<usize>, &mut Strips) + Sync,
     right: &Panels,
@@ -333,7 +380,8 @@ pub(crate) fn product(
     if rows == 0 || panels == 0 {
         return;
     }
-    // Enough tasks for the threads to end together, first by rows, and where these are few by panels as well.
+    // Enough tasks for the threads to end together, first by rows, and where these are few by
+    // panels as well.
     let threads = rayon::current_num_threads();
     let chunk = rows_of_a_task(rows, right.depth);
     let chunks = rows.div_ceil(chunk);
@@ -341,7 +389,8 @@ pub(crate) fn product(
     let group = panels.div_ceil(wanted);
     let groups = panels.div_ceil(group);
     let width = group * right.width();
-    let mut tasks: Vec<Vec<&mut [f32]>> = (0..chunks * groups).map(|_| Vec::with_capacity(chunk)).collect();
+    let mut tasks: Vec<Vec<&mut [f32]>> =
+        (0..chunks * groups).map(|_| Vec::with_capacity(chunk)).collect();
     for (row, output) in output.into_iter().enumerate() {
         for (index, piece) in output.chunks_mut(width).enumerate() {
             tasks[row / chunk * groups + index].push(piece);
@@ -390,16 +439,21 @@ thread_local! {
     static LEFT_FACTOR: Cell<Strips> = Cell::default();
 }
 
-/// Runs `body` with what this thread left there the last time: packing buffers that need no new memory.
-pub(crate) fn with_scratch<T: Default, R>(scratch: &'static LocalKey<Cell<T>>, body: impl FnOnce(&mut T) -> R) -> R {
+/// Runs `body` with what this thread left there the last time: packing buffers that need no new
+/// memory.
+pub(crate) fn with_scratch<T: Default, R>(
+    scratch: &'static LocalKey<Cell<T>>,
+    body: impl FnOnce(&mut T) -> R,
+) -> R {
     let mut taken = scratch.take();
     let result = body(&mut taken);
     scratch.set(taken);
     result
 }
 
-/// The columns of some panels of a product, on one thread: `output` has a slice for each of the first rows of `left`, which
-/// begins with the first of these columns. `left` is taken from some column on, as deep as `right` is.
+/// The columns of some panels of a product, on one thread: `output` has a slice for each of the
+/// first rows of `left`, which begins with the first of these columns. `left` is taken from some
+/// column on, as deep as `right` is.
 pub(crate) fn multiply(
     left: &Strips,
     column: usize,
@@ -464,7 +518,9 @@ impl Multiply<'_, '_> {
                     match stride / S::F32_LANES {
                         1 => tile::<S, M, 1>(simd, left, panel, start, output, columns.clone()),
                         2 => tile::<S, M, 2>(simd, left, panel, start, output, columns.clone()),
-                        _ => tile::<S, M, VECTORS>(simd, left, panel, start, output, columns.clone()),
+                        _ => {
+                            tile::<S, M, VECTORS>(simd, left, panel, start, output, columns.clone())
+                        }
                     }
                 }
             }
@@ -491,7 +547,8 @@ fn tile<S: Simd, const M: usize, const V: usize>(
         sums = [load(simd, bias); M];
     }
     let sums = sum_up(simd, sums, left, panel.as_chunks::<V>().0);
-    // What the output holds comes last: it may be far greater than what is added, as in a Gram matrix of many rows.
+    // What the output holds comes last: it may be far greater than what is added, as in a Gram
+    // matrix of many rows.
     let add = matches!(start, Start::Output);
     for (sums, output) in sums.iter().zip(output) {
         for (&sum, part) in sums.iter().zip(output[columns.clone()].chunks_mut(S::F32_LANES)) {

@@ -1,20 +1,22 @@
-//! Run-time dispatch to the widest vector unit, vectors with operators, and elementary functions of them.
+//! Run-time dispatch to the widest vector unit, vectors with operators, and elementary functions of
+//! them.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 use std::sync::OnceLock;
 
-/// Runs `body` compiled for the vector unit of this machine (or for the baseline where there is nothing better). What it
-/// calls must be inlined into it to be compiled so too: loops rather than iterator adaptors with closures.
+/// Runs `body` compiled for the vector unit of this machine (or for the baseline where there is
+/// nothing better). What it calls must be inlined into it to be compiled so too: loops rather than
+/// iterator adaptors with closures.
 #[inline(always)]
 pub(crate) fn dispatch<B: WithSimd>(body: B) -> B::Output {
     static ARCH: OnceLock<Arch> = OnceLock::new();
     ARCH.get_or_init(arch).dispatch(body)
 }
 
-/// The widest vectors of this machine, or those that the variable SECATEUR_VECTORS asks for, to compare: `none`, or on
-/// x86-64 `avx2`.
+/// The widest vectors of this machine, or those that the variable SECATEUR_VECTORS asks for, to
+/// compare: `none`, or on x86-64 `avx2`.
 fn arch() -> Arch {
     match std::env::var("SECATEUR_VECTORS").as_deref() {
         Ok("none") => Arch::Scalar,
@@ -159,18 +161,27 @@ impl<S: Simd> Vector<S> {
         sum
     }
 
-    /// e^x to about one unit in the last place over the whole range: 2^n times a polynomial (Cephes `expf`), without a
-    /// branch. NaN in gives NaN out; below -87.3 the result is the smallest normal number, near zero.
+    /// e^x to about one unit in the last place over the whole range: 2^n times a polynomial (Cephes
+    /// `expf`), without a branch. NaN in gives NaN out; below -87.3 the result is the smallest
+    /// normal number, near zero.
     #[inline(always)]
     pub(crate) fn exp(self) -> Self {
-        const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+        // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits.
+        const MAGIC: f32 = 12_582_912.0;
         let (simd, x) = (self.simd, self.at_most(88.3).at_least(-87.3));
         let shifted = x.mul_add(self.splat(std::f32::consts::LOG2_E), self.splat(MAGIC));
         let n = shifted - MAGIC;
         // x - n ln 2, with ln 2 in two parts of which the first is exact in few bits.
         let r = n.mul_add(self.splat(-0.693_359_4), x);
         let r = n.mul_add(self.splat(2.121_944_4e-4), r);
-        let p = r.polynomial([1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
+        let p = r.polynomial([
+            1.987_569_1e-4,
+            1.398_199_9e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            0.5,
+        ]);
         let value = p.mul_add(r * r, r + 1.0);
         let bits = simd.transmute_u32s_f32s(shifted.value);
         let exponent = simd.add_u32s(bits, simd.splat_u32s(127u32.wrapping_sub(MAGIC.to_bits())));
@@ -216,7 +227,8 @@ impl<S: Simd> Vector<S> {
     }
 }
 
-/// Sum of f over the vectors of a slice: interleaved partial sums are fast, and more accurate than one running sum.
+/// Sum of f over the vectors of a slice: interleaved partial sums are fast, and more accurate than
+/// one running sum.
 #[inline(always)]
 pub(crate) fn sum<S: Simd>(simd: S, x: &[f32], f: impl Fn(Vector<S>) -> Vector<S>) -> f32 {
     const CHAINS: usize = 4;
@@ -267,7 +279,12 @@ pub(crate) fn map<S: Simd>(simd: S, y: &mut [f32], f: impl Fn(Vector<S>) -> Vect
 
 /// y = f(x, y) for every pair of vectors of two slices of one length.
 #[inline(always)]
-pub(crate) fn map_with<S: Simd>(simd: S, x: &[f32], y: &mut [f32], f: impl Fn(Vector<S>, Vector<S>) -> Vector<S>) {
+pub(crate) fn map_with<S: Simd>(
+    simd: S,
+    x: &[f32],
+    y: &mut [f32],
+    f: impl Fn(Vector<S>, Vector<S>) -> Vector<S>,
+) {
     let ((xs, x_tail), (ys, y_tail)) = (S::as_simd_f32s(x), S::as_mut_simd_f32s(y));
     for (x, y) in xs.iter().zip(ys) {
         *y = f(Vector::new(simd, *x), Vector::new(simd, *y)).value;
@@ -299,7 +316,8 @@ pub(crate) fn for_rows(input: &[f32], output: &mut [f32], width: usize, body: &i
 
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
-            let rows = self.input.chunks_exact(self.width).zip(self.output.chunks_exact_mut(self.width));
+            let rows =
+                self.input.chunks_exact(self.width).zip(self.output.chunks_exact_mut(self.width));
             for (row, (x, y)) in rows.enumerate() {
                 self.body.run(simd, self.first + row, x, y);
             }
@@ -345,11 +363,15 @@ mod tests {
             let x = i as f32 * 0.01;
             let wide = f64::from(x);
             let close = |name: &'static str, want: f64, scale: f64| {
-                for (got, unit) in
-                    [(dispatch(One(x, name)), "vector"), (One(x, name).with_simd(pulp::Scalar), "scalar")]
-                {
+                for (got, unit) in [
+                    (dispatch(One(x, name)), "vector"),
+                    (One(x, name).with_simd(pulp::Scalar), "scalar"),
+                ] {
                     let error = (f64::from(got) - want).abs() / scale;
-                    assert!(error < 4e-7, "{name}({x}), {unit}: {got} against {want}, error {error:e}");
+                    assert!(
+                        error < 4e-7,
+                        "{name}({x}), {unit}: {got} against {want}, error {error:e}"
+                    );
                 }
             };
             close("exp", wide.exp(), wide.exp());

@@ -46,7 +46,8 @@ fn transpose_whole_tiles<'a>(
     let Some(simd) = *AVX.get_or_init(V3::try_new) else { return (0, 0) };
     let (rows, elements) = (count / x86::SIDE * x86::SIDE, depth / x86::SIDE * x86::SIDE);
     for first in (0..rows).step_by(x86::SIDE) {
-        let rows: [&[[f32; x86::SIDE]]; x86::SIDE] = std::array::from_fn(|i| row(first + i)[..elements].as_chunks().0);
+        let rows: [&[[f32; x86::SIDE]]; x86::SIDE] =
+            std::array::from_fn(|i| row(first + i)[..elements].as_chunks().0);
         simd.vectorize(x86::Tiles { simd, rows, first, out: &mut *out, stride });
     }
     (rows, elements)
@@ -81,7 +82,16 @@ mod x86 {
             // The last line of the output may end with the tile.
             let mut rest = &mut out[first..];
             for (((((((a, b), c), d), e), f), g), h) in rows {
-                let tile = [cast(*a), cast(*b), cast(*c), cast(*d), cast(*e), cast(*f), cast(*g), cast(*h)];
+                let tile = [
+                    cast(*a),
+                    cast(*b),
+                    cast(*c),
+                    cast(*d),
+                    cast(*e),
+                    cast(*f),
+                    cast(*g),
+                    cast(*h),
+                ];
                 let tile = transpose(simd, tile);
                 let end = (SIDE * stride).min(rest.len());
                 let (lines, others) = rest.split_at_mut(end);

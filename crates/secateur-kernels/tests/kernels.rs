@@ -33,9 +33,14 @@ fn gram_matrices() {
             1.0 + a.chunks(columns).enumerate().map(|(row, x)| (row % 3) as f64 * f(x)).sum::<f64>()
         };
         for j in 0..columns {
-            let (sum, size, square) = (weighted(&|x| x[j]), weighted(&|x| x[j].abs()), weighted(&|x| x[j] * x[j]));
+            let (sum, size, square) =
+                (weighted(&|x| x[j]), weighted(&|x| x[j].abs()), weighted(&|x| x[j] * x[j]));
             assert!((sums[j] - sum).abs() < 1e-5 * size, "column {j}: {} against {sum}", sums[j]);
-            assert!((squares[j] - square).abs() < 1e-5 * square, "column {j}: {} against {square}", squares[j]);
+            assert!(
+                (squares[j] - square).abs() < 1e-5 * square,
+                "column {j}: {} against {square}",
+                squares[j]
+            );
         }
     }
 }
@@ -46,7 +51,12 @@ fn a_gram_of_many_rows_stays_accurate() {
     let (columns, rows, calls) = (3, 4096, 245);
     let (mut gram, mut want) = (vec![0f32; columns * columns], vec![0f64; columns * columns]);
     for call in 0..calls {
-        let x = (random(&[rows, columns], call) + 0.3).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let x = (random(&[rows, columns], call) + 0.3)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         gram::add_gram(rows, columns, |row| &x[row * columns..][..columns], |_| 1.0, &mut gram);
         for row in x.chunks(columns) {
             for i in 0..columns {
@@ -81,8 +91,12 @@ fn the_factor_of_the_inverse() {
         let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|&x| f64::from(x)).collect() };
         let (a, u) = (wide(&matrix), wide(&u));
         for i in 0..n {
-            assert!(u[i * n..i * n + i].iter().all(|&x| x == 0.0), "{n}: below the diagonal of row {i}");
-            let row: Vec<f64> = (0..n).map(|j| (0..n).map(|k| u[i * n + k] * a[k * n + j]).sum()).collect();
+            assert!(
+                u[i * n..i * n + i].iter().all(|&x| x == 0.0),
+                "{n}: below the diagonal of row {i}"
+            );
+            let row: Vec<f64> =
+                (0..n).map(|j| (0..n).map(|k| u[i * n + k] * a[k * n + j]).sum()).collect();
             for j in 0..n {
                 let one: f64 = (0..n).map(|k| row[k] * u[j * n + k]).sum();
                 let want = if i == j { 1.0 } else { 0.0 };
@@ -96,9 +110,15 @@ fn the_factor_of_the_inverse() {
     assert!(secateur_kernels::factor::inverse_factor(&mut [f32::NAN], 1).is_err());
 }
 
-/// The solver's loop as it is written down, in f64: one column after another, with every column behind it updated at
-/// once.
-fn plain_solve(weight: &[f32], factor: &[f32], columns: usize, pruned: usize, group: usize) -> Vec<f64> {
+/// The solver's loop as it is written down, in f64: one column after another, with every column
+/// behind it updated at once.
+fn plain_solve(
+    weight: &[f32],
+    factor: &[f32],
+    columns: usize,
+    pruned: usize,
+    group: usize,
+) -> Vec<f64> {
     let u: Vec<f64> = factor.iter().map(|&x| f64::from(x)).collect();
     let mut weight: Vec<f64> = weight.iter().map(|&x| f64::from(x)).collect();
     for row in weight.chunks_mut(columns) {
@@ -107,7 +127,9 @@ fn plain_solve(weight: &[f32], factor: &[f32], columns: usize, pruned: usize, gr
             if i % group == 0 {
                 let mut order: Vec<usize> = (i..i + group).collect();
                 order.sort_by(|&a, &b| {
-                    (row[a] / u[a * columns + a]).abs().total_cmp(&(row[b] / u[b * columns + b]).abs())
+                    (row[a] / u[a * columns + a])
+                        .abs()
+                        .total_cmp(&(row[b] / u[b * columns + b]).abs())
                 });
                 order[..pruned].iter().for_each(|&j| goes[j] = true);
             }
@@ -138,16 +160,20 @@ fn solving_in_blocks_is_solving_column_by_column() {
     }
 }
 
-/// With U diagonal nothing is made up for: of every 128 columns exactly the int(n share) + 1 weights of least |w| / U_jj go.
+/// With U diagonal nothing is made up for: of every 128 columns exactly the int(n share) + 1
+/// weights of least |w| / U_jj go.
 #[test]
 fn a_share_goes_by_the_least_scores_of_a_block() {
-    for (rows, columns, share) in [(1, 7, 0.0), (3, 40, 0.3), (70, 128, 0.5), (9, 300, 0.62), (4, 130, 0.999)] {
+    for (rows, columns, share) in
+        [(1, 7, 0.0), (3, 40, 0.3), (70, 128, 0.5), (9, 300, 0.62), (4, 130, 0.999)]
+    {
         let mut factor = vec![0f32; columns * columns];
         (0..columns).for_each(|j| factor[j * columns + j] = 0.2 + (j * 7 % 11) as f32);
         let weight = random(&[rows, columns], 8).flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let mut solved = weight.clone();
         obs::solve(&mut solved, &factor, obs::Choice::Share(share));
-        let score = |place: &usize| (weight[*place] / factor[place % columns * (columns + 1)]).abs();
+        let score =
+            |place: &usize| (weight[*place] / factor[place % columns * (columns + 1)]).abs();
         for start in (0..columns).step_by(128) {
             let in_block = |place: &usize| (start..start + 128).contains(&(place % columns));
             let mut places: Vec<usize> = (0..rows * columns).filter(in_block).collect();
@@ -155,14 +181,17 @@ fn a_share_goes_by_the_least_scores_of_a_block() {
             let goes = (places.len() as f64 * share) as usize + 1;
             for (rank, &place) in places.iter().enumerate() {
                 let want = if rank < goes { 0.0 } else { weight[place] };
-                assert_eq!(solved[place], want, "{rows} x {columns}, {share}: weight {place} of rank {rank}");
+                assert_eq!(
+                    solved[place], want,
+                    "{rows} x {columns}, {share}: weight {place} of rank {rank}"
+                );
             }
         }
     }
 }
 
-/// In numbers of four bytes, on the widest vectors, of 16: what is there once, and what for every thread. That no more is
-/// held is in memory.rs.
+/// In numbers of four bytes, on the widest vectors, of 16: what is there once, and what for every
+/// thread. That no more is held is in memory.rs.
 #[test]
 fn the_memory_that_kernels_say() {
     use secateur_kernels::factor::inverse_factor_scratch;
@@ -171,14 +200,31 @@ fn the_memory_that_kernels_say() {
     let solve = |rows, columns, choice| move || obs::solve_scratch(rows, columns, choice);
     type Said = Box<dyn Fn() -> u64 + Sync>;
     let cases: [(&str, Said, u64, u64); 8] = [
-        // The factor behind a block and in it, the scores; errors of 64 rows twice, and two vectors a column.
-        ("solve", Box::new(solve(1000, 300, share)), 128 * 304 + 128 * 128 + 1000 * 128, 128 * (64 + 64 + 16 + 16)),
-        ("solve in groups", Box::new(solve(1000, 300, groups(2, 4))), 128 * 304 + 128 * 128, 128 * 160),
-        ("solve in a large group", Box::new(solve(7, 300, groups(3, 200))), 200 * 304 + 200 * 200, 200 * 160),
+        // The factor behind a block and in it, the scores; errors of 64 rows twice, and two vectors
+        // a column.
+        (
+            "solve",
+            Box::new(solve(1000, 300, share)),
+            128 * 304 + 128 * 128 + 1000 * 128,
+            128 * (64 + 64 + 16 + 16),
+        ),
+        (
+            "solve in groups",
+            Box::new(solve(1000, 300, groups(2, 4))),
+            128 * 304 + 128 * 128,
+            128 * 160,
+        ),
+        (
+            "solve in a large group",
+            Box::new(solve(7, 300, groups(3, 200))),
+            200 * 304 + 200 * 200,
+            200 * 160,
+        ),
         ("solve few columns", Box::new(solve(5, 40, share)), 40 * 48 + 40 * 40 + 5 * 40, 40 * 160),
         // 1024 rows; two panels of three vectors.
         ("gram", Box::new(|| gram::add_gram_scratch(300)), 1024 * 304, 1024 * 2 * 3 * 16),
-        // Half of the columns in whole blocks of 64; 128 Ki elements, of at most 512 columns in whole rows, and a Gram's.
+        // Half of the columns in whole blocks of 64; 128 Ki elements, of at most 512 columns in
+        // whole rows, and a Gram's.
         ("factor", Box::new(|| inverse_factor_scratch(1300)), 704 * 704, (256 + 96) * 704),
         ("factor of a block", Box::new(|| inverse_factor_scratch(40)), 40 * 48, (3276 + 96) * 40),
         ("factor of nothing", Box::new(|| inverse_factor_scratch(0)), 0, 0),
@@ -186,7 +232,11 @@ fn the_memory_that_kernels_say() {
     for threads in [1, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         for (what, said, once, each) in &cases {
-            assert_eq!(pool.install(said), 4 * (once + threads as u64 * each), "{what}, {threads} threads");
+            assert_eq!(
+                pool.install(said),
+                4 * (once + threads as u64 * each),
+                "{what}, {threads} threads"
+            );
         }
     }
 }
@@ -198,8 +248,9 @@ fn other_vectors_give_the_same() {
         return;
     }
     for vectors in ["none", "avx2"] {
-        let run =
-            std::process::Command::new(std::env::current_exe().unwrap()).env("SECATEUR_VECTORS", vectors).output();
+        let run = std::process::Command::new(std::env::current_exe().unwrap())
+            .env("SECATEUR_VECTORS", vectors)
+            .output();
         let run = run.unwrap();
         assert!(run.status.success(), "{vectors}: {}", String::from_utf8_lossy(&run.stdout));
     }
@@ -207,7 +258,8 @@ fn other_vectors_give_the_same() {
 
 #[test]
 fn solving_removes_and_compensates() {
-    // U with a unit diagonal and one entry beside it: removing column 0 moves half of it to column 1.
+    // U with a unit diagonal and one entry beside it: removing column 0 moves half of it to column
+    // 1.
     let factor = [1.0, 0.5, 0.0, 1.0];
     let mut weight = [1.0, 4.0, 3.0, 1.0];
     obs::solve(&mut weight, &factor, obs::Choice::Groups { pruned: 1, group: 2 });

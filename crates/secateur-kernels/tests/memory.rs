@@ -1,5 +1,5 @@
-//! What kernels say that they take beside their arguments, against what they hold, by an allocator that counts. One test:
-//! nothing else may run beside it.
+//! What kernels say that they take beside their arguments, against what they hold, by an allocator
+//! that counts. One test: nothing else may run beside it.
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
@@ -59,7 +59,13 @@ fn kernels_keep_to_the_memory_that_they_say() {
                 threads,
                 || gram::add_gram_scratch(columns),
                 || {
-                    gram::add_gram(rows, columns, |row| &x[row * columns..][..columns], |_| 1.0, &mut sums);
+                    gram::add_gram(
+                        rows,
+                        columns,
+                        |row| &x[row * columns..][..columns],
+                        |_| 1.0,
+                        &mut sums,
+                    );
                 },
             );
         }

@@ -17,8 +17,8 @@ pub use tiny::{AutoencoderTiny, AutoencoderTinyConfig};
 /// Reads the `config.json` of an autoencoder, of the class that it names.
 ///
 /// # Errors
-/// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something that is not
-/// supported.
+/// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something
+/// that is not supported.
 pub fn autoencoder_config(path: &Path) -> Result<Arc<dyn AutoencoderConfig>> {
     match config_fields(path)?.get("_class_name").and_then(Value::as_str) {
         Some(class) => autoencoder_config_of(path, class),
@@ -30,12 +30,17 @@ pub fn autoencoder_config(path: &Path) -> Result<Arc<dyn AutoencoderConfig>> {
 ///
 /// # Errors
 /// As [`autoencoder_config`].
-pub(crate) fn autoencoder_config_of(path: &Path, class: &str) -> Result<Arc<dyn AutoencoderConfig>> {
+pub(crate) fn autoencoder_config_of(
+    path: &Path,
+    class: &str,
+) -> Result<Arc<dyn AutoencoderConfig>> {
     match class {
         "AutoencoderKL" => Ok(Arc::new(AutoencoderKlConfig::open(path)?)),
         "AutoencoderTiny" => Ok(Arc::new(AutoencoderTinyConfig::open(path)?)),
         _ => {
-            let problem = format!("_class_name {class:?} is not supported; AutoencoderKL and AutoencoderTiny are");
+            let problem = format!(
+                "_class_name {class:?} is not supported; AutoencoderKL and AutoencoderTiny are"
+            );
             Err(Error::invalid(path, problem))
         }
     }

@@ -1,4 +1,5 @@
-//! The pipeline classes of diffusers, as data: what each is made of, and how it samples where a model does not say.
+//! The pipeline classes of diffusers, as data: what each is made of, and how it samples where a
+//! model does not say.
 
 mod class;
 mod components;

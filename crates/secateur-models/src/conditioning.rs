@@ -4,16 +4,16 @@ use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
-/// What a denoiser is told beside the latents and the time; each family takes what it needs. Every tensor's first
-/// dimension counts samples.
+/// What a denoiser is told beside the latents and the time; each family takes what it needs. Every
+/// tensor's first dimension counts samples.
 #[derive(Clone, Debug, Default)]
 pub struct Conditioning {
     /// Text states: samples x tokens x width.
     pub text: Option<Tensor>,
     /// Pooled text: samples x width.
     pub pooled: Option<Tensor>,
-    /// What SDXL is told of sizes: samples x 6, height and width before cropping, top and left of the crop, height and
-    /// width asked for, in pixels.
+    /// What SDXL is told of sizes: samples x 6, height and width before cropping, top and left of
+    /// the crop, height and width asked for, in pixels.
     pub time_ids: Option<Tensor>,
     /// What PixArt is told of the size: samples x 2, height and width in pixels.
     pub resolution: Option<Tensor>,
@@ -21,14 +21,14 @@ pub struct Conditioning {
     pub labels: Option<Tensor>,
     /// Guidance scales, for a model that was trained to follow them by itself: samples.
     pub guidance: Option<Tensor>,
-    /// For how many equal text tokens each one stands, samples x tokens, where any is not 1; 0 for one that is not to be
-    /// read. A family whose text has no positions gives the same result for one token of multiplicity m as for m equal
-    /// tokens.
+    /// For how many equal text tokens each one stands, samples x tokens, where any is not 1; 0 for
+    /// one that is not to be read. A family whose text has no positions gives the same result for
+    /// one token of multiplicity m as for m equal tokens.
     pub multiplicity: Option<Tensor>,
 }
 
-/// What is added to the score of a key that is not to be read: its weight becomes 0 beside any other key's. It is finite
-/// so that where no key may be read all are, equally, as in diffusers.
+/// What is added to the score of a key that is not to be read: its weight becomes 0 beside any
+/// other key's. It is finite so that where no key may be read all are, equally, as in diffusers.
 const HIDDEN: f32 = -10_000.0;
 
 impl Conditioning {
@@ -80,24 +80,30 @@ impl Conditioning {
         needed(&self.guidance, "guidance scales")
     }
 
-    /// The multiplicity of the text tokens, where any is not 1, for attention whose keys are `others` tokens that stand for
-    /// themselves and then the text.
+    /// The multiplicity of the text tokens, where any is not 1, for attention whose keys are
+    /// `others` tokens that stand for themselves and then the text.
     ///
     /// # Errors
     /// If it is not of samples x tokens numbers.
     pub(crate) fn multiplicity(&self, others: usize) -> Result<Option<Multiplicity>> {
-        self.multiplicity.as_ref().map(|multiplicity| Multiplicity::new(multiplicity, others)).transpose()
+        self.multiplicity
+            .as_ref()
+            .map(|multiplicity| Multiplicity::new(multiplicity, others))
+            .transpose()
     }
 
-    /// The same with every text token as often as it stands, for multiplicities that are the same in all samples.
+    /// The same with every text token as often as it stands, for multiplicities that are the same
+    /// in all samples.
     ///
     /// # Errors
     /// If the multiplicity is not of as many tokens.
     pub fn spelled_out(&self) -> Result<Self> {
         let Some(multiplicity) = &self.multiplicity else { return Ok(self.clone()) };
         let of_sample = multiplicity.get(0)?.to_vec1::<f32>()?;
-        let tokens =
-            of_sample.iter().zip(0u32..).flat_map(|(&times, token)| std::iter::repeat_n(token, times as usize));
+        let tokens = of_sample
+            .iter()
+            .zip(0u32..)
+            .flat_map(|(&times, token)| std::iter::repeat_n(token, times as usize));
         let tokens = Tensor::from_iter(tokens, &Device::Cpu)?;
         let text = self.text.as_ref().map(|text| text.index_select(&tokens, 1)).transpose()?;
         Ok(Self { text, multiplicity: None, ..self.clone() })
@@ -160,7 +166,9 @@ impl Conditioning {
 }
 
 fn needed<'a>(tensor: &'a Option<Tensor>, what: &str) -> Result<&'a Tensor> {
-    tensor.as_ref().ok_or_else(|| Error::Request(format!("this model needs {what}, and was given none")))
+    tensor
+        .as_ref()
+        .ok_or_else(|| Error::Request(format!("this model needs {what}, and was given none")))
 }
 
 /// Text tokens that stand for several equal ones, or for none.
@@ -170,8 +178,8 @@ pub(crate) struct Multiplicity {
     pub(crate) of_text: Arc<[f32]>,
     /// Of each key of each sample, text last.
     pub(crate) of_keys: Arc<[f32]>,
-    /// What is added to the score of each key of each sample: ln m, as m equal keys weigh as much as one with ln m added to
-    /// its score.
+    /// What is added to the score of each key of each sample: ln m, as m equal keys weigh as much
+    /// as one with ln m added to its score.
     pub(crate) key_bias: Arc<[f32]>,
 }
 

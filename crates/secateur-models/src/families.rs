@@ -18,8 +18,8 @@ pub use unet::{Unet, UnetConfig};
 /// Reads the `config.json` of a denoiser, of the class that it names.
 ///
 /// # Errors
-/// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something that is not
-/// supported.
+/// If it cannot be read, contradicts itself, is of a class that is not known, or asks for something
+/// that is not supported.
 pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
     denoiser_config_of(path, &config_fields(path)?)
 }
@@ -28,9 +28,13 @@ pub fn denoiser_config(path: &Path) -> Result<Arc<dyn DenoiserConfig>> {
 ///
 /// # Errors
 /// As [`denoiser_config`].
-pub(crate) fn denoiser_config_of(path: &Path, fields: &Map<String, Value>) -> Result<Arc<dyn DenoiserConfig>> {
+pub(crate) fn denoiser_config_of(
+    path: &Path,
+    fields: &Map<String, Value>,
+) -> Result<Arc<dyn DenoiserConfig>> {
     let text = |name: &str| fields.get(name).and_then(Value::as_str);
-    // Before they had classes of their own, DiT and PixArt were a Transformer2DModel with a norm_type.
+    // Before they had classes of their own, DiT and PixArt were a Transformer2DModel with a
+    // norm_type.
     let class = match (text("_class_name"), text("norm_type")) {
         (Some("Transformer2DModel"), Some("ada_norm_zero")) => "DiTTransformer2DModel",
         (Some("Transformer2DModel"), Some("ada_norm_single")) => "PixArtTransformer2DModel",
@@ -45,7 +49,8 @@ pub(crate) fn denoiser_config_of(path: &Path, fields: &Map<String, Value>) -> Re
         "FluxTransformer2DModel" => Ok(Arc::new(FluxConfig::read(options)?)),
         "UNet2DConditionModel" | "UNet2DModel" => Ok(Arc::new(UnetConfig::read(options)?)),
         class => {
-            let known = "DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, FluxTransformer2DModel, \
+            let known = "DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, \
+                FluxTransformer2DModel, \
                          UNet2DConditionModel and UNet2DModel are";
             Err(options.invalid(format!("_class_name {class:?} is not supported; {known}")))
         }

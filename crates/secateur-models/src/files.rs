@@ -22,8 +22,8 @@ pub use checkpoint::{Checkpoint, TensorInfo};
 pub(crate) use checkpoint::{DIFFUSERS_STEM, TRANSFORMERS_STEM, TensorFile, is_finite, variants};
 pub use digest::{digest, digest_of_file, digest_of_files, digest_of_folder, digest_of_texts};
 pub(crate) use options::{
-    ACTIVATIONS, LARGEST, Numbers, OF_TRANSFORMERS, Options, activation, check_eps, check_heads, check_layers,
-    check_numbers, config_fields, read_config, read_fields,
+    ACTIVATIONS, LARGEST, Numbers, OF_TRANSFORMERS, Options, activation, check_eps, check_heads,
+    check_layers, check_numbers, config_fields, read_config, read_fields,
 };
 pub use output::{OutputFolder, OutputOptions};
 pub use prompts::read_prompts;

@@ -1,6 +1,7 @@
 //! Diffusion model families in the diffusers layout: open, generate, describe, save.
 //!
-//! A family is a forward and a description of itself ([`Structure`]); it knows nothing of compression.
+//! A family is a forward and a description of itself ([`Structure`]); it knows nothing of
+//! compression.
 
 // In the order in which data passes them: a module imports only from those above it.
 mod error;
@@ -19,19 +20,19 @@ mod folder;
 mod pipeline;
 
 pub use autoencoders::{
-    Autoencoder, AutoencoderConfig, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig,
-    autoencoder_config,
+    Autoencoder, AutoencoderConfig, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny,
+    AutoencoderTinyConfig, autoencoder_config,
 };
 pub use classes::{Generation, Labels, Sampling, Subject};
 pub use conditioning::Conditioning;
 pub use encoders::{
-    ClipImageProcessor, ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput, ClipTokenizer, T5Config, T5Encoder,
-    T5Tokenizer,
+    ClipImageProcessor, ClipModel, ClipTextConfig, ClipTextModel, ClipTextOutput, ClipTokenizer,
+    T5Config, T5Encoder, T5Tokenizer,
 };
 pub use error::{Error, Result};
 pub use families::{
-    Denoiser, DenoiserConfig, Dit, DitConfig, Flux, FluxConfig, Mmdit, MmditConfig, Pixart, PixartConfig, Unet,
-    UnetConfig, denoiser_config,
+    Denoiser, DenoiserConfig, Dit, DitConfig, Flux, FluxConfig, Mmdit, MmditConfig, Pixart,
+    PixartConfig, Unet, UnetConfig, denoiser_config,
 };
 pub use files::{Checkpoint, OutputFolder, OutputOptions, SingleFile, TensorInfo, read_prompts};
 pub use folder::{Captions, ChangedShape, Conversion, Manifest, ModelFolder, Prompts, cast};
@@ -41,6 +42,7 @@ pub use reuse::{Made, Past, Reuse, ReuseSchedule};
 pub use samplers::{Call, Instead, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 pub use secateur_nn::LayerName;
 pub use structure::{
-    Axis, Between, Block, Cuts, DimensionGroup, Edits, Geometry, Group, HeadGroup, HeadStream, Layer, Memory,
-    NeuronGroup, Operation, Pair, Part, Prunable, Reader, Removal, Removals, Role, Slice, Structure, Unit, UnitKind,
+    Axis, Between, Block, Cuts, DimensionGroup, Edits, Geometry, Group, HeadGroup, HeadStream,
+    Layer, Memory, NeuronGroup, Operation, Pair, Part, Prunable, Reader, Removal, Removals, Role,
+    Slice, Structure, Unit, UnitKind,
 };

@@ -26,12 +26,16 @@ pub use schedule::{Call, Run, Schedule, SchedulerConfig};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Reads a `scheduler_config.json` for a sampler, which takes from it what it knows. `instead`: options that have these
-/// values, whatever the file says.
+/// Reads a `scheduler_config.json` for a sampler, which takes from it what it knows. `instead`:
+/// options that have these values, whatever the file says.
 ///
 /// # Errors
 /// If it cannot be read, contradicts itself, or asks for something that is not supported.
-pub fn scheduler_config(path: &Path, sampler: Sampler, instead: &[Instead]) -> Result<Arc<dyn SchedulerConfig>> {
+pub fn scheduler_config(
+    path: &Path,
+    sampler: Sampler,
+    instead: &[Instead],
+) -> Result<Arc<dyn SchedulerConfig>> {
     let options = Options::open(path, sampler, instead)?;
     Ok(match sampler {
         Sampler::Ddim => Arc::new(ddim::DdimConfig::read(&options)?),
@@ -41,6 +45,8 @@ pub fn scheduler_config(path: &Path, sampler: Sampler, instead: &[Instead]) -> R
         Sampler::EulerAncestral => Arc::new(euler_ancestral::EulerAncestralConfig::read(&options)?),
         Sampler::Heun => Arc::new(heun::HeunConfig::read(&options)?),
         Sampler::DpmSolver => Arc::new(dpm_solver::DpmSolverConfig::read(&options)?),
-        Sampler::FlowMatchEuler => Arc::new(flow_match_euler::FlowMatchEulerConfig::read(&options)?),
+        Sampler::FlowMatchEuler => {
+            Arc::new(flow_match_euler::FlowMatchEulerConfig::read(&options)?)
+        }
     })
 }

@@ -9,7 +9,9 @@ use crate::error::{Error, Result};
 use crate::structure::block::saturating_sum;
 pub use block::{Block, Geometry, Layer, Operation, Prunable, Role};
 pub use edits::{Cuts, Edits, Removal, Removals};
-pub use group::{Axis, Between, DimensionGroup, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Part, Slice};
+pub use group::{
+    Axis, Between, DimensionGroup, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Part, Slice,
+};
 use std::collections::BTreeSet;
 pub use unit::{Reader, Unit, UnitKind};
 
@@ -18,12 +20,13 @@ pub use unit::{Reader, Unit, UnitKind};
 pub struct Structure {
     /// Embedders first, output last.
     pub blocks: Vec<Block>,
-    /// The stretches of blocks that a denoising step may take over from the step before (DiP-GO's blocks), in execution
-    /// order.
+    /// The stretches of blocks that a denoising step may take over from the step before (DiP-GO's
+    /// blocks), in execution order.
     pub units: Vec<Unit>,
     /// The same in finer parts (DiP-GO's branches), where a family has any.
     pub branches: Vec<Unit>,
-    /// Whether each unit gives tensors of its inputs' shapes, so that what it adds to them can be told.
+    /// Whether each unit gives tensors of its inputs' shapes, so that what it adds to them can be
+    /// told.
     pub residual: bool,
     /// The most numbers of one sample that are alive at once in a call, beside the weights.
     pub activations: usize,
@@ -49,14 +52,22 @@ impl Memory {
 }
 
 impl Structure {
-    /// A chain of blocks, each of which reads the one before it, between embedders and output; each can be skipped.
-    pub(crate) fn chain(embedders: Block, blocks: Vec<Block>, output: Block, activations: usize) -> Self {
+    /// A chain of blocks, each of which reads the one before it, between embedders and output; each
+    /// can be skipped.
+    pub(crate) fn chain(
+        embedders: Block,
+        blocks: Vec<Block>,
+        output: Block,
+        activations: usize,
+    ) -> Self {
         let count = blocks.len();
-        let mut blocks: Vec<Block> = std::iter::once(embedders).chain(blocks).chain([output]).collect();
+        let mut blocks: Vec<Block> =
+            std::iter::once(embedders).chain(blocks).chain([output]).collect();
         for (index, block) in blocks.iter_mut().enumerate().skip(1) {
             block.reads = vec![index - 1];
         }
-        let unit = |index: usize| Unit { name: blocks[index].name.clone(), blocks: index..index + 1 };
+        let unit =
+            |index: usize| Unit { name: blocks[index].name.clone(), blocks: index..index + 1 };
         let units: Vec<Unit> = (1..=count).map(unit).collect();
         Self { branches: units.clone(), units, residual: true, blocks, activations }
     }
@@ -66,8 +77,8 @@ impl Structure {
         self.blocks.iter().flat_map(Block::groups)
     }
 
-    /// The same without what is gone. The activations are told as before: blocks that are left whole
-    /// set them.
+    /// The same without what is gone. The activations are told as before: blocks that are left
+    /// whole set them.
     #[must_use]
     pub fn without(mut self, removals: &Removals) -> Self {
         if removals.is_empty() {
@@ -94,7 +105,8 @@ impl Structure {
                 let products = block.layers.iter_mut().filter(|layer| layer.name == group.name);
                 for layer in products {
                     if let Operation::Attention { query_key, value, .. } = &mut layer.operation {
-                        (*query_key, *value) = (group.count * group.query_key, group.count * group.value);
+                        (*query_key, *value) =
+                            (group.count * group.query_key, group.count * group.value);
                     }
                 }
                 for stream in &mut group.streams {
@@ -120,7 +132,12 @@ impl Structure {
         let mut readers = vec![BTreeSet::new(); units.len()];
         for (index, block) in self.blocks.iter().enumerate() {
             let reader = unit_of(index);
-            for from in block.reads.iter().filter_map(|&read| unit_of(read)).filter(|&from| Some(from) != reader) {
+            for from in block
+                .reads
+                .iter()
+                .filter_map(|&read| unit_of(read))
+                .filter(|&from| Some(from) != reader)
+            {
                 readers[from].insert(reader.map_or(Reader::Output, Reader::Unit));
             }
         }
@@ -146,18 +163,20 @@ impl Structure {
         Memory {
             weights: bytes * parameters,
             packed_weights: bytes * packed,
-            activations: bytes.saturating_mul((self.activations as u64).saturating_mul(samples as u64)),
+            activations: bytes
+                .saturating_mul((self.activations as u64).saturating_mul(samples as u64)),
         }
     }
 
-    /// Bytes that one sample's call keeps for gradients: the inputs and outputs of all layers, in f32.
+    /// Bytes that one sample's call keeps for gradients: the inputs and outputs of all layers, in
+    /// f32.
     #[must_use]
     pub fn graph_bytes(&self) -> u64 {
         self.layers().map(|layer| layer.operation.graph_bytes()).sum()
     }
 
-    /// Bytes of the weights that are packed once more when gradients go back through a call: those of all layers but the
-    /// ones that read the time alone.
+    /// Bytes of the weights that are packed once more when gradients go back through a call: those
+    /// of all layers but the ones that read the time alone.
     #[must_use]
     pub fn backward_bytes(&self) -> u64 {
         let through = self.layers().filter(|layer| layer.operation.rows() > 1);
@@ -170,7 +189,8 @@ impl Structure {
     /// As [`Structure::units_of`].
     pub fn handed_on_bytes(&self, kind: UnitKind) -> Result<u64> {
         let is_read = |index: usize, unit: &Unit| {
-            let mut others = self.blocks.iter().enumerate().filter(|(other, _)| !unit.blocks.contains(other));
+            let mut others =
+                self.blocks.iter().enumerate().filter(|(other, _)| !unit.blocks.contains(other));
             index + 1 == unit.blocks.end || others.any(|(_, other)| other.reads.contains(&index))
         };
         let of_unit = |unit: &Unit| {
@@ -180,8 +200,8 @@ impl Structure {
         Ok((size_of::<f32>() * self.units_of(kind)?.iter().map(of_unit).sum::<usize>()) as u64)
     }
 
-    /// Multiply-accumulates of one call for one sample, without the doubling of guidance: linears, convolutions and
-    /// both attention products.
+    /// Multiply-accumulates of one call for one sample, without the doubling of guidance: linears,
+    /// convolutions and both attention products.
     #[must_use]
     pub fn macs(&self) -> u64 {
         saturating_sum(self.layers().map(|layer| layer.operation.macs()))
@@ -190,7 +210,8 @@ impl Structure {
     /// [`Structure::macs`] without the attention products.
     #[must_use]
     pub fn macs_without_attention(&self) -> u64 {
-        let weighted = self.layers().filter(|layer| !matches!(layer.operation, Operation::Attention { .. }));
+        let weighted =
+            self.layers().filter(|layer| !matches!(layer.operation, Operation::Attention { .. }));
         saturating_sum(weighted.map(|layer| layer.operation.macs()))
     }
 
@@ -212,8 +233,8 @@ impl Structure {
         }
     }
 
-    /// Which units of a kind have to be computed where those of `wanted` are not to be taken over: not those that feed only
-    /// units that are not computed.
+    /// Which units of a kind have to be computed where those of `wanted` are not to be taken over:
+    /// not those that feed only units that are not computed.
     ///
     /// # Errors
     /// As [`Structure::units_of`].

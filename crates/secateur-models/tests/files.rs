@@ -1,9 +1,12 @@
-//! Weight files as people have them: sharded, of variants, of other types; read, and written back the same way.
+//! Weight files as people have them: sharded, of variants, of other types; read, and written back
+//! the same way.
 
 #![cfg(unix)]
 
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Checkpoint, Cuts, Edits, Group, ModelFolder, OutputFolder, OutputOptions, Pipeline};
+use secateur_models::{
+    Checkpoint, Cuts, Edits, Group, ModelFolder, OutputFolder, OutputOptions, Pipeline,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +31,11 @@ fn model(folder: &Path, write: impl FnOnce(&Path)) -> PathBuf {
             std::os::unix::fs::symlink(bundled().join(&name), target.join(&name)).unwrap();
         }
     }
-    std::fs::copy(bundled().join("transformer/config.json"), target.join("transformer/config.json")).unwrap();
+    std::fs::copy(
+        bundled().join("transformer/config.json"),
+        target.join("transformer/config.json"),
+    )
+    .unwrap();
     write(&target.join("transformer"));
     target
 }
@@ -68,8 +75,12 @@ fn write_back(model: &Path, variant: Option<&str>, out: &Path) -> ModelFolder {
     output.finish().unwrap();
     let written = ModelFolder::open(out, variant).unwrap();
     for (key, info) in folder.checkpoint().tensors() {
-        assert_eq!(written.checkpoint().tensor(key).map(|t| (t.dtype, &t.shape)), Some((info.dtype, &info.shape)));
-        let (before, after) = (folder.checkpoint().read(key).unwrap(), written.checkpoint().read(key).unwrap());
+        assert_eq!(
+            written.checkpoint().tensor(key).map(|t| (t.dtype, &t.shape)),
+            Some((info.dtype, &info.shape))
+        );
+        let (before, after) =
+            (folder.checkpoint().read(key).unwrap(), written.checkpoint().read(key).unwrap());
         if key == name {
             assert!(values(&after).iter().all(|w| *w == 0.0));
         } else {
@@ -85,13 +96,18 @@ fn shards_are_read_and_written() {
     let temporary = tempfile::tempdir().unwrap();
     let source = model(temporary.path(), |folder| shards(folder, "", DType::BF16));
     let written = write_back(&source, None, &temporary.path().join("out"));
-    let mut files: Vec<String> =
-        written.checkpoint().paths().map(|p| p.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    let mut files: Vec<String> = written
+        .checkpoint()
+        .paths()
+        .map(|p| p.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
     files.sort();
     let names = [1, 2].map(|n| format!("{STEM}-0000{n}-of-00002.safetensors"));
     assert_eq!(files, names);
-    let index = temporary.path().join("out/transformer").join(format!("{STEM}.safetensors.index.json"));
-    let index: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(index).unwrap()).unwrap();
+    let index =
+        temporary.path().join("out/transformer").join(format!("{STEM}.safetensors.index.json"));
+    let index: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(index).unwrap()).unwrap();
     let bytes: usize = weights().values().map(|tensor| 2 * tensor.elem_count()).sum();
     assert_eq!(index["metadata"]["total_size"], bytes, "it was wrong before");
 }
@@ -101,9 +117,12 @@ fn types_are_kept() {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let temporary = tempfile::tempdir().unwrap();
         let source = model(temporary.path(), |folder| {
-            let tensors: HashMap<_, _> =
-                weights().into_iter().map(|(key, tensor)| (key, tensor.to_dtype(dtype).unwrap())).collect();
-            candle_core::safetensors::save(&tensors, folder.join(format!("{STEM}.safetensors"))).unwrap();
+            let tensors: HashMap<_, _> = weights()
+                .into_iter()
+                .map(|(key, tensor)| (key, tensor.to_dtype(dtype).unwrap()))
+                .collect();
+            candle_core::safetensors::save(&tensors, folder.join(format!("{STEM}.safetensors")))
+                .unwrap();
         });
         write_back(&source, None, &temporary.path().join("out"));
     }
@@ -123,7 +142,8 @@ fn variants_are_chosen() {
     let half = ModelFolder::open(&source, Some("fp16")).unwrap();
     assert!(half.checkpoint().bytes() < plain.checkpoint().bytes());
 
-    // A saved model holds the variant that was opened alone: the other would still be the model as it was.
+    // A saved model holds the variant that was opened alone: the other would still be the model as
+    // it was.
     std::fs::write(source.join("transformer/diffusion_pytorch_model.bin"), "a pickle").unwrap();
     let out = temporary.path().join("out");
     let output = OutputFolder::create(&out, OutputOptions::default(), &[&source]).unwrap();
@@ -135,7 +155,10 @@ fn variants_are_chosen() {
         .collect();
     names.sort();
     let shard = |n: usize| format!("{STEM}-0000{n}-of-00002.safetensors");
-    assert_eq!(names, ["config.json".into(), shard(1), shard(2), format!("{STEM}.safetensors.index.json")]);
+    assert_eq!(
+        names,
+        ["config.json".into(), shard(1), shard(2), format!("{STEM}.safetensors.index.json")]
+    );
 }
 
 #[test]
@@ -146,8 +169,10 @@ fn an_index_that_lies_is_refused() {
     std::fs::remove_file(folder.join(format!("{STEM}-00002-of-00002.safetensors"))).unwrap();
     let error = ModelFolder::open(&source, None).unwrap_err().to_string();
     assert!(error.contains("00002-of-00002"), "{error}");
-    let index = serde_json::json!({"weight_map": {"no.such.tensor": format!("{STEM}-00001-of-00002.safetensors")}});
-    std::fs::write(folder.join(format!("{STEM}.safetensors.index.json")), index.to_string()).unwrap();
+    let index = serde_json::json!({"weight_map": {"no.such.tensor":
+        format!("{STEM}-00001-of-00002.safetensors")}});
+    std::fs::write(folder.join(format!("{STEM}.safetensors.index.json")), index.to_string())
+        .unwrap();
     let error = Checkpoint::open(&folder, STEM, None).unwrap_err().to_string();
     assert!(error.contains("no.such.tensor"), "{error}");
 }
@@ -157,9 +182,14 @@ fn a_weight_that_does_not_fit_is_refused() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = ModelFolder::open(&bundled(), None).unwrap();
     let wrong = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
-    for (name, words) in [("transformer_blocks.0.attn.to_q.weight", "[2, 2]"), ("no.such.weight", "no.such.weight")] {
-        let output = OutputFolder::create(&temporary.path().join("out"), OutputOptions::default(), &[]).unwrap();
-        let error = folder.write(&output.path(), &edits(name, wrong.clone()), &()).unwrap_err().to_string();
+    for (name, words) in
+        [("transformer_blocks.0.attn.to_q.weight", "[2, 2]"), ("no.such.weight", "no.such.weight")]
+    {
+        let output =
+            OutputFolder::create(&temporary.path().join("out"), OutputOptions::default(), &[])
+                .unwrap();
+        let error =
+            folder.write(&output.path(), &edits(name, wrong.clone()), &()).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
         drop(output);
         assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
@@ -169,7 +199,8 @@ fn a_weight_that_does_not_fit_is_refused() {
 /// A checkpoint whose one tensor holds that value, in a file of that name.
 fn write_value(folder: &Path, name: &str, value: f32) {
     let tensor = Tensor::new(&[value], &Device::Cpu).unwrap();
-    candle_core::safetensors::save(&HashMap::from([("a".to_owned(), tensor)]), folder.join(name)).unwrap();
+    candle_core::safetensors::save(&HashMap::from([("a".to_owned(), tensor)]), folder.join(name))
+        .unwrap();
 }
 
 fn read_value(folder: &Path, stem: &str, variant: Option<&str>) -> f32 {
@@ -186,7 +217,8 @@ fn a_single_file_beside_shards() {
         let shard = format!("{stem}-00001-of-00001.safetensors");
         write_value(folder, &format!("{stem}.safetensors"), 1.0);
         write_value(folder, &shard, 3.0);
-        let index = format!(r#"{{"metadata": {{"total_size": 4}}, "weight_map": {{"a": "{shard}"}}}}"#);
+        let index =
+            format!(r#"{{"metadata": {{"total_size": 4}}, "weight_map": {{"a": "{shard}"}}}}"#);
         std::fs::write(folder.join(format!("{stem}.safetensors.index.json")), index).unwrap();
         assert_eq!(read_value(folder, stem, None), expected, "{stem}");
         std::fs::remove_file(folder.join(format!("{stem}.safetensors"))).unwrap();
@@ -218,7 +250,8 @@ fn a_pointer_of_git_lfs_is_called_so() {
         std::fs::write(folder.join(name), pointer).unwrap();
     }
     let weights = Checkpoint::open(folder, "model", None).unwrap_err().to_string();
-    let config = secateur_models::denoiser_config(&folder.join("config.json")).unwrap_err().to_string();
+    let config =
+        secateur_models::denoiser_config(&folder.join("config.json")).unwrap_err().to_string();
     for (error, name) in [(weights, "model.safetensors"), (config, "config.json")] {
         assert!(error.contains(name) && error.contains("git lfs pull"), "{error}");
     }
@@ -249,7 +282,10 @@ fn a_weight_file_that_is_cut_during_a_run() {
     std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(bytes - 1000).unwrap();
     let output = OutputFolder::create(&out, OutputOptions::default(), &[&model]).unwrap();
     let error = folder.write(&output.path(), &Edits::default(), &()).unwrap_err().to_string();
-    assert!(error.contains("safetensors: was cut short while it was read: 1000 bytes lack"), "{error}");
+    assert!(
+        error.contains("safetensors: was cut short while it was read: 1000 bytes lack"),
+        "{error}"
+    );
     drop(output);
     assert!(!out.exists());
 }
@@ -262,10 +298,13 @@ fn a_file_of_another_length_than_its_header_promises() {
     let path = folder.join("model.safetensors");
     let bytes = std::fs::metadata(&path).unwrap().len();
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    for (length, state) in [(bytes - 1, "cut short"), (bytes + 1, "oversized"), (bytes - 4, "cut short")] {
+    for (length, state) in
+        [(bytes - 1, "cut short"), (bytes + 1, "oversized"), (bytes - 4, "cut short")]
+    {
         file.set_len(length).unwrap();
         let error = Checkpoint::open(folder, "model", None).unwrap_err().to_string();
-        let told = format!("model.safetensors: {state}: {length} bytes, its header promises {bytes}");
+        let told =
+            format!("model.safetensors: {state}: {length} bytes, its header promises {bytes}");
         assert!(error.ends_with(&told), "{error}");
     }
     file.set_len(bytes).unwrap();
@@ -295,7 +334,8 @@ fn a_smaller_model_gets_its_shapes_back() {
     assert_eq!((restored, edits.weights.len()), (3, 3));
     let (dense, count) = (ModelFolder::open(&dense, None).unwrap(), group.count());
     for (name, info) in folder.checkpoint().tensors() {
-        let [before, after] = [&folder, &dense].map(|folder| folder.checkpoint().read(name).unwrap());
+        let [before, after] =
+            [&folder, &dense].map(|folder| folder.checkpoint().read(name).unwrap());
         assert_eq!(before.dims(), after.dims(), "{name}");
         let columns = info.shape.last().copied().unwrap_or(1);
         let gone = |place: usize| match edits.weights.contains_key(name) {
@@ -303,7 +343,10 @@ fn a_smaller_model_gets_its_shapes_back() {
             true => [0, 5].contains(&(place % columns)),
             false => false,
         };
-        let want = values(&before).into_iter().enumerate().map(|(place, x)| if gone(place) { 0.0 } else { x });
+        let want = values(&before)
+            .into_iter()
+            .enumerate()
+            .map(|(place, x)| if gone(place) { 0.0 } else { x });
         assert!(want.eq(values(&after)), "{name}");
     }
 }

@@ -9,9 +9,9 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{
-    Autoencoder, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Checkpoint, ClipModel, ClipTextConfig,
-    ClipTextModel, ClipTokenizer, Conditioning, Denoising, ModelFolder, Pipeline, Sampler, Sampling, T5Encoder,
-    T5Tokenizer, autoencoder_config,
+    Autoencoder, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Checkpoint, ClipModel,
+    ClipTextConfig, ClipTextModel, ClipTokenizer, Conditioning, Denoising, ModelFolder, Pipeline,
+    Sampler, Sampling, T5Encoder, T5Tokenizer, autoencoder_config,
 };
 use secateur_nn::Context;
 use serde_json::Value;
@@ -25,7 +25,8 @@ fn project() -> PathBuf {
 }
 
 fn goldens() -> PathBuf {
-    std::env::var_os("SECATEUR_GOLDENS").map_or_else(|| project().join("tests/goldens"), PathBuf::from)
+    std::env::var_os("SECATEUR_GOLDENS")
+        .map_or_else(|| project().join("tests/goldens"), PathBuf::from)
 }
 
 /// A fixture's path; `None`, and a line that says so, where the folder lacks it.
@@ -34,7 +35,11 @@ fn fixture(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    assert!(std::env::var_os("SECATEUR_GOLDENS").is_some(), "the project's own fixture {} is gone", path.display());
+    assert!(
+        std::env::var_os("SECATEUR_GOLDENS").is_some(),
+        "the project's own fixture {} is gone",
+        path.display()
+    );
     println!("skipped: {} is not there", path.display());
     None
 }
@@ -59,10 +64,13 @@ fn prompts() -> Vec<String> {
 /// Relative difference in the Frobenius norm, in f64.
 fn close(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
     assert_eq!(got.dims(), want.dims(), "{what}: shape");
-    let values = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    let values = |t: &Tensor| {
+        t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
+    };
     let (got, want) = (values(got), values(want));
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let error = norm(&mut got.iter().zip(&want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
+    let error =
+        norm(&mut got.iter().zip(&want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
     println!("{what}: relative error {error:.2e}");
     assert!(error <= tolerance, "{what}: relative error {error:.2e}, {tolerance:.0e} allowed");
 }
@@ -97,7 +105,11 @@ fn something_is_compared() {
         "t5_tokenizer",
         "tiny_vae",
     ];
-    assert!(known.iter().any(|name| goldens().join(name).exists()), "{} holds no fixture", goldens().display());
+    assert!(
+        known.iter().any(|name| goldens().join(name).exists()),
+        "{} holds no fixture",
+        goldens().display()
+    );
 }
 
 #[test]
@@ -109,11 +121,19 @@ fn tokenizer() {
     for name in ["vocab.json", "merges.txt", "tokenizer_config.json"] {
         std::fs::copy(folder.join(name), older.path().join(name)).unwrap();
     }
-    for tokenizer in [ClipTokenizer::open(&folder).unwrap(), ClipTokenizer::open(older.path()).unwrap()] {
+    for tokenizer in
+        [ClipTokenizer::open(&folder).unwrap(), ClipTokenizer::open(older.path()).unwrap()]
+    {
         for case in &cases {
-            let want: Vec<u64> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+            let want: Vec<u64> =
+                case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
             let got = tokenizer.encode(case["text"].as_str().unwrap()).unwrap();
-            assert_eq!(got.into_iter().map(u64::from).collect::<Vec<_>>(), want, "{}", case["text"]);
+            assert_eq!(
+                got.into_iter().map(u64::from).collect::<Vec<_>>(),
+                want,
+                "{}",
+                case["text"]
+            );
         }
     }
 }
@@ -121,23 +141,31 @@ fn tokenizer() {
 #[test]
 fn t5_tokenizer() {
     let Some(folder) = fixture("t5_tokenizer") else { return };
-    let cases: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json")).unwrap()).unwrap();
+    let cases: Vec<Value> =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json")).unwrap()).unwrap();
     let tokenizer = T5Tokenizer::open(&folder).unwrap();
     for case in &cases {
         let numbers = |key: &str| -> Vec<u32> {
-            case[key].as_array().unwrap().iter().map(|number| number.as_u64().unwrap() as u32).collect()
+            case[key]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|number| number.as_u64().unwrap() as u32)
+                .collect()
         };
         let length = case["length"].as_u64().unwrap() as usize;
         let text = case["text"].as_str().unwrap().to_owned();
         let (ids, mask) = tokenizer.encode_batch(std::slice::from_ref(&text), length).unwrap();
-        let row = |tensor: Tensor| tensor.to_dtype(DType::U32).unwrap().squeeze(0).unwrap().to_vec1::<u32>().unwrap();
+        let row = |tensor: Tensor| {
+            tensor.to_dtype(DType::U32).unwrap().squeeze(0).unwrap().to_vec1::<u32>().unwrap()
+        };
         assert_eq!(row(ids), numbers("ids"), "{text:?}");
         assert_eq!(row(mask), numbers("mask"), "{text:?}");
     }
 }
 
-/// A `spiece.model` alone, whose tokens are followed by those for gaps, the last one first, unless the configuration numbers
-/// them.
+/// A `spiece.model` alone, whose tokens are followed by those for gaps, the last one first, unless
+/// the configuration numbers them.
 #[test]
 fn sentencepiece_model() {
     let Some(folder) = fixture("t5_spiece") else { return };
@@ -150,7 +178,8 @@ fn sentencepiece_model() {
     cases.push(("<extra_id_0><extra_id_1>".into(), vec![301, 300]));
     cases.push(("</s><pad>".into(), vec![1, 0]));
     let numbered = serde_json::json!({"added_tokens_decoder": {
-        "300": {"content": "<extra_id_1>", "special": true}, "301": {"content": "<extra_id_0>", "special": true},
+        "300": {"content": "<extra_id_1>", "special": true}, "301": {"content": "<extra_id_0>",
+        "special": true},
     }});
     let copied = tempfile::tempdir().unwrap();
     std::fs::copy(folder.join("spiece.model"), copied.path().join("spiece.model")).unwrap();
@@ -171,27 +200,31 @@ fn sentencepiece_model() {
     }
 }
 
-/// SD2 and SDXL pad with "!", which is a token of its own wherever it stands: said in one of two files. The numbers are
-/// those of transformers 5.17.
+/// SD2 and SDXL pad with "!", which is a token of its own wherever it stands: said in one of two
+/// files. The numbers are those of transformers 5.17.
 #[test]
 fn padding_that_is_a_token_of_its_own() {
     let source = project().join("models/emoji-unet/tokenizer");
     let read = |name: &str| std::fs::read_to_string(source.join(name)).unwrap();
     let token = |text: &str, normalized: bool| {
         serde_json::json!({
-            "content": text, "lstrip": false, "normalized": normalized, "rstrip": false, "single_word": false,
+            "content": text, "lstrip": false, "normalized": normalized, "rstrip": false,
+            "single_word": false,
             "special": true,
         })
     };
     let map = serde_json::json!({
-        "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "!", "unk_token": "<|endoftext|>",
+        "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "!",
+        "unk_token": "<|endoftext|>",
     });
     let added = serde_json::json!({
-        "0": token("!", false), "2012": token("<|startoftext|>", true), "2013": token("<|endoftext|>", false),
+        "0": token("!", false), "2012": token("<|startoftext|>", true),
+        "2013": token("<|endoftext|>", false),
     });
     for in_map in [true, false] {
         let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         let mut config: Value = serde_json::from_str(&read("tokenizer_config.json")).unwrap();
         config["model_max_length"] = 12.into();
         if in_map {
@@ -221,7 +254,8 @@ fn mmdit_step() {
     let pipeline = Pipeline::open(ModelFolder::open(&model("mmdit"), None).unwrap()).unwrap();
     let sampling = sampling("mmdit");
     let size = size_of(&want["x"]);
-    let prompts = pipeline.conditioning(&prompts(), size, &sampling).unwrap().spelled_out().unwrap();
+    let prompts =
+        pipeline.conditioning(&prompts(), size, &sampling).unwrap().spelled_out().unwrap();
     close("context", prompts.text().unwrap(), &want["context"], 1e-4);
     close("pooled", prompts.pooled().unwrap(), &want["pooled"], 1e-4);
     let negative = vec![sampling.negative_prompt.clone(); want["null_context"].dim(0).unwrap()];
@@ -235,7 +269,10 @@ fn mmdit_step() {
         ..Conditioning::default()
     };
     let timesteps = want["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
-    let out = pipeline.denoiser().forward(&want["x"], &timesteps, &conditioning, &Context::default()).unwrap();
+    let out = pipeline
+        .denoiser()
+        .forward(&want["x"], &timesteps, &conditioning, &Context::default())
+        .unwrap();
     close("step", &out, &want["out"], 1e-4);
 }
 
@@ -264,7 +301,8 @@ fn run(folder: &Path, fixture: &Path, prompts: &[String], sampling: &Sampling) {
     let mut seen = Vec::new();
     let noise = &want["noise"];
     let told = pipeline.guided_conditioning(prompts, size_of(noise), sampling).unwrap();
-    let mut denoising = Denoising::new(&pipeline, noise, &told, 0..prompts.len(), sampling, None).unwrap();
+    let mut denoising =
+        Denoising::new(&pipeline, noise, &told, 0..prompts.len(), sampling, None).unwrap();
     while denoising.step().unwrap() {
         seen.push(denoising.latents().clone());
     }
@@ -272,7 +310,12 @@ fn run(folder: &Path, fixture: &Path, prompts: &[String], sampling: &Sampling) {
     assert_eq!(seen.len(), sampling.steps);
     let pictures = pipeline.pictures(latents).unwrap();
     let half = &seen[(sampling.steps / 2).max(1) - 1];
-    let found = [("after_first", &seen[0]), ("after_half", half), ("latents", latents), ("image", &pictures)];
+    let found = [
+        ("after_first", &seen[0]),
+        ("after_half", half),
+        ("latents", latents),
+        ("image", &pictures),
+    ];
     let mut compared = 0;
     for (name, found) in found {
         if let Some(want) = want.get(name) {
@@ -283,18 +326,21 @@ fn run(folder: &Path, fixture: &Path, prompts: &[String], sampling: &Sampling) {
     assert!(compared > 0, "{} holds nothing to compare", fixture.display());
 }
 
-/// A copy of a bundled model's folder with another `scheduler_config.json`; the other files are links.
+/// A copy of a bundled model's folder with another `scheduler_config.json`; the other files are
+/// links.
 #[cfg(unix)]
 fn with_scheduler(role: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir {
     let (folder, source) = (tempfile::tempdir().unwrap(), model(role).canonicalize().unwrap());
     for entry in std::fs::read_dir(&source).unwrap() {
         let entry = entry.unwrap();
         if entry.file_name() != "scheduler" {
-            std::os::unix::fs::symlink(entry.path(), folder.path().join(entry.file_name())).unwrap();
+            std::os::unix::fs::symlink(entry.path(), folder.path().join(entry.file_name()))
+                .unwrap();
         }
     }
     let path = "scheduler/scheduler_config.json";
-    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(source.join(path)).unwrap()).unwrap();
+    let mut config: Value =
+        serde_json::from_str(&std::fs::read_to_string(source.join(path)).unwrap()).unwrap();
     change(&mut config);
     std::fs::create_dir(folder.path().join("scheduler")).unwrap();
     std::fs::write(folder.path().join(path), config.to_string()).unwrap();
@@ -306,7 +352,9 @@ fn with_scheduler(role: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir 
 #[test]
 fn small_pipelines() {
     let Some(folder) = fixture("pipelines") else { return };
-    for name in ["stable_diffusion_2", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart"] {
+    for name in
+        ["stable_diffusion_2", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart"]
+    {
         println!("{name}:");
         let model = assemble::assemble(&goldens(), name);
         let told = std::fs::read_to_string(folder.join(name).join("run.json")).unwrap();
@@ -331,9 +379,13 @@ fn unet_step() {
     let negative = vec![sampling.negative_prompt.clone(); want["null_context"].dim(0).unwrap()];
     let null = pipeline.conditioning(&negative, size, &sampling).unwrap();
     close("null context", null.text().unwrap(), &want["null_context"], 1e-4);
-    let conditioning = Conditioning { text: Some(want["context"].clone()), ..Conditioning::default() };
+    let conditioning =
+        Conditioning { text: Some(want["context"].clone()), ..Conditioning::default() };
     let timesteps = want["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
-    let out = pipeline.denoiser().forward(&want["x"], &timesteps, &conditioning, &Context::default()).unwrap();
+    let out = pipeline
+        .denoiser()
+        .forward(&want["x"], &timesteps, &conditioning, &Context::default())
+        .unwrap();
     close("step", &out, &want["out"], 1e-4);
 }
 
@@ -357,7 +409,8 @@ fn unet_samplers() {
         let Some(path) = fixture(&format!("unet_sched_{name}.safetensors")) else { continue };
         println!("{name}:");
         let sampling = Sampling { steps, sampler, ..sampling("unet") };
-        let trailing = with_scheduler("unet", |config| config["timestep_spacing"] = "trailing".into());
+        let trailing =
+            with_scheduler("unet", |config| config["timestep_spacing"] = "trailing".into());
         let folder = if sampler == Sampler::Ddim { trailing.path() } else { &model("unet") };
         run(folder, &path, &prompts(), &sampling);
     }
@@ -367,7 +420,8 @@ fn unet_samplers() {
 fn dit_run() {
     let Some(path) = fixture("dit_run.safetensors") else { return };
     let cases = cases();
-    let labels: Vec<String> = cases["dit"]["labels"].as_array().unwrap().iter().map(Value::to_string).collect();
+    let labels: Vec<String> =
+        cases["dit"]["labels"].as_array().unwrap().iter().map(Value::to_string).collect();
     run(&model("dit"), &path, &labels, &sampling("dit"));
 }
 
@@ -398,8 +452,8 @@ fn vae_with_attention_and_quant_convs() {
     compare_vae(&vae, &tensors(&folder.join("io.safetensors")));
 }
 
-/// Files of older days: other names for the attention's linears, which are 1x1 convolutions, and nothing in the
-/// configuration that is diffusers' default.
+/// Files of older days: other names for the attention's linears, which are 1x1 convolutions, and
+/// nothing in the configuration that is diffusers' default.
 #[test]
 fn vae_of_old_names() {
     let Some(folder) = fixture("sd_vae") else { return };
@@ -414,21 +468,30 @@ fn vae_of_old_names() {
         }
         (name, tensor)
     };
-    let weights: Tensors = tensors(&folder.join("diffusion_pytorch_model.safetensors")).into_iter().map(old).collect();
+    let weights: Tensors =
+        tensors(&folder.join("diffusion_pytorch_model.safetensors")).into_iter().map(old).collect();
     assert!(weights.keys().any(|name| name.contains(".proj_attn.")));
     let older = tempfile::tempdir().unwrap();
-    candle_core::safetensors::save(&weights, older.path().join("diffusion_pytorch_model.safetensors")).unwrap();
+    candle_core::safetensors::save(
+        &weights,
+        older.path().join("diffusion_pytorch_model.safetensors"),
+    )
+    .unwrap();
     let mut config: Value =
-        serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap())
+            .unwrap();
     let defaults = serde_json::json!({
-        "scaling_factor": 0.18215, "act_fn": "silu", "mid_block_add_attention": true, "use_quant_conv": true,
+        "scaling_factor": 0.18215, "act_fn": "silu", "mid_block_add_attention": true,
+        "use_quant_conv": true,
         "use_post_quant_conv": true,
     });
     config.as_object_mut().unwrap().retain(|key, value| defaults.get(key) != Some(value));
     std::fs::write(older.path().join("config.json"), config.to_string()).unwrap();
     let want = tensors(&folder.join("io.safetensors"));
     compare_vae(&AutoencoderKl::open(older.path(), None).unwrap(), &want);
-    let pictures = |folder: &Path| AutoencoderKl::open(folder, None).unwrap().pictures(&want["latent"], true).unwrap();
+    let pictures = |folder: &Path| {
+        AutoencoderKl::open(folder, None).unwrap().pictures(&want["latent"], true).unwrap()
+    };
     close("pictures", &pictures(older.path()), &pictures(&folder), 0.0);
 }
 
@@ -524,7 +587,8 @@ fn t5_encoder() {
 
 /// One call of a denoiser, with the inputs of a fixture.
 fn compare_denoiser(what: &str, folder: &Path, want: &Tensors, tolerance: f64) {
-    let parameters = Checkpoint::open(folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+    let parameters =
+        Checkpoint::open(folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
     let out = parameters.build(common::call(folder, want, None, Context::default())).unwrap();
     close(what, &out, &want["out"], tolerance);
 }
@@ -535,7 +599,8 @@ fn denoiser(name: &str) {
     compare_denoiser(name, &folder, &tensors(&folder.join("io.safetensors")), 1e-4);
 }
 
-/// The same where the fixture's positions, which are computed and not stored, were rounded to fp16 with the weights.
+/// The same where the fixture's positions, which are computed and not stored, were rounded to fp16
+/// with the weights.
 fn denoiser_of_rounded_positions(name: &str) {
     let Some(folder) = fixture(name) else { return };
     compare_denoiser(name, &folder, &tensors(&folder.join("io.safetensors")), 3e-4);
@@ -567,16 +632,26 @@ fn one_text_token_stands_for_equal_ones() {
     for name in ["sd3_mmdit", "sd35_medium_mmdit", "flux_transformer"] {
         let Some(folder) = fixture(name) else { continue };
         let given = tensors(&folder.join("io.safetensors"));
-        let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+        let parameters =
+            Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
         let (samples, tokens, _) = given["context"].dims3().unwrap();
-        let times: Vec<f32> = (0..samples * tokens).map(|i| if i % tokens == 1 { 3.0 } else { 1.0 }).collect();
+        let times: Vec<f32> =
+            (0..samples * tokens).map(|i| if i % tokens == 1 { 3.0 } else { 1.0 }).collect();
         let times = Tensor::from_vec(times, (samples, tokens), &Device::Cpu).unwrap();
-        let short = parameters.build(common::call(&folder, &given, Some(&times), Context::default())).unwrap();
-        let conditioning =
-            Conditioning { text: Some(given["context"].clone()), multiplicity: Some(times), ..Conditioning::default() };
+        let short = parameters
+            .build(common::call(&folder, &given, Some(&times), Context::default()))
+            .unwrap();
+        let conditioning = Conditioning {
+            text: Some(given["context"].clone()),
+            multiplicity: Some(times),
+            ..Conditioning::default()
+        };
         let text = conditioning.spelled_out().unwrap().text.unwrap();
-        let spelled_out = Tensors::from_iter(given.into_iter().chain([("context".to_owned(), text)]));
-        let long = parameters.build(common::call(&folder, &spelled_out, None, Context::default())).unwrap();
+        let spelled_out =
+            Tensors::from_iter(given.into_iter().chain([("context".to_owned(), text)]));
+        let long = parameters
+            .build(common::call(&folder, &spelled_out, None, Context::default()))
+            .unwrap();
         close(name, &short, &long, 1e-5);
     }
 }

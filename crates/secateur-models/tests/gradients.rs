@@ -1,12 +1,13 @@
-//! A gradient reaches every place of every family: each parameter is multiplied by a gate, and the gradient of every gate
-//! is compared with finite differences. An operation that drops a gradient silently is found wherever it stands.
+//! A gradient reaches every place of every family: each parameter is multiplied by a gate, and the
+//! gradient of every gate is compared with finite differences. An operation that drops a gradient
+//! silently is found wherever it stands.
 
 mod common;
 
 use candle_core::{DType, Device, Tensor, Var};
 use secateur_models::{
-    Autoencoder, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Checkpoint, ClipTextConfig, ClipTextModel, Error,
-    T5Config, T5Encoder,
+    Autoencoder, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, Checkpoint, ClipTextConfig,
+    ClipTextModel, Error, T5Config, T5Encoder,
 };
 use secateur_nn::{Context, Parameters, Scope};
 use std::collections::{BTreeMap, HashMap};
@@ -20,9 +21,13 @@ fn io(folder: &Path) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu).unwrap()
 }
 
-/// Compares the gradients of sum(output * cotangent) with respect to a gate on each parameter, at gates of 1.
-/// `forward` builds the model and runs it.
-fn every_gate(what: &str, parameters: &Parameters, forward: impl Fn(Scope<'_>) -> Result<Tensor, Error>) {
+/// Compares the gradients of sum(output * cotangent) with respect to a gate on each parameter, at
+/// gates of 1. `forward` builds the model and runs it.
+fn every_gate(
+    what: &str,
+    parameters: &Parameters,
+    forward: impl Fn(Scope<'_>) -> Result<Tensor, Error>,
+) {
     let loss = |gates: &BTreeMap<String, Tensor>| -> Tensor {
         let mut gated = parameters.clone();
         for (name, gate) in gates {
@@ -31,7 +36,8 @@ fn every_gate(what: &str, parameters: &Parameters, forward: impl Fn(Scope<'_>) -
         }
         let output = gated.build(&forward).unwrap();
         // Waves of no period that the output could have.
-        let cotangent: Vec<f32> = (0..output.elem_count()).map(|i| (i as f32 * 1.37).sin()).collect();
+        let cotangent: Vec<f32> =
+            (0..output.elem_count()).map(|i| (i as f32 * 1.37).sin()).collect();
         let cotangent = Tensor::from_vec(cotangent, output.shape(), &Device::Cpu).unwrap();
         (output * cotangent).unwrap().sum_all().unwrap()
     };
@@ -39,7 +45,8 @@ fn every_gate(what: &str, parameters: &Parameters, forward: impl Fn(Scope<'_>) -
     let names: Vec<String> = parameters.iter().map(|(name, _)| name.to_owned()).collect();
     let gates: BTreeMap<String, Var> =
         names.iter().map(|name| (name.clone(), Var::from_tensor(&one).unwrap())).collect();
-    let tracked = gates.iter().map(|(name, gate)| (name.clone(), gate.as_tensor().clone())).collect();
+    let tracked =
+        gates.iter().map(|(name, gate)| (name.clone(), gate.as_tensor().clone())).collect();
     let gradients = loss(&tracked).backward().unwrap();
 
     const STEP: f64 = 0.01;
@@ -47,12 +54,15 @@ fn every_gate(what: &str, parameters: &Parameters, forward: impl Fn(Scope<'_>) -
         let gate = Tensor::new(gate as f32, &Device::Cpu).unwrap();
         f64::from(loss(&BTreeMap::from([(name.clone(), gate)])).to_scalar::<f32>().unwrap())
     };
-    let differences: Vec<f64> =
-        names.iter().map(|name| (at(name, 1.0 + STEP) - at(name, 1.0 - STEP)) / (2.0 * STEP)).collect();
+    let differences: Vec<f64> = names
+        .iter()
+        .map(|name| (at(name, 1.0 + STEP) - at(name, 1.0 - STEP)) / (2.0 * STEP))
+        .collect();
     let largest = differences.iter().fold(0f64, |largest, d| largest.max(d.abs()));
     assert!(largest > 0.0, "{what}: nothing depends on anything");
     for (name, difference) in names.iter().zip(differences) {
-        let gradient = gradients.get(&gates[name]).map_or(0.0, |g| f64::from(g.to_scalar::<f32>().unwrap()));
+        let gradient =
+            gradients.get(&gates[name]).map_or(0.0, |g| f64::from(g.to_scalar::<f32>().unwrap()));
         let error = (gradient - difference).abs();
         assert!(
             error < 0.01 * difference.abs() + 1e-3 * largest,
@@ -64,7 +74,8 @@ fn every_gate(what: &str, parameters: &Parameters, forward: impl Fn(Scope<'_>) -
 fn denoiser(name: &str, multiplicity: Option<&Tensor>) {
     let folder = fixture(name);
     let given = io(&folder);
-    let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+    let parameters =
+        Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
     every_gate(name, &parameters, common::call(&folder, &given, multiplicity, Context::default()));
 }
 
@@ -124,7 +135,8 @@ fn pixart() {
 fn autoencoder() {
     let folder = fixture("sd_vae");
     let config = AutoencoderKlConfig::open(&folder.join("config.json")).unwrap();
-    let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+    let parameters =
+        Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
     let picture: Vec<f32> = (0..3 * 32 * 32).map(|i| (i as f32 * 0.613).sin()).collect();
     let picture = Tensor::from_vec(picture, (1, 3, 32, 32), &Device::Cpu).unwrap();
     every_gate("sd_vae", &parameters, |scope| {
@@ -145,7 +157,8 @@ fn text_encoder() {
     });
 }
 
-/// Within any step some ReLU bends: the gradient of pictures, through both halves, is compared with PyTorch's.
+/// Within any step some ReLU bends: the gradient of pictures, through both halves, is compared with
+/// PyTorch's.
 #[test]
 fn tiny_autoencoder() {
     let folder = fixture("tiny_vae");
@@ -167,5 +180,7 @@ fn t5_encoder() {
     let ids = given["ids"].to_dtype(DType::U32).unwrap();
     let config = T5Config::open(&folder.join("config.json")).unwrap();
     let parameters = Checkpoint::open(&folder, "model", None).unwrap().load().unwrap();
-    every_gate("t5_encoder", &parameters, |scope| T5Encoder::new(&config, &scope)?.forward(&ids, Some(&given["mask"])));
+    every_gate("t5_encoder", &parameters, |scope| {
+        T5Encoder::new(&config, &scope)?.forward(&ids, Some(&given["mask"]))
+    });
 }

@@ -1,5 +1,5 @@
-//! What a call is said to take, against what it holds: a counting allocator sees every byte. A process of its own:
-//! nothing else may run beside it.
+//! What a call is said to take, against what it holds: a counting allocator sees every byte. A
+//! process of its own: nothing else may run beside it.
 
 #[path = "common/counting.rs"]
 mod counting;
@@ -16,8 +16,9 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
     let [channels, height, width] = config.latent_shape();
     let structure = config.structure(&Geometry { latent: (height, width), text });
     let columns = |names: &[&str]| {
-        let mut layers =
-            structure.layers().filter(|layer| names.iter().any(|name| layer.name.as_str().ends_with(name)));
+        let mut layers = structure
+            .layers()
+            .filter(|layer| names.iter().any(|name| layer.name.as_str().ends_with(name)));
         layers.find_map(|layer| match layer.operation {
             Operation::Linear { inputs, .. } => Some(inputs),
             _ => None,
@@ -33,7 +34,8 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
         ..Conditioning::default()
     };
     let latents = random(&[samples, channels, height, width]);
-    let parameters = checkpoint.tensors().map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum();
+    let parameters =
+        checkpoint.tensors().map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum();
     let said = structure.memory(parameters, samples).total() as f64;
     let held = counting::most_held(|| {
         let parameters: Parameters = checkpoint.load().unwrap();
@@ -43,11 +45,17 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
     (held as f64, said)
 }
 
-/// A wide, short model with random weights, whose activations are a good part of its memory: a configuration with some
-/// options changed, and the shapes of the parameters that are no layer's.
-fn wide(folder: &Path, config: &str, options: &[(&str, usize)], others: &[(&str, &[usize])]) -> PathBuf {
+/// A wide, short model with random weights, whose activations are a good part of its memory: a
+/// configuration with some options changed, and the shapes of the parameters that are no layer's.
+fn wide(
+    folder: &Path,
+    config: &str,
+    options: &[(&str, usize)],
+    others: &[(&str, &[usize])],
+) -> PathBuf {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(config);
-    let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     for &(name, value) in options {
         config[name] = value.into();
     }
@@ -61,16 +69,23 @@ fn wide(folder: &Path, config: &str, options: &[(&str, usize)], others: &[(&str,
         use Operation::{Attention, Convolution, Linear};
         let (shape, outputs) = match layer.operation {
             Linear { inputs, outputs, .. } => (vec![outputs, inputs], outputs),
-            Convolution { inputs, outputs, kernel, .. } => (vec![outputs, inputs, kernel, kernel], outputs),
+            Convolution { inputs, outputs, kernel, .. } => {
+                (vec![outputs, inputs, kernel, kernel], outputs)
+            }
             Attention { .. } => continue,
         };
-        tensors.insert(layer.name.weight(), Tensor::randn(0f32, 0.02, shape, &Device::Cpu).unwrap());
-        tensors.insert(format!("{}.bias", layer.name), Tensor::zeros(outputs, DType::F32, &Device::Cpu).unwrap());
+        tensors
+            .insert(layer.name.weight(), Tensor::randn(0f32, 0.02, shape, &Device::Cpu).unwrap());
+        tensors.insert(
+            format!("{}.bias", layer.name),
+            Tensor::zeros(outputs, DType::F32, &Device::Cpu).unwrap(),
+        );
     }
     for (name, shape) in others {
         tensors.insert((*name).into(), Tensor::ones(*shape, DType::F32, &Device::Cpu).unwrap());
     }
-    candle_core::safetensors::save(&tensors, folder.join("diffusion_pytorch_model.safetensors")).unwrap();
+    candle_core::safetensors::save(&tensors, folder.join("diffusion_pytorch_model.safetensors"))
+        .unwrap();
     folder.into()
 }
 
@@ -85,9 +100,12 @@ fn wide_mmdit(folder: &Path) -> PathBuf {
     ];
     let norms: Vec<String> = ["norm_q", "norm_k", "norm_added_q", "norm_added_k"]
         .iter()
-        .flat_map(|norm| (0..2).map(move |block| format!("transformer_blocks.{block}.attn.{norm}.weight")))
+        .flat_map(|norm| {
+            (0..2).map(move |block| format!("transformer_blocks.{block}.attn.{norm}.weight"))
+        })
         .collect();
-    let mut others: Vec<(&str, &[usize])> = norms.iter().map(|name| (name.as_str(), &[32][..])).collect();
+    let mut others: Vec<(&str, &[usize])> =
+        norms.iter().map(|name| (name.as_str(), &[32][..])).collect();
     others.push(("pos_embed.pos_embed", &[1, 24 * 24, WIDTH]));
     wide(folder, "models/emoji-mmdit/transformer/config.json", &options, &others)
 }
@@ -133,6 +151,9 @@ fn a_call_takes_what_it_is_said_to_take() {
         let (measured, said) = measure(&folder.join("config.json"), &checkpoint, samples, text);
         let mebibytes = |bytes: f64| bytes / f64::from(1 << 20);
         let (measured, said) = (mebibytes(measured), mebibytes(said));
-        assert!((measured / said - 1.0).abs() < 0.1, "{what}: {measured:.1} MiB measured, {said:.1} MiB said");
+        assert!(
+            (measured / said - 1.0).abs() < 0.1,
+            "{what}: {measured:.1} MiB measured, {said:.1} MiB said"
+        );
     }
 }

@@ -14,14 +14,18 @@ fn model(name: &str) -> PathBuf {
 /// 64 patches and one token more, hidden layers four times as wide.
 #[test]
 fn the_memory_of_clip() {
-    let memory = |pictures, texts| ClipModel::memory(&model("emoji-clip"), pictures, texts).unwrap();
+    let memory =
+        |pictures, texts| ClipModel::memory(&model("emoji-clip"), pictures, texts).unwrap();
     assert_eq!(memory(1, 1).packed_weights, 4 * (4 * 12 * 192 * 192 + 6 * 12 * 256 * 256));
     assert_eq!(memory(3, 5).weights, 4 * 7_035_649);
     // Of texts and pictures the larger; no more than 64 texts are read at a time.
     let (of_text, of_picture) = (4 * 32 * 9 * 192, 4 * 65 * 9 * 256);
-    for (pictures, texts, most) in
-        [(2, 1, 2 * of_picture), (0, 3, 3 * of_text), (1, 64, 64 * of_text), (1, 1000, 64 * of_text)]
-    {
+    for (pictures, texts, most) in [
+        (2, 1, 2 * of_picture),
+        (0, 3, 3 * of_text),
+        (1, 64, 64 * of_text),
+        (1, 1000, 64 * of_text),
+    ] {
         assert_eq!(memory(pictures, texts).activations, most, "{pictures} pictures, {texts} texts");
     }
 }

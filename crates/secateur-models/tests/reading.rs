@@ -1,4 +1,5 @@
-//! What model folders of others say in their own words. Each kind of deviation is a table: a new member is a line.
+//! What model folders of others say in their own words. Each kind of deviation is a table: a new
+//! member is a line.
 
 #![cfg(unix)]
 
@@ -8,8 +9,8 @@ mod assemble;
 use assemble::assemble;
 use safetensors::tensor::{Dtype, TensorView};
 use secateur_models::{
-    ClipImageProcessor, ClipModel, ClipTextConfig, ClipTokenizer, ModelFolder, Pipeline, Result, Sampler, T5Config,
-    T5Tokenizer, autoencoder_config, denoiser_config,
+    ClipImageProcessor, ClipModel, ClipTextConfig, ClipTokenizer, ModelFolder, Pipeline, Result,
+    Sampler, T5Config, T5Tokenizer, autoencoder_config, denoiser_config,
 };
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -58,7 +59,9 @@ impl Part {
             T5 => format!("{:?}", T5Config::open(&path)?),
             WholeClip => ClipModel::open(folder)?.name().to_owned(),
             ClipWords => format!("{:?}", ClipTokenizer::open(folder)?.encode("a red apple")?),
-            T5Words => format!("{:?}", T5Tokenizer::open(folder)?.encode_batch(&["apple".into()], 8)?),
+            T5Words => {
+                format!("{:?}", T5Tokenizer::open(folder)?.encode_batch(&["apple".into()], 8)?)
+            }
             Processor => format!("{:?}", ClipImageProcessor::open(&path)?),
         })
     }
@@ -85,7 +88,8 @@ fn copied(source: &Path) -> tempfile::TempDir {
 
 /// Sets an option of a JSON file.
 fn set(path: &Path, option: &str, value: Value) {
-    let mut fields: Map<String, Value> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut fields: Map<String, Value> =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     fields.insert(option.into(), value);
     std::fs::write(path, Value::Object(fields).to_string()).unwrap();
 }
@@ -132,7 +136,8 @@ fn options_that_may_change_results_are_refused() {
         let folder = copied(&project().join(folder));
         set(&folder.path().join(file), option, value.clone());
         let error = part.open(folder.path()).expect_err(option).to_string();
-        let shown = [option, words, file].iter().all(|part| error.contains(part)) && !error.contains("untagged");
+        let shown = [option, words, file].iter().all(|part| error.contains(part))
+            && !error.contains("untagged");
         assert!(shown, "{option} {value}: {error}");
     }
 }
@@ -240,7 +245,8 @@ fn picture(folder: &Path) -> Vec<u32> {
     sampling.steps = 2;
     pipeline.folder().check(&sampling).unwrap();
     let latents = pipeline.sample(&["red apple".into()], 0..1, &sampling, None, &()).unwrap();
-    let picture = pipeline.pictures(&latents).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let picture =
+        pipeline.pictures(&latents).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     picture.into_iter().map(f32::to_bits).collect()
 }
 
@@ -253,35 +259,88 @@ enum Change {
     Tensor(&'static str, &'static str, Dtype, &'static [usize]),
 }
 
-/// Where parts of a model come from changes no picture. Each with the words of the one warning, if there is one.
+/// Where parts of a model come from changes no picture. Each with the words of the one warning, if
+/// there is one.
 #[test]
 fn provenance_changes_no_picture() {
     use Change::{Name, Option, Tensor};
     const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
     const ENCODER: &str = "text_encoder/model.safetensors";
     let rows = [
-        ("stable_diffusion_2", Option("text_encoder/config.json", "architectures", json!(["CLIPModel"])), ""),
-        ("stable_diffusion_2", Option("text_encoder/config.json", "architectures", Value::Null), ""),
         (
             "stable_diffusion_2",
-            Option("text_encoder/config.json", "architectures", json!(["CLIPTextModelWithProjection"])),
+            Option("text_encoder/config.json", "architectures", json!(["CLIPModel"])),
             "",
         ),
-        ("stable_diffusion_3", Option("text_encoder/config.json", "architectures", json!(["CLIPTextModel"])), ""),
-        ("pixart", Option("text_encoder/config.json", "architectures", json!(["T5ForConditionalGeneration"])), ""),
-        ("pixart", Option("transformer/config.json", "_class_name", json!("Transformer2DModel")), ""),
+        (
+            "stable_diffusion_2",
+            Option("text_encoder/config.json", "architectures", Value::Null),
+            "",
+        ),
+        (
+            "stable_diffusion_2",
+            Option(
+                "text_encoder/config.json",
+                "architectures",
+                json!(["CLIPTextModelWithProjection"]),
+            ),
+            "",
+        ),
+        (
+            "stable_diffusion_3",
+            Option("text_encoder/config.json", "architectures", json!(["CLIPTextModel"])),
+            "",
+        ),
+        (
+            "pixart",
+            Option(
+                "text_encoder/config.json",
+                "architectures",
+                json!(["T5ForConditionalGeneration"]),
+            ),
+            "",
+        ),
+        (
+            "pixart",
+            Option("transformer/config.json", "_class_name", json!("Transformer2DModel")),
+            "",
+        ),
         ("stable_diffusion_2", Option("unet/config.json", "_class_name", json!("UNet2DModel")), ""),
-        ("stable_diffusion_2", Option("vae/config.json", "_class_name", json!("AutoencoderTiny")), ""),
+        (
+            "stable_diffusion_2",
+            Option("vae/config.json", "_class_name", json!("AutoencoderTiny")),
+            "",
+        ),
         ("stable_diffusion_2", Option("vae/config.json", "_class_name", Value::Null), ""),
         // The pipeline of Stable Diffusion does not know of a shift.
         ("stable_diffusion_2", Option("vae/config.json", "shift_factor", json!(0.5)), ""),
         ("stable_diffusion_xl", Option("vae/config.json", "shift_factor", json!(0.5)), ""),
         ("pixart", Option("vae/config.json", "shift_factor", json!(0.5)), ""),
-        ("stable_diffusion_2", Tensor(UNET, "ema.conv_in.weight", Dtype::F32, &[2]), "unet: tensor ema.conv_in.weight"),
-        ("stable_diffusion_2", Tensor(UNET, "dummy", Dtype::F32, &[0]), "unet: tensor dummy is not read"),
-        ("stable_diffusion_2", Tensor(UNET, "scale", Dtype::F8_E4M3, &[3]), "unet: tensor scale is not read"),
-        ("stable_diffusion_2", Tensor(ENCODER, "embeddings.position_ids", Dtype::I32, &[1, 32]), ""),
-        ("stable_diffusion_2", Tensor(ENCODER, "mask", Dtype::BOOL, &[4]), "text_encoder: tensor mask is not read"),
+        (
+            "stable_diffusion_2",
+            Tensor(UNET, "ema.conv_in.weight", Dtype::F32, &[2]),
+            "unet: tensor ema.conv_in.weight",
+        ),
+        (
+            "stable_diffusion_2",
+            Tensor(UNET, "dummy", Dtype::F32, &[0]),
+            "unet: tensor dummy is not read",
+        ),
+        (
+            "stable_diffusion_2",
+            Tensor(UNET, "scale", Dtype::F8_E4M3, &[3]),
+            "unet: tensor scale is not read",
+        ),
+        (
+            "stable_diffusion_2",
+            Tensor(ENCODER, "embeddings.position_ids", Dtype::I32, &[1, 32]),
+            "",
+        ),
+        (
+            "stable_diffusion_2",
+            Tensor(ENCODER, "mask", Dtype::BOOL, &[4]),
+            "text_encoder: tensor mask is not read",
+        ),
         (
             "stable_diffusion_2",
             Tensor("vae/diffusion_pytorch_model.safetensors", "loss.logvar", Dtype::F64, &[]),
@@ -297,7 +356,11 @@ fn provenance_changes_no_picture() {
             ),
             "",
         ),
-        ("pixart", Tensor(ENCODER, "lm_head.weight", Dtype::F16, &[4, 4]), "tensor lm_head.weight is not read"),
+        (
+            "pixart",
+            Tensor(ENCODER, "lm_head.weight", Dtype::F16, &[4, 4]),
+            "tensor lm_head.weight is not read",
+        ),
     ];
     for (pipeline, change, words) in rows {
         let folder = copied(assemble(&project().join("tests/goldens"), pipeline).path());
@@ -332,8 +395,8 @@ fn a_shift_of_sd3_changes_the_picture() {
     assert!(picture(folder.path()) != before);
 }
 
-/// Sides of the latents, by the version of diffusers that wrote the UNet's configuration, and its `sample_size`: what
-/// `StableDiffusionPipeline` of diffusers 0.42 makes of them.
+/// Sides of the latents, by the version of diffusers that wrote the UNet's configuration, and its
+/// `sample_size`: what `StableDiffusionPipeline` of diffusers 0.42 makes of them.
 #[test]
 fn sizes_of_older_versions() {
     for (pipeline, version, size, side) in [
@@ -359,23 +422,48 @@ fn sizes_of_older_versions() {
     }
 }
 
-/// What a command does not use does not stop it: the folder opens, and only sampling says what is wrong. Each with a
-/// sampler that does without, if there is one.
+/// What a command does not use does not stop it: the folder opens, and only sampling says what is
+/// wrong. Each with a sampler that does without, if there is one.
 #[test]
 fn what_is_not_used_is_not_checked() {
     let unknown = json!(["diffusers", "LCMScheduler"]);
     let ddim = Some(Sampler::Ddim);
     let rows = [
-        ("model_index.json", "scheduler", unknown, "LCMScheduler is not supported; the samplers ddim (DDIM", ddim),
-        ("scheduler/scheduler_config.json", "thresholding", json!("x"), "thresholding", Some(Sampler::Euler)),
+        (
+            "model_index.json",
+            "scheduler",
+            unknown,
+            "LCMScheduler is not supported; the samplers ddim (DDIM",
+            ddim,
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "thresholding",
+            json!("x"),
+            "thresholding",
+            Some(Sampler::Euler),
+        ),
         ("vae/config.json", "block_out_channels", json!([]), "block_out_channels", None),
-        ("vae/config.json", "latents_mean", json!([1.0]), "latents_mean [1.0] is not supported; null is", None),
+        (
+            "vae/config.json",
+            "latents_mean",
+            json!([1.0]),
+            "latents_mean [1.0] is not supported; null is",
+            None,
+        ),
         ("text_encoder/config.json", "hidden_size", json!("x"), "hidden_size", None),
-        ("text_encoder/config.json", "use_attention_mask", json!(true), "use_attention_mask true", None),
+        (
+            "text_encoder/config.json",
+            "use_attention_mask",
+            json!(true),
+            "use_attention_mask true",
+            None,
+        ),
         ("tokenizer/tokenizer_config.json", "padding_side", json!("left"), "padding_side", None),
     ];
     for (file, option, value, words, instead) in rows {
-        let folder = copied(assemble(&project().join("tests/goldens"), "stable_diffusion_2").path());
+        let folder =
+            copied(assemble(&project().join("tests/goldens"), "stable_diffusion_2").path());
         if file.starts_with("tokenizer") && !folder.path().join(file).is_file() {
             std::fs::write(folder.path().join(file), "{}").unwrap();
         }
@@ -406,7 +494,10 @@ fn what_is_not_read_of_long_prompts_is_told() {
     };
     assert!(lines(16, &prompts[..1]).is_empty());
     let told = |words: &str, tokens: usize, tokenizer: &str, more: &str| {
-        format!("of prompt 2 {words:?} is not read: it is beyond the {tokens} tokens of {tokenizer}{more}")
+        format!(
+            "of prompt 2 {words:?} is not read: it is beyond the {tokens} tokens of \
+             {tokenizer}{more}"
+        )
     };
     let words = [&long("apple")[..60], "..."].concat();
     let clip = |more: &str| ["tokenizer", "tokenizer_2"].map(|name| told(&words, 32, name, more));

@@ -1,5 +1,5 @@
-//! What is taken over from earlier calls, against a plain run that computes everything and then replaces what should not have
-//! been, on every family.
+//! What is taken over from earlier calls, against a plain run that computes everything and then
+//! replaces what should not have been, on every family.
 
 #![cfg(unix)]
 
@@ -7,7 +7,9 @@
 mod assemble;
 
 use candle_core::Tensor;
-use secateur_models::{Denoising, Error, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind};
+use secateur_models::{
+    Denoising, Error, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind,
+};
 use secateur_nn::{Context, Gates, Passage, Probe, Step};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,8 +47,15 @@ impl Gates for Plain<'_> {
         Ok(Passage::Compute(inputs.to_vec()))
     }
 
-    fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
-        let Some(unit) = self.schedule.units.iter().position(|unit| unit == stretch) else { return Ok(outputs) };
+    fn leave(
+        &self,
+        stretch: &str,
+        inputs: &[Tensor],
+        outputs: Vec<Tensor>,
+    ) -> secateur_nn::Result<Vec<Tensor>> {
+        let Some(unit) = self.schedule.units.iter().position(|unit| unit == stretch) else {
+            return Ok(outputs);
+        };
         let residual = self.schedule.kind == UnitKind::Residual;
         let mut made = self.made.borrow_mut();
         if self.schedule.computed[self.call.get()][unit] {
@@ -63,7 +72,8 @@ impl Gates for Plain<'_> {
         let last = &made[stretch][made[stretch].len().saturating_sub(self.schedule.order + 1)..];
         let kept: Vec<Tensor> = (0..last[0].1.len())
             .map(|tensor| {
-                let points: Vec<(f64, &Tensor)> = last.iter().map(|(place, made)| (*place, &made[tensor])).collect();
+                let points: Vec<(f64, &Tensor)> =
+                    last.iter().map(|(place, made)| (*place, &made[tensor])).collect();
                 neville(&points, self.timestep.get())
             })
             .collect();
@@ -74,12 +84,23 @@ impl Gates for Plain<'_> {
     }
 }
 
-fn plain(pipeline: &Pipeline, prompts: &[String], sampling: &Sampling, reuse: &ReuseSchedule) -> Result<Tensor, Error> {
+fn plain(
+    pipeline: &Pipeline,
+    prompts: &[String],
+    sampling: &Sampling,
+    reuse: &ReuseSchedule,
+) -> Result<Tensor, Error> {
     let images = 0..prompts.len();
     let conditioning = pipeline.guided_conditioning(prompts, sampling.latent, sampling)?;
     let mut schedule = pipeline.folder().schedule(sampling.latent, sampling)?;
-    let mut latents = pipeline.noise(images.clone(), sampling)?.affine(schedule.initial_scale(), 0.0)?;
-    let gates = Plain { schedule: reuse, call: Cell::default(), timestep: Cell::default(), made: RefCell::default() };
+    let mut latents =
+        pipeline.noise(images.clone(), sampling)?.affine(schedule.initial_scale(), 0.0)?;
+    let gates = Plain {
+        schedule: reuse,
+        call: Cell::default(),
+        timestep: Cell::default(),
+        made: RefCell::default(),
+    };
     let guided = pipeline.folder().passes(sampling.guidance) == 2;
     let mut draws = 0;
     for (index, call) in schedule.calls().to_vec().into_iter().enumerate() {
@@ -94,7 +115,10 @@ fn plain(pipeline: &Pipeline, prompts: &[String], sampling: &Sampling, reuse: &R
         let output = output.narrow(1, 0, latents.dim(1)?)?;
         let output = match guided {
             true => {
-                let (free, told) = (output.narrow(0, 0, images.len())?, output.narrow(0, images.len(), images.len())?);
+                let (free, told) = (
+                    output.narrow(0, 0, images.len())?,
+                    output.narrow(0, images.len(), images.len())?,
+                );
                 (&free + ((told - &free)? * sampling.guidance)?)?
             }
             false => output,
@@ -114,7 +138,12 @@ fn plain(pipeline: &Pipeline, prompts: &[String], sampling: &Sampling, reuse: &R
 struct Called(RefCell<BTreeSet<(usize, LayerName)>>);
 
 impl Probe for Called {
-    fn linear_input(&self, layer: &LayerName, _: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
+    fn linear_input(
+        &self,
+        layer: &LayerName,
+        _: &Tensor,
+        context: &Context<'_>,
+    ) -> secateur_nn::Result<()> {
         self.0.borrow_mut().insert((context.step.index, layer.clone()));
         Ok(())
     }
@@ -127,7 +156,9 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
 /// Every second unit or so, another choice at each call.
 fn some(schedule: &mut ReuseSchedule) {
     for (call, row) in schedule.computed.iter_mut().enumerate().skip(1) {
-        row.iter_mut().enumerate().for_each(|(unit, computed)| *computed = (call * 7 + unit * 5) % 3 == 0);
+        row.iter_mut()
+            .enumerate()
+            .for_each(|(unit, computed)| *computed = (call * 7 + unit * 5) % 3 == 0);
     }
 }
 
@@ -151,7 +182,11 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[UnitKind], sampler: Option<Sa
         };
         assert!(kinds.contains(&kind), "{what}: units");
         let calls = whole.computed.len() as u64;
-        assert_eq!(largest_difference(&full, &draw(Some(&whole), None)), 0.0, "{what}: all computed");
+        assert_eq!(
+            largest_difference(&full, &draw(Some(&whole), None)),
+            0.0,
+            "{what}: all computed"
+        );
         assert_eq!(whole.macs(&structure).unwrap(), calls * structure.macs(), "{what}");
 
         let mut mixed = whole.clone();
@@ -162,19 +197,30 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[UnitKind], sampler: Option<Sa
         for order in 0..3 {
             let of_order = ReuseSchedule { order, ..mixed.clone() };
             let plain = plain(&pipeline, &prompts, &sampling, &of_order).unwrap();
-            let scale = plain.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap().max(1.0);
+            let scale =
+                plain.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap().max(1.0);
             let of_order = draw(Some(&of_order), None);
             let difference = largest_difference(&of_order, &plain);
-            assert!(difference < 1e-5 * scale, "{what}, order {order}: {difference} from a plain run");
-            assert_eq!(order > 0, largest_difference(&of_order, &drawn) > 1e-4, "{what}: order {order}");
+            assert!(
+                difference < 1e-5 * scale,
+                "{what}, order {order}: {difference} from a plain run"
+            );
+            assert_eq!(
+                order > 0,
+                largest_difference(&of_order, &drawn) > 1e-4,
+                "{what}: order {order}"
+            );
         }
         // No layer of a unit that is taken over was called.
         if calls == sampling.steps as u64 {
-            let linear =
-                |layer: &&secateur_models::Layer| matches!(layer.operation, secateur_models::Operation::Linear { .. });
+            let linear = |layer: &&secateur_models::Layer| {
+                matches!(layer.operation, secateur_models::Operation::Linear { .. })
+            };
             for (call, row) in mixed.computed.iter().enumerate() {
                 for (unit, computed) in structure.units_of(kind).unwrap().iter().zip(row) {
-                    let layers = structure.blocks[unit.blocks.clone()].iter().flat_map(|block| &block.layers);
+                    let layers = structure.blocks[unit.blocks.clone()]
+                        .iter()
+                        .flat_map(|block| &block.layers);
                     for layer in layers.filter(linear) {
                         let was = called.0.borrow().contains(&(call, layer.name.clone()));
                         assert_eq!(was, *computed, "{what}: {} at call {call}", layer.name);
@@ -185,9 +231,16 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[UnitKind], sampler: Option<Sa
 
         // What feeds only what is taken over changes nothing.
         let mut once = whole.clone();
-        once.computed[2].iter_mut().enumerate().for_each(|(unit, computed)| *computed = unit % 3 != 1);
+        once.computed[2]
+            .iter_mut()
+            .enumerate()
+            .for_each(|(unit, computed)| *computed = unit % 3 != 1);
         let live = once.clone().live(&structure).unwrap();
-        assert_eq!(largest_difference(&draw(Some(&once), None), &draw(Some(&live), None)), 0.0, "{what}: liveness");
+        assert_eq!(
+            largest_difference(&draw(Some(&once), None), &draw(Some(&live), None)),
+            0.0,
+            "{what}: liveness"
+        );
         let fewer = live.macs(&structure).unwrap() < once.macs(&structure).unwrap();
         assert_eq!(fewer, kind != UnitKind::Residual, "{what}: something is dead");
     }
@@ -199,8 +252,16 @@ const OF_CHAINS: [UnitKind; 3] = [UnitKind::Block, UnitKind::Branch, UnitKind::R
 #[test]
 fn small_pipelines() {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
-    for name in ["stable_diffusion_2", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "ddpm"] {
-        let kinds = if name.starts_with("stable_diffusion_3") || ["flux", "pixart"].contains(&name) {
+    for name in [
+        "stable_diffusion_2",
+        "stable_diffusion_xl",
+        "stable_diffusion_3",
+        "flux",
+        "pixart",
+        "ddpm",
+    ] {
+        let kinds = if name.starts_with("stable_diffusion_3") || ["flux", "pixart"].contains(&name)
+        {
             &OF_CHAINS[..]
         } else {
             &OF_UNETS
@@ -221,25 +282,31 @@ fn bundled_models() {
     check(&model("emoji-mmdit"), &["red apple, noto style emoji"], &OF_CHAINS, None);
 }
 
-/// A run that forks goes on as if it had been the other one from the start, and the first one as if nothing had been.
+/// A run that forks goes on as if it had been the other one from the start, and the first one as if
+/// nothing had been.
 #[test]
 fn forks() {
     let folder = ModelFolder::open(&model("emoji-dit"), None).unwrap();
     let pipeline = Pipeline::open(folder.clone()).unwrap();
     let prompts = ["1", "2"].map(str::to_owned);
-    for sampler in [Sampler::Ddim, Sampler::Ddpm, Sampler::Pndm, Sampler::Heun, Sampler::DpmSolver] {
+    for sampler in [Sampler::Ddim, Sampler::Ddpm, Sampler::Pndm, Sampler::Heun, Sampler::DpmSolver]
+    {
         let sampling = Sampling { steps: 6, sampler, ..folder.sampling() };
         let mut one = folder.whole_reuse(&sampling, UnitKind::Block).unwrap();
         one.order = 1;
         some(&mut one);
         let mut other = one.clone();
         let steps_of_fork = 3;
-        let reusing =
-            |schedule: &ReuseSchedule| Sampling { reuse: Some(Arc::new(schedule.clone())), ..sampling.clone() };
+        let reusing = |schedule: &ReuseSchedule| Sampling {
+            reuse: Some(Arc::new(schedule.clone())),
+            ..sampling.clone()
+        };
         let noise = pipeline.noise(0..2, &sampling).unwrap();
-        let conditioning = pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
-        let begin =
-            |sampling: &Sampling| Denoising::new(&pipeline, &noise, &conditioning, 0..2, sampling, None).unwrap();
+        let conditioning =
+            pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
+        let begin = |sampling: &Sampling| {
+            Denoising::new(&pipeline, &noise, &conditioning, 0..2, sampling, None).unwrap()
+        };
         let finish = |mut run: Denoising<'_>| {
             while run.step().unwrap() {}
             assert_eq!(run.next_calls().len(), 0);
@@ -278,7 +345,10 @@ fn another_number_of_steps() {
     };
     assert_eq!(calls(5), [true, false, true, false, true]);
     assert_eq!(calls(9), [true, true, false, false, true, true, false, false, true]);
-    assert_eq!((calls(1), calls(2), calls(3)), (vec![true], vec![true, true], vec![true, true, true]));
+    assert_eq!(
+        (calls(1), calls(2), calls(3)),
+        (vec![true], vec![true, true], vec![true, true, true])
+    );
 
     let temporary = tempfile::tempdir().unwrap();
     let out = temporary.path().join("skipping");
@@ -289,7 +359,10 @@ fn another_number_of_steps() {
     assert_eq!(skipping.sampling().steps, 5, "it is sampled as it was learned");
     assert_eq!(*skipping.reuse(&skipping.sampling(), false).unwrap().unwrap(), schedule);
     let error = skipping.reuse(&sampling(7), false).unwrap_err().to_string();
-    assert!(error.contains("with 5 steps") && error.contains("with 7") && error.contains("--adapt"), "{error}");
+    assert!(
+        error.contains("with 5 steps") && error.contains("with 7") && error.contains("--adapt"),
+        "{error}"
+    );
     assert_eq!(skipping.reuse(&sampling(7), true).unwrap().unwrap().steps, 7);
 
     let path = out.join("reuse.json");

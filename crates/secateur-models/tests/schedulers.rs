@@ -1,5 +1,6 @@
-//! Samplers against diffusers 0.42.1: whole runs with a toy model, from `tools/make_scheduler_fixtures.py`. Timesteps and
-//! the latents at the end are within 1e-5 of the largest of them; what is left is the rounding of latents in f32.
+//! Samplers against diffusers 0.42.1: whole runs with a toy model, from
+//! `tools/make_scheduler_fixtures.py`. Timesteps and the latents at the end are within 1e-5 of the
+//! largest of them; what is left is the rounding of latents in f32.
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
@@ -69,7 +70,8 @@ fn sample(config: &dyn SchedulerConfig, steps: usize, start: &Tensor, noise: &[T
     for (index, call) in schedule.calls().to_vec().into_iter().enumerate() {
         let input = schedule.scale_input(index, &latents).unwrap();
         let output = model(&input, call.timestep);
-        latents = schedule.step(index, &latents, &output, &mut || Ok(draws.next().unwrap())).unwrap();
+        latents =
+            schedule.step(index, &latents, &output, &mut || Ok(draws.next().unwrap())).unwrap();
     }
     latents
 }
@@ -83,7 +85,10 @@ fn error(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
     let largest = want.iter().fold(f32::MIN_POSITIVE, |largest, w| largest.max(w.abs()));
     // Not `max`, which would pass over NaN.
-    got.iter().zip(want).map(|(g, w)| (g - w).abs() / largest).fold(0.0, |most, e| if e <= most { most } else { e })
+    got.iter()
+        .zip(want)
+        .map(|(g, w)| (g - w).abs() / largest)
+        .fold(0.0, |most, e| if e <= most { most } else { e })
 }
 
 /// A file of reference values; `None`, and a line that says so, where another folder lacks it.
@@ -102,8 +107,11 @@ fn golden(name: &str) -> Option<PathBuf> {
 fn runs_match_diffusers() {
     let Some(path) = golden("schedulers.json") else { return };
     let fixture: Fixture = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let tensor = |values: &Vec<f32>| Tensor::from_slice(values, fixture.shape.as_slice(), &Device::Cpu).unwrap();
-    let (start, noise) = (tensor(&fixture.start), fixture.noise.iter().map(tensor).collect::<Vec<_>>());
+    let tensor = |values: &Vec<f32>| {
+        Tensor::from_slice(values, fixture.shape.as_slice(), &Device::Cpu).unwrap()
+    };
+    let (start, noise) =
+        (tensor(&fixture.start), fixture.noise.iter().map(tensor).collect::<Vec<_>>());
     let (mut failures, mut largest) = (Vec::new(), BTreeMap::new());
     for Case { config, steps, timesteps, initial_scale, latents } in &fixture.cases {
         let what = format!("{config}, {steps} steps");
@@ -114,9 +122,12 @@ fn runs_match_diffusers() {
         let scale = ((schedule.initial_scale() - initial_scale) / initial_scale).abs() as f32;
         let result = error(&values(&sample(&*scheduler, *steps, &start, &noise)), latents);
         if ![times, scale, result].iter().all(|error| *error <= TOLERANCE) {
-            failures.push(format!("{what}: timesteps {times:.1e}, scale {scale:.1e}, latents {result:.1e}"));
+            failures.push(format!(
+                "{what}: timesteps {times:.1e}, scale {scale:.1e}, latents {result:.1e}"
+            ));
         }
-        let class = CLASSES.into_iter().find(|class| config.contains(&format!("{class:?}"))).unwrap();
+        let class =
+            CLASSES.into_iter().find(|class| config.contains(&format!("{class:?}"))).unwrap();
         let most = largest.entry(class).or_insert(0f32);
         *most = most.max(result);
     }
@@ -129,7 +140,8 @@ fn runs_match_diffusers() {
 #[test]
 fn the_timesteps_of_emoji_unet_match_diffusers() {
     let Some(cases) = golden("cases.json") else { return };
-    let cases: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(cases).unwrap()).unwrap();
+    let cases: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(cases).unwrap()).unwrap();
     let steps = cases["unet"]["scheduler_steps"].as_u64().unwrap() as usize;
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-unet/scheduler");
     let ddim = std::fs::read_to_string(folder.join("scheduler_config.json")).unwrap();
@@ -141,7 +153,8 @@ fn the_timesteps_of_emoji_unet_match_diffusers() {
         ("pndm", "DDIM", "PNDM"),
     ] {
         let Some(path) = golden(&format!("unet_sched_{name}.safetensors")) else { continue };
-        let want = values(&candle_core::safetensors::load(path, &Device::Cpu).unwrap()["timesteps"]);
+        let want =
+            values(&candle_core::safetensors::load(path, &Device::Cpu).unwrap()["timesteps"]);
         let schedule = read(&ddim.replace(old, new)).unwrap().schedule(run(steps)).unwrap();
         let told: Vec<f32> = schedule.calls().iter().map(|call| call.timestep).collect();
         assert_eq!(told, want, "{name}");
@@ -169,11 +182,14 @@ fn calls_belong_to_steps() {
     assert_eq!(calls("PNDMScheduler", "", 4), [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3]);
 }
 
-/// For some numbers of steps diffusers has one trailing timestep too many, -1, by rounding: 1000 - 61 * (1000 / 61) > 0.
+/// For some numbers of steps diffusers has one trailing timestep too many, -1, by rounding: 1000 -
+/// 61 * (1000 / 61) > 0.
 #[test]
 fn trailing_timesteps_are_as_many_as_steps() {
     for class in CLASSES {
-        let scheduler = read(&config(class, r#""timestep_spacing": "trailing", "skip_prk_steps": true"#)).unwrap();
+        let scheduler =
+            read(&config(class, r#""timestep_spacing": "trailing", "skip_prk_steps": true"#))
+                .unwrap();
         let schedule = scheduler.schedule(run(61)).unwrap();
         let last = schedule.calls().last().unwrap();
         assert_eq!((last.timestep, last.step), (15.0, 60), "{class}");
@@ -182,7 +198,8 @@ fn trailing_timesteps_are_as_many_as_steps() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name_and_value() {
-    let exploding = ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"];
+    let exploding =
+        ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"];
     let mut cases: Vec<(&str, &str, &str)> = Vec::new();
     for class in CLASSES {
         cases.extend([
@@ -198,7 +215,10 @@ fn what_is_not_supported_is_refused_by_name_and_value() {
         ]);
     }
     for class in exploding {
-        cases.extend([(class, "use_exponential_sigmas", "true"), (class, "use_beta_sigmas", "true")]);
+        cases.extend([
+            (class, "use_exponential_sigmas", "true"),
+            (class, "use_beta_sigmas", "true"),
+        ]);
     }
     for (class, name, value) in [
         ("DDIMScheduler", "clip_sample_range", "0"),
@@ -224,7 +244,10 @@ fn what_is_not_supported_is_refused_by_name_and_value() {
     }
     for (class, name, value) in cases {
         let error = read(&config(class, &format!("{name:?}: {value}"))).unwrap_err().to_string();
-        assert!(error.contains(name) && error.contains(value.trim_matches('"')), "{class} with {value}: {error}");
+        assert!(
+            error.contains(name) && error.contains(value.trim_matches('"')),
+            "{class} with {value}: {error}"
+        );
     }
 }
 
@@ -245,7 +268,10 @@ fn contradictions_are_errors() {
         }
         for (options, steps) in [("", 0), ("", 1001), (r#""num_train_timesteps": 5"#, 6)] {
             let scheduler = read(&config(class, options)).unwrap();
-            assert!(scheduler.schedule(run(steps)).is_err(), "{class} with {options}, {steps} steps");
+            assert!(
+                scheduler.schedule(run(steps)).is_err(),
+                "{class} with {options}, {steps} steps"
+            );
         }
         let even = Run { even_levels: true, ..run(5) };
         assert!(read(&config(class, "")).unwrap().schedule(even).is_err(), "{class}");
@@ -255,7 +281,9 @@ fn contradictions_are_errors() {
     let both = r#""use_karras_sigmas": true, "use_flow_sigmas": true"#;
     assert!(read(&config("DPMSolverMultistepScheduler", both)).is_err());
     // Numbers beyond any model's are refused when the file is read, by name.
-    for (class, name) in [("EulerDiscreteScheduler", "sigma_max"), ("DPMSolverMultistepScheduler", "flow_shift")] {
+    for (class, name) in
+        [("EulerDiscreteScheduler", "sigma_max"), ("DPMSolverMultistepScheduler", "flow_shift")]
+    {
         let error = read(&config(class, &format!("{name:?}: 1e300"))).unwrap_err().to_string();
         assert!(error.contains("scheduler_config.json") && error.contains(name), "{error}");
     }
@@ -264,7 +292,11 @@ fn contradictions_are_errors() {
         ("DDIMScheduler", r#""steps_offset": 600"#, 2),
         ("DDIMScheduler", r#""rescale_betas_zero_snr": true, "timestep_spacing": "trailing""#, 5),
         ("DDPMScheduler", r#""rescale_betas_zero_snr": true, "timestep_spacing": "linspace""#, 5),
-        ("EulerDiscreteScheduler", r#""use_karras_sigmas": true, "sigma_min": 5.0, "sigma_max": 1.0"#, 5),
+        (
+            "EulerDiscreteScheduler",
+            r#""use_karras_sigmas": true, "sigma_min": 5.0, "sigma_max": 1.0"#,
+            5,
+        ),
         ("EulerDiscreteScheduler", r#""use_karras_sigmas": true, "sigma_min": 1e-300"#, 5),
         ("DPMSolverMultistepScheduler", r#""timestep_spacing": "leading""#, 1000),
         ("DPMSolverMultistepScheduler", "", 1000),
@@ -283,32 +315,41 @@ fn every_schedule_that_is_made_gives_numbers() {
         "",
         r#""use_karras_sigmas": true, "prediction_type": "v_prediction""#,
         r#""final_sigmas_type": "sigma_min", "solver_type": "heun", "skip_prk_steps": true"#,
-        r#""use_karras_sigmas": true, "final_sigmas_type": "sigma_min", "solver_order": 3, "lower_order_final": false"#,
+        r#""use_karras_sigmas": true, "final_sigmas_type": "sigma_min", "solver_order": 3,
+            "lower_order_final": false"#,
         r#""use_flow_sigmas": true, "final_sigmas_type": "sigma_min", "thresholding": true"#,
         r#""rescale_betas_zero_snr": true, "prediction_type": "v_prediction", "steps_offset": 1"#,
     ];
-    for (class, options) in CLASSES.iter().flat_map(|class| options.map(|options| (class, options))) {
+    for (class, options) in CLASSES.iter().flat_map(|class| options.map(|options| (class, options)))
+    {
         for spacing in ["linspace", "leading", "trailing"] {
             let comma = if options.is_empty() { "" } else { ", " };
-            let options = format!(r#""num_train_timesteps": 12, "timestep_spacing": "{spacing}"{comma}{options}"#);
+            let options = format!(
+                r#""num_train_timesteps": 12, "timestep_spacing": "{spacing}"{comma}{options}"#
+            );
             let scheduler = read(&config(class, &options)).unwrap();
-            let made: Vec<usize> = (1..=12).filter(|steps| scheduler.schedule(run(*steps)).is_ok()).collect();
+            let made: Vec<usize> =
+                (1..=12).filter(|steps| scheduler.schedule(run(*steps)).is_ok()).collect();
             assert!(made.len() >= 8, "{class} with {options}: only {made:?} steps");
             for steps in made {
                 let end = values(&sample(&*scheduler, steps, &start, &noise));
-                assert!(end.iter().all(|value| value.is_finite()), "{class} with {options}, {steps} steps: {end:?}");
+                assert!(
+                    end.iter().all(|value| value.is_finite()),
+                    "{class} with {options}, {steps} steps: {end:?}"
+                );
             }
         }
     }
 }
 
-/// The derivative of sum(latents at the end * waves) in the latents at the start, along a direction, is the finite
-/// difference, in f64: no step drops a gradient.
+/// The derivative of sum(latents at the end * waves) in the latents at the start, along a
+/// direction, is the finite difference, in f64: no step drops a gradient.
 #[test]
 fn a_gradient_flows_through_every_step() {
     const STEP: f64 = 1e-6;
     let limits = r#""clip_sample": true, "clip_sample_range": 0.9"#;
-    let threshold = r#""thresholding": true, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5"#;
+    let threshold =
+        r#""thresholding": true, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5"#;
     let velocity = r#""prediction_type": "v_prediction", "clip_sample": false"#;
     let waves = |period: f64| {
         let values: Vec<f64> = (0..60).map(|i| (f64::from(i) * period).sin()).collect();
@@ -323,7 +364,8 @@ fn a_gradient_flows_through_every_step() {
             let loss = |latents: &Tensor| sum(&sample(&*scheduler, 4, latents, &noise), &cotangent);
             let variable = Var::from_tensor(&start).unwrap();
             let gradients = loss(&variable).backward().unwrap();
-            let gradient = sum(gradients.get(&variable).unwrap(), &direction).to_scalar::<f64>().unwrap();
+            let gradient =
+                sum(gradients.get(&variable).unwrap(), &direction).to_scalar::<f64>().unwrap();
             let at = |step: f64| {
                 let latents = (&start + direction.affine(step, 0.0).unwrap()).unwrap();
                 loss(&latents).to_scalar::<f64>().unwrap()

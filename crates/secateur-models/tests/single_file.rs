@@ -1,4 +1,5 @@
-//! Single files against what diffusers makes of them (`tools/make_single_file_fixtures.py`): every tensor, exactly.
+//! Single files against what diffusers makes of them (`tools/make_single_file_fixtures.py`): every
+//! tensor, exactly.
 
 #[path = "common/single_file.rs"]
 mod fixture;
@@ -22,7 +23,8 @@ impl Observer for Count {
 
 /// The model folder that is made of these tensors.
 fn converted(fixture: &Fixture, tensors: &Tensors, folder: &Path) -> PathBuf {
-    let (file, like, out) = (folder.join("file.safetensors"), folder.join("like"), folder.join("out"));
+    let (file, like, out) =
+        (folder.join("file.safetensors"), folder.join("like"), folder.join("out"));
     save(tensors, &file);
     fixture.write_folder(&like);
     std::fs::create_dir(&out).unwrap();
@@ -52,7 +54,10 @@ fn every_kind_becomes_what_diffusers_makes_of_it() {
         let fixture = Fixture::open(kind);
         let out = converted(&fixture, &fixture.tensors(), temporary.path());
         fixture.compare(&out);
-        assert_eq!(SingleFile::open(&temporary.path().join("file.safetensors")).unwrap().kind(), name);
+        assert_eq!(
+            SingleFile::open(&temporary.path().join("file.safetensors")).unwrap().kind(),
+            name
+        );
         ModelFolder::open(&out, None).unwrap();
     }
 }
@@ -72,7 +77,8 @@ fn other_prefixes_are_known() {
             Some(rest) => format!("{there}{rest}"),
             None => name,
         };
-        let tensors = fixture.tensors().into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect();
+        let tensors =
+            fixture.tensors().into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect();
         fixture.compare(&converted(&fixture, &tensors, temporary.path()));
     }
 }
@@ -102,16 +108,25 @@ fn other_names_of_tensors_are_known() {
     }
 }
 
-/// Each a kind, a tensor that nothing reads, and what is said of it, if it is not known to be no weight.
+/// Each a kind, a tensor that nothing reads, and what is said of it, if it is not known to be no
+/// weight.
 #[test]
 fn tensors_that_nothing_reads() {
     let v_prediction = Some("v_pred makes prediction_type of the scheduler \"v_prediction\"");
     for (kind, name, said) in [
         ("sd1", "model_ema.decay", None),
-        ("sd1", "first_stage_model.loss.logvar", Some("tensor first_stage_model.loss.logvar is not read")),
+        (
+            "sd1",
+            "first_stage_model.loss.logvar",
+            Some("tensor first_stage_model.loss.logvar is not read"),
+        ),
         ("sd1", "control_model.input_blocks.0.0.weight", Some("is not read")),
         ("sd1", "model.diffusion_model.model.diffusion_model.out.2.bias", Some("is not read")),
-        ("sdxl", "cond_stage_model.transformer.text_model.text_model.final_layer_norm.bias", Some("is not read")),
+        (
+            "sdxl",
+            "cond_stage_model.transformer.text_model.text_model.final_layer_norm.bias",
+            Some("is not read"),
+        ),
         ("sdxl", "v_pred", v_prediction),
         ("sdxl", "ztsnr", Some("ztsnr makes rescale_betas_zero_snr of the scheduler true")),
         ("sd3", "v_pred", None),
@@ -127,11 +142,14 @@ fn tensors_that_nothing_reads() {
         let warnings: Vec<String> =
             Conversion::plan(file, &temporary.path().join("like")).unwrap().warnings().collect();
         match said {
-            Some(words) => assert!(warnings.len() == 1 && warnings[0].contains(words), "{name}: {warnings:?}"),
+            Some(words) => {
+                assert!(warnings.len() == 1 && warnings[0].contains(words), "{name}: {warnings:?}")
+            }
             None => assert!(warnings.is_empty(), "{name}: {warnings:?}"),
         }
-        let scheduler =
-            |folder: &Path| std::fs::read_to_string(folder.join("scheduler/scheduler_config.json")).unwrap();
+        let scheduler = |folder: &Path| {
+            std::fs::read_to_string(folder.join("scheduler/scheduler_config.json")).unwrap()
+        };
         let (before, after) = (scheduler(&temporary.path().join("like")), scheduler(&out));
         let mut expected: serde_json::Value = serde_json::from_str(&before).unwrap();
         match (kind, name) {
@@ -149,7 +167,8 @@ fn a_projection_that_is_there_is_kept() {
     let fixture = Fixture::open("sd3");
     let mut tensors = fixture.tensors();
     let prefix = "text_encoders.clip_l.transformer";
-    let weight = tensors[&format!("{prefix}.text_model.encoder.layers.0.self_attn.q_proj.weight")].clone();
+    let weight =
+        tensors[&format!("{prefix}.text_model.encoder.layers.0.self_attn.q_proj.weight")].clone();
     tensors.insert(format!("{prefix}.text_projection.weight"), weight.clone());
     let out = converted(&fixture, &tensors, temporary.path());
     let path = out.join("text_encoder/model.safetensors");

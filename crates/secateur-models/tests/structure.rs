@@ -3,7 +3,9 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Checkpoint, Geometry, Group, Operation, Pair, Reader, Slice, Structure, denoiser_config};
+use secateur_models::{
+    Checkpoint, Geometry, Group, Operation, Pair, Reader, Slice, Structure, denoiser_config,
+};
 use secateur_nn::{Context, LayerName, Probe, Result};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,13 +26,22 @@ impl Probe for Inputs {
     fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> Result<()> {
         let columns = x.dim(candle_core::D::Minus1)?;
         let values = x.flatten_all()?.to_vec1()?;
-        let input = Input { rows: values.len() / columns, columns, values, weighted: context.multiplicity.is_some() };
-        assert!(self.0.borrow_mut().insert(layer.clone(), input).is_none(), "{layer} is called twice");
+        let input = Input {
+            rows: values.len() / columns,
+            columns,
+            values,
+            weighted: context.multiplicity.is_some(),
+        };
+        assert!(
+            self.0.borrow_mut().insert(layer.clone(), input).is_none(),
+            "{layer} is called twice"
+        );
         Ok(())
     }
 }
 
-/// Height and width of the latents of a fixture's call; FLUX's are given as tokens with their places.
+/// Height and width of the latents of a fixture's call; FLUX's are given as tokens with their
+/// places.
 fn latents(given: &HashMap<String, Tensor>) -> (usize, usize) {
     let Some(places) = given.get("img_ids") else {
         let (_, _, height, width) = given["x"].dims4().unwrap();
@@ -47,14 +58,16 @@ fn project() -> PathBuf {
 /// Runs a fixture's call; `text`: layers that read the text alone, by a part of their names.
 fn compare(name: &str, text: &[&str]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(name);
-    let given = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu).unwrap();
+    let given =
+        candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu).unwrap();
     let samples = given["x"].dim(0).unwrap();
     let (height, width) = latents(&given);
     let tokens = given.get("context").map_or(0, |text| text.dim(1).unwrap());
     let ones = Tensor::ones((samples, tokens), DType::F32, &Device::Cpu).unwrap();
     let inputs = Inputs::default();
     let context = Context { probe: Some(&inputs), ..Context::default() };
-    let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
+    let parameters =
+        Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
     parameters.build(common::call(&folder, &given, Some(&ones), context)).unwrap();
     let mut inputs = inputs.0.into_inner();
 
@@ -66,13 +79,27 @@ fn compare(name: &str, text: &[&str]) {
         match layer.operation {
             Operation::Linear { rows, inputs: columns, outputs } => {
                 assert_eq!(shape, Some(&[outputs, columns][..]), "{}", layer.name);
-                let input = inputs.remove(&layer.name).unwrap_or_else(|| panic!("{} is not called", layer.name));
-                assert_eq!((input.rows, input.columns), (samples * rows, columns), "{}", layer.name);
+                let input = inputs
+                    .remove(&layer.name)
+                    .unwrap_or_else(|| panic!("{} is not called", layer.name));
+                assert_eq!(
+                    (input.rows, input.columns),
+                    (samples * rows, columns),
+                    "{}",
+                    layer.name
+                );
                 let reads_text = text.iter().any(|part| layer.name.as_str().contains(part));
                 assert_eq!(input.weighted, reads_text, "{}", layer.name);
                 if let Some(prunable) = &layer.prunable {
-                    let first = shared.entry(prunable.input.clone()).or_insert_with(|| input.values.clone());
-                    assert!(*first == input.values, "{} does not read what {} reads", layer.name, prunable.input);
+                    let first = shared
+                        .entry(prunable.input.clone())
+                        .or_insert_with(|| input.values.clone());
+                    assert!(
+                        *first == input.values,
+                        "{} does not read what {} reads",
+                        layer.name,
+                        prunable.input
+                    );
                 }
             }
             Operation::Convolution { inputs, outputs, kernel, .. } => {
@@ -91,12 +118,16 @@ fn sd3() {
 
 #[test]
 fn sd35_medium() {
-    compare("sd35_medium_mmdit", &["context_embedder", "attn.add_", "attn.to_add_out", "ff_context"]);
+    compare(
+        "sd35_medium_mmdit",
+        &["context_embedder", "attn.add_", "attn.to_add_out", "ff_context"],
+    );
 }
 
 #[test]
 fn flux() {
-    let single = ["single_transformer_blocks.0.attn", "single_transformer_blocks.1.attn", "proj_mlp"];
+    let single =
+        ["single_transformer_blocks.0.attn", "single_transformer_blocks.1.attn", "proj_mlp"];
     let joined = ["single_transformer_blocks.0.proj_out", "single_transformer_blocks.1.proj_out"];
     let text = ["context_embedder", "attn.add_", "attn.to_add_out", "ff_context"];
     compare("flux_transformer", &[&text[..], &single, &joined].concat());
@@ -130,12 +161,32 @@ fn options_that_are_not_supported_are_named() {
     use serde_json::{Value, json};
     let temporary = tempfile::tempdir().unwrap();
     for (fixture, option, value, words) in [
-        ("sd15_unet", "class_embed_type", json!("timestep"), "class_embed_type \"timestep\" is not supported"),
-        ("sd15_unet", "addition_embed_type", json!("text"), "addition_embed_type \"text\" is not supported"),
+        (
+            "sd15_unet",
+            "class_embed_type",
+            json!("timestep"),
+            "class_embed_type \"timestep\" is not supported",
+        ),
+        (
+            "sd15_unet",
+            "addition_embed_type",
+            json!("text"),
+            "addition_embed_type \"text\" is not supported",
+        ),
         ("sd15_unet", "addition_embed_type", json!("text_time"), "needs addition_time_embed_dim"),
         ("sd15_unet", "encoder_hid_dim", json!(32), "encoder_hid_dim 32"),
-        ("sdxl_unet", "projection_class_embeddings_input_dim", json!(48), "48 does not hold 6 times addition"),
-        ("sdxl_unet", "addition_time_embed_dim", json!(0), "addition_time_embed_dim 0 beside the pooled text"),
+        (
+            "sdxl_unet",
+            "projection_class_embeddings_input_dim",
+            json!(48),
+            "48 does not hold 6 times addition",
+        ),
+        (
+            "sdxl_unet",
+            "addition_time_embed_dim",
+            json!(0),
+            "addition_time_embed_dim 0 beside the pooled text",
+        ),
         ("sd15_unet", "down_block_types", json!(["DownBlock2D"]), "differ in length"),
         ("sd15_unet", "mid_block_type", json!("UNetMidBlock2DSimpleCrossAttn"), "mid_block_type"),
         ("sd15_unet", "cross_attention_dim", Value::Null, "cross_attention_dim is missing"),
@@ -154,12 +205,26 @@ fn options_that_are_not_supported_are_named() {
         ("pixart_transformer", "attention_type", json!("gated"), "attention_type \"gated\""),
         ("pixart_transformer", "double_self_attention", json!(true), "double_self_attention true"),
         ("pixart_transformer", "cross_attention_dim", Value::Null, "cross_attention_dim null"),
-        ("pixart_transformer", "cross_attention_dim", json!(24), "cross_attention_dim 24 differs from"),
-        ("pixart_transformer", "use_additional_conditions", json!(true), "32 is not a multiple of 3"),
+        (
+            "pixart_transformer",
+            "cross_attention_dim",
+            json!(24),
+            "cross_attention_dim 24 differs from",
+        ),
+        (
+            "pixart_transformer",
+            "use_additional_conditions",
+            json!(true),
+            "32 is not a multiple of 3",
+        ),
         ("pixart_transformer", "interpolation_scale", json!(0), "interpolation_scale 0"),
     ] {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(fixture).join("config.json");
-        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/goldens")
+            .join(fixture)
+            .join("config.json");
+        let mut config: Value =
+            serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
         config[option] = value;
         let path = temporary.path().join("config.json");
         std::fs::write(&path, config.to_string()).unwrap();
@@ -171,12 +236,18 @@ fn options_that_are_not_supported_are_named() {
 #[test]
 fn a_transformer_of_before_has_a_family() {
     let temporary = tempfile::tempdir().unwrap();
-    for (fixture, class) in [("dit_transformer", "DitConfig"), ("pixart_transformer", "PixartConfig")] {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(fixture).join("config.json");
+    for (fixture, class) in
+        [("dit_transformer", "DitConfig"), ("pixart_transformer", "PixartConfig")]
+    {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/goldens")
+            .join(fixture)
+            .join("config.json");
         let text = std::fs::read_to_string(file).unwrap();
         let path = temporary.path().join("config.json");
         let older = text.replace("DiTTransformer2DModel", "Transformer2DModel");
-        std::fs::write(&path, older.replace("PixArtTransformer2DModel", "Transformer2DModel")).unwrap();
+        std::fs::write(&path, older.replace("PixArtTransformer2DModel", "Transformer2DModel"))
+            .unwrap();
         assert!(format!("{:?}", denoiser_config(&path).unwrap()).starts_with(class));
     }
 }
@@ -194,21 +265,30 @@ const FIXTURES: [&str; 10] = [
     "pixart_sized_transformer",
 ];
 
-/// Heads and neurons fit the weights that they are parts of, and every prunable layer is a part of some.
+/// Heads and neurons fit the weights that they are parts of, and every prunable layer is a part of
+/// some.
 #[test]
 fn heads_and_neurons_fit_their_weights() {
     for name in FIXTURES {
         let folder = project().join("tests/goldens").join(name);
-        let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().placeholders().unwrap();
+        let parameters = Checkpoint::open(&folder, "diffusion_pytorch_model", None)
+            .unwrap()
+            .placeholders()
+            .unwrap();
         let config = denoiser_config(&folder.join("config.json")).unwrap();
         let structure = config.structure(&Geometry { latent: (16, 16), text: 5 });
-        let mut prunable: BTreeSet<LayerName> =
-            structure.layers().filter(|layer| layer.prunable.is_some()).map(|layer| layer.name.clone()).collect();
+        let mut prunable: BTreeSet<LayerName> = structure
+            .layers()
+            .filter(|layer| layer.prunable.is_some())
+            .map(|layer| layer.name.clone())
+            .collect();
         // Rows or columns of each layer that are taken.
         let mut taken: BTreeMap<(LayerName, usize), usize> = BTreeMap::new();
         let mut take = |slice: &Slice, dimension: usize, count: usize| {
             prunable.remove(&slice.layer);
-            let weight = parameters.get(&slice.layer.weight()).unwrap_or_else(|| panic!("no {}", slice.layer));
+            let weight = parameters
+                .get(&slice.layer.weight())
+                .unwrap_or_else(|| panic!("no {}", slice.layer));
             assert!(slice.start + count <= weight.dims()[dimension], "{name}, {}", slice.layer);
             *taken.entry((slice.layer.clone(), dimension)).or_default() += count;
         };
@@ -217,7 +297,9 @@ fn heads_and_neurons_fit_their_weights() {
                 assert_eq!(heads.query_key, heads.value);
                 let width = heads.count * heads.value;
                 for stream in &heads.streams {
-                    [&stream.query, &stream.key, &stream.value].iter().for_each(|slice| take(slice, 0, width));
+                    [&stream.query, &stream.key, &stream.value]
+                        .iter()
+                        .for_each(|slice| take(slice, 0, width));
                     stream.output.iter().for_each(|slice| take(slice, 1, width));
                 }
             }
@@ -239,7 +321,11 @@ fn heads_and_neurons_fit_their_weights() {
         }
         for ((layer, dimension), count) in taken {
             let weight = parameters.get(&layer.weight()).unwrap();
-            assert_eq!(count, weight.dims()[dimension], "{name}, {layer}: some of it is in no group, or in two");
+            assert_eq!(
+                count,
+                weight.dims()[dimension],
+                "{name}, {layer}: some of it is in no group, or in two"
+            );
         }
         assert!(prunable.is_empty(), "{name}: in no group: {prunable:?}");
     }
@@ -254,8 +340,9 @@ fn full_size(name: &str) -> Structure {
     config.structure(&Geometry { latent: (height, width), text: 77 })
 }
 
-/// The numbers of parameters that diffusers counts, and multiply-accumulates (without attention products where the second
-/// is `false`) as published, which the way of counting changes by a thousandth.
+/// The numbers of parameters that diffusers counts, and multiply-accumulates (without attention
+/// products where the second is `false`) as published, which the way of counting changes by a
+/// thousandth.
 #[test]
 fn published_sizes() {
     for (name, parameters, macs) in [
@@ -272,7 +359,10 @@ fn published_sizes() {
         let folder = project().join("tools/full_size").join(name);
         let component = ["unet", "transformer"].map(|component| folder.join(component));
         let component = component.iter().find(|path| path.exists()).unwrap();
-        let wanted = denoiser_config(&component.join("config.json")).unwrap().parameters(&Default::default()).unwrap();
+        let wanted = denoiser_config(&component.join("config.json"))
+            .unwrap()
+            .parameters(&Default::default())
+            .unwrap();
         let counted: usize = wanted
             .values()
             .filter(|wanted| !wanted.constant)
@@ -281,7 +371,9 @@ fn published_sizes() {
         assert_eq!(counted, parameters, "{name}");
         if let Some((published, with_attention)) = macs {
             let structure = full_size(name);
-            let own = if with_attention { structure.macs() } else { structure.macs_without_attention() } as f64;
+            let own =
+                if with_attention { structure.macs() } else { structure.macs_without_attention() }
+                    as f64;
             assert!((own / published - 1.0).abs() < 2e-3, "{name}: {own} multiply-accumulates");
         }
     }
@@ -294,21 +386,29 @@ fn units_that_can_be_skipped() {
         let structure = full_size(name);
         (structure.units.len(), structure.branches.len())
     };
-    assert_eq!([count("sd-1.5"), count("sdxl"), count("dit-xl-2-256")], [(9, 24), (7, 18), (28, 28)]);
+    assert_eq!(
+        [count("sd-1.5"), count("sdxl"), count("dit-xl-2-256")],
+        [(9, 24), (7, 18), (28, 28)]
+    );
 
     let structure = full_size("sd-1.5");
     let share = |unit| 100.0 * structure.unit_macs(unit) as f64 / structure.macs() as f64;
     let total: f64 = structure.units.iter().map(share).sum();
     assert!((99.0..100.0).contains(&total), "{total} % of the multiplications are in units");
-    let readers: Vec<Vec<Reader>> =
-        structure.readers(&structure.units).into_iter().map(|readers| readers.into_iter().collect()).collect();
+    let readers: Vec<Vec<Reader>> = structure
+        .readers(&structure.units)
+        .into_iter()
+        .map(|readers| readers.into_iter().collect())
+        .collect();
     // Down blocks 0-3 are 0-3, the middle is 4, up blocks 0-3 are 5-8.
     let units = |some: &[usize]| some.iter().map(|&unit| Reader::Unit(unit)).collect::<Vec<_>>();
-    let expected = [&[1, 7, 8][..], &[2, 6, 7], &[3, 5, 6], &[4, 5], &[5], &[6], &[7], &[8]].map(units);
+    let expected =
+        [&[1, 7, 8][..], &[2, 6, 7], &[3, 5, 6], &[4, 5], &[5], &[6], &[7], &[8]].map(units);
     assert_eq!(readers[..8], expected);
     assert_eq!(readers[8], [Reader::Output]);
 
-    // Branches: eleven down, with a downsampler behind every two residual blocks but the last; the middle; twelve up.
+    // Branches: eleven down, with a downsampler behind every two residual blocks but the last; the
+    // middle; twelve up.
     let readers = structure.readers(&structure.branches);
     let names: Vec<&str> = structure.branches.iter().map(|branch| branch.name.as_str()).collect();
     assert_eq!(
@@ -326,9 +426,9 @@ fn units_that_can_be_skipped() {
     }
 }
 
-/// The most numbers are alive in the second attention down of the level that is the largest of those
-/// with attention: fifteen times as many as there are pixels and channels, and what is kept for the
-/// way up.
+/// The most numbers are alive in the second attention down of the level that is the largest of
+/// those with attention: fifteen times as many as there are pixels and channels, and what is kept
+/// for the way up.
 #[test]
 fn activations_of_unets() {
     let kept = 320 * 64 * 64;

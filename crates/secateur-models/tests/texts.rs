@@ -30,8 +30,9 @@ fn encoded_prompts_need_no_encoder() {
     let sampling = Sampling { batch: 2, guidance: 3.0, ..folder.sampling() };
     let pipeline = Pipeline::open(folder).unwrap();
     let prompts = texts(&["red apple", "dog", "red apple", "house"]);
-    let whole =
-        |prompts: &[String], sampling: &Sampling| pipeline.guided_conditioning(prompts, sampling.latent, sampling);
+    let whole = |prompts: &[String], sampling: &Sampling| {
+        pipeline.guided_conditioning(prompts, sampling.latent, sampling)
+    };
     let before = whole(&prompts, &sampling).unwrap().text().unwrap().to_vec3::<f32>().unwrap();
     // Four of what guidance leads away from, and four prompts, two of which are the same.
     assert_eq!(before.len(), 8);
@@ -43,7 +44,12 @@ fn encoded_prompts_need_no_encoder() {
     assert_eq!(before, after);
     // In another order, one by one.
     for (index, prompt) in prompts.iter().enumerate() {
-        let one = whole(std::slice::from_ref(prompt), &sampling).unwrap().text().unwrap().to_vec3::<f32>().unwrap();
+        let one = whole(std::slice::from_ref(prompt), &sampling)
+            .unwrap()
+            .text()
+            .unwrap()
+            .to_vec3::<f32>()
+            .unwrap();
         assert_eq!(one, [before[0].clone(), before[4 + index].clone()]);
     }
     // Another prompt, or another negative prompt, wants the encoder again.

@@ -1,5 +1,5 @@
-//! Times the kernels: `kernels [--only NAME] [--seconds S]` prints a line of JSON for each case, with the best time in
-//! seconds and the operations or bytes that it cannot do without.
+//! Times the kernels: `kernels [--only NAME] [--seconds S]` prints a line of JSON for each case,
+//! with the best time in seconds and the operations or bytes that it cannot do without.
 
 #![expect(clippy::print_stdout, reason = "a benchmark tells its figures")]
 
@@ -33,12 +33,18 @@ fn time(seconds: f64, mut body: impl FnMut() -> Result<()>) -> Result<f64> {
 type Case = (String, f64, f64, Box<dyn FnMut() -> Result<()>>);
 
 fn linear(rows: usize, inputs: usize, outputs: usize) -> Result<Case> {
-    let (x, weight, bias) = (random(&[rows, inputs])?, random(&[outputs, inputs])?, random(&[outputs])?);
+    let (x, weight, bias) =
+        (random(&[rows, inputs])?, random(&[outputs, inputs])?, random(&[outputs])?);
     let weight = Weight::from(weight);
     let operations = 2 * rows * inputs * outputs;
     let bytes = 4 * (rows * inputs + inputs * outputs + rows * outputs);
     let body = move || ops::linear(&x, &weight, Some(&bias), None).map(|y| drop(black_box(y)));
-    Ok((format!("linear {rows}x{inputs}x{outputs}"), operations as f64, bytes as f64, Box::new(body)))
+    Ok((
+        format!("linear {rows}x{inputs}x{outputs}"),
+        operations as f64,
+        bytes as f64,
+        Box::new(body),
+    ))
 }
 
 fn attention(batch: usize, heads: usize, tokens: usize, head_dim: usize) -> Result<Case> {
@@ -47,8 +53,10 @@ fn attention(batch: usize, heads: usize, tokens: usize, head_dim: usize) -> Resu
     let operations = 4 * batch * heads * tokens * tokens * head_dim;
     let bytes = 4 * 4 * batch * tokens * heads * head_dim;
     let name = format!("attention b{batch} h{heads} n{tokens} d{head_dim}");
-    let body =
-        move || ops::attention(&q, &k, &v, ops::Heads::new(heads, head_dim), None, false).map(|y| drop(black_box(y)));
+    let body = move || {
+        ops::attention(&q, &k, &v, ops::Heads::new(heads, head_dim), None, false)
+            .map(|y| drop(black_box(y)))
+    };
     Ok((name, operations as f64, bytes as f64, Box::new(body)))
 }
 
@@ -66,10 +74,19 @@ fn convolution(kernel: usize, stride: usize) -> Result<Case> {
     Ok((name, operations as f64, bytes as f64, Box::new(body)))
 }
 
-fn pointwise(name: &str, shape: &[usize], apply: impl Fn(&Tensor) -> Result<Tensor> + 'static) -> Result<Case> {
+fn pointwise(
+    name: &str,
+    shape: &[usize],
+    apply: impl Fn(&Tensor) -> Result<Tensor> + 'static,
+) -> Result<Case> {
     let x = random(shape)?;
     let bytes = 8 * x.elem_count();
-    Ok((name.to_owned(), 0.0, bytes as f64, Box::new(move || apply(&x).map(|y| drop(black_box(y))))))
+    Ok((
+        name.to_owned(),
+        0.0,
+        bytes as f64,
+        Box::new(move || apply(&x).map(|y| drop(black_box(y)))),
+    ))
 }
 
 fn gram_case(rows: usize, columns: usize) -> Result<Case> {
@@ -81,7 +98,12 @@ fn gram_case(rows: usize, columns: usize) -> Result<Case> {
         black_box(&mut gram);
         Ok(())
     };
-    Ok((format!("gram {rows}x{columns}"), operations as f64, 4.0 * (rows * columns) as f64, Box::new(body)))
+    Ok((
+        format!("gram {rows}x{columns}"),
+        operations as f64,
+        4.0 * (rows * columns) as f64,
+        Box::new(body),
+    ))
 }
 
 fn cases() -> Result<Vec<Case>> {
@@ -105,10 +127,14 @@ fn cases() -> Result<Vec<Case>> {
         pointwise("group norm 2x320x64x64", &image, move |x| {
             ops::group_norm(x, &group_weight, &group_bias, 32, 1e-5, false)
         })?,
-        pointwise("layer norm 8192x320", &[8192, 320], move |x| ops::layer_norm_affine(x, &weight, &bias, 1e-5))?,
+        pointwise("layer norm 8192x320", &[8192, 320], move |x| {
+            ops::layer_norm_affine(x, &weight, &bias, 1e-5)
+        })?,
         pointwise("rope 4608x3072", &[1, 4608, 3072], move |x| ops::rope(x, &angles))?,
         pointwise("gelu 2x4096x1280", &[2, 4096, 1280], |x| ops::activation(Activation::Gelu, x))?,
-        pointwise("gelu tanh 2x4096x1280", &[2, 4096, 1280], |x| ops::activation(Activation::GeluTanh, x))?,
+        pointwise("gelu tanh 2x4096x1280", &[2, 4096, 1280], |x| {
+            ops::activation(Activation::GeluTanh, x)
+        })?,
         pointwise("silu 2x320x64x64", &image, |x| ops::activation(Activation::Silu, x))?,
         pointwise("softmax 16384x512", &[16384, 512], ops::softmax)?,
         gram_case(8192, 1536)?,
@@ -135,7 +161,8 @@ fn main() -> Result<()> {
         let best = time(seconds, &mut body)?;
         let (gflops, bandwidth) = (operations / best / 1e9, bytes / best / 1e9);
         println!(
-            "{{\"case\": \"{name}\", \"seconds\": {best:e}, \"gflops\": {gflops:.1}, \"gigabytes_per_second\": {bandwidth:.1}}}"
+            "{{\"case\": \"{name}\", \"seconds\": {best:e}, \"gflops\": {gflops:.1}, \
+             \"gigabytes_per_second\": {bandwidth:.1}}}"
         );
     }
     Ok(())

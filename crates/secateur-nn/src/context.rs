@@ -5,7 +5,8 @@ use crate::name::LayerName;
 use candle_core::Tensor;
 use std::fmt;
 
-/// A denoising step: of the sampler, not of the model calls, of which some samplers make several a step.
+/// A denoising step: of the sampler, not of the model calls, of which some samplers make several a
+/// step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     /// 0 is the first, noisiest one.
@@ -20,8 +21,8 @@ pub trait Probe {
     fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> Result<()>;
 }
 
-/// Stands before stretches of a model, by the common prefix of their names in the checkpoint: some are not computed, and what
-/// they made before is used again.
+/// Stands before stretches of a model, by the common prefix of their names in the checkpoint: some
+/// are not computed, and what they made before is used again.
 pub trait Gates {
     /// `inputs` are about to go through `stretch`.
     ///
@@ -52,8 +53,8 @@ pub struct Context<'a> {
     pub step: Step,
     /// Who watches, if anybody.
     pub probe: Option<&'a dyn Probe>,
-    /// For how many equal tokens each token of the layers' input stands, 0 for one that nothing reads: samples x tokens
-    /// numbers, where any is not 1.
+    /// For how many equal tokens each token of the layers' input stands, 0 for one that nothing
+    /// reads: samples x tokens numbers, where any is not 1.
     pub multiplicity: Option<&'a [f32]>,
     /// What stands before its stretches, if anything.
     pub gates: Option<&'a dyn Gates>,
@@ -97,9 +98,12 @@ impl Context<'_> {
         let array = |tensors: Vec<Tensor>| {
             let count = tensors.len();
             let problem = format!("a gate gave {count} tensors in the place of {N}");
-            tensors.try_into().map_err(|_| Error::Layer { layer: stretch.to_string().into(), problem })
+            tensors
+                .try_into()
+                .map_err(|_| Error::Layer { layer: stretch.to_string().into(), problem })
         };
-        let outputs = self.gated(&stretch, inputs.into(), |inputs| compute(array(inputs)?).map(Vec::from))?;
+        let outputs =
+            self.gated(&stretch, inputs.into(), |inputs| compute(array(inputs)?).map(Vec::from))?;
         Ok(array(outputs)?)
     }
 }

@@ -23,7 +23,10 @@ impl Linear {
     /// # Errors
     /// See [`Scope::get`].
     pub fn new(inputs: usize, outputs: usize, scope: &Scope<'_>) -> Result<Self> {
-        Ok(Self { bias: Some(scope.get("bias", outputs)?), ..Self::without_bias(inputs, outputs, scope)? })
+        Ok(Self {
+            bias: Some(scope.get("bias", outputs)?),
+            ..Self::without_bias(inputs, outputs, scope)?
+        })
     }
 
     /// A layer without bias.
@@ -31,7 +34,11 @@ impl Linear {
     /// # Errors
     /// See [`Scope::get`].
     pub fn without_bias(inputs: usize, outputs: usize, scope: &Scope<'_>) -> Result<Self> {
-        Ok(Self { name: scope.layer_name(), weight: scope.weight("weight", (outputs, inputs))?, bias: None })
+        Ok(Self {
+            name: scope.layer_name(),
+            weight: scope.weight("weight", (outputs, inputs))?,
+            bias: None,
+        })
     }
 
     /// `x` (... x inputs) to ... x outputs.
@@ -48,7 +55,12 @@ impl Linear {
     ///
     /// # Errors
     /// As [`Linear::forward`].
-    pub fn forward_activated(&self, x: &Tensor, activation: Activation, context: &Context<'_>) -> Result<Tensor> {
+    pub fn forward_activated(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
         self.watch(x, context)?;
         let _span = trace_span!("linear").entered();
         Ok(ops::linear(x, &self.weight, self.bias.as_ref(), Some(activation))?)
@@ -184,7 +196,12 @@ impl GroupNorm {
     /// # Errors
     /// See [`Scope::get`].
     pub fn new(groups: usize, channels: usize, eps: f32, scope: &Scope<'_>) -> Result<Self> {
-        Ok(Self { weight: scope.get("weight", channels)?, bias: scope.get("bias", channels)?, groups, eps })
+        Ok(Self {
+            weight: scope.get("weight", channels)?,
+            bias: scope.get("bias", channels)?,
+            groups,
+            eps,
+        })
     }
 
     /// `x` samples x channels x height x width.

@@ -1,8 +1,8 @@
 //! Layers under their checkpoint names, and the probe that watches their inputs.
 //!
-//! A layer knows its name in the checkpoint and how to multiply; nothing of diffusion, files or compression.
-//! [`Parameters`] are the named tensors of one component; a model is built from them through a [`Scope`], which
-//! gathers everything that does not fit into one error.
+//! A layer knows its name in the checkpoint and how to multiply; nothing of diffusion, files or
+//! compression. [`Parameters`] are the named tensors of one component; a model is built from them
+//! through a [`Scope`], which gathers everything that does not fit into one error.
 
 // In the order in which data passes them: a module imports only from those above it.
 mod name;

@@ -1,6 +1,7 @@
 //! The operations of all models on tensors (`f32`), each with gradients of its inputs.
 //!
-//! An operation checks the shapes and asks in one place for the device; nothing above this module does.
+//! An operation checks the shapes and asks in one place for the device; nothing above this module
+//! does.
 
 mod cpu;
 
@@ -28,15 +29,22 @@ fn same_width(name: &str, bias: &Tensor, width: usize) -> Result<()> {
     bail!("{name}: a bias of {:?} does not fit {width} outputs", bias.dims())
 }
 
-/// x W^T + bias over the last dimension of `x`, then an activation; `weight` is outputs x inputs, `bias` outputs.
-pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, kind: Option<Activation>) -> Result<Tensor> {
+/// x W^T + bias over the last dimension of `x`, then an activation; `weight` is outputs x inputs,
+/// `bias` outputs.
+pub fn linear(
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    kind: Option<Activation>,
+) -> Result<Tensor> {
     let (outputs, inputs) = weight.tensor().dims2()?;
     last_dim("linear", x, inputs)?;
     if let Some(bias) = bias {
         same_width("linear", bias, outputs)?;
     }
     // The gradient of an activation needs its input, which the fused form does not keep.
-    let is_tracked = [Some(x), Some(weight.tensor()), bias].into_iter().flatten().any(Tensor::track_op);
+    let is_tracked =
+        [Some(x), Some(weight.tensor()), bias].into_iter().flatten().any(Tensor::track_op);
     let (fused, after) = if is_tracked { (None, kind) } else { (kind, None) };
     let y = match x.device() {
         Device::Cpu => cpu::linear(x, weight, bias, fused),
@@ -45,15 +53,24 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, kind: Option<A
     after.map_or(Ok(y.clone()), |kind| activation(kind, &y))
 }
 
-/// Convolution of `x` (samples x channels x height x width) with `weight` (outputs x channels x kernel x kernel) and
-/// `bias` (outputs); `padding` zeros before and after in both directions.
-pub fn conv2d(x: &Tensor, weight: &Weight, bias: &Tensor, stride: usize, padding: (usize, usize)) -> Result<Tensor> {
+/// Convolution of `x` (samples x channels x height x width) with `weight` (outputs x channels x
+/// kernel x kernel) and `bias` (outputs); `padding` zeros before and after in both directions.
+pub fn conv2d(
+    x: &Tensor,
+    weight: &Weight,
+    bias: &Tensor,
+    stride: usize,
+    padding: (usize, usize),
+) -> Result<Tensor> {
     let (_, channels, height, width) = x.dims4()?;
     let (outputs, inputs, kernel, other) = weight.tensor().dims4()?;
     let padded = height.min(width) + padding.0 + padding.1;
     if channels != inputs || kernel != other || padded < kernel || kernel == 0 || stride == 0 {
         let weight = weight.tensor().dims();
-        bail!("conv2d: input {:?} does not fit a weight of {weight:?} with stride {stride}", x.dims());
+        bail!(
+            "conv2d: input {:?} does not fit a weight of {weight:?} with stride {stride}",
+            x.dims()
+        );
     }
     same_width("conv2d", bias, outputs)?;
     match x.device() {
@@ -70,7 +87,8 @@ pub fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// GEGLU over the last dimension: its first half times GELU (with the error function) of its second.
+/// GEGLU over the last dimension: its first half times GELU (with the error function) of its
+/// second.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let Some(width) = x.dims().last().filter(|last| **last % 2 == 0).map(|last| last / 2) else {
         bail!("geglu: the last dimension of the input {:?} should be even", x.dims());
@@ -108,9 +126,14 @@ pub fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     }
 }
 
-/// Adaptive layer norm of `x` (samples x tokens x width): layer norm, times 1 + `scale`, plus `shift` (samples x
-/// width each).
-pub fn layer_norm_modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32) -> Result<Tensor> {
+/// Adaptive layer norm of `x` (samples x tokens x width): layer norm, times 1 + `scale`, plus
+/// `shift` (samples x width each).
+pub fn layer_norm_modulated(
+    x: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    eps: f32,
+) -> Result<Tensor> {
     let (samples, _, width) = x.dims3()?;
     if scale.dims() != [samples, width] || shift.dims() != [samples, width] {
         bail!("layer_norm: input {:?} does not fit a modulation of {:?}", x.dims(), scale.dims());
@@ -121,11 +144,15 @@ pub fn layer_norm_modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32
     }
 }
 
-/// RMS norm over groups of `weight.elem_count()` successive elements: the last dimension, or the heads in it.
+/// RMS norm over groups of `weight.elem_count()` successive elements: the last dimension, or the
+/// heads in it.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let (width, last) = (weight.elem_count(), x.dim(D::Minus1)?);
     if width == 0 || last % width != 0 {
-        bail!("rms_norm: the last dimension of the input {:?} is not a multiple of {width}", x.dims());
+        bail!(
+            "rms_norm: the last dimension of the input {:?} is not a multiple of {width}",
+            x.dims()
+        );
     }
     match x.device() {
         Device::Cpu => cpu::rms_norm(x, weight, eps),
@@ -134,10 +161,20 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 }
 
 /// Group norm of `x` (samples x channels x ...), then SiLU if `silu`.
-pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f32, silu: bool) -> Result<Tensor> {
+pub fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+) -> Result<Tensor> {
     let channels = weight.elem_count();
     if x.dims().get(1) != Some(&channels) || groups == 0 || !channels.is_multiple_of(groups) {
-        bail!("group_norm: input {:?} does not fit {channels} channels in {groups} groups", x.dims());
+        bail!(
+            "group_norm: input {:?} does not fit {channels} channels in {groups} groups",
+            x.dims()
+        );
     }
     same_width("group_norm", bias, channels)?;
     match x.device() {
@@ -146,9 +183,9 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps
     }
 }
 
-/// Rotary positions: `x` (samples x tokens x heads' width) with the elements 2i and 2i + 1 of every head as a point that is
-/// turned. `table` (tokens x width of a head) holds the cosine of the pair's angle in the place of the one, its sine in
-/// that of the other.
+/// Rotary positions: `x` (samples x tokens x heads' width) with the elements 2i and 2i + 1 of every
+/// head as a point that is turned. `table` (tokens x width of a head) holds the cosine of the
+/// pair's angle in the place of the one, its sine in that of the other.
 pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (_, tokens, row) = x.dims3()?;
     let (places, width) = table.dims2()?;
@@ -171,7 +208,8 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Heads that are, or were when they were trained, `head_dim` wide: the scale is 1 / sqrt(head_dim).
+    /// Heads that are, or were when they were trained, `head_dim` wide: the scale is 1 /
+    /// sqrt(head_dim).
     #[must_use]
     pub fn new(count: usize, head_dim: usize) -> Self {
         Self { count, scale: 1.0 / (head_dim as f32).sqrt() }
@@ -183,9 +221,10 @@ impl Heads {
     }
 }
 
-/// softmax(scale * Q K^T + bias) V for every head: `q` samples x queries x (heads * head width), `k` samples x keys x the
-/// same, `v` samples x keys x (heads * width of a head of values), as the result is; `key_bias`, where given, has one number a
-/// key, or one a key of each sample; with `causal`, token i sees the keys 0..=i.
+/// softmax(scale * Q K^T + bias) V for every head: `q` samples x queries x (heads * head width),
+/// `k` samples x keys x the same, `v` samples x keys x (heads * width of a head of values), as the
+/// result is; `key_bias`, where given, has one number a key, or one a key of each sample; with
+/// `causal`, token i sees the keys 0..=i.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -197,7 +236,9 @@ pub fn attention(
     let (batch, queries, width) = q.dims3()?;
     let (_, keys, value_width) = v.dims3()?;
     let fit = k.dims() == [batch, keys, width] && v.dim(0)? == batch;
-    let (Some(head_dim), Some(value_dim), true) = (heads.width(width), heads.width(value_width), fit) else {
+    let (Some(head_dim), Some(value_dim), true) =
+        (heads.width(width), heads.width(value_width), fit)
+    else {
         let (q, k, v, heads) = (q.dims(), k.dims(), v.dims(), heads.count);
         bail!("attention: queries {q:?}, keys {k:?} and values {v:?} do not fit {heads} heads");
     };
@@ -219,9 +260,14 @@ fn check_key_bias(name: &str, key_bias: Option<&[f32]>, batch: usize, keys: usiz
     }
 }
 
-/// Self-attention over the tokens of several streams together, each with its own query, key and value (samples x tokens x
-/// (heads * head width)): the result for the tokens of each. As [`attention()`] of the streams joined, without joining them.
-pub fn joint_attention(streams: &[[&Tensor; 3]], heads: Heads, key_bias: Option<Arc<[f32]>>) -> Result<Vec<Tensor>> {
+/// Self-attention over the tokens of several streams together, each with its own query, key and
+/// value (samples x tokens x (heads * head width)): the result for the tokens of each. As
+/// [`attention()`] of the streams joined, without joining them.
+pub fn joint_attention(
+    streams: &[[&Tensor; 3]],
+    heads: Heads,
+    key_bias: Option<Arc<[f32]>>,
+) -> Result<Vec<Tensor>> {
     let tokens = streams.iter().map(|[q, ..]| q.dim(1)).collect::<Result<Vec<_>>>()?;
     let all = |index: usize| streams.iter().map(|stream| stream[index]).collect::<Vec<_>>();
     if streams.iter().flatten().any(|tensor| tensor.track_op()) {
@@ -229,7 +275,9 @@ pub fn joint_attention(streams: &[[&Tensor; 3]], heads: Heads, key_bias: Option<
         let join = |index| Tensor::cat(&all(index), 1);
         let joined = attention(&join(0)?, &join(1)?, &join(2)?, heads, key_bias, false)?;
         let start = |stream: usize| tokens[..stream].iter().sum();
-        return (0..streams.len()).map(|stream| joined.narrow(1, start(stream), tokens[stream])).collect();
+        return (0..streams.len())
+            .map(|stream| joined.narrow(1, start(stream), tokens[stream]))
+            .collect();
     }
     let Some([first, _, value]) = streams.first() else { return Ok(Vec::new()) };
     let ((batch, _, width), value_width) = (first.dims3()?, value.dim(D::Minus1)?);
@@ -240,18 +288,24 @@ pub fn joint_attention(streams: &[[&Tensor; 3]], heads: Heads, key_bias: Option<
     for (stream, &tokens) in streams.iter().zip(&tokens) {
         let wanted = [width, width, value_width].map(|width| [batch, tokens, width]);
         if stream.iter().zip(&wanted).any(|(tensor, wanted)| tensor.dims() != wanted) {
-            bail!("joint_attention: {:?} are not {wanted:?}, as the first stream's are", stream.map(Tensor::dims));
+            bail!(
+                "joint_attention: {:?} are not {wanted:?}, as the first stream's are",
+                stream.map(Tensor::dims)
+            );
         }
     }
     check_key_bias("joint_attention", key_bias.as_deref(), batch, keys)?;
     let shape = AttentionShape { batch, heads: heads.count, queries: 0, keys, head_dim, value_dim };
     match first.device() {
-        Device::Cpu => cpu::joint_attention(streams, &tokens, shape, heads.scale, key_bias.as_deref()),
+        Device::Cpu => {
+            cpu::joint_attention(streams, &tokens, shape, heads.scale, key_bias.as_deref())
+        }
         device => no_kernel("joint_attention", device),
     }
 }
 
-/// `x` + `gate` * `y`: `x` and `y` samples x tokens x width, `gate` samples x width (gated residual).
+/// `x` + `gate` * `y`: `x` and `y` samples x tokens x width, `gate` samples x width (gated
+/// residual).
 pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     let (samples, _, width) = x.dims3()?;
     if y.dims() != x.dims() || gate.dims() != [samples, width] {

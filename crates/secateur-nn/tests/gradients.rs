@@ -1,22 +1,30 @@
-//! The gradient of every op with respect to every input, against central differences of a plain f64 version: odd sizes,
-//! one row, no rows, several samples, views, and inputs that no gradient is wanted of.
+//! The gradient of every op with respect to every input, against central differences of a plain f64
+//! version: odd sizes, one row, no rows, several samples, views, and inputs that no gradient is
+//! wanted of.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use secateur_nn::Activation;
 use secateur_nn::ops::{self, Heads};
 use std::sync::Arc;
 
-/// Greatest difference, relative to the largest element of the gradient, or to [`LEAST`] where that is more.
+/// Greatest difference, relative to the largest element of the gradient, or to [`LEAST`] where that
+/// is more.
 const TOLERANCE: f64 = 1e-5;
 /// What a gradient that all but cancels is measured by.
 const LEAST: f64 = 0.1;
 /// Half the distance of the two points of a difference.
 const STEP: f64 = 1e-5;
-/// Elements of an input that have a difference of their own; larger inputs also have one along a random direction.
+/// Elements of an input that have a difference of their own; larger inputs also have one along a
+/// random direction.
 const ELEMENTS: usize = 600;
 const EPS: f32 = 1e-5;
-const KINDS: [Activation; 5] =
-    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];
+const KINDS: [Activation; 5] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::QuickGelu,
+    Activation::Relu,
+];
 
 type Op = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
@@ -67,7 +75,8 @@ fn gradients(
     Ok(sources.iter().map(|source| gradients.get(source).cloned()).collect())
 }
 
-/// Checks output and gradients of `op` at random inputs of these shapes against `plain`, which is the same in f64.
+/// Checks output and gradients of `op` at random inputs of these shapes against `plain`, which is
+/// the same in f64.
 fn check(
     what: &str,
     shapes: &[&[usize]],
@@ -112,13 +121,20 @@ fn check_at(
         let bound = TOLERANCE * largest(&gradient).max(LEAST);
         for i in (0..count).step_by(count.div_ceil(ELEMENTS).max(1)) {
             let (got, want) = (gradient[i], difference(&[(i, 1.0)]));
-            assert!((got - want).abs() <= bound, "{what}, gradient of input {index}[{i}]: {got} against {want}");
+            assert!(
+                (got - want).abs() <= bound,
+                "{what}, gradient of input {index}[{i}]: {got} against {want}"
+            );
         }
         if count > ELEMENTS {
-            let direction: Vec<(usize, f64)> = wide(&random(&[count], 77)).into_iter().enumerate().collect();
+            let direction: Vec<(usize, f64)> =
+                wide(&random(&[count], 77)).into_iter().enumerate().collect();
             let got: f64 = direction.iter().map(|(i, share)| gradient[*i] * share).sum();
             let (want, bound) = (difference(&direction), bound * (count as f64).sqrt());
-            assert!((got - want).abs() <= bound, "{what}, gradient of input {index}, summed: {got} against {want}");
+            assert!(
+                (got - want).abs() <= bound,
+                "{what}, gradient of input {index}, summed: {got} against {want}"
+            );
         }
     }
 }
@@ -154,7 +170,8 @@ fn plain_activation(kind: Activation, x: f64) -> f64 {
         Activation::Silu => x * sigmoid(x),
         Activation::QuickGelu => x * sigmoid(1.702 * x),
         Activation::GeluTanh => {
-            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+            0.5 * x
+                * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
         }
         Activation::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
         Activation::Relu => x.max(0.0),
@@ -168,7 +185,11 @@ fn activated(kind: Activation, x: &[f64]) -> Vec<f64> {
 fn plain_geglu(x: &[f64], width: usize) -> Vec<f64> {
     let row = |row: &[f64]| -> Vec<f64> {
         let (values, gates) = row.split_at(width);
-        values.iter().zip(gates).map(|(value, &gate)| value * plain_activation(Activation::Gelu, gate)).collect()
+        values
+            .iter()
+            .zip(gates)
+            .map(|(value, &gate)| value * plain_activation(Activation::Gelu, gate))
+            .collect()
     };
     x.chunks(2 * width).flat_map(row).collect()
 }
@@ -213,7 +234,13 @@ fn plain_rope(x: &[f64], table: &[f64], heads: usize, width: usize) -> Vec<f64> 
     x.chunks(2).enumerate().flat_map(turn).collect()
 }
 
-fn plain_group_norm(x: &[f64], weight: &[f64], bias: &[f64], groups: usize, area: usize) -> Vec<f64> {
+fn plain_group_norm(
+    x: &[f64],
+    weight: &[f64],
+    bias: &[f64],
+    groups: usize,
+    area: usize,
+) -> Vec<f64> {
     let channels = weight.len();
     let normal = standardised(x, channels / groups * area).into_iter().enumerate();
     normal.map(|(i, y)| y * weight[i / area % channels] + bias[i / area % channels]).collect()
@@ -227,7 +254,12 @@ fn plain_gated_add(x: &[f64], gate: &[f64], y: &[f64], rows: usize, width: usize
 /// Samples, queries, keys, width and heads.
 type Sizes = (usize, usize, usize, usize, usize);
 
-fn plain_attention([q, k, v]: [&[f64]; 3], sizes: Sizes, bias: Option<&[f32]>, causal: bool) -> Vec<f64> {
+fn plain_attention(
+    [q, k, v]: [&[f64]; 3],
+    sizes: Sizes,
+    bias: Option<&[f32]>,
+    causal: bool,
+) -> Vec<f64> {
     let (samples, queries, keys, width, heads) = sizes;
     let (size, of_values) = (width / heads, v.len() / (samples * keys * heads));
     let mut output = vec![0.0; samples * queries * heads * of_values];
@@ -254,18 +286,28 @@ fn plain_attention([q, k, v]: [&[f64]; 3], sizes: Sizes, bias: Option<&[f32]>, c
 /// Stride, and padding before and after.
 type Steps = (usize, (usize, usize));
 
-fn plain_conv2d(inputs: &[Vec<f64>], x_dims: [usize; 4], weight_dims: [usize; 4], steps: Steps) -> Vec<f64> {
+fn plain_conv2d(
+    inputs: &[Vec<f64>],
+    x_dims: [usize; 4],
+    weight_dims: [usize; 4],
+    steps: Steps,
+) -> Vec<f64> {
     let ([samples, channels, height, width], [outputs, _, kernel, _]) = (x_dims, weight_dims);
     let [x, weight, bias] = inputs else { panic!("three inputs") };
     let (stride, (before, after)) = steps;
     let side = |n: usize| (n + before + after - kernel) / stride + 1;
     let mut y = Vec::new();
     for (n, o) in (0..samples).flat_map(|n| (0..outputs).map(move |o| (n, o))) {
-        for (row, column) in (0..side(height)).flat_map(|row| (0..side(width)).map(move |column| (row, column))) {
+        for (row, column) in
+            (0..side(height)).flat_map(|row| (0..side(width)).map(move |column| (row, column)))
+        {
             let mut sum = bias[o];
             for tap in 0..channels * kernel * kernel {
                 let (c, ky, kx) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
-                let from = ((row * stride + ky).wrapping_sub(before), (column * stride + kx).wrapping_sub(before));
+                let from = (
+                    (row * stride + ky).wrapping_sub(before),
+                    (column * stride + kx).wrapping_sub(before),
+                );
                 if from.0 < height && from.1 < width {
                     let pixel = x[((n * channels + c) * height + from.0) * width + from.1];
                     sum += pixel * weight[o * channels * kernel * kernel + tap];
@@ -296,7 +338,9 @@ fn linear() {
     {
         let shapes: [&[usize]; 3] = [&[samples, rows, inputs], &[outputs, inputs], &[outputs]];
         check("linear", &shapes, linear_op, |p| plain_linear(&p[0], &p[1], Some(&p[2]), inputs));
-        check("linear without bias", &shapes[..2], linear_op, |p| plain_linear(&p[0], &p[1], None, inputs));
+        check("linear without bias", &shapes[..2], linear_op, |p| {
+            plain_linear(&p[0], &p[1], None, inputs)
+        });
     }
 }
 
@@ -319,11 +363,15 @@ fn linear_with_an_activation() {
 #[test]
 fn conv2d() {
     for kernel in [1, 3] {
-        for steps in [1, 2].into_iter().flat_map(|stride| [(0, 0), (1, 1), (0, 1)].map(|padding| (stride, padding))) {
+        for steps in [1, 2]
+            .into_iter()
+            .flat_map(|stride| [(0, 0), (1, 1), (0, 1)].map(|padding| (stride, padding)))
+        {
             for (samples, channels, outputs, height, width) in
                 [(1, 1, 1, 3, 3), (2, 3, 5, 7, 9), (1, 2, 17, 6, 5), (1, 9, 2, 4, 17)]
             {
-                let (x, weight) = ([samples, channels, height, width], [outputs, channels, kernel, kernel]);
+                let (x, weight) =
+                    ([samples, channels, height, width], [outputs, channels, kernel, kernel]);
                 let op = |t: &[Tensor]| conv2d_op(steps, t);
                 check(&format!("conv2d, {steps:?}"), &[&x, &weight, &[outputs]], op, |p| {
                     plain_conv2d(p, x, weight, steps)
@@ -342,7 +390,12 @@ fn activation() {
         }
         let far: Vec<f32> = (-60..=60).map(|i| i as f32 * 0.5 + 0.03).collect();
         let far = Tensor::new(far, &Device::Cpu).unwrap();
-        check_at(&format!("{kind:?} from -30 to 30"), &[far], |t| ops::activation(kind, &t[0]), plain);
+        check_at(
+            &format!("{kind:?} from -30 to 30"),
+            &[far],
+            |t| ops::activation(kind, &t[0]),
+            plain,
+        );
 
         let values = [-1e30f32, -1e10, -100.0, -30.0, 30.0, 100.0, 1e10, 1e30];
         let extreme = variables(&[Tensor::new(&values, &Device::Cpu).unwrap()]);
@@ -395,7 +448,9 @@ fn upsample_nearest() {
 
 #[test]
 fn layer_norm_with_weights() {
-    for (samples, rows, width) in [(1, 1, 1), (1, 1, 5), (2, 3, 17), (3, 5, 33), (1, 3, 0), (1, 0, 5)] {
+    for (samples, rows, width) in
+        [(1, 1, 1), (1, 1, 5), (2, 3, 17), (3, 5, 33), (1, 3, 0), (1, 0, 5)]
+    {
         check(
             "layer norm",
             &[&[samples, rows, width], &[width], &[width]],
@@ -422,9 +477,15 @@ fn layer_norm_modulated() {
 
 #[test]
 fn rms_norm() {
-    for (samples, rows, heads, width) in
-        [(1, 1, 1, 1), (1, 1, 1, 5), (2, 3, 1, 17), (1, 5, 1, 33), (2, 3, 4, 5), (1, 1, 3, 17), (1, 0, 2, 5)]
-    {
+    for (samples, rows, heads, width) in [
+        (1, 1, 1, 1),
+        (1, 1, 1, 5),
+        (2, 3, 1, 17),
+        (1, 5, 1, 33),
+        (2, 3, 4, 5),
+        (1, 1, 3, 17),
+        (1, 0, 2, 5),
+    ] {
         check(
             &format!("RMS norm of {heads} heads"),
             &[&[samples, rows, heads * width], &[width]],
@@ -498,9 +559,21 @@ fn attention() {
         for bias in [None, Some(Arc::<[f32]>::from(hidden))] {
             for causal in [false, true] {
                 check(
-                    &format!("attention of {heads} heads, causal {causal}, bias {}", bias.is_some()),
+                    &format!(
+                        "attention of {heads} heads, causal {causal}, bias {}",
+                        bias.is_some()
+                    ),
                     &[&q, &k, &k],
-                    |t| ops::attention(&t[0], &t[1], &t[2], Heads::new(heads, head_dim), bias.clone(), causal),
+                    |t| {
+                        ops::attention(
+                            &t[0],
+                            &t[1],
+                            &t[2],
+                            Heads::new(heads, head_dim),
+                            bias.clone(),
+                            causal,
+                        )
+                    },
                     |p| {
                         let sizes = (samples, queries, keys, width, heads);
                         plain_attention([&p[0], &p[1], &p[2]], sizes, bias.as_deref(), causal)
@@ -560,7 +633,11 @@ fn every_op() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
         ("geglu", vec![tokens()], op(|t| ops::geglu(&t[0]))),
         ("softmax", vec![tokens()], op(|t| ops::softmax(&t[0]))),
         ("upsampling", vec![image()], op(|t| ops::upsample_nearest(&t[0], 2))),
-        ("layer norm", vec![tokens(), vec![6], vec![6]], op(|t| ops::layer_norm_affine(&t[0], &t[1], &t[2], EPS))),
+        (
+            "layer norm",
+            vec![tokens(), vec![6], vec![6]],
+            op(|t| ops::layer_norm_affine(&t[0], &t[1], &t[2], EPS)),
+        ),
         (
             "adaptive layer norm",
             vec![tokens(), vec![2, 6], vec![2, 6]],
@@ -568,7 +645,11 @@ fn every_op() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
         ),
         ("RMS norm", vec![tokens(), vec![3]], op(|t| ops::rms_norm(&t[0], &t[1], EPS))),
         ("rotary positions", vec![tokens(), vec![3, 2]], op(|t| ops::rope(&t[0], &t[1]))),
-        ("group norm", vec![image(), vec![4], vec![4]], op(|t| ops::group_norm(&t[0], &t[1], &t[2], 2, EPS, false))),
+        (
+            "group norm",
+            vec![image(), vec![4], vec![4]],
+            op(|t| ops::group_norm(&t[0], &t[1], &t[2], 2, EPS, false)),
+        ),
         (
             "group norm with SiLU",
             vec![image(), vec![4], vec![4]],
@@ -579,7 +660,11 @@ fn every_op() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
             vec![tokens(), vec![2, 4, 6], vec![2, 4, 6]],
             op(|t| ops::attention(&t[0], &t[1], &t[2], Heads::new(2, 3), None, false)),
         ),
-        ("gated residual", vec![tokens(), vec![2, 6], tokens()], op(|t| ops::gated_add(&t[0], &t[1], &t[2]))),
+        (
+            "gated residual",
+            vec![tokens(), vec![2, 6], tokens()],
+            op(|t| ops::gated_add(&t[0], &t[1], &t[2])),
+        ),
     ]
 }
 
@@ -595,10 +680,15 @@ fn inputs_that_are_not_tracked_get_no_gradient() {
         let all = gradients(&op, &tracked, &tracked).unwrap();
         for which in 1..1 << inputs.len() {
             let is_tracked = |i: usize| (which >> i) & 1 == 1;
-            let mixed: Vec<Tensor> =
-                (0..inputs.len()).map(|i| if is_tracked(i) { tracked[i].clone() } else { inputs[i].clone() }).collect();
+            let mixed: Vec<Tensor> = (0..inputs.len())
+                .map(|i| if is_tracked(i) { tracked[i].clone() } else { inputs[i].clone() })
+                .collect();
             for (i, gradient) in gradients(&op, &mixed, &mixed).unwrap().iter().enumerate() {
-                assert_eq!(gradient.is_some(), is_tracked(i), "{what}: input {i}, tracked {which:b}");
+                assert_eq!(
+                    gradient.is_some(),
+                    is_tracked(i),
+                    "{what}: input {i}, tracked {which:b}"
+                );
                 if let (Some(gradient), Some(want)) = (gradient, &all[i]) {
                     assert_eq!(wide(gradient), wide(want), "{what}: input {i}, tracked {which:b}");
                 }
@@ -628,13 +718,15 @@ fn views_have_the_gradients_of_copies() {
         Tensor::cat(&[&edge, values, &edge], 0)
     }
     type Change = fn(&Tensor) -> Result<Tensor>;
-    let views: [(&str, Change, Change); 2] = [("strided", spread, strided), ("inner", surrounded, inner)];
+    let views: [(&str, Change, Change); 2] =
+        [("strided", spread, strided), ("inner", surrounded, inner)];
     for (what, shapes, op) in every_op() {
         let inputs = inputs_of(&shapes);
         let copies = variables(&inputs);
         let want = gradients(&op, &copies, &copies).unwrap();
         for (name, source, view) in views {
-            let sources = variables(&inputs.iter().map(|input| source(input).unwrap()).collect::<Vec<_>>());
+            let sources =
+                variables(&inputs.iter().map(|input| source(input).unwrap()).collect::<Vec<_>>());
             let views: Vec<Tensor> = sources.iter().map(|source| view(source).unwrap()).collect();
             assert!(name == "inner" || views.iter().all(|view| !view.is_contiguous()));
             for (i, gradient) in gradients(&op, &views, &sources).unwrap().iter().enumerate() {
@@ -643,7 +735,10 @@ fn views_have_the_gradients_of_copies() {
                 // What the view leaves out has none.
                 let total = |t: &Tensor| wide(t).iter().map(|g| g.abs()).sum::<f64>();
                 let (sum, want) = (total(gradient), total(want));
-                assert!((sum - want).abs() <= 1e-9 * want, "{what}: input {i}, {name}: {sum} against {want}");
+                assert!(
+                    (sum - want).abs() <= 1e-9 * want,
+                    "{what}: input {i}, {name}: {sum} against {want}"
+                );
             }
         }
     }
@@ -660,19 +755,37 @@ fn gradients_of_the_output_may_have_any_layout() {
         let loss = turned(&variables).unwrap().mul(&cotangent).unwrap().sum_all().unwrap();
         let got = loss.backward().unwrap();
         for (i, (variable, want)) in variables.iter().zip(&want).enumerate() {
-            assert_eq!(wide(got.get(variable).unwrap()), wide(want.as_ref().unwrap()), "{what}: input {i}");
+            assert_eq!(
+                wide(got.get(variable).unwrap()),
+                wide(want.as_ref().unwrap()),
+                "{what}: input {i}"
+            );
         }
     }
 }
 
 #[test]
 fn chain() {
-    // An image through a convolution and group norm to tokens, adaptive norm, attention, a gated residual and a
-    // gated layer.
+    // An image through a convolution and group norm to tokens, adaptive norm, attention, a gated
+    // residual and a gated layer.
     let (x, filter) = ([2, 3, 5, 4], [6, 3, 3, 3]);
     let (rows, width, heads) = (20, 6, 2);
-    let shapes: [&[usize]; 14] =
-        [&x, &filter, &[6], &[6], &[6], &[2, 6], &[2, 6], &[6, 6], &[6], &[3], &[2, 6], &[10, 6], &[10], &[5, 5]];
+    let shapes: [&[usize]; 14] = [
+        &x,
+        &filter,
+        &[6],
+        &[6],
+        &[6],
+        &[2, 6],
+        &[2, 6],
+        &[6, 6],
+        &[6],
+        &[3],
+        &[2, 6],
+        &[10, 6],
+        &[10],
+        &[5, 5],
+    ];
     let steps = (1, (1, 1));
     check(
         "chain",
@@ -686,19 +799,25 @@ fn chain() {
             let q = ops::rms_norm(&q, &t[9], EPS)?;
             let mixed = ops::attention(&q, &normal, &normal, Heads::new(heads, 3), None, false)?;
             let sum = ops::gated_add(&tokens, &t[10], &mixed)?;
-            let hidden = linear_activated_op(Activation::GeluTanh, &[sum, t[11].clone(), t[12].clone()])?;
+            let hidden =
+                linear_activated_op(Activation::GeluTanh, &[sum, t[11].clone(), t[12].clone()])?;
             linear_op(&[ops::softmax(&ops::geglu(&hidden)?)?, t[13].clone()])
         },
         |p| {
             let image = plain_conv2d(&p[..3], x, filter, steps);
-            let image = activated(Activation::Silu, &plain_group_norm(&image, &p[3], &p[4], 3, rows));
-            let turned = |i: usize| image[i / (rows * width) * rows * width + i % width * rows + i / width % rows];
+            let image =
+                activated(Activation::Silu, &plain_group_norm(&image, &p[3], &p[4], 3, rows));
+            let turned = |i: usize| {
+                image[i / (rows * width) * rows * width + i % width * rows + i / width % rows]
+            };
             let tokens: Vec<f64> = (0..image.len()).map(turned).collect();
             let normal = plain_modulated(&tokens, &p[5], &p[6], rows, width);
             let q = plain_rms_norm(&plain_linear(&normal, &p[7], Some(&p[8]), width), &p[9]);
-            let mixed = plain_attention([&q, &normal, &normal], (2, rows, rows, width, heads), None, false);
+            let mixed =
+                plain_attention([&q, &normal, &normal], (2, rows, rows, width, heads), None, false);
             let sum = plain_gated_add(&tokens, &p[10], &mixed, rows, width);
-            let hidden = activated(Activation::GeluTanh, &plain_linear(&sum, &p[11], Some(&p[12]), width));
+            let hidden =
+                activated(Activation::GeluTanh, &plain_linear(&sum, &p[11], Some(&p[12]), width));
             let gated = plain_geglu(&hidden, 5);
             let shares: Vec<f64> = gated.chunks(5).flat_map(plain_softmax).collect();
             plain_linear(&shares, &p[13], None, 5)

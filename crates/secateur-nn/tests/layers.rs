@@ -1,9 +1,10 @@
-//! Layers under their names: that each does what its op does with its parameters, who watches, and gates.
+//! Layers under their names: that each does what its op does with its parameters, who watches, and
+//! gates.
 
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::{
-    Activation, Context, Conv2d, Embedding, Error, Gates, GroupNorm, LayerName, LayerNorm, Linear, Parameters, Passage,
-    Probe, Result, RmsNorm, Scope,
+    Activation, Context, Conv2d, Embedding, Error, Gates, GroupNorm, LayerName, LayerNorm, Linear,
+    Parameters, Passage, Probe, Result, RmsNorm, Scope,
 };
 use std::cell::RefCell;
 
@@ -11,8 +12,13 @@ fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
     Tensor::from_vec(values.to_vec(), shape, &Device::Cpu).unwrap()
 }
 
-fn layer<T>(parameters: &[(&str, &[f32], &[usize])], construct: impl FnOnce(&Scope<'_>) -> Result<T>) -> T {
-    let named = parameters.iter().map(|(name, values, shape)| (format!("layer.{name}"), tensor(values, shape)));
+fn layer<T>(
+    parameters: &[(&str, &[f32], &[usize])],
+    construct: impl FnOnce(&Scope<'_>) -> Result<T>,
+) -> T {
+    let named = parameters
+        .iter()
+        .map(|(name, values, shape)| (format!("layer.{name}"), tensor(values, shape)));
     Parameters::new("", named.collect()).build(|scope| construct(&scope.at("layer"))).unwrap()
 }
 
@@ -35,19 +41,28 @@ fn layers_use_their_parameters() {
     for _ in 0..2 {
         close("linear", &linear.forward(&x, &none).unwrap(), &[11.5, -4.0]);
     }
-    close("activated", &linear.forward_activated(&x, Activation::Relu, &none).unwrap(), &[11.5, 0.0]);
+    close(
+        "activated",
+        &linear.forward_activated(&x, Activation::Relu, &none).unwrap(),
+        &[11.5, 0.0],
+    );
     let linear = layer(&[weight], |scope| Linear::without_bias(2, 2, scope));
     close("without bias", &linear.forward(&x, &none).unwrap(), &[11.0, -3.0]);
 
     // The sum of four neighbours, and what is beside the picture is 0.
     let taps = ("weight", &[1.0; 4][..], &[1, 1, 2, 2][..]);
     let picture = tensor(&[1.0, 2.0, 3.0, 4.0], &[1, 1, 2, 2]);
-    let convolution = layer(&[taps, ("bias", &[0.5], &[1])], |scope| Conv2d::new((1, 1), 2, 1, (0, 1), scope));
+    let convolution =
+        layer(&[taps, ("bias", &[0.5], &[1])], |scope| Conv2d::new((1, 1), 2, 1, (0, 1), scope));
     for _ in 0..2 {
         close("convolution", &convolution.forward(&picture).unwrap(), &[10.5, 6.5, 7.5, 4.5]);
     }
     let convolution = layer(&[taps], |scope| Conv2d::without_bias((1, 1), 2, 2, (1, 1), scope));
-    close("convolution without bias", &convolution.forward(&picture).unwrap(), &[1.0, 2.0, 3.0, 4.0]);
+    close(
+        "convolution without bias",
+        &convolution.forward(&picture).unwrap(),
+        &[1.0, 2.0, 3.0, 4.0],
+    );
 
     // Of mean 2 and deviation 1; of mean square 5; each plus 3 in the root.
     let affine = [("weight", &[2.0, 4.0][..], &[2][..]), ("bias", &[1.0, -1.0], &[2])];
@@ -61,7 +76,9 @@ fn layers_use_their_parameters() {
     close("group norm", &norm.forward(&x).unwrap(), &[0.0, 1.0]);
     close("group norm, SiLU", &norm.forward_silu(&x).unwrap(), &[0.0, 1.0 / (1.0 + (-1f64).exp())]);
 
-    let embedding = layer(&[("weight", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[3, 2])], |scope| Embedding::new(3, 2, scope));
+    let embedding = layer(&[("weight", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[3, 2])], |scope| {
+        Embedding::new(3, 2, scope)
+    });
     let found = embedding.forward(&Tensor::new(&[[2u32, 0]], &Device::Cpu).unwrap()).unwrap();
     assert_eq!(found.dims(), [1, 2, 2]);
     close("embedding", &found, &[5.0, 6.0, 1.0, 2.0]);
@@ -79,14 +96,18 @@ impl Probe for Watching {
 
 #[test]
 fn inputs_of_linear_layers_are_watched() {
-    let linear = layer(&[("weight", &[1.0; 6], &[3, 2])], |scope| Linear::without_bias(2, 3, scope));
+    let linear =
+        layer(&[("weight", &[1.0; 6], &[3, 2])], |scope| Linear::without_bias(2, 3, scope));
     let watching = Watching::default();
     let context = Context { probe: Some(&watching), ..Context::default() };
     linear.forward(&tensor(&[1.0; 8], &[4, 2]), &context).unwrap();
     linear.forward_activated(&tensor(&[1.0; 2], &[1, 2]), Activation::Silu, &context).unwrap();
     let error = linear.forward(&tensor(&[1.0; 3], &[1, 3]), &context).unwrap_err().to_string();
     assert_eq!(error, "layer layer: an input of [1, 3], and 2 columns in its weight");
-    assert_eq!(watching.0.into_inner(), [("layer".into(), vec![4, 2]), ("layer".into(), vec![1, 2])]);
+    assert_eq!(
+        watching.0.into_inner(),
+        [("layer".into(), vec![4, 2]), ("layer".into(), vec![1, 2])]
+    );
 }
 
 /// Doubles what goes in and adds 1 to what comes out, or gives so many zeros in its place.
@@ -112,16 +133,23 @@ impl Gates for Gate {
 fn gates_stand_before_and_after() {
     let run = |gates: Option<&dyn Gates>| {
         let context = Context { gates, ..Context::default() };
-        let listed = context.gated("block", vec![tensor(&[5.0], &[1])], |x| Ok::<_, Error>(vec![(&x[0] + 10.0)?]));
-        let array = context.gated_array("block", [tensor(&[5.0], &[1])], |[x]| Ok::<_, Error>([(x + 10.0)?]));
+        let listed = context
+            .gated("block", vec![tensor(&[5.0], &[1])], |x| Ok::<_, Error>(vec![(&x[0] + 10.0)?]));
+        let array = context
+            .gated_array("block", [tensor(&[5.0], &[1])], |[x]| Ok::<_, Error>([(x + 10.0)?]));
         (listed.unwrap(), array)
     };
-    for (gates, want) in [(None, 15.0), (Some(&Gate(None) as &dyn Gates), 21.0), (Some(&Gate(Some(1))), 0.0)] {
+    for (gates, want) in
+        [(None, 15.0), (Some(&Gate(None) as &dyn Gates), 21.0), (Some(&Gate(Some(1))), 0.0)]
+    {
         let (listed, array) = run(gates);
         close("gated", &Tensor::cat(&listed, 0).unwrap(), &[want]);
         close("gated array", &array.unwrap()[0], &[want]);
     }
     let (listed, array) = run(Some(&Gate(Some(2))));
     assert_eq!(listed.len(), 2);
-    assert_eq!(array.unwrap_err().to_string(), "layer block: a gate gave 2 tensors in the place of 1");
+    assert_eq!(
+        array.unwrap_err().to_string(),
+        "layer block: a gate gave 2 tensors in the place of 1"
+    );
 }

@@ -22,8 +22,12 @@ fn model(scope: &Scope<'_>) -> Result<[Tensor; 2]> {
 
 #[test]
 fn what_fits_is_built() {
-    let shapes: [(&str, &[usize]); 4] =
-        [("block.0.norm.weight", &[3]), ("table", &[2, 5]), ("block.0.norm.ids", &[1]), ("other", &[7])];
+    let shapes: [(&str, &[usize]); 4] = [
+        ("block.0.norm.weight", &[3]),
+        ("table", &[2, 5]),
+        ("block.0.norm.ids", &[1]),
+        ("other", &[7]),
+    ];
     let parameters = parameters(&shapes);
     let [weight, table] = parameters.build(|scope| model(&scope)).unwrap();
     assert_eq!((weight.dims(), table.dims()), (&[3][..], &[2, 5][..]));
@@ -37,7 +41,8 @@ fn what_fits_is_built() {
     .into();
     assert_eq!(wanted, expected);
     assert_eq!(Parameters::wanted(BTreeMap::new(), |scope| model(&scope)).unwrap(), expected);
-    let placeholders = Parameters::placeholders("", shapes.map(|(name, shape)| (name.to_owned(), shape.to_vec())));
+    let placeholders =
+        Parameters::placeholders("", shapes.map(|(name, shape)| (name.to_owned(), shape.to_vec())));
     assert_eq!(placeholders.unwrap().fit(|scope| model(&scope)).unwrap().wanted, expected);
 }
 
@@ -57,23 +62,31 @@ fn what_does_not_fit_is_told() {
     );
     assert_eq!(
         told(&[("block.0.norm.weight", &[4]), ("weight", &[3])]),
-        "1 missing (table); 1 of another shape (block.0.norm.weight: [4] in the file, [3] wanted); 1 unexpected (weight)"
+        "1 missing (table); 1 of another shape (block.0.norm.weight: [4] in the file, [3] wanted); \
+         1 unexpected (weight)"
     );
     // No more than ten are named.
     for (count, end) in [(10, "n9)"), (11, "n9, ...)")] {
-        let wanted: BTreeMap<String, Vec<usize>> =
-            (0..count).map(|i| (if i < 10 { format!("n{i}") } else { "z".to_owned() }, vec![1])).collect();
+        let wanted: BTreeMap<String, Vec<usize>> = (0..count)
+            .map(|i| (if i < 10 { format!("n{i}") } else { "z".to_owned() }, vec![1]))
+            .collect();
         let error = Mismatch::new(&wanted, [], |_| false).check("file").unwrap_err().to_string();
-        assert!(error.contains(&format!("{count} missing (n0, n1,")) && error.ends_with(end), "{error}");
+        assert!(
+            error.contains(&format!("{count} missing (n0, n1,")) && error.ends_with(end),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn names_and_shapes_are_compared() {
-    let wanted: BTreeMap<String, Vec<usize>> = [("a".to_owned(), vec![2]), ("b".to_owned(), vec![3])].into();
+    let wanted: BTreeMap<String, Vec<usize>> =
+        [("a".to_owned(), vec![2]), ("b".to_owned(), vec![3])].into();
     let found = |b: &'static [usize], other: &str| {
         let found = [("a".to_owned(), &[2][..]), ("b".to_owned(), b), (other.to_owned(), &[9][..])];
-        Mismatch::new(&wanted, found.iter().map(|(name, shape)| (name, *shape)), |name| name == "known")
+        Mismatch::new(&wanted, found.iter().map(|(name, shape)| (name, *shape)), |name| {
+            name == "known"
+        })
     };
     assert!(found(&[3], "known").unexpected().is_empty());
     let more = found(&[3], "c");
@@ -82,7 +95,8 @@ fn names_and_shapes_are_compared() {
     let error = found(&[4], "known").check("file").unwrap_err().to_string();
     assert_eq!(
         error,
-        "file: the weights do not fit the configuration: 1 of another shape (b: [4] in the file, [3] wanted)"
+        "file: the weights do not fit the configuration: 1 of another shape (b: [4] in the file, \
+         [3] wanted)"
     );
 }
 
@@ -118,8 +132,10 @@ fn places_have_names_and_sizes() {
     });
     assert_eq!(seen.unwrap(), ("block.0".into(), 5, 8, (true, false, false)));
     let sizes: BTreeMap<LayerName, usize> = [("block".into(), 6)].into();
-    let wanted =
-        Parameters::wanted(sizes, |scope| scope.at("block").get("w", scope.at("block").size(8)).map(drop)).unwrap();
+    let wanted = Parameters::wanted(sizes, |scope| {
+        scope.at("block").get("w", scope.at("block").size(8)).map(drop)
+    })
+    .unwrap();
     assert_eq!(wanted["block.w"].shape, [6]);
     let name = LayerName::from("block.0");
     assert_eq!((name.weight(), name.bias()), ("block.0.weight".into(), "block.0.bias".into()));
@@ -134,7 +150,9 @@ fn parameters_are_replaced_and_renamed() {
     assert!(parameters.get("c").is_none());
     let error = parameters.replace("c", tensor(&[1])).unwrap_err().to_string();
     assert_eq!(error, "layer c: no such parameter");
-    let renamed = parameters.map(|name, tensor| Ok((format!("x.{name}"), tensor.reshape((1, ()))?))).unwrap();
-    let found: Vec<(&str, &[usize])> = renamed.iter().map(|(name, tensor)| (name, tensor.dims())).collect();
+    let renamed =
+        parameters.map(|name, tensor| Ok((format!("x.{name}"), tensor.reshape((1, ()))?))).unwrap();
+    let found: Vec<(&str, &[usize])> =
+        renamed.iter().map(|(name, tensor)| (name, tensor.dims())).collect();
     assert_eq!(found, [("x.a", &[1, 4][..]), ("x.b", &[1, 3])]);
 }

@@ -1,5 +1,5 @@
-//! Times the OBS solver on one layer: `solve --input FILE --sparsity 0.5 | --pattern 2:4 --repeats N` reads `weight`
-//! and `hessian` and prints one line of JSON.
+//! Times the OBS solver on one layer: `solve --input FILE --sparsity 0.5 | --pattern 2:4 --repeats
+//! N` reads `weight` and `hessian` and prints one line of JSON.
 
 #![expect(clippy::print_stdout, reason = "a benchmark tells its figures")]
 
@@ -28,7 +28,8 @@ fn main() -> Result<()> {
     let hessian = tensor("hessian")?.flatten_all()?.to_vec1::<f32>()?;
     let values = tensor("weight")?.flatten_all()?.to_vec1::<f32>()?;
     let layer = LayerWeight { layer: "layer".into(), rows, columns, values };
-    let statistics = InputStatistics { hessian, squares: vec![0.0; columns], ..InputStatistics::default() };
+    let statistics =
+        InputStatistics { hessian, squares: vec![0.0; columns], ..InputStatistics::default() };
     let (mut best, mut error) = (f64::INFINITY, 0.0);
     for _ in 0..repeats {
         let mut pruned = [(layer.clone(), pattern)];

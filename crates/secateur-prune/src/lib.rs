@@ -1,23 +1,28 @@
-//! Training-free compression of diffusion models: calibration, Hessians, OBS-Diff and its baselines.
+//! Training-free compression of diffusion models: calibration, Hessians, OBS-Diff and its
+//! baselines.
 //!
-//! Data flows one way: a [`Plan`] says which layers, in which packages; calibration runs the model and gathers one
-//! [`InputStatistics`] per distinct layer input; a [`Method`] turns weights and statistics into pruned weights. A
-//! method never runs a model, and nothing here names one.
+//! Data flows one way: a [`Plan`] says which layers, in which packages; calibration runs the model
+//! and gathers one [`InputStatistics`] per distinct layer input; a [`Method`] turns weights and
+//! statistics into pruned weights. A method never runs a model, and nothing here names one.
 //!
 //! The main job, on one prompt and two steps to be quick:
 //!
 //! ```
 //! use secateur_models::{ModelFolder, OutputFolder, OutputOptions, Pipeline, Sampling};
-//! use secateur_prune::{Calibration, Obs, Packages, Pattern, Plan, Selection, Source, Task, Weighting, prune};
+//! use secateur_prune::{Calibration, Obs, Packages, Pattern, Plan, Selection, Source};
+//! use secateur_prune::{Task, Weighting, prune};
 //! # let temporary = tempfile::tempdir()?;
 //! # let out = temporary.path().join("pruned");
 //!
 //! let folder = ModelFolder::open("../../models/emoji-mmdit".as_ref(), None)?;
 //! let prompts = vec!["red apple, noto style emoji".to_owned()];
 //! let sampling = Sampling { steps: 2, ..folder.sampling() };
-//! let calibration = Calibration { prompts, sampling: sampling.clone(), weighting: Weighting::LogDecrease, token_stride: 4 };
+//! let weighting = Weighting::LogDecrease;
+//! let calibration =
+//!     Calibration { prompts, sampling: sampling.clone(), weighting, token_stride: 4 };
 //! let task = Task::Weights { method: &Obs, pattern: Pattern::unstructured(0.5)? };
-//! let plan = Plan::new(&folder.structure(&sampling), &Selection::default(), Packages::Count(1), &task)?;
+//! let structure = folder.structure(&sampling);
+//! let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task)?;
 //! let output = OutputFolder::create(&out, OutputOptions::default(), &[folder.path()])?;
 //!
 //! let mut pipeline = Pipeline::open(folder)?;
@@ -39,17 +44,20 @@ mod methods;
 mod run;
 
 pub use calibration::{
-    Calibration, Calibrator, Factor, Fingerprint, InputStatistics, SavedStatistics, Weighting, hessian_error,
+    Calibration, Calibrator, Factor, Fingerprint, InputStatistics, SavedStatistics, Weighting,
+    hessian_error,
 };
 pub use error::{Error, Result};
 pub use methods::{
-    Dsnot, L1, LayerWeight, Layers, Magnitude, Method, Neurons, Obs, Removed, Rows, Slim, Solved, StructuredMethod,
-    Task, Taylor, Turn, Wanda,
+    Dsnot, L1, LayerWeight, Layers, Magnitude, Method, Neurons, Obs, Removed, Rows, Slim, Solved,
+    StructuredMethod, Task, Taylor, Turn, Wanda,
 };
 pub use plan::{
-    Change, Demand, Package, Packages, Pattern, Plan, PlannedGroup, PlannedLayer, Portion, Selection, SharedInput,
+    Change, Demand, Package, Packages, Pattern, Plan, PlannedGroup, PlannedLayer, Portion,
+    Selection, SharedInput,
 };
 pub use run::{
-    Allocation, Amount, Budget, GroupOutcome, Identity, Journal, LayerOutcome, ModuleErrors, Outcome, Setting,
-    Settings, Source, Statistics, Target, allocate, influence_pictures, prune, tries,
+    Allocation, Amount, Budget, GroupOutcome, Identity, Journal, LayerOutcome, ModuleErrors,
+    Outcome, Setting, Settings, Source, Statistics, Target, allocate, influence_pictures, prune,
+    tries,
 };

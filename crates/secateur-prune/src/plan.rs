@@ -15,6 +15,7 @@ pub use portion::Portion;
 use secateur_models::{Block, Group, Layer, Operation, Removals, Role, Structure};
 use secateur_nn::LayerName;
 pub use selection::Selection;
+use serde::Serialize;
 use std::collections::HashMap;
 
 /// How many module packages: each one is calibrated with the model as pruned by those before it.
@@ -27,18 +28,25 @@ pub enum Packages {
 }
 
 /// The whole plan.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// In execution order.
     pub packages: Vec<Package>,
 }
 
 impl Plan {
-    /// Cuts what the task changes of the chosen layers into packages of near-equal numbers of units.
+    /// Cuts what the task changes of the chosen layers into packages of near-equal numbers of
+    /// units.
     ///
     /// # Errors
-    /// If nothing is chosen, a layer cannot have the pattern, or the memory does not hold even one unit.
-    pub fn new(structure: &Structure, selection: &Selection, packages: Packages, task: &dyn Demand) -> Result<Self> {
+    /// If nothing is chosen, a layer cannot have the pattern, or the memory does not hold even one
+    /// unit.
+    pub fn new(
+        structure: &Structure,
+        selection: &Selection,
+        packages: Packages,
+        task: &dyn Demand,
+    ) -> Result<Self> {
         let units = match task.change() {
             Change::Weights(pattern) => weight_units(structure, selection, Some(pattern)),
             Change::Groups(portion) => structured_units(structure, selection, &portion, task),
@@ -52,7 +60,9 @@ impl Plan {
             }
         }
         match packages {
-            Packages::Count(0) => Err(Error::Request("the number of packages must be at least 1".into())),
+            Packages::Count(0) => {
+                Err(Error::Request("the number of packages must be at least 1".into()))
+            }
             Packages::Count(count) => Ok(Self::cut(&units, count)),
             Packages::Memory(budget) => {
                 let plans = (1..=units.len()).map(|count| Self::cut(&units, count));
@@ -66,7 +76,8 @@ impl Plan {
                 }
                 let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
                 Err(Error::Request(format!(
-                    "--memory {} MiB does not hold the statistics and solver of one unit: at least {} MiB are needed",
+                    "--memory {} MiB does not hold the statistics and solver of one unit: at least \
+                     {} MiB are needed",
                     mebibytes(budget),
                     mebibytes(least)
                 )))
@@ -88,17 +99,22 @@ impl Plan {
         Self { packages: (0..count).map(join).collect() }
     }
 
-    /// Has the inputs of all attentions and feed-forwards watched as well, for [`Source::carried`](crate::Source::carried).
+    /// Has the inputs of all attentions and feed-forwards watched as well, for
+    /// [`Source::carried`](crate::Source::carried).
     ///
     /// # Errors
     /// If the plan has more than one package.
     pub fn carry(&mut self, structure: &Structure) -> Result<()> {
         let [package] = self.packages.as_mut_slice() else {
-            let problem = "statistics can be carried over to the new model only with one package, as later packages see a \
+            let problem = "statistics can be carried over to the new model only with one package, \
+                as later packages see a \
                            model that was changed: with --packages 1 or more --memory there is one";
             return Err(Error::Request(problem.into()));
         };
-        for input in weight_units(structure, &Selection::default(), None).iter().flat_map(|unit| &unit.inputs) {
+        for input in weight_units(structure, &Selection::default(), None)
+            .iter()
+            .flat_map(|unit| &unit.inputs)
+        {
             if package.watched_inputs().all(|watched| watched.name != input.name) {
                 package.carried.push(input.clone());
             }
@@ -122,8 +138,8 @@ impl Plan {
         self.packages.iter().flat_map(|package| package.coupled.iter().flatten())
     }
 
-    /// All that a model lacks once the groups have lost what the plan says, if `before` is what it lacks now. Which ones go
-    /// is not known yet: the first ones stand for them.
+    /// All that a model lacks once the groups have lost what the plan says, if `before` is what it
+    /// lacks now. Which ones go is not known yet: the first ones stand for them.
     #[must_use]
     pub fn removals(&self, before: &Removals) -> Removals {
         let mut removals = before.clone();
@@ -133,8 +149,8 @@ impl Plan {
         removals
     }
 
-    /// Multiply-accumulates of all Hessians for one sample of one step, where layers have as many tokens as in `structure`;
-    /// symmetric products counted at half.
+    /// Multiply-accumulates of all Hessians for one sample of one step, where layers have as many
+    /// tokens as in `structure`; symmetric products counted at half.
     #[must_use]
     pub fn hessian_macs(&self, structure: &Structure) -> u64 {
         let inputs = self.packages.iter().flat_map(Package::watched_inputs);
@@ -142,15 +158,18 @@ impl Plan {
             Operation::Linear { rows, .. } => rows,
             _ => 0,
         };
-        let tokens: HashMap<&LayerName, usize> = structure.layers().map(|layer| (&layer.name, tokens(layer))).collect();
+        let tokens: HashMap<&LayerName, usize> =
+            structure.layers().map(|layer| (&layer.name, tokens(layer))).collect();
         let of = |layer: &PlannedLayer| {
-            tokens.get(&layer.name).map_or(0, |tokens| tokens * layer.columns * (layer.columns + 1) / 2)
+            tokens
+                .get(&layer.name)
+                .map_or(0, |tokens| tokens * layer.columns * (layer.columns + 1) / 2)
         };
         inputs.map(|input| input.layers.first().map_or(0, of) as u64).sum()
     }
 
-    /// Multiply-accumulates of an OBS solver: of an input of width d, d^3 for the factors of its Hessian, and half of
-    /// rows x d^2 for a layer that reads it.
+    /// Multiply-accumulates of an OBS solver: of an input of width d, d^3 for the factors of its
+    /// Hessian, and half of rows x d^2 for a layer that reads it.
     #[must_use]
     pub fn solver_macs(&self) -> u64 {
         let of = |input: &SharedInput| {
@@ -163,14 +182,19 @@ impl Plan {
 }
 
 /// OBS-Diff's units in block order: per block {QKV}, {out}, {ff up}, {ff down}, over all streams.
-fn weight_units(structure: &Structure, selection: &Selection, pattern: Option<Pattern>) -> Vec<Package> {
+fn weight_units(
+    structure: &Structure,
+    selection: &Selection,
+    pattern: Option<Pattern>,
+) -> Vec<Package> {
     let mut units = Vec::new();
     for block in &structure.blocks {
         use Role::{AttentionOutput, FeedForwardDown, FeedForwardUp, QueryKeyValue};
         for kind in [QueryKeyValue, AttentionOutput, FeedForwardUp, FeedForwardDown] {
             let mut unit = Package::default();
             for layer in &block.layers {
-                let (Some(prunable), Operation::Linear { rows, inputs, outputs }) = (&layer.prunable, layer.operation)
+                let (Some(prunable), Operation::Linear { rows, inputs, outputs }) =
+                    (&layer.prunable, layer.operation)
                 else {
                     continue;
                 };
@@ -178,7 +202,8 @@ fn weight_units(structure: &Structure, selection: &Selection, pattern: Option<Pa
                     continue;
                 }
                 let name = layer.name.clone();
-                let planned = PlannedLayer { name, rows: outputs, columns: inputs, tokens: rows, pattern };
+                let planned =
+                    PlannedLayer { name, rows: outputs, columns: inputs, tokens: rows, pattern };
                 unit.add(&SharedInput { name: prunable.input.clone(), layers: vec![planned] });
             }
             if !unit.inputs.is_empty() {
@@ -189,8 +214,8 @@ fn weight_units(structure: &Structure, selection: &Selection, pattern: Option<Pa
     units
 }
 
-/// The units of structured removal in block order: per block its {heads} and {neurons}, over all streams; those that one
-/// layer reads (FLUX's single blocks) are one unit.
+/// The units of structured removal in block order: per block its {heads} and {neurons}, over all
+/// streams; those that one layer reads (FLUX's single blocks) are one unit.
 fn structured_units(
     structure: &Structure,
     selection: &Selection,
@@ -222,7 +247,11 @@ fn structured_units(
                 }
             };
             let watched = task.watched(&planned.group);
-            let inputs = block.layers.iter().filter(|layer| watched.contains(&layer.name)).filter_map(watched_input);
+            let inputs = block
+                .layers
+                .iter()
+                .filter(|layer| watched.contains(&layer.name))
+                .filter_map(watched_input);
             inputs.for_each(|input| unit.add(&input));
             unit.coupled[0].push(planned);
         }
@@ -232,30 +261,42 @@ fn structured_units(
 
 /// The input of a layer that is watched.
 fn watched_input(layer: &Layer) -> Option<SharedInput> {
-    let (Operation::Linear { rows, inputs, outputs }, Some(prunable)) = (layer.operation, &layer.prunable) else {
+    let (Operation::Linear { rows, inputs, outputs }, Some(prunable)) =
+        (layer.operation, &layer.prunable)
+    else {
         return None;
     };
-    let planned =
-        PlannedLayer { name: layer.name.clone(), rows: outputs, columns: inputs, tokens: rows, pattern: None };
+    let planned = PlannedLayer {
+        name: layer.name.clone(),
+        rows: outputs,
+        columns: inputs,
+        tokens: rows,
+        pattern: None,
+    };
     Some(SharedInput { name: prunable.input.clone(), layers: vec![planned] })
 }
 
 /// What to say where a selection leaves nothing to do.
 fn nothing_chosen(structure: &Structure, change: Change) -> String {
     let (what, known): (&str, Vec<LayerName>) = match change {
-        Change::Weights(_) => {
-            ("layer", structure.layers().filter(|l| l.prunable.is_some()).map(|l| l.name.clone()).collect())
-        }
+        Change::Weights(_) => (
+            "layer",
+            structure.layers().filter(|l| l.prunable.is_some()).map(|l| l.name.clone()).collect(),
+        ),
         Change::Groups(_) => {
-            let removable = structure.groups().filter(|group| !matches!(group, Group::Dimensions(_)));
+            let removable =
+                structure.groups().filter(|group| !matches!(group, Group::Dimensions(_)));
             ("group of heads or neurons", removable.map(|group| group.name().clone()).collect())
         }
     };
     let example = known.first().map_or("none", LayerName::as_str);
-    let mut problem = format!("no {what} to prune is left; the model has {}, such as {example}", known.len());
+    let mut problem =
+        format!("no {what} to prune is left; the model has {}, such as {example}", known.len());
     problem += match change {
         Change::Weights(_) => ": see --include and --exclude",
-        Change::Groups(_) => ": see --include and --exclude, --keep-ends, and the sparsity, which may be too low",
+        Change::Groups(_) => {
+            ": see --include and --exclude, --keep-ends, and the sparsity, which may be too low"
+        }
     };
     problem
 }

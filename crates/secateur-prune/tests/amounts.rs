@@ -2,11 +2,13 @@
 
 use secateur_kernels::factor::inverse_factor_scratch;
 use secateur_kernels::gram::add_gram_scratch;
-use secateur_models::{Block, Layer, ModelFolder, Observer, Operation, Pipeline, Prunable, Role, Sampling, Structure};
+use secateur_models::{
+    Block, Layer, ModelFolder, Observer, Operation, Pipeline, Prunable, Role, Sampling, Structure,
+};
 use secateur_prune::{
-    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, ModuleErrors, Neurons, Obs, Packages, Pattern, Plan,
-    Portion, Rows, Selection, Setting, Slim, Source, StructuredMethod, Target, Task, Taylor, Wanda, Weighting,
-    allocate, prune,
+    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, ModuleErrors, Neurons, Obs,
+    Packages, Pattern, Plan, Portion, Rows, Selection, Setting, Slim, Source, StructuredMethod,
+    Target, Task, Taylor, Wanda, Weighting, allocate, prune,
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,14 +27,21 @@ fn calibration(weighting: Weighting) -> Calibration {
 #[test]
 fn allocations_are_known_by_their_names() {
     use Allocation::{Greedy, Softmax, Uniform};
-    let names = [("uniform", Uniform), ("parameters", Greedy(Amount::Parameters)), ("macs", Greedy(Amount::Macs))];
+    let names = [
+        ("uniform", Uniform),
+        ("parameters", Greedy(Amount::Parameters)),
+        ("macs", Greedy(Amount::Macs)),
+    ];
     for (name, allocation) in names {
         assert_eq!(allocation.to_string(), name);
         assert_eq!(name.parse::<Allocation>().unwrap(), allocation);
     }
     assert_eq!(Softmax(Amount::Parameters).to_string(), "softmax-parameters");
     let error = "softmax-macs".parse::<Allocation>().unwrap_err().to_string();
-    assert_eq!(error, "allocation \"softmax-macs\" is unknown; there are uniform, parameters, macs");
+    assert_eq!(
+        error,
+        "allocation \"softmax-macs\" is unknown; there are uniform, parameters, macs"
+    );
 }
 
 #[test]
@@ -40,7 +49,8 @@ fn methods_have_the_names_of_the_command_line() {
     let methods: [&dyn Method; 5] = [&Magnitude, &Wanda, &Dsnot::Wanda, &Dsnot::Hessian, &Obs];
     let names = ["magnitude", "wanda", "dsnot", "dsnot-hessian", "obs"];
     assert_eq!(methods.map(Method::name), names);
-    let (taylor, slim) = (Taylor::default(), Slim { rows: Rows::Attention, neurons: Neurons::Leverage });
+    let (taylor, slim) =
+        (Taylor::default(), Slim { rows: Rows::Attention, neurons: Neurons::Leverage });
     let methods: [&dyn StructuredMethod; 5] = [&L1, &Obs, &taylor, &Slim::default(), &slim];
     let names = ["l1", "obs", "taylor", "slim", "slim --rows attention --neurons leverage"];
     assert_eq!(methods.map(StructuredMethod::name), names);
@@ -53,7 +63,10 @@ fn shares_by_influence_remove_as_much_as_the_uniform_one() {
     let mut pipeline = Pipeline::open(emoji_dit()).unwrap();
     let calibration = calibration(Weighting::Uniform);
     let source = Source::Calibration(&calibration, &[1.0; 2], None);
-    let task = Task::Structured { method: &L1, portion: Portion { keep_ends: 0, ..Portion::new(0.25).unwrap() } };
+    let task = Task::Structured {
+        method: &L1,
+        portion: Portion { keep_ends: 0, ..Portion::new(0.25).unwrap() },
+    };
     let selection = Selection::new(&["*.[23].ff.net.2".into()], &[]).unwrap();
     let structure = pipeline.structure(&calibration.sampling);
     let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
@@ -61,14 +74,18 @@ fn shares_by_influence_remove_as_much_as_the_uniform_one() {
     assert_eq!(uniform, 2 * 768 / 4);
     for amount in [Amount::Parameters, Amount::Macs] {
         let budget = Allocation::Softmax(amount).into();
-        let settings = allocate(&mut pipeline, &plan, &task, &source, &calibration, budget, &()).unwrap().0;
+        let settings =
+            allocate(&mut pipeline, &plan, &task, &source, &calibration, budget, &()).unwrap().0;
         let removed = settings.values().map(|setting| match setting {
             Setting::Remove(count) => *count,
             Setting::Pattern(_) => panic!("a pattern"),
         });
         let removed: Vec<usize> = removed.collect();
         let total: usize = removed.iter().sum();
-        assert!((uniform - 8..=uniform).contains(&total) && removed[0] != removed[1], "{amount}: {removed:?}");
+        assert!(
+            (uniform - 8..=uniform).contains(&total) && removed[0] != removed[1],
+            "{amount}: {removed:?}"
+        );
     }
 }
 
@@ -84,7 +101,8 @@ fn shares_of_weights_by_influence_remove_as_much_as_the_uniform_one() {
     let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
     for amount in [Amount::Parameters, Amount::Macs] {
         let budget = Allocation::Softmax(amount).into();
-        let settings = allocate(&mut pipeline, &plan, &task, &source, &calibration, budget, &()).unwrap().0;
+        let settings =
+            allocate(&mut pipeline, &plan, &task, &source, &calibration, budget, &()).unwrap().0;
         let shares = settings.values().map(|setting| match setting {
             Setting::Pattern(pattern) => pattern.sparsity(),
             Setting::Remove(_) => panic!("no pattern"),
@@ -113,7 +131,9 @@ fn errors_of_attentions_are_told() {
         let error = group.module_error;
         match group.kind.as_str() {
             "neurons" => assert_eq!(error, None),
-            kind => assert!(error.is_some_and(|error| error > 0.0 && error < 1.0), "{kind}: {error:?}"),
+            kind => {
+                assert!(error.is_some_and(|error| error > 0.0 && error < 1.0), "{kind}: {error:?}")
+            }
         }
     }
 }
@@ -125,7 +145,12 @@ fn a_target_out_of_reach_tells_the_most_that_can_go() {
     let structure = folder.structure(&sampling);
     let plan = |share: f64| {
         let portion = Portion { keep_ends: 0, multiple: 1, ..Portion::new(share)? };
-        Plan::new(&structure, &Selection::default(), Packages::Count(1), &Task::Structured { method: &L1, portion })
+        Plan::new(
+            &structure,
+            &Selection::default(),
+            Packages::Count(1),
+            &Task::Structured { method: &L1, portion },
+        )
     };
     let told = |amount: Amount, share: f64| {
         let target = Target::new(&folder, &sampling, amount, share).unwrap();
@@ -134,12 +159,14 @@ fn a_target_out_of_reach_tells_the_most_that_can_go() {
     };
     assert_eq!(
         told(Amount::Parameters, 0.75),
-        "75.0 % of the parameters cannot go: 80 % of what can be made smaller, the most, is 37.6 % of all: \
+        "75.0 % of the parameters cannot go: 80 % of what can be made smaller, the most, is 37.6 % \
+         of all: \
          --budget 0.376 is the largest"
     );
     assert_eq!(
         told(Amount::Macs, 0.9),
-        "10.00 times fewer multiply-accumulates cannot be had: 80 % of what can be made smaller, the most, \
+        "10.00 times fewer multiply-accumulates cannot be had: 80 % of what can be made smaller, \
+         the most, \
          is 80.1 % of all: --speedup 5.02 is the largest"
     );
     // What is the largest can be had, by the most of every group.
@@ -190,7 +217,8 @@ fn three_layers() -> Structure {
 #[test]
 fn bytes_and_work_of_a_plan() {
     let task = Task::Weights { method: &Magnitude, pattern: Pattern::Unstructured(0.5) };
-    let plan = Plan::new(&three_layers(), &Selection::default(), Packages::Count(1), &task).unwrap();
+    let plan =
+        Plan::new(&three_layers(), &Selection::default(), Packages::Count(1), &task).unwrap();
     let [package] = plan.packages.as_slice() else { panic!("{} packages", plan.packages.len()) };
     assert_eq!(package.statistics_bytes(), 4 * (6 * 6 + 4 * 4));
     assert_eq!(package.largest_statistics_bytes(), 4 * 6 * 6);

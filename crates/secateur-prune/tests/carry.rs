@@ -2,8 +2,8 @@
 
 use secateur_models::{ModelFolder, Pipeline, Sampling};
 use secateur_prune::{
-    Calibration, InputStatistics, Magnitude, Obs, Packages, Pattern, Plan, Portion, Rows, Selection, Slim, Source,
-    Statistics, StructuredMethod, Task, Weighting, prune,
+    Calibration, InputStatistics, Magnitude, Obs, Packages, Pattern, Plan, Portion, Rows,
+    Selection, Slim, Source, Statistics, StructuredMethod, Task, Weighting, prune,
 };
 use std::path::Path;
 
@@ -29,9 +29,16 @@ fn alike(got: &InputStatistics, want: &InputStatistics, what: &str) {
     close(&got.weighted_sums, &want.weighted_sums, &format!("{what}, weighted sums"));
 }
 
-/// Makes some of the first block smaller. At the first step nothing before that has changed, so what is carried over for the
-/// inputs named is what a calibration of the new model finds; and there are statistics of all its inputs.
-fn carried(name: &str, prompt: &str, method: &dyn StructuredMethod, portion: Portion, inputs: &[&str]) {
+/// Makes some of the first block smaller. At the first step nothing before that has changed, so
+/// what is carried over for the inputs named is what a calibration of the new model finds; and
+/// there are statistics of all its inputs.
+fn carried(
+    name: &str,
+    prompt: &str,
+    method: &dyn StructuredMethod,
+    portion: Portion,
+    inputs: &[&str],
+) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name);
     let calibration = Calibration {
         prompts: vec![prompt.to_owned()],

@@ -1,11 +1,12 @@
-//! What nothing comes through or nothing reads goes first, and for free, whichever method removes it.
+//! What nothing comes through or nothing reads goes first, and for free, whichever method removes
+//! it.
 
 use candle_core::Tensor;
 use secateur_models::{Edits, ModelFolder, Pipeline, Sampling};
 use secateur_nn::LayerName;
 use secateur_prune::{
-    Allocation, Amount, Calibration, Factor, Neurons, Obs, Packages, Pattern, Plan, Portion, Rows, Selection, Setting,
-    Slim, Source, StructuredMethod, Task, Weighting, allocate, prune,
+    Allocation, Amount, Calibration, Factor, Neurons, Obs, Packages, Pattern, Plan, Portion, Rows,
+    Selection, Setting, Slim, Source, StructuredMethod, Task, Weighting, allocate, prune,
 };
 use std::ops::Range;
 use std::path::Path;
@@ -24,15 +25,19 @@ impl Dead {
         let mut edits = Edits { removals: pipeline.removals().clone(), ..Edits::default() };
         let mut clear = |parameter: String, dim: usize| {
             let old = pipeline.parameters().get(&parameter).unwrap();
-            let index: Vec<f32> = (0..old.dim(dim).unwrap()).map(|i| f32::from(!range.contains(&i))).collect();
-            let shape = if old.rank() == 2 && dim == 0 { (index.len(), 1) } else { (1, index.len()) };
+            let index: Vec<f32> =
+                (0..old.dim(dim).unwrap()).map(|i| f32::from(!range.contains(&i))).collect();
+            let shape =
+                if old.rank() == 2 && dim == 0 { (index.len(), 1) } else { (1, index.len()) };
             let mask = Tensor::new(index, old.device()).unwrap().reshape(shape).unwrap();
             let new = old.broadcast_mul(&mask).unwrap().reshape(old.shape()).unwrap();
             edits.weights.insert(parameter, new);
         };
         match self {
             Columns(..) => clear(layer.weight(), 1),
-            DeadRows(..) => [layer.weight(), layer.bias()].into_iter().for_each(|parameter| clear(parameter, 0)),
+            DeadRows(..) => {
+                [layer.weight(), layer.bias()].into_iter().for_each(|parameter| clear(parameter, 0))
+            }
         }
         pipeline.apply(&edits).unwrap();
     }
@@ -73,8 +78,12 @@ fn what_is_dead_goes_for_free() {
     let leverage: &dyn StructuredMethod = &Slim { neurons: Neurons::Leverage, ..Slim::default() };
     let attention: &dyn StructuredMethod = &Slim { rows: Rows::Attention, ..Slim::default() };
     // One head is dead as a whole, of the others half of the dimensions are.
-    let dimensions = |layer: &'static str, dead: fn(&'static str, Range<usize>) -> Dead| -> Vec<Dead> {
-        (0..6).map(|head| dead(layer, 32 * head + if head == 0 { 0 } else { 16 }..32 * (head + 1))).collect()
+    let dimensions = |layer: &'static str,
+                      dead: fn(&'static str, Range<usize>) -> Dead|
+     -> Vec<Dead> {
+        (0..6)
+            .map(|head| dead(layer, 32 * head + if head == 0 { 0 } else { 16 }..32 * (head + 1)))
+            .collect()
     };
     let methods = [obs, slim, leverage];
     for (what, dead, portion, methods) in [
@@ -87,8 +96,18 @@ fn what_is_dead_goes_for_free() {
         ("values of zeros", vec![DeadRows(VALUE, 0..192)], value_output, &[slim, attention]),
         ("an output of zeros", vec![Columns(OUTPUT, 0..192)], value_output, &[slim, attention]),
         ("queries of zeros", vec![DeadRows(QUERY, 0..192)], query_key, &[slim]),
-        ("a head and dimensions of values", dimensions(VALUE, DeadRows), value_output, &[slim, attention]),
-        ("a head and dimensions of outputs", dimensions(OUTPUT, Columns), value_output, &[slim, attention]),
+        (
+            "a head and dimensions of values",
+            dimensions(VALUE, DeadRows),
+            value_output,
+            &[slim, attention],
+        ),
+        (
+            "a head and dimensions of outputs",
+            dimensions(OUTPUT, Columns),
+            value_output,
+            &[slim, attention],
+        ),
         ("a head and dimensions of keys", dimensions(KEY, DeadRows), query_key, &[slim]),
     ] {
         for &method in methods {
@@ -100,12 +119,19 @@ fn what_is_dead_goes_for_free() {
             let structure = pipeline.structure(&calibration.sampling);
             let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
             let source = Source::Calibration(&calibration, &[1.0; 2], None);
-            let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &()).expect(&what);
-            let [group] = outcome.groups.as_slice() else { panic!("{what}: {} groups", outcome.groups.len()) };
+            let outcome =
+                prune(&mut pipeline, &plan, &task, &source, None, None, &()).expect(&what);
+            let [group] = outcome.groups.as_slice() else {
+                panic!("{what}: {} groups", outcome.groups.len())
+            };
             assert_eq!(group.removed.len() * 2, group.count, "{what}");
-            let square = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-            let off = (square(&(latents(&pipeline, &calibration) - &before).unwrap()) / square(&before)).sqrt();
-            // New bases are rounded to half precision; of what lives, half a group is worth 1 % and more.
+            let square =
+                |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+            let off = (square(&(latents(&pipeline, &calibration) - &before).unwrap())
+                / square(&before))
+            .sqrt();
+            // New bases are rounded to half precision; of what lives, half a group is worth 1 % and
+            // more.
             assert!(off < 1e-3, "{what}: the latents differ by {off}");
         }
     }
@@ -113,7 +139,8 @@ fn what_is_dead_goes_for_free() {
 
 #[test]
 fn an_allocation_takes_what_is_dead_first() {
-    let (mut pipeline, calibration) = model(&[DeadRows(UP, 0..768), DeadRows(VALUE, 0..192), Columns(OUTPUT, 0..192)]);
+    let (mut pipeline, calibration) =
+        model(&[DeadRows(UP, 0..768), DeadRows(VALUE, 0..192), Columns(OUTPUT, 0..192)]);
     let structure = pipeline.structure(&calibration.sampling);
     let source = Source::Calibration(&calibration, &[1.0; 2], None);
     let groups = Portion { keep_ends: 0, ..Portion::new(0.3).unwrap() };
@@ -126,18 +153,27 @@ fn an_allocation_takes_what_is_dead_first() {
         },
         Task::Weights { method: &Obs, pattern: weights },
     ] {
-        let selection = Selection::new(&["*.[23].ff.net.2".into(), "*.[23].attn1.to_out.0".into()], &[]).unwrap();
+        let selection =
+            Selection::new(&["*.[23].ff.net.2".into(), "*.[23].attn1.to_out.0".into()], &[])
+                .unwrap();
         let plan = Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap();
         let allocation = Allocation::Greedy(Amount::Parameters).into();
-        let settings = allocate(&mut pipeline, &plan, &task, &source, &calibration, allocation, &()).unwrap().0;
+        let settings =
+            allocate(&mut pipeline, &plan, &task, &source, &calibration, allocation, &())
+                .unwrap()
+                .0;
         let share = |setting: &Setting| match setting {
             Setting::Remove(count) => *count as f64,
             Setting::Pattern(pattern) => pattern.sparsity(),
         };
         assert_eq!(settings.len(), 4, "{task}");
-        let (dead, live): (Vec<_>, Vec<_>) = settings.iter().partition(|(name, _)| name.as_str().contains(".2."));
+        let (dead, live): (Vec<_>, Vec<_>) =
+            settings.iter().partition(|(name, _)| name.as_str().contains(".2."));
         for ((name, dead), (_, live)) in dead.iter().zip(&live) {
-            assert!(share(dead) > 0.0 && share(dead) > share(live), "{task}, {name}: {dead:?}, {live:?} of what lives");
+            assert!(
+                share(dead) > 0.0 && share(dead) > share(live),
+                "{task}, {name}: {dead:?}, {live:?} of what lives"
+            );
         }
     }
 }

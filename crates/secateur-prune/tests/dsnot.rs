@@ -1,5 +1,5 @@
-//! DSnoT against a plain version in f64, against its own code told again in PyTorch (`tests/goldens/README.md`), and what
-//! must hold of any mask that it makes.
+//! DSnoT against a plain version in f64, against its own code told again in PyTorch
+//! (`tests/goldens/README.md`), and what must hold of any mask that it makes.
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
@@ -40,13 +40,20 @@ fn statistics(columns: usize, offset: f32, seed: u64) -> InputStatistics {
 fn of_rows(x: &[f32], columns: usize) -> InputStatistics {
     let (mut hessian, mut sums) = (vec![0f32; columns * columns], vec![0f32; columns]);
     for row in x.chunks(columns) {
-        for (x, (sum, hessian)) in row.iter().zip(sums.iter_mut().zip(hessian.chunks_mut(columns))) {
+        for (x, (sum, hessian)) in row.iter().zip(sums.iter_mut().zip(hessian.chunks_mut(columns)))
+        {
             *sum += x;
             hessian.iter_mut().zip(row).for_each(|(h, y)| *h += x * y);
         }
     }
     let squares = (0..columns).map(|j| hessian[j * columns + j]).collect();
-    InputStatistics { hessian, sums, squares, rows: (x.len() / columns) as u64, ..InputStatistics::default() }
+    InputStatistics {
+        hessian,
+        sums,
+        squares,
+        rows: (x.len() / columns) as u64,
+        ..InputStatistics::default()
+    }
 }
 
 fn layer(rows: usize, columns: usize, scale: f32) -> LayerWeight {
@@ -54,7 +61,12 @@ fn layer(rows: usize, columns: usize, scale: f32) -> LayerWeight {
     LayerWeight { layer: "layer".into(), rows, columns, values }
 }
 
-fn pruned(method: &dyn Method, layer: &LayerWeight, statistics: &InputStatistics, pattern: Pattern) -> Vec<f32> {
+fn pruned(
+    method: &dyn Method,
+    layer: &LayerWeight,
+    statistics: &InputStatistics,
+    pattern: Pattern,
+) -> Vec<f32> {
     let mut layers = [(layer.clone(), pattern)];
     method.prune(&mut layers, statistics).unwrap();
     let [(layer, _)] = layers;
@@ -62,7 +74,8 @@ fn pruned(method: &dyn Method, layer: &LayerWeight, statistics: &InputStatistics
 }
 
 fn pattern(text: &str) -> Pattern {
-    if text.contains(':') { text.parse() } else { Pattern::unstructured(text.parse().unwrap()) }.unwrap()
+    if text.contains(':') { text.parse() } else { Pattern::unstructured(text.parse().unwrap()) }
+        .unwrap()
 }
 
 /// Mean and variance of column j.
@@ -74,19 +87,31 @@ fn moments(statistics: &InputStatistics, j: usize) -> (f64, f64) {
 
 /// What the weights that `after` lacks added to each row's expected output.
 fn errors(layer: &LayerWeight, after: &[f32], statistics: &InputStatistics) -> Vec<f64> {
-    let lost = |(i, (w, after)): (usize, (&f32, &f32))| f64::from(w - after) * moments(statistics, i % layer.columns).0;
+    let lost = |(i, (w, after)): (usize, (&f32, &f32))| {
+        f64::from(w - after) * moments(statistics, i % layer.columns).0
+    };
     let lost: Vec<f64> = layer.values.iter().zip(after).enumerate().map(lost).collect();
     lost.chunks(layer.columns).map(|row| row.iter().sum()).collect()
 }
 
 /// The place that `better` prefers to all before it.
-fn best(places: impl Iterator<Item = usize>, better: impl Fn(usize, usize) -> bool) -> Option<usize> {
-    places.fold(None, |best, j| if best.is_none_or(|best| better(j, best)) { Some(j) } else { best })
+fn best(
+    places: impl Iterator<Item = usize>,
+    better: impl Fn(usize, usize) -> bool,
+) -> Option<usize> {
+    places
+        .fold(None, |best, j| if best.is_none_or(|best| better(j, best)) { Some(j) } else { best })
 }
 
-/// One row as the method is described: every choice is a search through all weights. Returns the places of zeros and the
-/// number of swaps. `u` is the diagonal of the Hessian's factor if that is the start.
-fn plain(row: &[f32], statistics: &InputStatistics, u: Option<&[f64]>, pattern: Pattern) -> (Vec<bool>, usize) {
+/// One row as the method is described: every choice is a search through all weights. Returns the
+/// places of zeros and the number of swaps. `u` is the diagonal of the Hessian's factor if that is
+/// the start.
+fn plain(
+    row: &[f32],
+    statistics: &InputStatistics,
+    u: Option<&[f64]>,
+    pattern: Pattern,
+) -> (Vec<bool>, usize) {
     let columns = row.len();
     let m = |j: usize| f64::from(row[j]) * moments(statistics, j).0;
     let norm = |j: usize| (f64::from(statistics.squares[j]) / statistics.rows as f64).sqrt();
@@ -152,19 +177,26 @@ fn dsnot_is_the_plain_algorithm() {
         (3, 512, "2:4", 2.0),
     ];
     for (index, (rows, columns, text, scale)) in cases.into_iter().enumerate() {
-        let (layer, statistics) = (layer(rows, columns, scale), statistics(columns, 1.0, 20 + index as u64));
+        let (layer, statistics) =
+            (layer(rows, columns, scale), statistics(columns, 1.0, 20 + index as u64));
         let factor = Factor::new(&statistics.hessian, &"layer".into()).unwrap();
         let u: Vec<f64> = factor.values.iter().step_by(columns + 1).map(|&u| u.into()).collect();
         for (method, u) in [(Dsnot::Wanda, None), (Dsnot::Hessian, Some(&*u))] {
             let got = pruned(&method, &layer, &statistics, pattern(text));
             let mut all = 0;
-            for (i, (row, got)) in layer.values.chunks(columns).zip(got.chunks(columns)).enumerate() {
+            for (i, (row, got)) in layer.values.chunks(columns).zip(got.chunks(columns)).enumerate()
+            {
                 let (zero, swaps) = plain(row, &statistics, u, pattern(text));
-                let want: Vec<f32> = row.iter().zip(&zero).map(|(&w, &zero)| if zero { 0.0 } else { w }).collect();
+                let want: Vec<f32> =
+                    row.iter().zip(&zero).map(|(&w, &zero)| if zero { 0.0 } else { w }).collect();
                 assert_eq!(got, want, "{} {text} {rows} x {columns}, row {i}", method.name());
                 all += swaps;
             }
-            println!("{} {text} {rows} x {columns}: {:.1} swaps a row", method.name(), all as f64 / rows as f64);
+            println!(
+                "{} {text} {rows} x {columns}: {:.1} swaps a row",
+                method.name(),
+                all as f64 / rows as f64
+            );
             assert!(all > 0, "{} {text} {rows} x {columns}: nothing was swapped", method.name());
         }
     }
@@ -173,7 +205,9 @@ fn dsnot_is_the_plain_algorithm() {
 #[test]
 fn dsnot_masks_are_those_of_its_own_code() {
     let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
-    let path = std::env::var_os("SECATEUR_GOLDENS").map_or_else(own, PathBuf::from).join("obs/dsnot.safetensors");
+    let path = std::env::var_os("SECATEUR_GOLDENS")
+        .map_or_else(own, PathBuf::from)
+        .join("obs/dsnot.safetensors");
     if !path.exists() {
         println!("skipped: {} is not there", path.display());
         return;
@@ -191,16 +225,22 @@ fn dsnot_masks_are_those_of_its_own_code() {
     };
     for (name, method) in [("wanda", Dsnot::Wanda), ("hessian", Dsnot::Hessian)] {
         for (case, text) in [("50", "0.5"), ("70", "0.7"), ("2_4", "2:4"), ("4_8", "4:8")] {
-            let mask = golden[&format!("{name}_{case}")].flatten_all().unwrap().to_vec1::<u8>().unwrap();
-            let want: Vec<f32> =
-                layer.values.iter().zip(mask).map(|(&w, zero)| if zero == 1 { 0.0 } else { w }).collect();
+            let mask =
+                golden[&format!("{name}_{case}")].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+            let want: Vec<f32> = layer
+                .values
+                .iter()
+                .zip(mask)
+                .map(|(&w, zero)| if zero == 1 { 0.0 } else { w })
+                .collect();
             assert_eq!(pruned(&method, &layer, &statistics, pattern(text)), want, "{name} {text}");
         }
     }
 }
 
-/// Where weights add less than the threshold, a swap cannot go further past 0 than the error was from it. N:M prunes what
-/// its group values least, whatever that adds, so that the error of a single row may grow; but it keeps its sign.
+/// Where weights add less than the threshold, a swap cannot go further past 0 than the error was
+/// from it. N:M prunes what its group values least, whatever that adds, so that the error of a
+/// single row may grow; but it keeps its sign.
 #[test]
 fn swaps_keep_the_zeros_and_lessen_the_error() {
     let (columns, statistics) = (480, statistics(480, 2.0, 3));
@@ -210,19 +250,30 @@ fn swaps_keep_the_zeros_and_lessen_the_error() {
         let before = pruned(&Wanda, &layer, &statistics, pattern);
         let after = pruned(&Dsnot::Wanda, &layer, &statistics, pattern);
         assert_ne!(before, after, "{text}");
-        assert!(after.iter().zip(&layer.values).all(|(&a, &w)| a == 0.0 || a == w), "{text}: a weight has changed");
-        let group = if let Pattern::SemiStructured { group, .. } = pattern { group } else { columns };
+        assert!(
+            after.iter().zip(&layer.values).all(|(&a, &w)| a == 0.0 || a == w),
+            "{text}: a weight has changed"
+        );
+        let group =
+            if let Pattern::SemiStructured { group, .. } = pattern { group } else { columns };
         let zeros = |values: &[f32]| -> Vec<usize> {
             values.chunks(group).map(|group| group.iter().filter(|w| **w == 0.0).count()).collect()
         };
         assert_eq!(zeros(&before), zeros(&after), "{text}");
-        let (before, after) = (errors(&layer, &before, &statistics), errors(&layer, &after, &statistics));
+        let (before, after) =
+            (errors(&layer, &before, &statistics), errors(&layer, &after, &statistics));
         for (i, (before, after)) in before.iter().zip(&after).enumerate() {
-            let kept = if group == columns { after.abs() <= before.abs() } else { after * before > 0.0 };
+            let kept =
+                if group == columns { after.abs() <= before.abs() } else { after * before > 0.0 };
             assert!(kept, "{text}, row {i}: from {before} to {after}");
         }
         let total = |errors: &[f64]| errors.iter().map(|error| error.abs()).sum::<f64>();
-        assert!(total(&after) < 0.8 * total(&before), "{text}: from {} to {}", total(&before), total(&after));
+        assert!(
+            total(&after) < 0.8 * total(&before),
+            "{text}: from {} to {}",
+            total(&before),
+            total(&after)
+        );
     }
 }
 
@@ -231,7 +282,10 @@ fn rows_whose_error_is_small_are_left_as_they_start() {
     // Means of 0.
     let columns = 40;
     let x = random(100 * columns, 1);
-    let x: Vec<f32> = x.chunks(columns).flat_map(|row| row.iter().copied().chain(row.iter().map(|x| -x))).collect();
+    let x: Vec<f32> = x
+        .chunks(columns)
+        .flat_map(|row| row.iter().copied().chain(row.iter().map(|x| -x)))
+        .collect();
     let (layer, statistics) = (layer(6, columns, 5.0), of_rows(&x, columns));
     for text in ["0.5", "2:4"] {
         let pattern = pattern(text);
@@ -254,18 +308,25 @@ fn nothing_to_prune_and_nothing_to_go_by() {
         // 1 of 24 goes, or 23.
         for (text, count) in [("0.05", 1), ("0.97", 23)] {
             let after = pruned(&method, &layer, &statistics, pattern(text));
-            assert!(after.chunks(24).all(|row| row.iter().filter(|w| **w == 0.0).count() == count), "{text}");
+            assert!(
+                after.chunks(24).all(|row| row.iter().filter(|w| **w == 0.0).count() == count),
+                "{text}"
+            );
         }
         let after = pruned(&method, &layer, &empty, pattern("0.5"));
         assert!(after.chunks(24).all(|row| row.iter().filter(|w| **w == 0.0).count() == 12));
         method.prune(&mut [], &statistics).unwrap();
         let odd = LayerWeight { columns: 6, values: vec![1.0; 6], rows: 1, layer: "odd".into() };
-        let error = method.prune(&mut [(odd, pattern("2:4"))], &self::statistics(6, 1.0, 1)).unwrap_err().to_string();
+        let error = method
+            .prune(&mut [(odd, pattern("2:4"))], &self::statistics(6, 1.0, 1))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("odd") && error.contains("6 columns"), "{error}");
     }
 }
 
-/// Columns that no input reaches go first and do not come back; a column of which the input never changes comes back first.
+/// Columns that no input reaches go first and do not come back; a column of which the input never
+/// changes comes back first.
 #[test]
 fn columns_without_variance() {
     let (columns, dead, constant) = (32, [3, 20], 9);
@@ -280,7 +341,11 @@ fn columns_without_variance() {
     for text in ["0.6", "2:4"] {
         for method in STARTS {
             let after = pruned(&method, &layer, &statistics, pattern(text));
-            assert!(after.chunks(columns).all(|row| dead.iter().all(|&j| row[j] == 0.0)), "{} {text}", method.name());
+            assert!(
+                after.chunks(columns).all(|row| dead.iter().all(|&j| row[j] == 0.0)),
+                "{} {text}",
+                method.name()
+            );
         }
     }
     let errors = errors(&layer, &pruned(&Wanda, &layer, &statistics, pattern("0.6")), &statistics);
@@ -303,7 +368,11 @@ fn threads_do_not_change_the_mask() {
                 pool.install(|| pruned(&method, &layer, &statistics, pattern(text)))
             };
             let one = by(1);
-            assert!([2, 5].into_iter().all(|threads| by(threads) == one), "{} {text}", method.name());
+            assert!(
+                [2, 5].into_iter().all(|threads| by(threads) == one),
+                "{} {text}",
+                method.name()
+            );
         }
     }
 }

@@ -9,8 +9,8 @@ use assemble::assemble;
 use candle_core::Tensor;
 use secateur_models::{Edits, Group, ModelFolder, Pipeline, Sampler, Sampling};
 use secateur_prune::{
-    Calibration, Dsnot, L1, Magnitude, Method, Neurons, Obs, Packages, Pattern, Plan, Portion, Rows, Selection, Slim,
-    Source, StructuredMethod, Task, Wanda, Weighting, prune,
+    Calibration, Dsnot, L1, Magnitude, Method, Neurons, Obs, Packages, Pattern, Plan, Portion,
+    Rows, Selection, Slim, Source, StructuredMethod, Task, Wanda, Weighting, prune,
 };
 use std::path::{Path, PathBuf};
 
@@ -18,9 +18,9 @@ fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Calibrates with two pictures over three steps, and prunes half of all weights by each method, anywhere and as 2:4:
-/// OBS, which makes up for what it removes, leaves the least error in the layers' outputs. Weights of the
-/// steps can be measured.
+/// Calibrates with two pictures over three steps, and prunes half of all weights by each method,
+/// anywhere and as 2:4: OBS, which makes up for what it removes, leaves the least error in the
+/// layers' outputs. Weights of the steps can be measured.
 fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> Sampling) {
     let open = || ModelFolder::open(folder, None).unwrap();
     let sampling = change(Sampling { steps: 3, batch: 2, ..open().sampling() });
@@ -41,7 +41,10 @@ fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> 
     let measured = Calibration { weighting: Weighting::Measured, ..calibration.clone() };
     let weights = measured.step_weights(&mut pipeline, &()).unwrap();
     let mean = weights.iter().sum::<f64>() / weights.len() as f64;
-    assert!((mean - 1.0).abs() < 1e-12 && weights.iter().all(|weight| *weight > 0.0), "{weights:?}");
+    assert!(
+        (mean - 1.0).abs() < 1e-12 && weights.iter().all(|weight| *weight > 0.0),
+        "{weights:?}"
+    );
     let methods: [&dyn Method; 5] = [&Obs, &Wanda, &Dsnot::Wanda, &Dsnot::Hessian, &Magnitude];
     for pattern in [Pattern::unstructured(0.5).unwrap(), "2:4".parse().unwrap()] {
         let mut errors = Vec::new();
@@ -49,41 +52,74 @@ fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> 
             let what = format!("{}, {} to {pattern}", folder.display(), method.name());
             let mut pipeline = Pipeline::open(open()).unwrap();
             let task = Task::Weights { method, pattern };
-            let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
+            let plan =
+                Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
             let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
             let source = Source::Calibration(&calibration, &step_weights, None);
             let outcome = prune(&mut pipeline, &plan, &task, &source, None, None, &()).unwrap();
             let prunable = structure.layers().filter(|layer| layer.prunable.is_some()).count();
-            assert_eq!((outcome.layers.len(), outcome.edits.weights.len()), (prunable, prunable), "{what}");
+            assert_eq!(
+                (outcome.layers.len(), outcome.edits.weights.len()),
+                (prunable, prunable),
+                "{what}"
+            );
             for layer in &outcome.layers {
                 let share = layer.zeros as f64 / (layer.rows * layer.columns) as f64;
                 assert!((0.49..0.53).contains(&share), "{what}, {}: {share}", layer.name);
-                assert!((0.0..=1.0).contains(&layer.error), "{what}, {}: {}", layer.name, layer.error);
+                assert!(
+                    (0.0..=1.0).contains(&layer.error),
+                    "{what}, {}: {}",
+                    layer.name,
+                    layer.error
+                );
             }
-            errors.push(outcome.layers.iter().map(|layer| layer.error).sum::<f64>() / prunable as f64);
+            errors.push(
+                outcome.layers.iter().map(|layer| layer.error).sum::<f64>() / prunable as f64,
+            );
             let change = (pictures(&pipeline) - &dense).unwrap().abs().unwrap().mean_all().unwrap();
             let change = change.to_scalar::<f32>().unwrap();
             assert!(change.is_finite() && change > 0.0, "{what}: pictures changed by {change}");
         }
         let best = errors[1..].iter().all(|error| errors[0] < *error);
-        assert!(best, "{}, {pattern}: layer errors of OBS and the others {errors:?}", folder.display());
+        assert!(
+            best,
+            "{}, {pattern}: layer errors of OBS and the others {errors:?}",
+            folder.display()
+        );
     }
 }
 
-/// Removes half of all heads and neurons by each method. The model that is saved is smaller and draws what the pruned one in
-/// memory draws; so does the one with zeros put back, which asks for no manifest; and it can be pruned again, by weights
-/// and by heads and neurons.
-fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> Sampling) {
+/// Removes half of all heads and neurons by each method. The model that is saved is smaller and
+/// draws what the pruned one in memory draws; so does the one with zeros put back, which asks for
+/// no manifest; and it can be pruned again, by weights and by heads and neurons.
+fn every_structured_method(
+    folder: &Path,
+    prompts: [&str; 2],
+    change: impl Fn(Sampling) -> Sampling,
+) {
     let open = |path: &Path| ModelFolder::open(path, None).unwrap();
     let sampling = change(Sampling { steps: 3, batch: 2, ..open(folder).sampling() });
     let prompts = prompts.map(str::to_owned).to_vec();
     let (weighting, token_stride) = (Weighting::default(), 1);
-    let calibration = Calibration { prompts: prompts.clone(), sampling: sampling.clone(), weighting, token_stride };
-    let step_weights = calibration.step_weights(&mut Pipeline::open(open(folder)).unwrap(), &()).unwrap();
+    let calibration = Calibration {
+        prompts: prompts.clone(),
+        sampling: sampling.clone(),
+        weighting,
+        token_stride,
+    };
+    let step_weights =
+        calibration.step_weights(&mut Pipeline::open(open(folder)).unwrap(), &()).unwrap();
     let source = Source::Calibration(&calibration, &step_weights, None);
-    let latents = |pipeline: &Pipeline| pipeline.sample(&prompts, 0..2, &sampling, None, &()).unwrap();
+    let latents =
+        |pipeline: &Pipeline| pipeline.sample(&prompts, 0..2, &sampling, None, &()).unwrap();
     let plan = |folder: &Path, task: &Task<'_>| {
-        Plan::new(&open(folder).structure(&sampling), &Selection::default(), Packages::Count(2), task).unwrap()
+        Plan::new(
+            &open(folder).structure(&sampling),
+            &Selection::default(),
+            Packages::Count(2),
+            task,
+        )
+        .unwrap()
     };
     let apart = |a: &Tensor, b: &Tensor| {
         let scale = a.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
@@ -96,21 +132,29 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
         ("obs", &Obs, whole),
         ("l1", &L1, whole),
         ("slim", &Slim { rows: Rows::Values, neurons: Neurons::Obs }, low_rank),
-        ("slim by attention and leverage", &Slim { rows: Rows::Attention, neurons: Neurons::Leverage }, low_rank),
+        (
+            "slim by attention and leverage",
+            &Slim { rows: Rows::Attention, neurons: Neurons::Leverage },
+            low_rank,
+        ),
     ];
     let mut errors = Vec::new();
     for (name, method, portion) in methods {
         let what = format!("{}, {name}", folder.display());
         let task = Task::Structured { method, portion };
         let structure = open(folder).structure(&sampling);
-        let smaller: Vec<Group> = structure.groups().filter(|group| portion.count(group) > 0).collect();
+        let smaller: Vec<Group> =
+            structure.groups().filter(|group| portion.count(group) > 0).collect();
         if smaller.is_empty() {
             // Attentions of one head each, which has to stay.
-            assert!(Plan::new(&structure, &Selection::default(), Packages::Count(2), &task).is_err());
+            assert!(
+                Plan::new(&structure, &Selection::default(), Packages::Count(2), &task).is_err()
+            );
             continue;
         }
         let mut pipeline = Pipeline::open(open(folder)).unwrap();
-        let outcome = prune(&mut pipeline, &plan(folder, &task), &task, &source, None, None, &()).unwrap();
+        let outcome =
+            prune(&mut pipeline, &plan(folder, &task), &task, &source, None, None, &()).unwrap();
         assert_eq!(outcome.groups.len(), smaller.len(), "{what}");
         for group in &outcome.groups {
             assert_eq!(
@@ -121,7 +165,8 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
             );
         }
         let of_layers = outcome.layers.iter().map(|layer| layer.error);
-        let all: Vec<f64> = of_layers.chain(outcome.groups.iter().filter_map(|group| group.error)).collect();
+        let all: Vec<f64> =
+            of_layers.chain(outcome.groups.iter().filter_map(|group| group.error)).collect();
         assert!(all.iter().all(|error| (0.0..=1.0).contains(error)), "{what}: {all:?}");
         errors.push(all.iter().sum::<f64>() / all.len() as f64);
 
@@ -132,9 +177,16 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
         };
         write(folder, &small, &outcome.edits);
         assert!(open(&small).checkpoint().bytes() < open(folder).checkpoint().bytes(), "{what}");
-        assert!(open(&small).structure(&sampling).macs() < open(folder).structure(&sampling).macs(), "{what}");
+        assert!(
+            open(&small).structure(&sampling).macs() < open(folder).structure(&sampling).macs(),
+            "{what}"
+        );
         let pruned = latents(&pipeline);
-        assert_eq!(apart(&pruned, &latents(&Pipeline::open(open(&small)).unwrap())), 0.0, "{what}: saved");
+        assert_eq!(
+            apart(&pruned, &latents(&Pipeline::open(open(&small)).unwrap())),
+            0.0,
+            "{what}: saved"
+        );
         let parameters = |path: &Path| -> usize {
             open(path)
                 .denoiser()
@@ -144,14 +196,19 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
                 .map(|w| w.shape.iter().product::<usize>())
                 .sum()
         };
-        let in_file: usize = open(&small).checkpoint().tensors().map(|(_, info)| info.elements()).sum();
+        let in_file: usize =
+            open(&small).checkpoint().tensors().map(|(_, info)| info.elements()).sum();
         assert!(in_file >= parameters(&small) && parameters(&small) < parameters(folder), "{what}");
 
         let dense = temporary.path().join(format!("{name}-dense"));
         std::fs::create_dir(&dense).unwrap();
         open(&small).densify(&dense, &()).unwrap();
         let shapes = |path: &Path| -> Vec<_> {
-            open(path).checkpoint().tensors().map(|(name, info)| (name.to_owned(), info.shape.clone())).collect()
+            open(path)
+                .checkpoint()
+                .tensors()
+                .map(|(name, info)| (name.to_owned(), info.shape.clone()))
+                .collect()
         };
         assert_eq!(shapes(&dense), shapes(folder), "{what}");
         let error = apart(&pruned, &latents(&Pipeline::open(open(&dense)).unwrap()));
@@ -159,20 +216,37 @@ fn every_structured_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sa
 
         // Again, and then weights anywhere.
         let mut pipeline = Pipeline::open(open(&small)).unwrap();
-        let again = prune(&mut pipeline, &plan(&small, &task), &task, &source, None, None, &()).unwrap();
+        let again =
+            prune(&mut pipeline, &plan(&small, &task), &task, &source, None, None, &()).unwrap();
         let smaller = temporary.path().join(format!("{name}-again"));
         write(&small, &smaller, &again.edits);
         assert!(parameters(&smaller) < parameters(&small), "{what}");
-        let removed =
-            |path: &Path| open(path).removals().iter().map(|(_, portion)| portion.removed.len()).sum::<usize>();
+        let removed = |path: &Path| {
+            open(path).removals().iter().map(|(_, portion)| portion.removed.len()).sum::<usize>()
+        };
         assert!(removed(&smaller) > removed(&small), "{what}");
         let task = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
         let mut pipeline = Pipeline::open(open(&smaller)).unwrap();
-        let zeros = prune(&mut pipeline, &plan(&smaller, &task), &task, &source, None, None, &()).unwrap();
+        let zeros =
+            prune(&mut pipeline, &plan(&smaller, &task), &task, &source, None, None, &()).unwrap();
         assert_eq!(zeros.edits.removals, *open(&smaller).removals(), "{what}");
-        assert!(latents(&pipeline).sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite(), "{what}");
+        assert!(
+            latents(&pipeline)
+                .sqr()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap()
+                .is_finite(),
+            "{what}"
+        );
     }
-    assert!(errors.len() < 4 || errors[0] < errors[1], "{}: layer errors of OBS and L1 {errors:?}", folder.display());
+    assert!(
+        errors.len() < 4 || errors[0] < errors[1],
+        "{}: layer errors of OBS and L1 {errors:?}",
+        folder.display()
+    );
 }
 
 fn small(name: &str, latent: (usize, usize)) {
@@ -219,7 +293,8 @@ fn emoji_dit() {
     every_structured_method(&folder, ["food/noto", "3"], |sampling| sampling);
 }
 
-/// The weight of a calibration follows the denoising step, however often a sampler calls the model in it.
+/// The weight of a calibration follows the denoising step, however often a sampler calls the model
+/// in it.
 #[test]
 fn emoji_unet_by_samplers_that_call_it_more_than_once_a_step() {
     let folder = project().join("models/emoji-unet");

@@ -2,8 +2,8 @@
 
 use secateur_models::{ModelFolder, Observer, Pipeline, Sampling};
 use secateur_prune::{
-    Allocation, Calibration, Fingerprint, Identity, Journal, L1, Magnitude, Outcome, Packages, Pattern, Plan, Portion,
-    Selection, Source, Task, Weighting, prune,
+    Allocation, Calibration, Fingerprint, Identity, Journal, L1, Magnitude, Outcome, Packages,
+    Pattern, Plan, Portion, Selection, Source, Task, Weighting, prune,
 };
 use std::path::Path;
 use std::sync::Mutex;
@@ -30,8 +30,12 @@ fn open() -> Pipeline {
 #[test]
 fn finished_packages_are_taken_from_the_journal_if_they_are_the_plan_s() {
     let sampling = Sampling { steps: 1, batch: 1, ..open().folder().sampling() };
-    let calibration =
-        Calibration { prompts: vec!["3".into()], sampling, weighting: Weighting::Uniform, token_stride: 1 };
+    let calibration = Calibration {
+        prompts: vec!["3".into()],
+        sampling,
+        weighting: Weighting::Uniform,
+        token_stride: 1,
+    };
     let fingerprint = Fingerprint::new(open().folder(), &calibration, &()).unwrap();
     let structure = open().structure(&calibration.sampling);
     let source = Source::Calibration(&calibration, &[1.0], None);
@@ -40,16 +44,19 @@ fn finished_packages_are_taken_from_the_journal_if_they_are_the_plan_s() {
         Task::Structured { method: &L1, portion: Portion::new(0.5).unwrap() },
     ] {
         let plan = |block: usize| {
-            let selection = Selection::new(&[format!("transformer_blocks.{block}.*")], &[]).unwrap();
+            let selection =
+                Selection::new(&[format!("transformer_blocks.{block}.*")], &[]).unwrap();
             Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap()
         };
         let folder = tempfile::tempdir().unwrap();
-        let run = Identity::new(&fingerprint, 1, &plan(2), &task, Allocation::Uniform.into(), None);
+        let run = Identity::new(&fingerprint, 1, &plan(2), &task, Allocation::Uniform.into(), None)
+            .unwrap();
         let journal = Journal::create(folder.path(), &run).unwrap();
         assert_eq!(journal.finished(), (0, 0));
         let pruned = |plan: &Plan| -> (Outcome, Vec<String>) {
             let told = Told::default();
-            let outcome = prune(&mut open(), plan, &task, &source, None, Some(&journal), &told).unwrap();
+            let outcome =
+                prune(&mut open(), plan, &task, &source, None, Some(&journal), &told).unwrap();
             (outcome, told.0.into_inner().unwrap())
         };
         let (first, stages) = pruned(&plan(2));
@@ -62,7 +69,10 @@ fn finished_packages_are_taken_from_the_journal_if_they_are_the_plan_s() {
         // Another block's layers.
         let (_, stages) = pruned(&plan(3));
         let [warning, rest @ ..] = stages.as_slice() else { panic!("{task}: nothing is told") };
-        assert!(warning.ends_with("has other layers than the plan: package 1 is done again"), "{warning}");
+        assert!(
+            warning.ends_with("has other layers than the plan: package 1 is done again"),
+            "{warning}"
+        );
         assert_eq!(rest, ["calibrate", "solve"], "{task}");
     }
 }

@@ -1,5 +1,5 @@
-//! What a plan says that statistics and solver take, against what they hold, by an allocator that counts. One test: nothing
-//! else may run beside it.
+//! What a plan says that statistics and solver take, against what they hold, by an allocator that
+//! counts. One test: nothing else may run beside it.
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
@@ -8,8 +8,8 @@ mod counting;
 
 use secateur_models::{ModelFolder, Pipeline, Sampling};
 use secateur_prune::{
-    Allocation, Amount, Calibration, Obs, Packages, Pattern, Plan, Portion, Selection, Slim, Source, Task, Weighting,
-    allocate, prune,
+    Allocation, Amount, Calibration, Obs, Packages, Pattern, Plan, Portion, Selection, Slim,
+    Source, Task, Weighting, allocate, prune,
 };
 use std::path::Path;
 
@@ -20,7 +20,8 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
         ModelFolder::open(&folder, None).unwrap()
     };
     let prompts = vec!["red apple, noto style emoji".to_owned()];
-    // The text encoder's weights are packed at the first call; guidance would only make more activations.
+    // The text encoder's weights are packed at the first call; guidance would only make more
+    // activations.
     let sampling = Sampling { steps: 2, batch: 1, guidance: 1.0, ..open().sampling() };
     let structure = open().structure(&sampling);
     let calibration = Calibration {
@@ -30,7 +31,10 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
         token_stride: 1,
     };
     let weights = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
-    let groups = Task::Structured { method: &Obs, portion: Portion { keep_ends: 0, ..Portion::new(0.3).unwrap() } };
+    let groups = Task::Structured {
+        method: &Obs,
+        portion: Portion { keep_ends: 0, ..Portion::new(0.3).unwrap() },
+    };
     let slim = Task::Structured { method: &Slim::default(), portion: Portion::slim(0.3).unwrap() };
     for task in [weights, groups, slim] {
         let selection = Selection::new(&["transformer_blocks.[0-2].*".into()], &[]).unwrap();
@@ -41,14 +45,19 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
             let said = plan.bytes(&task);
             assert!(said <= budget);
             let mut pipeline = Pipeline::open(open()).unwrap();
-            let sample = |pipeline: &Pipeline| drop(pipeline.sample(&prompts, 0..1, &sampling, None, &()).unwrap());
+            let sample = |pipeline: &Pipeline| {
+                drop(pipeline.sample(&prompts, 0..1, &sampling, None, &()).unwrap())
+            };
             sample(&pipeline);
             let call = counting::most_held(|| sample(&pipeline));
             let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
             let source = Source::Calibration(&calibration, &step_weights, None);
             let of_allocation = counting::most_held(|| {
                 let allocation = Allocation::Greedy(Amount::Parameters).into();
-                drop(allocate(&mut pipeline, &plan, &task, &source, &calibration, allocation, &()).unwrap());
+                drop(
+                    allocate(&mut pipeline, &plan, &task, &source, &calibration, allocation, &())
+                        .unwrap(),
+                );
             });
             // Weights that were changed and changed back are packed again at the next call.
             sample(&pipeline);
@@ -56,7 +65,10 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
                 prune(&mut pipeline, &plan, &task, &source, None, None, &()).unwrap();
             });
             for (what, held) in [("allocate", of_allocation), ("prune", of_pruning)] {
-                let told = format!("{what} {task} in {}: {held} held, {said} said, {call} a call", plan.packages.len());
+                let told = format!(
+                    "{what} {task} in {}: {held} held, {said} said, {call} a call",
+                    plan.packages.len()
+                );
                 println!("{told}");
                 assert!(held as f64 <= 1.1 * said as f64 + call as f64, "{told}");
                 assert!(held as f64 >= 0.25 * said as f64, "{told}");

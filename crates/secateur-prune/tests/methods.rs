@@ -1,4 +1,5 @@
-//! The methods on cases that no fixture has: against a plain f64 version, dead columns, Hessians that are hard to factor.
+//! The methods on cases that no fixture has: against a plain f64 version, dead columns, Hessians
+//! that are hard to factor.
 
 #[path = "common/given.rs"]
 mod given;
@@ -6,14 +7,15 @@ mod given;
 use candle_core::{Device, Tensor};
 use given::Given;
 use secateur_models::{
-    Block, Conditioning, Edits, Geometry, Group, Layer, ModelFolder, NeuronGroup, Operation, Pipeline, Prunable,
-    Removals, Role, Sampling, Slice, Structure, denoiser_config,
+    Block, Conditioning, Edits, Geometry, Group, Layer, ModelFolder, NeuronGroup, Operation,
+    Pipeline, Prunable, Removals, Role, Sampling, Slice, Structure, denoiser_config,
 };
 use secateur_nn::{Context, Probe, Step};
 use secateur_prune::{
-    Calibration, Calibrator, Dsnot, Error, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude, Method, Obs,
-    Packages, Pattern, Plan, PlannedGroup, Portion, SavedStatistics, Selection, Solved, Source, StructuredMethod, Task,
-    Wanda, Weighting, hessian_error, influence_pictures, prune,
+    Calibration, Calibrator, Dsnot, Error, Factor, Fingerprint, InputStatistics, LayerWeight,
+    Magnitude, Method, Obs, Packages, Pattern, Plan, PlannedGroup, Portion, SavedStatistics,
+    Selection, Solved, Source, StructuredMethod, Task, Wanda, Weighting, hessian_error,
+    influence_pictures, prune,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -70,7 +72,13 @@ fn hessian(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
 fn statistics(hessian: Vec<f32>, rows: u64) -> InputStatistics {
     let columns = hessian.len().isqrt();
     let squares = (0..columns).map(|j| hessian[j * columns + j]).collect();
-    InputStatistics { hessian, sums: vec![0.0; columns], squares, rows, ..InputStatistics::default() }
+    InputStatistics {
+        hessian,
+        sums: vec![0.0; columns],
+        squares,
+        rows,
+        ..InputStatistics::default()
+    }
 }
 
 fn layer(rows: usize, columns: usize, seed: u64) -> LayerWeight {
@@ -110,14 +118,16 @@ fn inverse(a: &[f64]) -> Vec<f64> {
     b
 }
 
-/// The algorithm as it is written down, in f64, with explicit inverses and without blocks of updates: at column i the
-/// inverse Hessian of the columns that are left gives the score and the compensation.
+/// The algorithm as it is written down, in f64, with explicit inverses and without blocks of
+/// updates: at column i the inverse Hessian of the columns that are left gives the score and the
+/// compensation.
 fn plain_obs(weight: &LayerWeight, hessian: &[f32], pattern: Pattern) -> Vec<f64> {
     let (rows, n) = (weight.rows, weight.columns);
     let mean = (0..n).map(|j| f64::from(hessian[j * n + j])).sum::<f64>() / n as f64;
     let mut h: Vec<f64> = hessian.iter().map(|&h| f64::from(h)).collect();
     (0..n).for_each(|j| h[j * n + j] += 0.01 * mean);
-    // Row 0 of the inverse of H restricted to the columns i.. is, divided by the root of its first element, row i of U.
+    // Row 0 of the inverse of H restricted to the columns i.. is, divided by the root of its first
+    // element, row i of U.
     let u: Vec<Vec<f64>> = (0..n)
         .map(|i| {
             let m = n - i;
@@ -134,7 +144,8 @@ fn plain_obs(weight: &LayerWeight, hessian: &[f32], pattern: Pattern) -> Vec<f64
             Pattern::Unstructured(sparsity) if i % 128 == 0 => {
                 let columns = i..(i + 128).min(n);
                 let scores = |r: usize| columns.clone().map(move |j| (r, j));
-                let mut sorted: Vec<f64> = (0..rows).flat_map(scores).map(|(r, j)| score(w[r * n + j], j)).collect();
+                let mut sorted: Vec<f64> =
+                    (0..rows).flat_map(scores).map(|(r, j)| score(w[r * n + j], j)).collect();
                 sorted.sort_by(f64::total_cmp);
                 let threshold = sorted[(sorted.len() as f64 * sparsity) as usize];
                 for (r, j) in (0..rows).flat_map(scores) {
@@ -144,7 +155,9 @@ fn plain_obs(weight: &LayerWeight, hessian: &[f32], pattern: Pattern) -> Vec<f64
             Pattern::SemiStructured { pruned, group } if i % group == 0 => {
                 for r in 0..rows {
                     let mut order: Vec<usize> = (i..i + group).collect();
-                    order.sort_by(|&a, &b| score(w[r * n + a], a).total_cmp(&score(w[r * n + b], b)));
+                    order.sort_by(|&a, &b| {
+                        score(w[r * n + a], a).total_cmp(&score(w[r * n + b], b))
+                    });
                     order[..pruned].iter().for_each(|&j| mask[r * n + j] = true);
                 }
             }
@@ -178,7 +191,10 @@ fn obs_is_the_plain_algorithm() {
         let mut after = [before];
         run(&Obs, &mut after, &statistics(hessian, 1), pattern).unwrap();
         for (i, (got, want)) in after[0].values.iter().zip(&want).enumerate() {
-            assert!((f64::from(*got) - want).abs() < 1e-4, "{pattern} {rows} x {columns} [{i}]: {got} against {want}");
+            assert!(
+                (f64::from(*got) - want).abs() < 1e-4,
+                "{pattern} {rows} x {columns} [{i}]: {got} against {want}"
+            );
         }
     }
 }
@@ -200,7 +216,8 @@ fn layers_of_one_input_are_solved_as_if_alone() {
 fn nothing_to_remove_changes_nothing() {
     for method in [&Obs as &dyn Method, &Wanda, &Dsnot::Wanda, &Dsnot::Hessian, &Magnitude] {
         let mut layers = [layer(4, 16, 1)];
-        run(method, &mut layers, &statistics(hessian(40, 16, 2), 40), Pattern::Unstructured(0.0)).unwrap();
+        run(method, &mut layers, &statistics(hessian(40, 16, 2), 40), Pattern::Unstructured(0.0))
+            .unwrap();
         assert_eq!(layers[0], layer(4, 16, 1), "{}", method.name());
     }
 }
@@ -237,8 +254,8 @@ fn damping_is_raised_until_the_hessian_is_positive_definite() {
     let columns = 8;
     let mut h = hessian(40, columns, 1);
     assert_eq!(Factor::new(&h, &"layer".into()).unwrap().damping, 0.01);
-    // Ones on the diagonal and -0.2 beside it: the least eigenvalue is 1 - 7 * 0.2 = -0.4, so that 0.01 and 0.1 of the
-    // mean do not help, and 1 does.
+    // Ones on the diagonal and -0.2 beside it: the least eigenvalue is 1 - 7 * 0.2 = -0.4, so that
+    // 0.01 and 0.1 of the mean do not help, and 1 does.
     for i in 0..columns {
         for j in 0..columns {
             h[i * columns + j] = if i == j { 1.0 } else { -0.2 };
@@ -271,14 +288,22 @@ fn the_factor_is_of_the_inverse() {
     for i in 0..columns {
         for j in 0..columns {
             let got: f64 = (0..columns).map(|k| u(k, i) * u(k, j)).sum();
-            assert!((got - want[i * columns + j]).abs() < 1e-5 * want[0].abs().max(1.0), "{i}, {j}");
+            assert!(
+                (got - want[i * columns + j]).abs() < 1e-5 * want[0].abs().max(1.0),
+                "{i}, {j}"
+            );
         }
     }
 }
 
 #[test]
 fn baselines_choose_by_their_scores() {
-    let weight = |values: &[f32]| LayerWeight { layer: "l".into(), rows: 2, columns: 4, values: values.to_vec() };
+    let weight = |values: &[f32]| LayerWeight {
+        layer: "l".into(),
+        rows: 2,
+        columns: 4,
+        values: values.to_vec(),
+    };
     let w = [1.0, -2.0, 3.0, -4.0, 0.5, 0.6, 0.7, 0.8];
     let mut h = vec![0.0; 16];
     [100.0, 1.0, 1.0, 1.0].iter().enumerate().for_each(|(j, &s)| h[j * 5] = s);
@@ -301,14 +326,18 @@ fn baselines_choose_by_their_scores() {
 fn obs_leaves_less_error_than_the_baselines() {
     let h = hessian(300, 96, 5);
     let before = layer(40, 96, 6);
-    for pattern in [Pattern::Unstructured(0.5), Pattern::Unstructured(0.7), "2:4".parse().unwrap()] {
+    for pattern in [Pattern::Unstructured(0.5), Pattern::Unstructured(0.7), "2:4".parse().unwrap()]
+    {
         let error = |method: &dyn Method| {
             let mut after = [before.clone()];
             run(method, &mut after, &statistics(h.clone(), 300), pattern).unwrap();
             hessian_error(&before.values, &after[0].values, &h)
         };
         let (obs, wanda, magnitude) = (error(&Obs), error(&Wanda), error(&Magnitude));
-        assert!(obs < 0.8 * wanda && obs < 0.8 * magnitude, "{pattern}: {obs}, {wanda}, {magnitude}");
+        assert!(
+            obs < 0.8 * wanda && obs < 0.8 * magnitude,
+            "{pattern}: {obs}, {wanda}, {magnitude}"
+        );
     }
 }
 
@@ -334,12 +363,18 @@ fn activations_that_are_not_finite_name_layer_and_step() {
     let huge = pipeline.parameters().get(name).unwrap().affine(1e30, 0.0).unwrap();
     let weights = BTreeMap::from([(name.to_owned(), huge)]);
     pipeline.apply(&Edits { weights, ..Edits::default() }).unwrap();
-    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
+    let plan =
+        Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs))
+            .unwrap();
     let calibration = calibration(1, 1);
     let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
     let source = Source::Calibration(&calibration, &step_weights, None);
-    let error = prune(&mut pipeline, &plan, &half(&Obs), &source, None, None, &()).unwrap_err().to_string();
-    assert!(error.contains("transformer_blocks.1.ff.net.2") && error.contains("denoising step 1"), "{error}");
+    let error =
+        prune(&mut pipeline, &plan, &half(&Obs), &source, None, None, &()).unwrap_err().to_string();
+    assert!(
+        error.contains("transformer_blocks.1.ff.net.2") && error.contains("denoising step 1"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -347,7 +382,9 @@ fn statistics_do_not_depend_on_the_batch() {
     let gather = |batch| {
         let mut pipeline = bundled();
         let selection = Selection::new(&["transformer_blocks.0.*".into()], &[]).unwrap();
-        let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &half(&Magnitude)).unwrap();
+        let plan =
+            Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &half(&Magnitude))
+                .unwrap();
         let calibration = calibration(3, batch);
         let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
         let source = Source::Calibration(&calibration, &step_weights, None);
@@ -358,11 +395,20 @@ fn statistics_do_not_depend_on_the_batch() {
     for (name, statistics) in &whole {
         let other = &apart[name];
         assert_eq!(statistics.rows, other.rows);
-        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-        let difference = norm(&mut statistics.hessian.iter().zip(&other.hessian).map(|(a, b)| a - b));
-        assert!(difference < 1e-5 * norm(&mut statistics.hessian.iter().copied()), "{name}: {difference}");
+        let norm = |values: &mut dyn Iterator<Item = f32>| {
+            values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+        };
+        let difference =
+            norm(&mut statistics.hessian.iter().zip(&other.hessian).map(|(a, b)| a - b));
+        assert!(
+            difference < 1e-5 * norm(&mut statistics.hessian.iter().copied()),
+            "{name}: {difference}"
+        );
         let difference = norm(&mut statistics.sums.iter().zip(&other.sums).map(|(a, b)| a - b));
-        assert!(difference < 1e-5 * norm(&mut statistics.sums.iter().copied()), "{name}: {difference}");
+        assert!(
+            difference < 1e-5 * norm(&mut statistics.sums.iter().copied()),
+            "{name}: {difference}"
+        );
     }
 }
 
@@ -370,7 +416,8 @@ fn statistics_do_not_depend_on_the_batch() {
 fn the_weight_follows_the_step_and_not_the_call() {
     let pipeline = bundled();
     let selection = Selection::new(&["transformer_blocks.0.attn.to_q".into()], &[]).unwrap();
-    let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &half(&Magnitude)).unwrap();
+    let plan = Plan::new(&structure(&pipeline), &selection, Packages::Count(1), &half(&Magnitude))
+        .unwrap();
     let name = plan.layers().next().unwrap().name.clone();
     let x = |value: f32| Tensor::full(value, (1, 3, 256), &Device::Cpu).unwrap();
     // A sampler that calls the model twice in its first step.
@@ -381,8 +428,15 @@ fn the_weight_follows_the_step_and_not_the_call() {
     }
     let statistics = calibrator.finish().remove(&name).unwrap();
     let want = 2.0 / (1.2 + 1.2 + 0.8) * 3.0 * (1.2 + 1.2 * 4.0 + 0.8 * 16.0);
-    assert!((f64::from(statistics.hessian[5]) - want).abs() < 1e-4 * want, "{}, {want}", statistics.hessian[5]);
-    assert_eq!((statistics.rows, statistics.sums[0], statistics.squares[0]), (9, 3.0 * 7.0, 3.0 * 21.0));
+    assert!(
+        (f64::from(statistics.hessian[5]) - want).abs() < 1e-4 * want,
+        "{}, {want}",
+        statistics.hessian[5]
+    );
+    assert_eq!(
+        (statistics.rows, statistics.sums[0], statistics.squares[0]),
+        (9, 3.0 * 7.0, 3.0 * 21.0)
+    );
     let error = Calibrator::new(&plan.packages[0], vec![1.0], 1)
         .linear_input(&name, &x(f32::NAN), &at(0, 1))
         .unwrap_err()
@@ -393,14 +447,17 @@ fn the_weight_follows_the_step_and_not_the_call() {
 #[test]
 fn saved_statistics_serve_one_package() {
     let mut pipeline = bundled();
-    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(2), &half(&Obs)).unwrap();
+    let plan =
+        Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(2), &half(&Obs))
+            .unwrap();
     let calibration = calibration(1, 1);
     let fingerprint = Fingerprint::new(pipeline.folder(), &calibration, &()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     SavedStatistics::write(folder.path(), &BTreeMap::new(), &[1.0, 1.0], &fingerprint).unwrap();
     let saved = SavedStatistics::open(folder.path(), &fingerprint, &()).unwrap();
-    let error =
-        prune(&mut pipeline, &plan, &half(&Obs), &Source::Saved(&saved), None, None, &()).unwrap_err().to_string();
+    let error = prune(&mut pipeline, &plan, &half(&Obs), &Source::Saved(&saved), None, None, &())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("one package"), "{error}");
 }
 
@@ -430,8 +487,10 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
         SavedStatistics::open(folder.path(), &fingerprint, &()).unwrap_err().to_string()
     };
     // As they were written before there were checksums, and as a later version may write them.
-    for text in ["{\"format_version\": 3, \"rows\": {}}", &text.replace("\"format_version\":4", "\"format_version\":5")]
-    {
+    for text in [
+        "{\"format_version\": 3, \"rows\": {}}",
+        &text.replace("\"format_version\":4", "\"format_version\":5"),
+    ] {
         let error = refused(text);
         assert!(error.contains("format_version") && error.contains("calibrate again"), "{error}");
     }
@@ -459,9 +518,14 @@ fn packages_follow_the_memory() {
         assert!(plan.bytes(&half(&Obs)) <= budget);
         assert!(plan.layers().eq(one.layers()), "every layer once, in order");
     }
-    let sizes: Vec<usize> = plan(Packages::Count(5)).unwrap().packages.iter().map(|p| p.inputs.len()).collect();
+    let sizes: Vec<usize> =
+        plan(Packages::Count(5)).unwrap().packages.iter().map(|p| p.inputs.len()).collect();
     assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 4, "{sizes:?}");
-    assert_eq!(plan(Packages::Count(1000)).unwrap().packages.len(), 32, "no more packages than units");
+    assert_eq!(
+        plan(Packages::Count(1000)).unwrap().packages.len(),
+        32,
+        "no more packages than units"
+    );
     assert!(plan(Packages::Memory(1000)).unwrap_err().to_string().contains("at least"));
 }
 
@@ -474,12 +538,14 @@ fn the_work_of_hessians() {
         second.name = "second".into();
         let mut other = one_layer(5, 3).blocks.remove(0);
         other.layers[0].name = "other".into();
-        other.layers[0].prunable = Some(Prunable { role: Role::FeedForwardDown, input: "other".into() });
+        other.layers[0].prunable =
+            Some(Prunable { role: Role::FeedForwardDown, input: "other".into() });
         structure.blocks[0].layers.push(second);
         structure.blocks.push(other);
         structure
     };
-    let plan = Plan::new(&structure(64), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
+    let plan =
+        Plan::new(&structure(64), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
     assert_eq!(plan.layers().count(), 3);
     // As many tokens as are asked about.
     for tokens in [64, 10] {
@@ -493,36 +559,59 @@ fn influence_is_measured_in_a_quarter_of_the_steps_and_at_least_four() {
         let whole = calibration(1, 1);
         let sampling = Sampling { steps, ..whole.sampling.clone() };
         let (pictures, sampling) = influence_pictures(&Calibration { sampling, ..whole.clone() });
-        assert_eq!((pictures, sampling), (1, Sampling { steps: fewer, ..whole.sampling }), "{steps} steps");
+        assert_eq!(
+            (pictures, sampling),
+            (1, Sampling { steps: fewer, ..whole.sampling }),
+            "{steps} steps"
+        );
     }
 }
 
 #[test]
 fn a_share_in_percent_is_told() {
-    for (share, told) in [(-0.1, ""), (1.0, ""), (50.0, "; 50 % is 0.5"), (100.0, ""), (f64::NAN, "")] {
+    for (share, told) in
+        [(-0.1, ""), (1.0, ""), (50.0, "; 50 % is 0.5"), (100.0, ""), (f64::NAN, "")]
+    {
         let error = Pattern::unstructured(share).unwrap_err().to_string();
-        assert_eq!(error, format!("sparsity {share} is not in [0, 1): give the share of weights to remove{told}"));
+        assert_eq!(
+            error,
+            format!("sparsity {share} is not in [0, 1): give the share of weights to remove{told}")
+        );
     }
 }
 
 #[test]
 fn equal_tokens_may_be_folded_into_one() {
     let pipeline = bundled();
-    let plan = Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
-    let prompts = ["red apple, noto style emoji".to_owned(), "cat face, twitter style emoji".to_owned()];
+    let plan =
+        Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs))
+            .unwrap();
+    let prompts =
+        ["red apple, noto style emoji".to_owned(), "cat face, twitter style emoji".to_owned()];
     let sampling = pipeline.folder().sampling();
     let folded = pipeline.conditioning(&prompts, sampling.latent, &sampling).unwrap();
     let spelled_out = folded.spelled_out().unwrap();
-    assert_eq!((folded.text().unwrap().dim(1).unwrap(), spelled_out.text().unwrap().dim(1).unwrap()), (33, 64));
+    assert_eq!(
+        (folded.text().unwrap().dim(1).unwrap(), spelled_out.text().unwrap().dim(1).unwrap()),
+        (33, 64)
+    );
     let run = |conditioning: &Conditioning| {
-        let latents = secateur_models::noise(7, 0..2, 0, &pipeline.folder().denoiser().latent_shape()).unwrap();
+        let latents =
+            secateur_models::noise(7, 0..2, 0, &pipeline.folder().denoiser().latent_shape())
+                .unwrap();
         let calibrator = Calibrator::new(&plan.packages[0], vec![1.0], 1);
-        let context = Context { step: Step { index: 0, count: 1 }, probe: Some(&calibrator), ..Context::default() };
-        let output = pipeline.denoiser().forward(&latents, &[700.0; 2], conditioning, &context).unwrap();
+        let context = Context {
+            step: Step { index: 0, count: 1 },
+            probe: Some(&calibrator),
+            ..Context::default()
+        };
+        let output =
+            pipeline.denoiser().forward(&latents, &[700.0; 2], conditioning, &context).unwrap();
         (output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), calibrator.finish())
     };
     let difference = |a: &[f32], b: &[f32]| {
-        let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>();
+        let squares =
+            |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>();
         (squares(&mut a.iter().zip(b).map(|(a, b)| a - b)) / squares(&mut b.iter().copied())).sqrt()
     };
     let ((output, statistics), (all_output, all_statistics)) = (run(&folded), run(&spelled_out));
@@ -539,7 +628,8 @@ fn equal_tokens_may_be_folded_into_one() {
 #[test]
 fn a_stride_leaves_the_hessian_where_it_was() {
     let structure = one_layer(32, 64);
-    let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
+    let plan =
+        Plan::new(&structure, &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
     let name = plan.layers().next().unwrap().name.clone();
     let steps = 40;
     // Correlated columns, and tokens of different size.
@@ -551,7 +641,12 @@ fn a_stride_leaves_the_hessian_where_it_was() {
                 + (phase * 1.7 + column as f32).cos()
                 + token as f32 / 64.0
         };
-        Tensor::from_vec((0..3 * 64 * 32).map(value).collect::<Vec<f32>>(), (3, 64, 32), &Device::Cpu).unwrap()
+        Tensor::from_vec(
+            (0..3 * 64 * 32).map(value).collect::<Vec<f32>>(),
+            (3, 64, 32),
+            &Device::Cpu,
+        )
+        .unwrap()
     };
     let calibrate = |stride: usize, batch: usize| {
         let calibrator = Calibrator::new(&plan.packages[0], vec![1.0; steps], stride);
@@ -566,20 +661,24 @@ fn a_stride_leaves_the_hessian_where_it_was() {
     };
     let (all, some) = (calibrate(1, 3), calibrate(4, 3));
     assert_eq!((all.rows, some.rows), (3 * 64 * 40, 3 * 64 * 40));
-    let error: f64 = all.hessian.iter().zip(&some.hessian).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let error: f64 =
+        all.hessian.iter().zip(&some.hessian).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     let norm: f64 = all.hessian.iter().map(|a| f64::from(*a).powi(2)).sum();
     assert!((error / norm).sqrt() < 0.03, "{}", (error / norm).sqrt());
     // Which tokens are taken does not depend on the batch.
     let single = calibrate(4, 1);
-    let error: f64 = single.hessian.iter().zip(&some.hessian).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let error: f64 =
+        single.hessian.iter().zip(&some.hessian).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     assert!((error / norm).sqrt() < 1e-6, "{}", (error / norm).sqrt());
 }
 
-/// What the reference does, in f64: the Hessian of the columns that are left is inverted anew for every chunk.
+/// What the reference does, in f64: the Hessian of the columns that are left is inverted anew for
+/// every chunk.
 fn neurons_by_inverting_anew(weight: &mut [f64], hessian: &[f32], remove: usize) -> Vec<usize> {
     let columns = hessian.len().isqrt();
     let rows = weight.len() / columns;
-    let damping = 0.01 * (0..columns).map(|j| f64::from(hessian[j * columns + j])).sum::<f64>() / columns as f64;
+    let damping = 0.01 * (0..columns).map(|j| f64::from(hessian[j * columns + j])).sum::<f64>()
+        / columns as f64;
     let mut left: Vec<usize> = (0..columns).collect();
     let mut chunk = (remove as i64 - 512).div_euclid(2);
     let mut gone = Vec::new();
@@ -587,27 +686,38 @@ fn neurons_by_inverting_anew(weight: &mut [f64], hessian: &[f32], remove: usize)
         let size = ((remove - gone.len()) as i64).min(chunk.max(64)).min(1024) as usize;
         chunk = (chunk - 512).div_euclid(2);
         let n = left.len();
-        let mut h: Vec<f64> =
-            left.iter().flat_map(|&i| left.iter().map(move |&j| f64::from(hessian[i * columns + j]))).collect();
+        let mut h: Vec<f64> = left
+            .iter()
+            .flat_map(|&i| left.iter().map(move |&j| f64::from(hessian[i * columns + j])))
+            .collect();
         (0..n).for_each(|i| h[i * n + i] += damping);
         let inverse = inverted(&h, n);
         let score = |place: usize| {
             let column = left[place];
-            (0..rows).map(|r| weight[r * columns + column].powi(2)).sum::<f64>() / inverse[place * n + place]
+            (0..rows).map(|r| weight[r * columns + column].powi(2)).sum::<f64>()
+                / inverse[place * n + place]
         };
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| score(a).total_cmp(&score(b)));
         let mut chosen = order[..size].to_vec();
         chosen.sort_unstable();
         // W -= W_S (H^-1_SS)^-1 H^-1_S,:
-        let block: Vec<f64> =
-            chosen.iter().flat_map(|&i| chosen.iter().map(move |&j| (i, j))).map(|(i, j)| inverse[i * n + j]).collect();
+        let block: Vec<f64> = chosen
+            .iter()
+            .flat_map(|&i| chosen.iter().map(move |&j| (i, j)))
+            .map(|(i, j)| inverse[i * n + j])
+            .collect();
         let block = inverted(&block, size);
         for row in weight.chunks_exact_mut(columns) {
             let w: Vec<f64> = chosen.iter().map(|&place| row[left[place]]).collect();
-            let owed: Vec<f64> = (0..size).map(|j| (0..size).map(|i| w[i] * block[i * size + j]).sum()).collect();
+            let owed: Vec<f64> =
+                (0..size).map(|j| (0..size).map(|i| w[i] * block[i * size + j]).sum()).collect();
             for (place, &column) in left.iter().enumerate() {
-                row[column] -= chosen.iter().zip(&owed).map(|(&i, owed)| owed * inverse[i * n + place]).sum::<f64>();
+                row[column] -= chosen
+                    .iter()
+                    .zip(&owed)
+                    .map(|(&i, owed)| owed * inverse[i * n + place])
+                    .sum::<f64>();
             }
             chosen.iter().for_each(|&place| row[left[place]] = 0.0);
         }
@@ -637,7 +747,8 @@ fn inverted(matrix: &[f64], n: usize) -> Vec<f64> {
     inverse
 }
 
-/// Chunks of 64, of 94 and then 64, and one: the down-dates of one factorisation against a new inverse for each.
+/// Chunks of 64, of 94 and then 64, and one: the down-dates of one factorisation against a new
+/// inverse for each.
 #[test]
 fn removed_neurons_are_those_of_inverting_anew() {
     for (columns, remove, rows) in [(200, 130, 5), (760, 700, 3), (33, 1, 2)] {
@@ -647,31 +758,61 @@ fn removed_neurons_are_those_of_inverting_anew() {
         let gone = neurons_by_inverting_anew(&mut want, &hessian, remove);
         let statistics = statistics(hessian, 1);
         let slice = |layer: &str| Slice { layer: layer.into(), start: 0 };
-        let group = NeuronGroup { name: "ff".into(), count: columns, up: vec![slice("up")], down: slice("down") };
+        let group = NeuronGroup {
+            name: "ff".into(),
+            count: columns,
+            up: vec![slice("up")],
+            down: slice("down"),
+        };
         let planned = [PlannedGroup { group: Group::Neurons(group), remove }];
         let weight = LayerWeight { layer: "down".into(), rows, columns, values };
         let removed = Obs.remove(&planned, &Given::new(vec![(weight, statistics)])).unwrap();
         assert_eq!(removed.positions, [gone], "{remove} of {columns}");
         let scale = want.iter().fold(0f64, |scale, w| scale.max(w.abs()));
         for (got, want) in removed.weights["down"].values.iter().zip(&want) {
-            assert!((f64::from(*got) - want).abs() < 1e-3 * scale, "{remove} of {columns}: {got} against {want}");
+            assert!(
+                (f64::from(*got) - want).abs() < 1e-3 * scale,
+                "{remove} of {columns}: {got} against {want}"
+            );
         }
     }
 }
 
-/// OBS-Diff's structured experiments, by shapes: heads, neurons and parameters of SD3.5-large and SD3-medium.
+/// OBS-Diff's structured experiments, by shapes: heads, neurons and parameters of SD3.5-large and
+/// SD3-medium.
 #[test]
 fn as_many_heads_neurons_and_parameters_as_in_the_paper() {
-    let large =
-        (38, 2432, 38, [(0.15, 6, 1459, 7.28), (0.2, 8, 1946, 7.02), (0.25, 10, 2432, 6.76), (0.3, 11, 2918, 6.545)]);
-    let medium =
-        (24, 1536, 24, [(0.1, 2, 614, 1.912), (0.15, 4, 922, 1.836), (0.2, 5, 1229, 1.777), (0.25, 6, 1536, 1.719)]);
+    let large = (
+        38,
+        2432,
+        38,
+        [
+            (0.15, 6, 1459, 7.28),
+            (0.2, 8, 1946, 7.02),
+            (0.25, 10, 2432, 6.76),
+            (0.3, 11, 2918, 6.545),
+        ],
+    );
+    let medium = (
+        24,
+        1536,
+        24,
+        [
+            (0.1, 2, 614, 1.912),
+            (0.15, 4, 922, 1.836),
+            (0.2, 5, 1229, 1.777),
+            (0.25, 6, 1536, 1.719),
+        ],
+    );
     for (layers, width, heads, cases) in [large, medium] {
         let config = json!({
-            "_class_name": "SD3Transformer2DModel", "sample_size": 128, "patch_size": 2, "in_channels": 16,
-            "num_layers": layers, "attention_head_dim": 64, "num_attention_heads": heads, "joint_attention_dim": 4096,
+            "_class_name": "SD3Transformer2DModel", "sample_size": 128, "patch_size": 2,
+            "in_channels": 16,
+            "num_layers": layers, "attention_head_dim": 64, "num_attention_heads": heads,
+            "joint_attention_dim": 4096,
             "caption_projection_dim": width, "pooled_projection_dim": 2048, "out_channels": 16,
-            "pos_embed_max_size": 192, "qk_norm": if layers == 38 { json!("rms_norm") } else { json!(null) },
+            "pos_embed_max_size": 192, "qk_norm": if layers == 38 { json!("rms_norm") } else {
+            json!(null) },
         });
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
@@ -681,7 +822,8 @@ fn as_many_heads_neurons_and_parameters_as_in_the_paper() {
         for (sparsity, heads, neurons, billions) in cases {
             let portion = Portion { multiple: 1, ..Portion::new(sparsity).unwrap() };
             let task = Task::Structured { method: &Obs, portion };
-            let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
+            let plan =
+                Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
             for planned in plan.groups() {
                 let expected = if planned.group.kind() == "heads" { heads } else { neurons };
                 assert_eq!(planned.remove, expected, "{} at {sparsity}", planned.group.name());
@@ -689,9 +831,13 @@ fn as_many_heads_neurons_and_parameters_as_in_the_paper() {
             assert_eq!(plan.groups().count(), 3 * (layers - 2));
             let wanted = config.parameters(&plan.removals(&Removals::default())).unwrap();
             let learned = wanted.values().filter(|wanted| !wanted.constant);
-            let parameters: usize = learned.map(|wanted| wanted.shape.iter().product::<usize>()).sum();
+            let parameters: usize =
+                learned.map(|wanted| wanted.shape.iter().product::<usize>()).sum();
             let found = parameters as f64 / 1e9;
-            assert!((found - billions).abs() < 0.006, "{found} at {sparsity}, the paper has {billions}");
+            assert!(
+                (found - billions).abs() < 0.006,
+                "{found} at {sparsity}, the paper has {billions}"
+            );
         }
     }
 }

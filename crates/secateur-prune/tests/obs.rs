@@ -8,12 +8,13 @@ mod given;
 use candle_core::{Device, Tensor};
 use given::Given;
 use secateur_models::{
-    Between, Block, Group, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Prunable, Role, Slice, Structure,
+    Between, Block, Group, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Prunable, Role,
+    Slice, Structure,
 };
 use secateur_nn::{Context, LayerName, Probe, Step};
 use secateur_prune::{
-    Calibrator, InputStatistics, LayerWeight, Method, Obs, Packages, Pattern, Plan, PlannedGroup, Selection,
-    StructuredMethod, Task, hessian_error,
+    Calibrator, InputStatistics, LayerWeight, Method, Obs, Packages, Pattern, Plan, PlannedGroup,
+    Selection, StructuredMethod, Task, hessian_error,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,8 @@ fn layer(weight: &Tensor) -> LayerWeight {
     LayerWeight { layer: "layer".into(), rows, columns, values: values(weight) }
 }
 
-/// Statistics that the calibrator gathers from `x` (steps x rows x columns), one batch of one sample a step.
+/// Statistics that the calibrator gathers from `x` (steps x rows x columns), one batch of one
+/// sample a step.
 fn calibrated(x: &Tensor, weights: &[f32]) -> InputStatistics {
     let (steps, rows, columns) = x.dims3().unwrap();
     let name: LayerName = "layer".into();
@@ -52,7 +54,8 @@ fn calibrated(x: &Tensor, weights: &[f32]) -> InputStatistics {
     let structure = Structure { blocks: vec![block], ..Structure::default() };
     let task = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
     let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
-    let calibrator = Calibrator::new(&plan.packages[0], weights.iter().map(|&w| f64::from(w)).collect(), 1);
+    let calibrator =
+        Calibrator::new(&plan.packages[0], weights.iter().map(|&w| f64::from(w)).collect(), 1);
     for index in 0..steps {
         let step = Context { step: Step { index, count: steps }, ..Context::default() };
         calibrator.linear_input(&name, &x.narrow(0, index, 1).unwrap(), &step).unwrap();
@@ -74,7 +77,10 @@ fn obs_something_is_compared() {
         "heads_33",
         "joint_heads_33",
     ];
-    assert!(cases.iter().any(|case| golden.contains_key(*case)), "obs.safetensors holds no case that is known");
+    assert!(
+        cases.iter().any(|case| golden.contains_key(*case)),
+        "obs.safetensors holds no case that is known"
+    );
 }
 
 #[test]
@@ -106,11 +112,16 @@ fn solved_as_reference(case: &str, pattern: Pattern) {
     let same = after.values.iter().zip(&want).filter(|(a, b)| (**a == 0.0) == (**b == 0.0)).count();
     let agreement = same as f64 / want.len() as f64;
     let hessian = values(&golden["hessian"]);
-    let (ours, theirs) =
-        (hessian_error(&before.values, &after.values, &hessian), hessian_error(&before.values, &want, &hessian));
+    let (ours, theirs) = (
+        hessian_error(&before.values, &after.values, &hessian),
+        hessian_error(&before.values, &want, &hessian),
+    );
     let scale = want.iter().fold(0f32, |scale, w| scale.max(w.abs()));
     let furthest = after.values.iter().zip(&want).fold(0f32, |d, (a, b)| d.max((a - b).abs()));
-    println!("{case}: masks agree on {:.3} %, error {ours:.6} against {theirs:.6}", 100.0 * agreement);
+    println!(
+        "{case}: masks agree on {:.3} %, error {ours:.6} against {theirs:.6}",
+        100.0 * agreement
+    );
     assert!(agreement >= 0.999, "masks agree on {agreement}");
     assert!(ours <= theirs * 1.001, "error {ours} against {theirs}");
     if agreement == 1.0 {
@@ -141,7 +152,12 @@ fn obs_4_8() {
 /// The neurons of a feed-forward, whose down projection is `layer`.
 fn neurons(count: usize) -> Group {
     let up = vec![Slice { layer: "up".into(), start: 0 }];
-    Group::Neurons(NeuronGroup { name: "ff".into(), count, up, down: Slice { layer: "layer".into(), start: 0 } })
+    Group::Neurons(NeuronGroup {
+        name: "ff".into(),
+        count,
+        up,
+        down: Slice { layer: "layer".into(), start: 0 },
+    })
 }
 
 /// Columns of a head: no shape among the fixtures tells it.
@@ -161,7 +177,8 @@ fn heads(columns: usize, outputs: &[&str]) -> Group {
     Group::Heads(HeadGroup { name: "attn".into(), count, query_key, value, streams, between })
 }
 
-/// A layer that reads a group; its weight before, its inputs, and its weight after, by their names among the fixtures.
+/// A layer that reads a group; its weight before, its inputs, and its weight after, by their names
+/// among the fixtures.
 struct Case {
     layer: &'static str,
     weight: &'static str,
@@ -169,7 +186,8 @@ struct Case {
     after: &'static str,
 }
 
-/// Removes of the group that is made for so many columns what the reference removed, and compares sets and weights.
+/// Removes of the group that is made for so many columns what the reference removed, and compares
+/// sets and weights.
 fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
     let Some(golden) = fixture() else { return };
     if let Some(missing) = cases.iter().find(|case| !golden.contains_key(case.after)) {
@@ -177,13 +195,17 @@ fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
         return;
     }
     let weights = values(&golden["timestep_weights"]);
-    let statistics: Vec<_> = cases.iter().map(|case| calibrated(&golden[case.x], &weights)).collect();
-    let weight = |case: &Case| LayerWeight { layer: case.layer.into(), ..layer(&golden[case.weight]) };
+    let statistics: Vec<_> =
+        cases.iter().map(|case| calibrated(&golden[case.x], &weights)).collect();
+    let weight =
+        |case: &Case| LayerWeight { layer: case.layer.into(), ..layer(&golden[case.weight]) };
     let columns = weight(&cases[0]).columns;
     let group = group(columns);
     let given = Given::new(cases.iter().map(weight).zip(statistics).collect());
     let gone = |values: &[f32]| -> Vec<usize> {
-        (0..columns).filter(|&j| values.iter().skip(j).step_by(columns).all(|&w| w == 0.0)).collect()
+        (0..columns)
+            .filter(|&j| values.iter().skip(j).step_by(columns).all(|&w| w == 0.0))
+            .collect()
     };
     let want_gone = gone(&values(&golden[cases[0].after]));
     let width = group.parts(&[0])[0].indices.len();
@@ -202,13 +224,19 @@ fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
             want_gone.len(),
             furthest / scale
         );
-        assert!(furthest <= 1e-3 * scale, "{after}: weights differ by {furthest}, the largest is {scale}");
+        assert!(
+            furthest <= 1e-3 * scale,
+            "{after}: weights differ by {furthest}, the largest is {scale}"
+        );
     }
 }
 
 #[test]
 fn obs_neurons_30_percent() {
-    removed_as_reference(neurons, &[Case { layer: "layer", weight: "weight", x: "x", after: "neurons_30" }]);
+    removed_as_reference(
+        neurons,
+        &[Case { layer: "layer", weight: "weight", x: "x", after: "neurons_30" }],
+    );
 }
 
 #[test]

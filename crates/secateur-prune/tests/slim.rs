@@ -1,4 +1,5 @@
-//! SlimDiff's closed forms against plain sums over rows: what is predicted is what is measured, and nothing does better.
+//! SlimDiff's closed forms against plain sums over rows: what is predicted is what is measured, and
+//! nothing does better.
 
 #[path = "common/given.rs"]
 mod given;
@@ -6,12 +7,12 @@ mod given;
 use given::Given;
 use proptest::prelude::*;
 use secateur_models::{
-    Between, DimensionGroup, Geometry, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Removals, Slice,
-    denoiser_config,
+    Between, DimensionGroup, Geometry, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Removals,
+    Slice, denoiser_config,
 };
 use secateur_prune::{
-    InputStatistics, LayerWeight, Neurons, Packages, Plan, PlannedGroup, Portion, Removed, Rows, Selection, Slim,
-    StructuredMethod, Task,
+    InputStatistics, LayerWeight, Neurons, Packages, Plan, PlannedGroup, Portion, Removed, Rows,
+    Selection, Slim, StructuredMethod, Task,
 };
 use std::path::Path;
 
@@ -27,7 +28,8 @@ impl Matrix {
         Self { columns, values }
     }
 
-    /// Of a spread that falls from column to column, and a mean that is not zero, the same every time.
+    /// Of a spread that falls from column to column, and a mean that is not zero, the same every
+    /// time.
     fn random(rows: usize, columns: usize, seed: u64) -> Self {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut next = || {
@@ -36,8 +38,9 @@ impl Matrix {
             state ^= state << 17;
             (state >> 40) as f64 / f64::from(1 << 24) - 0.45
         };
-        let values =
-            (0..rows * columns).map(|i| next() / (1.0 + (i % columns) as f64 * 0.3)).map(|x| f64::from(x as f32));
+        let values = (0..rows * columns)
+            .map(|i| next() / (1.0 + (i % columns) as f64 * 0.3))
+            .map(|x| f64::from(x as f32));
         Self::new(columns, values.collect())
     }
 
@@ -49,7 +52,11 @@ impl Matrix {
     fn times(&self, others: &Self, bias: Option<&[f64]>) -> Self {
         let product = |row: &[f64]| -> Vec<f64> {
             let dot = |other: &[f64]| row.iter().zip(other).map(|(a, b)| a * b).sum::<f64>();
-            others.rows().enumerate().map(|(i, other)| dot(other) + bias.map_or(0.0, |bias| bias[i])).collect()
+            others
+                .rows()
+                .enumerate()
+                .map(|(i, other)| dot(other) + bias.map_or(0.0, |bias| bias[i]))
+                .collect()
         };
         Self::new(others.values.len() / others.columns, self.rows().flat_map(product).collect())
     }
@@ -65,7 +72,10 @@ impl Matrix {
     }
 
     fn plus(&self, other: &Self, factor: f64) -> Self {
-        Self::new(self.columns, self.values.iter().zip(&other.values).map(|(a, b)| a + factor * b).collect())
+        Self::new(
+            self.columns,
+            self.values.iter().zip(&other.values).map(|(a, b)| a + factor * b).collect(),
+        )
     }
 
     fn square(&self) -> f64 {
@@ -86,7 +96,12 @@ impl Matrix {
 
     fn layer(&self, name: &str) -> LayerWeight {
         let (columns, rows) = (self.columns, self.values.len() / self.columns);
-        LayerWeight { layer: name.into(), rows, columns, values: self.values.iter().map(|&x| x as f32).collect() }
+        LayerWeight {
+            layer: name.into(),
+            rows,
+            columns,
+            values: self.values.iter().map(|&x| x as f32).collect(),
+        }
     }
 }
 
@@ -161,7 +176,10 @@ impl Stream {
 fn products(queries: &[Matrix], keys: &[Matrix]) -> Vec<Matrix> {
     let join = |parts: &[Matrix], head: usize| {
         let range = head * WIDTH..(head + 1) * WIDTH;
-        Matrix::new(WIDTH, parts.iter().flat_map(|part| part.columns(range.clone()).values).collect())
+        Matrix::new(
+            WIDTH,
+            parts.iter().flat_map(|part| part.columns(range.clone()).values).collect(),
+        )
     };
     (0..HEADS).map(|head| join(queries, head).times(&join(keys, head), None)).collect()
 }
@@ -185,7 +203,10 @@ fn query_key_of_one_stream_and_of_two() {
         let mut given = Given::new(given);
         for (name, stream) in names.iter().zip(&streams) {
             for (layer, bias) in ["q", "k"].iter().zip(&stream.biases) {
-                given.biases.insert(format!("{layer}{name}").as_str().into(), bias.iter().map(|&x| x as f32).collect());
+                given.biases.insert(
+                    format!("{layer}{name}").as_str().into(),
+                    bias.iter().map(|&x| x as f32).collect(),
+                );
             }
         }
         let project = |which: usize| -> Vec<Matrix> {
@@ -193,7 +214,8 @@ fn query_key_of_one_stream_and_of_two() {
         };
         let before = products(&project(0), &project(1));
         for rank in [1, 2, 5, 7, WIDTH] {
-            let removed = Slim::default().remove(&planned(Pair::QueryKey, names, rank), &given).unwrap();
+            let removed =
+                Slim::default().remove(&planned(Pair::QueryKey, names, rank), &given).unwrap();
             assert_eq!(removed.positions, [(rank..WIDTH).collect::<Vec<_>>()]);
             let project = |layer: &str| -> Vec<Matrix> {
                 let of = |(name, stream): (&&str, &Stream)| {
@@ -205,7 +227,10 @@ fn query_key_of_one_stream_and_of_two() {
             let (queries, keys) = (project("q"), project("k"));
             // Nothing is left of the dimensions that go.
             let tail = queries.iter().chain(&keys).flat_map(Matrix::rows);
-            assert!(tail.flat_map(|row| row.chunks(WIDTH)).all(|head| head[rank..].iter().all(|&x| x == 0.0)));
+            assert!(
+                tail.flat_map(|row| row.chunks(WIDTH))
+                    .all(|head| head[rank..].iter().all(|&x| x == 0.0))
+            );
             let measured = error(&before, &products(&queries, &keys));
             let predicted = removed.errors[0].unwrap();
             match rank {
@@ -234,38 +259,52 @@ fn value_output_on_values_and_on_what_attention_makes_of_them() {
     let (output, of_output) = (Matrix::random(outputs, HEADS * WIDTH, 30), bias(outputs, 31));
     let mixing: Vec<Matrix> = (0..HEADS as u64).map(|head| attention(rows, 40 + head)).collect();
     let mixed = |values: &Matrix| {
-        let head =
-            |head: usize| mixing[head].times(&values.columns(head * WIDTH..(head + 1) * WIDTH).transposed(), None);
+        let head = |head: usize| {
+            mixing[head].times(&values.columns(head * WIDTH..(head + 1) * WIDTH).transposed(), None)
+        };
         let heads: Vec<Matrix> = (0..HEADS).map(head).collect();
-        let row = |i: usize| heads.iter().flat_map(move |head| head.values[i * WIDTH..][..WIDTH].to_vec());
+        let row = |i: usize| {
+            heads.iter().flat_map(move |head| head.values[i * WIDTH..][..WIDTH].to_vec())
+        };
         Matrix::new(HEADS * WIDTH, (0..rows).flat_map(row).collect())
     };
     let by_head = |values: &Matrix, output: &Matrix| -> Vec<Matrix> {
         let range = |head: usize| head * WIDTH..(head + 1) * WIDTH;
-        (0..HEADS).map(|head| values.columns(range(head)).times(&output.columns(range(head)), None)).collect()
+        (0..HEADS)
+            .map(|head| values.columns(range(head)).times(&output.columns(range(head)), None))
+            .collect()
     };
     let values = stream.x.times(value, Some(of_value));
     let before = mixed(&values).times(&output, Some(&of_output));
-    for (rows, folds) in
-        [(Rows::Values, true), (Rows::Attention, true), (Rows::Values, false), (Rows::Attention, false)]
-    {
-        let layers =
-            vec![(value.layer("v"), stream.x.statistics()), (output.layer("out"), mixed(&values).statistics())];
+    for (rows, folds) in [
+        (Rows::Values, true),
+        (Rows::Attention, true),
+        (Rows::Values, false),
+        (Rows::Attention, false),
+    ] {
+        let layers = vec![
+            (value.layer("v"), stream.x.statistics()),
+            (output.layer("out"), mixed(&values).statistics()),
+        ];
         let mut given = Given::new(layers);
         given.biases.insert("v".into(), of_value.iter().map(|&x| x as f32).collect());
         if folds {
             given.biases.insert("out".into(), of_output.iter().map(|&x| x as f32).collect());
         }
         for rank in [1, 3, 6, WIDTH] {
-            let removed =
-                Slim { rows, ..Slim::default() }.remove(&planned(Pair::ValueOutput, &[""], rank), &given).unwrap();
+            let removed = Slim { rows, ..Slim::default() }
+                .remove(&planned(Pair::ValueOutput, &[""], rank), &given)
+                .unwrap();
             let (new_value, new_output) = (weight(&removed, "v"), weight(&removed, "out"));
             let new_bias = if folds { bias_of(&removed, "out") } else { of_output.clone() };
             assert_eq!(bias_of(&removed, "v").iter().all(|&b| b == 0.0), folds);
             let new_values = stream.x.times(&new_value, Some(&bias_of(&removed, "v")));
             if rank == WIDTH {
                 let after = mixed(&new_values).times(&new_output, Some(&new_bias));
-                assert!(error(std::slice::from_ref(&before), &[after]) < 1e-10, "{rows:?}, biases folded {folds}");
+                assert!(
+                    error(std::slice::from_ref(&before), &[after]) < 1e-10,
+                    "{rows:?}, biases folded {folds}"
+                );
                 continue;
             }
             // The part of a folded bias is exact, and in no product.
@@ -275,7 +314,12 @@ fn value_output_on_values_and_on_what_attention_makes_of_them() {
                 Rows::Attention => (mixed(&old_values), mixed(&new_values)),
             };
             let measured = error(&by_head(&old_rows, &output), &by_head(&new_rows, &new_output));
-            close(removed.errors[0].unwrap(), measured, 0.01, &format!("{rows:?} at rank {rank}, folded {folds}"));
+            close(
+                removed.errors[0].unwrap(),
+                measured,
+                0.01,
+                &format!("{rows:?} at rank {rank}, folded {folds}"),
+            );
         }
     }
 }
@@ -288,7 +332,10 @@ fn value_output_of_two_streams() {
     let mut layers = Vec::new();
     for ((name, stream), output) in ["", "_text"].iter().zip(&streams).zip(&outputs) {
         layers.push((stream.weights[0].layer(&format!("v{name}")), stream.x.statistics()));
-        layers.push((output.layer(&format!("out{name}")), Matrix::random(40, HEADS * WIDTH, 9).statistics()));
+        layers.push((
+            output.layer(&format!("out{name}")),
+            Matrix::random(40, HEADS * WIDTH, 9).statistics(),
+        ));
     }
     let mut given = Given::new(layers);
     for (name, stream) in ["v", "v_text"].iter().zip(&streams) {
@@ -296,11 +343,13 @@ fn value_output_of_two_streams() {
     }
     given.biases.insert("out".into(), vec![0.0; 7]);
     let rank = 3;
-    let removed = Slim::default().remove(&planned(Pair::ValueOutput, &["", "_text"], rank), &given).unwrap();
+    let removed =
+        Slim::default().remove(&planned(Pair::ValueOutput, &["", "_text"], rank), &given).unwrap();
     assert!(!removed.biases.contains_key("out"));
     // Every row of values goes through both outputs.
     let all = |values: [Matrix; 2], outputs: [Matrix; 2]| -> Vec<Matrix> {
-        let pairs = values.iter().flat_map(|values| outputs.iter().map(move |output| (values, output)));
+        let pairs =
+            values.iter().flat_map(|values| outputs.iter().map(move |output| (values, output)));
         let range = |head: usize| head * WIDTH..(head + 1) * WIDTH;
         let by_head = |(values, output): (&Matrix, &Matrix)| {
             (0..HEADS)
@@ -309,16 +358,19 @@ fn value_output_of_two_streams() {
         };
         pairs.flat_map(by_head).collect()
     };
-    let old = [0, 1].map(|i| streams[i].x.times(&streams[i].weights[0], Some(&streams[i].biases[0])));
-    let new = [(0, "v"), (1, "v_text")]
-        .map(|(i, name)| streams[i].x.times(&weight(&removed, name), Some(&bias_of(&removed, name))));
+    let old =
+        [0, 1].map(|i| streams[i].x.times(&streams[i].weights[0], Some(&streams[i].biases[0])));
+    let new = [(0, "v"), (1, "v_text")].map(|(i, name)| {
+        streams[i].x.times(&weight(&removed, name), Some(&bias_of(&removed, name)))
+    });
     let before = all(old, [outputs[0].clone(), outputs[1].clone()]);
     let after = all(new, ["out", "out_text"].map(|name| weight(&removed, name)));
     close(removed.errors[0].unwrap(), error(&before, &after), 0.01, "two streams");
 }
 
 fn feed_forward(count: usize, remove: usize) -> [PlannedGroup; 1] {
-    let group = NeuronGroup { name: "ff".into(), count, up: vec![slice("up")], down: slice("down") };
+    let group =
+        NeuronGroup { name: "ff".into(), count, up: vec![slice("up")], down: slice("down") };
     [PlannedGroup { group: Group::Neurons(group), remove }]
 }
 
@@ -331,8 +383,12 @@ fn feed_forward_error_and_choice() {
     let down = Matrix::random(outputs, count, 6);
     let given = Given::new(vec![(down.layer("down"), hidden.statistics())]);
     let before = [hidden.times(&down, None)];
-    for (remove, neurons) in [1, 9, 20].into_iter().flat_map(|remove| BOTH.map(|neurons| (remove, neurons))) {
-        let removed = Slim { neurons, ..Slim::default() }.remove(&feed_forward(count, remove), &given).unwrap();
+    for (remove, neurons) in
+        [1, 9, 20].into_iter().flat_map(|remove| BOTH.map(|neurons| (remove, neurons)))
+    {
+        let removed = Slim { neurons, ..Slim::default() }
+            .remove(&feed_forward(count, remove), &given)
+            .unwrap();
         let gone = &removed.positions[0];
         assert!(gone.len() == remove && gone.is_sorted());
         let new = weight(&removed, "down");
@@ -341,7 +397,8 @@ fn feed_forward_error_and_choice() {
         close(removed.errors[0].unwrap(), measured, 0.01, "the error of the down projection");
         // Columns of a falling spread: those of the least use are among the last.
         assert!(gone.iter().all(|&j| j >= (count - remove) / 2), "{gone:?}");
-        // As the ridge goes to nothing, it is tr W (C - C_:J C_JJ^-1 C_J:) W^T: no other W' for these neurons does better.
+        // As the ridge goes to nothing, it is tr W (C - C_:J C_JJ^-1 C_J:) W^T: no other W' for
+        // these neurons does better.
         for seed in 0..20 {
             let mut other = Matrix::random(outputs, count, 100 + seed);
             for row in other.values.chunks_exact_mut(count) {
@@ -355,7 +412,8 @@ fn feed_forward_error_and_choice() {
     }
 }
 
-/// A neuron that is much used by the activations and not at all by the weight goes first by OBS, and last by leverage.
+/// A neuron that is much used by the activations and not at all by the weight goes first by OBS,
+/// and last by leverage.
 #[test]
 fn neurons_that_nothing_reads() {
     let hidden = Matrix::random(200, 24, 5);
@@ -363,7 +421,11 @@ fn neurons_that_nothing_reads() {
     down.values.chunks_exact_mut(24).for_each(|row| row[0] = 0.0);
     let given = Given::new(vec![(down.layer("down"), hidden.statistics())]);
     let [obs, leverage] = BOTH.map(|neurons| {
-        Slim { neurons, ..Slim::default() }.remove(&feed_forward(24, 12), &given).unwrap().positions.remove(0)
+        Slim { neurons, ..Slim::default() }
+            .remove(&feed_forward(24, 12), &given)
+            .unwrap()
+            .positions
+            .remove(0)
     });
     assert!(obs.contains(&0) && !leverage.contains(&0), "{obs:?}, {leverage:?}");
 }
@@ -373,8 +435,12 @@ fn neurons_that_nothing_reads() {
 #[test]
 fn neurons_of_the_least_leverage_go_first() {
     let hessian = vec![1.0, -0.6, -0.6, -0.6, 4.0, 0.0, -0.6, 0.0, 9.0];
-    let statistics =
-        InputStatistics { hessian, squares: vec![1.0; 3], weighted_sums: vec![0.0; 3], ..InputStatistics::default() };
+    let statistics = InputStatistics {
+        hessian,
+        squares: vec![1.0; 3],
+        weighted_sums: vec![0.0; 3],
+        ..InputStatistics::default()
+    };
     let given = Given::new(vec![(Matrix::random(2, 3, 6).layer("down"), statistics)]);
     let leverage = Slim { neurons: Neurons::Leverage, ..Slim::default() };
     for (remove, gone) in [(1, &[0][..]), (2, &[0, 1])] {
@@ -389,21 +455,28 @@ fn what_cannot_be_solved_is_told() {
     let error = Slim::default().remove(&feed_forward(4, 1), &given).unwrap_err().to_string();
     assert!(error.contains("down") && error.contains("not finite"), "{error}");
     let x = Matrix::new(5, vec![f64::INFINITY; 10]);
-    let layers = ["q", "k"].map(|name| (Matrix::random(HEADS * WIDTH, 5, 2).layer(name), x.statistics()));
+    let layers =
+        ["q", "k"].map(|name| (Matrix::random(HEADS * WIDTH, 5, 2).layer(name), x.statistics()));
     let given = Given::new(layers.into());
-    let error = Slim::default().remove(&planned(Pair::QueryKey, &[""], 3), &given).unwrap_err().to_string();
+    let error =
+        Slim::default().remove(&planned(Pair::QueryKey, &[""], 3), &given).unwrap_err().to_string();
     assert!(error.contains("attn") && error.contains("not finite"), "{error}");
 }
 
 /// By shapes: 100 M of SD-1.5's 859.5 M parameters can go, 11.6 %.
 #[test]
 fn a_hundred_million_parameters_of_sd_1_5() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/full_size/sd-1.5/unet/config.json");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/full_size/sd-1.5/unet/config.json");
     let config = denoiser_config(&path).unwrap();
     let structure = config.structure(&Geometry { latent: (64, 64), text: 77 });
     let parameters = |removals: &Removals| -> usize {
         let wanted = config.parameters(removals).unwrap();
-        wanted.values().filter(|wanted| !wanted.constant).map(|wanted| wanted.shape.iter().product::<usize>()).sum()
+        wanted
+            .values()
+            .filter(|wanted| !wanted.constant)
+            .map(|wanted| wanted.shape.iter().product::<usize>())
+            .sum()
     };
     let whole = parameters(&Removals::default());
     assert_eq!(whole, 859_520_964);
@@ -418,7 +491,10 @@ fn a_hundred_million_parameters_of_sd_1_5() {
     let removals = at(0.43);
     let gone = whole - parameters(&removals);
     let fewer = structure.macs() as f64 / structure.clone().without(&removals).macs() as f64;
-    assert!((100_000_000..115_000_000).contains(&gone) && fewer > 1.1, "{gone} parameters, {fewer} times fewer");
+    assert!(
+        (100_000_000..115_000_000).contains(&gone) && fewer > 1.1,
+        "{gone} parameters, {fewer} times fewer"
+    );
 }
 
 proptest! {
@@ -428,14 +504,18 @@ proptest! {
     #[test]
     fn query_key_is_the_best_of_its_rank(rank in 1usize..WIDTH, seed in 0u64..1000) {
         let stream = Stream::new(40, 12, seed);
-        let layers = ["q", "k"].iter().zip(&stream.weights).map(|(name, weight)| (weight.layer(name), stream.x.statistics()));
+        let layers = ["q", "k"].iter().zip(&stream.weights).map(|(name,
+            weight)| (weight.layer(name),
+            stream.x.statistics()));
         let given = Given::new(layers.collect());
-        let removed = Slim::default().remove(&planned(Pair::QueryKey, &[""], rank), &given).unwrap();
+        let removed = Slim::default().remove(&planned(Pair::QueryKey, &[""], rank),
+            &given).unwrap();
         let project = |weight: &Matrix| vec![stream.x.times(weight, None)];
         let before = products(&project(&stream.weights[0]), &project(&stream.weights[1]));
         let (q, k) = (weight(&removed, "q"), weight(&removed, "k"));
         let ours = error(&before, &products(&project(&q), &project(&k)));
-        let mut competitor = [Matrix::random(HEADS * WIDTH, 12, seed + 7), Matrix::random(HEADS * WIDTH, 12, seed + 8)];
+        let mut competitor = [Matrix::random(HEADS * WIDTH, 12, seed + 7),
+            Matrix::random(HEADS * WIDTH, 12, seed + 8)];
         for matrix in &mut competitor {
             for (row, values) in matrix.values.chunks_exact_mut(12).enumerate() {
                 if row % WIDTH >= rank {

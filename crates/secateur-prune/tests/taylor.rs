@@ -14,8 +14,8 @@ use given::Given;
 use secateur_models::{Axis, Edits, ModelFolder, Pipeline, Sampling, noise};
 use secateur_nn::Context;
 use secateur_prune::{
-    Calibration, Packages, Plan, PlannedGroup, Portion, Selection, Source, StructuredMethod, Task, Taylor, Weighting,
-    prune,
+    Calibration, Packages, Plan, PlannedGroup, Portion, Selection, Source, StructuredMethod, Task,
+    Taylor, Weighting, prune,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,10 +26,20 @@ fn calibration(sampling: &Sampling, prompts: &[String]) -> Calibration {
 }
 
 /// The loss at all timesteps from the least noisy one, as Diff-Pruning sums it up.
-fn losses(pipeline: &Pipeline, clean: &Tensor, prompts: &[String], sampling: &Sampling) -> Vec<f64> {
+fn losses(
+    pipeline: &Pipeline,
+    clean: &Tensor,
+    prompts: &[String],
+    sampling: &Sampling,
+) -> Vec<f64> {
     let folder = pipeline.folder();
-    let mut timesteps: Vec<f32> =
-        folder.schedule(sampling.latent, sampling).unwrap().calls().iter().map(|call| call.timestep).collect();
+    let mut timesteps: Vec<f32> = folder
+        .schedule(sampling.latent, sampling)
+        .unwrap()
+        .calls()
+        .iter()
+        .map(|call| call.timestep)
+        .collect();
     timesteps.sort_by(f32::total_cmp);
     timesteps.dedup();
     let loss = |(draws, timestep): (usize, &f32)| {
@@ -38,7 +48,8 @@ fn losses(pipeline: &Pipeline, clean: &Tensor, prompts: &[String], sampling: &Sa
         let (latents, target) = scheduler.training_pair(*timestep, clean, &noise).unwrap();
         let told = pipeline.conditioning(prompts, sampling.latent, sampling).unwrap();
         let times = vec![*timestep; prompts.len()];
-        let output = pipeline.denoiser().forward(&latents, &times, &told, &Context::default()).unwrap();
+        let output =
+            pipeline.denoiser().forward(&latents, &times, &told, &Context::default()).unwrap();
         let output = output.narrow(1, 0, clean.dim(1).unwrap()).unwrap();
         let error: Vec<f32> = (output - target).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         error.iter().map(|&e| f64::from(e).powi(2)).sum::<f64>() / error.len() as f64
@@ -74,13 +85,20 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
         losses.iter().take_while(above).count()
     };
     assert!(used > 0);
-    let dense: BTreeMap<String, Tensor> =
-        pipeline.parameters().iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
+    let dense: BTreeMap<String, Tensor> = pipeline
+        .parameters()
+        .iter()
+        .map(|(name, tensor)| (name.to_owned(), tensor.clone()))
+        .collect();
     for PlannedGroup { group, .. } in plan.groups() {
         let scores = taylor.scores(group.name()).unwrap();
         let largest = scores.iter().copied().fold(0.0, f64::max);
         for (a, b) in scores.iter().zip(one_by_one.scores(group.name()).unwrap()) {
-            assert!((a - b).abs() <= 1e-3 * largest, "{name}, {}: {a} in a batch, {b} alone", group.name());
+            assert!(
+                (a - b).abs() <= 1e-3 * largest,
+                "{name}, {}: {a} in a batch, {b} alone",
+                group.name()
+            );
         }
         // The first, and the one in the middle.
         for one in [0, group.count() / 2] {
@@ -89,7 +107,9 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
                 for part in group.parts(&[one]) {
                     let bias = (part.axis == Axis::Rows).then(|| part.layer.bias());
                     for name in std::iter::once(part.layer.weight()).chain(bias) {
-                        let Some(tensor) = weights.get(&name).or_else(|| dense.get(&name)) else { continue };
+                        let Some(tensor) = weights.get(&name).or_else(|| dense.get(&name)) else {
+                            continue;
+                        };
                         let axis = part.axis as usize;
                         let mut shape = vec![1; tensor.rank()];
                         shape[axis] = tensor.dim(axis).unwrap();
@@ -106,7 +126,8 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
                 sum
             };
             const STEP: f32 = 0.02;
-            let slope = ((loss_at(1.0 + STEP) - loss_at(1.0 - STEP)) / (2.0 * f64::from(STEP))).abs();
+            let slope =
+                ((loss_at(1.0 + STEP) - loss_at(1.0 - STEP)) / (2.0 * f64::from(STEP))).abs();
             let error = (slope - scores[one]).abs();
             assert!(
                 error < 0.02 * slope + 0.01 * largest,
@@ -125,7 +146,8 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
     for group in &outcome.groups {
         let scores = taylor.scores(&group.name).unwrap();
         let gone = group.removed.iter().map(|&one| scores[one]).fold(0.0, f64::max);
-        let stays = (0..group.count).filter(|one| !group.removed.contains(one)).map(|one| scores[one]);
+        let stays =
+            (0..group.count).filter(|one| !group.removed.contains(one)).map(|one| scores[one]);
         assert!(stays.fold(f64::INFINITY, f64::min) >= gone, "{name}, {}", group.name);
     }
 }
@@ -153,6 +175,8 @@ fn without_scores_nothing_is_removed() {
         up: Vec::new(),
         down: secateur_models::Slice { layer: "down".into(), start: 0 },
     });
-    let error = Taylor::default().remove(&[PlannedGroup { group, remove: 1 }], &Given::new(Vec::new())).unwrap_err();
+    let error = Taylor::default()
+        .remove(&[PlannedGroup { group, remove: 1 }], &Given::new(Vec::new()))
+        .unwrap_err();
     assert!(error.to_string().contains("ff"), "{error}");
 }

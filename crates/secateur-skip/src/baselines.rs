@@ -19,8 +19,8 @@ pub struct Way {
     pub sampling: Sampling,
 }
 
-/// The schedules that were tried, the same as they are without a forecast, and what else needs no learning, with no more than the share
-/// of the multiply-accumulates that is to be kept.
+/// The schedules that were tried, the same as they are without a forecast, and what else needs no
+/// learning, with no more than the share of the multiply-accumulates that is to be kept.
 ///
 /// # Errors
 /// If the model fails, or the observer interrupts.
@@ -41,8 +41,15 @@ pub fn ways(
     };
     let mut ways: Vec<Way> = Vec::new();
     let plain = |tried: &Selected| ReuseSchedule { order: 0, ..tried.schedule.clone() };
-    let plain = tried.iter().filter(|tried| tried.exchanges == 0).map(|tried| (tried.from.clone(), plain(tried)));
-    let all: Vec<_> = tried.iter().map(|tried| (tried.to_string(), tried.schedule.clone())).chain(plain).collect();
+    let plain = tried
+        .iter()
+        .filter(|tried| tried.exchanges == 0)
+        .map(|tried| (tried.from.clone(), plain(tried)));
+    let all: Vec<_> = tried
+        .iter()
+        .map(|tried| (tried.to_string(), tried.schedule.clone()))
+        .chain(plain)
+        .collect();
     for (index, (name, schedule)) in all.iter().enumerate() {
         // Two ways to select may come to the same.
         if all[..index].iter().all(|(_, earlier)| earlier != schedule) {
@@ -71,10 +78,16 @@ pub fn ways(
     Ok(ways)
 }
 
-/// What the field caches by rules of its own, to be taken over as it was: what is behind the first block of a transformer (FBCache of
-/// ParaAttention and diffusers, which has no warm-up), or below the outermost skip connection of a UNet, so that only its last branch is
-/// computed (DeepCache, Ma et al. 2024, arXiv 2312.00858). More than the share that is to be kept, where these alone are more.
-fn cache(pipeline: &Pipeline, learning: &Learning, observer: &dyn Observer) -> Result<(&'static str, ReuseSchedule)> {
+/// What the field caches by rules of its own, to be taken over as it was: what is behind the first
+/// block of a transformer (FBCache of ParaAttention and diffusers, which has no warm-up), or below
+/// the outermost skip connection of a UNet, so that only its last branch is computed (DeepCache, Ma
+/// et al. 2024, arXiv 2312.00858). More than the share that is to be kept, where these alone are
+/// more.
+fn cache(
+    pipeline: &Pipeline,
+    learning: &Learning,
+    observer: &dyn Observer,
+) -> Result<(&'static str, ReuseSchedule)> {
     let Learning { sampling, keep, .. } = learning;
     let structure = pipeline.structure(sampling);
     let whole = |kind: UnitKind| pipeline.folder().whole_reuse(sampling, kind);

@@ -16,9 +16,9 @@ pub struct Compared {
     pub pictures: Vec<PicturePair>,
 }
 
-/// Draws a picture a prompt by the whole run `whole`, which is called `name`, and by each way, from its noise. The ways take turns
-/// batch by batch, so that a machine that gets faster or slower does so for all; what is timed begins after the text encoders, and ends
-/// before the autoencoder.
+/// Draws a picture a prompt by the whole run `whole`, which is called `name`, and by each way, from
+/// its noise. The ways take turns batch by batch, so that a machine that gets faster or slower does
+/// so for all; what is timed begins after the text encoders, and ends before the autoencoder.
 ///
 /// # Errors
 /// If the model fails, or the observer interrupts.
@@ -37,11 +37,13 @@ pub fn compare(
     observer.begin("evaluate", prompts.len() * steps, "image steps");
     let (mut latents, mut seconds) = (vec![Vec::new(); all.len()], vec![Vec::new(); all.len()]);
     for images in whole.batches(prompts.len()) {
-        let conditioning = pipeline.guided_conditioning(&prompts[images.clone()], whole.latent, whole)?;
+        let conditioning =
+            pipeline.guided_conditioning(&prompts[images.clone()], whole.latent, whole)?;
         let noise = pipeline.noise(images.clone(), whole)?;
         for (index, (_, sampling)) in all.iter().enumerate() {
             let start = Instant::now();
-            let mut run = Denoising::new(pipeline, &noise, &conditioning, images.clone(), sampling, None)?;
+            let mut run =
+                Denoising::new(pipeline, &noise, &conditioning, images.clone(), sampling, None)?;
             while run.step()? {
                 observer.advance(images.len())?;
             }

@@ -37,8 +37,8 @@ pub struct Learned {
 struct State {
     history: Vec<Point>,
     settled: Settled,
-    /// SHA-256 of the file of the network, which has the number of iterations in its name: the last one stays until the
-    /// next is whole.
+    /// SHA-256 of the file of the network, which has the number of iterations in its name: the last
+    /// one stays until the next is whole.
     pruner: String,
 }
 
@@ -51,7 +51,8 @@ const RATE: f64 = 0.6;
 /// Iterations over which it is told how it stands.
 const RECENT: usize = 8;
 
-/// Iterations in which nothing has changed after which nothing is expected to; a fifth of all, where that is more.
+/// Iterations in which nothing has changed after which nothing is expected to; a fifth of all,
+/// where that is more.
 const PATIENCE: usize = 20;
 
 /// The share of the iterations in which what is computed comes down to what is asked for.
@@ -60,10 +61,12 @@ const DESCENT: f64 = 0.3;
 /// The share from which it comes down: of all there would be nothing to learn.
 const MOST: f64 = 0.95;
 
-/// Learns which units to compute at which calls; `whole` computes everything, and its order is that of the forecasts.
+/// Learns which units to compute at which calls; `whole` computes everything, and its order is that
+/// of the forecasts.
 ///
 /// # Errors
-/// If the model fails, or there are no prompts. An observer that interrupts ends it with what was learned so far.
+/// If the model fails, or there are no prompts. An observer that interrupts ends it with what was
+/// learned so far.
 pub fn learn(
     pipeline: &Pipeline,
     whole: &ReuseSchedule,
@@ -84,15 +87,18 @@ pub fn learn(
     Ok(Learned { scores: optimisation.scores()?, history: optimisation.history, stopped })
 }
 
-/// What gates are moved by, with the sign of a gradient, which steps go against: by the logarithm of their gain over the price, and no
-/// farther than 1 either way, as a few calls gain a hundred times as much as the rest, and the rest is what is to be told apart. The price
-/// is the gain that the share `keep` of all gates with a gain is above.
+/// What gates are moved by, with the sign of a gradient, which steps go against: by the logarithm
+/// of their gain over the price, and no farther than 1 either way, as a few calls gain a hundred
+/// times as much as the rest, and the rest is what is to be told apart. The price is the gain that
+/// the share `keep` of all gates with a gain is above.
 fn priced(gains: &[Vec<Option<f64>>], keep: f64) -> Vec<Vec<f64>> {
     let mut sorted: Vec<f64> = gains.iter().flatten().flatten().copied().collect();
     sorted.sort_by(|a, b| b.total_cmp(a));
     let above = (keep * sorted.len() as f64) as usize;
     let price = sorted.get(above).map_or(0.0, |price| price.max(f64::MIN_POSITIVE));
-    let moved = |gain: &Option<f64>| gain.map_or(0.0, |gain| -(gain / price).max(0.0).ln().clamp(-1.0, 1.0));
+    let moved = |gain: &Option<f64>| {
+        gain.map_or(0.0, |gain| -(gain / price).max(0.0).ln().clamp(-1.0, 1.0))
+    };
     gains.iter().map(|row| row.iter().map(moved).collect()).collect()
 }
 
@@ -130,15 +136,20 @@ impl<'a> Optimisation<'a> {
         if learning.prompts.is_empty() {
             return Err(Error::Request("there are no prompts to learn from".into()));
         }
-        let (calls, units, seed) = (whole.computed.len(), whole.units.len(), learning.sampling.seed);
+        let (calls, units, seed) =
+            (whole.computed.len(), whole.units.len(), learning.sampling.seed);
         if calls < 2 {
-            return Err(Error::Request("a run of one call has nothing to take over: give more --steps".into()));
+            return Err(Error::Request(
+                "a run of one call has nothing to take over: give more --steps".into(),
+            ));
         }
-        let state: Option<State> = progress.map(|progress| progress.read(LEARNED, observer)).transpose()?.flatten();
+        let state: Option<State> =
+            progress.map(|progress| progress.read(LEARNED, observer)).transpose()?.flatten();
         let opened = state.zip(progress).map(|(state, progress)| {
             let steps = state.history.len();
             let path = progress.folder.join(pruner_name(steps));
-            Pruner::open(&path, &state.pruner, calls - 1, units, seed, steps).map(|pruner| (pruner, state))
+            Pruner::open(&path, &state.pruner, calls - 1, units, seed, steps)
+                .map(|pruner| (pruner, state))
         });
         let (pruner, history, settled) = match opened {
             Some(Ok((pruner, state))) => (pruner, state.history, state.settled),
@@ -177,7 +188,13 @@ impl<'a> Optimisation<'a> {
             let pictures = match &wanted[batch] {
                 Some(pictures) => pictures.clone(),
                 None => {
-                    let latents = self.pipeline.sample(prompts, images.clone(), sampling, None, &Quiet(observer))?;
+                    let latents = self.pipeline.sample(
+                        prompts,
+                        images.clone(),
+                        sampling,
+                        None,
+                        &Quiet(observer),
+                    )?;
                     wanted[batch].insert(self.pipeline.pictures(&latents)?).clone()
                 }
             };
@@ -201,7 +218,12 @@ impl<'a> Optimisation<'a> {
     /// Whether what would be computed has been the same for long.
     fn is_settled(&mut self, iteration: usize) -> Result<bool> {
         let structure = self.pipeline.structure(&self.learning.sampling);
-        let now = self.scores()?.select(Selection::Bisection, self.whole, &structure, self.learning.keep)?;
+        let now = self.scores()?.select(
+            Selection::Bisection,
+            self.whole,
+            &structure,
+            self.learning.keep,
+        )?;
         if self.settled.computed != now.computed {
             self.settled = Settled { since: iteration, computed: now.computed };
         }
@@ -218,7 +240,8 @@ impl<'a> Optimisation<'a> {
     /// Means of the last iterations.
     fn recent(&self) -> (f64, f64) {
         let recent = &self.history[self.history.len().saturating_sub(RECENT)..];
-        let mean = |of: fn(&Point) -> f64| recent.iter().map(of).sum::<f64>() / recent.len().max(1) as f64;
+        let mean =
+            |of: fn(&Point) -> f64| recent.iter().map(of).sum::<f64>() / recent.len().max(1) as f64;
         (mean(|point| point.loss), mean(|point| point.kept))
     }
 
@@ -235,7 +258,11 @@ impl<'a> Optimisation<'a> {
         let hard = probabilities.detach().to_vec2::<f32>()?;
         let schedule = self.schedule(&hard, iteration, &structure)?;
 
-        let conditioning = self.pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+        let conditioning = self.pipeline.guided_conditioning(
+            &prompts[images.clone()],
+            sampling.latent,
+            sampling,
+        )?;
         let net = SuperNet::new(self.pipeline, sampling, &schedule);
         let run = net.run(&conditioning, images, || Ok(observer.advance(0)?))?;
         // What the autoencoder keeps for its gradients is gone before the denoiser keeps more.
@@ -251,14 +278,16 @@ impl<'a> Optimisation<'a> {
         of_gates.remove(0);
         let moves = priced(&self.gains(&schedule, &structure, &of_gates)?, self.learning.keep);
         // The gates are hard, their gradients those of the probabilities (straight through).
-        let of_gates: Vec<f32> = moves.into_iter().flatten().map(|gradient| gradient as f32).collect();
+        let of_gates: Vec<f32> =
+            moves.into_iter().flatten().map(|gradient| gradient as f32).collect();
         let of_gates = Tensor::from_vec(of_gates, probabilities.shape(), &Device::Cpu)?;
         self.pruner.step(&(probabilities * of_gates)?.sum_all()?, self.rate(iteration))?;
         Ok(point)
     }
 
-    /// What computing a unit gains for the work that goes with it, of all calls but the first, from what a loss has for the gates. A gate
-    /// that nothing hangs on, as what reads it is not computed, has none.
+    /// What computing a unit gains for the work that goes with it, of all calls but the first, from
+    /// what a loss has for the gates. A gate that nothing hangs on, as what reads it is not
+    /// computed, has none.
     fn gains(
         &self,
         schedule: &ReuseSchedule,
@@ -277,9 +306,15 @@ impl<'a> Optimisation<'a> {
         of_gates.iter().zip(schedule.computed.iter().skip(1)).map(row).collect()
     }
 
-    /// What is computed at an iteration: by P(computed), the share of the multiply-accumulates that is asked for, coming down to it
-    /// over the first iterations. Of equal probabilities the calls that are spread most evenly are computed.
-    fn schedule(&self, probabilities: &[Vec<f32>], iteration: usize, structure: &Structure) -> Result<ReuseSchedule> {
+    /// What is computed at an iteration: by P(computed), the share of the multiply-accumulates that
+    /// is asked for, coming down to it over the first iterations. Of equal probabilities the calls
+    /// that are spread most evenly are computed.
+    fn schedule(
+        &self,
+        probabilities: &[Vec<f32>],
+        iteration: usize,
+        structure: &Structure,
+    ) -> Result<ReuseSchedule> {
         let place = iteration as f64 / (DESCENT * self.learning.iterations as f64);
         let share = self.learning.keep + (1.0 - self.learning.keep) * (1.0 - place).max(0.0);
         let row = |(call, row): (usize, &Vec<f32>)| {
@@ -287,8 +322,14 @@ impl<'a> Optimisation<'a> {
             row.iter().map(|&p| f64::from(p) + first).collect()
         };
         let first = vec![2.0; self.whole.units.len()];
-        let scores = Scores([first].into_iter().chain(probabilities.iter().enumerate().map(row)).collect());
-        scores.select(Selection::Bisection, self.whole, structure, share.min(self.learning.keep.max(MOST)))
+        let scores =
+            Scores([first].into_iter().chain(probabilities.iter().enumerate().map(row)).collect());
+        scores.select(
+            Selection::Bisection,
+            self.whole,
+            structure,
+            share.min(self.learning.keep.max(MOST)),
+        )
     }
 
     /// Rises over the first iterations, and falls with the cosine to the last.
@@ -311,11 +352,13 @@ impl<'a> Optimisation<'a> {
         let all = std::fs::read_dir(folder).map_err(|error| problem(folder, &error))?.flatten();
         let is_old = |path: &PathBuf| {
             let found = path.file_name().and_then(|found| found.to_str());
-            found.is_some_and(|found| found != name && found.starts_with(PRUNER) && found.ends_with(".safetensors"))
+            found.is_some_and(|found| {
+                found != name && found.starts_with(PRUNER) && found.ends_with(".safetensors")
+            })
         };
-        all.map(|entry| entry.path())
-            .filter(is_old)
-            .try_for_each(|path| std::fs::remove_file(&path).map_err(|error| problem(&path, &error)))
+        all.map(|entry| entry.path()).filter(is_old).try_for_each(|path| {
+            std::fs::remove_file(&path).map_err(|error| problem(&path, &error))
+        })
     }
 }
 
@@ -331,8 +374,9 @@ mod tests {
     use secateur_models::{ModelFolder, Pipeline, Sampling, UnitKind};
     use std::path::Path;
 
-    /// The rate rises over a tenth of the iterations, ten at most, and is the highest for two of them; nothing rests before it is
-    /// known what is computed, and then for a fifth of them, twenty at least.
+    /// The rate rises over a tenth of the iterations, ten at most, and is the highest for two of
+    /// them; nothing rests before it is known what is computed, and then for a fifth of them,
+    /// twenty at least.
     #[test]
     fn rates_and_rest_go_by_the_number_of_iterations() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
@@ -340,22 +384,28 @@ mod tests {
         let sampling = Sampling { steps: 2, ..folder.sampling() };
         let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
         let pipeline = Pipeline::open(folder).unwrap();
-        // Iterations: the first that rests, and where the last change is at 80; rates times the number of iterations.
+        // Iterations: the first that rests, and where the last change is at 80; rates times the
+        // number of iterations.
         let cases = [
             (50, [35, 100], vec![(0, 0.12), (4, 0.6), (5, 0.6), (20, 0.45), (35, 0.15)]),
             (200, [100, 120], vec![(0, 0.06), (9, 0.6), (10, 0.6), (105, 0.3), (200, 0.0)]),
         ];
         for (iterations, rests, rates) in cases {
             let (prompts, loss) = (vec!["1".to_owned()], Loss::L2);
-            let learning = Learning { prompts, sampling: sampling.clone(), loss, iterations, keep: 0.5 };
-            let mut optimisation = Optimisation::new(&pipeline, &whole, &learning, None, &()).unwrap();
+            let learning =
+                Learning { prompts, sampling: sampling.clone(), loss, iterations, keep: 0.5 };
+            let mut optimisation =
+                Optimisation::new(&pipeline, &whole, &learning, None, &()).unwrap();
             for (iteration, expected) in rates {
                 let rate = optimisation.rate(iteration) * iterations as f64;
                 assert!((rate - expected).abs() < 1e-12, "{rate} at {iteration} of {iterations}");
             }
             for (since, first) in [0, 80].into_iter().zip(rests) {
                 optimisation.settled.since = since;
-                assert!(!optimisation.rests(first - 1) && optimisation.rests(first), "{since} of {iterations}");
+                assert!(
+                    !optimisation.rests(first - 1) && optimisation.rests(first),
+                    "{since} of {iterations}"
+                );
             }
         }
     }
@@ -363,7 +413,8 @@ mod tests {
     #[test]
     fn gates_go_by_their_gain_over_the_price() {
         let e = std::f64::consts::E;
-        let gains = [vec![Some(9.0), None, Some(2.0)], vec![Some(2.0 * e.sqrt()), Some(-1.0), Some(1e-3)]];
+        let gains =
+            [vec![Some(9.0), None, Some(2.0)], vec![Some(2.0 * e.sqrt()), Some(-1.0), Some(1e-3)]];
         // Of the five with a gain two are above the third, which is the price.
         let moved = priced(&gains, 0.5);
         let expected = [[-1.0, 0.0, 0.0], [-0.5, 1.0, 1.0]];
@@ -371,7 +422,9 @@ mod tests {
             assert!((moved - expected).abs() < 1e-12, "{moved} for {expected}");
         }
         // Nothing is worth anything: nothing is pushed up.
-        assert!(priced(&[vec![Some(0.0), Some(-2.0)]], 0.5).iter().flatten().all(|&moved| moved == 1.0));
+        assert!(
+            priced(&[vec![Some(0.0), Some(-2.0)]], 0.5).iter().flatten().all(|&moved| moved == 1.0)
+        );
         assert_eq!(priced(&[vec![None, None]], 0.5), [[0.0, 0.0]]);
     }
     /// The last change is the last time that something else would be computed.
@@ -382,7 +435,13 @@ mod tests {
         let sampling = Sampling { steps: 2, ..folder.sampling() };
         let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
         let pipeline = Pipeline::open(folder).unwrap();
-        let learning = Learning { prompts: vec!["1".to_owned()], sampling, loss: Loss::L2, iterations: 50, keep: 0.5 };
+        let learning = Learning {
+            prompts: vec!["1".to_owned()],
+            sampling,
+            loss: Loss::L2,
+            iterations: 50,
+            keep: 0.5,
+        };
         let mut optimisation = Optimisation::new(&pipeline, &whole, &learning, None, &()).unwrap();
         for (iteration, rests, since) in [(30, false, 30), (49, false, 30), (50, true, 30)] {
             assert_eq!(optimisation.is_settled(iteration).unwrap(), rests, "{iteration}");

@@ -52,7 +52,8 @@ fn ssim(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (_, height, width, _) = a.dims4()?;
     if height < WINDOW || width < WINDOW {
         let problem = format!(
-            "pictures of {width} x {height} pixels are too small for SSIM, which looks at {WINDOW} x {WINDOW}: give --loss l1 or l2"
+            "pictures of {width} x {height} pixels are too small for SSIM, which looks at {WINDOW} \
+             x {WINDOW}: give --loss l1 or l2"
         );
         return Err(Error::Request(problem));
     }
@@ -70,11 +71,13 @@ fn ssim(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// The matrix (size - 10 x size) of the Gaussian-weighted means of successive entries.
 fn means(size: usize) -> Result<Tensor> {
     let centre = (WINDOW / 2) as f64;
-    let weights: Vec<f64> = (0..WINDOW).map(|i| (-(i as f64 - centre).powi(2) / (2.0 * SIGMA * SIGMA)).exp()).collect();
+    let weights: Vec<f64> =
+        (0..WINDOW).map(|i| (-(i as f64 - centre).powi(2) / (2.0 * SIGMA * SIGMA)).exp()).collect();
     let total: f64 = weights.iter().sum();
     let places = size - WINDOW + 1;
-    let entry =
-        |place: usize, i: usize| i.checked_sub(place).and_then(|i| weights.get(i)).map_or(0.0, |weight| weight / total);
+    let entry = |place: usize, i: usize| {
+        i.checked_sub(place).and_then(|i| weights.get(i)).map_or(0.0, |weight| weight / total)
+    };
     let values: Vec<f32> = (0..places)
         .flat_map(|place| (0..size).map(move |i| (place, i)))
         .map(|(place, i)| entry(place, i) as f32)
@@ -82,7 +85,8 @@ fn means(size: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, (places, size), &Device::Cpu)?)
 }
 
-/// Means over windows of each channel: samples x channels x places down x places across, in some order.
+/// Means over windows of each channel: samples x channels x places down x places across, in some
+/// order.
 fn local_means(x: &Tensor, down: &Tensor, across: &Tensor) -> Result<Tensor> {
     let (samples, height, width, channels) = x.dims4()?;
     let x = x.permute((0, 3, 1, 2))?.contiguous()?.reshape((samples * channels * height, width))?;

@@ -41,7 +41,11 @@ impl Progress {
 
     /// A file of the folder; nothing where there is none, or where it is damaged, which the
     /// observer hears of.
-    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str, observer: &dyn Observer) -> Result<Option<T>> {
+    pub(crate) fn read<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        observer: &dyn Observer,
+    ) -> Result<Option<T>> {
         let path = self.folder.join(name);
         if !path.exists() {
             return Ok(None);
@@ -49,7 +53,8 @@ impl Progress {
         match read_sealed::<File<T>>(&path) {
             Ok(file) if file.request == self.request => Ok(Some(file.state)),
             Ok(_) => {
-                let text = "it is of another run, of another model, or with other prompts or settings: give those again, or \
+                let text = "it is of another run, of another model, or with other prompts or \
+                    settings: give those again, or \
                             --force begins anew";
                 Err(problem(&path, &text))
             }

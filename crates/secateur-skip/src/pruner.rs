@@ -1,4 +1,5 @@
-//! DiP-GO's pruner network: from learned queries, one for each unit at each call, to the probability that it is computed.
+//! DiP-GO's pruner network: from learned queries, one for each unit at each call, to the
+//! probability that it is computed.
 
 use crate::error::{Error, Result};
 use candle_core::{CpuStorage, D, Device, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
@@ -38,7 +39,8 @@ impl InplaceOp3 for Accelerate {
         gradient: &CpuStorage,
         of_gradient: &Layout,
     ) -> candle_core::Result<()> {
-        let (parameter, gradient) = (slice(parameter, of_parameter)?, slice(gradient, of_gradient)?);
+        let (parameter, gradient) =
+            (slice(parameter, of_parameter)?, slice(gradient, of_gradient)?);
         let velocity = slice_mut(velocity, of_velocity)?;
         let others = parameter.par_chunks(CHUNK).zip(gradient.par_chunks(CHUNK));
         velocity.par_chunks_mut(CHUNK).zip(others).for_each(|(velocity, (parameter, gradient))| {
@@ -69,9 +71,11 @@ impl InplaceOp2 for Descend {
     ) -> candle_core::Result<()> {
         let velocity = slice(velocity, of_velocity)?;
         let parameter = slice_mut(parameter, of_parameter)?;
-        parameter.par_chunks_mut(CHUNK).zip(velocity.par_chunks(CHUNK)).for_each(|(parameter, velocity)| {
-            parameter.iter_mut().zip(velocity).for_each(|(w, v)| *w -= self.rate * v);
-        });
+        parameter.par_chunks_mut(CHUNK).zip(velocity.par_chunks(CHUNK)).for_each(
+            |(parameter, velocity)| {
+                parameter.iter_mut().zip(velocity).for_each(|(w, v)| *w -= self.rate * v);
+            },
+        );
         Ok(())
     }
 }
@@ -86,7 +90,10 @@ fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'
     }
 }
 
-fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
+fn slice_mut<'a>(
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<&'a mut [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
         _ => candle_core::bail!("parameters have to be contiguous f32"),
@@ -96,9 +103,10 @@ fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::R
 /// Of the velocities in a file.
 const VELOCITY: &str = "velocity.";
 
-/// The network with what its optimiser remembers. A layer of self-attention over the units of a call and a feed-forward, and for
-/// each query a head of its own of three linears, whose last one starts with weights of 0 and biases of 0 and 1: every unit is
-/// computed with probability 0.731 at first.
+/// The network with what its optimiser remembers. A layer of self-attention over the units of a
+/// call and a feed-forward, and for each query a head of its own of three linears, whose last one
+/// starts with weights of 0 and biases of 0 and 1: every unit is computed with probability 0.731 at
+/// first.
 pub struct Pruner {
     calls: usize,
     units: usize,
@@ -131,7 +139,9 @@ impl Pruner {
         ] {
             // As PyTorch's linears start.
             let bound = 1.0 / (inputs as f32).sqrt();
-            let mut uniform = |count: usize| (0..count).map(|_| random.random_range(-bound..bound)).collect::<Vec<_>>();
+            let mut uniform = |count: usize| {
+                (0..count).map(|_| random.random_range(-bound..bound)).collect::<Vec<_>>()
+            };
             put(&format!("{name}.weight"), &[inputs, outputs], uniform(inputs * outputs))?;
             put(&format!("{name}.bias"), &[outputs], uniform(outputs))?;
         }
@@ -139,8 +149,9 @@ impl Pruner {
         put("norm.bias", &[WIDTH], vec![0.0; WIDTH])?;
         for (name, inputs) in [("head.0", WIDTH), ("head.1", HIDDEN)] {
             let bound = 1.0 / (inputs as f32).sqrt();
-            let mut uniform =
-                |size: usize| (0..count * size).map(|_| random.random_range(-bound..bound)).collect::<Vec<_>>();
+            let mut uniform = |size: usize| {
+                (0..count * size).map(|_| random.random_range(-bound..bound)).collect::<Vec<_>>()
+            };
             put(&format!("{name}.weight"), &[count, inputs, HIDDEN], uniform(inputs * HIDDEN))?;
             put(&format!("{name}.bias"), &[count, 1, HIDDEN], uniform(HIDDEN))?;
         }
@@ -158,7 +169,9 @@ impl Pruner {
 
     fn get(&self, name: &str) -> Result<&Tensor> {
         let parameter = self.parameters.get(name);
-        parameter.map(Var::as_tensor).ok_or_else(|| Error::Request(format!("the pruner network has no {name}")))
+        parameter
+            .map(Var::as_tensor)
+            .ok_or_else(|| Error::Request(format!("the pruner network has no {name}")))
     }
 
     fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
@@ -167,14 +180,20 @@ impl Pruner {
         Ok(x.broadcast_add(self.get(&format!("{name}.bias"))?)?.reshape((calls, units, ()))?)
     }
 
-    /// P(computed) of each unit at each call: calls x units. Where it learns, some of the attention is dropped.
+    /// P(computed) of each unit at each call: calls x units. Where it learns, some of the attention
+    /// is dropped.
     ///
     /// # Errors
     /// If a tensor operation fails.
     pub fn forward(&self, learns: bool) -> Result<Tensor> {
         let queries = self.get("queries")?;
-        let (q, k, v) = (self.linear("to_q", queries)?, self.linear("to_k", queries)?, self.linear("to_v", queries)?);
-        let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? * (1.0 / (QUERY_KEY as f64).sqrt()))?;
+        let (q, k, v) = (
+            self.linear("to_q", queries)?,
+            self.linear("to_k", queries)?,
+            self.linear("to_v", queries)?,
+        );
+        let scores =
+            (q.matmul(&k.transpose(1, 2)?.contiguous()?)? * (1.0 / (QUERY_KEY as f64).sqrt()))?;
         let scores = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
         let attention = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?.matmul(&v)?;
         let attention = if learns { (attention * self.dropout()?)? } else { attention };
@@ -197,7 +216,8 @@ impl Pruner {
     fn dropout(&self) -> Result<Tensor> {
         let mut random = self.random.borrow_mut();
         let keep = (1.0 / (1.0 - DROPOUT)) as f32;
-        let mask = (0..self.calls * self.units * WIDTH).map(|_| if random.random_bool(DROPOUT) { 0.0 } else { keep });
+        let mask = (0..self.calls * self.units * WIDTH)
+            .map(|_| if random.random_bool(DROPOUT) { 0.0 } else { keep });
         Ok(Tensor::from_iter(mask, &Device::Cpu)?.reshape((self.calls, self.units, WIDTH))?)
     }
 
@@ -208,7 +228,8 @@ impl Pruner {
         Ok(x.broadcast_mul(self.get("norm.weight")?)?.broadcast_add(self.get("norm.bias")?)?)
     }
 
-    /// A step of gradient descent with momentum and weight decay, down a loss made of [`Pruner::forward`]'s result.
+    /// A step of gradient descent with momentum and weight decay, down a loss made of
+    /// [`Pruner::forward`]'s result.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -232,23 +253,36 @@ impl Pruner {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<String> {
-        let parameters = self.parameters.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone()));
-        let velocities = self.velocities.iter().map(|(name, tensor)| (format!("{VELOCITY}{name}"), tensor.clone()));
+        let parameters =
+            self.parameters.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone()));
+        let velocities = self
+            .velocities
+            .iter()
+            .map(|(name, tensor)| (format!("{VELOCITY}{name}"), tensor.clone()));
         Ok(write_tensors(path, &parameters.chain(velocities).collect())?)
     }
 
-    /// Reads what [`Pruner::save`] wrote after `steps` steps, of a network for so many calls and units and that seed. It goes on
-    /// as it would have.
+    /// Reads what [`Pruner::save`] wrote after `steps` steps, of a network for so many calls and
+    /// units and that seed. It goes on as it would have.
     ///
     /// # Errors
     /// If the file cannot be read, has another SHA-256, or is of another network.
-    pub fn open(path: &Path, sha256: &str, calls: usize, units: usize, seed: u64, steps: usize) -> Result<Self> {
+    pub fn open(
+        path: &Path,
+        sha256: &str,
+        calls: usize,
+        units: usize,
+        seed: u64,
+        steps: usize,
+    ) -> Result<Self> {
         let mut pruner = Self::new(calls, units, seed)?;
         let mut tensors = read_tensors(path, sha256, &())?;
         let problem = |problem: String| Error::Progress { path: path.to_owned(), problem };
         for (name, parameter) in &pruner.parameters {
             let tensor = tensors.remove(name).filter(|tensor| tensor.shape() == parameter.shape());
-            parameter.set(&tensor.ok_or_else(|| problem(format!("{name} is missing or of another shape")))?)?;
+            parameter.set(
+                &tensor.ok_or_else(|| problem(format!("{name} is missing or of another shape")))?,
+            )?;
             if let Some(velocity) = tensors.remove(&format!("{VELOCITY}{name}")) {
                 pruner.velocities.insert(name.clone(), velocity);
             }

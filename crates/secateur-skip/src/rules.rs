@@ -17,8 +17,8 @@ const WATCHED: usize = 2;
 /// What [`first_unit`] is called.
 pub(crate) const FIRST_UNIT: &str = "by the first block's change";
 
-/// How far what the first unit makes at a call is from what it makes at each later one, on a few pictures: see
-/// [`Run::changes`](crate::Run::changes).
+/// How far what the first unit makes at a call is from what it makes at each later one, on a few
+/// pictures: see [`Run::changes`](crate::Run::changes).
 pub(crate) fn changes(
     pipeline: &Pipeline,
     whole: &ReuseSchedule,
@@ -27,16 +27,23 @@ pub(crate) fn changes(
 ) -> Result<Vec<Vec<f64>>> {
     let Learning { prompts, sampling, .. } = learning;
     let watched = 0..prompts.len().min(WATCHED);
-    let conditioning = pipeline.guided_conditioning(&prompts[watched.clone()], sampling.latent, sampling)?;
+    let conditioning =
+        pipeline.guided_conditioning(&prompts[watched.clone()], sampling.latent, sampling)?;
     let advance = || Ok(observer.advance(0)?);
     SuperNet::new(pipeline, sampling, whole).run(&conditioning, watched, advance)?.changes(0)
 }
 
-/// All of some calls, evenly spread over the run, and the units `always` of the others: as many as keep no more than the share `wanted`.
+/// All of some calls, evenly spread over the run, and the units `always` of the others: as many as
+/// keep no more than the share `wanted`.
 ///
 /// # Errors
 /// If the model has no such units.
-pub fn evenly(whole: &ReuseSchedule, structure: &Structure, wanted: f64, always: &[usize]) -> Result<ReuseSchedule> {
+pub fn evenly(
+    whole: &ReuseSchedule,
+    structure: &Structure,
+    wanted: f64,
+    always: &[usize],
+) -> Result<ReuseSchedule> {
     let calls = whole.computed.len();
     let of = |count: usize| {
         let due = |call: usize| call == 0 || call * count / calls > (call - 1) * count / calls;
@@ -56,15 +63,21 @@ pub fn evenly(whole: &ReuseSchedule, structure: &Structure, wanted: f64, always:
 ///
 /// # Errors
 /// If the model has no such units.
-pub fn random(whole: &ReuseSchedule, structure: &Structure, wanted: f64, seed: u64) -> Result<ReuseSchedule> {
+pub fn random(
+    whole: &ReuseSchedule,
+    structure: &Structure,
+    wanted: f64,
+    seed: u64,
+) -> Result<ReuseSchedule> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let rows = whole.computed.iter().map(|row| row.iter().map(|_| random.random::<f64>()).collect());
+    let rows =
+        whole.computed.iter().map(|row| row.iter().map(|_| random.random::<f64>()).collect());
     Scores(rows.collect()).select(Selection::Bisection, whole, structure, wanted)
 }
 
-/// By what the first unit makes: all of a call is computed where that has changed by a threshold at least since the last such call,
-/// otherwise the units `always`; `since` has the change from one call to another. The threshold is the lowest that keeps no more than the
-/// share `wanted`.
+/// By what the first unit makes: all of a call is computed where that has changed by a threshold at
+/// least since the last such call, otherwise the units `always`; `since` has the change from one
+/// call to another. The threshold is the lowest that keeps no more than the share `wanted`.
 ///
 /// # Errors
 /// If the model has no such units.
@@ -86,7 +99,8 @@ pub fn first_unit(
         due.collect::<Vec<_>>()
     };
     let pairs = (0..calls).flat_map(|last| (last + 1..calls).map(move |call| (last, call)));
-    let mut thresholds: Vec<f64> = pairs.map(|(last, call)| since(last, call)).chain([f64::INFINITY]).collect();
+    let mut thresholds: Vec<f64> =
+        pairs.map(|(last, call)| since(last, call)).chain([f64::INFINITY]).collect();
     thresholds.sort_by(f64::total_cmp);
     thresholds.dedup();
     // As many whole calls keep as much, whichever they are.

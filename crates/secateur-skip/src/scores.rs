@@ -15,7 +15,8 @@ pub enum Selection {
     /// The paper's: a threshold, found by bisection, below which units are taken over.
     #[default]
     Bisection,
-    /// The released code's: from the output on, the units that are wanted least, each with all that only it reads.
+    /// The released code's: from the output on, the units that are wanted least, each with all that
+    /// only it reads.
     Cascade,
 }
 
@@ -38,8 +39,8 @@ pub fn kept(schedule: &ReuseSchedule, structure: &Structure) -> Result<f64> {
 }
 
 impl Scores {
-    /// A schedule that keeps no more than the share `wanted` of the multiply-accumulates, and as much of it as there is;
-    /// `whole` computes everything.
+    /// A schedule that keeps no more than the share `wanted` of the multiply-accumulates, and as
+    /// much of it as there is; `whole` computes everything.
     ///
     /// # Errors
     /// If the model has no such units.
@@ -56,18 +57,30 @@ impl Scores {
         }
     }
 
-    /// Units with scores below `threshold` are taken over, but at the first call, and those that only feed such.
+    /// Units with scores below `threshold` are taken over, but at the first call, and those that
+    /// only feed such.
     ///
     /// # Errors
     /// If the model has no such units.
-    pub fn at(&self, threshold: f64, whole: &ReuseSchedule, structure: &Structure) -> Result<ReuseSchedule> {
-        let row =
-            |(call, scores): (usize, &Vec<f64>)| scores.iter().map(|&score| call == 0 || score >= threshold).collect();
+    pub fn at(
+        &self,
+        threshold: f64,
+        whole: &ReuseSchedule,
+        structure: &Structure,
+    ) -> Result<ReuseSchedule> {
+        let row = |(call, scores): (usize, &Vec<f64>)| {
+            scores.iter().map(|&score| call == 0 || score >= threshold).collect()
+        };
         let computed = self.0.iter().enumerate().map(row).collect();
         Ok(ReuseSchedule { computed, ..whole.clone() }.live(structure)?)
     }
 
-    fn bisection(&self, whole: &ReuseSchedule, structure: &Structure, wanted: f64) -> Result<ReuseSchedule> {
+    fn bisection(
+        &self,
+        whole: &ReuseSchedule,
+        structure: &Structure,
+        wanted: f64,
+    ) -> Result<ReuseSchedule> {
         // A schedule changes at scores alone.
         let mut thresholds: Vec<f64> = self.0.iter().skip(1).flatten().copied().collect();
         thresholds.sort_by(f64::total_cmp);
@@ -85,20 +98,27 @@ impl Scores {
         self.at(thresholds[low], whole, structure)
     }
 
-    fn cascade(&self, whole: &ReuseSchedule, structure: &Structure, wanted: f64) -> Result<ReuseSchedule> {
+    fn cascade(
+        &self,
+        whole: &ReuseSchedule,
+        structure: &Structure,
+        wanted: f64,
+    ) -> Result<ReuseSchedule> {
         let mut schedule = whole.clone();
         let calls = schedule.computed.len();
         // P(taken over) of at least 0.95, 0.90, and so on.
         for threshold in (1..=20).map(|twentieths| f64::from(twentieths) * 0.05) {
             for unit in (0..schedule.units.len()).rev() {
-                let mut order: Vec<usize> = (1..calls).filter(|&call| self.0[call][unit] <= threshold).collect();
+                let mut order: Vec<usize> =
+                    (1..calls).filter(|&call| self.0[call][unit] <= threshold).collect();
                 order.sort_by(|&a, &b| self.0[a][unit].total_cmp(&self.0[b][unit]));
                 for call in order {
                     if !schedule.computed[call][unit] {
                         continue;
                     }
                     schedule.computed[call][unit] = false;
-                    schedule.computed[call] = structure.live(schedule.kind, &schedule.computed[call])?;
+                    schedule.computed[call] =
+                        structure.live(schedule.kind, &schedule.computed[call])?;
                     if kept(&schedule, structure)? <= wanted {
                         return Ok(schedule);
                     }
@@ -109,7 +129,8 @@ impl Scores {
     }
 }
 
-/// gamma: the share of all units' multiply-accumulates that goes with each: its own, and of all that it alone reads.
+/// gamma: the share of all units' multiply-accumulates that goes with each: its own, and of all
+/// that it alone reads.
 ///
 /// # Errors
 /// If the model has no such units.
@@ -121,7 +142,8 @@ pub(crate) fn cascades(schedule: &ReuseSchedule, structure: &Structure) -> Resul
         let mut wanted = vec![true; units.len()];
         wanted[unit] = false;
         let live = structure.live(schedule.kind, &wanted)?;
-        let gone = macs.iter().zip(&live).filter(|(_, live)| !**live).map(|(macs, _)| macs).sum::<u64>();
+        let gone =
+            macs.iter().zip(&live).filter(|(_, live)| !**live).map(|(macs, _)| macs).sum::<u64>();
         Ok(gone as f64 / all.max(1) as f64)
     };
     (0..units.len()).map(without).collect()

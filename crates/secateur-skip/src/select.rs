@@ -8,7 +8,9 @@ use crate::settings::Learning;
 use candle_core::Tensor;
 use secateur_eval::{Picture, psnr_capped, split};
 use secateur_models::files::digest;
-use secateur_models::{Conditioning, Denoising, Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling};
+use secateur_models::{
+    Conditioning, Denoising, Error as ModelError, Observer, Pipeline, ReuseSchedule, Sampling,
+};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Range;
@@ -22,7 +24,8 @@ pub struct Selected {
     pub from: String,
     /// Exchanges that made it closer.
     pub exchanges: usize,
-    /// How close some of the pictures that were learned from come to those of the whole run: mean PSNR in dB.
+    /// How close some of the pictures that were learned from come to those of the whole run: mean
+    /// PSNR in dB.
     pub psnr: f64,
     /// The schedule.
     pub schedule: ReuseSchedule,
@@ -31,7 +34,8 @@ pub struct Selected {
 /// All schedules that were tried.
 #[derive(Clone, Debug)]
 pub struct Tried {
-    /// The closest first, and then each as it was before any exchange, in its best order, the closest first.
+    /// The closest first, and then each as it was before any exchange, in its best order, the
+    /// closest first.
     pub schedules: Vec<Selected>,
     /// It was stopped before all exchanges were tried.
     pub stopped: bool,
@@ -58,12 +62,14 @@ const JUDGED: usize = 8;
 /// Orders in which what is taken over is forecast.
 const ORDERS: usize = 3;
 
-/// Of what forecasts the learning goes through at most: parabolas through what is not evenly spread swing, and it does not settle.
+/// Of what forecasts the learning goes through at most: parabolas through what is not evenly spread
+/// swing, and it does not settle.
 const LEARNED_ORDER: usize = 1;
 
 /// The search for the schedule whose pictures are closest to those of the whole run.
 ///
-/// Closest is by the mean PSNR: its logarithm weighs all pictures alike, where a mean of errors goes by the worst few.
+/// Closest is by the mean PSNR: its logarithm weighs all pictures alike, where a mean of errors
+/// goes by the worst few.
 pub struct Search<'a> {
     whole: &'a ReuseSchedule,
     learning: &'a Learning,
@@ -72,8 +78,8 @@ pub struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Tries plain rules, each in all orders of [`ReuseSchedule::order`]; `whole` computes everything. What a stopped run tried, as
-    /// `progress` has it, is not tried again.
+    /// Tries plain rules, each in all orders of [`ReuseSchedule::order`]; `whole` computes
+    /// everything. What a stopped run tried, as `progress` has it, is not tried again.
     ///
     /// # Errors
     /// If the model fails, or the observer interrupts.
@@ -88,10 +94,14 @@ impl<'a> Search<'a> {
         let structure = pipeline.structure(&learning.sampling);
         observer.begin("plain rules", 2 * ORDERS, "schedules");
         let changes = changes(pipeline, whole, learning, observer)?;
-        let accumulated = |last: usize, call: usize| (last..call).map(|call| changes[call][call + 1]).sum();
+        let accumulated =
+            |last: usize, call: usize| (last..call).map(|call| changes[call][call + 1]).sum();
         let schedules = vec![
             (EVENLY.to_owned(), evenly(whole, &structure, learning.keep, &[])?),
-            (FIRST_UNIT.to_owned(), first_unit(whole, &structure, learning.keep, &[], accumulated)?),
+            (
+                FIRST_UNIT.to_owned(),
+                first_unit(whole, &structure, learning.keep, &[], accumulated)?,
+            ),
         ];
         let judge = Judge::new(pipeline, whole, learning, tries, observer)?;
         let rules = judge.in_best_orders(schedules);
@@ -105,15 +115,18 @@ impl<'a> Search<'a> {
         &self.rules
     }
 
-    /// What to learn for: everything is computed, and what is taken over is forecast as in the closest rule.
+    /// What to learn for: everything is computed, and what is taken over is forecast as in the
+    /// closest rule.
     #[must_use]
     pub fn to_learn(&self) -> ReuseSchedule {
-        let order = self.rules.first().map_or(0, |closest| closest.schedule.order.min(LEARNED_ORDER));
+        let order =
+            self.rules.first().map_or(0, |closest| closest.schedule.order.min(LEARNED_ORDER));
         ReuseSchedule { order, ..self.whole.clone() }
     }
 
-    /// Selects by scores, if any, in all ways, each in all orders, beside the rules. Then what is computed at successive calls is exchanged
-    /// where that makes pictures closer: in the closest schedule, and as long as no more than `exchanges` were tried in the next ones too.
+    /// Selects by scores, if any, in all ways, each in all orders, beside the rules. Then what is
+    /// computed at successive calls is exchanged where that makes pictures closer: in the closest
+    /// schedule, and as long as no more than `exchanges` were tried in the next ones too.
     ///
     /// An observer that interrupts ends it with the closest so far.
     ///
@@ -156,7 +169,10 @@ impl<'a> Search<'a> {
         let ways = [Selection::Bisection, Selection::Cascade];
         self.judge.observer.begin("select", ways.len() * ORDERS, "schedules");
         let learned = |how: Selection| {
-            Ok((format!("learned, {how}"), scores.select(how, self.whole, &structure, self.learning.keep)?))
+            Ok((
+                format!("learned, {how}"),
+                scores.select(how, self.whole, &structure, self.learning.keep)?,
+            ))
         };
         self.judge.in_best_orders(ways.into_iter().map(learned).collect::<Result<_>>()?)
     }
@@ -171,7 +187,8 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    /// Exchanges what is computed at a call and at the next where that makes pictures closer, until none does or no tries are left.
+    /// Exchanges what is computed at a call and at the next where that makes pictures closer, until
+    /// none does or no tries are left.
     fn run(&mut self, start: &Selected) -> Result<Selected> {
         let mut best = start.clone();
         // At the first call all is computed.
@@ -224,15 +241,29 @@ struct Tries<'a> {
 
 impl<'a> Tries<'a> {
     fn new(progress: Option<&'a Progress>, observer: &dyn Observer) -> Result<Self> {
-        let tried = progress.map(|progress| progress.read(TRIED, observer)).transpose()?.flatten().unwrap_or_default();
-        Ok(Self { progress, tried: RefCell::new(tried), done: Cell::new(0), saved: Cell::new(Instant::now()) })
+        let tried = progress
+            .map(|progress| progress.read(TRIED, observer))
+            .transpose()?
+            .flatten()
+            .unwrap_or_default();
+        Ok(Self {
+            progress,
+            tried: RefCell::new(tried),
+            done: Cell::new(0),
+            saved: Cell::new(Instant::now()),
+        })
     }
 
     /// The next, which is tried where it was not before.
     fn next(&self, schedule: &ReuseSchedule, attempt: impl FnOnce() -> Result<f64>) -> Result<f64> {
         let place = self.done.get();
         let schedule = digest([schedule.to_json()?]);
-        let known = self.tried.borrow().get(place).filter(|(tried, _)| *tried == schedule).map(|(_, psnr)| *psnr);
+        let known = self
+            .tried
+            .borrow()
+            .get(place)
+            .filter(|(tried, _)| *tried == schedule)
+            .map(|(_, psnr)| *psnr);
         let psnr = match known {
             Some(psnr) => psnr,
             None => {
@@ -287,10 +318,15 @@ impl<'a> Judge<'a> {
     ) -> Result<Self> {
         let Learning { prompts, sampling, .. } = learning;
         let batch = |images: Range<usize>| {
-            let conditioning = pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+            let conditioning = pipeline.guided_conditioning(
+                &prompts[images.clone()],
+                sampling.latent,
+                sampling,
+            )?;
             Ok(Batch { noise: pipeline.noise(images.clone(), sampling)?, images, conditioning })
         };
-        let batches = sampling.batches(prompts.len().min(JUDGED)).map(batch).collect::<Result<_>>()?;
+        let batches =
+            sampling.batches(prompts.len().min(JUDGED)).map(batch).collect::<Result<_>>()?;
         let mut judge = Self { pipeline, sampling, tries, observer, batches, wanted: Vec::new() };
         judge.wanted = judge.pictures(judge.begin(whole)?)?;
         Ok(judge)
@@ -315,7 +351,8 @@ impl<'a> Judge<'a> {
 
     /// Runs of a schedule before their first step, one a batch.
     fn begin<'b>(&'b self, schedule: &ReuseSchedule) -> Result<Vec<Denoising<'b>>> {
-        let sampling = Sampling { reuse: Some(Arc::new(schedule.clone())), ..self.sampling.clone() };
+        let sampling =
+            Sampling { reuse: Some(Arc::new(schedule.clone())), ..self.sampling.clone() };
         let begin = |batch: &'b Batch| {
             let Batch { images, noise, conditioning } = batch;
             Ok(Denoising::new(self.pipeline, noise, conditioning, images.clone(), &sampling, None)?)
@@ -323,8 +360,14 @@ impl<'a> Judge<'a> {
         self.batches.iter().map(begin).collect()
     }
 
-    /// Takes runs up to the step of a call, and others from there to their end, with a schedule that has been theirs before that call.
-    fn try_from(&self, call: usize, runs: &mut [Denoising<'_>], schedule: &ReuseSchedule) -> Result<f64> {
+    /// Takes runs up to the step of a call, and others from there to their end, with a schedule
+    /// that has been theirs before that call.
+    fn try_from(
+        &self,
+        call: usize,
+        runs: &mut [Denoising<'_>],
+        schedule: &ReuseSchedule,
+    ) -> Result<f64> {
         self.tries.next(schedule, || {
             for run in runs.iter_mut() {
                 while run.next_calls().end <= call && run.step()? {
@@ -350,7 +393,12 @@ impl<'a> Judge<'a> {
     fn psnr(&self, runs: Vec<Denoising<'_>>) -> Result<f64> {
         let pictures = self.pictures(runs)?;
         let psnr = |(wanted, picture)| psnr_capped(wanted, picture);
-        let all = self.wanted.iter().zip(&pictures).map(psnr).collect::<secateur_eval::Result<Vec<f64>>>()?;
+        let all = self
+            .wanted
+            .iter()
+            .zip(&pictures)
+            .map(psnr)
+            .collect::<secateur_eval::Result<Vec<f64>>>()?;
         Ok(all.iter().sum::<f64>() / all.len().max(1) as f64)
     }
 }

@@ -8,7 +8,8 @@ use secateur_models::Sampling;
 pub struct Learning {
     /// One iteration a batch of them, over and over.
     pub prompts: Vec<String>,
-    /// The run that is learned for, in batches of that size; its seed is that of the noise and of the network.
+    /// The run that is learned for, in batches of that size; its seed is that of the noise and of
+    /// the network.
     pub sampling: Sampling,
     /// What is compared.
     pub loss: Loss,

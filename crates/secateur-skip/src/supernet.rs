@@ -1,10 +1,12 @@
-//! A model with a choice before every unit at every call: to compute it, or to take over a forecast of what it made before. Runs
-//! are made without a graph; the way back goes call by call, each computed once more with one, so that memory is that of a call,
-//! and of what units made.
+//! A model with a choice before every unit at every call: to compute it, or to take over a forecast
+//! of what it made before. Runs are made without a graph; the way back goes call by call, each
+//! computed once more with one, so that memory is that of a call, and of what units made.
 
 use crate::error::Result;
 use candle_core::{Tensor, Var};
-use secateur_models::{Call, Conditioning, Made, Past, Pipeline, Reuse, ReuseSchedule, Sampling, noise};
+use secateur_models::{
+    Call, Conditioning, Made, Past, Pipeline, Reuse, ReuseSchedule, Sampling, noise,
+};
 use secateur_nn::{Context, Gates, Passage, Step};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -46,7 +48,11 @@ struct Recorded {
 impl<'a> SuperNet<'a> {
     /// Between gates as a schedule has them.
     #[must_use]
-    pub fn new(pipeline: &'a Pipeline, sampling: &'a Sampling, schedule: &'a ReuseSchedule) -> Self {
+    pub fn new(
+        pipeline: &'a Pipeline,
+        sampling: &'a Sampling,
+        schedule: &'a ReuseSchedule,
+    ) -> Self {
         Self { pipeline, sampling, schedule }
     }
 
@@ -60,7 +66,8 @@ impl<'a> SuperNet<'a> {
         images: Range<usize>,
         mut advance: impl FnMut() -> Result<()>,
     ) -> Result<Run<'b>> {
-        let reuse = Reuse::new(Arc::new(self.schedule.clone()), &self.pipeline.structure(self.sampling))?;
+        let reuse =
+            Reuse::new(Arc::new(self.schedule.clone()), &self.pipeline.structure(self.sampling))?;
         let mut schedule = self.pipeline.folder().schedule(self.sampling.latent, self.sampling)?;
         let start = self.pipeline.noise(images.clone(), self.sampling)?;
         let mut latents = start.affine(schedule.initial_scale(), 0.0)?;
@@ -83,21 +90,32 @@ impl<'a> SuperNet<'a> {
             calls.push(Recorded { call, past, latents: before, input, output, after });
             advance()?;
         }
-        Ok(Run { net: self, conditioning, calls, past: reuse.past(), latents: Var::from_tensor(&latents)? })
+        Ok(Run {
+            net: self,
+            conditioning,
+            calls,
+            past: reuse.past(),
+            latents: Var::from_tensor(&latents)?,
+        })
     }
 
-    /// Bytes of what units make in a run of `images` pictures, at most: of a first call for the picture of one prompt, times calls and
-    /// pictures.
+    /// Bytes of what units make in a run of `images` pictures, at most: of a first call for the
+    /// picture of one prompt, times calls and pictures.
     ///
     /// # Errors
     /// If the model fails.
     pub fn bytes(&self, prompt: &str, images: usize) -> Result<u64> {
         let schedule = self.pipeline.folder().schedule(self.sampling.latent, self.sampling)?;
         let Some(&call) = schedule.calls().first() else { return Ok(0) };
-        let conditioning =
-            self.pipeline.guided_conditioning(&[prompt.to_owned()], self.sampling.latent, self.sampling)?;
-        let latents = self.pipeline.noise(0..1, self.sampling)?.affine(schedule.initial_scale(), 0.0)?;
-        let reuse = Reuse::new(Arc::new(self.schedule.clone()), &self.pipeline.structure(self.sampling))?;
+        let conditioning = self.pipeline.guided_conditioning(
+            &[prompt.to_owned()],
+            self.sampling.latent,
+            self.sampling,
+        )?;
+        let latents =
+            self.pipeline.noise(0..1, self.sampling)?.affine(schedule.initial_scale(), 0.0)?;
+        let reuse =
+            Reuse::new(Arc::new(self.schedule.clone()), &self.pipeline.structure(self.sampling))?;
         reuse.begin(0, call.timestep);
         self.predict(&schedule.scale_input(0, &latents)?, call, &conditioning, &reuse)?;
         let past = reuse.past();
@@ -106,7 +124,13 @@ impl<'a> SuperNet<'a> {
         Ok((elements * size_of::<f32>() * images * schedule.calls().len()) as u64)
     }
 
-    fn predict(&self, input: &Tensor, call: Call, conditioning: &Conditioning, gates: &dyn Gates) -> Result<Tensor> {
+    fn predict(
+        &self,
+        input: &Tensor,
+        call: Call,
+        conditioning: &Conditioning,
+        gates: &dyn Gates,
+    ) -> Result<Tensor> {
         let step = Step { index: call.step, count: self.sampling.steps };
         let context = Context { step, gates: Some(gates), ..Context::default() };
         let guidance = self.sampling.guidance;
@@ -121,8 +145,9 @@ impl Run<'_> {
         &self.latents
     }
 
-    /// How far what a unit made at a call is from what it made at each later one, relative to its size: the mean over all tensors of
-    /// mean |b - a| / mean |a| at `[a][b]`, and 0 where b is no later. It was computed every time.
+    /// How far what a unit made at a call is from what it made at each later one, relative to its
+    /// size: the mean over all tensors of mean |b - a| / mean |a| at `[a][b]`, and 0 where b is no
+    /// later. It was computed every time.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -130,12 +155,15 @@ impl Run<'_> {
         let pasts = self.calls.iter().skip(1).map(|call| &call.past).chain([&self.past]);
         let made: Vec<&Vec<Tensor>> =
             pasts.filter_map(|past| past[unit].made().first()).map(|made| &made.tensors).collect();
-        let size = |x: &Tensor| Ok::<_, candle_core::Error>(f64::from(x.abs()?.mean_all()?.to_scalar::<f32>()?));
+        let size = |x: &Tensor| {
+            Ok::<_, candle_core::Error>(f64::from(x.abs()?.mean_all()?.to_scalar::<f32>()?))
+        };
         let row = |(call, from): (usize, &&Vec<Tensor>)| {
             let sizes = from.iter().map(size).collect::<candle_core::Result<Vec<_>>>()?;
             let change = |to: &&Vec<Tensor>| {
                 let changes = from.iter().zip(*to).zip(&sizes);
-                let changes = changes.map(|((a, b), of_a)| Ok(size(&(b - a)?)? / of_a.max(f64::MIN_POSITIVE)));
+                let changes = changes
+                    .map(|((a, b), of_a)| Ok(size(&(b - a)?)? / of_a.max(f64::MIN_POSITIVE)));
                 let changes = changes.collect::<Result<Vec<f64>>>()?;
                 Ok(changes.iter().sum::<f64>() / changes.len().max(1) as f64)
             };
@@ -145,21 +173,27 @@ impl Run<'_> {
         made.iter().enumerate().map(row).collect()
     }
 
-    /// What a loss with the gradient `of_final` with respect to the final latents has for each gate (calls x units): the change
-    /// per unit of a gate that is 1 where the unit is computed and 0 where not, with
-    /// `out = gate * computed + (1 - gate) * forecast`. The forecasts of later calls go through `out` in the place of what was
-    /// computed; where the unit was not, those until it is computed again. There is no choice at the first call: it has zeros.
-    /// `advance` is told after every call.
+    /// What a loss with the gradient `of_final` with respect to the final latents has for each gate
+    /// (calls x units): the change per unit of a gate that is 1 where the unit is computed and 0
+    /// where not, with `out = gate * computed + (1 - gate) * forecast`. The forecasts of later
+    /// calls go through `out` in the place of what was computed; where the unit was not, those
+    /// until it is computed again. There is no choice at the first call: it has zeros. `advance` is
+    /// told after every call.
     ///
     /// # Errors
     /// If the model fails, or `advance` does.
-    pub fn gradients(&self, of_final: &Tensor, mut advance: impl FnMut() -> Result<()>) -> Result<Vec<Vec<f64>>> {
+    pub fn gradients(
+        &self,
+        of_final: &Tensor,
+        mut advance: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<Vec<f64>>> {
         let ReuseSchedule { order, computed, units, .. } = self.net.schedule;
         let units = units.len();
         let mut of_gates = vec![vec![0.0; units]; self.calls.len()];
         let mut of_latents: Vec<Option<Tensor>> = vec![None; self.calls.len()];
         let mut of_outputs: Vec<Option<Tensor>> = vec![None; self.calls.len()];
-        // Of what units made, by call; and of what was forecast since the call in question, until the unit is computed again.
+        // Of what units made, by call; and of what was forecast since the call in question, until
+        // the unit is computed again.
         let mut of_made: Vec<Vec<Option<Vec<Tensor>>>> = vec![vec![None; units]; self.calls.len()];
         let mut of_forecasts: Vec<Vec<(f64, Vec<Tensor>)>> = vec![Vec::new(); units];
         let mut of_after = Some(of_final.clone());
@@ -201,9 +235,11 @@ impl Run<'_> {
                     of_forecasts[unit].clear();
                     continue;
                 }
+                let gradient = |tensor: &Var| {
+                    gradients.get(tensor).map_or_else(|| tensor.zeros_like(), |g| Ok(g.clone()))
+                };
                 let gradient =
-                    |tensor: &Var| gradients.get(tensor).map_or_else(|| tensor.zeros_like(), |g| Ok(g.clone()));
-                let gradient = forecast.iter().map(gradient).collect::<candle_core::Result<Vec<_>>>()?;
+                    forecast.iter().map(gradient).collect::<candle_core::Result<Vec<_>>>()?;
                 let past = &recorded.past[unit];
                 for (made, weight) in past.made().iter().zip(past.weights(recorded.timestep())) {
                     add_times(&mut of_made[made.call][unit], &gradient, weight)?;
@@ -227,7 +263,8 @@ impl Recorded {
         self.call.timestep.into()
     }
 
-    /// What forecasts with these timesteps and gradients have for what a unit would have made at this call, had it been computed.
+    /// What forecasts with these timesteps and gradients have for what a unit would have made at
+    /// this call, had it been computed.
     fn of_another(
         &self,
         order: usize,
@@ -245,10 +282,16 @@ impl Recorded {
     }
 }
 
-fn add_times(sum: &mut Option<Vec<Tensor>>, tensors: &[Tensor], weight: f64) -> candle_core::Result<()> {
+fn add_times(
+    sum: &mut Option<Vec<Tensor>>,
+    tensors: &[Tensor],
+    weight: f64,
+) -> candle_core::Result<()> {
     let terms = tensors.iter().map(|tensor| tensor.affine(weight, 0.0));
     let terms = match sum.take() {
-        Some(sum) => sum.iter().zip(terms).map(|(sum, term)| sum + term?).collect::<candle_core::Result<_>>(),
+        Some(sum) => {
+            sum.iter().zip(terms).map(|(sum, term)| sum + term?).collect::<candle_core::Result<_>>()
+        }
         None => terms.collect(),
     };
     *sum = Some(terms?);
@@ -272,7 +315,8 @@ struct Mixing<'a> {
     gates: Vec<Var>,
     /// What is taken over where units are not computed.
     forecasts: Vec<Vec<Var>>,
-    /// Of units that were computed, what later calls take over; of others, how far the gate moves it.
+    /// Of units that were computed, what later calls take over; of others, how far the gate moves
+    /// it.
     made: RefCell<Vec<Option<Vec<Tensor>>>>,
 }
 
@@ -280,7 +324,9 @@ impl<'a> Mixing<'a> {
     fn new(schedule: &'a ReuseSchedule, computed: &'a [bool], recorded: &Recorded) -> Result<Self> {
         let device = recorded.input.device();
         let gate = |&computed: &bool| Var::new(if computed { 1f32 } else { 0.0 }, device);
-        let forecast = |past: &Past| past.forecast(recorded.timestep())?.iter().map(Var::from_tensor).collect();
+        let forecast = |past: &Past| {
+            past.forecast(recorded.timestep())?.iter().map(Var::from_tensor).collect()
+        };
         Ok(Self {
             schedule,
             computed,
@@ -304,9 +350,15 @@ impl Gates for Mixing<'_> {
         }))
     }
 
-    fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
+    fn leave(
+        &self,
+        stretch: &str,
+        inputs: &[Tensor],
+        outputs: Vec<Tensor>,
+    ) -> secateur_nn::Result<Vec<Tensor>> {
         let Some(unit) = self.unit(stretch) else { return Ok(outputs) };
-        let (kind, computed, forecasts) = (self.schedule.kind, self.computed[unit], &self.forecasts[unit]);
+        let (kind, computed, forecasts) =
+            (self.schedule.kind, self.computed[unit], &self.forecasts[unit]);
         if forecasts.is_empty() {
             return Ok(outputs);
         }
@@ -318,7 +370,8 @@ impl Gates for Mixing<'_> {
         // (gate - its value) (computed - forecast): 0, with the gradient of the gate.
         let gate = self.gates[unit].affine(1.0, if computed { -1.0 } else { 0.0 })?;
         let moved = now.iter().zip(forecasts);
-        let moved = moved.map(|(now, forecast)| (now.detach() - forecast.detach())?.broadcast_mul(&gate));
+        let moved =
+            moved.map(|(now, forecast)| (now.detach() - forecast.detach())?.broadcast_mul(&gate));
         let moved = moved.collect::<candle_core::Result<Vec<_>>>()?;
         let base = match computed {
             true => now,

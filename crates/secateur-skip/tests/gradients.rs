@@ -1,5 +1,6 @@
-//! The gradient of a loss of the final pictures with respect to every gate, through blocks, what is taken over, samplers with
-//! and without a past, guidance and autoencoder, against finite differences of a plain run whose gates are numbers.
+//! The gradient of a loss of the final pictures with respect to every gate, through blocks, what is
+//! taken over, samplers with and without a past, guidance and autoencoder, against finite
+//! differences of a plain run whose gates are numbers.
 
 #![cfg(unix)]
 
@@ -20,10 +21,13 @@ type Nodes = Vec<(f64, Vec<Tensor>)>;
 /// The polynomial through nodes, by Neville's scheme.
 fn polynomial(nodes: &[(f64, Vec<Tensor>)], at: f64) -> Vec<Tensor> {
     let [(first, values), .., (last, _)] = nodes else { return nodes[0].1.clone() };
-    let (without_last, without_first) = (polynomial(&nodes[..nodes.len() - 1], at), polynomial(&nodes[1..], at));
+    let (without_last, without_first) =
+        (polynomial(&nodes[..nodes.len() - 1], at), polynomial(&nodes[1..], at));
     let between = |index: usize| {
         let weight = (at - last) / (first - last);
-        ((&without_last[index] * weight).unwrap() + (&without_first[index] * (1.0 - weight)).unwrap()).unwrap()
+        ((&without_last[index] * weight).unwrap()
+            + (&without_first[index] * (1.0 - weight)).unwrap())
+        .unwrap()
     };
     (0..values.len()).map(between).collect()
 }
@@ -56,8 +60,15 @@ impl Gates for Soft<'_> {
         Ok(Passage::Compute(inputs.to_vec()))
     }
 
-    fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
-        let Some(unit) = self.schedule.units.iter().position(|unit| unit == stretch) else { return Ok(outputs) };
+    fn leave(
+        &self,
+        stretch: &str,
+        inputs: &[Tensor],
+        outputs: Vec<Tensor>,
+    ) -> secateur_nn::Result<Vec<Tensor>> {
+        let Some(unit) = self.schedule.units.iter().position(|unit| unit == stretch) else {
+            return Ok(outputs);
+        };
         let residual = self.schedule.kind == UnitKind::Residual;
         let (gate, most) = (self.gates[self.call.get()][unit], self.schedule.order + 1);
         let timestep = self.timestep.get();
@@ -79,7 +90,8 @@ impl Gates for Soft<'_> {
         };
         let mut made = mixed.clone();
         if self.schedule.computed[self.call.get()][unit] {
-            *known = Known { nodes: with((timestep, mixed), &known.nodes, most), since: Vec::new() };
+            *known =
+                Known { nodes: with((timestep, mixed), &known.nodes, most), since: Vec::new() };
         } else {
             let forecast = polynomial(&known.nodes, timestep);
             for node in &known.since {
@@ -111,10 +123,14 @@ impl Case<'_> {
     fn soft(&self, gates: &[Vec<f64>]) -> f64 {
         let Self { pipeline, sampling, prompts, .. } = self;
         let images = 0..prompts.len();
-        let conditioning = pipeline.guided_conditioning(prompts, sampling.latent, sampling).unwrap();
+        let conditioning =
+            pipeline.guided_conditioning(prompts, sampling.latent, sampling).unwrap();
         let mut schedule = pipeline.folder().schedule(sampling.latent, sampling).unwrap();
-        let mut latents =
-            pipeline.noise(images.clone(), sampling).unwrap().affine(schedule.initial_scale(), 0.0).unwrap();
+        let mut latents = pipeline
+            .noise(images.clone(), sampling)
+            .unwrap()
+            .affine(schedule.initial_scale(), 0.0)
+            .unwrap();
         let soft = Soft {
             schedule: &self.schedule,
             gates,
@@ -130,7 +146,9 @@ impl Case<'_> {
             let step = Step { index: call.step, count: sampling.steps };
             let context = Context { step, gates: Some(&soft), ..Context::default() };
             let input = schedule.scale_input(index, &latents).unwrap();
-            let output = pipeline.predict(&input, call.timestep, &conditioning, sampling.guidance, &context).unwrap();
+            let output = pipeline
+                .predict(&input, call.timestep, &conditioning, sampling.guidance, &context)
+                .unwrap();
             let mut noise = || {
                 draws += 1;
                 secateur_models::noise(sampling.seed, images.clone(), draws, &shape)
@@ -144,11 +162,14 @@ impl Case<'_> {
     fn check(&self, what: &str) {
         let schedule = &self.schedule;
         let images = 0..self.prompts.len();
-        let conditioning =
-            self.pipeline.guided_conditioning(&self.prompts, self.sampling.latent, &self.sampling).unwrap();
+        let conditioning = self
+            .pipeline
+            .guided_conditioning(&self.prompts, self.sampling.latent, &self.sampling)
+            .unwrap();
         let net = SuperNet::new(self.pipeline, &self.sampling, schedule);
         let run = net.run(&conditioning, images, || Ok(())).unwrap();
-        let loss = self.loss.of(&self.pipeline.pictures(run.latents()).unwrap(), &self.wanted).unwrap();
+        let loss =
+            self.loss.of(&self.pipeline.pictures(run.latents()).unwrap(), &self.wanted).unwrap();
         let gates: Vec<Vec<f64>> = schedule
             .computed
             .iter()
@@ -169,7 +190,10 @@ impl Case<'_> {
             })
             .unwrap();
         assert_eq!(calls + 1, schedule.computed.len(), "{what}");
-        assert!(found[0].iter().all(|&gradient| gradient == 0.0), "{what}: there is no choice at the first call");
+        assert!(
+            found[0].iter().all(|&gradient| gradient == 0.0),
+            "{what}: there is no choice at the first call"
+        );
 
         const STEP: f64 = 0.005;
         let difference = |call: usize, unit: usize| {
@@ -183,7 +207,8 @@ impl Case<'_> {
         let units = found[0].len();
         let places = (1..found.len()).flat_map(|call| (0..units).map(move |unit| (call, unit)));
         // Some of many.
-        let places: Vec<(usize, usize)> = places.step_by((found.len() * units).div_ceil(8)).collect();
+        let places: Vec<(usize, usize)> =
+            places.step_by((found.len() * units).div_ceil(8)).collect();
         let wanted: Vec<f64> = places.iter().map(|&(call, unit)| difference(call, unit)).collect();
         let largest = wanted.iter().fold(0f64, |largest, d| largest.max(d.abs()));
         assert!(largest > 0.01 * hard, "{what}: no gate matters");
@@ -191,17 +216,25 @@ impl Case<'_> {
             let found = found[call][unit];
             assert!(
                 (found - wanted).abs() < 0.03 * wanted.abs() + 0.01 * largest,
-                "{what}, {} at call {call}: gradient {found}, finite difference {wanted}, the largest {largest}",
+                "{what}, {} at call {call}: gradient {found}, finite difference {wanted}, the \
+                 largest {largest}",
                 schedule.units[unit]
             );
         }
     }
 }
 
-fn check(folder: &Path, prompts: &[&str], kinds: &[UnitKind], (sampler, order): (Option<Sampler>, usize), loss: Loss) {
+fn check(
+    folder: &Path,
+    prompts: &[&str],
+    kinds: &[UnitKind],
+    (sampler, order): (Option<Sampler>, usize),
+    loss: Loss,
+) {
     let folder = ModelFolder::open(folder, None).unwrap();
     let own = folder.sampling();
-    let sampling = Sampling { steps: 4 + 2 * order, sampler: sampler.unwrap_or(own.sampler), ..own };
+    let sampling =
+        Sampling { steps: 4 + 2 * order, sampler: sampler.unwrap_or(own.sampler), ..own };
     let prompts: Vec<String> = prompts.iter().map(|&prompt| prompt.to_owned()).collect();
     let pipeline = Pipeline::open(folder).unwrap();
     let latents = pipeline.sample(&prompts, 0..prompts.len(), &sampling, None, &()).unwrap();
@@ -210,12 +243,19 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[UnitKind], (sampler, order): 
         let whole = pipeline.folder().whole_reuse(&sampling, kind).unwrap();
         let mut schedule = ReuseSchedule { order, ..whole };
         for (call, row) in schedule.computed.iter_mut().enumerate().skip(1) {
-            // Of each unit, with a forecast, also several calls in a row that do not compute it, after several that do.
-            let place = |unit: usize| if order == 0 { (call * 3 + unit * 5) % 4 } else { (call + 2 * unit) % 5 / 2 };
+            // Of each unit, with a forecast, also several calls in a row that do not compute it,
+            // after several that do.
+            let place = |unit: usize| {
+                if order == 0 { (call * 3 + unit * 5) % 4 } else { (call + 2 * unit) % 5 / 2 }
+            };
             row.iter_mut().enumerate().for_each(|(unit, computed)| *computed = place(unit) != 0);
         }
         let (sampling, prompts, wanted) = (sampling.clone(), prompts.clone(), wanted.clone());
-        let what = format!("{}, {kind}, order {order}, {}, {loss}", pipeline.folder().class_name(), sampling.sampler);
+        let what = format!(
+            "{}, {kind}, order {order}, {}, {loss}",
+            pipeline.folder().class_name(),
+            sampling.sampler
+        );
         Case { pipeline: &pipeline, sampling, prompts, schedule, wanted, loss }.check(&what);
     }
 }
@@ -223,13 +263,26 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[UnitKind], (sampler, order): 
 #[test]
 fn every_family() {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
-    for name in ["stable_diffusion_2", "stable_diffusion_xl", "stable_diffusion_3", "flux", "pixart", "ddpm"] {
+    for name in [
+        "stable_diffusion_2",
+        "stable_diffusion_xl",
+        "stable_diffusion_3",
+        "flux",
+        "pixart",
+        "ddpm",
+    ] {
         let kinds: &[UnitKind] = match name {
             "stable_diffusion_3" | "flux" | "pixart" => &[UnitKind::Block, UnitKind::Residual],
             "stable_diffusion_2" => &[UnitKind::Block, UnitKind::Branch],
             _ => &[UnitKind::Block],
         };
-        check(assemble::assemble(&goldens, name).path(), &["a red apple"], kinds, (None, 0), Loss::L2);
+        check(
+            assemble::assemble(&goldens, name).path(),
+            &["a red apple"],
+            kinds,
+            (None, 0),
+            Loss::L2,
+        );
     }
 }
 
@@ -259,9 +312,21 @@ fn losses() {
 
 #[test]
 fn forecasts() {
-    check(&model("emoji-dit"), &["1"], &[UnitKind::Block, UnitKind::Residual], (None, 1), Loss::Ssim);
+    check(
+        &model("emoji-dit"),
+        &["1"],
+        &[UnitKind::Block, UnitKind::Residual],
+        (None, 1),
+        Loss::Ssim,
+    );
     check(&model("emoji-dit"), &["1"], &[UnitKind::Block], (None, 2), Loss::L2);
     for sampler in [Sampler::Pndm, Sampler::Heun] {
-        check(&model("emoji-unet"), &["red apple, noto style emoji"], &[UnitKind::Block], (Some(sampler), 1), Loss::L2);
+        check(
+            &model("emoji-unet"),
+            &["red apple, noto style emoji"],
+            &[UnitKind::Block],
+            (Some(sampler), 1),
+            Loss::L2,
+        );
     }
 }

@@ -1,7 +1,9 @@
 //! The pruner network, and runs that are stopped and go on.
 
 use candle_core::{Device, Tensor};
-use secateur_models::{Edits, Error, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling, UnitKind};
+use secateur_models::{
+    Edits, Error, ModelFolder, Observer, Pipeline, ReuseSchedule, Sampling, UnitKind,
+};
 use secateur_skip::{Learning, Loss, Progress, Pruner, Selection, learn, random};
 use std::cell::Cell;
 use std::path::Path;
@@ -31,11 +33,15 @@ fn the_pruner_network_descends() {
     }
 }
 
-/// A query, and a head of 512 x 128, 128 x 128 and 128 x 2, for every unit at every call: each number with its velocity and its gradient.
+/// A query, and a head of 512 x 128, 128 x 128 and 128 x 2, for every unit at every call: each
+/// number with its velocity and its gradient.
 #[test]
 fn the_memory_of_the_pruner_network() {
     for (calls, units) in [(1, 1), (49, 28)] {
-        assert_eq!(Pruner::bytes(calls, units), 4 * 3 * (calls * units * (512 + 65_536 + 16_384 + 256)) as u64);
+        assert_eq!(
+            Pruner::bytes(calls, units),
+            4 * 3 * (calls * units * (512 + 65_536 + 16_384 + 256)) as u64
+        );
     }
 }
 
@@ -48,7 +54,9 @@ fn model(live: &[usize], iterations: usize, keep: f64) -> (Pipeline, ReuseSchedu
     let mut pipeline = Pipeline::open(folder).unwrap();
     let mut edits = Edits::default();
     for block in (0..whole.units.len()).filter(|block| !live.contains(block)) {
-        for parameter in ["attn1.to_out.0.weight", "attn1.to_out.0.bias", "ff.net.2.weight", "ff.net.2.bias"] {
+        for parameter in
+            ["attn1.to_out.0.weight", "attn1.to_out.0.bias", "ff.net.2.weight", "ff.net.2.bias"]
+        {
             let name = format!("transformer_blocks.{block}.{parameter}");
             let zeros = pipeline.parameters().get(&name).unwrap().zeros_like().unwrap();
             edits.weights.insert(name, zeros);
@@ -63,27 +71,34 @@ fn model(live: &[usize], iterations: usize, keep: f64) -> (Pipeline, ReuseSchedu
 fn closeness(pipeline: &Pipeline, learning: &Learning, schedule: ReuseSchedule) -> f64 {
     let sampling = |reuse| Sampling { seed: 100, reuse, ..learning.sampling.clone() };
     let draw = |sampling: &Sampling| {
-        pipeline.pictures(&pipeline.sample(&learning.prompts, 0..2, sampling, None, &()).unwrap()).unwrap()
+        pipeline
+            .pictures(&pipeline.sample(&learning.prompts, 0..2, sampling, None, &()).unwrap())
+            .unwrap()
     };
-    let loss = Loss::L2.of(&draw(&sampling(Some(Arc::new(schedule)))), &draw(&sampling(None))).unwrap();
+    let loss =
+        Loss::L2.of(&draw(&sampling(Some(Arc::new(schedule)))), &draw(&sampling(None))).unwrap();
     -10.0 * f64::from(loss.to_scalar::<f32>().unwrap()).max(1e-12).log10()
 }
 
-/// What is learned is closer than the mean of eight schedules by chance, of the same share, by so many dB.
+/// What is learned is closer than the mean of eight schedules by chance, of the same share, by so
+/// many dB.
 fn beats_chance(live: &[usize], iterations: usize, margin: f64) {
     let (pipeline, whole, learning) = model(live, iterations, 0.4);
     let learned = learn(&pipeline, &whole, &learning, None, &()).unwrap();
     let structure = pipeline.structure(&learning.sampling);
     if let [live] = live {
         for (call, row) in learned.scores.0.iter().enumerate().skip(1) {
-            let others = row.iter().enumerate().filter(|(unit, _)| unit != live).map(|(_, score)| *score);
+            let others =
+                row.iter().enumerate().filter(|(unit, _)| unit != live).map(|(_, score)| *score);
             assert!(row[*live] > others.fold(0.0, f64::max), "call {call}: {row:?}");
         }
     }
-    let schedule = learned.scores.select(Selection::Bisection, &whole, &structure, learning.keep).unwrap();
+    let schedule =
+        learned.scores.select(Selection::Bisection, &whole, &structure, learning.keep).unwrap();
     let ours = closeness(&pipeline, &learning, schedule);
-    let by_chance =
-        |seed: u64| closeness(&pipeline, &learning, random(&whole, &structure, learning.keep, seed).unwrap());
+    let by_chance = |seed: u64| {
+        closeness(&pipeline, &learning, random(&whole, &structure, learning.keep, seed).unwrap())
+    };
     let chance = (0..8).map(by_chance).sum::<f64>() / 8.0;
     assert!(ours > chance + margin, "{ours:.1} dB learned, {chance:.1} dB by chance");
 }
@@ -120,16 +135,23 @@ fn a_learning_that_was_stopped_goes_on() {
     }
     let names = || {
         let entries = std::fs::read_dir(temporary.path()).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     };
     let progress = Progress { folder: temporary.path().to_owned(), request: "this".into() };
     let first = learn(&pipeline, &whole, &learning, Some(&progress), &After(Cell::new(2))).unwrap();
     assert!(first.stopped && first.history == at_once.history[..2]);
-    assert_eq!(names(), ["learned.json", "other.safetensors", "pruner-2.safetensors", "pruner-notes.txt"]);
+    assert_eq!(
+        names(),
+        ["learned.json", "other.safetensors", "pruner-2.safetensors", "pruner-notes.txt"]
+    );
     let then = learn(&pipeline, &whole, &learning, Some(&progress), &()).unwrap();
     assert!(!then.stopped);
-    assert_eq!(names(), ["learned.json", "other.safetensors", "pruner-3.safetensors", "pruner-notes.txt"]);
+    assert_eq!(
+        names(),
+        ["learned.json", "other.safetensors", "pruner-3.safetensors", "pruner-notes.txt"]
+    );
     assert_eq!((then.history, then.scores), (at_once.history, at_once.scores));
 }

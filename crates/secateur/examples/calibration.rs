@@ -1,5 +1,6 @@
-//! What it costs to watch a model's activations: the steps of a calibration of `prune --structured` or `slim` over the same steps with
-//! nobody watching, and over their floor. The ways take turns at every step, so that a phase of the machine hits all alike.
+//! What it costs to watch a model's activations: the steps of a calibration of `prune --structured`
+//! or `slim` over the same steps with nobody watching, and over their floor. The ways take turns at
+//! every step, so that a phase of the machine hits all alike.
 //!
 //! `cargo run --release --example calibration -- models/emoji-mmdit`
 
@@ -47,14 +48,17 @@ fn run(arguments: &Arguments) -> Result<()> {
     let pipeline = Pipeline::open(ModelFolder::open(&arguments.model, None)?)?;
     let folder = pipeline.folder();
     let sampling = folder.sampling();
-    let prompts = folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
+    let prompts =
+        folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
     let task = match arguments.slim {
         true => Task::Structured { method: &Slim::default(), portion: Portion::slim(0.3)? },
         false => Task::Structured { method: &Obs, portion: Portion::new(0.3)? },
     };
-    let plan = Plan::new(&folder.structure(&sampling), &Selection::default(), Packages::Count(1), &task)?;
+    let plan =
+        Plan::new(&folder.structure(&sampling), &Selection::default(), Packages::Count(1), &task)?;
     let package = plan.packages.first().context("nothing to remove")?;
-    let weights = Weighting::default().weights(sampling.steps).context("weights that have to be measured")?;
+    let weights =
+        Weighting::default().weights(sampling.steps).context("weights that have to be measured")?;
     let calibrators = STRIDES.map(|stride| Calibrator::new(package, weights.clone(), stride));
     let probes = [None, Some(&calibrators[0] as &dyn Probe), Some(&calibrators[1])];
 
@@ -65,7 +69,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         let noise = pipeline.noise(images.clone(), &sampling)?;
         let told = prompts.get(images.clone()).context("too few calibration prompts")?;
         let conditioning = pipeline.guided_conditioning(told, sampling.latent, &sampling)?;
-        let begin = |probe| Denoising::new(&pipeline, &noise, &conditioning, images.clone(), &sampling, probe);
+        let begin = |probe| {
+            Denoising::new(&pipeline, &noise, &conditioning, images.clone(), &sampling, probe)
+        };
         let mut ways = probes.map(begin).into_iter().collect::<Result<Vec<_>, _>>()?;
         for step in 0..sampling.steps {
             product.measure();
@@ -83,13 +89,21 @@ fn run(arguments: &Arguments) -> Result<()> {
     let samples = (folder.passes(sampling.guidance) * sampling.batch) as f64;
     println!("{} at {} GFLOPS", arguments.model.display(), rate.show(1e-9, 0));
     println!(
-        "| tokens | over forwards alone | over forwards alone and Hessians at the machine's rate |\n|---|---|---|"
+        "| tokens | over forwards alone | over forwards alone and Hessians at the machine's rate \
+         |\n|---|---|---|"
     );
     for (stride, watched) in STRIDES.iter().zip(&seconds[1..]) {
         let operations = 2.0 * samples * plan.hessian_macs(&computed) as f64 / *stride as f64;
-        let ratio =
-            |floor: f64| Spread::of(seconds[0].iter().zip(watched).map(|(alone, watched)| watched / (alone + floor)));
-        println!("| 1 of {stride} | {} | {} |", ratio(0.0).show(1.0, 2), ratio(operations / rate.median).show(1.0, 2));
+        let ratio = |floor: f64| {
+            Spread::of(
+                seconds[0].iter().zip(watched).map(|(alone, watched)| watched / (alone + floor)),
+            )
+        };
+        println!(
+            "| 1 of {stride} | {} | {} |",
+            ratio(0.0).show(1.0, 2),
+            ratio(operations / rate.median).show(1.0, 2)
+        );
     }
     Ok(())
 }

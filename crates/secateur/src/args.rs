@@ -3,13 +3,16 @@
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secateur_models::{Sampler, UnitKind};
-use secateur_prune::{Allocation, Dsnot, L1, Magnitude, Method, Obs, StructuredMethod, Taylor, Wanda, Weighting};
+use secateur_prune::{
+    Allocation, Dsnot, L1, Magnitude, Method, Obs, StructuredMethod, Taylor, Wanda, Weighting,
+};
 use std::fmt;
 use std::path::PathBuf;
 
 /// Make a diffusion model smaller and faster, and see what it cost.
 ///
-/// Exit codes: 0 done; 1 something failed, and the output was not written; 2 the command line is wrong; 130 interrupted.
+/// Exit codes: 0 done; 1 something failed, and the output was not written; 2 the command line is
+/// wrong; 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, args_override_self = true)]
 pub(crate) struct Cli {
@@ -22,7 +25,8 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "All commands")]
 pub(crate) struct Common {
-    /// Replace an output folder that exists, if secateur wrote it and nothing in it was changed; throw away an unfinished run
+    /// Replace an output folder that exists, if secateur wrote it and nothing in it was changed;
+    /// throw away an unfinished run
     #[arg(long, global = true)]
     pub(crate) force: bool,
     /// No progress
@@ -32,7 +36,8 @@ pub(crate) struct Common {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Threads to compute with [default: the physical cores]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, global = true, value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
     /// The output is part of another one's progress.
     #[arg(skip)]
@@ -46,17 +51,23 @@ pub(crate) struct Common {
 pub(crate) enum Command {
     /// Remove weights: calibrate, prune, save, and report what it cost
     Prune(Box<PruneArgs>),
-    /// Put attention in low rank and remove neurons (SlimDiff): calibrate, make smaller, save, and report what it cost
+    /// Put attention in low rank and remove neurons (SlimDiff): calibrate, make smaller, save, and
+    /// report what it cost
     Slim(Box<SlimArgs>),
-    /// Learn which blocks to compute at which denoising step (DiP-GO), and write a model that skips the others
+    /// Learn which blocks to compute at which denoising step (DiP-GO), and write a model that skips
+    /// the others
     ///
-    /// Ctrl-C ends it early: the model is written by the schedule that came closest so far, and --resume goes on.
+    /// Ctrl-C ends it early: the model is written by the schedule that came closest so far, and
+    /// --resume goes on.
     Skip(Box<SkipArgs>),
-    /// Run several of prune, slim and skip after each other, as a recipe says, with one report of all
+    /// Run several of prune, slim and skip after each other, as a recipe says, with one report of
+    /// all
     ///
-    /// A recipe is a TOML file with a table `[[method]]` for each, in order: `name`, and the options of that command without the dashes.
-    /// Options of this command may stand before the first, such as `samples = 50`; the command line goes first. Each method
-    /// works on what those before it left, and learns on that; of prune and slim those that would calibrate alike calibrate once.
+    /// A recipe is a TOML file with a table `[[method]]` for each, in order: `name`, and the
+    /// options of that command without the dashes. Options of this command may stand before the
+    /// first, such as `samples = 50`; the command line goes first. Each method works on what those
+    /// before it left, and learns on that; of prune and slim those that would calibrate alike
+    /// calibrate once.
     Compress(Box<CompressArgs>),
     /// Make pictures from prompts
     Generate(GenerateArgs),
@@ -66,14 +77,15 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Time models side by side: latency, images a second, multiply-accumulates, memory
     ///
-    /// In every round each model draws a batch. The models take turns at every step, so that a machine that gets faster or
-    /// slower does so for all of them; speed-ups are medians of the ratios of single steps, or rounds, to the first model's.
-    /// What is drawn does not matter, and no picture is written.
+    /// In every round each model draws a batch. The models take turns at every step, so that a
+    /// machine that gets faster or slower does so for all of them; speed-ups are medians of the
+    /// ratios of single steps, or rounds, to the first model's. What is drawn does not matter, and
+    /// no picture is written.
     ///
-    /// MACs are those of inspect. The floor of a step is the time that its MACs take at the rate of a large matrix product,
-    /// which is measured in every round; floor and GFLOPS leave out text tokens that are equal to others and computed
-    /// once. Peak memory is that of a process that draws with this model alone; all models are held at once while they are
-    /// timed.
+    /// MACs are those of inspect. The floor of a step is the time that its MACs take at the rate of
+    /// a large matrix product, which is measured in every round; floor and GFLOPS leave out text
+    /// tokens that are equal to others and computed once. Peak memory is that of a process that
+    /// draws with this model alone; all models are held at once while they are timed.
     Bench(BenchArgs),
     /// Make a model folder of a checkpoint in one file, as ComfyUI and A1111 read them
     Convert(ConvertArgs),
@@ -86,7 +98,8 @@ pub(crate) enum Command {
 pub(crate) struct ModelArgs {
     /// Model folder in the diffusers layout [default: models/emoji-mmdit under the current folder]
     pub(crate) model: Option<PathBuf>,
-    /// Variant of the weight files, such as fp16 [default: the plain files, or the only variant there is]
+    /// Variant of the weight files, such as fp16 [default: the plain files, or the only variant
+    /// there is]
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
 }
@@ -103,8 +116,8 @@ pub(crate) struct SamplingArgs {
     /// Width of the pictures in pixels [default: what the model was trained for]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) width: Option<usize>,
-    /// Sampler: ddim, ddpm, pndm, euler, euler-ancestral, heun, dpm-solver or flow-match-euler, with the settings of the
-    /// model's own [default: the model's]
+    /// Sampler: ddim, ddpm, pndm, euler, euler-ancestral, heun, dpm-solver or flow-match-euler,
+    /// with the settings of the model's own [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub(crate) sampler: Option<Sampler>,
     /// Guidance scale; 1 switches it off [default: the model's]
@@ -124,8 +137,8 @@ pub(crate) struct SamplingArgs {
 /// For models that skip.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct SkippingArgs {
-    /// Of a model that skips blocks: sample with another sampler or number of steps than it was learned for, each call like the
-    /// one at the nearest place of the run
+    /// Of a model that skips blocks: sample with another sampler or number of steps than it was
+    /// learned for, each call like the one at the nearest place of the run
     #[arg(long)]
     pub(crate) adapt: bool,
 }
@@ -141,15 +154,17 @@ pub(crate) struct ScoreArgs {
 /// What to draw, to learn from and for the report.
 #[derive(Debug, Args, PartialEq)]
 pub(crate) struct PromptArgs {
-    /// Calibration prompts, one a line, or the column prompt, caption or text of CSV, TSV, JSON or JSONL; labels, by name or
-    /// number, for a model that knows classes [default: the first of the model's own list]
+    /// Calibration prompts, one a line, or the column prompt, caption or text of CSV, TSV, JSON or
+    /// JSONL; labels, by name or number, for a model that knows classes [default: the first of the
+    /// model's own list]
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
-    /// Use only the first N calibration prompts; for a model that takes none, calibrate with N pictures [default: 100, where
-    /// there is no --prompts]
+    /// Use only the first N calibration prompts; for a model that takes none, calibrate with N
+    /// pictures [default: 100, where there is no --prompts]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) samples: Option<usize>,
-    /// Prompts of the report, one a line [default: the model's held-out list, or a tenth of --prompts kept back]
+    /// Prompts of the report, one a line [default: the model's held-out list, or a tenth of
+    /// --prompts kept back]
     #[arg(long, value_name = "FILE")]
     pub(crate) report_prompts: Option<PathBuf>,
     /// Pictures of each model in the report; 0 leaves the comparison out
@@ -184,8 +199,9 @@ pub(crate) struct JobArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) job: JobArgs,
-    /// How much each denoising step counts: uniform, linear-decrease, linear-increase, log-decrease or log-increase,
-    /// between 0.8 and 1.2; or measured, by what errors made at the step come to in the end
+    /// How much each denoising step counts: uniform, linear-decrease, linear-increase, log-decrease
+    /// or log-increase, between 0.8 and 1.2; or measured, by what errors made at the step come to
+    /// in the end
     #[arg(long, value_name = "NAME", default_value_t = Weighting::default())]
     pub(crate) weighting: Weighting,
     /// Sum up one of every N tokens into the Hessians, for all of them; 1 sums up all
@@ -194,8 +210,8 @@ pub(crate) struct RunArgs {
     /// Work in N module packages, each calibrated with those before it compressed
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "memory")]
     pub(crate) packages: Option<usize>,
-    /// Memory of the whole process: as few packages as fit [default: what the model takes, and 4 GiB for statistics and
-    /// solver]
+    /// Memory of the whole process: as few packages as fit [default: what the model takes, and 4
+    /// GiB for statistics and solver]
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<ByteSize>,
     /// Only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated
@@ -210,8 +226,8 @@ pub(crate) struct RunArgs {
     /// Use saved statistics in place of a calibration
     #[arg(long, value_name = "DIR")]
     pub(crate) statistics: Option<PathBuf>,
-    /// Save the statistics as the new model has them, for another method to use on it (one package); the inputs of all
-    /// attentions and feed-forwards are watched for that
+    /// Save the statistics as the new model has them, for another method to use on it (one
+    /// package); the inputs of all attentions and feed-forwards are watched for that
     #[arg(long, value_name = "DIR")]
     pub(crate) carry_statistics: Option<PathBuf>,
 }
@@ -221,11 +237,12 @@ pub(crate) struct PruneArgs {
     /// How weights, or heads and neurons, are chosen
     #[arg(long, value_enum, default_value_t = MethodName::Obs)]
     pub(crate) method: MethodName,
-    /// Share of the weights to remove, anywhere in a layer [default: 0.5]; with --structured, share of the heads and neurons
-    /// [default: 0.3]
+    /// Share of the weights to remove, anywhere in a layer [default: 0.5]; with --structured, share
+    /// of the heads and neurons [default: 0.3]
     #[arg(long, value_name = "SHARE", conflicts_with = "pattern")]
     pub(crate) sparsity: Option<f64>,
-    /// Remove whole attention heads and neurons of feed-forwards, so that the model gets smaller: heads, neurons, or both
+    /// Remove whole attention heads and neurons of feed-forwards, so that the model gets smaller:
+    /// heads, neurons, or both
     #[arg(
         long,
         value_enum,
@@ -240,15 +257,16 @@ pub(crate) struct PruneArgs {
     /// With --structured, leave so many transformer blocks at either end whole
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
     pub(crate) keep_ends: usize,
-    /// With --structured, leave a multiple of N neurons where there is one, which products and N:M patterns like; 1 for the
-    /// exact share
+    /// With --structured, leave a multiple of N neurons where there is one, which products and N:M
+    /// patterns like; 1 for the exact share
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
     pub(crate) multiple: usize,
     /// Remove N of every M successive weights of a row, such as 2:4
     #[arg(long, value_name = "N:M")]
     pub(crate) pattern: Option<String>,
-    /// Remove the same share everywhere (uniform), or less where it hurts more, so that as much goes in total: of the
-    /// parameters, or of the macs (multiply-accumulates) [default: uniform; of heads and neurons parameters]
+    /// Remove the same share everywhere (uniform), or less where it hurts more, so that as much
+    /// goes in total: of the parameters, or of the macs (multiply-accumulates) [default: uniform;
+    /// of heads and neurons parameters]
     #[arg(long, value_name = "HOW")]
     pub(crate) allocation: Option<Allocation>,
     #[command(flatten)]
@@ -257,7 +275,8 @@ pub(crate) struct PruneArgs {
 
 #[derive(Debug, Args)]
 #[command(mut_arg("samples", |samples| samples.help(
-    "Use only the first N calibration prompts; for a model that takes none, calibrate with N pictures [default: as many as \
+    "Use only the first N calibration prompts; for a model that takes none, calibrate with N \
+     pictures [default: as many as \
      make 500 samples, each a picture at a denoising step, where there is no --prompts]"
 )))]
 pub(crate) struct SlimArgs {
@@ -276,13 +295,16 @@ pub(crate) struct SlimArgs {
         default_values_t = [ModuleName::QueryKey, ModuleName::ValueOutput, ModuleName::FeedForward]
     )]
     pub(crate) modules: Vec<ModuleName>,
-    /// Where value and output may differ least from before: on the values of all tokens, or on what attention makes of them
+    /// Where value and output may differ least from before: on the values of all tokens, or on what
+    /// attention makes of them
     #[arg(long, value_enum, default_value_t = RowsName::Values)]
     pub(crate) rows: RowsName,
-    /// How neurons are chosen: by OBS, which goes by the weights too, or by their leverage alone, as in MoDeGPT
+    /// How neurons are chosen: by OBS, which goes by the weights too, or by their leverage alone,
+    /// as in MoDeGPT
     #[arg(long, value_enum, default_value_t = NeuronsName::Obs)]
     pub(crate) neurons: NeuronsName,
-    /// Less where it hurts more, by influence or by MoDeGPT's softmax of it, or the same share everywhere
+    /// Less where it hurts more, by influence or by MoDeGPT's softmax of it, or the same share
+    /// everywhere
     #[arg(long, value_enum, default_value_t = RuleName::Influence)]
     pub(crate) allocation: RuleName,
     /// Leave a multiple of N dimensions of a head, or neurons, where there is one
@@ -294,7 +316,8 @@ pub(crate) struct SlimArgs {
 
 #[derive(Debug, Args)]
 #[command(mut_arg("samples", |samples| samples.help(
-    "Learn from no more than the first N calibration prompts, over and over; for a model that takes none, from N pictures \
+    "Learn from no more than the first N calibration prompts, over and over; for a model that \
+     takes none, from N pictures \
      [default: 32, where there is no --prompts]"
 )))]
 #[command(mut_arg("batch", |batch| batch.default_value("4")))]
@@ -305,16 +328,16 @@ pub(crate) struct SkipArgs {
     /// Keep so few multiply-accumulates that there are N times fewer
     #[arg(long, value_name = "N")]
     pub(crate) speedup: Option<f64>,
-    /// What is used again: the output of a block, of a finer branch of a UNet, or as residual what a transformer block adds to
-    /// its input
+    /// What is used again: the output of a block, of a finer branch of a UNet, or as residual what
+    /// a transformer block adds to its input
     #[arg(long, value_name = "KIND", default_value_t = UnitKind::Block)]
     pub(crate) units: UnitKind,
-    /// Iterations of the optimisation at most, a run of a batch and the way back each; with 0 nothing is learned, and plain
-    /// rules alone are tried
+    /// Iterations of the optimisation at most, a run of a batch and the way back each; with 0
+    /// nothing is learned, and plain rules alone are tried
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = count)]
     pub(crate) iterations: usize,
-    /// Exchanges of what is computed at successive calls that are tried afterwards at most, kept where pictures get closer; 0 keeps
-    /// the closest of what was learned and plain rules as it is
+    /// Exchanges of what is computed at successive calls that are tried afterwards at most, kept
+    /// where pictures get closer; 0 keeps the closest of what was learned and plain rules as it is
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = count)]
     pub(crate) exchanges: usize,
     /// How pictures are compared with those of the whole run while it learns
@@ -430,7 +453,8 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     pub(crate) memory: bool,
     /// Images at a time that --memory counts with
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive, requires = "memory")]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive,
+        requires = "memory")]
     pub(crate) batch: usize,
 }
 
@@ -480,9 +504,11 @@ pub(crate) struct BenchArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// Checkpoint of Stable Diffusion 1, 2, XL or 3, or FLUX: one .safetensors file with the original names
+    /// Checkpoint of Stable Diffusion 1, 2, XL or 3, or FLUX: one .safetensors file with the
+    /// original names
     pub(crate) file: PathBuf,
-    /// Folder of the same kind of model in the diffusers layout: configurations, tokenizers, and what the file lacks
+    /// Folder of the same kind of model in the diffusers layout: configurations, tokenizers, and
+    /// what the file lacks
     #[arg(long, value_name = "FOLDER")]
     pub(crate) like: PathBuf,
     /// Folder for the model
@@ -494,7 +520,8 @@ pub(crate) struct ConvertArgs {
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Put zeros in the place of the heads, dimensions and neurons that were removed: the full size, the same pictures
+    /// Put zeros in the place of the heads, dimensions and neurons that were removed: the full
+    /// size, the same pictures
     #[arg(long, required = true)]
     pub(crate) densify: bool,
     /// Folder for the model

@@ -27,8 +27,8 @@ impl Time {
     /// Times what its products take: work on the bundled models took 1.2 to 1.8 times.
     const OVERHEAD: f64 = 1.5;
 
-    /// Adds up stages, each a name and its multiply-accumulates. The first call measures the machine,
-    /// which takes some tens of milliseconds.
+    /// Adds up stages, each a name and its multiply-accumulates. The first call measures the
+    /// machine, which takes some tens of milliseconds.
     pub(crate) fn of(stages: &[(&'static str, f64)]) -> Self {
         static RATE: OnceLock<f64> = OnceLock::new();
         let operations_per_second = *RATE.get_or_init(|| {
@@ -38,15 +38,23 @@ impl Time {
         });
         let seconds = |macs: f64| Self::OVERHEAD * 2.0 * macs / operations_per_second;
         let stages = stages.iter().filter(|(_, macs)| *macs > 0.0);
-        let stages: Vec<_> = stages.map(|&(name, macs)| Expected { name, seconds: seconds(macs) }).collect();
-        Self { seconds: stages.iter().map(|stage| stage.seconds).sum(), operations_per_second, stages }
+        let stages: Vec<_> =
+            stages.map(|&(name, macs)| Expected { name, seconds: seconds(macs) }).collect();
+        Self {
+            seconds: stages.iter().map(|stage| stage.seconds).sum(),
+            operations_per_second,
+            stages,
+        }
     }
 
     pub(crate) fn text(&self) -> String {
         let rate = self.operations_per_second / 1e9;
         match Duration::try_from_secs_f64(self.seconds) {
             Ok(time) if self.seconds >= 1.0 => {
-                format!("time: about {} at the {rate:.0} G operations a second of this machine", HumanDuration(time))
+                format!(
+                    "time: about {} at the {rate:.0} G operations a second of this machine",
+                    HumanDuration(time)
+                )
             }
             Ok(_) => "time: about a second".into(),
             Err(_) => "time: more than can be counted".into(),

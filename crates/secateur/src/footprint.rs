@@ -8,8 +8,9 @@ use std::path::Path;
 
 /// The binary's own pages, and the libraries it is linked with.
 const BINARY: u64 = 16 << 20;
-/// Pages that the allocator holds and no value lives in: some for the process, more for each thread, and a sixth of what
-/// lives, as blocks are of a few sizes. Measured with 1 to 8 threads on 63 to 810 MiB of values (docs/memory.md).
+/// Pages that the allocator holds and no value lives in: some for the process, more for each
+/// thread, and a sixth of what lives, as blocks are of a few sizes. Measured with 1 to 8 threads on
+/// 63 to 810 MiB of values (docs/memory.md).
 const ALLOCATOR: u64 = 48 << 20;
 const ALLOCATOR_OF_A_THREAD: u64 = 8 << 20;
 const ALLOCATOR_SHARE: u64 = 6;
@@ -43,13 +44,20 @@ impl Footprint {
     }
 
     /// Adds a stage in which these parts are alive at once; those of no bytes are left out.
-    pub(crate) fn add(&mut self, name: &'static str, parts: impl IntoIterator<Item = (&'static str, u64)>) {
+    pub(crate) fn add(
+        &mut self,
+        name: &'static str,
+        parts: impl IntoIterator<Item = (&'static str, u64)>,
+    ) {
         let parts = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
         let mut parts: Vec<Part> = parts.map(|(name, bytes)| Part { name, bytes }).collect();
         let sum = |parts: &[Part]| parts.iter().map(|part| part.bytes).fold(0, u64::saturating_add);
         let alive = sum(&parts);
         let of_threads = ALLOCATOR_OF_A_THREAD * rayon::current_num_threads() as u64;
-        parts.push(Part { name: "allocator", bytes: ALLOCATOR + of_threads + alive / ALLOCATOR_SHARE });
+        parts.push(Part {
+            name: "allocator",
+            bytes: ALLOCATOR + of_threads + alive / ALLOCATOR_SHARE,
+        });
         parts.push(Part { name: "program", bytes: BINARY });
         let bytes = sum(&parts);
         self.total = self.total.max(bytes);
@@ -74,7 +82,8 @@ impl Footprint {
     /// What the largest stage holds, a row a part.
     pub(crate) fn table(&self) -> String {
         let parts = self.largest().map_or(&[][..], |stage| &stage.parts);
-        let rows: Vec<_> = parts.iter().map(|part| vec![part.name.to_owned(), bytes(part.bytes)]).collect();
+        let rows: Vec<_> =
+            parts.iter().map(|part| vec![part.name.to_owned(), bytes(part.bytes)]).collect();
         table(&["held at most", "memory"], &rows)
     }
 }
@@ -100,7 +109,8 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Of a run that draws `drawn` pictures, and then `pictures` for its report, scored by the model of the folder `scorer`.
+    /// Of a run that draws `drawn` pictures, and then `pictures` for its report, scored by the
+    /// model of the folder `scorer`.
     pub(crate) fn new(
         folder: &ModelFolder,
         sampling: &Sampling,
@@ -109,8 +119,13 @@ impl Model {
     ) -> Result<Self> {
         let (batch, judged) = (sampling.batch.min(drawn), sampling.batch.min(pictures));
         let denoiser = |batch| folder.memory(sampling, folder.passes(sampling.guidance) * batch);
-        let texts = if folder.subject() == Subject::Label { folder.labels()?.iter().count() } else { pictures };
-        let memory = |path: &Path| ClipModel::memory(path, judged, if pictures > 0 { texts } else { 0 });
+        let texts = if folder.subject() == Subject::Label {
+            folder.labels()?.iter().count()
+        } else {
+            pictures
+        };
+        let memory =
+            |path: &Path| ClipModel::memory(path, judged, if pictures > 0 { texts } else { 0 });
         let (height, width) = sampling.latent;
         let pixels = height * width * folder.factor() * folder.factor();
         let latents = folder.denoiser().latent_shape()[0] * height * width;
@@ -131,8 +146,10 @@ impl Model {
 
     /// What is in memory while the prompts are encoded: the text encoders go afterwards.
     pub(crate) fn encoding(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-        let own =
-            [("text encoders", self.text_encoders.weights), ("encoders packed", self.text_encoders.packed_weights)];
+        let own = [
+            ("text encoders", self.text_encoders.weights),
+            ("encoders packed", self.text_encoders.packed_weights),
+        ];
         self.loaded().into_iter().chain(own)
     }
 
@@ -146,13 +163,16 @@ impl Model {
         ]
     }
 
-    /// The same, and the weights that are packed for products once pictures were drawn, but for those of the denoiser.
+    /// The same, and the weights that are packed for products once pictures were drawn, but for
+    /// those of the denoiser.
     pub(crate) fn beside_the_denoiser(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let (autoencoder, scorer) = match self.pictures {
             0 => (0, 0),
             _ => (self.autoencoder.packed_weights, self.scorer.packed_weights),
         };
-        self.loaded().into_iter().chain([("autoencoder packed", autoencoder), ("scorer packed", scorer)])
+        self.loaded()
+            .into_iter()
+            .chain([("autoencoder packed", autoencoder), ("scorer packed", scorer)])
     }
 
     /// The weights of the denoiser that are packed for products.
@@ -177,7 +197,10 @@ impl Model {
     }
 
     /// All that is held while pictures of the report are drawn, and those of `models` models.
-    pub(crate) fn evaluation(&self, models: usize) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+    pub(crate) fn evaluation(
+        &self,
+        models: usize,
+    ) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let decoding = self.autoencoder.activations + 2 * self.judged as u64 * self.picture;
         let alive = self.evaluated.max(decoding).max(self.scorer.activations);
         let pictures = (models * self.pictures) as u64 * self.picture;

@@ -8,13 +8,15 @@ use std::io::Write;
 /// Prints lines on standard output; a reader that went away ends the output quietly.
 pub(crate) fn print(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{}", printable(text)) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("standard output")
+        }
         _ => Ok(()),
     }
 }
 
-/// A text that cannot steer a terminal, whatever names of files and tensors it holds: control characters but the ends of
-/// lines are escaped.
+/// A text that cannot steer a terminal, whatever names of files and tensors it holds: control
+/// characters but the ends of lines are escaped.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let steers = |c: char| c.is_control() && c != '\n';
     if !text.contains(steers) {
@@ -46,9 +48,13 @@ pub(crate) fn bytes(number: u64) -> String {
     bytesize::ByteSize(number).display().iec().to_string()
 }
 
-/// Rows in aligned columns: the first and those without a header to the left, the others to the right.
+/// Rows in aligned columns: the first and those without a header to the left, the others to the
+/// right.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
-    let all = || std::iter::once(header.iter().map(|h| (*h).to_owned()).collect()).chain(rows.iter().cloned());
+    let all = || {
+        std::iter::once(header.iter().map(|h| (*h).to_owned()).collect())
+            .chain(rows.iter().cloned())
+    };
     let mut widths = vec![0; header.len()];
     for row in all() {
         let row: Vec<String> = row;
@@ -57,11 +63,12 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         }
     }
     let lines = all().map(|row: Vec<String>| {
-        let cells =
-            row.iter().zip(&widths).enumerate().map(|(i, (cell, &width))| match i == 0 || header[i].is_empty() {
+        let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, &width))| {
+            match i == 0 || header[i].is_empty() {
                 true => format!("{cell:<width$}"),
                 false => format!("{cell:>width$}"),
-            });
+            }
+        });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     });
     lines.collect::<Vec<_>>().join("\n")

@@ -15,18 +15,20 @@ mod commands;
 use clap::Parser;
 use std::process::ExitCode;
 
-/// A forward pass allocates and frees the same megabytes again and again; the system's allocator would give them back
-/// and fault them in each time.
+/// A forward pass allocates and frees the same megabytes again and again; the system's allocator
+/// would give them back and fault them in each time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The tensor library's threads wait for more work by spinning for a millisecond after each large sum, on the cores that the
-/// kernels need: with two cores a third of the time. They can be told to sleep at once.
+/// The tensor library's threads wait for more work by spinning for a millisecond after each large
+/// sum, on the cores that the kernels need: with two cores a third of the time. They can be told to
+/// sleep at once.
 #[expect(unsafe_code, reason = "the environment is the only way to tell them")]
 fn no_spinning() {
     const SPIN_LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
     if std::env::var_os(SPIN_LIMIT).is_none() {
-        // SAFETY: main has only begun, and there is no other thread that could read the environment.
+        // SAFETY: main has only begun, and there is no other thread that could read the
+        // environment.
         unsafe { std::env::set_var(SPIN_LIMIT, "1") };
     }
 }
@@ -36,8 +38,9 @@ fn told(error: &anyhow::Error) -> String {
     let mut told = String::new();
     for cause in error.chain().map(ToString::to_string) {
         // The tensor library adds the frames of the stack.
-        let is_frame =
-            |line: &&str| line.trim_start().starts_with(|c: char| c.is_ascii_digit()) && line.starts_with("  ");
+        let is_frame = |line: &&str| {
+            line.trim_start().starts_with(|c: char| c.is_ascii_digit()) && line.starts_with("  ")
+        };
         let cause = cause.lines().take_while(|line| !is_frame(line)).collect::<Vec<_>>().join("\n");
         if told.is_empty() {
             told = cause;

@@ -16,7 +16,8 @@ fn resident() -> u64 {
     bytes("/proc/self/status", "VmRSS:").unwrap_or(0)
 }
 
-/// The memory of this machine with what it can swap, or less where the process may have less, in bytes.
+/// The memory of this machine with what it can swap, or less where the process may have less, in
+/// bytes.
 pub(crate) fn of_machine() -> Option<u64> {
     let bytes = |name| bytes("/proc/meminfo", name);
     let machine = bytes("MemTotal:")?.saturating_add(bytes("SwapTotal:").unwrap_or(0));
@@ -28,7 +29,8 @@ fn of_group() -> Option<u64> {
     let root = Path::new("/sys/fs/cgroup");
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = root.join(groups.lines().find_map(|line| line.strip_prefix("0::/"))?);
-    let limit = |group: &Path| std::fs::read_to_string(group.join("memory.max")).ok()?.trim().parse().ok();
+    let limit =
+        |group: &Path| std::fs::read_to_string(group.join("memory.max")).ok()?.trim().parse().ok();
     own.ancestors().take_while(|group| group.starts_with(root)).filter_map(limit).min()
 }
 
@@ -40,8 +42,8 @@ fn bytes(file: &str, name: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// Watches the resident size, so that parts of a run have peaks of their own. The system's counter is not reset: it is
-/// what the user's tools read.
+/// Watches the resident size, so that parts of a run have peaks of their own. The system's counter
+/// is not reset: it is what the user's tools read.
 pub(crate) struct Watch(Arc<AtomicU64>);
 
 impl Watch {
@@ -52,17 +54,18 @@ impl Watch {
         let most = Arc::new(AtomicU64::new(resident()));
         let watched = Arc::downgrade(&most);
         // Where there is no thread to be had, peaks are those at the ends of the parts.
-        let _ = thread::Builder::new().name("memory".into()).stack_size(64 * 1024).spawn(move || {
-            while let Some(most) = watched.upgrade() {
-                match resident() {
-                    // The system does not tell.
-                    0 => break,
-                    now => most.fetch_max(now, Ordering::Relaxed),
-                };
-                drop(most);
-                thread::sleep(Self::INTERVAL);
-            }
-        });
+        let _ =
+            thread::Builder::new().name("memory".into()).stack_size(64 * 1024).spawn(move || {
+                while let Some(most) = watched.upgrade() {
+                    match resident() {
+                        // The system does not tell.
+                        0 => break,
+                        now => most.fetch_max(now, Ordering::Relaxed),
+                    };
+                    drop(most);
+                    thread::sleep(Self::INTERVAL);
+                }
+            });
         Self(most)
     }
 

@@ -24,7 +24,9 @@ impl Profile {
     /// Starts listening, for the rest of the process.
     pub(crate) fn start() -> Self {
         let profile = Self::default();
-        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(profile.clone()));
+        let _ = tracing::subscriber::set_global_default(
+            tracing_subscriber::registry().with(profile.clone()),
+        );
         profile
     }
 

@@ -28,8 +28,8 @@ pub(crate) fn warn(text: &str) {
     say(&format!("warning: {text}"));
 }
 
-/// Takes over the signals that ask a process to end: the work ends at the next step, and work folders go, or stay for
-/// `--resume`. A second signal ends the process at once.
+/// Takes over the signals that ask a process to end: the work ends at the next step, and work
+/// folders go, or stay for `--resume`. A second signal ends the process at once.
 pub(crate) fn heed_signals() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -42,8 +42,12 @@ pub(crate) fn heed_signals() {
         ];
         for signal in signals.into_iter().flatten() {
             // Where one cannot be taken over it ends the process as it always did.
-            let _ = flag::register_conditional_shutdown(signal, i32::from(INTERRUPTED_CODE), Arc::clone(&INTERRUPTED))
-                .and_then(|_| flag::register(signal, Arc::clone(&INTERRUPTED)));
+            let _ = flag::register_conditional_shutdown(
+                signal,
+                i32::from(INTERRUPTED_CODE),
+                Arc::clone(&INTERRUPTED),
+            )
+            .and_then(|_| flag::register(signal, Arc::clone(&INTERRUPTED)));
         }
     });
 }
@@ -148,12 +152,18 @@ impl Progress {
             begun: Instant::now(),
             foreseen: Foreseen::default(),
         };
-        Self { quiet, terminal: std::io::stderr().is_terminal(), state: Mutex::new(state), watch: Watch::new() }
+        Self {
+            quiet,
+            terminal: std::io::stderr().is_terminal(),
+            state: Mutex::new(state),
+            watch: Watch::new(),
+        }
     }
 
     /// Tells what stages will come, and how many seconds of other work after them.
     pub(crate) fn expect(&self, stages: &[Expected], later: f64) {
-        self.lock().foreseen = Foreseen { stages: stages.iter().cloned().collect(), later, ..Foreseen::default() };
+        self.lock().foreseen =
+            Foreseen { stages: stages.iter().cloned().collect(), later, ..Foreseen::default() };
     }
 
     /// A line for people, unless they want quiet.
@@ -199,8 +209,11 @@ impl State {
             self.foreseen.took += seconds;
         }
         if !quiet {
-            let units =
-                if current.total > 0 { format!("{} {} in ", current.done, current.unit) } else { String::new() };
+            let units = if current.total > 0 {
+                format!("{} {} in ", current.done, current.unit)
+            } else {
+                String::new()
+            };
             self.bar_aside(|| say(&format!("{:<18} {units}{seconds:.1} s", current.name)));
         }
         // Packages and batches of one kind are one stage.
@@ -210,7 +223,12 @@ impl State {
                 stage.seconds += seconds;
                 stage.peak_bytes = stage.peak_bytes.max(peak);
             }
-            None => self.stages.push(Stage { name: kind, seconds, floor_seconds: None, peak_bytes: peak }),
+            None => self.stages.push(Stage {
+                name: kind,
+                seconds,
+                floor_seconds: None,
+                peak_bytes: peak,
+            }),
         }
     }
 }
@@ -268,14 +286,24 @@ impl Observer for Progress {
         if !self.quiet && self.terminal && state.bar.is_none() {
             // What stands at the end is cut where the terminal ends.
             let template = "{bar:12} {percent:>3}% {prefix:>11}  {wide_msg}";
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            state.bar = Some(ProgressBar::new(BAR).with_style(style).with_finish(ProgressFinish::AndClear));
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            state.bar =
+                Some(ProgressBar::new(BAR).with_style(style).with_finish(ProgressFinish::AndClear));
         }
         let now = Instant::now();
         let (name, unit) = (stage.to_owned(), unit.to_owned());
         let expected = state.foreseen.begin(stage.split(' ').next().unwrap_or_default());
-        state.current =
-            Some(Current { name, unit, start: now, expected, total, done: 0, told: now, state: String::new() });
+        state.current = Some(Current {
+            name,
+            unit,
+            start: now,
+            expected,
+            total,
+            done: 0,
+            told: now,
+            state: String::new(),
+        });
         state.draw();
     }
 

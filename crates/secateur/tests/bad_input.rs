@@ -1,4 +1,5 @@
-//! Bad input: a clear error that names the file or the layer, a non-zero exit, nothing written, the input untouched.
+//! Bad input: a clear error that names the file or the layer, a non-zero exit, nothing written, the
+//! input untouched.
 
 #![cfg(unix)]
 
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The bundled model in a new folder: links, but for `changed` and the lists of prompts, which are copied.
+/// The bundled model in a new folder: links, but for `changed` and the lists of prompts, which are
+/// copied.
 fn copy(folder: &Path, changed: &str) -> PathBuf {
     let target = folder.join("model");
     std::fs::create_dir(&target).unwrap();
@@ -38,7 +40,8 @@ fn prune(model: &Path, out: &Path) -> Command {
     command
 }
 
-/// Prunes a copy of the model in which `change` has been at `file`; the error must hold all of `words`.
+/// Prunes a copy of the model in which `change` has been at `file`; the error must hold all of
+/// `words`.
 fn refused(file: &str, change: impl FnOnce(&Path), words: &[&str]) {
     let temporary = tempfile::tempdir().unwrap();
     let model = copy(temporary.path(), file);
@@ -54,7 +57,8 @@ fn refused(file: &str, change: impl FnOnce(&Path), words: &[&str]) {
 const WEIGHTS: &str = "transformer/diffusion_pytorch_model.safetensors";
 
 fn edit_json(path: &Path, key: &str, value: serde_json::Value) {
-    let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     json[key] = value;
     std::fs::write(path, json.to_string()).unwrap();
 }
@@ -82,33 +86,58 @@ fn what_was_meant_is_told() {
     let long = at("long.txt");
     std::fs::write(&long, "a cat\n".to_owned() + &"red apple ".repeat(30)).unwrap();
     let (long, parent) = (long.display().to_string(), parent.display().to_string());
-    let ten = ["generate", "models/emoji-mmdit", "--prompt", "a", "--steps", "1", "--quiet", "--out"];
+    let ten =
+        ["generate", "models/emoji-mmdit", "--prompt", "a", "--steps", "1", "--quiet", "--out"];
     let cases: &[(&[&str], i32, &str)] = &[
-        (&["inspect", "models/emoji-mmdi"], 1, "models/emoji-mmdi: no such folder: models/emoji-mmdit is there"),
+        (
+            &["inspect", "models/emoji-mmdi"],
+            1,
+            "models/emoji-mmdi: no such folder: models/emoji-mmdit is there",
+        ),
         (&["inspect", "models/quite-another"], 1, "models/quite-another: no such folder"),
         (&["inspect", "models/emoji-mmdit/transformer"], 1, "not a model folder itself: give "),
         (&["inspect", &cache], 1, "snapshots/0123"),
         (&["inspect", &parent], 1, "no model_index.json"),
         (&["prune", "--structured", "heads", "--dry-run"], 1, "write --structured=heads"),
         (&["prune", "models/emoji-mmdit", "--sparsity", "50", "--dry-run"], 2, "0.5"),
-        (&["prune", "models/emoji-mmdit", "--sparsity", "0", "--dry-run"], 2, "--sparsity 0 removes nothing"),
+        (
+            &["prune", "models/emoji-mmdit", "--sparsity", "0", "--dry-run"],
+            2,
+            "--sparsity 0 removes nothing",
+        ),
         (
             &["compare", "models/emoji-mmdit", "models/emoji-dit"],
             1,
             "cannot be compared: one is told texts, the other labels",
         ),
-        (&["prune", "models/emoji-mmdit", "--dry-run", "--out", "models/emoji-mmdit/x"], 1, "overlap"),
-        (&["prune", "models/emoji-mmdit", "--dry-run", "--statistics", &parent], 1, "statistics.json"),
+        (
+            &["prune", "models/emoji-mmdit", "--dry-run", "--out", "models/emoji-mmdit/x"],
+            1,
+            "overlap",
+        ),
+        (
+            &["prune", "models/emoji-mmdit", "--dry-run", "--statistics", &parent],
+            1,
+            "statistics.json",
+        ),
     ];
     for (words, code, said) in cases {
         let error = fail(secateur().args(*words), *code);
-        assert!(error.contains(said) && error.matches("os error").count() < 2, "{words:?}: {error}");
+        assert!(
+            error.contains(said) && error.matches("os error").count() < 2,
+            "{words:?}: {error}"
+        );
     }
     // Outputs in folders that have to be made.
     let new = at("new");
     std::fs::create_dir(&new).unwrap();
     let mut relative = secateur();
-    relative.args(["prune"]).arg(model("emoji-mmdit")).args(["--dry-run", "--out", "pruned/nothing", "--quiet"]);
+    relative.args(["prune"]).arg(model("emoji-mmdit")).args([
+        "--dry-run",
+        "--out",
+        "pruned/nothing",
+        "--quiet",
+    ]);
     common::succeed(relative.current_dir(temporary.path()));
     assert!(entries(&new).is_empty());
     // What is only warned of.
@@ -120,7 +149,8 @@ fn what_was_meant_is_told() {
     ];
     for (more, said) in warned {
         let mut command = secateur();
-        let words = ten.iter().filter(|word| !(more[0] == "--prompts" && ["--prompt", "a"].contains(word)));
+        let words =
+            ten.iter().filter(|word| !(more[0] == "--prompts" && ["--prompt", "a"].contains(word)));
         let ended = command.args(words).arg(&out).args(*more).arg("--force").output().unwrap();
         let told = text(&ended.stderr);
         assert!(ended.status.success() && told.contains(said), "{more:?}: {told}");
@@ -134,25 +164,69 @@ fn a_dry_run_that_succeeds_will_start() {
     let at = |name: &str| temporary.path().join(name).display().to_string();
     let lacking = copy(temporary.path(), "text_encoder");
     std::fs::remove_file(lacking.join("text_encoder/model.safetensors")).unwrap();
-    let some =
-        ["--steps", "1", "--samples", "1", "--report-samples", "0", "--include", "transformer_blocks.0.attn.to_q"];
+    let some = [
+        "--steps",
+        "1",
+        "--samples",
+        "1",
+        "--report-samples",
+        "0",
+        "--include",
+        "transformer_blocks.0.attn.to_q",
+    ];
     let mut saved = prune(&model("emoji-mmdit"), &temporary.path().join("saved"));
     common::succeed(saved.args(some).args(["--save-statistics", &at("statistics")]));
     std::fs::write(at("recipe.toml"), "[[method]]\nname = \"prune\"\n").unwrap();
     let lacking = lacking.display().to_string();
-    let (mmdit, unet) = (model("emoji-mmdit").display().to_string(), model("emoji-unet").display().to_string());
-    let large = ["--samples", "64", "--batch", "64", "--height", "4096", "--width", "4096", "--report-samples", "0"];
+    let (mmdit, unet) =
+        (model("emoji-mmdit").display().to_string(), model("emoji-unet").display().to_string());
+    let large = [
+        "--samples",
+        "64",
+        "--batch",
+        "64",
+        "--height",
+        "4096",
+        "--width",
+        "4096",
+        "--report-samples",
+        "0",
+    ];
     let statistics = at("statistics");
-    let steps = ["--statistics", statistics.as_str(), "--steps", "1", "--samples", "1", "--report-samples", "0"];
+    let steps = [
+        "--statistics",
+        statistics.as_str(),
+        "--steps",
+        "1",
+        "--samples",
+        "1",
+        "--report-samples",
+        "0",
+    ];
     let cases: &[(&str, &str, &[&str], &str)] = &[
         ("prune", &lacking, &[], "text_encoder: no weights"),
         ("slim", &lacking, &[], "text_encoder: no weights"),
         ("skip", &lacking, &[], "text_encoder: no weights"),
         ("skip", &unet, &large, "of activations, and this machine has"),
         ("prune", &mmdit, &steps, "no statistics of the input of transformer_blocks."),
-        ("compress", &mmdit, &["--recipe", &at("recipe.toml"), "--report-prompts", &at("no.txt")], "no.txt"),
-        ("prune", &mmdit, &["--save-statistics", &at("a/b"), "--carry-statistics", &at("a")], "overlap"),
-        ("prune", &mmdit, &["--save-statistics", &at("c/../b")], "`..` behind a folder that is not in"),
+        (
+            "compress",
+            &mmdit,
+            &["--recipe", &at("recipe.toml"), "--report-prompts", &at("no.txt")],
+            "no.txt",
+        ),
+        (
+            "prune",
+            &mmdit,
+            &["--save-statistics", &at("a/b"), "--carry-statistics", &at("a")],
+            "overlap",
+        ),
+        (
+            "prune",
+            &mmdit,
+            &["--save-statistics", &at("c/../b")],
+            "`..` behind a folder that is not in",
+        ),
     ];
     for (command, model, more, said) in cases {
         let job = || {
@@ -165,7 +239,10 @@ fn a_dry_run_that_succeeds_will_start() {
             let error = text(&ended.stderr);
             let code = if *model == unet { 2 } else { 1 };
             assert_eq!(ended.status.code(), Some(code), "{command} {more:?}: {error}");
-            assert!(error.contains("error: ") && error.contains(said), "{command} {more:?}: {error}");
+            assert!(
+                error.contains("error: ") && error.contains(said),
+                "{command} {more:?}: {error}"
+            );
         }
     }
     assert_eq!(entries(temporary.path()), ["model", "recipe.toml", "saved", "statistics"]);
@@ -174,22 +251,34 @@ fn a_dry_run_that_succeeds_will_start() {
 #[test]
 fn a_missing_component() {
     refused("vae", |path| std::fs::remove_dir_all(path).unwrap(), &["vae", "missing"]);
-    refused(WEIGHTS, |path| std::fs::remove_file(path).unwrap(), &["transformer", "no diffusion_pytorch_model"]);
+    refused(
+        WEIGHTS,
+        |path| std::fs::remove_file(path).unwrap(),
+        &["transformer", "no diffusion_pytorch_model"],
+    );
 }
 
 #[test]
 fn an_unknown_class() {
     let class = |path: &Path| edit_json(path, "_class_name", "KandinskyPipeline".into());
     refused("model_index.json", class, &["model_index.json", "KandinskyPipeline", "not supported"]);
-    let vae = |path: &Path| edit_json(path, "vae", serde_json::json!(["diffusers", "AutoencoderTiny"]));
+    let vae =
+        |path: &Path| edit_json(path, "vae", serde_json::json!(["diffusers", "AutoencoderTiny"]));
     refused("model_index.json", vae, &["vae/config.json", "AutoencoderKL", "AutoencoderTiny"]);
     let vae = |path: &Path| edit_json(path, "vae", serde_json::json!(["diffusers", "VQModel"]));
     refused("model_index.json", vae, &["vae is VQModel"]);
-    let other = |path: &Path| edit_json(path, "scheduler", serde_json::json!(["diffusers", "LMSDiscreteScheduler"]));
+    let other = |path: &Path| {
+        edit_json(path, "scheduler", serde_json::json!(["diffusers", "LMSDiscreteScheduler"]))
+    };
     refused("model_index.json", other, &["LMSDiscreteScheduler is not supported"]);
-    let transformer =
-        |path: &Path| edit_json(path, "transformer", serde_json::json!(["diffusers", "HunyuanDiT2DModel"]));
-    refused("model_index.json", transformer, &["HunyuanDiT2DModel", "SD3Transformer2DModel is supported"]);
+    let transformer = |path: &Path| {
+        edit_json(path, "transformer", serde_json::json!(["diffusers", "HunyuanDiT2DModel"]))
+    };
+    refused(
+        "model_index.json",
+        transformer,
+        &["HunyuanDiT2DModel", "SD3Transformer2DModel is supported"],
+    );
     let scheduler = |path: &Path| edit_json(path, "use_karras_sigmas", true.into());
     refused("scheduler/scheduler_config.json", scheduler, &["use_karras_sigmas is not supported"]);
 }
@@ -209,11 +298,19 @@ fn a_damaged_weight_file() {
     refused(WEIGHTS, header, &[WEIGHTS, "not a safetensors file"]);
     refused(WEIGHTS, |path| std::fs::write(path, b"PK\x03\x04 and so on").unwrap(), &["pickle"]);
     refused(WEIGHTS, |path| std::fs::write(path, b"x").unwrap(), &[WEIGHTS, "1 bytes"]);
-    refused(WEIGHTS, |path| std::fs::write(path, b"\x08\0\0\0\0\0\0\0{\"a\":1}}").unwrap(), &["bad header"]);
+    refused(
+        WEIGHTS,
+        |path| std::fs::write(path, b"\x08\0\0\0\0\0\0\0{\"a\":1}}").unwrap(),
+        &["bad header"],
+    );
 }
 
 /// Rewrites the weight file with one tensor changed.
-fn change_tensor(path: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>, &mut serde_json::Value)) {
+fn change_tensor(
+    path: &Path,
+    name: &str,
+    change: impl FnOnce(&mut Vec<u8>, &mut serde_json::Value),
+) {
     let bytes = std::fs::read(path).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
@@ -231,11 +328,15 @@ fn change_tensor(path: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>, &mut
 #[test]
 fn weights_that_do_not_fit() {
     const LAYER: &str = "transformer_blocks.2.attn.to_q.weight";
-    let nan = |path: &Path| change_tensor(path, LAYER, |data, _| data[..2].copy_from_slice(&[0x00, 0x7e]));
+    let nan = |path: &Path| {
+        change_tensor(path, LAYER, |data, _| data[..2].copy_from_slice(&[0x00, 0x7e]))
+    };
     refused(WEIGHTS, nan, &[WEIGHTS, LAYER, "NaN"]);
     let dtype = |path: &Path| change_tensor(path, LAYER, |_, info| info["dtype"] = "I16".into());
     refused(WEIGHTS, dtype, &[WEIGHTS, LAYER, "I16"]);
-    let shape = |path: &Path| change_tensor(path, LAYER, |_, info| info["shape"] = serde_json::json!([128, 512]));
+    let shape = |path: &Path| {
+        change_tensor(path, LAYER, |_, info| info["shape"] = serde_json::json!([128, 512]))
+    };
     refused(WEIGHTS, shape, &["transformer", LAYER, "[128, 512]", "[256, 256]"]);
     let fewer = |path: &Path| edit_json(path, "num_layers", 7.into());
     refused("transformer/config.json", fewer, &["unexpected (transformer_blocks.", "..."]);
@@ -255,8 +356,18 @@ fn what_is_only_warned_of() {
             serde_json::Value::Null,
             "32 tensors are not read, the first of them transformer_blocks.0.attn.norm",
         ),
-        ("vae/config.json", "act_fn", "relu".into(), "vae/config.json: act_fn \"relu\" is not supported; \"silu\" is"),
-        ("text_encoder/config.json", "quantization_config", serde_json::json!({"bits": 4}), "quantization_config"),
+        (
+            "vae/config.json",
+            "act_fn",
+            "relu".into(),
+            "vae/config.json: act_fn \"relu\" is not supported; \"silu\" is",
+        ),
+        (
+            "text_encoder/config.json",
+            "quantization_config",
+            serde_json::json!({"bits": 4}),
+            "quantization_config",
+        ),
         (
             "model_index.json",
             "scheduler",
@@ -270,7 +381,8 @@ fn what_is_only_warned_of() {
         let output = secateur().arg("inspect").arg(&model).output().unwrap();
         let warnings = text(&output.stderr);
         assert!(output.status.success(), "{file}: {warnings}");
-        let lines: Vec<&str> = warnings.lines().filter(|line| line.starts_with("warning: ")).collect();
+        let lines: Vec<&str> =
+            warnings.lines().filter(|line| line.starts_with("warning: ")).collect();
         assert!(
             lines.len() == 1 && !lines[0].contains("warning: warning") && lines[0].contains(words),
             "{file}: {warnings}"
@@ -281,8 +393,8 @@ fn what_is_only_warned_of() {
 #[test]
 fn an_index_that_points_outside() {
     let index = |path: &Path| {
-        let map =
-            serde_json::json!({"weight_map": {"pos_embed.proj.bias": "../vae/diffusion_pytorch_model.safetensors"}});
+        let map = serde_json::json!({"weight_map": {"pos_embed.proj.bias":
+            "../vae/diffusion_pytorch_model.safetensors"}});
         std::fs::write(path.with_extension("safetensors.index.json"), map.to_string()).unwrap();
     };
     refused(WEIGHTS, index, &["points outside its folder"]);
@@ -292,7 +404,8 @@ fn an_index_that_points_outside() {
 #[track_caller]
 fn request(options: &[&str], code: i32, words: &[&str]) {
     let temporary = tempfile::tempdir().unwrap();
-    let error = fail(prune(&model("emoji-mmdit"), &temporary.path().join("out")).args(options), code);
+    let error =
+        fail(prune(&model("emoji-mmdit"), &temporary.path().join("out")).args(options), code);
     for word in words {
         assert!(error.contains(word), "{word:?} is not in {error:?}");
     }
@@ -311,7 +424,11 @@ fn sparsities_and_patterns() {
     request(&["--pattern", "4:4"], 2, &["4:4", "less than M"]);
     request(&["--pattern", "0:4"], 2, &["0:4", "at least 1"]);
     request(&["--pattern", "two:4"], 2, &["N:M"]);
-    request(&["--pattern", "3:7"], 1, &["layer transformer_blocks.0.attn.to_q", "256 columns", "groups of 7"]);
+    request(
+        &["--pattern", "3:7"],
+        1,
+        &["layer transformer_blocks.0.attn.to_q", "256 columns", "groups of 7"],
+    );
     request(&["--sparsity", "0.5", "--pattern", "2:4"], 2, &["cannot be used with"]);
 }
 
@@ -337,12 +454,20 @@ fn prompts_that_cannot_be_read() {
     };
     let missing = temporary.path().join("missing.txt").display().to_string();
     request(&["--prompts", &missing], 1, &["missing.txt"]);
-    request(&["--prompts", &temporary.path().display().to_string()], 1, &[&temporary.path().display().to_string()]);
+    request(
+        &["--prompts", &temporary.path().display().to_string()],
+        1,
+        &[&temporary.path().display().to_string()],
+    );
     request(&["--prompts", &file("binary.txt", &[0xff, 0xfe, 0x00])], 1, &["binary.txt"]);
     request(&["--prompts", &file("empty.txt", b"\n  \n")], 1, &["empty.txt", "no prompts"]);
     request(&["--prompts", &file("one.txt", b"a cat\n"), "--samples", "5"], 2, &["--samples 5"]);
     let long = [vec![b'a'; 1 << 17], b"\n".to_vec()].concat();
-    request(&["--prompts", &file("long.txt", &long)], 1, &["long.txt", "entry 1", "at most 65536 bytes"]);
+    request(
+        &["--prompts", &file("long.txt", &long)],
+        1,
+        &["long.txt", "entry 1", "at most 65536 bytes"],
+    );
     let good = file("good.txt", b"a cat\n\na dog\n");
     let planned = prune(&model("emoji-mmdit"), &temporary.path().join("out"));
     common::succeed({ planned }.args(["--dry-run", "--samples", "2", "--prompts", &good]));
@@ -359,9 +484,11 @@ fn an_output_that_cannot_be_written() {
     let error = fail(&mut prune(&model("emoji-mmdit"), &existing.join("mine.txt").join("out")), 1);
     assert!(error.contains("mine.txt"), "{error}");
     assert_eq!(std::fs::read_to_string(existing.join("mine.txt")).unwrap(), "mine");
-    for out in
-        [model("emoji-mmdit"), model("emoji-mmdit").join("pruned"), model("emoji-mmdit").parent().unwrap().to_owned()]
-    {
+    for out in [
+        model("emoji-mmdit"),
+        model("emoji-mmdit").join("pruned"),
+        model("emoji-mmdit").parent().unwrap().to_owned(),
+    ] {
         let error = fail(prune(&model("emoji-mmdit"), &out).arg("--force"), 1);
         assert!(error.contains("overlap"), "{error}");
     }
@@ -376,12 +503,16 @@ fn an_output_that_would_swallow_an_input() {
     std::fs::create_dir(&inputs).unwrap();
     std::fs::write(inputs.join("prompts.txt"), "a cat\na dog\n").unwrap();
     let prompts = inputs.join("prompts.txt").display().to_string();
-    let error = fail(prune(&model("emoji-mmdit"), &inputs).args(["--force", "--prompts", &prompts]), 1);
+    let error =
+        fail(prune(&model("emoji-mmdit"), &inputs).args(["--force", "--prompts", &prompts]), 1);
     assert!(error.contains("overlap"), "{error}");
     let out = temporary.path().join("out");
     for statistics in [&model("emoji-mmdit"), &out] {
         let statistics = statistics.display().to_string();
-        let error = fail(prune(&model("emoji-mmdit"), &out).args(["--force", "--save-statistics", &statistics]), 1);
+        let error = fail(
+            prune(&model("emoji-mmdit"), &out).args(["--force", "--save-statistics", &statistics]),
+            1,
+        );
         assert!(error.contains("overlap"), "{error}");
     }
     let existing = inputs.display().to_string();

@@ -12,7 +12,8 @@ fn bench(models: &[&Path], options: &[&str]) -> String {
 }
 
 fn inspect(model: &Path) -> Value {
-    serde_json::from_str(&succeed(secateur().args(["inspect", "--json", "--quiet"]).arg(model))).unwrap()
+    serde_json::from_str(&succeed(secateur().args(["inspect", "--json", "--quiet"]).arg(model)))
+        .unwrap()
 }
 
 /// emoji-dit without the second half of its blocks.
@@ -21,7 +22,8 @@ fn half_of_emoji_dit(folder: &Path) {
     for component in ["scheduler", "vae", "transformer"] {
         std::fs::create_dir_all(folder.join(component)).unwrap();
         for file in entries(&source.join(component)) {
-            std::fs::copy(source.join(component).join(&file), folder.join(component).join(&file)).unwrap();
+            std::fs::copy(source.join(component).join(&file), folder.join(component).join(&file))
+                .unwrap();
         }
     }
     std::fs::copy(source.join("model_index.json"), folder.join("model_index.json")).unwrap();
@@ -34,7 +36,8 @@ fn half_of_emoji_dit(folder: &Path) {
     let weights = folder.join("transformer/diffusion_pytorch_model.safetensors");
     let mut tensors = safetensors::load(&weights, &Device::Cpu).unwrap();
     tensors.retain(|name, _| {
-        let block = name.strip_prefix("transformer_blocks.").and_then(|rest| rest.split('.').next());
+        let block =
+            name.strip_prefix("transformer_blocks.").and_then(|rest| rest.split('.').next());
         block.is_none_or(|block| block.parse::<u64>().unwrap() < kept)
     });
     safetensors::save(&tensors, &weights).unwrap();
@@ -43,7 +46,8 @@ fn half_of_emoji_dit(folder: &Path) {
 #[test]
 fn a_model_is_as_fast_as_itself() {
     let model = model("emoji-mmdit");
-    let told: Value = serde_json::from_str(&bench(&[&model, &model], &["--steps", "2", "--json"])).unwrap();
+    let told: Value =
+        serde_json::from_str(&bench(&[&model, &model], &["--steps", "2", "--json"])).unwrap();
     let inspection = inspect(&model);
     let number = |value: &Value| value.as_f64().unwrap();
     for row in told["models"].as_array().unwrap() {
@@ -97,7 +101,10 @@ fn the_table_has_a_row_a_figure() {
     let (alone, two) = (bench(&[&unet], &steps), bench(&[&unet, &unet], &steps));
     insta::assert_snapshot!(labels(&two)[1..].join("\n"));
     assert_eq!(labels(&alone)[1..], labels(&two)[1..labels(&alone).len()]);
-    assert!(alone.starts_with("  ") && alone.lines().next().unwrap().ends_with("  emoji-unet"), "{alone}");
+    assert!(
+        alone.starts_with("  ") && alone.lines().next().unwrap().ends_with("  emoji-unet"),
+        "{alone}"
+    );
     assert!(!alone.contains("speed-up"), "{alone}");
 }
 
@@ -110,7 +117,10 @@ fn what_cannot_be_compared_is_refused() {
         bench
     };
     let error = fail(&mut bench(Path::new("models/emoji-unet"), &[]), 1);
-    for words in ["models/emoji-unet", "pipeline class StableDiffusionPipeline, not StableDiffusion3Pipeline"] {
+    for words in [
+        "models/emoji-unet",
+        "pipeline class StableDiffusionPipeline, not StableDiffusion3Pipeline",
+    ] {
         assert!(error.contains(words), "{error}");
     }
     let missing = temporary.path().join("missing");
@@ -125,7 +135,8 @@ fn what_cannot_be_compared_is_refused() {
     let half = temporary.path().join("half");
     half_of_emoji_dit(&half);
     let manifest = half.join("secateur.json");
-    let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&manifest).unwrap()).unwrap();
+    let mut json: Value =
+        serde_json::from_str(&std::fs::read_to_string(&manifest).unwrap()).unwrap();
     json["generation"]["steps"] = 7.into();
     std::fs::write(&manifest, json.to_string()).unwrap();
     let error = fail(secateur().args(["bench", "models/emoji-dit"]).arg(&half), 1);

@@ -34,7 +34,14 @@ exchanges = 4
 
 fn compress(recipe: &Path, out: &Path, options: &[&str]) -> Command {
     let mut command = secateur();
-    command.arg("compress").arg(model("emoji-dit")).arg("--recipe").arg(recipe).arg("--out").arg(out).args(options);
+    command
+        .arg("compress")
+        .arg(model("emoji-dit"))
+        .arg("--recipe")
+        .arg(recipe)
+        .arg("--out")
+        .arg(out)
+        .args(options);
     command
 }
 
@@ -47,13 +54,23 @@ fn one_report_of_all_methods() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     std::fs::write(at("recipe.toml"), RECIPE).unwrap();
-    let planned = succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run", "--seed", "3"]));
+    let planned =
+        succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run", "--seed", "3"]));
     assert_eq!(commands(&planned).len(), 3, "{planned}");
-    assert!(commands(&planned).iter().all(|line| line.contains("--steps=6") && line.contains("--seed=3")), "{planned}");
-    assert!(planned.contains("5 % of the parameters") && planned.contains("2:4 by obs"), "{planned}");
+    assert!(
+        commands(&planned)
+            .iter()
+            .all(|line| line.contains("--steps=6") && line.contains("--seed=3")),
+        "{planned}"
+    );
+    assert!(
+        planned.contains("5 % of the parameters") && planned.contains("2:4 by obs"),
+        "{planned}"
+    );
     assert_eq!(entries(temporary.path()), ["recipe.toml"]);
 
-    let report = json(&succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--quiet", "--json"])));
+    let report =
+        json(&succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--quiet", "--json"])));
     assert_eq!(entries(temporary.path()), ["recipe.toml", "small"]);
     assert_eq!(report["title"], "emoji-dit, slim, then prune, then skip");
     let models = &report["models"];
@@ -61,11 +78,18 @@ fn one_report_of_all_methods() {
     assert!(figure(1, "parameters") < figure(0, "parameters"));
     assert!(figure(1, "zeros") > figure(1, "parameters") / 6);
     assert!(2 * figure(1, "macs") < figure(0, "macs"));
-    assert!(!report["layers"].as_array().unwrap().is_empty() && !report["groups"].as_array().unwrap().is_empty());
+    assert!(
+        !report["layers"].as_array().unwrap().is_empty()
+            && !report["groups"].as_array().unwrap().is_empty()
+    );
     assert_eq!(report["skipping"]["computed"].as_array().unwrap().len(), 6);
     assert_eq!(report["comparison"]["prompts"].as_array().unwrap().len(), 2);
-    let stages: Vec<&str> = report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
-    assert!(stages.contains(&"1, slim: calibrate") && stages.contains(&"3, skip: learn"), "{stages:?}");
+    let stages: Vec<&str> =
+        report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert!(
+        stages.contains(&"1, slim: calibrate") && stages.contains(&"3, skip: learn"),
+        "{stages:?}"
+    );
     let page = std::fs::read_to_string(at("small/report.html")).unwrap();
     assert!(page.contains("What is computed") && page.contains("then prune"));
     // It is a model as any other.
@@ -99,16 +123,25 @@ fn a_recipe_goes_on_where_it_stopped() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     let write = |name: &str, text: &str| std::fs::write(at(name), text).unwrap();
-    let method = |name: &str| format!("[[method]]\nname = 'prune'\nprompts = '{}'\n", at(name).display());
-    let recipe =
-        format!("steps = 3\nreport-samples = 0\n{}{}pattern = '2:4'\n", method("first.txt"), method("labels.txt"));
+    let method =
+        |name: &str| format!("[[method]]\nname = 'prune'\nprompts = '{}'\n", at(name).display());
+    let recipe = format!(
+        "steps = 3\nreport-samples = 0\n{}{}pattern = '2:4'\n",
+        method("first.txt"),
+        method("labels.txt")
+    );
     write("first.txt", "1\n2\n");
     write("recipe.toml", &recipe);
     let run = |options: &[&str]| compress(&at("recipe.toml"), &at("small"), options);
     let progress = at(".small.secateur/progress");
     // Whatever cannot be is known at once.
     for (recipe, labels, code, words) in [
-        (recipe.replacen("name = 'prune'", "name = 'prune'\nsparsity = 2", 1), "1\n", 2, "sparsity 2"),
+        (
+            recipe.replacen("name = 'prune'", "name = 'prune'\nsparsity = 2", 1),
+            "1\n",
+            2,
+            "sparsity 2",
+        ),
         (recipe.clone(), "no such label\n", 1, "no such label"),
         (format!("{recipe}include = 'nothing'\n"), "1\n", 2, "no layer to prune is left"),
         (format!("{recipe}[[method]]\nname = 'skip'\nkeep = 0.01\n"), "1\n", 2, "cannot be kept"),
@@ -140,7 +173,10 @@ fn a_recipe_goes_on_where_it_stopped() {
     write("first.txt", "1\n2\n");
     // Nor is what another run has made: here of fewer samples, under the same name.
     let of_other = at(".other.secateur/progress");
-    stop(compress(&at("recipe.toml"), &at("other"), &["--samples", "1"]), &of_other.join("1-prune.json"));
+    stop(
+        compress(&at("recipe.toml"), &at("other"), &["--samples", "1"]),
+        &of_other.join("1-prune.json"),
+    );
     for part in ["1-prune", "1-prune.json"] {
         std::fs::rename(progress.join(part), at(part)).unwrap();
         std::fs::rename(of_other.join(part), progress.join(part)).unwrap();
@@ -148,7 +184,9 @@ fn a_recipe_goes_on_where_it_stopped() {
     let error = fail(&mut run(&["--resume"]), 1);
     assert!(error.contains("of other settings or prompts"), "{error}");
     for part in ["1-prune", "1-prune.json"] {
-        std::fs::remove_dir_all(progress.join(part)).or_else(|_| std::fs::remove_file(progress.join(part))).unwrap();
+        std::fs::remove_dir_all(progress.join(part))
+            .or_else(|_| std::fs::remove_file(progress.join(part)))
+            .unwrap();
         std::fs::rename(at(part), progress.join(part)).unwrap();
     }
     std::fs::remove_dir_all(at(".other.secateur")).unwrap();
@@ -158,7 +196,13 @@ fn a_recipe_goes_on_where_it_stopped() {
     copy_folder(&model("emoji-dit"), &at("model"));
     let config = std::fs::read_to_string(at("model/vae/config.json")).unwrap();
     std::fs::write(at("model/vae/config.json"), format!("{config} ")).unwrap();
-    other.arg("compress").arg(at("model")).arg("--recipe").arg(at("recipe.toml")).arg("--out").arg(at("small"));
+    other
+        .arg("compress")
+        .arg(at("model"))
+        .arg("--recipe")
+        .arg(at("recipe.toml"))
+        .arg("--out")
+        .arg(at("small"));
     let error = fail(other.arg("--resume"), 1);
     assert!(error.contains("of another model"), "{error}");
     std::fs::remove_dir_all(at("model")).unwrap();
@@ -170,14 +214,21 @@ fn a_recipe_goes_on_where_it_stopped() {
     assert!(output.status.success(), "{told}");
     assert!(told.contains("method 2 of 2") && !told.contains("method 1 of 2"), "{told}");
     assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml", "small"]);
-    let resumed = std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    let resumed =
+        std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap();
     succeed(&mut run(&["--force", "--quiet"]));
-    assert!(resumed == std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap());
+    assert!(
+        resumed
+            == std::fs::read(at("small/transformer/diffusion_pytorch_model.safetensors")).unwrap()
+    );
 
     // Another recipe in its place leaves nothing of it behind.
     write("labels.txt", &many);
     stop(run(&["--force"]), &progress.join("1-prune.json"));
-    write("recipe.toml", "steps = 2\nsamples = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = 0.05\n");
+    write(
+        "recipe.toml",
+        "steps = 2\nsamples = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = 0.05\n",
+    );
     succeed(&mut run(&["--force", "--quiet"]));
     assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml", "small"]);
 }
@@ -188,12 +239,15 @@ fn a_recipe_goes_on_where_it_stopped() {
 fn a_stopped_recipe_goes_on() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
-    let recipe = "steps = 6\nsamples = 4\nreport-samples = 0\n[[method]]\nname = 'skip'\nspeedup = 2\niterations = 12\n\
+    let recipe = "steps = 6\nsamples = 4\nreport-samples = 0\n[[method]]\nname = 'skip'\nspeedup = \
+        2\niterations = 12\n\
                   exchanges = 4\n[[method]]\nname = 'prune'\npattern = '2:4'\n";
     std::fs::write(at("recipe.toml"), recipe).unwrap();
     let run = |out: &str, options: &[&str]| compress(&at("recipe.toml"), &at(out), options);
     succeed(&mut run("whole", &["--quiet"]));
-    for (stage, finished) in [("plain rules", None), ("select", None), ("save", Some("1 of 2 methods are finished"))] {
+    for (stage, finished) in
+        [("plain rules", None), ("select", None), ("save", Some("1 of 2 methods are finished"))]
+    {
         let mut child = run("stopped", &["--force"]).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         assert!(told.any(|line| line.starts_with(stage)), "{stage} was not told");
@@ -219,17 +273,26 @@ fn what_a_recipe_reads() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     std::fs::create_dir(at("data")).unwrap();
-    let (recipe, own) = (at("data/recipe.toml"), model("emoji-mmdit").join("prompts/calibration.txt"));
+    let (recipe, own) =
+        (at("data/recipe.toml"), model("emoji-mmdit").join("prompts/calibration.txt"));
     std::fs::write(
         &recipe,
-        "steps = 2\nsamples = 2\n[[method]]\nname = 'slim'\n[[method]]\nname = 'prune'\nsamples = 3\n",
+        "steps = 2\nsamples = 2\n[[method]]\nname = 'slim'\n[[method]]\nname = 'prune'\nsamples = \
+         3\n",
     )
     .unwrap();
-    let prompts: Vec<String> = std::fs::read_to_string(own).unwrap().lines().take(5).map(str::to_owned).collect();
+    let prompts: Vec<String> =
+        std::fs::read_to_string(own).unwrap().lines().take(5).map(str::to_owned).collect();
     std::fs::write(at("data/report.txt"), prompts.join("\n")).unwrap();
     let run = |out: &str| {
         let mut command = secateur();
-        command.arg("compress").arg(model("emoji-mmdit")).arg("--recipe").arg(&recipe).arg("--out").arg(at(out));
+        command
+            .arg("compress")
+            .arg(model("emoji-mmdit"))
+            .arg("--recipe")
+            .arg(&recipe)
+            .arg("--out")
+            .arg(at(out));
         command
             .args(["--report-samples", "9", "--force", "--quiet", "--json", "--report-prompts"])
             .arg(at("data/report.txt"));
@@ -239,16 +302,25 @@ fn what_a_recipe_reads() {
     assert!(error.contains("overlap"), "{error}");
     assert_eq!(entries(&at("data")), ["recipe.toml", "report.txt"]);
     let report = json(&succeed(&mut run("small")));
-    let drawn = report["comparison"]["prompts"].as_array().unwrap().iter().map(|pair| pair["prompt"].as_str().unwrap());
+    let drawn = report["comparison"]["prompts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|pair| pair["prompt"].as_str().unwrap());
     assert!(drawn.eq(prompts[3..].iter()));
-    assert!(report["notes"].to_string().contains("3 report prompts are calibration prompts"), "{}", report["notes"]);
+    assert!(
+        report["notes"].to_string().contains("3 report prompts are calibration prompts"),
+        "{}",
+        report["notes"]
+    );
 }
 
 #[test]
 fn methods_that_would_calibrate_alike_share_a_calibration() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
-    let recipe = "steps = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = 0.05\n[[method]]\nname = 'prune'\n\
+    let recipe = "steps = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = \
+        0.05\n[[method]]\nname = 'prune'\n\
                   pattern = '2:4'\n[[method]]\nname = 'prune'\nsamples = 3\n";
     std::fs::write(at("recipe.toml"), recipe).unwrap();
     let planned = succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run"]));
@@ -259,21 +331,29 @@ fn methods_that_would_calibrate_alike_share_a_calibration() {
         "{slim}"
     );
     assert!(
-        first.contains("--samples=200 --statistics=") && first.ends_with(".small.secateur/progress/1-slim.statistics"),
+        first.contains("--samples=200 --statistics=")
+            && first.ends_with(".small.secateur/progress/1-slim.statistics"),
         "{first}"
     );
     assert!(second.contains("--samples=3") && !second.contains("statistics"), "{second}");
 
-    // What is shared is what the commands do by themselves, a run that was stopped in between included.
+    // What is shared is what the commands do by themselves, a run that was stopped in between
+    // included.
     let few = ["--samples", "4", "--force", "--quiet", "--json"];
     let report = json(&succeed(&mut compress(&at("recipe.toml"), &at("small"), &few)));
     assert_eq!(entries(temporary.path()), ["recipe.toml", "small"]);
-    let stages: Vec<&str> = report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
-    assert!(stages.contains(&"1, slim: calibrate") && stages.contains(&"3, prune: calibrate"), "{stages:?}");
+    let stages: Vec<&str> =
+        report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert!(
+        stages.contains(&"1, slim: calibrate") && stages.contains(&"3, prune: calibrate"),
+        "{stages:?}"
+    );
     assert!(!stages.contains(&"2, prune: calibrate"), "{stages:?}");
     let by_hand = |command: &str, options: &[&str], from: &Path, out: &str| {
         let common = ["--steps=2", "--samples=4", "--report-samples=0", "--quiet"];
-        succeed(secateur().arg(command).arg(from).args(common).args(options).arg("--out").arg(at(out)));
+        succeed(
+            secateur().arg(command).arg(from).args(common).args(options).arg("--out").arg(at(out)),
+        );
     };
     let statistics = at("carried");
     let carry = format!("--carry-statistics={}", statistics.display());
@@ -288,9 +368,19 @@ fn methods_that_would_calibrate_alike_share_a_calibration() {
         .args(["--steps=2", "--samples=4", "--report-samples=0"])
         .output()
         .unwrap();
-    assert!(String::from_utf8_lossy(&error.stderr).contains("made with other settings: model"), "{error:?}");
-    by_hand("prune", &["--pattern=2:4", &format!("--statistics={}", statistics.display())], &at("a"), "b");
+    assert!(
+        String::from_utf8_lossy(&error.stderr).contains("made with other settings: model"),
+        "{error:?}"
+    );
+    by_hand(
+        "prune",
+        &["--pattern=2:4", &format!("--statistics={}", statistics.display())],
+        &at("a"),
+        "b",
+    );
     by_hand("prune", &["--samples=3"], &at("b"), "c");
-    let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    let weights = |name: &str| {
+        std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap()
+    };
     assert!(weights("small") == weights("c"));
 }

@@ -1,7 +1,8 @@
-//! Every command that writes a folder, killed at each of its file operations, and with each of them failing.
+//! Every command that writes a folder, killed at each of its file operations, and with each of them
+//! failing.
 //!
-//! A sample of the operations is tried; `SECATEUR_FAULTS=all` tries all of them, and `SECATEUR_FAULTS=CASE` one, as a
-//! failure prints it.
+//! A sample of the operations is tried; `SECATEUR_FAULTS=all` tries all of them, and
+//! `SECATEUR_FAULTS=CASE` one, as a failure prints it.
 
 #![cfg(target_os = "linux")]
 
@@ -33,7 +34,8 @@ enum Setting {
     New,
     /// A folder that --force replaces.
     Force,
-    /// The same on a file system without atomic exchanges and hard links, such as some network file systems.
+    /// The same on a file system without atomic exchanges and hard links, such as some network file
+    /// systems.
     NewPlain,
     ForcePlain,
 }
@@ -76,8 +78,15 @@ enum Mode {
 }
 
 impl Mode {
-    const ALL: [Self; 7] =
-        [Self::KillBefore, Self::KillAfter, Self::KillTwice, Self::Io, Self::NoSpace, Self::Short, Self::Full];
+    const ALL: [Self; 7] = [
+        Self::KillBefore,
+        Self::KillAfter,
+        Self::KillTwice,
+        Self::Io,
+        Self::NoSpace,
+        Self::Short,
+        Self::Full,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -120,7 +129,8 @@ impl Mode {
     }
 }
 
-/// What others have beside the output: names that this program uses, or once used, are theirs all the same.
+/// What others have beside the output: names that this program uses, or once used, are theirs all
+/// the same.
 fn neighbours() -> Tree {
     Tree::default()
         .with("notes.txt", b"mine")
@@ -141,7 +151,8 @@ fn neighbours() -> Tree {
 fn is_ours(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     let middle = name.strip_prefix(".out.").and_then(|rest| rest.strip_suffix(".secateur"));
-    name == ".out.secateur" || middle.is_some_and(|middle| middle.chars().all(|c| c.is_ascii_hexdigit() || c == '-'))
+    name == ".out.secateur"
+        || middle.is_some_and(|middle| middle.chars().all(|c| c.is_ascii_hexdigit() || c == '-'))
 }
 
 /// A command in a setting.
@@ -181,7 +192,15 @@ impl<'a> Scene<'a> {
             }
             _ => tiny.tree("smaller-model"),
         });
-        let mut scene = Self { tiny, shim, kind, setting, old, expected: Tree::default(), operations: Vec::new() };
+        let mut scene = Self {
+            tiny,
+            shim,
+            kind,
+            setting,
+            old,
+            expected: Tree::default(),
+            operations: Vec::new(),
+        };
         let folder = scene.parent();
         scene.operations = shim.operations(&mut scene.command(folder.path(), scene.flags()));
         scene.expected = Tree::read(&folder.path().join("out")).unwrap();
@@ -217,11 +236,14 @@ impl<'a> Scene<'a> {
     fn cases(&self, mode: Mode, all: bool) -> Vec<Case> {
         let count = self.operations.len();
         let (first, last, between) = mode.sample(self.setting);
-        let mut at: BTreeSet<usize> = (1..=count).filter(|n| all || *n <= first || n + last > count).collect();
+        let mut at: BTreeSet<usize> =
+            (1..=count).filter(|n| all || *n <= first || n + last > count).collect();
         let mut random = Random::new(number("SECATEUR_SEED").unwrap_or(1));
         // One of every part, so that they are spread over the run.
         at.extend(
-            (0..between).map(|part| 1 + (count * part + random.below(count)) / between).filter(|at| *at <= count),
+            (0..between)
+                .map(|part| 1 + (count * part + random.below(count)) / between)
+                .filter(|at| *at <= count),
         );
         at.into_iter().map(|at| Case { mode, at }).collect()
     }
@@ -252,11 +274,18 @@ impl<'a> Scene<'a> {
         if !killed {
             ended.is_orderly()?;
         }
-        let mut state = self.state(parent, mode.kills()).map_err(|problem| ended.problem(problem))?;
+        let mut state =
+            self.state(parent, mode.kills()).map_err(|problem| ended.problem(problem))?;
         match (ended.code, state) {
-            (Some(0), State::Before) => return Err(ended.problem("success, and the output is not there")),
-            (Some(1), State::Published) => return Err(ended.problem("an error, and the output is complete")),
-            (Some(1), _) if ended.stderr.trim().is_empty() => return Err(ended.problem("an error without a message")),
+            (Some(0), State::Before) => {
+                return Err(ended.problem("success, and the output is not there"));
+            }
+            (Some(1), State::Published) => {
+                return Err(ended.problem("an error, and the output is complete"));
+            }
+            (Some(1), _) if ended.stderr.trim().is_empty() => {
+                return Err(ended.problem("an error without a message"));
+            }
             (Some(0 | 1) | None, _) => {}
             (Some(_), _) => return Err(ended.problem("neither exit code 0 nor 1")),
         }
@@ -266,7 +295,9 @@ impl<'a> Scene<'a> {
             let mut command = self.command(parent, &[self.flags(), resume].concat());
             self.shim.disturb(&mut command, again, Disturbance::KillBefore);
             let ended = Ended::of(&mut command);
-            let before = |problem| ended.problem(format!("the run that went on, killed at {again}: {problem}"));
+            let before = |problem| {
+                ended.problem(format!("the run that went on, killed at {again}: {problem}"))
+            };
             if ended.signal != Some(SIGKILL) {
                 ended.is_orderly().map_err(before)?;
             }
@@ -286,14 +317,19 @@ impl<'a> Scene<'a> {
     /// What a user does next.
     fn recovers(&self, parent: &Path, state: State, succeeded: bool) -> Result<(), String> {
         if self.kind.resumes() && !succeeded {
-            let ended = Ended::of(&mut self.command(parent, &[self.flags(), &["--resume"]].concat()));
+            let ended =
+                Ended::of(&mut self.command(parent, &[self.flags(), &["--resume"]].concat()));
             ended.is_orderly()?;
             match ended.code {
                 Some(0) => return Ok(()),
                 Some(1) if ended.stderr.contains("nothing to resume") => {}
                 // Killed when all was done.
-                Some(1) if ended.stderr.contains("exists already") && self.is_clean(parent).is_ok() => {}
-                _ => return Err(ended.problem("--resume neither went on nor had nothing to resume")),
+                Some(1)
+                    if ended.stderr.contains("exists already") && self.is_clean(parent).is_ok() => {
+                }
+                _ => {
+                    return Err(ended.problem("--resume neither went on nor had nothing to resume"));
+                }
             }
         }
         let ended = Ended::of(&mut self.command(parent, self.flags()));
@@ -311,7 +347,8 @@ impl<'a> Scene<'a> {
                 ended.is_orderly()?;
                 if ended.code == Some(0) { Ok(()) } else { Err(ended.problem("--force failed")) }
             }
-            // An output that could not be put in place is kept until somebody says what to do with it.
+            // An output that could not be put in place is kept until somebody says what to do with
+            // it.
             Some(1) if ended.stderr.contains(KEPT) => {
                 self.is_kept(&ended.stderr).map_err(|problem| ended.problem(problem))?;
                 let ended = Ended::of(&mut self.command(parent, &["--force"]));
@@ -324,9 +361,18 @@ impl<'a> Scene<'a> {
 
     /// That the folder that a message names is a whole output.
     fn is_kept(&self, message: &str) -> Result<(), String> {
-        let path = message.split(KEPT).nth(1).unwrap_or_default().split([';', '\n']).next().unwrap_or_default();
-        let Some(kept) = Tree::read(Path::new(path)) else { return Err(format!("{path:?} is no folder")) };
-        kept.difference_of_output(&self.expected).map_or(Ok(()), |difference| Err(format!("{path}: {difference}")))
+        let path = message
+            .split(KEPT)
+            .nth(1)
+            .unwrap_or_default()
+            .split([';', '\n'])
+            .next()
+            .unwrap_or_default();
+        let Some(kept) = Tree::read(Path::new(path)) else {
+            return Err(format!("{path:?} is no folder"));
+        };
+        kept.difference_of_output(&self.expected)
+            .map_or(Ok(()), |difference| Err(format!("{path}: {difference}")))
     }
 
     /// What is at --out, which is never anything in between.
@@ -345,9 +391,9 @@ impl<'a> Scene<'a> {
             (None, Some(_)) => Err("what --force was to replace is gone".into()),
             (Some(found), _) => match found.difference_of_output(&self.expected) {
                 None => Ok(State::Published),
-                Some(difference) => {
-                    Err(format!("--out holds neither what was there nor the whole output: {difference}"))
-                }
+                Some(difference) => Err(format!(
+                    "--out holds neither what was there nor the whole output: {difference}"
+                )),
             },
         }
     }
@@ -381,7 +427,10 @@ fn asked_for(request: &str) -> Option<(UnitKind, Setting, Case)> {
 fn survives(kind: UnitKind) {
     let request = std::env::var("SECATEUR_FAULTS").unwrap_or_default();
     let asked_for = asked_for(&request);
-    assert!(request.is_empty() || request == "all" || asked_for.is_some(), "SECATEUR_FAULTS={request} is no case");
+    assert!(
+        request.is_empty() || request == "all" || asked_for.is_some(),
+        "SECATEUR_FAULTS={request} is no case"
+    );
     if asked_for.is_some_and(|(wanted, ..)| wanted != kind) {
         return;
     }
@@ -405,7 +454,8 @@ fn survives(kind: UnitKind) {
                 None => scene.cases(mode, request == "all"),
             };
             let failures = each(&cases, |case| scene.survives(*case));
-            let what = format!("{} ({} operations) {}", scene.name(), scene.operations.len(), mode.name());
+            let what =
+                format!("{} ({} operations) {}", scene.name(), scene.operations.len(), mode.name());
             tally.add(tell(&what, cases.len(), &failures));
         }
     }
@@ -428,8 +478,14 @@ fn a_foreign_folder_under_our_name_stays() {
             }
             let ended = Ended::of(tiny.command(kind, &folder.path().join("out")).args(flags));
             ended.is_orderly().unwrap();
-            let names_it = [".out.secateur", "nothing to resume"].iter().any(|words| ended.stderr.contains(words));
-            assert!(ended.code == Some(0) || names_it, "{}", ended.problem("it does not name the folder"));
+            let names_it = [".out.secateur", "nothing to resume"]
+                .iter()
+                .any(|words| ended.stderr.contains(words));
+            assert!(
+                ended.code == Some(0) || names_it,
+                "{}",
+                ended.problem("it does not name the folder")
+            );
             let found = Tree::read_some(folder.path(), |name| name != "out");
             assert_eq!(found.difference(&foreign), None, "{}", ended.problem(""));
             let _ = std::fs::remove_dir_all(folder.path().join("out"));

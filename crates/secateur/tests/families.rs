@@ -1,4 +1,5 @@
-//! The real binary on models that take labels or nothing, on other samplers and sizes, and on files without weights.
+//! The real binary on models that take labels or nothing, on other samplers and sizes, and on files
+//! without weights.
 
 #![cfg(unix)]
 
@@ -23,17 +24,33 @@ fn a_model_without_prompts_takes_a_number_of_samples() {
     let temporary = tempfile::tempdir().unwrap();
     let out = temporary.path().join("pictures");
     let mut generate = secateur();
-    generate.arg("generate").arg(folder.path()).arg("--out").arg(&out).args(["--steps", "3", "--quiet"]);
+    generate
+        .arg("generate")
+        .arg(folder.path())
+        .arg("--out")
+        .arg(&out)
+        .args(["--steps", "3", "--quiet"]);
     succeed(generate.args(["--samples", "3"]));
     assert_eq!(entries(&out), ["0000.png", "0001.png", "0002.png"]);
     let read = |name: &str| std::fs::read(out.join(name)).unwrap();
     assert_ne!(read("0000.png"), read("0001.png"));
-    succeed(secateur().arg("bench").arg(folder.path()).args(["--steps", "3", "--repeats", "1", "--quiet"]));
+    succeed(secateur().arg("bench").arg(folder.path()).args([
+        "--steps",
+        "3",
+        "--repeats",
+        "1",
+        "--quiet",
+    ]));
 
     let pruned = temporary.path().join("pruned");
     let prune = |options: &[&str]| {
         let mut prune = secateur();
-        prune.arg("prune").arg(folder.path()).arg("--out").arg(&pruned).args(["--steps", "3", "--quiet", "--json"]);
+        prune
+            .arg("prune")
+            .arg(folder.path())
+            .arg("--out")
+            .arg(&pruned)
+            .args(["--steps", "3", "--quiet", "--json"]);
         prune.args(options);
         prune
     };
@@ -57,7 +74,9 @@ fn a_model_that_knows_classes_takes_labels() {
     let out = temporary.path().join("pruned");
     let prune = || {
         let mut prune = secateur();
-        prune.args(["prune", "models/emoji-dit", "--steps", "3", "--quiet", "--json", "--prompts"]).arg(&labels);
+        prune
+            .args(["prune", "models/emoji-dit", "--steps", "3", "--quiet", "--json", "--prompts"])
+            .arg(&labels);
         prune.args(["--report-samples", "3", "--out"]).arg(&out);
         prune
     };
@@ -94,7 +113,10 @@ fn other_samplers_and_sizes() {
         generate.args(["--steps", "5", "--out"]).arg(temporary.path().join(out)).args(options);
         generate
     };
-    let told = json(&succeed(&mut generate("heun", &["--sampler", "heun", "--height", "32", "--width", "48"])));
+    let told = json(&succeed(&mut generate(
+        "heun",
+        &["--sampler", "heun", "--height", "32", "--width", "48"],
+    )));
     assert_eq!(told["sampler"], "heun");
     let picture = image::open(temporary.path().join("heun/0000.png")).unwrap();
     assert_eq!((picture.height(), picture.width()), (32, 48));
@@ -119,9 +141,18 @@ fn the_tree_of_a_model() {
     let tree = succeed(secateur().args(["inspect", "--tree", "--quiet"]).arg(folder.path()));
     let name = folder.path().file_name().unwrap().to_str().unwrap();
     insta::assert_snapshot!(tree.replace(name, "flux"));
-    let inspection = json(&succeed(secateur().args(["inspect", "--quiet", "--json"]).arg(model("emoji-unet"))));
-    assert_eq!(inspection["units"][0]["feeds"], serde_json::json!(["down_blocks.1", "up_blocks.1", "up_blocks.2"]));
-    let total: u64 = inspection["blocks"].as_array().unwrap().iter().map(|block| block["macs"].as_u64().unwrap()).sum();
+    let inspection =
+        json(&succeed(secateur().args(["inspect", "--quiet", "--json"]).arg(model("emoji-unet"))));
+    assert_eq!(
+        inspection["units"][0]["feeds"],
+        serde_json::json!(["down_blocks.1", "up_blocks.1", "up_blocks.2"])
+    );
+    let total: u64 = inspection["blocks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|block| block["macs"].as_u64().unwrap())
+        .sum();
     assert_eq!(inspection["macs"], total);
 }
 
@@ -137,7 +168,9 @@ fn full_size_without_weights() {
     for (name, wanted) in config.parameters(&Default::default()).unwrap() {
         let start = end;
         end += 2 * wanted.shape.iter().product::<usize>();
-        let entry = serde_json::json!({"dtype": "F16", "shape": wanted.shape, "data_offsets": [start, end]});
+        let entry = serde_json::json!({"dtype": "F16", "shape": wanted.shape,
+            "data_offsets": [start,
+            end]});
         header.insert(name, entry);
     }
     let header = serde_json::to_vec(&header).unwrap();
@@ -151,7 +184,16 @@ fn full_size_without_weights() {
     let prompts = temporary.path().join("prompts.txt");
     std::fs::write(&prompts, "a cat\na dog\n").unwrap();
     let mut prune = secateur();
-    prune.args(["prune", "--dry-run", "--quiet", "--json", "--report-samples", "0", "--steps", "10"]);
+    prune.args([
+        "prune",
+        "--dry-run",
+        "--quiet",
+        "--json",
+        "--report-samples",
+        "0",
+        "--steps",
+        "10",
+    ]);
     // It is planned, and cannot be run.
     let ended = prune.arg(&folder).arg("--prompts").arg(&prompts).output().unwrap();
     assert_eq!(ended.status.code(), Some(1));
@@ -168,8 +210,10 @@ fn variants_of_a_recipe() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     copy_folder(&model("emoji-dit"), &at("model"));
-    let (plain, half) = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors");
-    std::fs::rename(at("model/transformer").join(plain), at("model/transformer").join(half)).unwrap();
+    let (plain, half) =
+        ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors");
+    std::fs::rename(at("model/transformer").join(plain), at("model/transformer").join(half))
+        .unwrap();
     let vae = at("model/vae");
     std::fs::copy(vae.join(plain), vae.join(half)).unwrap();
     std::fs::rename(vae.join(plain), vae.join("diffusion_pytorch_model.fp32.safetensors")).unwrap();
@@ -179,6 +223,12 @@ fn variants_of_a_recipe() {
     )
     .unwrap();
     let mut command = secateur();
-    command.arg("compress").arg(at("model")).arg("--recipe").arg(at("recipe.toml")).arg("--out").arg(at("small"));
+    command
+        .arg("compress")
+        .arg(at("model"))
+        .arg("--recipe")
+        .arg(at("recipe.toml"))
+        .arg("--out")
+        .arg(at("small"));
     succeed(command.args(["--variant", "fp16", "--report-samples", "1", "--quiet"]));
 }

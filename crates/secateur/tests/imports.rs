@@ -1,9 +1,11 @@
-//! How the files of every crate import each other: in no circle, and in the order that `lib.rs` lists the modules in.
+//! How the files of every crate import each other: in no circle, and in the order that `lib.rs`
+//! lists the modules in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// A path of modules and an item, such as `["plan", "package", "Package"]`; of the crate's root nothing.
+/// A path of modules and an item, such as `["plan", "package", "Package"]`; of the crate's root
+/// nothing.
 type ItemPath = Vec<String>;
 
 /// A crate's files, by module path; the root is empty.
@@ -20,7 +22,10 @@ fn is_word(c: char) -> bool {
 /// The text before the tests, without comments.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// `a::{b, c::{d as e, self}}` as `a::b`, `a::c::d` and `a::c`.
@@ -50,9 +55,13 @@ fn uses(code: &str) -> Vec<(bool, Vec<ItemPath>)> {
     let mut found = Vec::new();
     for (place, _) in code.match_indices("use ") {
         let line = code[..place].rsplit('\n').next().unwrap_or_default();
-        let is_item = line.trim().is_empty() || (line.trim_start().starts_with("pub") && !line.contains('='));
+        let is_item =
+            line.trim().is_empty() || (line.trim_start().starts_with("pub") && !line.contains('='));
         if let Some((tree, _)) = code[place + 4..].split_once(';').filter(|_| is_item) {
-            found.push((line.contains("pub"), expand(&tree.split_whitespace().collect::<Vec<_>>().join(" "))));
+            found.push((
+                line.contains("pub"),
+                expand(&tree.split_whitespace().collect::<Vec<_>>().join(" ")),
+            ));
         }
     }
     found
@@ -68,7 +77,9 @@ impl Crate {
                 } else if path.extension().is_some_and(|ending| ending == "rs") {
                     let within = path.strip_prefix(source).unwrap().with_extension("");
                     let parts = within.iter().map(|part| part.to_str().unwrap().to_owned());
-                    let module = parts.filter(|part| !["lib", "main", "mod"].contains(&part.as_str())).collect();
+                    let module = parts
+                        .filter(|part| !["lib", "main", "mod"].contains(&part.as_str()))
+                        .collect();
                     files.insert(module, code(&std::fs::read_to_string(&path).unwrap()));
                 }
             }
@@ -76,7 +87,9 @@ impl Crate {
         let mut all = Self { files, reexports: BTreeMap::new() };
         let mut reexports = BTreeMap::new();
         for (module, code) in &all.files {
-            for path in uses(code).into_iter().filter(|(public, _)| *public).flat_map(|(_, paths)| paths) {
+            for path in
+                uses(code).into_iter().filter(|(public, _)| *public).flat_map(|(_, paths)| paths)
+            {
                 if let (Some(name), Some(path)) = (path.last(), all.absolute(module, &path)) {
                     reexports.insert((module.clone(), name.clone()), path);
                 }
@@ -102,7 +115,10 @@ impl Crate {
 
     /// The file in which an item is.
     fn file_of(&self, path: &[String], depth: usize) -> ItemPath {
-        let length = (0..=path.len()).rev().find(|&length| self.files.contains_key(&path[..length])).unwrap_or(0);
+        let length = (0..=path.len())
+            .rev()
+            .find(|&length| self.files.contains_key(&path[..length]))
+            .unwrap_or(0);
         let module = path[..length].to_vec();
         let name = path.get(length).cloned().unwrap_or_default();
         match self.reexports.get(&(module.clone(), name)) {
@@ -118,20 +134,34 @@ impl Crate {
                 uses(code).into_iter().filter(|(public, _)| !public).flat_map(|u| u.1).collect();
             for start in ["crate::", "super::"] {
                 for (place, _) in code.match_indices(start) {
-                    let path = code[place..].split(|c| !is_word(c) && c != ':').next().unwrap_or_default();
-                    let is_use = code[..place].rsplit(['\n', ';']).next().unwrap_or_default().contains("use ");
+                    let path =
+                        code[place..].split(|c| !is_word(c) && c != ':').next().unwrap_or_default();
+                    let is_use = code[..place]
+                        .rsplit(['\n', ';'])
+                        .next()
+                        .unwrap_or_default()
+                        .contains("use ");
                     if !is_use && !code[..place].ends_with([':', '$']) {
-                        paths.push(path.trim_end_matches(':').split("::").map(str::to_owned).collect());
+                        paths.push(
+                            path.trim_end_matches(':').split("::").map(str::to_owned).collect(),
+                        );
                     }
                 }
             }
             // A child is named without a prefix.
-            let children = self.files.keys().filter(|file| file.len() == module.len() + 1 && file.starts_with(module));
+            let children = self
+                .files
+                .keys()
+                .filter(|file| file.len() == module.len() + 1 && file.starts_with(module));
             for child in children.filter_map(|file| file.last()) {
                 let start = format!("{child}::");
                 let mut starts = code.match_indices(&start).map(|(place, _)| &code[..place]);
-                let is_use = |before: &str| before.rsplit(['\n', ';']).next().unwrap_or_default().contains("use ");
-                if starts.any(|before| !before.ends_with(|c| is_word(c) || c == ':') && !is_use(before)) {
+                let is_use = |before: &str| {
+                    before.rsplit(['\n', ';']).next().unwrap_or_default().contains("use ")
+                };
+                if starts
+                    .any(|before| !before.ends_with(|c| is_word(c) || c == ':') && !is_use(before))
+                {
                     paths.push(vec![child.clone()]);
                 }
             }
@@ -145,13 +175,14 @@ impl Crate {
     /// The modules of the root, in the order of the file.
     fn order(&self) -> Vec<String> {
         let lines = self.files[&ItemPath::new()].lines();
-        let module = |line: &str| Some(line.trim().strip_suffix(';')?.rsplit_once("mod ")?.1.to_owned());
+        let module =
+            |line: &str| Some(line.trim().strip_suffix(';')?.rsplit_once("mod ")?.1.to_owned());
         lines.filter_map(module).collect()
     }
 }
 
-/// Takes away, as long as there are any, files that import from none of the others: what is left is in circles or imports
-/// from them.
+/// Takes away, as long as there are any, files that import from none of the others: what is left is
+/// in circles or imports from them.
 fn circles(imports: &BTreeMap<ItemPath, BTreeSet<ItemPath>>) -> BTreeSet<ItemPath> {
     let mut left: BTreeSet<ItemPath> = imports.keys().cloned().collect();
     loop {
@@ -166,7 +197,8 @@ fn circles(imports: &BTreeMap<ItemPath, BTreeSet<ItemPath>>) -> BTreeSet<ItemPat
 
 fn sources() -> Vec<PathBuf> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut sources: Vec<PathBuf> = std::fs::read_dir(crates).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut sources: Vec<PathBuf> =
+        std::fs::read_dir(crates).unwrap().map(|entry| entry.unwrap().path()).collect();
     sources.sort();
     sources.into_iter().map(|path| path.join("src")).filter(|path| path.is_dir()).collect()
 }
@@ -174,20 +206,29 @@ fn sources() -> Vec<PathBuf> {
 fn problems(source: &Path) -> Vec<String> {
     let all = Crate::read(source);
     let imports = all.imports();
-    let name = |file: &ItemPath| if file.is_empty() { "the root".to_owned() } else { file.join("/") };
+    let name =
+        |file: &ItemPath| if file.is_empty() { "the root".to_owned() } else { file.join("/") };
     let in_circles = circles(&imports);
     let mut problems: Vec<String> = in_circles
         .iter()
         .map(|file| {
             let others: Vec<_> = imports[file].intersection(&in_circles).map(name).collect();
-            format!("{} is in a circle, or leads to one: it imports from {}", name(file), others.join(", "))
+            format!(
+                "{} is in a circle, or leads to one: it imports from {}",
+                name(file),
+                others.join(", ")
+            )
         })
         .collect();
     let order = all.order();
     let place = |file: &ItemPath| order.iter().position(|module| Some(module) == file.first());
     for (file, others) in &imports {
         for other in others.iter().filter(|other| place(other) > place(file) && !file.is_empty()) {
-            problems.push(format!("{} imports from {}, which lib.rs lists below it", name(file), name(other)));
+            problems.push(format!(
+                "{} imports from {}, which lib.rs lists below it",
+                name(file),
+                name(other)
+            ));
         }
     }
     problems
@@ -220,9 +261,15 @@ fn circles_and_wrong_orders_are_found() {
     write("low/part.rs", "use crate::high::High;\npub struct Low;\n");
     let found = problems(folder.path());
     assert!(found.iter().any(|problem| problem.starts_with("high is in a circle")), "{found:?}");
-    assert!(found.iter().any(|problem| problem.starts_with("low/part imports from high, which")), "{found:?}");
+    assert!(
+        found.iter().any(|problem| problem.starts_with("low/part imports from high, which")),
+        "{found:?}"
+    );
     // In the tests of a file anything is allowed.
-    write("low/part.rs", "pub struct Low;\n#[cfg(test)]\nmod tests {\n    use crate::high::High;\n}\n");
+    write(
+        "low/part.rs",
+        "pub struct Low;\n#[cfg(test)]\nmod tests {\n    use crate::high::High;\n}\n",
+    );
     assert_eq!(problems(folder.path()), Vec::<String>::new());
     // A child that imports from its parent, which calls it.
     write("low.rs", "mod part;\nfn low() { part::low() }\nfn shared() {}\n");

@@ -7,7 +7,8 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-const SMALL: [&str; 8] = ["--samples", "2", "--steps", "3", "--report-samples", "3", "--quiet", "--json"];
+const SMALL: [&str; 8] =
+    ["--samples", "2", "--steps", "3", "--report-samples", "3", "--quiet", "--json"];
 
 fn prune(out: &Path, options: &[&str]) -> Command {
     let mut command = secateur();
@@ -21,8 +22,11 @@ fn json(text: &str) -> Value {
 
 /// Zeros and weights of the prunable layers, by `inspect`.
 fn zeros(folder: &Path) -> Vec<(String, f64)> {
-    let inspection = json(&succeed(secateur().arg("inspect").arg(folder).args(["--zeros", "--json", "--quiet"])));
-    let layers = inspection["layers"].as_array().unwrap().iter().filter(|layer| layer["prunable"] == true);
+    let inspection = json(&succeed(
+        secateur().arg("inspect").arg(folder).args(["--zeros", "--json", "--quiet"]),
+    ));
+    let layers =
+        inspection["layers"].as_array().unwrap().iter().filter(|layer| layer["prunable"] == true);
     let share = |layer: &Value| {
         let columns = layer["shape"][1].as_f64().unwrap() * layer["shape"][0].as_f64().unwrap();
         (layer["name"].as_str().unwrap().to_owned(), layer["zeros"].as_f64().unwrap() / columns)
@@ -46,7 +50,8 @@ fn prune_writes_a_whole_model_and_a_report() {
     assert_eq!(comparison["prompts"].as_array().unwrap().len(), 3);
     assert!(comparison["psnr"]["mean"].as_f64().unwrap() > 5.0);
     assert!(comparison["text_image"]["model"] == "emoji-clip");
-    let stages: Vec<_> = report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    let stages: Vec<_> =
+        report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
     assert_eq!(stages, ["load", "evaluate", "calibrate", "solve", "save"]);
     let html = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(html.matches("data:image/png;base64").count() >= 6);
@@ -58,7 +63,8 @@ fn prune_writes_a_whole_model_and_a_report() {
     // As a table: a column, and the share of all parameters.
     let table = succeed(secateur().arg("inspect").arg(&out).args(["--zeros", "--quiet"]));
     assert!(table.lines().next().unwrap().trim_end().ends_with("zeros"), "{table}");
-    let layer = table.lines().find(|line| line.starts_with("transformer_blocks.0.attn.to_q ")).unwrap();
+    let layer =
+        table.lines().find(|line| line.starts_with("transformer_blocks.0.attn.to_q ")).unwrap();
     // Half of the weights; the bias stays.
     assert!(layer.ends_with("49.8 %"), "{layer}");
     assert!(table.contains("parameters in the denoiser, 32.3 % zeros"), "{table}");
@@ -73,16 +79,17 @@ fn prune_writes_a_whole_model_and_a_report() {
     assert_eq!(comparison["prompts"][0]["prompt"], held_out.lines().next().unwrap());
 
     // What was saved is what the report judged.
-    let compared = json(&succeed(secateur().args(["compare", "models/emoji-mmdit"]).arg(&out).args([
-        "--samples",
-        "3",
-        "--steps",
-        "3",
-        "--seed",
-        "1",
-        "--quiet",
-        "--json",
-    ])));
+    let compared =
+        json(&succeed(secateur().args(["compare", "models/emoji-mmdit"]).arg(&out).args([
+            "--samples",
+            "3",
+            "--steps",
+            "3",
+            "--seed",
+            "1",
+            "--quiet",
+            "--json",
+        ])));
     assert_eq!(compared["comparison"]["psnr"], comparison["psnr"]);
     assert_eq!(compared["comparison"]["text_image"], comparison["text_image"]);
 }
@@ -99,14 +106,20 @@ fn patterns_are_kept_row_by_row() {
     ];
     for (method, pattern, group) in cases {
         let out = temporary.path().join(method);
-        succeed(&mut prune(&out, &["--pattern", pattern, "--method", method, "--report-samples", "0"]));
+        succeed(&mut prune(
+            &out,
+            &["--pattern", pattern, "--method", method, "--report-samples", "0"],
+        ));
         let pruned: usize = pattern.split(':').next().unwrap().parse().unwrap();
         let file = out.join("transformer/diffusion_pytorch_model.safetensors");
         let tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap();
         let weight = &tensors["transformer_blocks.3.ff.net.2.weight"];
         let weight = weight.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap();
         for group in weight.to_vec1::<f32>().unwrap().chunks(group) {
-            assert!(group.iter().filter(|w| **w == 0.0).count() >= pruned, "{method} {pattern}: {group:?}");
+            assert!(
+                group.iter().filter(|w| **w == 0.0).count() >= pruned,
+                "{method} {pattern}: {group:?}"
+            );
         }
     }
 }
@@ -133,14 +146,24 @@ fn saved_statistics_give_the_same_model() {
 fn packages_see_the_model_as_pruned_so_far() {
     let temporary = tempfile::tempdir().unwrap();
     let errors = |name: &str, packages: &str| {
-        let options = ["--packages", packages, "--report-samples", "0", "--include", "transformer_blocks.[01].*"];
+        let options = [
+            "--packages",
+            packages,
+            "--report-samples",
+            "0",
+            "--include",
+            "transformer_blocks.[01].*",
+        ];
         let report = json(&succeed(&mut prune(&temporary.path().join(name), &options)));
         report["layers"].as_array().unwrap().clone()
     };
     let (one, many) = (errors("one", "1"), errors("many", "8"));
     assert_eq!(one.len(), many.len());
     assert_eq!(many.last().unwrap()["package"], 7);
-    assert_eq!(one[0]["error"], many[0]["error"], "the first package sees the dense model either way");
+    assert_eq!(
+        one[0]["error"], many[0]["error"],
+        "the first package sees the dense model either way"
+    );
     assert_ne!(one.last().unwrap()["error"], many.last().unwrap()["error"]);
 }
 
@@ -149,7 +172,10 @@ fn threads_do_not_matter() {
     let temporary = tempfile::tempdir().unwrap();
     let run = |name: &str, options: &[&str]| {
         let out = temporary.path().join(name);
-        succeed(prune(&out, &["--report-samples", "0", "--include", "transformer_blocks.0.*"]).args(options));
+        succeed(
+            prune(&out, &["--report-samples", "0", "--include", "transformer_blocks.0.*"])
+                .args(options),
+        );
         std::fs::read(out.join("transformer/diffusion_pytorch_model.safetensors")).unwrap()
     };
     let two = run("two", &["--threads", "2"]);
@@ -161,9 +187,12 @@ fn generate_numbers_the_pictures_and_repeats_itself() {
     let temporary = tempfile::tempdir().unwrap();
     let run = |name: &str, batch: &str| {
         let out = temporary.path().join(name);
-        let prompts = ["--prompt", "red apple, noto style emoji", "--prompt", "a cat", "--prompt", "tree"];
+        let prompts =
+            ["--prompt", "red apple, noto style emoji", "--prompt", "a cat", "--prompt", "tree"];
         let options = ["--steps", "2", "--seed", "3", "--quiet", "--json", "--batch", batch];
-        let json = json(&succeed(secateur().arg("generate").args(prompts).args(options).arg("--out").arg(&out)));
+        let json = json(&succeed(
+            secateur().arg("generate").args(prompts).args(options).arg("--out").arg(&out),
+        ));
         assert_eq!(json["images"][1]["prompt"], "a cat");
         out
     };
@@ -189,7 +218,8 @@ fn the_dry_run_writes_nothing() {
     let options = ["--threads", "2", "--packages", "4", "--pattern", "2:4"];
     let text = succeed(plain.args(["prune", "--dry-run"]).args(options));
     // How long it takes is this machine's.
-    let (time, rest): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with("time: about "));
+    let (time, rest): (Vec<_>, Vec<_>) =
+        text.lines().partition(|line| line.starts_with("time: about "));
     assert_eq!(time.len(), 1);
     insta::assert_snapshot!(rest.join("\n"));
 }

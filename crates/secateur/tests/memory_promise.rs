@@ -1,5 +1,5 @@
-//! What a run is said to hold at most, against the most that its process held. `SECATEUR_MEMORY_TABLE=1` runs all methods
-//! on all bundled models, and other settings.
+//! What a run is said to hold at most, against the most that its process held.
+//! `SECATEUR_MEMORY_TABLE=1` runs all methods on all bundled models, and other settings.
 
 #![cfg(target_os = "linux")]
 
@@ -52,7 +52,15 @@ const SETTINGS: [Case; 12] = [
     &["prune", "--method=magnitude", "--packages=8"],
     &["prune", "--height=96", "--width=96"],
     &["prune", "--structured", "--method=taylor", "--height=96", "--width=96"],
-    &["skip", "--iterations=1", "--exchanges=1", "--batch=8", "--samples=8", "--height=96", "--width=96"],
+    &[
+        "skip",
+        "--iterations=1",
+        "--exchanges=1",
+        "--batch=8",
+        "--samples=8",
+        "--height=96",
+        "--width=96",
+    ],
     &["prune", "--threads=1"],
     &["prune", "--threads=4"],
     &["prune", "--report-samples=24"],
@@ -79,12 +87,19 @@ fn measure(model: &str, case: Case, folder: &Path) -> (f64, f64) {
             let name = option.split('=').next().unwrap_or_default();
             !case.iter().any(|own| own.split('=').next() == Some(name))
         };
-        let usual = ["--samples=4", "--steps=3", "--report-samples=2", "--threads=2", "--quiet", "--json"];
+        let usual =
+            ["--samples=4", "--steps=3", "--report-samples=2", "--threads=2", "--quiet", "--json"];
         command.args(usual.iter().filter(given));
         let statistics = folder.join("statistics").display().to_string();
-        command.args(case[1..].iter().map(|option| option.replace("STATISTICS", &statistics))).args(last);
+        command
+            .args(case[1..].iter().map(|option| option.replace("STATISTICS", &statistics)))
+            .args(last);
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     };
     let said = json(&run(&["--dry-run"]))["memory"]["total"].as_f64().unwrap();
@@ -105,7 +120,8 @@ fn a_process_holds_what_it_is_said_to_hold() {
         }
     };
     // Small pages hold less that is not used; what is said is for large ones.
-    let pages = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    let pages =
+        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
     let large = pages.contains("[madvise]") || pages.contains("[always]");
     let mut misses = Vec::new();
     for (model, case) in cases {
@@ -113,7 +129,8 @@ fn a_process_holds_what_it_is_said_to_hold() {
         let (said, held) = measure(model, case, folder.path());
         let (ratio, mebibytes) = (held / said, |bytes: f64| bytes / f64::from(1 << 20));
         let (case, said, held) = (case.join(" "), mebibytes(said), mebibytes(held));
-        let line = format!("{model:12} {case:55} said {said:6.1} MiB, held {held:6.1} MiB, {ratio:.2}");
+        let line =
+            format!("{model:12} {case:55} said {said:6.1} MiB, held {held:6.1} MiB, {ratio:.2}");
         println!("{line}");
         if ratio > 1.0 + TOLERANCE || (large && ratio < 1.0 - TOLERANCE) {
             misses.push(line);

@@ -1,7 +1,7 @@
 //! Damaged files: every command that reads one ends in order and says which file it is.
 //!
-//! `SECATEUR_MUTATIONS=N` sets how many are tried, `SECATEUR_SEED` which; `SECATEUR_MUTATION=I` tries the I-th alone. What
-//! failed before is tried first: see `mutations/README.md`.
+//! `SECATEUR_MUTATIONS=N` sets how many are tried, `SECATEUR_SEED` which; `SECATEUR_MUTATION=I`
+//! tries the I-th alone. What failed before is tried first: see `mutations/README.md`.
 
 #![cfg(target_os = "linux")]
 
@@ -24,8 +24,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Options of a run that calibrates, and of one that uses its statistics.
-const CALIBRATION: [&str; 6] =
-    ["--prompts=prompts.txt", "--steps=1", "--batch=2", "--report-samples=0", "--packages=1", "--quiet"];
+const CALIBRATION: [&str; 6] = [
+    "--prompts=prompts.txt",
+    "--steps=1",
+    "--batch=2",
+    "--report-samples=0",
+    "--packages=1",
+    "--quiet",
+];
 
 /// What reads the damaged file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,16 +77,24 @@ impl Reader {
 
     /// Its arguments, on that model.
     fn arguments(self, model: &str) -> Vec<&str> {
-        let of_model = |arguments: &[&'static str]| [&arguments[..1], &[model], &arguments[1..]].concat();
+        let of_model =
+            |arguments: &[&'static str]| [&arguments[..1], &[model], &arguments[1..]].concat();
         match self {
             Self::Inspect => of_model(&["inspect", "--quiet"]),
             Self::Zeros => of_model(&["inspect", "--zeros", "--quiet"]),
             Self::Blocks => of_model(&["inspect", "--tree", "--quiet"]),
             Self::Memory => of_model(&["inspect", "--memory", "--quiet"]),
-            Self::Generate => {
-                of_model(&["generate", "--prompts=prompts.txt", "--steps=1", "--adapt", "--out=out", "--quiet"])
+            Self::Generate => of_model(&[
+                "generate",
+                "--prompts=prompts.txt",
+                "--steps=1",
+                "--adapt",
+                "--out=out",
+                "--quiet",
+            ]),
+            Self::Own => {
+                of_model(&["generate", "--samples=1", "--steps=1", "--out=out", "--quiet"])
             }
-            Self::Own => of_model(&["generate", "--samples=1", "--steps=1", "--out=out", "--quiet"]),
             Self::Prune => [&of_model(&["prune", "--out=out"]), CALIBRATION.as_slice()].concat(),
             Self::Slim => [&of_model(&["slim", "--out=out"]), CALIBRATION.as_slice()].concat(),
             Self::Export => of_model(&["export", "--densify", "--out=out", "--quiet"]),
@@ -96,15 +110,27 @@ impl Reader {
                     "--quiet",
                 ]
             }
-            Self::Recipe => {
-                of_model(&["compress", "--recipe=recipe.toml", "--prompts=prompts.txt", "--dry-run", "--quiet"])
-            }
+            Self::Recipe => of_model(&[
+                "compress",
+                "--recipe=recipe.toml",
+                "--prompts=prompts.txt",
+                "--dry-run",
+                "--quiet",
+            ]),
             Self::Convert => {
-                vec!["convert", "single-file.safetensors", "--like=like-this", "--out=out", "--quiet"]
+                vec![
+                    "convert",
+                    "single-file.safetensors",
+                    "--like=like-this",
+                    "--out=out",
+                    "--quiet",
+                ]
             }
-            Self::Statistics => {
-                [&of_model(&["prune", "--statistics=statistics", "--out=out"]), CALIBRATION.as_slice()].concat()
-            }
+            Self::Statistics => [
+                &of_model(&["prune", "--statistics=statistics", "--out=out"]),
+                CALIBRATION.as_slice(),
+            ]
+            .concat(),
             Self::Resume => vec![],
         }
     }
@@ -158,27 +184,43 @@ impl Inputs {
         let all: Vec<PathBuf> = whole.files().map(|(path, _)| path.to_owned()).collect();
         let group = |wanted: &dyn Fn(&Path, &str) -> bool, readers: &'static [Reader]| {
             let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-            let files: Vec<PathBuf> =
-                all.iter().filter(|path| wanted(path.as_path(), &name(path.as_path()))).cloned().collect();
+            let files: Vec<PathBuf> = all
+                .iter()
+                .filter(|path| wanted(path.as_path(), &name(path.as_path())))
+                .cloned()
+                .collect();
             assert!(!files.is_empty(), "no files for {readers:?}");
             Group { files, readers }
         };
         use Reader::*;
         let in_model = |path: &Path| path.starts_with("tiny-model");
-        let tokenizer = |path: &Path| path.iter().any(|step| step.to_string_lossy().starts_with("tokenizer"));
+        let tokenizer =
+            |path: &Path| path.iter().any(|step| step.to_string_lossy().starts_with("tokenizer"));
         let groups = vec![
             group(
                 &|path, name| in_model(path) && !tokenizer(path) && name.ends_with(".json"),
                 &[Inspect, Blocks, Memory, Generate, Generate, Prune, Slim],
             ),
-            group(&|path, name| in_model(path) && name.ends_with(".safetensors"), &[Inspect, Zeros, Generate, Prune]),
-            group(&|path, _| in_model(path) && tokenizer(path), &[Generate]),
-            group(&|path, _| path.ends_with("smaller-model/secateur.json"), &[Inspect, Generate, Export, Compare]),
             group(
-                &|path, name| path.starts_with("skipping-model") && matches!(name, "reuse.json" | "secateur.json"),
+                &|path, name| in_model(path) && name.ends_with(".safetensors"),
+                &[Inspect, Zeros, Generate, Prune],
+            ),
+            group(&|path, _| in_model(path) && tokenizer(path), &[Generate]),
+            group(
+                &|path, _| path.ends_with("smaller-model/secateur.json"),
+                &[Inspect, Generate, Export, Compare],
+            ),
+            group(
+                &|path, name| {
+                    path.starts_with("skipping-model")
+                        && matches!(name, "reuse.json" | "secateur.json")
+                },
                 &[Inspect, Generate, Compare],
             ),
-            group(&|path, name| path == Path::new(name) && name.ends_with(".txt"), &[Generate, Prune]),
+            group(
+                &|path, name| path == Path::new(name) && name.ends_with(".txt"),
+                &[Generate, Prune],
+            ),
             group(&|path, _| path == Path::new("recipe.toml"), &[Recipe]),
             group(&|path, _| path == Path::new("single-file.safetensors"), &[Convert, Inspect]),
             group(&|path, _| path.starts_with("like-this"), &[Convert]),
@@ -197,11 +239,20 @@ impl Inputs {
         for _ in 0..1 + random.below(8) / 6 {
             bytes = damage(&name, &bytes, &mut random);
         }
-        Case { name: format!("SECATEUR_SEED={seed} SECATEUR_MUTATION={index}"), reader, file, bytes }
+        Case {
+            name: format!("SECATEUR_SEED={seed} SECATEUR_MUTATION={index}"),
+            reader,
+            file,
+            bytes,
+        }
     }
 
     fn bytes(&self, wanted: &Path) -> &[u8] {
-        self.whole.files().find(|(path, _)| *path == wanted).unwrap_or_else(|| panic!("no {}", wanted.display())).1
+        self.whole
+            .files()
+            .find(|(path, _)| *path == wanted)
+            .unwrap_or_else(|| panic!("no {}", wanted.display()))
+            .1
     }
 
     fn survives(&self, case: &Case) -> Result<(), String> {
@@ -231,37 +282,54 @@ impl Inputs {
             }
         };
         let ended = Ended::of(&mut command);
-        let out = if case.reader == Reader::Resume { work.join("stopped/out") } else { work.join("out") };
+        let out =
+            if case.reader == Reader::Resume { work.join("stopped/out") } else { work.join("out") };
         let result = self.judge(case, &ended, &work, &out, &before);
         result.map_err(|problem| ended.problem(format!("{}\n{problem}", self.keep(case))))
     }
 
-    fn judge(&self, case: &Case, ended: &Ended, work: &Path, out: &Path, before: &Tree) -> Result<(), String> {
+    fn judge(
+        &self,
+        case: &Case,
+        ended: &Ended,
+        work: &Path,
+        out: &Path,
+        before: &Tree,
+    ) -> Result<(), String> {
         if let Some(over) = &ended.over {
             return Err(over.clone());
         }
         if ended.stderr.contains("panicked") {
             return Err("panicked".into());
         }
-        let Some(code @ 0..=2) = ended.code else { return Err("an exit code that is none of 0, 1 and 2".into()) };
-        if let Some(control) = ended.stderr.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
+        let Some(code @ 0..=2) = ended.code else {
+            return Err("an exit code that is none of 0, 1 and 2".into());
+        };
+        if let Some(control) =
+            ended.stderr.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t'))
+        {
             return Err(format!("the message has the control character {control:?}"));
         }
         let made = Tree::read(out);
         if code == 0 {
             if case.reader == Reader::Resume {
                 let difference = made.unwrap_or_default().difference_of_output(&self.resumed);
-                return difference
-                    .map_or(Ok(()), |difference| Err(format!("it goes on to something else: {difference}")));
+                return difference.map_or(Ok(()), |difference| {
+                    Err(format!("it goes on to something else: {difference}"))
+                });
             }
         } else {
             self.refused.fetch_add(1, Ordering::Relaxed);
             let folder = case.file.parent().and_then(Path::file_name);
             // A conversion names the two things that do not fit each other.
             let like = case.file.iter().next().filter(|_| case.reader == Reader::Convert);
-            let names = [case.file.file_name(), folder, like].map(|name| name.unwrap_or_default().to_string_lossy());
+            let names = [case.file.file_name(), folder, like]
+                .map(|name| name.unwrap_or_default().to_string_lossy());
             if !names.iter().any(|name| !name.is_empty() && ended.stderr.contains(&**name)) {
-                return Err(format!("the message names neither {} nor its folder", case.file.display()));
+                return Err(format!(
+                    "the message names neither {} nor its folder",
+                    case.file.display()
+                ));
             }
             if made.is_some() {
                 return Err("it failed, and there is an output".into());
@@ -291,14 +359,21 @@ impl Inputs {
 
     /// Writes a case down so that it can be tried again, and tells where.
     fn keep(&self, case: &Case) -> String {
-        let name: String = case.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutations").join(name.to_lowercase());
+        let name: String =
+            case.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let folder =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutations").join(name.to_lowercase());
         std::fs::create_dir_all(&folder).unwrap();
         let damaged = folder.join(case.file.file_name().unwrap());
         std::fs::write(damaged, &case.bytes).unwrap();
         let (old, new) = (self.bytes(&case.file), case.bytes.as_slice());
         let start = old.iter().zip(new).take_while(|(a, b)| a == b).count();
-        let end = old[start..].iter().rev().zip(new[start..].iter().rev()).take_while(|(a, b)| a == b).count();
+        let end = old[start..]
+            .iter()
+            .rev()
+            .zip(new[start..].iter().rev())
+            .take_while(|(a, b)| a == b)
+            .count();
         let insert = &new[start..new.len() - end];
         let mut entry = serde_json::json!({
             "reader": case.reader.name(),
@@ -310,7 +385,11 @@ impl Inputs {
             Ok(text) => entry["insert"] = text.into(),
             Err(_) => entry["insert_bytes"] = insert.into(),
         }
-        std::fs::write(folder.join("case.json"), serde_json::to_string_pretty(&entry).unwrap() + "\n").unwrap();
+        std::fs::write(
+            folder.join("case.json"),
+            serde_json::to_string_pretty(&entry).unwrap() + "\n",
+        )
+        .unwrap();
         format!("{} ({}): {}", case.name, case.file.display(), folder.display())
     }
 
@@ -321,7 +400,8 @@ impl Inputs {
         let number = |key: &str| entry[key].as_u64().unwrap_or(0) as usize;
         let file = PathBuf::from(text("file").expect("a file"));
         let reader = text("reader").expect("a reader");
-        let reader = Reader::ALL.into_iter().find(|known| known.name() == reader).expect("a known reader");
+        let reader =
+            Reader::ALL.into_iter().find(|known| known.name() == reader).expect("a known reader");
         let mut bytes = self.bytes(&file).to_vec();
         let insert = match (text("insert"), &entry["insert_bytes"]) {
             (Some(text), _) => text.into_bytes(),
@@ -331,7 +411,9 @@ impl Inputs {
         let place = match text("find") {
             Some(find) => {
                 let found = bytes.windows(find.len()).position(|window| window == find.as_bytes());
-                let at = found.unwrap_or_else(|| panic!("{}: {find} is not in {}", path.display(), file.display()));
+                let at = found.unwrap_or_else(|| {
+                    panic!("{}: {find} is not in {}", path.display(), file.display())
+                });
                 at..at + find.len()
             }
             None => {
@@ -344,7 +426,8 @@ impl Inputs {
     }
 }
 
-/// Stops a run of prune in `stopped` when all its packages are done, and tells what it gives when it goes on.
+/// Stops a run of prune in `stopped` when all its packages are done, and tells what it gives when
+/// it goes on.
 fn stopped_run(tiny: &Tiny) -> Tree {
     let shim = Shim::new();
     let whole = tempfile::tempdir().unwrap();
@@ -365,7 +448,8 @@ fn damaged_files() {
     let inputs = Inputs::new();
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mutations");
     let files = std::fs::read_dir(corpus).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|ending| ending == "json")).collect();
+    let mut files: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|ending| ending == "json")).collect();
     files.sort();
     let recorded: Vec<Case> = files.iter().map(|file| inputs.recorded(file)).collect();
     let failures = each(&recorded, |case| inputs.survives(case));
@@ -379,7 +463,11 @@ fn damaged_files() {
     };
     let failures = each(&indices, |index| inputs.survives(&inputs.case(seed, *index)));
     let refused = inputs.refused.load(Ordering::Relaxed);
-    let random = tell(&format!("damaged at random, seed {seed} ({refused} refused)"), indices.len(), &failures);
+    let random = tell(
+        &format!("damaged at random, seed {seed} ({refused} refused)"),
+        indices.len(),
+        &failures,
+    );
     let difference = Tree::read(&inputs.tiny.at("")).unwrap().difference(&inputs.whole);
     assert!(difference.is_none(), "an input changed: {difference:?}");
     row(&format!("seed {seed}"), &[before, random]);

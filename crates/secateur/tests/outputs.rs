@@ -114,7 +114,8 @@ fn force_replaces_no_place_that_is_in_use() {
 fn what_appears_meanwhile_stays() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
-    let mut child = generate(&at("out")).args(["--steps", "40"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        generate(&at("out")).args(["--steps", "40"]).stderr(Stdio::piped()).spawn().unwrap();
     let start = Instant::now();
     while !at(".out.secateur/content").exists() {
         assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
@@ -139,7 +140,8 @@ fn what_appears_meanwhile_stays() {
 fn a_hidden_folder_that_is_not_ours_is_left_alone() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
-    let foreign = [".out.unfinished", ".out.run", ".out.1-slim", ".out.abcdef.partial", ".out.0123.secateur"];
+    let foreign =
+        [".out.unfinished", ".out.run", ".out.1-slim", ".out.abcdef.partial", ".out.0123.secateur"];
     foreign.iter().for_each(|name| write(&at(name).join("t"), "mine"));
     succeed(&mut generate(&at("out")));
     write(&at(".other.secateur/secateur.json"), "{\"folders\": [\"../out\", \"\"]}");
@@ -179,7 +181,10 @@ fn what_a_model_names_is_inside_it() {
     std::fs::rename(&list, at("list.txt")).unwrap();
     symlink(at("secret.txt"), &list).unwrap();
     let error = fail(secateur().arg("generate").arg(&copy).arg("--out").arg(at("out")), 1);
-    assert!(error.contains("held_out.txt: is a link that leads out of the model folder"), "{error}");
+    assert!(
+        error.contains("held_out.txt: is a link that leads out of the model folder"),
+        "{error}"
+    );
     write(&at("folder/id_rsa"), "key");
     symlink("../folder", copy.join("docs")).unwrap();
     symlink("..", copy.join("loop")).unwrap();
@@ -198,7 +203,9 @@ fn what_a_model_names_is_inside_it() {
     std::fs::create_dir_all(cached.parent().unwrap()).unwrap();
     std::fs::create_dir(at("models--a/blobs")).unwrap();
     std::fs::rename(at("plain"), &cached).unwrap();
-    for (number, file) in ["model_index.json", "prompts/held_out.txt", "tokenizer/vocab.json"].iter().enumerate() {
+    for (number, file) in
+        ["model_index.json", "prompts/held_out.txt", "tokenizer/vocab.json"].iter().enumerate()
+    {
         let blob = at("models--a/blobs").join(number.to_string());
         std::fs::rename(cached.join(file), &blob).unwrap();
         let up = if file.contains('/') { "../../../blobs" } else { "../../blobs" };
@@ -234,7 +241,8 @@ fn pipes_and_folders_are_no_files() {
             std::fs::write(path, kept).unwrap();
         }
     }
-    let prompts = |path: &str| fail(prune(&copy, &temporary.path().join("out")).args(["--prompts", path]), 1);
+    let prompts =
+        |path: &str| fail(prune(&copy, &temporary.path().join("out")).args(["--prompts", path]), 1);
     assert!(prompts("/dev/zero").contains("/dev/zero: is a device"));
     let giant = temporary.path().join("giant");
     std::fs::File::create(&giant).unwrap().set_len(1 << 30).unwrap();
@@ -242,7 +250,8 @@ fn pipes_and_folders_are_no_files() {
     assert_eq!(entries(temporary.path()), ["giant", "model"]);
 }
 
-/// What a killed run left is checked before it is used: whatever became of it, the model is the same.
+/// What a killed run left is checked before it is used: whatever became of it, the model is the
+/// same.
 #[test]
 #[cfg(unix)]
 fn damaged_progress_is_made_again() {
@@ -262,7 +271,9 @@ fn damaged_progress_is_made_again() {
     child.kill().unwrap();
     child.wait().unwrap();
     copy_folder(&at(".stopped.secateur"), &at("kept"));
-    let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    let weights = |name: &str| {
+        std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap()
+    };
     succeed(&mut run("whole", &[]));
     let flip = |path: &Path| {
         let mut bytes = std::fs::read(path).unwrap();
@@ -276,7 +287,9 @@ fn damaged_progress_is_made_again() {
     let damages: [Damage<'_>; 8] = [
         ("package-0000.safetensors", &|| flip(&tensors(0))),
         ("package-0001.json", &|| flip(&json(1))),
-        ("package-0000.safetensors", &|| std::fs::write(tensors(0), b"\x02\0\0\0\0\0\0\0{}").unwrap()),
+        ("package-0000.safetensors", &|| {
+            std::fs::write(tensors(0), b"\x02\0\0\0\0\0\0\0{}").unwrap()
+        }),
         ("package-0001.json", &|| {
             std::fs::copy(json(0), json(1)).unwrap();
             std::fs::copy(tensors(0), tensors(1)).unwrap();
@@ -300,7 +313,8 @@ fn damaged_progress_is_made_again() {
     assert_eq!(entries(temporary.path()), ["kept", "stopped", "whole"]);
 }
 
-/// Statistics that were carried over are those of other settings than a calibration's, whatever their name.
+/// Statistics that were carried over are those of other settings than a calibration's, whatever
+/// their name.
 #[test]
 #[cfg(unix)]
 fn a_run_goes_on_with_its_own_statistics() {
@@ -340,7 +354,10 @@ fn damaged_statistics_are_refused() {
         let mut damaged = whole.clone();
         damaged[whole.len() - 40] ^= 4;
         std::fs::write(&path, damaged).unwrap();
-        let error = fail(prune(&model("emoji-mmdit"), &at("second")).args(["--statistics", &statistics]), 1);
+        let error = fail(
+            prune(&model("emoji-mmdit"), &at("second")).args(["--statistics", &statistics]),
+            1,
+        );
         assert!(error.contains(name), "{error}");
         std::fs::write(&path, whole).unwrap();
     }
@@ -355,7 +372,11 @@ fn messages_hold_no_control_characters() {
     let temporary = tempfile::tempdir().unwrap();
     let name = "a\x1b]0;title\x07\nb";
     let mut command = secateur();
-    command.arg("generate").arg(temporary.path().join(name)).arg("--out").arg(temporary.path().join("out"));
+    command
+        .arg("generate")
+        .arg(temporary.path().join(name))
+        .arg("--out")
+        .arg(temporary.path().join("out"));
     let error = fail(&mut command, 1);
     assert!(error.contains("a\\u{1b}]0;title\\u{7}\\nb"), "{error:?}");
     assert!(error.trim_end().chars().all(|c| !c.is_control()), "{error:?}");

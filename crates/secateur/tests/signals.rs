@@ -57,10 +57,12 @@ impl<'a> Scene<'a> {
 
     /// Moments of both kinds, spread over the run.
     fn moments(&self, count: usize, random: &mut Random) -> Vec<Moment> {
-        let share = |random: &mut Random, part: usize| (part as f64 + random.share()) / count as f64;
+        let share =
+            |random: &mut Random, part: usize| (part as f64 + random.share()) / count as f64;
         let mut moments: Vec<_> =
             (0..count).map(|part| Moment::After(self.time.mul_f64(share(random, part)))).collect();
-        let operation = |part| Moment::Operation(1 + (self.operations as f64 * share(random, part)) as usize);
+        let operation =
+            |part| Moment::Operation(1 + (self.operations as f64 * share(random, part)) as usize);
         moments.extend((0..count).map(operation));
         moments
     }
@@ -87,12 +89,18 @@ impl<'a> Scene<'a> {
             Some(_) if self.kind == UnitKind::Skip && ended.code == Some(INTERRUPTED) => true,
             Some(found) => match found.difference_of_output(&self.expected) {
                 None => true,
-                Some(difference) => return Err(ended.problem(format!("half an output: {difference}"))),
+                Some(difference) => {
+                    return Err(ended.problem(format!("half an output: {difference}")));
+                }
             },
         };
         if ended.signal == Some(number) && matches!(moment, Moment::After(_)) {
             // It had not begun.
-            return if there { Err(ended.problem("it died of the signal")) } else { self.left(parent, false) };
+            return if there {
+                Err(ended.problem("it died of the signal"))
+            } else {
+                self.left(parent, false)
+            };
         }
         ended.is_orderly()?;
         match ended.code {
@@ -119,15 +127,21 @@ impl<'a> Scene<'a> {
             }
             _ => return Err(resumed.problem("--resume failed")),
         }
-        match Tree::read(&parent.join("out")).unwrap_or_default().difference_of_output(&self.expected) {
-            Some(difference) => Err(ended.problem(format!("--resume gave something else: {difference}"))),
+        match Tree::read(&parent.join("out"))
+            .unwrap_or_default()
+            .difference_of_output(&self.expected)
+        {
+            Some(difference) => {
+                Err(ended.problem(format!("--resume gave something else: {difference}")))
+            }
             None => self.left(parent, false),
         }
     }
 
     /// That nothing is left, but for the folder of a run that can go on.
     fn left(&self, parent: &Path, kept: bool) -> Result<(), String> {
-        let mut names: Vec<_> = std::fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> =
+            std::fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.retain(|name| name != "out" && !(kept && name == ".out.secateur"));
         if names.is_empty() { Ok(()) } else { Err(format!("left beside --out: {names:?}")) }
     }
@@ -137,7 +151,10 @@ impl<'a> Scene<'a> {
         let folder = tempfile::tempdir().unwrap();
         let inner = self.command(folder.path(), &[]);
         let mut command = Command::new("bash");
-        command.args(["-c", r#"trap '' HUP; exec "$@""#, "ignoring"]).arg(inner.get_program()).args(inner.get_args());
+        command
+            .args(["-c", r#"trap '' HUP; exec "$@""#, "ignoring"])
+            .arg(inner.get_program())
+            .args(inner.get_args());
         command.current_dir(inner.get_current_dir().unwrap());
         let ended = match moment {
             Moment::After(time) => {
@@ -177,7 +194,9 @@ fn survives(kind: UnitKind) {
         tallies.push(tell(&format!("{} SIG{}", kind.name(), signal.0), moments.len(), &failures));
     }
     let moments = scene.moments(count.div_ceil(4), &mut random);
-    let failures = each(&moments, |moment| scene.goes_on(*moment).map_err(|problem| format!("{moment:?}\n{problem}")));
+    let failures = each(&moments, |moment| {
+        scene.goes_on(*moment).map_err(|problem| format!("{moment:?}\n{problem}"))
+    });
     tallies.push(tell(&format!("{} with SIGHUP ignored", kind.name()), moments.len(), &failures));
     row(kind.name(), &tallies);
 }

@@ -1,4 +1,5 @@
-//! Numbers beyond any model, in every file and on the command line: refused at once, within little memory, by name.
+//! Numbers beyond any model, in every file and on the command line: refused at once, within little
+//! memory, by name.
 
 #![cfg(unix)]
 
@@ -19,7 +20,9 @@ fn copy(source: &Path, target: &Path) {
         let (path, name) = (entry.path(), entry.file_name());
         if path.is_dir() {
             copy(&path, &target.join(name));
-        } else if !["io.safetensors", "run.safetensors", "cases.json", "links.json"].iter().any(|other| name == *other)
+        } else if !["io.safetensors", "run.safetensors", "cases.json", "links.json"]
+            .iter()
+            .any(|other| name == *other)
         {
             std::fs::copy(&path, target.join(name)).unwrap();
         }
@@ -44,7 +47,10 @@ fn pipeline(name: &str) -> (tempfile::TempDir, PathBuf) {
 fn limited(arguments: &[&str]) -> Command {
     let binary = secateur();
     let mut command = Command::new("bash");
-    command.args(["-c", "ulimit -v 1500000; exec \"$@\"", "bash"]).arg(binary.get_program()).args(arguments);
+    command
+        .args(["-c", "ulimit -v 1500000; exec \"$@\"", "bash"])
+        .arg(binary.get_program())
+        .args(arguments);
     command.args(["--quiet", "--threads=2"]).arg0("bash").current_dir(project());
     command
 }
@@ -54,7 +60,11 @@ fn refused(arguments: &[&str], words: &[&str]) {
     let start = Instant::now();
     let output = limited(arguments).output().unwrap();
     let (seconds, error) = (start.elapsed(), text(&output.stderr));
-    assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {:?} {error}", output.status);
+    assert!(
+        matches!(output.status.code(), Some(1 | 2)),
+        "{arguments:?}: {:?} {error}",
+        output.status
+    );
     // A second, and what a busy machine may take more.
     assert!(seconds < Duration::from_secs(5), "{arguments:?} took {seconds:?}");
     for word in words {
@@ -90,7 +100,8 @@ fn fields_are_refused(name: &str, fields: &[(&str, &[&str])]) {
             for value in HUGE {
                 set(&path, field, value);
                 let last = field.rsplit('.').find(|part| part.parse::<usize>().is_err()).unwrap();
-                let arguments = ["generate", &folder, "--out", &out, "--prompt", "cat", "--steps", "1"];
+                let arguments =
+                    ["generate", &folder, "--out", &out, "--prompt", "cat", "--steps", "1"];
                 refused(&arguments, &[file, last]);
                 assert_eq!(entries(temporary.path()), ["model"], "something was written");
                 std::fs::write(&path, &before).unwrap();
@@ -101,10 +112,27 @@ fn fields_are_refused(name: &str, fields: &[(&str, &[&str])]) {
 
 #[test]
 fn of_stable_diffusion() {
-    let clip = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"];
-    let vae = ["out_channels", "latent_channels", "layers_per_block", "norm_num_groups", "block_out_channels.0"];
-    let unet =
-        ["in_channels", "sample_size", "layers_per_block", "transformer_layers_per_block", "cross_attention_dim"];
+    let clip = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+    ];
+    let vae = [
+        "out_channels",
+        "latent_channels",
+        "layers_per_block",
+        "norm_num_groups",
+        "block_out_channels.0",
+    ];
+    let unet = [
+        "in_channels",
+        "sample_size",
+        "layers_per_block",
+        "transformer_layers_per_block",
+        "cross_attention_dim",
+    ];
     fields_are_refused(
         "stable_diffusion_xl",
         &[
@@ -112,20 +140,37 @@ fn of_stable_diffusion() {
             ("text_encoder_2/config.json", &["max_position_embeddings", "projection_dim"]),
             ("vae/config.json", &vae),
             ("unet/config.json", &unet),
-            ("scheduler/scheduler_config.json", &["num_train_timesteps", "beta_end", "steps_offset"]),
+            (
+                "scheduler/scheduler_config.json",
+                &["num_train_timesteps", "beta_end", "steps_offset"],
+            ),
         ],
     );
 }
 
 #[test]
 fn of_pixart() {
-    let t5 = ["num_layers", "d_model", "d_kv", "d_ff", "num_heads", "vocab_size", "relative_attention_num_buckets"];
+    let t5 = [
+        "num_layers",
+        "d_model",
+        "d_kv",
+        "d_ff",
+        "num_heads",
+        "vocab_size",
+        "relative_attention_num_buckets",
+    ];
     fields_are_refused(
         "pixart",
         &[
             ("text_encoder/config.json", &t5),
-            ("transformer/config.json", &["num_layers", "attention_head_dim", "patch_size", "caption_channels"]),
-            ("secateur.json", &["generation.steps", "generation.max_sequence_length", "generation.guidance"]),
+            (
+                "transformer/config.json",
+                &["num_layers", "attention_head_dim", "patch_size", "caption_channels"],
+            ),
+            (
+                "secateur.json",
+                &["generation.steps", "generation.max_sequence_length", "generation.guidance"],
+            ),
         ],
     );
 }
@@ -138,11 +183,20 @@ fn of_a_tiny_autoencoder() {
     set(&model.join("model_index.json"), "vae.1", "\"AutoencoderTiny\"");
     let path = model.join("vae/config.json");
     let before = std::fs::read(&path).unwrap();
-    let (folder, out) = (model.display().to_string(), temporary.path().join("out").display().to_string());
-    for field in ["num_decoder_blocks.0", "num_encoder_blocks.1", "out_channels", "upsampling_scaling_factor"] {
+    let (folder, out) =
+        (model.display().to_string(), temporary.path().join("out").display().to_string());
+    for field in [
+        "num_decoder_blocks.0",
+        "num_encoder_blocks.1",
+        "out_channels",
+        "upsampling_scaling_factor",
+    ] {
         for value in HUGE {
             set(&path, field, value);
-            refused(&["generate", &folder, "--out", &out, "--prompt", "cat"], &["vae/config.json", "beyond"]);
+            refused(
+                &["generate", &folder, "--out", &out, "--prompt", "cat"],
+                &["vae/config.json", "beyond"],
+            );
             std::fs::write(&path, &before).unwrap();
         }
     }
@@ -154,7 +208,9 @@ fn a_limit_that_transformers_writes_for_none_is_none() {
     let path = model.join("tokenizer/tokenizer_config.json");
     set(&path, "model_max_length", "1000000000000000019884624838656");
     let mut command = secateur();
-    command.args(["generate", "--prompt", "cat", "--steps", "1", "--quiet", "--out"]).arg(temporary.path().join("out"));
+    command
+        .args(["generate", "--prompt", "cat", "--steps", "1", "--quiet", "--out"])
+        .arg(temporary.path().join("out"));
     succeed(command.arg(&model));
 }
 
@@ -162,23 +218,48 @@ fn a_limit_that_transformers_writes_for_none_is_none() {
 fn of_the_command_line() {
     let huge = "1000000000000000000";
     for option in ["--steps", "--height", "--width", "--batch", "--samples"] {
-        refused(&["generate", "models/emoji-unet", "--out", "no", option, huge], &[option, "at most 1000000"]);
+        refused(
+            &["generate", "models/emoji-unet", "--out", "no", option, huge],
+            &[option, "at most 1000000"],
+        );
     }
-    for option in ["--token-stride", "--packages", "--multiple", "--keep-ends", "--report-samples"] {
-        refused(&["prune", "models/emoji-unet", "--out", "no", option, huge], &[option, "at most 1000000"]);
+    for option in ["--token-stride", "--packages", "--multiple", "--keep-ends", "--report-samples"]
+    {
+        refused(
+            &["prune", "models/emoji-unet", "--out", "no", option, huge],
+            &[option, "at most 1000000"],
+        );
     }
     for option in ["--iterations", "--exchanges"] {
-        refused(&["skip", "models/emoji-unet", "--out", "no", option, huge], &[option, "at most 1000000"]);
+        refused(
+            &["skip", "models/emoji-unet", "--out", "no", option, huge],
+            &[option, "at most 1000000"],
+        );
     }
     refused(&["bench", "models/emoji-unet", "--repeats", huge], &["--repeats", "at most 1000000"]);
-    refused(&["bench", "models/emoji-unet", "--batch", "1000000"], &["1000000 image(s)", "--batch"]);
-    refused(&["generate", "models/emoji-unet", "--out", "no", "--height", "1000000"], &["height of 1000000 pixels"]);
-    refused(&["generate", "models/emoji-unet", "--out", "no", "--guidance", "1e308"], &["guidance"]);
-    let error = fail(secateur().arg("inspect").arg(model("emoji-unet")).args(["--memory", "--batch", huge]), 2);
+    refused(
+        &["bench", "models/emoji-unet", "--batch", "1000000"],
+        &["1000000 image(s)", "--batch"],
+    );
+    refused(
+        &["generate", "models/emoji-unet", "--out", "no", "--height", "1000000"],
+        &["height of 1000000 pixels"],
+    );
+    refused(
+        &["generate", "models/emoji-unet", "--out", "no", "--guidance", "1e308"],
+        &["guidance"],
+    );
+    let error = fail(
+        secateur().arg("inspect").arg(model("emoji-unet")).args(["--memory", "--batch", huge]),
+        2,
+    );
     assert!(error.contains("--batch") && error.contains("at most 1000000"), "{error}");
     let (_temporary, folder) = pipeline("ddpm");
     let folder = folder.display().to_string();
-    refused(&["generate", &folder, "--out", "no", "--samples", huge], &["--samples", "at most 1000000"]);
+    refused(
+        &["generate", &folder, "--out", "no", "--samples", huge],
+        &["--samples", "at most 1000000"],
+    );
 }
 
 /// A file of that header, followed by `bytes` bytes.
@@ -196,13 +277,25 @@ fn tensors_that_stand_there_twice() {
     let info = r#"{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}"#;
     for (header, words) in [
         (format!(r#"{{"a": {info}, "a": {info}}}"#), ["a stands there twice"; 2]),
-        (r#"{"__metadata__": {"b": "1", "b": "2"}}"#.to_owned(), ["b stands there twice", "__metadata__"]),
+        (
+            r#"{"__metadata__": {"b": "1", "b": "2"}}"#.to_owned(),
+            ["b stands there twice", "__metadata__"],
+        ),
         (info.replace("[1]", "[0, 18446744073709551615, 4]"), ["", ""]),
-        (format!(r#"{{"a": {}}}"#, info.replace("[1]", "[0, 9223372036854775807, 4]")), ["the shape of a", ""]),
-        (format!(r#"{{"a": {}}}"#, info.replace("[1]", "[4294967296, 4294967296]")), ["the shape of a", ""]),
+        (
+            format!(r#"{{"a": {}}}"#, info.replace("[1]", "[0, 9223372036854775807, 4]")),
+            ["the shape of a", ""],
+        ),
+        (
+            format!(r#"{{"a": {}}}"#, info.replace("[1]", "[4294967296, 4294967296]")),
+            ["the shape of a", ""],
+        ),
     ] {
         safetensors(&weights, &header, 4);
-        refused(&["inspect", &folder], &[&["diffusion_pytorch_model.safetensors", "bad header"], &words[..]].concat());
+        refused(
+            &["inspect", &folder],
+            &[&["diffusion_pytorch_model.safetensors", "bad header"], &words[..]].concat(),
+        );
     }
     std::fs::remove_file(&weights).unwrap();
     let shards = ["a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors"];

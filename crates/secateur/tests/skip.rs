@@ -1,4 +1,5 @@
-//! DiP-GO through the binary: a model that skips, what becomes of it, and requests that cannot be met.
+//! DiP-GO through the binary: a model that skips, what becomes of it, and requests that cannot be
+//! met.
 
 mod common;
 use common::{entries, fail, model, secateur, succeed};
@@ -12,8 +13,18 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-const SMALL: [&str; 10] =
-    ["--samples", "4", "--steps", "6", "--iterations", "4", "--exchanges", "4", "--report-samples", "2"];
+const SMALL: [&str; 10] = [
+    "--samples",
+    "4",
+    "--steps",
+    "6",
+    "--iterations",
+    "4",
+    "--exchanges",
+    "4",
+    "--report-samples",
+    "2",
+];
 
 fn skip(model_name: &str, out: &Path, options: &[&str]) -> Command {
     let mut command = secateur();
@@ -40,7 +51,11 @@ fn a_model_that_skips_lives_on() {
     for name in ["learned", "calls evenly spread", "fewer steps: 3", "random"] {
         assert!(names.iter().any(|known| known.starts_with(name)), "{name} is none of {names:?}");
     }
-    assert!(ways.iter().all(|way| way["kept"].as_f64().unwrap() <= 0.5 && way["speed_up"].as_f64().unwrap() > 1.0));
+    assert!(
+        ways.iter()
+            .all(|way| way["kept"].as_f64().unwrap() <= 0.5
+                && way["speed_up"].as_f64().unwrap() > 1.0)
+    );
     let page = std::fs::read_to_string(at("skips").join("report.html")).unwrap();
     assert!(page.contains("What is computed") && page.contains("transformer_blocks.7"));
     let schedule = json(&std::fs::read_to_string(at("skips").join("reuse.json")).unwrap());
@@ -52,12 +67,19 @@ fn a_model_that_skips_lives_on() {
     let plain = json(&succeed(&mut skip("emoji-dit", &at("plain"), &options)))["skipping"].clone();
     assert!(plain["history"].as_array().unwrap().is_empty());
     let ways = plain["ways"].as_array().unwrap();
-    assert!(!ways.is_empty() && ways.iter().all(|way| !way["name"].as_str().unwrap().starts_with("learned")));
+    assert!(
+        !ways.is_empty()
+            && ways.iter().all(|way| !way["name"].as_str().unwrap().starts_with("learned"))
+    );
 
     // It is sampled as it was learned, and in no other way unless that is asked for.
     let generate = |name: &str, options: &[&str]| {
         let mut command = secateur();
-        command.args(["generate", "--samples", "1", "--quiet", "--out"]).arg(at(name)).arg(at("skips")).args(options);
+        command
+            .args(["generate", "--samples", "1", "--quiet", "--out"])
+            .arg(at(name))
+            .arg(at("skips"))
+            .args(options);
         command
     };
     succeed(&mut generate("pictures", &[]));
@@ -65,14 +87,25 @@ fn a_model_that_skips_lives_on() {
     assert!(error.contains("with 6 steps") && error.contains("--adapt"), "{error}");
     fail(&mut generate("no", &["--sampler", "ddim"]), 1);
     succeed(&mut generate("adapted", &["--steps", "9", "--adapt"]));
-    let bench = ["bench", "--repeats", "2", "--steps", "6", "--sampler", "dpm-solver", "--json", "--quiet"];
+    let bench =
+        ["bench", "--repeats", "2", "--steps", "6", "--sampler", "dpm-solver", "--json", "--quiet"];
     let bench = json(&succeed(secateur().args(bench).arg(model("emoji-dit")).arg(at("skips"))));
     assert!(bench["models"][1]["gain"]["macs_speed_up"].as_f64().unwrap() > 1.9);
 
     // Smaller as well: the schedule stays, and the report is of both.
-    let prune =
-        ["--structured", "--allocation", "uniform", "--samples", "2", "--report-samples", "2", "--quiet", "--json"];
-    let report = succeed(secateur().arg("prune").arg(at("skips")).args(prune).arg("--out").arg(at("both")));
+    let prune = [
+        "--structured",
+        "--allocation",
+        "uniform",
+        "--samples",
+        "2",
+        "--report-samples",
+        "2",
+        "--quiet",
+        "--json",
+    ];
+    let report =
+        succeed(secateur().arg("prune").arg(at("skips")).args(prune).arg("--out").arg(at("both")));
     let models = json(&report)["models"].clone();
     assert!(models[1]["macs"].as_u64().unwrap() < models[0]["macs"].as_u64().unwrap());
     assert!(at("both").join("reuse.json").is_file());
@@ -91,7 +124,9 @@ fn what_cannot_be_met_is_refused() {
     let least = error.split("--keep ").last().unwrap().split(' ').next().unwrap();
     let options = ["--keep", least, "--dry-run"];
     succeed(&mut skip("emoji-unet", &temporary.path().join("no"), &options));
-    assert!(refused("emoji-unet", &["--units", "residual"]).contains("no units of the kind residual"));
+    assert!(
+        refused("emoji-unet", &["--units", "residual"]).contains("no units of the kind residual")
+    );
     assert!(refused("emoji-unet", &["--keep", "1.5"]).contains("not in (0, 1)"));
     assert!(refused("emoji-unet", &["--speedup", "0.5"]).contains("not more than 1"));
 }
@@ -113,7 +148,8 @@ fn a_stopped_run_goes_on() {
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     let told: Vec<String> = told.collect();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    let note = json(&std::fs::read_to_string(at("stopped").join("report.json")).unwrap())["notes"].to_string();
+    let note = json(&std::fs::read_to_string(at("stopped").join("report.json")).unwrap())["notes"]
+        .to_string();
     assert!(note.contains("stopped after") && note.contains("--resume"), "{note}, {told:?}");
     for other in [["--seed", "3"], ["--batch", "2"], ["--iterations", "0"]] {
         let error = fail(&mut run("stopped", &["--resume", other[0], other[1]]), 1);
@@ -131,7 +167,9 @@ fn a_stopped_run_goes_on() {
     let pruned = |more: &[&str]| {
         let mut command = secateur();
         command.arg("prune").arg(model("emoji-dit")).arg("--out").arg(at("other"));
-        command.args(["--samples", "2", "--steps", "2", "--packages", "2", "--report-samples", "0"]).args(more);
+        command
+            .args(["--samples", "2", "--steps", "2", "--packages", "2", "--report-samples", "0"])
+            .args(more);
         command
     };
     let mut child = pruned(&[]).stderr(Stdio::null()).spawn().unwrap();

@@ -1,4 +1,5 @@
-//! SlimDiff through the binary: smaller models, what becomes of them, and requests that cannot be met.
+//! SlimDiff through the binary: smaller models, what becomes of them, and requests that cannot be
+//! met.
 
 mod common;
 #[path = "common/looks.rs"]
@@ -29,14 +30,27 @@ fn a_slim_model_lives_on() {
     let at = |name: &str| temporary.path().join(name);
     let dit = model("emoji-dit");
     let before = inspect(&dit);
-    let shares = |name: &str| 1.0 - number(&inspect(&at(name)), "parameters") / number(&before, "parameters");
-    let report = json(&succeed(&mut slim(&dit, &at("small"), &["--budget", "0.15", "--samples", "16", "--json"])));
+    let shares = |name: &str| {
+        1.0 - number(&inspect(&at(name)), "parameters") / number(&before, "parameters")
+    };
+    let report = json(&succeed(&mut slim(
+        &dit,
+        &at("small"),
+        &["--budget", "0.15", "--samples", "16", "--json"],
+    )));
     let share = shares("small");
     assert!((share - 0.15).abs() < 0.002, "{share} of the parameters went");
     assert!(number(&inspect(&at("small")), "macs") < 0.9 * number(&before, "macs"));
-    let kinds: std::collections::BTreeSet<&str> =
-        report["groups"].as_array().unwrap().iter().map(|group| group["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["neurons", "query-key dimensions", "value-output dimensions"]);
+    let kinds: std::collections::BTreeSet<&str> = report["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|group| group["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        kinds.into_iter().collect::<Vec<_>>(),
+        ["neurons", "query-key dimensions", "value-output dimensions"]
+    );
     assert!(report["groups"].as_array().unwrap().iter().all(|group| number(group, "error") < 0.5));
     let manifest = json(&std::fs::read_to_string(at("small").join("secateur.json")).unwrap());
     let removals = manifest["compressed"]["removals"].as_object().unwrap();
@@ -53,14 +67,30 @@ fn a_slim_model_lives_on() {
     assert!(furthest <= Some(1), "pixels differ by {furthest:?} of 255");
 
     // Slim again, heads and neurons, and 2:4, on top of it.
-    succeed(&mut slim(&at("small"), &at("smaller"), &["--budget", "0.05", "--allocation", "softmax"]));
+    succeed(&mut slim(
+        &at("small"),
+        &at("smaller"),
+        &["--budget", "0.05", "--allocation", "softmax"],
+    ));
     assert!(shares("smaller") > share + 0.03);
     let prune = |from: &str, to: &str, options: &[&str]| {
-        succeed(secateur().arg("prune").arg(at(from)).arg("--out").arg(at(to)).args(SMALL).args(options));
+        succeed(
+            secateur()
+                .arg("prune")
+                .arg(at(from))
+                .arg("--out")
+                .arg(at(to))
+                .args(SMALL)
+                .args(options),
+        );
     };
     prune("small", "structured", &["--structured", "--allocation", "uniform"]);
     assert!(shares("structured") > share + 0.03);
-    succeed(&mut slim(&at("structured"), &at("structured-slim"), &["--budget", "0.05", "--allocation", "uniform"]));
+    succeed(&mut slim(
+        &at("structured"),
+        &at("structured-slim"),
+        &["--budget", "0.05", "--allocation", "uniform"],
+    ));
     prune("structured-slim", "hybrid", &["--pattern", "2:4"]);
     draw(&at("hybrid"), "3");
 
@@ -75,11 +105,20 @@ fn by_multiply_accumulates_and_on_what_attention_makes() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     let mmdit = model("emoji-mmdit");
-    let options = ["--speedup", "1.15", "--rows", "attention", "--modules", "value-output,query-key", "--json"];
+    let options = [
+        "--speedup",
+        "1.15",
+        "--rows",
+        "attention",
+        "--modules",
+        "value-output,query-key",
+        "--json",
+    ];
     let report = json(&succeed(&mut slim(&mmdit, &at("small"), &options)));
     let notes = report["notes"].as_array().unwrap();
-    let barred =
-        |note: &Value| note.as_str().unwrap().contains("attentions stay as they are: a norm stands between them");
+    let barred = |note: &Value| {
+        note.as_str().unwrap().contains("attentions stay as they are: a norm stands between them")
+    };
     assert!(notes.iter().any(barred), "{notes:?}");
     let groups = report["groups"].as_array().unwrap();
     assert!(groups.iter().all(|group| group["kind"] == "value-output dimensions"));
@@ -96,9 +135,16 @@ fn what_cannot_be_met_says_what_can() {
         error
     };
     let error = refused("emoji-unet", &["--budget", "0.3"]);
-    assert!(error.contains("30.0 % of the parameters cannot go") && error.contains("is the largest"), "{error}");
+    assert!(
+        error.contains("30.0 % of the parameters cannot go") && error.contains("is the largest"),
+        "{error}"
+    );
     let largest = error.split("--budget ").last().unwrap().split(' ').next().unwrap();
-    let mut dry = slim(&model("emoji-unet"), &temporary.path().join("no"), &["--budget", largest, "--dry-run"]);
+    let mut dry = slim(
+        &model("emoji-unet"),
+        &temporary.path().join("no"),
+        &["--budget", largest, "--dry-run"],
+    );
     succeed(&mut dry);
     let error = refused("emoji-dit", &["--speedup", "40"]);
     assert!(error.contains("--speedup") && error.contains("is the largest"), "{error}");
@@ -106,14 +152,17 @@ fn what_cannot_be_met_says_what_can() {
     assert!(refused("emoji-dit", &["--budget", "1.5"]).contains("not in (0, 1)"));
 }
 
-/// A run that is killed after its first package goes on to the same bytes as one that was not, and only as the same run.
+/// A run that is killed after its first package goes on to the same bytes as one that was not, and
+/// only as the same run.
 #[test]
 #[cfg(unix)]
 fn a_killed_run_goes_on() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     let options = ["--budget", "0.15", "--allocation", "uniform", "--packages", "3"];
-    let run = |name: &str, more: &[&str]| slim(&model("emoji-dit"), &at(name), &[&options, more].concat());
+    let run = |name: &str, more: &[&str]| {
+        slim(&model("emoji-dit"), &at(name), &[&options, more].concat())
+    };
     succeed(&mut run("whole", &[]));
     let unfinished = at(".stopped.secateur/progress");
     let mut child = run("stopped", &[]).stderr(Stdio::null()).spawn().unwrap();
@@ -132,16 +181,20 @@ fn a_killed_run_goes_on() {
         assert!(error.contains(words), "{other:?}: {error}");
     }
     succeed(&mut run("stopped", &["--resume"]));
-    let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    let weights = |name: &str| {
+        std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap()
+    };
     assert!(weights("whole") == weights("stopped"), "the weights differ");
 }
 
-/// Second moments of fewer rows than an input is wide cannot tell all its directions: the note has the numbers.
+/// Second moments of fewer rows than an input is wide cannot tell all its directions: the note has
+/// the numbers.
 #[test]
 fn too_few_samples_are_told() {
     let temporary = tempfile::tempdir().unwrap();
     let notes = |samples: &str, stride: &str| {
-        let options = ["--budget", "0.05", "--dry-run", "--samples", samples, "--token-stride", stride];
+        let options =
+            ["--budget", "0.05", "--dry-run", "--samples", samples, "--token-stride", stride];
         succeed(&mut slim(&model("emoji-dit"), &temporary.path().join("no"), &options))
     };
     let told = notes("1", "16");

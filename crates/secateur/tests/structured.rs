@@ -1,4 +1,5 @@
-//! Removing heads and neurons through the binary: smaller models, what becomes of them, and runs that are stopped.
+//! Removing heads and neurons through the binary: smaller models, what becomes of them, and runs
+//! that are stopped.
 
 mod common;
 #[path = "common/looks.rs"]
@@ -27,10 +28,12 @@ fn a_smaller_model_lives_on() {
     let options = ["--structured", "--sparsity", "0.3", "--allocation", "uniform"];
     succeed(&mut prune(&model("emoji-mmdit"), &small, &options));
 
-    // Two of 8 heads and 304 of 1024 neurons, in all blocks but the first and the last; a file without them.
+    // Two of 8 heads and 304 of 1024 neurons, in all blocks but the first and the last; a file
+    // without them.
     let inspection = inspect(&small);
     assert!(
-        inspection["parameters"].as_u64().unwrap() < inspect(&model("emoji-mmdit"))["parameters"].as_u64().unwrap()
+        inspection["parameters"].as_u64().unwrap()
+            < inspect(&model("emoji-mmdit"))["parameters"].as_u64().unwrap()
     );
     let manifest = json(&std::fs::read_to_string(small.join("secateur.json")).unwrap());
     assert_eq!(manifest["format_version"], 2);
@@ -68,8 +71,15 @@ fn a_smaller_model_lives_on() {
     // 2:4 on top of it, the hybrid.
     let hybrid = at("hybrid");
     succeed(&mut prune(&small, &hybrid, &["--pattern", "2:4"]));
-    let zeros = json(&succeed(secateur().arg("inspect").arg(&hybrid).args(["--zeros", "--json", "--quiet"])));
-    let sum: u64 = zeros["layers"].as_array().unwrap().iter().filter_map(|layer| layer["zeros"].as_u64()).sum();
+    let zeros = json(&succeed(
+        secateur().arg("inspect").arg(&hybrid).args(["--zeros", "--json", "--quiet"]),
+    ));
+    let sum: u64 = zeros["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|layer| layer["zeros"].as_u64())
+        .sum();
     assert!(sum > 3_000_000, "{sum} zeros");
     assert_eq!(zeros["parameters"], inspection["parameters"]);
 }
@@ -94,7 +104,8 @@ fn a_manifest_that_does_not_fit_its_model_is_refused() {
         ("removed", json("[2, 1]"), "ascending"),
         ("removed", json("[0, 1, 2]"), "to_q"),
     ] {
-        let error = with(&|manifest| manifest["compressed"]["removals"][group][field] = value.clone());
+        let error =
+            with(&|manifest| manifest["compressed"]["removals"][group][field] = value.clone());
         assert!(error.contains(words) && error.contains("small"), "{field} {value}: {error}");
     }
     let error = with(&|manifest| {
@@ -124,7 +135,11 @@ fn what_cannot_be_removed_is_refused() {
     ] {
         let error = fail(&mut prune(&model("emoji-mmdit"), &out, options), code);
         assert!(error.contains(words), "{options:?}: {error}");
-        assert!(entries(temporary.path()).is_empty(), "{options:?} left {:?}", entries(temporary.path()));
+        assert!(
+            entries(temporary.path()).is_empty(),
+            "{options:?} left {:?}",
+            entries(temporary.path())
+        );
     }
 }
 
@@ -168,21 +183,32 @@ fn a_killed_run_goes_on() {
     std::fs::write(unfinished.join(".0123.tmp"), "{").unwrap();
     succeed(&mut run("stopped", &["--resume"]));
     assert_eq!(entries(temporary.path()), ["stopped", "whole"], "what the killed run left is gone");
-    let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    let weights = |name: &str| {
+        std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap()
+    };
     assert!(weights("whole") == weights("stopped"), "the weights differ");
     let error = fail(run("another", &["--resume"]).arg("--quiet"), 1);
     assert!(error.contains("nothing to resume"), "{error}");
 }
 
-/// A run that is killed after its shares were found goes on with the same ones, to the same bytes; a request that does not
-/// fit it leaves it as it is.
+/// A run that is killed after its shares were found goes on with the same ones, to the same bytes;
+/// a request that does not fit it leaves it as it is.
 #[test]
 #[cfg(unix)]
 fn a_killed_allocation_goes_on() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     // The lowest share that is tried, 0.7 - 0.3, has no short decimal.
-    let options = ["--sparsity", "0.7", "--allocation", "parameters", "--include", "*.ff.*", "--packages", "2"];
+    let options = [
+        "--sparsity",
+        "0.7",
+        "--allocation",
+        "parameters",
+        "--include",
+        "*.ff.*",
+        "--packages",
+        "2",
+    ];
     let run = |name: &str, more: &[&str]| {
         let mut command = prune(&model("emoji-mmdit"), &at(name), &options);
         command.args(more);
@@ -202,12 +228,14 @@ fn a_killed_allocation_goes_on() {
     assert!(error.contains("seed 0, now 7") && error.contains("--resume goes on"), "{error}");
     assert!(std::fs::read(&settings).unwrap() == found, "the shares that were found are lost");
     succeed(&mut run("stopped", &["--resume"]));
-    let weights = |name: &str| std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap();
+    let weights = |name: &str| {
+        std::fs::read(at(name).join("transformer/diffusion_pytorch_model.safetensors")).unwrap()
+    };
     assert!(weights("whole") == weights("stopped"), "the weights differ");
 }
 
-/// As many weights go in total as with the same share everywhere, but not the same share of every layer: where it is asked
-/// for, and by default with heads and neurons.
+/// As many weights go in total as with the same share everywhere, but not the same share of every
+/// layer: where it is asked for, and by default with heads and neurons.
 #[test]
 fn shares_are_allocated() {
     let temporary = tempfile::tempdir().unwrap();
@@ -216,7 +244,10 @@ fn shares_are_allocated() {
         let options = [&["--json"], options].concat();
         json(&succeed(&mut prune(&model("emoji-mmdit"), &at(name), &options)))
     };
-    let report = allocated("anywhere", &["--allocation", "parameters", "--sparsity", "0.5", "--include", "*.ff.*"]);
+    let report = allocated(
+        "anywhere",
+        &["--allocation", "parameters", "--sparsity", "0.5", "--include", "*.ff.*"],
+    );
     let layers = report["layers"].as_array().unwrap();
     let number = |layer: &Value, key: &str| layer[key].as_f64().unwrap();
     let weights = |layer: &Value| number(layer, "rows") * number(layer, "columns");
@@ -224,10 +255,15 @@ fn shares_are_allocated() {
     let zeros: f64 = layers.iter().map(|layer| weights(layer) * number(layer, "sparsity")).sum();
     assert!((zeros / total - 0.5).abs() < 0.005, "{} of the weights are zero", zeros / total);
     let shares: Vec<f64> = layers.iter().map(|layer| number(layer, "sparsity")).collect();
-    let (least, most) = (shares.iter().copied().fold(1.0, f64::min), shares.iter().copied().fold(0.0, f64::max));
+    let (least, most) =
+        (shares.iter().copied().fold(1.0, f64::min), shares.iter().copied().fold(0.0, f64::max));
     assert!(least < 0.45 && most > 0.55, "shares of {least} to {most}");
 
-    succeed(&mut prune(&model("emoji-mmdit"), &at("uniform"), &["--structured", "--allocation", "uniform"]));
+    succeed(&mut prune(
+        &model("emoji-mmdit"),
+        &at("uniform"),
+        &["--structured", "--allocation", "uniform"],
+    ));
     let settings = &allocated("groups", &["--structured"])["settings"];
     assert_eq!(settings["allocation"], "parameters");
     let parameters = |name: &str| inspect(&at(name))["parameters"].as_f64().unwrap();
@@ -239,14 +275,21 @@ fn shares_are_allocated() {
     );
 }
 
-/// Statistics that an allocation gathered are saved like others; a group is chosen by its name or a layer's.
+/// Statistics that an allocation gathered are saved like others; a group is chosen by its name or a
+/// layer's.
 #[test]
 fn statistics_of_an_allocation_serve_again() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     let statistics = at("statistics");
     let statistics = statistics.to_str().unwrap();
-    let options = ["--structured=neurons", "--include", "transformer_blocks.1.ff.*", "--include", "*.2.ff_context"];
+    let options = [
+        "--structured=neurons",
+        "--include",
+        "transformer_blocks.1.ff.*",
+        "--include",
+        "*.2.ff_context",
+    ];
     let run = |name: &str, more: &[&str]| {
         let options = [&options, more].concat();
         succeed(&mut prune(&model("emoji-mmdit"), &at(name), &options));
@@ -255,5 +298,8 @@ fn statistics_of_an_allocation_serve_again() {
     };
     run("first", &["--allocation", "parameters", "--save-statistics", statistics]);
     let uniform = run("second", &["--allocation", "uniform", "--statistics", statistics]);
-    assert_eq!(uniform.keys().collect::<Vec<_>>(), ["transformer_blocks.1.ff", "transformer_blocks.2.ff_context"]);
+    assert_eq!(
+        uniform.keys().collect::<Vec<_>>(),
+        ["transformer_blocks.1.ff", "transformer_blocks.2.ff_context"]
+    );
 }

@@ -57,16 +57,25 @@ impl<'a> Alone<'a> {
 
     /// Whose output is there, whole: of one seed, or of several that give the same.
     fn whole(&self, parent: &Path) -> Result<Vec<usize>, String> {
-        let Some(found) = Tree::read(&parent.join("out")) else { return Err("there is no output".into()) };
-        let differences: Vec<_> = self.outputs.iter().map(|output| found.difference_of_output(output)).collect();
-        let seeds: Vec<usize> = (0..differences.len()).filter(|&seed| differences[seed].is_none()).collect();
-        if seeds.is_empty() { Err(format!("the output is that of no process: {differences:?}")) } else { Ok(seeds) }
+        let Some(found) = Tree::read(&parent.join("out")) else {
+            return Err("there is no output".into());
+        };
+        let differences: Vec<_> =
+            self.outputs.iter().map(|output| found.difference_of_output(output)).collect();
+        let seeds: Vec<usize> =
+            (0..differences.len()).filter(|&seed| differences[seed].is_none()).collect();
+        if seeds.is_empty() {
+            Err(format!("the output is that of no process: {differences:?}"))
+        } else {
+            Ok(seeds)
+        }
     }
 }
 
 /// That nothing is beside the output.
 fn is_clean(parent: &Path) -> Result<(), String> {
-    let mut names: Vec<_> = std::fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> =
+        std::fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.retain(|name| name != "out");
     if names.is_empty() { Ok(()) } else { Err(format!("left beside --out: {names:?}")) }
 }
@@ -97,7 +106,8 @@ impl Figures {
 impl Round {
     fn new(random: &mut Random, count: usize, force: bool, time: Duration) -> Self {
         // Some begin at the same moment, some after another has ended.
-        let mut starts: Vec<_> = (1..count).map(|_| time.mul_f64((1.3 * random.share() - 0.1).max(0.0))).collect();
+        let mut starts: Vec<_> =
+            (1..count).map(|_| time.mul_f64((1.3 * random.share() - 0.1).max(0.0))).collect();
         starts.push(Duration::ZERO);
         starts.sort();
         Self { force, starts }
@@ -129,7 +139,8 @@ impl Round {
                 (running.id(), scope.spawn(|| running.end()))
             };
             let runs: Vec<_> = self.starts.iter().enumerate().map(start).collect();
-            let ended: Vec<(u32, Ended)> = runs.into_iter().map(|(id, run)| (id, run.join().unwrap())).collect();
+            let ended: Vec<(u32, Ended)> =
+                runs.into_iter().map(|(id, run)| (id, run.join().unwrap())).collect();
             over.store(true, Ordering::Relaxed);
             (ended, watch.join().unwrap())
         });
@@ -140,8 +151,12 @@ impl Round {
             match (run.code, run.stderr.split_once("is being written by")) {
                 (Some(0), _) => winners.push(seed),
                 (Some(1), Some((_, rest))) if numbers(rest).any(other) => figures.refused += 1,
-                (Some(1), Some(_)) => return Err(run.problem("it does not name the process that is at work")),
-                (Some(1), None) if !self.force && run.stderr.contains("exists already") => figures.too_late += 1,
+                (Some(1), Some(_)) => {
+                    return Err(run.problem("it does not name the process that is at work"));
+                }
+                (Some(1), None) if !self.force && run.stderr.contains("exists already") => {
+                    figures.too_late += 1
+                }
                 _ => return Err(run.problem("it neither succeeded nor was refused")),
             }
         }
@@ -151,7 +166,9 @@ impl Round {
         }
         let found = alone.whole(parent)?;
         if !winners.iter().any(|winner| found.contains(winner)) {
-            return Err(format!("the output is that of {found:?}, and these succeeded: {winners:?}"));
+            return Err(format!(
+                "the output is that of {found:?}, and these succeeded: {winners:?}"
+            ));
         }
         if gone && self.force {
             return Err("there was a moment without a folder at --out".into());
@@ -187,7 +204,8 @@ fn takes_over(alone: &Alone<'_>, force: bool, after: Duration) -> Result<(), Str
         // The first came to its end, or got so far that it could go on.
         Some(1) if next.stderr.contains("exists already") && !force => 0,
         Some(1) if next.stderr.contains("--resume") && alone.kind.resumes() => {
-            let resumed = Ended::of(&mut alone.command(parent, 0, &[flags, &["--resume"]].concat()));
+            let resumed =
+                Ended::of(&mut alone.command(parent, 0, &[flags, &["--resume"]].concat()));
             resumed.is_orderly()?;
             if resumed.code != Some(0) {
                 let told = next.problem("--resume failed, which this run told to use");
@@ -203,11 +221,18 @@ fn takes_over(alone: &Alone<'_>, force: bool, after: Duration) -> Result<(), Str
             }
             1
         }
-        _ => return Err(next.problem(format!("it does not take over from one that was killed ({:?})", killed.signal))),
+        _ => {
+            return Err(next.problem(format!(
+                "it does not take over from one that was killed ({:?})",
+                killed.signal
+            )));
+        }
     };
     let found = alone.whole(parent)?;
     if !found.contains(&seed) {
-        return Err(next.problem(format!("the output is that of seed {found:?} where {seed} was the last to succeed")));
+        return Err(next.problem(format!(
+            "the output is that of seed {found:?} where {seed} was the last to succeed"
+        )));
     }
     // What a run left that came to its end just before the kill goes with the next run.
     if seed == 0 && next.stderr.contains("exists already") {
@@ -228,10 +253,12 @@ fn at_once(kind: UnitKind) {
     let mut tallies = Vec::new();
     for force in [false, true] {
         for count in 2..=MOST {
-            let cases: Vec<Round> = (0..rounds).map(|_| Round::new(&mut random, count, force, alone.time)).collect();
+            let cases: Vec<Round> =
+                (0..rounds).map(|_| Round::new(&mut random, count, force, alone.time)).collect();
             let sum = Mutex::new(Figures::default());
             let failures = each(&cases, |round| {
-                let figures = round.run(&alone).map_err(|problem| format!("{round:?}\n{problem}"))?;
+                let figures =
+                    round.run(&alone).map_err(|problem| format!("{round:?}\n{problem}"))?;
                 sum.lock().unwrap().add(&figures);
                 Ok(())
             });
@@ -248,11 +275,17 @@ fn at_once(kind: UnitKind) {
         }
     }
     for force in [false, true] {
-        let cases: Vec<Duration> = (0..rounds).map(|_| alone.time.mul_f64(1.1 * random.share())).collect();
+        let cases: Vec<Duration> =
+            (0..rounds).map(|_| alone.time.mul_f64(1.1 * random.share())).collect();
         let failures = each(&cases, |after| {
-            takes_over(&alone, force, *after).map_err(|problem| format!("killed after {after:?}: {problem}"))
+            takes_over(&alone, force, *after)
+                .map_err(|problem| format!("killed after {after:?}: {problem}"))
         });
-        let what = format!("{}{} after one that was killed", kind.name(), if force { " --force" } else { "" });
+        let what = format!(
+            "{}{} after one that was killed",
+            kind.name(),
+            if force { " --force" } else { "" }
+        );
         tallies.push(tell(&what, cases.len(), &failures));
     }
     row(kind.name(), &tallies);

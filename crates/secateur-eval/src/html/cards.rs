@@ -20,7 +20,8 @@ pub(super) fn section(report: &Report) -> Markup {
                         (comparison_cards(comparison))
                         @if let Some(scores) = &comparison.text_image { (text_image_cards(scores)) }
                     }
-                    @if let Some((reference, candidate)) = models { (model_cards(reference, candidate)) }
+                    @if let Some((reference, candidate)) = models { (model_cards(reference,
+                        candidate)) }
                 }
             }
         }
@@ -32,13 +33,17 @@ fn comparison_cards(comparison: &Comparison) -> Markup {
     html! {
         (metric("PSNR", &comparison.psnr, " dB", 1, &values(|row| row.psnr), html! {
             "How close the pictures are, pixel by pixel, on a logarithmic scale. "
-            "Higher is closer: at 20 a difference shows, above 35 it is hard to see, equal pictures count as 100."
+            "Higher is closer: at 20 a difference shows, above 35 it is hard to see, equal \
+             pictures count as 100."
         }))
         (metric("SSIM", &comparison.ssim, "", 3, &values(|row| row.ssim), html! {
-            "How alike shapes and contrasts are, seen through small windows. 1 means equal, 0 means unrelated."
+            "How alike shapes and contrasts are, seen through small windows. 1 means equal, 0 \
+             means unrelated."
         }))
-        (metric("Latent error", &comparison.latent_error, "", 3, &values(|row| row.latent_error), html! {
-            "How far the model's raw output is from the reference's, before it is decoded into a picture. "
+        (metric("Latent \
+            error", &comparison.latent_error, "", 3, &values(|row| row.latent_error), html! {
+            "How far the model's raw output is from the reference's, before it is decoded into a \
+             picture. "
             "0 means equal, 1 means as far away as an output of zeros."
         }))
     }
@@ -52,15 +57,18 @@ fn text_image_cards(scores: &TextImage) -> Markup {
             fixed(scores.score_reference.mean, 3),
             fixed(scores.score_candidate.mean, 3),
             signed(scores.score_candidate.mean - scores.score_reference.mean, 3),
-            html! { "How well the pictures fit their prompts in the eyes of " (scores.model) ". Higher is better." },
+            html! { "How well the pictures fit their prompts in the eyes of " (scores.model) ". \
+                Higher is better." },
         ))
         (change(
             "Top-1",
             percent(scores.top1_reference),
             percent(scores.top1_candidate),
-            format!("{} percentage points", signed((scores.top1_candidate - scores.top1_reference) * 100.0, 1)),
+            format!("{} percentage \
+                points", signed((scores.top1_candidate - scores.top1_reference) * 100.0, 1)),
             html! {
-                "How often " (scores.model) " picks the right prompt for a picture out of " (scores.choices)
+                "How often " (scores.model) " picks the right prompt for a picture out of \
+                 " (scores.choices)
                 ". Guessing would give " (percent(chance)) "."
             },
         ))
@@ -75,7 +83,8 @@ fn model_cards(reference: &ModelSummary, candidate: &ModelSummary) -> Markup {
             percent(zeros(reference)),
             percent(zeros(candidate)),
             format!("{} of {} parameters", count(candidate.zeros), count(candidate.parameters)),
-            html! { "Share of the denoiser's parameters that are exactly zero. Formats and kernels that know of them can skip them." },
+            html! { "Share of the denoiser's parameters that are exactly zero. Formats and kernels \
+                that know of them can skip them." },
         ))
         @if reference.parameters != candidate.parameters {
             (change(
@@ -91,7 +100,8 @@ fn model_cards(reference: &ModelSummary, candidate: &ModelSummary) -> Markup {
             format!("{}MAC", spaced(reference.macs)),
             format!("{}MAC", spaced(candidate.macs)),
             relative(reference.macs, candidate.macs),
-            html! { "Multiply-accumulate operations (MAC) of one denoising step, counting those with zeros." },
+            html! { "Multiply-accumulate operations (MAC) of one denoising step, counting those \
+                with zeros." },
         ))
         @if let (Some(before), Some(after), true) =
             (reference.step_seconds, candidate.step_seconds, candidate.macs < reference.macs)
@@ -101,7 +111,8 @@ fn model_cards(reference: &ModelSummary, candidate: &ModelSummary) -> Markup {
                 format!("{:.1} ms", 1e3 * before),
                 format!("{:.1} ms", 1e3 * after),
                 format!("{:.2} times less", before / after),
-                html! { "Median of a denoising step for one of these pictures, over all threads of this machine." },
+                html! { "Median of a denoising step for one of these pictures, over all threads of \
+                    this machine." },
             ))
         }
         (change(
@@ -109,7 +120,8 @@ fn model_cards(reference: &ModelSummary, candidate: &ModelSummary) -> Markup {
             bytes(reference.file_bytes),
             bytes(candidate.file_bytes),
             relative(reference.file_bytes, candidate.file_bytes),
-            html! { "The model's files on disk. Zeros that are stored as zeros do not make files smaller." },
+            html! { "The model's files on disk. Zeros that are stored as zeros do not make files \
+                smaller." },
         ))
     }
 }
@@ -136,7 +148,14 @@ fn relative(reference: u64, candidate: u64) -> String {
     format!("{} %", signed((candidate as f64 / reference.max(1) as f64 - 1.0) * 100.0, 1))
 }
 
-fn metric(name: &str, summary: &Summary, unit: &str, decimals: usize, values: &[f64], explanation: Markup) -> Markup {
+fn metric(
+    name: &str,
+    summary: &Summary,
+    unit: &str,
+    decimals: usize,
+    values: &[f64],
+    explanation: Markup,
+) -> Markup {
     html! {
         article.card {
             h3 { (name) }
@@ -161,7 +180,8 @@ fn strip(name: &str, summary: &Summary, values: &[f64]) -> Markup {
     };
     let label = format!("{name} of {} prompts, one tick each, the mean marked", values.len());
     html! {
-        svg.strip viewBox=(format!("0 0 {width} {height}")) preserveAspectRatio="none" role="img" aria-label=(label) {
+        svg.strip viewBox=(format!("0 0 {width} \
+            {height}")) preserveAspectRatio="none" role="img" aria-label=(label) {
             @for &value in values.iter().filter(|value| value.is_finite()) {
                 line x1=(place(value)) x2=(place(value)) y1="5" y2=(height) {}
             }
@@ -172,7 +192,13 @@ fn strip(name: &str, summary: &Summary, values: &[f64]) -> Markup {
     }
 }
 
-fn change(name: &str, before: String, after: String, difference: String, explanation: Markup) -> Markup {
+fn change(
+    name: &str,
+    before: String,
+    after: String,
+    difference: String,
+    explanation: Markup,
+) -> Markup {
     html! {
         article.card {
             h3 { (name) }

@@ -10,7 +10,8 @@ pub(super) fn significant(value: f64, digits: usize) -> String {
     }
     // The exponent after rounding: 9.99 at two digits is 10, not 10.0.
     let scientific = format!("{:.*e}", digits - 1, value);
-    let exponent: i32 = scientific.split_once('e').and_then(|(_, exponent)| exponent.parse().ok()).unwrap_or(0);
+    let exponent: i32 =
+        scientific.split_once('e').and_then(|(_, exponent)| exponent.parse().ok()).unwrap_or(0);
     if !(-4..6).contains(&exponent) {
         return scientific;
     }
@@ -47,7 +48,11 @@ fn scaled(number: u64, base: f64, units: &[&str]) -> String {
         value /= base;
         unit += 1;
     }
-    if unit == 0 { format!("{number} {}", units[0]) } else { format!("{} {}", significant(value, 3), units[unit]) }
+    if unit == 0 {
+        format!("{number} {}", units[0])
+    } else {
+        format!("{} {}", significant(value, 3), units[unit])
+    }
 }
 
 /// A number with spaces between groups of three digits.
@@ -72,10 +77,18 @@ pub(super) fn duration(seconds: f64) -> String {
     if seconds < 59.95 {
         return format!("{seconds:.1} s");
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "finite and not negative")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "finite and not negative"
+    )]
     let whole = seconds.round() as u64;
     let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
-    if hours > 0 { format!("{hours} h {minutes:02} min") } else { format!("{minutes} min {seconds:02} s") }
+    if hours > 0 {
+        format!("{hours} h {minutes:02} min")
+    } else {
+        format!("{minutes} min {seconds:02} s")
+    }
 }
 
 /// `noun` with its number: 1 layer, 2 layers.
@@ -89,8 +102,14 @@ mod tests {
 
     #[test]
     fn significant_digits() {
-        let cases =
-            [(0.123_456, "0.123"), (23.56, "23.6"), (99.96, "100"), (1234.5, "1234"), (0.0, "0"), (1e-5, "1.00e-5")];
+        let cases = [
+            (0.123_456, "0.123"),
+            (23.56, "23.6"),
+            (99.96, "100"),
+            (1234.5, "1234"),
+            (0.0, "0"),
+            (1e-5, "1.00e-5"),
+        ];
         for (value, text) in cases {
             assert_eq!(significant(value, 3), text);
         }

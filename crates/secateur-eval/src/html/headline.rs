@@ -19,7 +19,10 @@ pub(super) fn sentence(report: &Report) -> String {
         clauses.extend(text_image(comparison));
     }
     if clauses.is_empty() {
-        clauses.push(format!("no model was changed or compared in {}", counted(report.stages.len(), "stage")));
+        clauses.push(format!(
+            "no model was changed or compared in {}",
+            counted(report.stages.len(), "stage")
+        ));
     }
     let mut sentence = clauses.join("; ");
     if let Some(first) = sentence.chars().next() {
@@ -64,18 +67,23 @@ fn removed_groups(groups: &[GroupReport]) -> Option<String> {
     let kinds: Vec<String> = kinds.into_iter().filter_map(of).collect();
     let modules = groups.iter().filter(|group| group.removed > 0).count();
     let (last, others) = kinds.split_last()?;
-    let kinds = if others.is_empty() { last.clone() } else { format!("{} and {last}", others.join(", ")) };
+    let kinds =
+        if others.is_empty() { last.clone() } else { format!("{} and {last}", others.join(", ")) };
     Some(format!("{kinds} of {} have been removed", counted(modules, "module")))
 }
 
-fn removed_weights(layers: &[LayerReport], models: Option<(&ModelSummary, &ModelSummary)>) -> Option<String> {
+fn removed_weights(
+    layers: &[LayerReport],
+    models: Option<(&ModelSummary, &ModelSummary)>,
+) -> Option<String> {
     let changed: Vec<_> = layers.iter().filter(|layer| layer.sparsity > 0.0).collect();
     if changed.is_empty() {
         return None;
     }
     let share = share_in_words(mean_sparsity(changed.iter().copied()));
     // Weights of removed rows and columns are not in the file any more, so they are not zeros.
-    let gone = models.is_some_and(|(reference, candidate)| candidate.parameters < reference.parameters);
+    let gone =
+        models.is_some_and(|(reference, candidate)| candidate.parameters < reference.parameters);
     let state = if gone { "have been removed" } else { "are zero" };
     Some(format!("{share} of the weights of {} {state}", counted(changed.len(), "layer")))
 }
@@ -102,7 +110,8 @@ fn smaller(reference: &ModelSummary, candidate: &ModelSummary) -> Option<String>
         let share = 1.0 - candidate.macs as f64 / reference.macs as f64;
         savings.push(format!("does {} less arithmetic", percent(share)));
     }
-    (!savings.is_empty()).then(|| format!("{} {} than {}", candidate.name, savings.join(" and "), reference.name))
+    (!savings.is_empty())
+        .then(|| format!("{} {} than {}", candidate.name, savings.join(" and "), reference.name))
 }
 
 fn likeness(comparison: &Comparison) -> String {
@@ -112,7 +121,8 @@ fn likeness(comparison: &Comparison) -> String {
         count => format!(", on average over {}", counted(count, "prompt")),
     };
     format!(
-        "the pictures of {} agree with those of {} to {} dB PSNR and {} SSIM (100 and 1 if equal){over}",
+        "the pictures of {} agree with those of {} to {} dB PSNR and {} SSIM (100 and 1 if \
+         equal){over}",
         comparison.candidate,
         comparison.reference,
         fixed(comparison.psnr.mean, 1),

@@ -17,9 +17,12 @@ pub(super) fn section(layers: &[LayerReport]) -> Markup {
             section aria-labelledby="layers" {
                 h2 #layers { "Layers" }
                 p {
-                    (counted(layers.len(), "layer")) ", of whose weights " (percent(mean_sparsity(layers)))
-                    " are zero or gone. The error is how far a layer's output moved on the calibration data, squared "
-                    "and relative to the output itself: at 0.01, a hundredth of the output's energy is wrong. "
+                    (counted(layers.len(), "layer")) ", of whose weights \
+                        " (percent(mean_sparsity(layers)))
+                    " are zero or gone. The error is how far a layer's output moved on the \
+                     calibration data, squared "
+                    "and relative to the output itself: at 0.01, a hundredth of the output's \
+                     energy is wrong. "
                     (worst(layers))
                 }
                 div.scroll { (chart::svg(layers)) }
@@ -68,7 +71,8 @@ fn table(layers: &[LayerReport]) -> Markup {
                                 td.number { (layer.rows) " × " (layer.columns) }
                                 td.number { (percent(layer.sparsity)) }
                                 td.number { (significant(layer.error, 3)) }
-                                td.number { @if layer.damping == 0.0 { "none" } @else { (significant(layer.damping, 2)) } }
+                                td.number { @if layer.damping == 0.0 { "none" } @else {
+                                    (significant(layer.damping, 2)) } }
                                 td.number { (layer.package) }
                             }
                         }

@@ -27,11 +27,12 @@ const SMALL: usize = 128;
 
 pub(super) fn section(report: &Report, pairs: &[PicturePair]) -> Markup {
     let rows = report.comparison.as_ref().map_or(&[][..], |comparison| &comparison.prompts);
-    let (reference, candidate) = report
-        .comparison
-        .as_ref()
-        .map_or(("reference", "candidate"), |comparison| (&comparison.reference, &comparison.candidate));
-    let small = pairs.iter().all(|pair| pair.reference.width().max(pair.reference.height()) <= SMALL);
+    let (reference, candidate) =
+        report.comparison.as_ref().map_or(("reference", "candidate"), |comparison| {
+            (&comparison.reference, &comparison.candidate)
+        });
+    let small =
+        pairs.iter().all(|pair| pair.reference.width().max(pair.reference.height()) <= SMALL);
     html! {
         @if !pairs.is_empty() || !rows.is_empty() {
             section aria-labelledby="pictures" {
@@ -42,7 +43,8 @@ pub(super) fn section(report: &Report, pairs: &[PicturePair]) -> Markup {
                         ", from the same noise. The order is that of the prompts, not best first. "
                         (extent(pairs, rows))
                     }
-                    div.pairs.small[small] { @for pair in pairs { (figure(pair, reference, candidate)) } }
+                    div.pairs.small[small] { @for pair in pairs { (figure(pair, reference,
+                        candidate)) } }
                 }
                 @if !rows.is_empty() { (table(rows)) }
             }
@@ -57,10 +59,15 @@ fn extent(pairs: &[PicturePair], rows: &[PromptRow]) -> String {
     } else {
         format!("{} shown", counted(pairs.len(), "pair"))
     };
-    let largest =
-        pairs.iter().flat_map(|pair| [&pair.reference, &pair.candidate]).map(|p| p.width().max(p.height())).max();
+    let largest = pairs
+        .iter()
+        .flat_map(|pair| [&pair.reference, &pair.candidate])
+        .map(|p| p.width().max(p.height()))
+        .max();
     if largest.is_some_and(|side| side > LARGEST_SHOWN as usize) {
-        format!("{shown}, reduced to {LARGEST_SHOWN} pixels; the metrics are those of the full size.")
+        format!(
+            "{shown}, reduced to {LARGEST_SHOWN} pixels; the metrics are those of the full size."
+        )
     } else {
         format!("{shown}.")
     }
@@ -86,8 +93,8 @@ fn metrics(pair: &PicturePair) -> String {
         return "not comparable: the sizes differ".into();
     };
     // SSIM has no value for a picture smaller than its window; PSNR still has.
-    let similarity =
-        ssim(&pair.reference, &pair.candidate).map_or(String::new(), |value| format!(", SSIM {}", fixed(value, 3)));
+    let similarity = ssim(&pair.reference, &pair.candidate)
+        .map_or(String::new(), |value| format!(", SSIM {}", fixed(value, 3)));
     format!("PSNR {} dB{similarity}", fixed(noise, 1))
 }
 
@@ -102,12 +109,14 @@ fn picture(picture: &Picture, alternative: &str) -> Markup {
     let source = format!("data:image/png;base64,{}", STANDARD.encode(encode_png(&pixels)));
     let small = picture.width().max(picture.height()) <= SMALL;
     html! {
-        img.pixelated[small] src=(source) width=(pixels.width()) height=(pixels.height()) alt=(alternative);
+        img.pixelated[small] src=(source) width=(pixels.width()) height=(pixels.height())
+            alt=(alternative);
     }
 }
 
 fn table(rows: &[PromptRow]) -> Markup {
-    let scored = rows.iter().any(|row| row.score_reference.is_some() || row.score_candidate.is_some());
+    let scored =
+        rows.iter().any(|row| row.score_reference.is_some() || row.score_candidate.is_some());
     let score = |value: Option<f64>| value.map_or(String::from("-"), |value| fixed(value, 3));
     html! {
         details {

@@ -16,12 +16,15 @@ pub(super) fn section(skipping: Option<&SkippingReport>) -> Markup {
             section aria-labelledby="skipping" {
                 h2 #skipping { "What is computed" }
                 p {
-                    "A column is a call of the denoiser, the noisiest first; a row is a part of it, the first at the top. "
+                    "A column is a call of the denoiser, the noisiest first; a row is a part of \
+                     it, the first at the top. "
                     "Where a field is filled the part is computed; elsewhere "
-                    @if skipping.kind == "residual" { "what it added to its input" } @else { "its output" }
+                    @if skipping.kind == "residual" { "what it added to its input" } @else { "its \
+                        output" }
                     @match skipping.order {
                         0 => " when it was last computed is used again",
-                        order => { " is forecast from the last " (order + 1) " times that it was computed" }
+                        order => { " is forecast from the last " (order + 1) " times that it was \
+                            computed" }
                     }
                     ", or nothing reads it. Of the multiply-accumulates of the run "
                     (percent(skipping.kept)) " are left."
@@ -37,11 +40,15 @@ fn chart(skipping: &SkippingReport) -> Markup {
     let (calls, units) = (skipping.computed.len(), skipping.units.len());
     let height = TOP + ROW * units as f64 + 6.0;
     let column = (WIDTH - NAMES - 8.0) / calls.max(1) as f64;
-    let label = format!("{} by {}, filled where computed", counted(units, "part"), counted(calls, "call"));
+    let label =
+        format!("{} by {}, filled where computed", counted(units, "part"), counted(calls, "call"));
     let x = |call: usize| NAMES + column * call as f64;
     // Narrow fields have no gap to be seen.
     let gap = (0.12 * column).min(1.0);
-    let every = [1, 2, 5, 10, 20, 50, 100].into_iter().find(|every| column * *every as f64 > 28.0).unwrap_or(200);
+    let every = [1, 2, 5, 10, 20, 50, 100]
+        .into_iter()
+        .find(|every| column * *every as f64 > 28.0)
+        .unwrap_or(200);
     html! {
         svg.chart viewBox=(format!("0 0 {WIDTH} {height}")) role="img" aria-label=(label) {
             @for call in (0..calls).step_by(every) {
@@ -51,10 +58,14 @@ fn chart(skipping: &SkippingReport) -> Markup {
                 @let y = TOP + ROW * unit as f64;
                 g {
                     text.name x=(NAMES - 8.0) y=(y + 12.0) { (name) }
-                    rect.band x=(NAMES) y=(y + 1.0) width=(format!("{:.1}", column * calls as f64)) height=(ROW - 2.0) {}
-                    @for (call, row) in skipping.computed.iter().enumerate().filter(|(_, row)| row.get(unit) == Some(&true)) {
-                        @let _ = row;
-                        rect.dot x=(format!("{:.2}", x(call))) y=(y + 1.0) width=(format!("{:.2}", column - gap)) height=(ROW - 2.0) {}
+                    @let width = format!("{:.1}", column * calls as f64);
+                    rect.band x=(NAMES) y=(y + 1.0) width=(width) height=(ROW - 2.0) {}
+                    @for (call, row) in skipping.computed.iter().enumerate() {
+                        @if row.get(unit) == Some(&true) {
+                            @let x = format!("{:.2}", x(call));
+                            @let width = format!("{:.2}", column - gap);
+                            rect.dot x=(x) y=(y + 1.0) width=(width) height=(ROW - 2.0) {}
+                        }
                     }
                 }
             }
@@ -66,7 +77,8 @@ fn ways(ways: &[WayReport]) -> Markup {
     let scored = ways.iter().any(|way| way.score.is_some());
     html! {
         @if !ways.is_empty() {
-            p { "Other ways to no more than the share of the work that was asked for, each against the pictures of the whole run:" }
+            p { "Other ways to no more than the share of the work that was asked for, each against \
+                the pictures of the whole run:" }
             div.scroll {
                 table {
                     thead {
@@ -88,12 +100,14 @@ fn ways(ways: &[WayReport]) -> Markup {
                             tr {
                                 th scope="row" { (way.name) }
                                 td.number { (percent(way.kept)) }
-                                td.number { @if let Some(faster) = way.speed_up { (fixed(faster, 2)) } }
+                                td.number { @if let Some(faster) = way.speed_up { (fixed(faster,
+                                    2)) } }
                                 td.number { (fixed(way.psnr, 2)) }
                                 td.number { (fixed(way.ssim, 3)) }
                                 td.number { (fixed(way.latent_error, 3)) }
                                 @if scored {
-                                    td.number { @if let Some(score) = way.score { (fixed(score, 3)) } }
+                                    td.number { @if let Some(score) = way.score { (fixed(score,
+                                        3)) } }
                                     td.number { @if let Some(top1) = way.top1 { (percent(top1)) } }
                                 }
                             }

@@ -12,7 +12,8 @@ pub(super) fn groups(groups: &[GroupReport]) -> Markup {
         @if !groups.is_empty() {
             section aria-labelledby="groups" {
                 h2 #groups { @if whole { "Heads and neurons" } @else { "Modules" } }
-                p { "What is gone for good: the layers before and after them are smaller by these." }
+                p { "What is gone for good: the layers before and after them are smaller by \
+                    these." }
                 div.scroll {
                     table {
                         thead {
@@ -43,7 +44,8 @@ fn group_row(group: &GroupReport, errors: bool) -> Markup {
             th scope="row" { (group.name) }
             td.number { (group.count) " " (group.kind.rsplit(' ').next().unwrap_or_default()) }
             td.number { (left) }
-            td { span.share style=(format!("width:{:.1}%", share * 70.0)) {} (format!("{:.0} %", share * 100.0)) }
+            td { span.share style=(format!("width:{:.1}%", share * 70.0)) {} (format!("{:.0} \
+                %", share * 100.0)) }
             @if errors { @for error in [group.error, group.module_error] {
                 td.number { @if let Some(error) = error { (format!("{error:.4}")) } }
             } }
@@ -128,7 +130,8 @@ fn stage_row(stage: &Stage, total: f64) -> Markup {
         tr {
             th scope="row" { (stage.name) }
             td.number { (duration(stage.seconds)) }
-            td { span.share style=(format!("width:{:.1}%", share * 80.0)) {} (format!("{:.0} %", share * 100.0)) }
+            td { span.share style=(format!("width:{:.1}%", share * 80.0)) {} (format!("{:.0} \
+                %", share * 100.0)) }
             td.number { @if let Some(floor) = stage.floor_seconds { (duration(floor)) } }
             td.number { (bytes(stage.peak_bytes)) }
         }
@@ -167,7 +170,9 @@ fn setting(name: &str, value: Markup) -> Markup {
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Array(values) if values.iter().all(|value| !value.is_array() && !value.is_object()) => {
+        Value::Array(values)
+            if values.iter().all(|value| !value.is_array() && !value.is_object()) =>
+        {
             values.iter().map(plain).collect::<Vec<_>>().join(", ")
         }
         Value::Null => "none".into(),

@@ -1,5 +1,5 @@
-//! Structural similarity: Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to
-//! structural similarity", IEEE Transactions on Image Processing 13(4), 2004.
+//! Structural similarity: Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error
+//! visibility to structural similarity", IEEE Transactions on Image Processing 13(4), 2004.
 
 use crate::error::{Error, Result};
 use crate::picture::{Picture, check_same_size};
@@ -9,14 +9,15 @@ const WINDOW: usize = 11;
 const SIGMA: f64 = 1.5;
 /// Stabilises the luminance term: `(K1 L)^2` with `K1 = 0.01` and a dynamic range `L = 1`.
 const C1: f64 = 0.01 * 0.01;
-/// Stabilises the contrast and structure term: `(K2 L)^2` with `K2 = 0.03` and a dynamic range `L = 1`.
+/// Stabilises the contrast and structure term: `(K2 L)^2` with `K2 = 0.03` and a dynamic range `L =
+/// 1`.
 const C2: f64 = 0.03 * 0.03;
 
 /// Structural similarity of two pictures: 1 when they are equal, in \[-1, 1\].
 ///
-/// Equation 13 of Wang et al. 2004 under a Gaussian window (11 x 11, sigma 1.5), averaged over the windows that lie
-/// wholly inside the picture, for each colour channel, then over the channels. torchmetrics and pytorch-msssim compute
-/// the same with `data_range=1`.
+/// Equation 13 of Wang et al. 2004 under a Gaussian window (11 x 11, sigma 1.5), averaged over the
+/// windows that lie wholly inside the picture, for each colour channel, then over the channels.
+/// torchmetrics and pytorch-msssim compute the same with `data_range=1`.
 ///
 /// # Errors
 /// The pictures have different sizes, or a side shorter than 11 pixels.
@@ -34,11 +35,13 @@ pub fn ssim(a: &Picture, b: &Picture) -> Result<f64> {
             weighted_means(&values, width, &window)
         };
         let (mean_a, mean_b) = (moment(|a, _| a), moment(|_, b| b));
-        let (square_a, square_b, product) = (moment(|a, _| a * a), moment(|_, b| b * b), moment(|a, b| a * b));
+        let (square_a, square_b, product) =
+            (moment(|a, _| a * a), moment(|_, b| b * b), moment(|a, b| a * b));
         let sum: f64 = (0..mean_a.len())
             .map(|i| {
                 let (mu_a, mu_b) = (mean_a[i], mean_b[i]);
-                let (variance_a, variance_b) = (square_a[i] - mu_a * mu_a, square_b[i] - mu_b * mu_b);
+                let (variance_a, variance_b) =
+                    (square_a[i] - mu_a * mu_a, square_b[i] - mu_b * mu_b);
                 let covariance = product[i] - mu_a * mu_b;
                 (2.0 * mu_a * mu_b + C1) * (2.0 * covariance + C2)
                     / ((mu_a * mu_a + mu_b * mu_b + C1) * (variance_a + variance_b + C2))
@@ -52,7 +55,8 @@ pub fn ssim(a: &Picture, b: &Picture) -> Result<f64> {
 /// The Gaussian weights along one side of the window; they sum to 1.
 fn gaussian_window() -> [f64; WINDOW] {
     let centre = (WINDOW / 2) as f64;
-    let mut window = std::array::from_fn(|i| (-(i as f64 - centre).powi(2) / (2.0 * SIGMA * SIGMA)).exp());
+    let mut window =
+        std::array::from_fn(|i| (-(i as f64 - centre).powi(2) / (2.0 * SIGMA * SIGMA)).exp());
     let total: f64 = window.iter().sum();
     window.iter_mut().for_each(|weight| *weight /= total);
     window
@@ -63,14 +67,15 @@ fn plane(picture: &Picture, channel: usize) -> Vec<f64> {
     picture.pixels().iter().skip(channel).step_by(3).map(|&value| f64::from(value)).collect()
 }
 
-/// The weighted mean of `values` (height x width) under the window at each of its (height - 10) x (width - 10) places.
-/// The Gaussian is separable, so rows are filtered first and columns after.
+/// The weighted mean of `values` (height x width) under the window at each of its (height - 10) x
+/// (width - 10) places. The Gaussian is separable, so rows are filtered first and columns after.
 fn weighted_means(values: &[f64], width: usize, window: &[f64; WINDOW]) -> Vec<f64> {
     let valid_width = width - WINDOW + 1;
     let rows: Vec<f64> = values
         .chunks_exact(width)
         .flat_map(|row| {
-            row.windows(WINDOW).map(|part| part.iter().zip(window).map(|(value, weight)| value * weight).sum())
+            row.windows(WINDOW)
+                .map(|part| part.iter().zip(window).map(|(value, weight)| value * weight).sum())
         })
         .collect();
     let valid_height = values.len() / width - WINDOW + 1;
@@ -88,7 +93,8 @@ fn weighted_means(values: &[f64], width: usize, window: &[f64; WINDOW]) -> Vec<f
 mod tests {
     use super::*;
 
-    /// A picture with smooth structure and some noise, from a formula that other languages can repeat.
+    /// A picture with smooth structure and some noise, from a formula that other languages can
+    /// repeat.
     fn pattern(width: usize, height: usize, phase: f64, noise: f64) -> Picture {
         let mut pixels = Vec::new();
         for y in 0..height {
@@ -103,9 +109,12 @@ mod tests {
         Picture::new(width, height, pixels).unwrap()
     }
 
-    /// The definition, term by term: a two-dimensional window at every place, central moments, no shared code.
+    /// The definition, term by term: a two-dimensional window at every place, central moments, no
+    /// shared code.
     fn direct(a: &Picture, b: &Picture) -> f64 {
-        let at = |p: &Picture, x: usize, y: usize, c: usize| f64::from(p.pixels()[(y * p.width() + x) * 3 + c]);
+        let at = |p: &Picture, x: usize, y: usize, c: usize| {
+            f64::from(p.pixels()[(y * p.width() + x) * 3 + c])
+        };
         let mut weights = [[0.0; 11]; 11];
         let mut total = 0.0;
         for (v, row) in weights.iter_mut().enumerate() {
@@ -123,16 +132,18 @@ mod tests {
                         let mut mean = 0.0;
                         for (v, row) in weights.iter().enumerate() {
                             for (u, weight) in row.iter().enumerate() {
-                                mean += weight / total * of(at(a, x + u, y + v, c), at(b, x + u, y + v, c));
+                                mean += weight / total
+                                    * of(at(a, x + u, y + v, c), at(b, x + u, y + v, c));
                             }
                         }
                         mean
                     };
                     let (ma, mb) = (mean(&|p, _| p), mean(&|_, q| q));
-                    let (va, vb) = (mean(&|p, _| (p - ma) * (p - ma)), mean(&|_, q| (q - mb) * (q - mb)));
+                    let (va, vb) =
+                        (mean(&|p, _| (p - ma) * (p - ma)), mean(&|_, q| (q - mb) * (q - mb)));
                     let cov = mean(&|p, q| (p - ma) * (q - mb));
-                    sum +=
-                        (2.0 * ma * mb + 1e-4) * (2.0 * cov + 9e-4) / ((ma * ma + mb * mb + 1e-4) * (va + vb + 9e-4));
+                    sum += (2.0 * ma * mb + 1e-4) * (2.0 * cov + 9e-4)
+                        / ((ma * ma + mb * mb + 1e-4) * (va + vb + 9e-4));
                     count += 1.0;
                 }
             }
@@ -152,8 +163,9 @@ mod tests {
     #[test]
     fn agrees_with_scikit_image() {
         // scikit-image 0.26.0: structural_similarity(a, b, gaussian_weights=True, sigma=1.5,
-        // use_sample_covariance=False, data_range=1.0, channel_axis=2) of the same two patterns, and
-        // peak_signal_noise_ratio(a, b, data_range=1.0). The sines may differ in the last bit of an f32.
+        // use_sample_covariance=False, data_range=1.0, channel_axis=2) of the same two patterns,
+        // and peak_signal_noise_ratio(a, b, data_range=1.0). The sines may differ in the last bit
+        // of an f32.
         let (a, b) = (pattern(24, 19, 0.0, 0.1), pattern(24, 19, 0.7, 0.3));
         let (similarity, noise) = (ssim(&a, &b).unwrap(), crate::psnr(&a, &b).unwrap());
         assert!((similarity - 0.624_956_021_575_155).abs() < 1e-6, "{similarity}");
@@ -178,7 +190,8 @@ mod tests {
     #[test]
     fn opposite_structure_is_negative() {
         let a = pattern(32, 32, 0.0, 0.0);
-        let inverted = Picture::new(32, 32, a.pixels().iter().map(|value| 1.0 - value).collect()).unwrap();
+        let inverted =
+            Picture::new(32, 32, a.pixels().iter().map(|value| 1.0 - value).collect()).unwrap();
         assert!(ssim(&a, &inverted).unwrap() < -0.5);
     }
 

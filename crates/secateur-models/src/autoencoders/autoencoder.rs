@@ -10,7 +10,8 @@ use std::path::Path;
 
 /// What makes pictures of latents.
 pub trait Autoencoder: Send + Sync {
-    /// Latents without scaling (samples x channels x height x width) to pictures in [-1, 1] (samples x 3 x height x width).
+    /// Latents without scaling (samples x channels x height x width) to pictures in [-1, 1]
+    /// (samples x 3 x height x width).
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -19,9 +20,9 @@ pub trait Autoencoder: Send + Sync {
     /// `scaling_factor` and `shift_factor`: the denoiser's latents are (latents - shift) * scale.
     fn scale_and_shift(&self) -> (f64, f64);
 
-    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3; `shifted`, unless the
-    /// pipeline does not know of a `shift_factor`. They are decoded one at a time: at full size a picture takes gigabytes
-    /// on its way.
+    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3;
+    /// `shifted`, unless the pipeline does not know of a `shift_factor`. They are decoded one at a
+    /// time: at full size a picture takes gigabytes on its way.
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -36,7 +37,8 @@ pub trait Autoencoder: Send + Sync {
     }
 }
 
-/// Pictures in [-1, 1] (samples x channels x height x width) to pictures in [0, 1] (samples x height x width x channels).
+/// Pictures in [-1, 1] (samples x channels x height x width) to pictures in [0, 1] (samples x
+/// height x width x channels).
 pub(crate) fn pictures(decoded: &Tensor) -> Result<Tensor> {
     Ok(decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?.permute((0, 2, 3, 1))?.contiguous()?)
 }

@@ -60,24 +60,36 @@ impl AutoencoderKlConfig {
     /// # Errors
     /// If it cannot be read, contradicts itself, or asks for something that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
-        let supported = [("act_fn", json!("silu")), ("latents_mean", Value::Null), ("latents_std", Value::Null)];
+        let supported = [
+            ("act_fn", json!("silu")),
+            ("latents_mean", Value::Null),
+            ("latents_std", Value::Null),
+        ];
         let config: Self = read_config(path, &supported, &["sample_size", "force_upcast"])?;
         let (down, up) = (&config.down_block_types, &config.up_block_types);
-        for (field, blocks, known) in
-            [("down_block_types", down, "DownEncoderBlock2D"), ("up_block_types", up, "UpDecoderBlock2D")]
-        {
+        for (field, blocks, known) in [
+            ("down_block_types", down, "DownEncoderBlock2D"),
+            ("up_block_types", up, "UpDecoderBlock2D"),
+        ] {
             if let Some(block) = blocks.iter().find(|block| *block != known) {
-                return Err(Error::invalid(path, format!("{field} {block:?} is not supported; {known:?} is")));
+                return Err(Error::invalid(
+                    path,
+                    format!("{field} {block:?} is not supported; {known:?} is"),
+                ));
             }
         }
         let channels = &config.block_out_channels;
         if channels.is_empty() || channels.len() != down.len() || channels.len() != up.len() {
-            let problem = "block_out_channels, down_block_types and up_block_types differ in length";
+            let problem =
+                "block_out_channels, down_block_types and up_block_types differ in length";
             return Err(Error::invalid(path, problem));
         }
         if config.norm_num_groups == 0 || channels.iter().any(|c| c % config.norm_num_groups != 0) {
             let groups = config.norm_num_groups;
-            return Err(Error::invalid(path, format!("channels {channels:?} do not divide into {groups} groups")));
+            return Err(Error::invalid(
+                path,
+                format!("channels {channels:?} do not divide into {groups} groups"),
+            ));
         }
         let sizes = [
             ("in_channels", config.in_channels),
@@ -90,11 +102,17 @@ impl AutoencoderKlConfig {
             return Err(Error::invalid(path, format!("block_out_channels {channels:?} holds a 0")));
         }
         if channels.len() > MOST_LEVELS {
-            let problem = format!("block_out_channels has {} levels, at most {MOST_LEVELS} are read", channels.len());
+            let problem = format!(
+                "block_out_channels has {} levels, at most {MOST_LEVELS} are read",
+                channels.len()
+            );
             return Err(Error::invalid(path, problem));
         }
-        check_layers("layers_per_block and block_out_channels", channels.iter().map(|_| config.layers_per_block))
-            .map_err(|problem| Error::invalid(path, problem))?;
+        check_layers(
+            "layers_per_block and block_out_channels",
+            channels.iter().map(|_| config.layers_per_block),
+        )
+        .map_err(|problem| Error::invalid(path, problem))?;
         Ok(config)
     }
 
@@ -120,7 +138,12 @@ impl AutoencoderConfig for AutoencoderKlConfig {
     fn decoder(&self, (height, width): (usize, usize)) -> Vec<Operation> {
         let channels = &self.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
-        let convolution = |pixels, inputs, outputs, kernel| Operation::Convolution { pixels, inputs, outputs, kernel };
+        let convolution = |pixels, inputs, outputs, kernel| Operation::Convolution {
+            pixels,
+            inputs,
+            outputs,
+            kernel,
+        };
         let resnet = |pixels, inputs, outputs| {
             let shortcut = (inputs != outputs).then(|| convolution(pixels, inputs, outputs, 1));
             [convolution(pixels, inputs, outputs, 3), convolution(pixels, outputs, outputs, 3)]
@@ -241,11 +264,25 @@ impl AutoencoderKl {
     /// If a placeholder cannot be made.
     pub fn new(config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
         let (norm, latent) = (config.norm(), config.latent_channels);
-        let convolution = |inputs, outputs, scope: Scope<'_>| Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope);
+        let convolution = |inputs, outputs, scope: Scope<'_>| {
+            Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope)
+        };
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
-        let level = |inputs: usize, outputs: usize, count: usize, scope: &Scope<'_>| -> Result<Vec<ResnetBlock>> {
-            let block = |i| ResnetBlock::new(if i == 0 { inputs } else { outputs }, outputs, None, norm, &scope.at(i));
+        let level = |inputs: usize,
+                     outputs: usize,
+                     count: usize,
+                     scope: &Scope<'_>|
+         -> Result<Vec<ResnetBlock>> {
+            let block = |i| {
+                ResnetBlock::new(
+                    if i == 0 { inputs } else { outputs },
+                    outputs,
+                    None,
+                    norm,
+                    &scope.at(i),
+                )
+            };
             (0..count).map(block).collect()
         };
 
@@ -257,7 +294,13 @@ impl AutoencoderKl {
             let resnets = level(width, outputs, config.layers_per_block, &scope.at("resnets"))?;
             let resample = match index + 1 == channels.len() {
                 // diffusers pads right and below only.
-                false => Some(Conv2d::new((outputs, outputs), 3, 2, (0, 1), &scope.at("downsamplers.0.conv"))?),
+                false => Some(Conv2d::new(
+                    (outputs, outputs),
+                    3,
+                    2,
+                    (0, 1),
+                    &scope.at("downsamplers.0.conv"),
+                )?),
                 true => None,
             };
             levels.push(Level { resnets, resample });
@@ -307,8 +350,8 @@ impl AutoencoderKl {
         })
     }
 
-    /// Pictures in [-1, 1] (samples x 3 x height x width) to mean and log-variance of the latents (samples x channels
-    /// x height / factor x width / factor each), without scaling.
+    /// Pictures in [-1, 1] (samples x 3 x height x width) to mean and log-variance of the latents
+    /// (samples x channels x height / factor x width / factor each), without scaling.
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -357,8 +400,12 @@ impl Autoencoder for AutoencoderKl {
 
 /// The name of today of a parameter: older files have others for the attention's linears.
 fn name_of_today(name: &str) -> String {
-    const NAMES: [(&str, &str); 4] =
-        [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+    const NAMES: [(&str, &str); 4] = [
+        (".query.", ".to_q."),
+        (".key.", ".to_k."),
+        (".value.", ".to_v."),
+        (".proj_attn.", ".to_out.0."),
+    ];
     match name.contains(".attentions.") {
         true => NAMES.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new)),
         false => name.to_owned(),

@@ -63,14 +63,19 @@ impl AutoencoderTinyConfig {
             ("decoder", &config.decoder_block_out_channels, &config.num_decoder_blocks),
         ] {
             if channels.is_empty() || channels.len() != blocks.len() {
-                return invalid(format!("{side}_block_out_channels and num_{side}_blocks differ in length"));
+                return invalid(format!(
+                    "{side}_block_out_channels and num_{side}_blocks differ in length"
+                ));
             }
             if channels.iter().any(|&c| c != channels[0]) {
-                return invalid(format!("{side}_block_out_channels {channels:?}: the model has one width a side"));
+                return invalid(format!(
+                    "{side}_block_out_channels {channels:?}: the model has one width a side"
+                ));
             }
             if channels[0] == 0 || channels.len() > MOST_LEVELS {
                 return invalid(format!(
-                    "{side}_block_out_channels must be 1 to {MOST_LEVELS} numbers that are not 0, not {channels:?}"
+                    "{side}_block_out_channels must be 1 to {MOST_LEVELS} numbers that are not 0, \
+                     not {channels:?}"
                 ));
             }
             let layers = check_layers(&format!("num_{side}_blocks"), blocks.iter().copied());
@@ -84,7 +89,10 @@ impl AutoencoderTinyConfig {
         ];
         no_zeros(path, &sizes, config.scaling_factor)?;
         if config.factor() > LARGEST_FACTOR {
-            return invalid(format!("upsampling_scaling_factor {} is too large", config.upsampling_scaling_factor));
+            return invalid(format!(
+                "upsampling_scaling_factor {} is too large",
+                config.upsampling_scaling_factor
+            ));
         }
         Ok(config)
     }
@@ -103,7 +111,8 @@ impl AutoencoderConfig for AutoencoderTinyConfig {
     fn decoder(&self, (height, width): (usize, usize)) -> Vec<Operation> {
         let channels = self.decoder_block_out_channels[0];
         let mut pixels = height * width;
-        let convolution = |pixels, inputs, outputs| Operation::Convolution { pixels, inputs, outputs, kernel: 3 };
+        let convolution =
+            |pixels, inputs, outputs| Operation::Convolution { pixels, inputs, outputs, kernel: 3 };
         let mut operations = vec![convolution(pixels, self.latent_channels, channels)];
         for (stage, &blocks) in self.num_decoder_blocks.iter().enumerate() {
             if stage > 0 {
@@ -125,14 +134,16 @@ impl AutoencoderConfig for AutoencoderTinyConfig {
     }
 }
 
-/// `AutoencoderTinyBlock` of as many channels on both sides: three convolutions around which the input goes.
+/// `AutoencoderTinyBlock` of as many channels on both sides: three convolutions around which the
+/// input goes.
 struct Block {
     convolutions: [Conv2d; 3],
 }
 
 impl Block {
     fn new(channels: usize, scope: &Scope<'_>) -> Result<Self> {
-        let convolution = |place: usize| convolution(channels, channels, &scope.at("conv").at(place));
+        let convolution =
+            |place: usize| convolution(channels, channels, &scope.at("conv").at(place));
         Ok(Self { convolutions: [convolution(0)?, convolution(2)?, convolution(4)?] })
     }
 
@@ -174,35 +185,48 @@ fn run(layers: &[Layer], mut x: Tensor) -> Result<Tensor> {
 
 fn encoder(config: &AutoencoderTinyConfig, scope: &Scope<'_>) -> Result<Vec<Layer>> {
     let channels = config.encoder_block_out_channels[0];
-    let mut layers = vec![Layer::Convolution(convolution(config.in_channels, channels, &scope.at(0))?)];
+    let mut layers =
+        vec![Layer::Convolution(convolution(config.in_channels, channels, &scope.at(0))?)];
     for (stage, &blocks) in config.num_encoder_blocks.iter().enumerate() {
         if stage > 0 {
-            let halving = Conv2d::without_bias((channels, channels), 3, 2, (1, 1), &scope.at(layers.len()))?;
+            let halving =
+                Conv2d::without_bias((channels, channels), 3, 2, (1, 1), &scope.at(layers.len()))?;
             layers.push(Layer::Convolution(halving));
         }
         for _ in 0..blocks {
             layers.push(Layer::Block(Block::new(channels, &scope.at(layers.len()))?));
         }
     }
-    layers.push(Layer::Convolution(convolution(channels, config.latent_channels, &scope.at(layers.len()))?));
+    layers.push(Layer::Convolution(convolution(
+        channels,
+        config.latent_channels,
+        &scope.at(layers.len()),
+    )?));
     Ok(layers)
 }
 
 fn decoder(config: &AutoencoderTinyConfig, scope: &Scope<'_>) -> Result<Vec<Layer>> {
     let channels = config.decoder_block_out_channels[0];
-    let mut layers =
-        vec![Layer::Convolution(convolution(config.latent_channels, channels, &scope.at(0))?), Layer::Relu];
+    let mut layers = vec![
+        Layer::Convolution(convolution(config.latent_channels, channels, &scope.at(0))?),
+        Layer::Relu,
+    ];
     for (stage, &blocks) in config.num_decoder_blocks.iter().enumerate() {
         if stage > 0 {
             layers.push(Layer::Upsample(config.upsampling_scaling_factor));
-            let smoothing = Conv2d::without_bias((channels, channels), 3, 1, (1, 1), &scope.at(layers.len()))?;
+            let smoothing =
+                Conv2d::without_bias((channels, channels), 3, 1, (1, 1), &scope.at(layers.len()))?;
             layers.push(Layer::Convolution(smoothing));
         }
         for _ in 0..blocks {
             layers.push(Layer::Block(Block::new(channels, &scope.at(layers.len()))?));
         }
     }
-    layers.push(Layer::Convolution(convolution(channels, config.out_channels, &scope.at(layers.len()))?));
+    layers.push(Layer::Convolution(convolution(
+        channels,
+        config.out_channels,
+        &scope.at(layers.len()),
+    )?));
     Ok(layers)
 }
 
@@ -239,8 +263,8 @@ impl AutoencoderTiny {
         })
     }
 
-    /// Pictures in [-1, 1] (samples x 3 x height x width) to latents (samples x channels x height / factor x width /
-    /// factor), without scaling.
+    /// Pictures in [-1, 1] (samples x 3 x height x width) to latents (samples x channels x height /
+    /// factor x width / factor), without scaling.
     ///
     /// # Errors
     /// If the shape does not fit.

@@ -20,7 +20,8 @@ pub(crate) struct PipelineClass {
     pub(crate) generation: Generation,
     /// What it is told to draw.
     pub(crate) subject: Subject,
-    /// Whether CLIP's tokens are part of the text that the denoiser reads, beside T5's `max_sequence_length`.
+    /// Whether CLIP's tokens are part of the text that the denoiser reads, beside T5's
+    /// `max_sequence_length`.
     pub(crate) reads_clip_tokens: bool,
     /// Whether guidance is a second call of the model, without the prompt.
     pub(crate) classifier_free: bool,
@@ -58,8 +59,8 @@ pub enum Subject {
 }
 
 impl Component {
-    /// One that must be there, of one of `classes`; of any where there are none, as its configuration is checked when it
-    /// is read.
+    /// One that must be there, of one of `classes`; of any where there are none, as its
+    /// configuration is checked when it is read.
     pub(crate) const fn new(name: &'static str, classes: &'static [&'static str]) -> Self {
         Self { name, classes, optional: false }
     }

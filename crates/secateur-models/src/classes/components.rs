@@ -30,8 +30,12 @@ impl Components {
     /// If `id2label` is not a table of numbers and names.
     pub(crate) fn labels(&self) -> Result<Labels> {
         let classes = self.denoiser.classes();
-        let Some(labels) = self.index("id2label") else { return Ok(Labels { names: BTreeMap::new(), classes }) };
-        let label = |(number, name): (&String, &Value)| Some((number.parse().ok()?, name.as_str()?.to_owned()));
+        let Some(labels) = self.index("id2label") else {
+            return Ok(Labels { names: BTreeMap::new(), classes });
+        };
+        let label = |(number, name): (&String, &Value)| {
+            Some((number.parse().ok()?, name.as_str()?.to_owned()))
+        };
         match labels.as_object().and_then(|labels| labels.iter().map(label).collect()) {
             Some(names) => Ok(Labels { names, classes }),
             None => {
@@ -72,7 +76,8 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// The number of a label, given by its number, its name, or one of several names that commas set apart.
+    /// The number of a label, given by its number, its name, or one of several names that commas
+    /// set apart.
     ///
     /// # Errors
     /// If no label is called so.
@@ -80,22 +85,28 @@ impl Labels {
         if let Ok(number) = text.parse::<u32>() {
             return match (number as usize) < self.classes {
                 true => Ok(number),
-                false => Err(Error::Request(format!("label {number}, and the model knows {} classes", self.classes))),
+                false => Err(Error::Request(format!(
+                    "label {number}, and the model knows {} classes",
+                    self.classes
+                ))),
             };
         }
         let called = |name: &str| name == text || name.split(',').any(|one| one.trim() == text);
-        let found: Vec<u32> = self.names.iter().filter(|(_, name)| called(name)).map(|(number, _)| *number).collect();
+        let found: Vec<u32> =
+            self.names.iter().filter(|(_, name)| called(name)).map(|(number, _)| *number).collect();
         match found[..] {
             [number] => Ok(number),
-            [] if self.names.is_empty() => {
-                Err(Error::Request(format!("{text:?} is not a number, and this model names no labels")))
-            }
+            [] if self.names.is_empty() => Err(Error::Request(format!(
+                "{text:?} is not a number, and this model names no labels"
+            ))),
             [] => {
                 let some: Vec<&str> = self.names.values().take(3).map(String::as_str).collect();
                 let known = format!("it knows {} such as {}", self.names.len(), some.join(", "));
                 Err(Error::Request(format!("{text:?} is not a label of this model: {known}")))
             }
-            _ => Err(Error::Request(format!("{text:?} is the name of the labels {found:?}: give a number"))),
+            _ => Err(Error::Request(format!(
+                "{text:?} is the name of the labels {found:?}: give a number"
+            ))),
         }
     }
 

@@ -3,14 +3,21 @@
 use super::components::Components;
 use crate::classes::sampling::Sampling;
 use crate::conditioning::Conditioning;
-use crate::encoders::{ClipTextModel, ClipTextOutput, ClipTokenizer, PROJECTED, T5Encoder, T5Tokenizer};
+use crate::encoders::{
+    ClipTextModel, ClipTextOutput, ClipTokenizer, PROJECTED, T5Encoder, T5Tokenizer,
+};
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
 
 /// Turns prompts into what the denoiser is told.
 pub(crate) trait Conditioner: Send + Sync {
     /// For each of `prompts`, for pictures of `size` (height, width) in pixels.
-    fn positive(&self, prompts: &[String], size: (usize, usize), sampling: &Sampling) -> Result<Conditioning>;
+    fn positive(
+        &self,
+        prompts: &[String],
+        size: (usize, usize),
+        sampling: &Sampling,
+    ) -> Result<Conditioning>;
 
     /// What guidance leads away from, as one sample, where it is classifier-free.
     fn negative(&self, size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
@@ -29,11 +36,14 @@ impl ClipEncoder {
         let path = folder.path.join(tokenizer);
         let tokenizer = ClipTokenizer::open(&path)?;
         let projected = folder.class_of(encoder) == Some(PROJECTED);
-        let encoder = ClipTextModel::open(&folder.path.join(encoder), projected, folder.variant.as_deref())?;
+        let encoder =
+            ClipTextModel::open(&folder.path.join(encoder), projected, folder.variant.as_deref())?;
         let (length, positions) = (tokenizer.length(), encoder.positions());
         if length > positions {
-            let problem =
-                format!("model_max_length makes {length} tokens, and the text encoder has {positions} positions");
+            let problem = format!(
+                "model_max_length makes {length} tokens, and the text encoder has {positions} \
+                 positions"
+            );
             return Err(Error::invalid(path.join("tokenizer_config.json"), problem));
         }
         Ok(Self { tokenizer, encoder })
@@ -64,8 +74,13 @@ impl T5 {
         self.encoder.forward(&ids, None)
     }
 
-    /// Text states of `length` tokens, and 1 for each token of text, 0 for each of padding, which is not read.
-    pub(crate) fn encode_masked(&self, prompts: &[String], length: usize) -> Result<(Tensor, Tensor)> {
+    /// Text states of `length` tokens, and 1 for each token of text, 0 for each of padding, which
+    /// is not read.
+    pub(crate) fn encode_masked(
+        &self,
+        prompts: &[String],
+        length: usize,
+    ) -> Result<(Tensor, Tensor)> {
         let (ids, mask) = self.tokenizer.encode_batch(prompts, length)?;
         Ok((self.encoder.forward(&ids, Some(&mask))?, mask))
     }

@@ -11,7 +11,11 @@ use candle_core::{Device, Tensor};
 pub(crate) const CLASS: PipelineClass = PipelineClass {
     name: "DiTPipeline",
     denoiser: "transformer",
-    components: &[Component::new("transformer", &["DiTTransformer2DModel", "Transformer2DModel"]), VAE, SCHEDULER],
+    components: &[
+        Component::new("transformer", &["DiTTransformer2DModel", "Transformer2DModel"]),
+        VAE,
+        SCHEDULER,
+    ],
     generation: Generation { steps: 50, guidance: 4.0, max_sequence_length: 0 },
     subject: Subject::Label,
     reads_clip_tokens: false,
@@ -20,7 +24,9 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     even_levels: false,
     shifts: false,
     repair: |_| (),
-    conditioner: |folder| Ok(Box::new(Dit { labels: folder.labels()?, classes: folder.denoiser.classes() })),
+    conditioner: |folder| {
+        Ok(Box::new(Dit { labels: folder.labels()?, classes: folder.denoiser.classes() }))
+    },
 };
 
 /// Class labels; guidance leads away from the one behind the last.
@@ -37,8 +43,14 @@ impl Dit {
 }
 
 impl Conditioner for Dit {
-    fn positive(&self, prompts: &[String], _: (usize, usize), _: &Sampling) -> Result<Conditioning> {
-        let labels = prompts.iter().map(|prompt| self.labels.find(prompt)).collect::<Result<Vec<_>>>()?;
+    fn positive(
+        &self,
+        prompts: &[String],
+        _: (usize, usize),
+        _: &Sampling,
+    ) -> Result<Conditioning> {
+        let labels =
+            prompts.iter().map(|prompt| self.labels.find(prompt)).collect::<Result<Vec<_>>>()?;
         self.conditioning(labels)
     }
 

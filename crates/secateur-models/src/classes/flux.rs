@@ -1,7 +1,9 @@
 //! `FluxPipeline`.
 
 use super::components::Components;
-use crate::classes::class::{CLIP_TOKENIZER, Component, Generation, PipelineClass, SCHEDULER, Subject, VAE};
+use crate::classes::class::{
+    CLIP_TOKENIZER, Component, Generation, PipelineClass, SCHEDULER, Subject, VAE,
+};
 use crate::classes::conditioner::{ClipEncoder, Conditioner, T5};
 use crate::classes::sampling::Sampling;
 use crate::conditioning::Conditioning;
@@ -31,7 +33,8 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     conditioner: |folder| Ok(Box::new(Flux::open(folder)?)),
 };
 
-/// T5's states, CLIP's pooled state, and the guidance scale, which the model was trained to follow by itself.
+/// T5's states, CLIP's pooled state, and the guidance scale, which the model was trained to follow
+/// by itself.
 struct Flux {
     clip: ClipEncoder,
     t5: T5,
@@ -47,7 +50,12 @@ impl Flux {
 }
 
 impl Conditioner for Flux {
-    fn positive(&self, prompts: &[String], _: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
+    fn positive(
+        &self,
+        prompts: &[String],
+        _: (usize, usize),
+        sampling: &Sampling,
+    ) -> Result<Conditioning> {
         Ok(Conditioning {
             text: Some(self.t5.encode(prompts, sampling.max_sequence_length)?),
             pooled: Some(self.clip.encode(prompts)?.pooled),

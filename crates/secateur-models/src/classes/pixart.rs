@@ -36,9 +36,15 @@ pub(crate) const SIGMA: PipelineClass = PipelineClass {
 struct PixArt(T5);
 
 impl Conditioner for PixArt {
-    fn positive(&self, prompts: &[String], size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
+    fn positive(
+        &self,
+        prompts: &[String],
+        size: (usize, usize),
+        sampling: &Sampling,
+    ) -> Result<Conditioning> {
         // As diffusers does where it is not asked to clean captions.
-        let prompts: Vec<String> = prompts.iter().map(|prompt| prompt.to_lowercase().trim().to_owned()).collect();
+        let prompts: Vec<String> =
+            prompts.iter().map(|prompt| prompt.to_lowercase().trim().to_owned()).collect();
         let (text, mask) = self.0.encode_masked(&prompts, sampling.max_sequence_length)?;
         Ok(Conditioning {
             text: Some(text),

@@ -1,6 +1,8 @@
 //! `StableDiffusionPipeline`: SD1.x and SD2.x.
 
-use crate::classes::class::{CLIP_TOKENIZER, Component, Generation, PipelineClass, SCHEDULER, Subject, VAE};
+use crate::classes::class::{
+    CLIP_TOKENIZER, Component, Generation, PipelineClass, SCHEDULER, Subject, VAE,
+};
 use crate::classes::conditioner::{ClipEncoder, Conditioner};
 use crate::classes::sampling::Sampling;
 use crate::conditioning::Conditioning;
@@ -26,7 +28,9 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     even_levels: false,
     shifts: false,
     repair: latents_of_64,
-    conditioner: |folder| Ok(Box::new(StableDiffusion(ClipEncoder::open(folder, "tokenizer", "text_encoder")?))),
+    conditioner: |folder| {
+        Ok(Box::new(StableDiffusion(ClipEncoder::open(folder, "tokenizer", "text_encoder")?)))
+    },
 };
 
 /// Before version 0.9 files of diffusers had a `sample_size` of 32 for models of 64.
@@ -34,7 +38,9 @@ fn latents_of_64(unet: &mut Map<String, Value>) {
     let version = unet.get("_diffusers_version").and_then(Value::as_str).unwrap_or("0.9");
     let mut parts = version.split('.').map_while(|part| part.parse::<u32>().ok());
     let is_old = parts.next() == Some(0) && parts.next().is_some_and(|minor| minor < 9);
-    if is_old && let Some(side) = unet.get_mut("sample_size").filter(|side| side.as_u64().is_some_and(|side| side < 64))
+    if is_old
+        && let Some(side) =
+            unet.get_mut("sample_size").filter(|side| side.as_u64().is_some_and(|side| side < 64))
     {
         *side = 64.into();
     }
@@ -44,7 +50,12 @@ fn latents_of_64(unet: &mut Map<String, Value>) {
 struct StableDiffusion(ClipEncoder);
 
 impl Conditioner for StableDiffusion {
-    fn positive(&self, prompts: &[String], _: (usize, usize), _: &Sampling) -> Result<Conditioning> {
+    fn positive(
+        &self,
+        prompts: &[String],
+        _: (usize, usize),
+        _: &Sampling,
+    ) -> Result<Conditioning> {
         Ok(Conditioning { text: Some(self.0.encode(prompts)?.last), ..Conditioning::default() })
     }
 }

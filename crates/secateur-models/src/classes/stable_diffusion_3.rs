@@ -1,7 +1,9 @@
 //! `StableDiffusion3Pipeline`: SD3 and SD3.5.
 
 use super::components::Components;
-use crate::classes::class::{CLIP_TOKENIZER, Component, Generation, PipelineClass, SCHEDULER, Subject, VAE};
+use crate::classes::class::{
+    CLIP_TOKENIZER, Component, Generation, PipelineClass, SCHEDULER, Subject, VAE,
+};
 use crate::classes::conditioner::{ClipEncoder, Conditioner, T5};
 use crate::classes::sampling::Sampling;
 use crate::conditioning::Conditioning;
@@ -33,8 +35,8 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     conditioner: |folder| Ok(Box::new(StableDiffusion3::open(folder)?)),
 };
 
-/// Both CLIPs' states before their last layers side by side in width, padded with zeros to the denoiser's, then T5's
-/// states, or zeros where there is no T5; both CLIPs' projections.
+/// Both CLIPs' states before their last layers side by side in width, padded with zeros to the
+/// denoiser's, then T5's states, or zeros where there is no T5; both CLIPs' projections.
 struct StableDiffusion3 {
     encoders: [ClipEncoder; 2],
     t5: Option<T5>,
@@ -60,14 +62,26 @@ impl StableDiffusion3 {
 }
 
 impl Conditioner for StableDiffusion3 {
-    fn positive(&self, prompts: &[String], _: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
-        let outputs = self.encoders.iter().map(|encoder| encoder.encode(prompts)).collect::<Result<Vec<_>>>()?;
+    fn positive(
+        &self,
+        prompts: &[String],
+        _: (usize, usize),
+        sampling: &Sampling,
+    ) -> Result<Conditioning> {
+        let outputs = self
+            .encoders
+            .iter()
+            .map(|encoder| encoder.encode(prompts))
+            .collect::<Result<Vec<_>>>()?;
         let states: Vec<&Tensor> = outputs.iter().map(|output| &output.penultimate).collect();
         let pooled: Vec<&Tensor> = outputs.iter().map(|output| &output.pooled).collect();
         let clip = Tensor::cat(&states, 2)?;
         let (samples, tokens, width) = clip.dims3()?;
         if width > self.width {
-            let problem = format!("CLIP states of width {width} do not fit a joint_attention_dim of {}", self.width);
+            let problem = format!(
+                "CLIP states of width {width} do not fit a joint_attention_dim of {}",
+                self.width
+            );
             return Err(Error::Request(problem));
         }
         let clip = clip.pad_with_zeros(2, 0, self.width - width)?;
@@ -76,7 +90,8 @@ impl Conditioner for StableDiffusion3 {
         let (text, multiplicity) = match &self.t5 {
             _ if length == 0 => (clip, None),
             Some(t5) => (Tensor::cat(&[&clip, &t5.encode(prompts, length)?], 1)?, None),
-            // Zeros in the place of T5 are equal and stay so, as the text has no positions: one token stands for all.
+            // Zeros in the place of T5 are equal and stay so, as the text has no positions: one
+            // token stands for all.
             None => {
                 let zeros = Tensor::zeros((samples, 1, self.width), DType::F32, &Device::Cpu)?;
                 let ones = Tensor::ones((samples, tokens), DType::F32, &Device::Cpu)?;

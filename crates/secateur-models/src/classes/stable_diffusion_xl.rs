@@ -1,7 +1,9 @@
 //! `StableDiffusionXLPipeline`.
 
 use super::components::Components;
-use crate::classes::class::{CLIP_TOKENIZER, Component, Generation, PipelineClass, SCHEDULER, Subject, VAE};
+use crate::classes::class::{
+    CLIP_TOKENIZER, Component, Generation, PipelineClass, SCHEDULER, Subject, VAE,
+};
 use crate::classes::conditioner::{ClipEncoder, Conditioner, each};
 use crate::classes::sampling::Sampling;
 use crate::conditioning::Conditioning;
@@ -53,7 +55,12 @@ impl StableDiffusionXl {
 }
 
 impl Conditioner for StableDiffusionXl {
-    fn positive(&self, prompts: &[String], size: (usize, usize), _: &Sampling) -> Result<Conditioning> {
+    fn positive(
+        &self,
+        prompts: &[String],
+        size: (usize, usize),
+        _: &Sampling,
+    ) -> Result<Conditioning> {
         let [first, second] = &self.encoders;
         let (first, second) = (first.encode(prompts)?, second.encode(prompts)?);
         let (height, width) = (size.0 as f32, size.1 as f32);
@@ -66,11 +73,16 @@ impl Conditioner for StableDiffusionXl {
     }
 
     fn negative(&self, size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
-        let negative = self.positive(std::slice::from_ref(&sampling.negative_prompt), size, sampling)?;
+        let negative =
+            self.positive(std::slice::from_ref(&sampling.negative_prompt), size, sampling)?;
         if !(self.force_zeros_for_empty_prompt && sampling.negative_prompt.is_empty()) {
             return Ok(negative);
         }
         let zeros = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::zeros_like).transpose();
-        Ok(Conditioning { text: zeros(&negative.text)?, pooled: zeros(&negative.pooled)?, ..negative })
+        Ok(Conditioning {
+            text: zeros(&negative.text)?,
+            pooled: zeros(&negative.pooled)?,
+            ..negative
+        })
     }
 }

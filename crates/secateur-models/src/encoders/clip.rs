@@ -1,16 +1,19 @@
-//! CLIP: the text encoder of most pipelines, and the whole model that scores pictures against texts.
+//! CLIP: the text encoder of most pipelines, and the whole model that scores pictures against
+//! texts.
 
 use crate::encoders::image_processor::ClipImageProcessor;
 use crate::encoders::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::files::{
-    ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, Options, TRANSFORMERS_STEM, activation, check_eps, config_fields,
-    digest_of_files, tree,
+    ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, Options, TRANSFORMERS_STEM, activation, check_eps,
+    config_fields, digest_of_files, tree,
 };
 use crate::observer::Observer;
 use crate::structure::Memory;
 use candle_core::{D, IndexOp, Tensor};
-use secateur_nn::{Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Scope, Wanted, ops};
+use secateur_nn::{
+    Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Scope, Wanted, ops,
+};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -62,7 +65,9 @@ impl EncoderConfig {
     fn check(&self) -> std::result::Result<(), String> {
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
         if width == 0 || heads == 0 || width % heads != 0 {
-            return Err(format!("hidden_size {width} does not divide into num_attention_heads {heads}"));
+            return Err(format!(
+                "hidden_size {width} does not divide into num_attention_heads {heads}"
+            ));
         }
         if self.intermediate_size == 0 {
             return Err("intermediate_size is 0".into());
@@ -72,7 +77,8 @@ impl EncoderConfig {
     }
 
     fn activation(&self) -> std::result::Result<Activation, String> {
-        let problem = || format!("hidden_act {:?} is not supported; {ACTIVATIONS} are", self.hidden_act);
+        let problem =
+            || format!("hidden_act {:?} is not supported; {ACTIVATIONS} are", self.hidden_act);
         activation(&self.hidden_act).ok_or_else(problem)
     }
 }
@@ -113,7 +119,11 @@ impl Encoder {
             let v = layer.v_proj.forward(&y, &context)?;
             let y = ops::attention(&q, &k, &v, self.heads, None, self.causal)?;
             x = (x + layer.out_proj.forward(&y, &context)?)?;
-            let y = layer.fc1.forward_activated(&layer.layer_norm2.forward(&x)?, self.activation, &context)?;
+            let y = layer.fc1.forward_activated(
+                &layer.layer_norm2.forward(&x)?,
+                self.activation,
+                &context,
+            )?;
             x = (x + layer.fc2.forward(&y, &context)?)?;
         }
         Ok((penultimate, x))
@@ -137,15 +147,18 @@ pub(crate) const PROJECTED: &str = "CLIPTextModelWithProjection";
 /// What transformers leaves out of a text configuration when it has these values.
 fn text_defaults() -> Value {
     json!({
-        "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
-        "vocab_size": 49408, "max_position_embeddings": 77, "projection_dim": 512, "eos_token_id": 49407,
+        "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "vocab_size": 49408, "max_position_embeddings": 77, "projection_dim": 512,
+        "eos_token_id": 49407,
     })
 }
 
 /// The same for a vision configuration.
 fn vision_defaults() -> Value {
     json!({
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12,
         "image_size": 224, "patch_size": 32, "num_channels": 3,
     })
 }
@@ -156,7 +169,9 @@ fn complete<T: DeserializeOwned>(
     mut defaults: Value,
     config: &Map<String, Value>,
 ) -> Result<(T, EncoderConfig)> {
-    let Value::Object(all) = &mut defaults else { return Err(Error::invalid(path, "not an object")) };
+    let Value::Object(all) = &mut defaults else {
+        return Err(Error::invalid(path, "not an object"));
+    };
     all.extend(config.iter().map(|(key, value)| (key.clone(), value.clone())));
     let mut options = Options::new(path, all);
     let (config, encoder): (T, EncoderConfig) = (options.read()?, options.read()?);
@@ -168,19 +183,23 @@ fn complete<T: DeserializeOwned>(
 
 /// The part `name` of the configuration of a whole CLIP. An older `name`_dict goes before it.
 fn part(name: &str, config: &Map<String, Value>) -> Map<String, Value> {
-    let parts = [name.to_owned(), format!("{name}_dict")].map(|name| config.get(&name).and_then(Value::as_object));
+    let parts = [name.to_owned(), format!("{name}_dict")]
+        .map(|name| config.get(&name).and_then(Value::as_object));
     parts.into_iter().flatten().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 impl ClipTextConfig {
-    /// Reads a component's `config.json`, of which the text's part counts where it is of a whole CLIP.
+    /// Reads a component's `config.json`, of which the text's part counts where it is of a whole
+    /// CLIP.
     ///
     /// # Errors
     /// If it cannot be read, or is not that of a text encoder.
     pub fn open(path: &Path) -> Result<Self> {
         let config = config_fields(path)?;
         match config.get("model_type").and_then(Value::as_str) {
-            Some("clip") if config.contains_key("text_config") => Self::read(path, &part("text_config", &config)),
+            Some("clip") if config.contains_key("text_config") => {
+                Self::read(path, &part("text_config", &config))
+            }
             _ => Self::read(path, &config),
         }
     }
@@ -206,7 +225,8 @@ pub struct ClipTextOutput {
     pub penultimate: Tensor,
     /// Hidden states after the final norm: samples x tokens x width.
     pub last: Tensor,
-    /// The final state at the end token, projected where the model has a projection: samples x width.
+    /// The final state at the end token, projected where the model has a projection: samples x
+    /// width.
     pub pooled: Tensor,
 }
 
@@ -227,7 +247,8 @@ impl ClipTextModel {
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, projected: bool, variant: Option<&str>) -> Result<Self> {
         let config = ClipTextConfig::open(&folder.join("config.json"))?;
-        Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?.build(|scope| Self::new(&config, projected, scope))
+        Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?
+            .build(|scope| Self::new(&config, projected, scope))
     }
 
     /// Builds the model; with `projected`, `text_projection` stands beside the encoder.
@@ -237,17 +258,29 @@ impl ClipTextModel {
     pub fn new(config: &ClipTextConfig, projected: bool, scope: &Scope<'_>) -> Result<Self> {
         let width = config.encoder.hidden_size;
         let text_projection = match projected {
-            true => Some(Linear::without_bias(width, config.projection_dim, &scope.at("text_projection"))?),
+            true => Some(Linear::without_bias(
+                width,
+                config.projection_dim,
+                &scope.at("text_projection"),
+            )?),
             false => None,
         };
         // transformers 5 writes a bare CLIPTextModel without the prefix.
         let named = scope.at("text_model");
-        let scope = if named.contains("final_layer_norm.weight") || projected { named } else { scope.clone() };
+        let scope = if named.contains("final_layer_norm.weight") || projected {
+            named
+        } else {
+            scope.clone()
+        };
         let embeddings = scope.at("embeddings");
         embeddings.ignore("position_ids");
         let positions = embeddings.at("position_embedding");
         Ok(Self {
-            token_embedding: Embedding::new(config.vocab_size, width, &embeddings.at("token_embedding"))?,
+            token_embedding: Embedding::new(
+                config.vocab_size,
+                width,
+                &embeddings.at("token_embedding"),
+            )?,
             position_embedding: positions.get("weight", (config.max_position_embeddings, width))?,
             encoder: Encoder::new(&config.encoder, true, &scope)?,
             final_layer_norm: LayerNorm::new(
@@ -273,7 +306,9 @@ impl ClipTextModel {
         let (samples, tokens) = ids.dims2()?;
         let positions = self.position_embedding.dim(0)?;
         if tokens > positions {
-            return Err(Error::Request(format!("{tokens} tokens, and the text encoder has {positions} positions")));
+            return Err(Error::Request(format!(
+                "{tokens} tokens, and the text encoder has {positions} positions"
+            )));
         }
         let x = self.token_embedding.forward(ids)?;
         let x = x.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
@@ -340,7 +375,8 @@ struct VisionModel {
 
 impl VisionModel {
     fn new(config: &VisionConfig, scope: &Scope<'_>) -> Result<Self> {
-        let (width, patch, eps) = (config.encoder.hidden_size, config.patch_size, config.encoder.layer_norm_eps as f32);
+        let (width, patch, eps) =
+            (config.encoder.hidden_size, config.patch_size, config.encoder.layer_norm_eps as f32);
         config.check().map_err(Error::Request)?;
         let tokens = (config.image_size / patch).pow(2) + 1;
         let embeddings = scope.at("embeddings");
@@ -354,7 +390,9 @@ impl VisionModel {
                 &embeddings.at("patch_embedding"),
             )?,
             class_embedding: embeddings.get("class_embedding", width)?,
-            position_embedding: embeddings.at("position_embedding").get("weight", (tokens, width))?,
+            position_embedding: embeddings
+                .at("position_embedding")
+                .get("weight", (tokens, width))?,
             pre_layrnorm: LayerNorm::new(width, eps, &scope.at("pre_layrnorm"))?,
             encoder: Encoder::new(&config.encoder, false, scope)?,
             post_layernorm: LayerNorm::new(width, eps, &scope.at("post_layernorm"))?,
@@ -367,7 +405,8 @@ impl VisionModel {
         let samples = pixels.dim(0)?;
         let width = self.config.encoder.hidden_size;
         let patches = self.patch_embedding.forward(pixels)?.flatten_from(2)?.transpose(1, 2)?;
-        let class = self.class_embedding.reshape((1, 1, width))?.broadcast_as((samples, 1, width))?;
+        let class =
+            self.class_embedding.reshape((1, 1, width))?.broadcast_as((samples, 1, width))?;
         let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position_embedding)?;
         let (_, last) = self.encoder.forward(self.pre_layrnorm.forward(&x)?)?;
         Ok(self.post_layernorm.forward(&last.i((.., 0))?.contiguous()?)?)
@@ -425,7 +464,8 @@ impl ClipModel {
         let tokenizer = ClipTokenizer::open(folder)?;
         let processor = ClipImageProcessor::open(&folder.join("preprocessor_config.json"))?;
         let name = folder.canonicalize().map_err(Error::io(folder))?;
-        let name = name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let name =
+            name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         Checkpoint::open(folder, TRANSFORMERS_STEM, None)?.build(|scope| {
             let width = vision.encoder.hidden_size;
             let projection = scope.at("visual_projection");
@@ -446,7 +486,8 @@ impl ClipModel {
     /// # Errors
     /// If a file cannot be read, or the observer interrupts.
     pub fn digest(folder: &Path, observer: &dyn Observer) -> Result<String> {
-        let mut files: Vec<PathBuf> = tree::all(folder)?.into_iter().map(|entry| entry.path).collect();
+        let mut files: Vec<PathBuf> =
+            tree::all(folder)?.into_iter().map(|entry| entry.path).collect();
         files.retain(|file| file.components().count() == 1 && tree::is_description(file));
         let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
         files.extend(checkpoint.paths().filter_map(Path::file_name).map(PathBuf::from));
@@ -454,8 +495,8 @@ impl ClipModel {
         digest_of_files(folder, &files, observer)
     }
 
-    /// What the model of a folder takes that scores `pictures` pictures at a time against `texts` texts in all, as
-    /// [`ClipModel::open`] would load it.
+    /// What the model of a folder takes that scores `pictures` pictures at a time against `texts`
+    /// texts in all, as [`ClipModel::open`] would load it.
     ///
     /// # Errors
     /// If its configuration or the headers of its weights cannot be read.
@@ -464,7 +505,12 @@ impl ClipModel {
         let ClipConfig { text, vision, .. } = ClipConfig::open(&path)?;
         let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
         let packed = |config: &EncoderConfig| {
-            let EncoderConfig { hidden_size: width, intermediate_size: inner, num_hidden_layers: layers, .. } = config;
+            let EncoderConfig {
+                hidden_size: width,
+                intermediate_size: inner,
+                num_hidden_layers: layers,
+                ..
+            } = config;
             layers * (4 * width * width + 2 * width * inner)
         };
         let alive = |config: &EncoderConfig| 5 * config.hidden_size + config.intermediate_size;
@@ -510,7 +556,8 @@ impl ClipModel {
         unit(&self.visual_projection.forward(&self.vision.forward(pixels)?, &Context::default())?)
     }
 
-    /// Unit vectors of pictures in [0, 1] (samples x height x width x 3), resized and normalised as the model wants.
+    /// Unit vectors of pictures in [0, 1] (samples x height x width x 3), resized and normalised as
+    /// the model wants.
     ///
     /// # Errors
     /// If the pictures are not RGB.

@@ -35,12 +35,20 @@ impl TryFrom<Value> for Size {
     type Error = String;
 
     fn try_from(value: Value) -> std::result::Result<Self, String> {
-        let number = |value: Option<&Value>| value.and_then(Value::as_u64).and_then(|side| u32::try_from(side).ok());
+        let number = |value: Option<&Value>| {
+            value.and_then(Value::as_u64).and_then(|side| u32::try_from(side).ok())
+        };
         let side = |name: &str| number(value.get(name));
-        match (number(Some(&value)).or_else(|| side("shortest_edge")), side("height"), side("width")) {
+        match (
+            number(Some(&value)).or_else(|| side("shortest_edge")),
+            side("height"),
+            side("width"),
+        ) {
             (Some(side), ..) => Ok(square(side)),
             (None, Some(height), Some(width)) => Ok(Self { height, width }),
-            _ => Err(format!("{value} is neither a number, nor shortest_edge, nor height and width")),
+            _ => {
+                Err(format!("{value} is neither a number, nor shortest_edge, nor height and width"))
+            }
         }
     }
 }
@@ -71,7 +79,8 @@ fn supported() -> [(&'static str, Value); 6] {
     ]
 }
 
-/// Options that change nothing here: what wrote the file, and how other processors give their results.
+/// Options that change nothing here: what wrote the file, and how other processors give their
+/// results.
 const UNREAD: [&str; 10] = [
     "data_format",
     "default_to_square",
@@ -119,7 +128,10 @@ impl ClipImageProcessor {
     pub fn prepare(&self, pictures: &Tensor) -> Result<Tensor> {
         let (samples, height, width, channels) = pictures.dims4()?;
         if channels != 3 || height == 0 || width == 0 {
-            return Err(Error::Request(format!("pictures of shape {:?} are not RGB", pictures.dims())));
+            return Err(Error::Request(format!(
+                "pictures of shape {:?} are not RGB",
+                pictures.dims()
+            )));
         }
         let Size { height: crop_height, width: crop_width } = self.crop();
         let (crop_height, crop_width) = (crop_height as usize, crop_width as usize);
@@ -128,13 +140,20 @@ impl ClipImageProcessor {
         for sample in 0..samples {
             let data = pictures.get(sample)?.flatten_all()?.to_vec1::<f32>()?;
             // Pictures are scored as they are saved, in 8 bits.
-            let data = data.into_iter().map(|x| (x.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
-            let picture = ImageBuffer::<Rgb<u8>, Vec<u8>>::from_raw(width as u32, height as u32, data);
-            let picture = picture.ok_or_else(|| Error::Request("picture of a wrong size".into()))?;
+            let data = data
+                .into_iter()
+                .map(|x| (x.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8)
+                .collect();
+            let picture =
+                ImageBuffer::<Rgb<u8>, Vec<u8>>::from_raw(width as u32, height as u32, data);
+            let picture =
+                picture.ok_or_else(|| Error::Request("picture of a wrong size".into()))?;
             let picture = self.resize(picture);
             for channel in 0..3 {
                 let (mean, std) = (means[channel], stds[channel]);
-                pixels.extend(picture.pixels().map(|p| (f32::from(p.0[channel]) / 255.0 - mean) / std));
+                pixels.extend(
+                    picture.pixels().map(|p| (f32::from(p.0[channel]) / 255.0 - mean) / std),
+                );
             }
         }
         Ok(Tensor::from_vec(pixels, (samples, 3, crop_height, crop_width), &Device::Cpu)?)
@@ -145,10 +164,14 @@ impl ClipImageProcessor {
         let (short, edge) = (width.min(height), self.edge());
         let side = |n: u32| (u64::from(n) * u64::from(edge) / u64::from(short)) as u32;
         let (width, height) = (side(width), side(height));
-        let picture =
-            if short == edge { picture } else { imageops::resize(&picture, width, height, FilterType::CatmullRom) };
+        let picture = if short == edge {
+            picture
+        } else {
+            imageops::resize(&picture, width, height, FilterType::CatmullRom)
+        };
         let Size { height: crop_height, width: crop_width } = self.crop();
-        let (left, top) = (i64::from(width) - i64::from(crop_width), i64::from(height) - i64::from(crop_height));
+        let (left, top) =
+            (i64::from(width) - i64::from(crop_width), i64::from(height) - i64::from(crop_height));
         let mut canvas = ImageBuffer::new(crop_width, crop_height);
         imageops::replace(&mut canvas, &picture, -left / 2, -top / 2);
         canvas

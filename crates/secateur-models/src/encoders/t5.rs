@@ -2,10 +2,13 @@
 
 use crate::error::{Error, Result};
 use crate::files::{
-    ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, TRANSFORMERS_STEM, activation, check_eps, check_heads, read_config,
+    ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, TRANSFORMERS_STEM, activation, check_eps,
+    check_heads, read_config,
 };
 use candle_core::{DType, Device, Tensor};
-use secateur_nn::{Activation, Context, Embedding, Linear, Parameters, RmsNorm, Scope, Wanted, ops};
+use secateur_nn::{
+    Activation, Context, Embedding, Linear, Parameters, RmsNorm, Scope, Wanted, ops,
+};
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -66,16 +69,20 @@ impl T5Config {
         check_heads(("num_heads", config.num_heads), ("d_kv", config.d_kv))
             .and_then(|()| check_eps("layer_norm_epsilon", config.layer_norm_epsilon.into()))
             .map_err(|problem| Error::invalid(path, problem))?;
-        let (buckets, distance) = (config.relative_attention_num_buckets, config.relative_attention_max_distance);
+        let (buckets, distance) =
+            (config.relative_attention_num_buckets, config.relative_attention_max_distance);
         if buckets < 4 || distance <= buckets / 4 {
-            let problem =
-                format!("{buckets} buckets of relative positions do not fit a maximal distance of {distance}");
+            let problem = format!(
+                "{buckets} buckets of relative positions do not fit a maximal distance of \
+                 {distance}"
+            );
             return Err(Error::invalid(path, problem));
         }
         Ok(config)
     }
 
-    /// What a feed-forward does between its linears, and whether that is multiplied with another linear's outputs.
+    /// What a feed-forward does between its linears, and whether that is multiplied with another
+    /// linear's outputs.
     fn feed_forward(&self) -> std::result::Result<(Activation, bool), String> {
         let (name, gated) = match self.feed_forward_proj.strip_prefix("gated-") {
             // By tanh, for all its name.
@@ -87,8 +94,12 @@ impl T5Config {
             Some(name) => ("dense_act_fn", name.as_str()),
             None => ("feed_forward_proj", name),
         };
-        let problem =
-            || format!("{field} {name:?} is not supported; {ACTIVATIONS} are, for feed_forward_proj behind gated- too");
+        let problem = || {
+            format!(
+                "{field} {name:?} is not supported; {ACTIVATIONS} are, for feed_forward_proj \
+                 behind gated- too"
+            )
+        };
         Ok((activation(name).ok_or_else(problem)?, self.is_gated_act.unwrap_or(gated)))
     }
 
@@ -97,8 +108,9 @@ impl T5Config {
         Parameters::wanted(Default::default(), |scope| T5Encoder::new(self, &scope))
     }
 
-    /// The bucket of a key's position relative to a query's (`T5Attention._relative_position_bucket`): half of them for
-    /// keys after the query; in each half one a position for the nearest, then ever wider ones up to the maximal distance.
+    /// The bucket of a key's position relative to a query's
+    /// (`T5Attention._relative_position_bucket`): half of them for keys after the query; in each
+    /// half one a position for the nearest, then ever wider ones up to the maximal distance.
     fn bucket(&self, query: usize, key: usize) -> u32 {
         let half = self.relative_attention_num_buckets / 2;
         let exact = half / 2;
@@ -189,7 +201,8 @@ struct Block {
 
 impl Block {
     fn new(config: &T5Config, scope: &Scope<'_>) -> Result<Self> {
-        let norm = |name: &str| RmsNorm::new(config.d_model, config.layer_norm_epsilon, &scope.at(name));
+        let norm =
+            |name: &str| RmsNorm::new(config.d_model, config.layer_norm_epsilon, &scope.at(name));
         Ok(Self {
             attention_norm: norm("layer.0.layer_norm")?,
             attention: Attention::new(config, &scope.at("layer.0.SelfAttention"))?,
@@ -223,7 +236,8 @@ impl T5Encoder {
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
         let config = T5Config::open(&folder.join("config.json"))?;
-        Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?.build(|scope| Self::new(&config, scope))
+        Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?
+            .build(|scope| Self::new(&config, scope))
     }
 
     /// Builds the model.
@@ -235,8 +249,10 @@ impl T5Encoder {
         // The same table: a file has it under one of the names, or both.
         let (shared, tied) = (scope.at("shared"), encoder.at("embed_tokens"));
         tied.ignore("weight");
-        let table = if tied.contains("weight") && !shared.contains("weight") { tied } else { shared };
-        let blocks = (0..config.num_layers).map(|index| Block::new(config, &encoder.at(format!("block.{index}"))));
+        let table =
+            if tied.contains("weight") && !shared.contains("weight") { tied } else { shared };
+        let blocks = (0..config.num_layers)
+            .map(|index| Block::new(config, &encoder.at(format!("block.{index}"))));
         Ok(Self {
             shared: Embedding::new(config.vocab_size, config.d_model, &table)?,
             relative_attention_bias: Embedding::new(
@@ -245,13 +261,17 @@ impl T5Encoder {
                 &encoder.at("block.0.layer.0.SelfAttention.relative_attention_bias"),
             )?,
             blocks: blocks.collect::<Result<_>>()?,
-            final_layer_norm: RmsNorm::new(config.d_model, config.layer_norm_epsilon, &encoder.at("final_layer_norm"))?,
+            final_layer_norm: RmsNorm::new(
+                config.d_model,
+                config.layer_norm_epsilon,
+                &encoder.at("final_layer_norm"),
+            )?,
             config: config.clone(),
         })
     }
 
-    /// `ids` samples x tokens (u32) to states, samples x tokens x width. `mask`, of the shape of `ids`, is 0 for tokens that
-    /// no other reads, else 1.
+    /// `ids` samples x tokens (u32) to states, samples x tokens x width. `mask`, of the shape of
+    /// `ids`, is 0 for tokens that no other reads, else 1.
     ///
     /// # Errors
     /// If a token number is out of range, or the mask has another shape.
@@ -260,7 +280,10 @@ impl T5Encoder {
         let mut bias = self.position_bias(tokens)?;
         if let Some(mask) = mask {
             const HIDDEN: f64 = f32::MIN as f64;
-            let keys = mask.to_dtype(DType::F32)?.reshape((samples, 1, 1, tokens))?.affine(-HIDDEN, HIDDEN)?;
+            let keys = mask
+                .to_dtype(DType::F32)?
+                .reshape((samples, 1, 1, tokens))?
+                .affine(-HIDDEN, HIDDEN)?;
             bias = bias.broadcast_add(&keys)?;
         }
         let mut x = self.shared.forward(ids)?;
@@ -272,8 +295,14 @@ impl T5Encoder {
 
     /// What positions add to the scores: 1 x heads x tokens x tokens.
     fn position_bias(&self, tokens: usize) -> Result<Tensor> {
-        let pairs = (0..tokens).flat_map(|query| (0..tokens).map(move |key| self.config.bucket(query, key)));
+        let pairs = (0..tokens)
+            .flat_map(|query| (0..tokens).map(move |key| self.config.bucket(query, key)));
         let buckets = Tensor::from_iter(pairs, &Device::Cpu)?.reshape((tokens, tokens))?;
-        Ok(self.relative_attention_bias.forward(&buckets)?.permute((2, 0, 1))?.unsqueeze(0)?.contiguous()?)
+        Ok(self
+            .relative_attention_bias
+            .forward(&buckets)?
+            .permute((2, 0, 1))?
+            .unsqueeze(0)?
+            .contiguous()?)
     }
 }

@@ -34,7 +34,9 @@ impl Vocabulary {
         tokenizer.with_truncation(None).map_err(invalid)?;
         for Added { file, number, token } in added_tokens(folder, &config)? {
             let content = token.content.clone();
-            let problem = |problem: String| Error::invalid(folder.join(file), format!("token {content:?} {problem}"));
+            let problem = |problem: String| {
+                Error::invalid(folder.join(file), format!("token {content:?} {problem}"))
+            };
             if number.is_none() && tokenizer.token_to_id(&content).is_none() {
                 return Err(problem("is not in the vocabulary".into()));
             }
@@ -42,7 +44,10 @@ impl Vocabulary {
             let found = tokenizer.token_to_id(&content);
             if number.is_some_and(|number| found.map(u64::from) != Some(number)) {
                 let found = found.map_or("none".into(), |found| found.to_string());
-                return Err(problem(format!("has number {}, and {found} by the vocabulary", number.unwrap_or(0))));
+                return Err(problem(format!(
+                    "has number {}, and {found} by the vocabulary",
+                    number.unwrap_or(0)
+                )));
             }
         }
         Ok(Self { tokenizer, config, path })
@@ -51,14 +56,16 @@ impl Vocabulary {
     /// The number of the special token that the configuration names under `key`.
     fn special(&self, key: &str, default: &str) -> Result<u32> {
         let token = self.config.get(key).and_then(content).unwrap_or(default);
-        let missing = || Error::invalid(&self.path, format!("{key} {token:?} is not in the vocabulary"));
+        let missing =
+            || Error::invalid(&self.path, format!("{key} {token:?} is not in the vocabulary"));
         self.tokenizer.token_to_id(token).ok_or_else(missing)
     }
 
     /// The end of a text of more than `room` tokens, from the first that has no room.
     fn cut<'a>(&self, text: &'a str, room: usize) -> Result<Option<&'a str>> {
         let encoding = self.tokenizer.encode(text, false);
-        let encoding = encoding.map_err(|e| Error::Request(format!("cannot tokenize {text:?}: {e}")))?;
+        let encoding =
+            encoding.map_err(|e| Error::Request(format!("cannot tokenize {text:?}: {e}")))?;
         let first = encoding.get_offsets().get(room).map(|(start, _)| *start);
         Ok(first.map(|start| text.get(start..).unwrap_or(text).trim()))
     }
@@ -66,7 +73,8 @@ impl Vocabulary {
     /// Token numbers of a text, without those that begin and end it.
     fn ids(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false);
-        let encoding = encoding.map_err(|e| Error::Request(format!("cannot tokenize {text:?}: {e}")))?;
+        let encoding =
+            encoding.map_err(|e| Error::Request(format!("cannot tokenize {text:?}: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 }
@@ -100,13 +108,15 @@ pub(crate) fn config(folder: &Path) -> Result<Value> {
 pub(crate) fn checked_config(folder: &Path) -> Result<Value> {
     let config = config(folder)?;
     if let Value::Object(fields) = &config {
-        Options::new(&folder.join(CONFIG), fields).finish(&supported(), &[&NAMED[..], &UNREAD].concat())?;
+        Options::new(&folder.join(CONFIG), fields)
+            .finish(&supported(), &[&NAMED[..], &UNREAD].concat())?;
     }
     Ok(config)
 }
 
 /// The special tokens that a configuration may name.
-const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Options of which only this value is supported; it is also what they are where they are absent.
 fn supported() -> [(&'static str, Value); 8] {
@@ -122,8 +132,8 @@ fn supported() -> [(&'static str, Value); 8] {
     ]
 }
 
-/// Options that are read elsewhere, or change nothing here: what wrote the file, how a row is filled that is not asked to
-/// be, and how texts are made of tokens.
+/// Options that are read elsewhere, or change nothing here: what wrote the file, how a row is
+/// filled that is not asked to be, and how texts are made of tokens.
 const UNREAD: [&str; 33] = [
     "add_prefix_space",
     "added_tokens_decoder",
@@ -178,8 +188,10 @@ fn added_tokens(folder: &Path, config: &Value) -> Result<Vec<Added>> {
         Some(tokens) => {
             for (number, token) in tokens {
                 let fields = number.parse::<u64>().ok().zip(content(token));
-                let problem = || format!("added_tokens_decoder: {number:?} is not the number of a token");
-                let (number, text) = fields.ok_or_else(|| Error::invalid(folder.join(CONFIG), problem()))?;
+                let problem =
+                    || format!("added_tokens_decoder: {number:?} is not the number of a token");
+                let (number, text) =
+                    fields.ok_or_else(|| Error::invalid(folder.join(CONFIG), problem()))?;
                 added.insert(number, (CONFIG, added_token(text, token)));
             }
         }
@@ -190,10 +202,15 @@ fn added_tokens(folder: &Path, config: &Value) -> Result<Vec<Added>> {
         }
         None => {}
     }
-    let added = added.into_iter().map(|(number, (file, token))| Added { file, number: Some(number), token });
-    let more =
-        ["additional_special_tokens", "extra_special_tokens"].map(|key| config.get(key).and_then(Value::as_array));
-    let special = NAMED.iter().filter_map(|key| config.get(*key)).chain(more.into_iter().flatten().flatten());
+    let added = added.into_iter().map(|(number, (file, token))| Added {
+        file,
+        number: Some(number),
+        token,
+    });
+    let more = ["additional_special_tokens", "extra_special_tokens"]
+        .map(|key| config.get(key).and_then(Value::as_array));
+    let special =
+        NAMED.iter().filter_map(|key| config.get(*key)).chain(more.into_iter().flatten().flatten());
     let special = special.filter_map(|token| content(token).map(|text| (text, token)));
     // The file that names them is one of two.
     let special = special.map(|(text, token)| Added {
@@ -232,11 +249,16 @@ pub(crate) fn row_length(path: &Path, config: &Value) -> Result<usize> {
     /// What transformers writes where there is no limit is 1e30, and this the least that it takes
     /// for such a number.
     const NO_LIMIT: f64 = 1e20;
-    let Some(length) = config.get("model_max_length").filter(|length| !length.is_null()) else { return Ok(DEFAULT) };
+    let Some(length) = config.get("model_max_length").filter(|length| !length.is_null()) else {
+        return Ok(DEFAULT);
+    };
     match (length.as_u64(), length.as_f64()) {
         (Some(length @ 2..=LARGEST_ROW), _) => Ok(length as usize),
         (_, Some(length)) if length >= NO_LIMIT => Ok(DEFAULT),
-        _ => Err(Error::invalid(path, format!("model_max_length {length} is not a number of 2 to {LARGEST} tokens"))),
+        _ => Err(Error::invalid(
+            path,
+            format!("model_max_length {length} is not a number of 2 to {LARGEST} tokens"),
+        )),
     }
 }
 
@@ -250,7 +272,8 @@ mod tests {
     /// `tokenizer.json`.
     fn open(slow: bool, files: &[(&str, Value)]) -> Result<ClipTokenizer, String> {
         let folder = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-unet/tokenizer");
+        let source =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-unet/tokenizer");
         for entry in std::fs::read_dir(source).unwrap() {
             let entry = entry.unwrap();
             std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
@@ -260,8 +283,8 @@ mod tests {
         }
         for (name, change) in files {
             let path = folder.path().join(name);
-            let mut json: Value =
-                std::fs::read_to_string(&path).map_or(json!({}), |text| serde_json::from_str(&text).unwrap());
+            let mut json: Value = std::fs::read_to_string(&path)
+                .map_or(json!({}), |text| serde_json::from_str(&text).unwrap());
             match (change, json.as_object_mut()) {
                 (Value::Null, _) => std::fs::remove_file(&path).unwrap(),
                 (change, Some(fields)) => {
@@ -286,8 +309,10 @@ mod tests {
     /// apple`.
     #[test]
     fn an_added_token_of_any_file() {
-        let options =
-            |content: &str, special: bool| json!({"content": content, "normalized": !special, "special": special});
+        let options = |content: &str, special: bool| {
+            json!({"content": content,
+            "normalized": !special, "special": special})
+        };
         let decoder = json!({"added_tokens_decoder": {
             "2012": options("<|startoftext|>", true), "2013": options("<|endoftext|>", true),
             "2014": options("<cat-toy>", false),
@@ -296,15 +321,24 @@ mod tests {
         let (a, apple) = (ids(&plain, "a"), ids(&plain, "apple"));
         let expected = [a, vec![2014], apple].concat();
         for slow in [false, true] {
-            for (name, change) in
-                [("tokenizer_config.json", decoder.clone()), ("added_tokens.json", json!({"<cat-toy>": 2014}))]
-            {
+            for (name, change) in [
+                ("tokenizer_config.json", decoder.clone()),
+                ("added_tokens.json", json!({"<cat-toy>": 2014})),
+            ] {
                 let tokenizer = open(slow, &[(name, change)]).unwrap();
                 assert_eq!(ids(&tokenizer, "a <cat-toy> apple"), expected, "{name}, slow {slow}");
-                assert_eq!(ids(&tokenizer, "a red apple"), ids(&plain, "a red apple"), "{name}, slow {slow}");
+                assert_eq!(
+                    ids(&tokenizer, "a red apple"),
+                    ids(&plain, "a red apple"),
+                    "{name}, slow {slow}"
+                );
             }
-            let error = open(slow, &[("added_tokens.json", json!({"<cat-toy>": 2500}))]).unwrap_err();
-            assert!(error.contains("added_tokens.json: token \"<cat-toy>\" has number 2500"), "{error}");
+            let error =
+                open(slow, &[("added_tokens.json", json!({"<cat-toy>": 2500}))]).unwrap_err();
+            assert!(
+                error.contains("added_tokens.json: token \"<cat-toy>\" has number 2500"),
+                "{error}"
+            );
         }
     }
 
@@ -312,13 +346,18 @@ mod tests {
     #[test]
     fn a_special_token_in_a_text() {
         let pad = || json!({"pad_token": "!"});
-        let slow = open(true, &[("special_tokens_map.json", pad()), ("tokenizer_config.json", pad())]).unwrap();
-        let fast = open(false, &[("special_tokens_map.json", pad()), ("tokenizer_config.json", pad())]).unwrap();
+        let slow =
+            open(true, &[("special_tokens_map.json", pad()), ("tokenizer_config.json", pad())])
+                .unwrap();
+        let fast =
+            open(false, &[("special_tokens_map.json", pad()), ("tokenizer_config.json", pad())])
+                .unwrap();
         let of_both = [&slow, &fast].map(|tokenizer| ids(tokenizer, "red apple! wow"));
         assert_eq!(of_both[0], of_both[1]);
         assert!(of_both[0].contains(&0), "{of_both:?}");
         assert!(!ids(&open(false, &[]).unwrap(), "red apple! wow").contains(&0));
-        let error = open(false, &[("special_tokens_map.json", json!({"pad_token": "<no such>"}))]).unwrap_err();
+        let error = open(false, &[("special_tokens_map.json", json!({"pad_token": "<no such>"}))])
+            .unwrap_err();
         assert!(error.contains("token \"<no such>\" is not in the vocabulary"), "{error}");
     }
 

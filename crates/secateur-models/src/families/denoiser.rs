@@ -10,7 +10,8 @@ use std::fmt::Debug;
 
 /// The network that is called at every step.
 pub trait Denoiser: Send + Sync {
-    /// Predicts noise or velocity for `latents` (samples x channels x height x width) at `timesteps` (one a sample).
+    /// Predicts noise or velocity for `latents` (samples x channels x height x width) at
+    /// `timesteps` (one a sample).
     ///
     /// # Errors
     /// If the shapes do not fit, or the context's probe objects.

@@ -87,7 +87,10 @@ impl<'de> Deserialize<'de> for Header {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Header, A::Error> {
                 let (mut header, mut names) = (Header::default(), HashSet::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if names.len() > MOST_TENSORS {
@@ -96,7 +99,8 @@ impl<'de> Deserialize<'de> for Header {
                     let named = |error| A::Error::custom(format!("{name}: {error}"));
                     if name == "__metadata__" {
                         let entries: Option<Unique<String>> = map.next_value().map_err(named)?;
-                        header.metadata = entries.map(|Unique(entries)| entries.into_iter().collect());
+                        header.metadata =
+                            entries.map(|Unique(entries)| entries.into_iter().collect());
                     } else {
                         let info = map.next_value().map_err(named)?;
                         header.tensors.push((name.clone(), info));
@@ -116,10 +120,15 @@ impl Header {
     /// The header with tensors in the order of the file, whose shapes and places fit each other.
     fn checked(mut self) -> std::result::Result<Metadata, String> {
         for (name, info) in &self.tensors {
-            let elements = info.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
+            let elements = info
+                .shape
+                .iter()
+                .try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
             if elements.is_none() || info.shape.len() > MOST_DIMENSIONS {
                 let dimensions = info.shape.len();
-                return Err(format!("the shape of {name}, of {dimensions} dimensions, is larger than any tensor's"));
+                return Err(format!(
+                    "the shape of {name}, of {dimensions} dimensions, is larger than any tensor's"
+                ));
             }
         }
         self.tensors.sort_by_key(|(_, info)| info.data_offsets);
@@ -133,7 +142,10 @@ impl TensorFile {
         let bytes = file.metadata().map_err(Error::io(path))?.len();
         let mut first = [0u8; 8];
         if bytes < 8 {
-            return Err(Error::invalid(path, format!("only {bytes} bytes: not a safetensors file, or cut short")));
+            return Err(Error::invalid(
+                path,
+                format!("only {bytes} bytes: not a safetensors file, or cut short"),
+            ));
         }
         file.read_exact(&mut first).map_err(Error::io(path))?;
         if first == *b"version " {
@@ -145,31 +157,49 @@ impl TensorFile {
         }
         // A safetensors file begins with the length of its header, whose first byte may be any.
         if first.starts_with(b"PK\x03\x04") || (first[0] == 0x80 && first[4..] != [0; 4]) {
-            let problem = "this is a pickle, which can run code when opened: convert it to safetensors first";
+            let problem =
+                "this is a pickle, which can run code when opened: convert it to safetensors first";
             return Err(Error::invalid(path, problem));
         }
         if first.starts_with(b"GGUF") {
-            return Err(Error::invalid(path, "this is GGUF, whose weights are quantised: safetensors are read"));
+            return Err(Error::invalid(
+                path,
+                "this is GGUF, whose weights are quantised: safetensors are read",
+            ));
         }
         let length = u64::from_le_bytes(first);
         if length > LARGEST_HEADER {
-            return Err(Error::invalid(path, format!("a header of {length} bytes: not a safetensors file")));
+            return Err(Error::invalid(
+                path,
+                format!("a header of {length} bytes: not a safetensors file"),
+            ));
         }
         if length > bytes - 8 {
-            return Err(Error::invalid(path, format!("cut short: {bytes} bytes, and a header of {length} promised")));
+            return Err(Error::invalid(
+                path,
+                format!("cut short: {bytes} bytes, and a header of {length} promised"),
+            ));
         }
         let mut header = vec![0u8; length as usize];
         file.read_exact(&mut header).map_err(Error::io(path))?;
-        let header: Header =
-            serde_json::from_slice(&header).map_err(|error| Error::invalid(path, format!("bad header: {error}")))?;
-        let header = header.checked().map_err(|problem| Error::invalid(path, format!("bad header: {problem}")))?;
+        let header: Header = serde_json::from_slice(&header)
+            .map_err(|error| Error::invalid(path, format!("bad header: {error}")))?;
+        let header = header
+            .checked()
+            .map_err(|problem| Error::invalid(path, format!("bad header: {problem}")))?;
         let header_bytes = 8 + length;
         let Some(promised) = header_bytes.checked_add(header.data_len() as u64) else {
-            return Err(Error::invalid(path, "cut short: its header promises more than any file can hold"));
+            return Err(Error::invalid(
+                path,
+                "cut short: its header promises more than any file can hold",
+            ));
         };
         if promised != bytes {
             let state = if promised > bytes { "cut short" } else { "oversized" };
-            return Err(Error::invalid(path, format!("{state}: {bytes} bytes, its header promises {promised}")));
+            return Err(Error::invalid(
+                path,
+                format!("{state}: {bytes} bytes, its header promises {promised}"),
+            ));
         }
         let info = |info: &safetensors::tensor::TensorInfo| TensorInfo {
             dtype: info.dtype,
@@ -190,7 +220,8 @@ impl TensorFile {
     /// Those of a tensor's bytes.
     pub(crate) fn raw_part(&self, info: &TensorInfo, part: Range<usize>) -> Result<Vec<u8>> {
         let mut file = open(&self.path)?;
-        file.seek(SeekFrom::Start(info.offset + part.start as u64)).map_err(Error::io(&self.path))?;
+        file.seek(SeekFrom::Start(info.offset + part.start as u64))
+            .map_err(Error::io(&self.path))?;
         let mut data = vec![0u8; part.len()];
         file.read_exact(&mut data).map_err(Error::io(&self.path))?;
         Ok(data)
@@ -203,7 +234,9 @@ impl TensorFile {
             Dtype::F16 => Ok(DType::F16),
             Dtype::BF16 => Ok(DType::BF16),
             other => {
-                let problem = format!("tensor {name} is {other:?}; weights of F32, F16 and BF16 are supported");
+                let problem = format!(
+                    "tensor {name} is {other:?}; weights of F32, F16 and BF16 are supported"
+                );
                 Err(Error::invalid(&self.path, problem))
             }
         }
@@ -222,7 +255,8 @@ impl TensorFile {
         }
         let tensor = tensor.to_dtype(DType::F32)?;
         if !is_finite(&tensor)? {
-            let problem = format!("tensor {name} holds NaN or infinite values: the checkpoint is damaged");
+            let problem =
+                format!("tensor {name} holds NaN or infinite values: the checkpoint is damaged");
             return Err(Error::invalid(&self.path, problem));
         }
         Ok(tensor)
@@ -251,9 +285,10 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Finds and checks the files of a component, without reading weights: `stem` is `diffusion_pytorch_model` or
-    /// `model`; `variant` the part of the file name between it and the ending (`fp16`). Where there is no such variant,
-    /// or none is asked for, the plain files are taken, or else those of the only variant there is.
+    /// Finds and checks the files of a component, without reading weights: `stem` is
+    /// `diffusion_pytorch_model` or `model`; `variant` the part of the file name between it and the
+    /// ending (`fp16`). Where there is no such variant, or none is asked for, the plain files are
+    /// taken, or else those of the only variant there is.
     ///
     /// # Errors
     /// If there are no such files, more than one variant to choose from, or files that are damaged.
@@ -265,12 +300,16 @@ impl Checkpoint {
             _ if variants.contains("") => String::new(),
             None if variants.len() == 1 => variants.into_iter().next().unwrap_or_default(),
             _ => {
-                let found: Vec<_> = variants.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
+                let found: Vec<_> =
+                    variants.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
                 let wanted = variant.map_or_else(String::new, |v| format!(" of variant {v:?}"));
                 let problem = if found.is_empty() {
                     format!("no {stem}.safetensors here (pickles such as .bin are not read)")
                 } else {
-                    format!("no single {stem}.safetensors{wanted} here; variants found: {}", found.join(", "))
+                    format!(
+                        "no single {stem}.safetensors{wanted} here; variants found: {}",
+                        found.join(", ")
+                    )
                 };
                 return Err(Error::invalid(folder, problem));
             }
@@ -278,8 +317,10 @@ impl Checkpoint {
         let dotted = if chosen.is_empty() { String::new() } else { format!(".{chosen}") };
         let single = folder.join(format!("{stem}{dotted}.safetensors"));
         // The second is how diffusers called it at first.
-        let indices =
-            [format!("{stem}.safetensors.index{dotted}.json"), format!("{stem}.safetensors{dotted}.index.json")];
+        let indices = [
+            format!("{stem}.safetensors.index{dotted}.json"),
+            format!("{stem}.safetensors{dotted}.index.json"),
+        ];
         let index = indices.map(|name| folder.join(name)).into_iter().find(|index| index.is_file());
         // Where both are there, transformers reads the single file, and diffusers the shards.
         let Some(index) = index.filter(|_| stem != TRANSFORMERS_STEM || !single.is_file()) else {
@@ -292,7 +333,10 @@ impl Checkpoint {
         names.dedup();
         let mut files = Vec::with_capacity(names.len());
         for name in names {
-            if Path::new(name).components().count() != 1 || name.contains("..") || name.contains('\\') {
+            if Path::new(name).components().count() != 1
+                || name.contains("..")
+                || name.contains('\\')
+            {
                 return Err(Error::invalid(&index, format!("points outside its folder: {name}")));
             }
             files.push(TensorFile::open(&folder.join(name))?);
@@ -309,7 +353,10 @@ impl Checkpoint {
         for (tensor, name) in &map {
             let shard = files.iter().find(|file| file.path.ends_with(name));
             if !shard.is_some_and(|file| file.tensors.contains_key(tensor)) {
-                return Err(Error::invalid(&index, format!("lists {tensor} in {name}, which does not hold it")));
+                return Err(Error::invalid(
+                    &index,
+                    format!("lists {tensor} in {name}, which does not hold it"),
+                ));
             }
         }
         Ok(Self { folder: folder.to_owned(), index: Some(index), files })
@@ -323,7 +370,9 @@ impl Checkpoint {
 
     /// Name and whereabouts of every tensor.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
-        self.files.iter().flat_map(|file| file.tensors.iter().map(|(name, info)| (name.as_str(), info)))
+        self.files
+            .iter()
+            .flat_map(|file| file.tensors.iter().map(|(name, info)| (name.as_str(), info)))
     }
 
     /// The tensor of that name.
@@ -385,7 +434,8 @@ impl Checkpoint {
     /// Reads all weights, as `f32`.
     ///
     /// # Errors
-    /// If a tensor cannot be read, is of a type that is not supported, or holds values that are not finite.
+    /// If a tensor cannot be read, is of a type that is not supported, or holds values that are not
+    /// finite.
     pub fn load(&self) -> Result<Parameters> {
         self.load_where(|_| true)
     }

@@ -31,7 +31,11 @@ pub fn digest(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
 
 /// The SHA-256 of texts, each with its length.
 pub fn digest_of_texts(texts: &[String]) -> String {
-    digest(texts.iter().flat_map(|text| [text.len().to_le_bytes().to_vec(), text.clone().into_bytes()]))
+    digest(
+        texts
+            .iter()
+            .flat_map(|text| [text.len().to_le_bytes().to_vec(), text.clone().into_bytes()]),
+    )
 }
 
 /// The SHA-256 of a file.
@@ -68,7 +72,11 @@ pub fn digest_of_folder(folder: &Path, observer: &dyn Observer) -> Result<String
 ///
 /// # Errors
 /// A file cannot be read, or is none, or the observer interrupts.
-pub fn digest_of_files(folder: &Path, files: &[PathBuf], observer: &dyn Observer) -> Result<String> {
+pub fn digest_of_files(
+    folder: &Path,
+    files: &[PathBuf],
+    observer: &dyn Observer,
+) -> Result<String> {
     let mut hash = Hash::default();
     for file in files {
         hash.add(file.as_os_str().as_encoded_bytes());
@@ -84,9 +92,17 @@ mod tests {
 
     #[test]
     fn texts_are_told_apart() {
-        let of = |texts: &[&str]| digest_of_texts(&texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
-        let all =
-            [of(&["a\nb", "c"]), of(&["a", "b\nc"]), of(&["a", "b", "c"]), of(&["abc"]), of(&["ab", "c"]), of(&[])];
+        let of = |texts: &[&str]| {
+            digest_of_texts(&texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>())
+        };
+        let all = [
+            of(&["a\nb", "c"]),
+            of(&["a", "b\nc"]),
+            of(&["a", "b", "c"]),
+            of(&["abc"]),
+            of(&["ab", "c"]),
+            of(&[]),
+        ];
         for (place, one) in all.iter().enumerate() {
             assert!(!all[..place].contains(one), "{place}");
         }

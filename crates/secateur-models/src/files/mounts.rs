@@ -9,7 +9,8 @@ pub(crate) fn within(folder: &Path) -> Option<PathBuf> {
     match std::fs::read("/proc/self/mountinfo") {
         Ok(table) => {
             let lines = table.split(|byte| *byte == b'\n');
-            let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescaped);
+            let points =
+                lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescaped);
             points.map(PathBuf::from).find(|point| point.starts_with(folder))
         }
         Err(_) => is_mount_point(folder).then(|| folder.to_owned()),
@@ -21,7 +22,10 @@ fn unescaped(field: &[u8]) -> OsString {
     let mut text = Vec::new();
     let mut rest = field;
     while let Some((&first, after)) = rest.split_first() {
-        let code = after.get(..3).filter(|_| first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        let code = after
+            .get(..3)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(byte) => {
                 text.push(byte);

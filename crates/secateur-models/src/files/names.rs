@@ -28,7 +28,8 @@ fn is_cut(name: &str) -> bool {
     let ending = |separator: char| name.rsplit_once(separator).map_or("", |(_, ending)| ending);
     let digits = ending('-');
     // Nor is a work folder's name a passing one of another output.
-    (digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())) || is_token(ending('.'))
+    (digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        || is_token(ending('.'))
 }
 
 /// Whether a folder would be called as work folders are.
@@ -79,7 +80,9 @@ mod tests {
             let name = name.as_ref();
             let passing = passing_name(name);
             assert!(
-                is_passing_name(&passing, name) && passing.len() <= 255 && work_name(name).len() <= 255,
+                is_passing_name(&passing, name)
+                    && passing.len() <= 255
+                    && work_name(name).len() <= 255,
                 "{passing}"
             );
             assert!(!is_passing_name(&passing, "other".as_ref()));
@@ -92,8 +95,12 @@ mod tests {
         assert_ne!(work_name(long), work_name(cut[1..].as_ref()));
         let token = format!("out.{}", token());
         assert!(!is_passing_name(&work_name(token.as_ref()), "out".as_ref()), "{token}");
-        for mine in [".out.0123456789abcdef01234567.secateur", ".out.unfinished", ".out..secateur", ".out.é.secateur"]
-        {
+        for mine in [
+            ".out.0123456789abcdef01234567.secateur",
+            ".out.unfinished",
+            ".out..secateur",
+            ".out.é.secateur",
+        ] {
             assert!(!is_passing_name(mine, "out".as_ref()), "{mine}");
         }
     }

@@ -38,9 +38,18 @@ pub(crate) struct Options<'a> {
 }
 
 impl<'a> Options<'a> {
-    /// Of the `fields` of the file `path`. Those that begin with an underscore are notes of the program that wrote it.
+    /// Of the `fields` of the file `path`. Those that begin with an underscore are notes of the
+    /// program that wrote it.
     pub(crate) fn new(path: &'a Path, fields: &'a Map<String, Value>) -> Self {
-        Self { path, fields, others: fields.keys().map(String::as_str).filter(|name| !name.starts_with('_')).collect() }
+        Self {
+            path,
+            fields,
+            others: fields
+                .keys()
+                .map(String::as_str)
+                .filter(|name| !name.starts_with('_'))
+                .collect(),
+        }
     }
 
     /// The fields that `T` has; null stands for the default of one that has no null.
@@ -64,8 +73,9 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// Refuses what is left: options of which a single value is `supported`, which they have where they are absent, and
-    /// options that are not known; but for those that change nothing here (`unread`), and what is off.
+    /// Refuses what is left: options of which a single value is `supported`, which they have where
+    /// they are absent, and options that are not known; but for those that change nothing here
+    /// (`unread`), and what is off.
     ///
     /// # Errors
     /// If there is one, with its name and value.
@@ -74,11 +84,16 @@ impl<'a> Options<'a> {
             let found = &self.fields[*name];
             match supported.iter().find(|(supported, _)| supported == name) {
                 Some((_, value)) if same(name, found, value) => {}
-                Some((_, value)) => return Err(self.invalid(format!("{name} {found} is not supported; {value} is"))),
+                Some((_, value)) => {
+                    return Err(self.invalid(format!(
+                        "{name} {found} is not supported; {value} \
+                        is"
+                    )));
+                }
                 None if is_off(found) => {}
                 None => {
-                    let problem =
-                        "is not known here, and may change what the model computes: without it the model opens";
+                    let problem = "is not known here, and may change what the model computes: \
+                        without it the model opens";
                     return Err(self.invalid(format!("{name} {found} {problem}")));
                 }
             }
@@ -96,13 +111,16 @@ impl<'a> Options<'a> {
 fn same(name: &str, found: &Value, value: &Value) -> bool {
     match (found, value) {
         (Value::Number(found), Value::Number(value)) => {
-            let (found, value) = (found.as_f64().unwrap_or(f64::NAN), value.as_f64().unwrap_or(f64::NAN));
+            let (found, value) =
+                (found.as_f64().unwrap_or(f64::NAN), value.as_f64().unwrap_or(f64::NAN));
             (found - value).abs() <= 1e-9 * value.abs()
         }
         (Value::String(found), Value::String(value)) if name.ends_with("act_fn") => {
             activation(found) == activation(value)
         }
-        (Value::Array(all), _) if !all.is_empty() => all.iter().all(|found| same(name, found, value)),
+        (Value::Array(all), _) if !all.is_empty() => {
+            all.iter().all(|found| same(name, found, value))
+        }
         _ => found == value || (is_off(found) && is_off(value)),
     }
 }
@@ -120,8 +138,8 @@ fn is_off(value: &Value) -> bool {
 /// What [`activation`] knows.
 pub(crate) const ACTIVATIONS: &str = "silu, relu, gelu, gelu_new and quick_gelu";
 
-/// Options of any model of transformers that change nothing here: what it is for and was trained with, how its outputs
-/// are given, and how texts are generated.
+/// Options of any model of transformers that change nothing here: what it is for and was trained
+/// with, how its outputs are given, and how texts are generated.
 pub(crate) const OF_TRANSFORMERS: [&str; 71] = [
     "architectures",
     "attention_dropout",
@@ -202,13 +220,16 @@ pub(crate) fn activation(name: &str) -> Option<Activation> {
         "silu" | "swish" => Some(Activation::Silu),
         "relu" => Some(Activation::Relu),
         "gelu" | "gelu_python" => Some(Activation::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" => Some(Activation::GeluTanh),
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" => {
+            Some(Activation::GeluTanh)
+        }
         "quick_gelu" => Some(Activation::QuickGelu),
         _ => None,
     }
 }
 
-/// A number for all levels, or one for each; for the two sides of a picture, or for height and width.
+/// A number for all levels, or one for each; for the two sides of a picture, or for height and
+/// width.
 #[derive(Clone, Debug)]
 pub(crate) enum Numbers {
     All(usize),
@@ -238,15 +259,17 @@ impl<'de> serde::Deserialize<'de> for Numbers {
             (_, Some(values)) => values.iter().map(number).collect::<Option<_>>().map(Self::Each),
             _ => None,
         }
-        .ok_or_else(|| D::Error::custom(format!("{value} is neither a whole number nor a list of such")))
+        .ok_or_else(|| {
+            D::Error::custom(format!("{value} is neither a whole number nor a list of such"))
+        })
     }
 }
 
 /// Reads a configuration whose fields are all that is known: see [`Options::finish`].
 ///
 /// # Errors
-/// If it cannot be read, a number in it is larger than any model's, a field is not of its type, or an option is not
-/// supported.
+/// If it cannot be read, a number in it is larger than any model's, a field is not of its type, or
+/// an option is not supported.
 pub(crate) fn read_config<T: DeserializeOwned>(
     path: &Path,
     supported: &[(&str, Value)],
@@ -262,8 +285,8 @@ pub(crate) fn read_config<T: DeserializeOwned>(
 /// The fields of a configuration.
 ///
 /// # Errors
-/// If it cannot be read, or a number in it is larger than any model's: sizes made of such ones would overflow, and as
-/// many layers not fit the memory.
+/// If it cannot be read, or a number in it is larger than any model's: sizes made of such ones
+/// would overflow, and as many layers not fit the memory.
 pub(crate) fn config_fields(path: &Path) -> error::Result<Map<String, Value>> {
     let fields: Map<String, Value> = read_json(path, Limit::Config)?;
     check_numbers(&fields, most).map_err(|problem| Error::invalid(path, problem))?;
@@ -274,15 +297,22 @@ pub(crate) fn config_fields(path: &Path) -> error::Result<Map<String, Value>> {
 ///
 /// # Errors
 /// If one is not of its type.
-pub(crate) fn read_fields<T: DeserializeOwned>(path: &Path, fields: &Map<String, Value>) -> error::Result<T> {
+pub(crate) fn read_fields<T: DeserializeOwned>(
+    path: &Path,
+    fields: &Map<String, Value>,
+) -> error::Result<T> {
     Options::new(path, fields).read()
 }
 
-/// Refuses numbers above what `most` says of a field, wherever they stand in `fields`, their negatives, and long lists.
+/// Refuses numbers above what `most` says of a field, wherever they stand in `fields`, their
+/// negatives, and long lists.
 ///
 /// # Errors
 /// If there is one, with its name and value.
-pub(crate) fn check_numbers(fields: &Map<String, Value>, most: fn(&str) -> f64) -> Result<(), String> {
+pub(crate) fn check_numbers(
+    fields: &Map<String, Value>,
+    most: fn(&str) -> f64,
+) -> Result<(), String> {
     fields.iter().try_for_each(|(name, value)| check_value(name, value, most))
 }
 
@@ -332,10 +362,15 @@ fn most(field: &str) -> f64 {
 ///
 /// # Errors
 /// If there are, with the names of the fields that tell their number.
-pub(crate) fn check_layers(fields: &str, layers: impl IntoIterator<Item = usize>) -> Result<(), String> {
+pub(crate) fn check_layers(
+    fields: &str,
+    layers: impl IntoIterator<Item = usize>,
+) -> Result<(), String> {
     let count = layers.into_iter().fold(0, usize::saturating_add);
     match count > MOST_LAYERS {
-        true => Err(format!("{fields} make {count} layers, and no model has more than {MOST_LAYERS}")),
+        true => {
+            Err(format!("{fields} make {count} layers, and no model has more than {MOST_LAYERS}"))
+        }
         false => Ok(()),
     }
 }
@@ -347,7 +382,10 @@ pub(crate) fn check_layers(fields: &str, layers: impl IntoIterator<Item = usize>
 pub(crate) fn check_heads(heads: (&str, usize), size: (&str, usize)) -> Result<(), String> {
     match heads.1.checked_mul(size.1).filter(|width| *width <= LARGEST) {
         Some(_) => Ok(()),
-        None => Err(format!("{} {} x {} {} is wider than any model, {LARGEST}", heads.0, heads.1, size.0, size.1)),
+        None => Err(format!(
+            "{} {} x {} {} is wider than any model, {LARGEST}",
+            heads.0, heads.1, size.0, size.1
+        )),
     }
 }
 
@@ -375,13 +413,21 @@ struct Fields<'a, I> {
 impl<'de, I: Iterator<Item = (&'de String, &'de Value)>> MapAccess<'de> for &mut Fields<'de, I> {
     type Error = serde_json::Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> serde_json::Result<Option<K::Value>> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> serde_json::Result<Option<K::Value>> {
         self.next = self.left.next();
         self.next.map(|(name, _)| seed.deserialize(BorrowedStrDeserializer::new(name))).transpose()
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> serde_json::Result<V::Value> {
-        let Some((name, value)) = self.next.take() else { return Err(Self::Error::custom("a value without a name")) };
+    fn next_value_seed<V: DeserializeSeed<'de>>(
+        &mut self,
+        seed: V,
+    ) -> serde_json::Result<V::Value> {
+        let Some((name, value)) = self.next.take() else {
+            return Err(Self::Error::custom("a value without a name"));
+        };
         let mut ignored = false;
         let read = seed.deserialize(Meant { value, ignored: &mut ignored });
         if ignored {
@@ -394,7 +440,8 @@ impl<'de, I: Iterator<Item = (&'de String, &'de Value)>> MapAccess<'de> for &mut
     }
 }
 
-/// A value as Python takes it: null where a flag is wanted is false, and a list of equal values stands for one.
+/// A value as Python takes it: null where a flag is wanted is false, and a list of equal values
+/// stands for one.
 struct Meant<'a, 'i> {
     value: &'a Value,
     ignored: &'i mut bool,
@@ -448,7 +495,11 @@ impl<'de> Deserializer<'de> for Meant<'de, '_> {
         self.value.deserialize_enum(name, variants, visitor)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> serde_json::Result<V::Value> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> serde_json::Result<V::Value> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -469,7 +520,8 @@ impl<'de> Deserializer<'de> for Meant<'de, '_> {
     one! { deserialize_u32 deserialize_f32 deserialize_f64 }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 u8 u16 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct
+        i8 i16 i32 i64 u8 u16 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct
+        map struct
         identifier
     }
 }
@@ -487,8 +539,10 @@ mod tests {
     #[test]
     fn numbers_of_real_models_pass() {
         let fields = json!({
-            "d_ff": 10240, "vocab_size": 262_208, "eos_token_id": [49407, 151_643], "image_size": 1024, "num_layers": 48,
-            "initializer_factor": 1.0, "logit_scale_init_value": 2.6592, "freq_shift": -1, "axes_dims_rope": [16, 56, 56],
+            "d_ff": 10240, "vocab_size": 262_208, "eos_token_id": [49407, 151_643],
+            "image_size": 1024, "num_layers": 48,
+            "initializer_factor": 1.0, "logit_scale_init_value": 2.6592, "freq_shift": -1,
+            "axes_dims_rope": [16, 56, 56],
         });
         checked(fields).unwrap();
     }
@@ -497,7 +551,10 @@ mod tests {
     fn a_number_beyond_any_model_is_refused_wherever_it_stands() {
         for (value, words) in [
             (json!({"in_channels": u64::MAX}), "in_channels 18446744073709551615"),
-            (json!({"text_config": {"num_hidden_layers": 1025}}), "text_config.num_hidden_layers 1025"),
+            (
+                json!({"text_config": {"num_hidden_layers": 1025}}),
+                "text_config.num_hidden_layers 1025",
+            ),
             (json!({"channels": [320, 65536]}), "channels 65536"),
             (json!({"shift_factor": -1e30}), "shift_factor -1e+30"),
             (json!({"channels": vec![1; 5000]}), "channels has 5000 entries"),
@@ -517,14 +574,17 @@ mod tests {
             layers: usize,
         }
         let fields = json!({"layers": 0.5});
-        let error = read_fields::<Config>(Path::new("config.json"), fields.as_object().unwrap()).unwrap_err();
+        let error = read_fields::<Config>(Path::new("config.json"), fields.as_object().unwrap())
+            .unwrap_err();
         assert!(error.to_string().starts_with("config.json: layers: "), "{error}");
     }
 
     #[test]
     fn a_name_that_stands_there_twice_is_refused() {
         let error =
-            serde_json::from_str::<crate::files::read::Unique<u32>>(r#"{"a": 1, "b": 2, "a": 3}"#).err().unwrap();
+            serde_json::from_str::<crate::files::read::Unique<u32>>(r#"{"a": 1, "b": 2, "a": 3}"#)
+                .err()
+                .unwrap();
         assert!(error.to_string().contains("a stands there twice"), "{error}");
     }
 }

@@ -107,8 +107,16 @@ impl OutputFolder {
         let target = parent.join(name);
         let work = WorkFolder::open(&parent, name)?;
         let was_there = work.was_there;
-        let mut output =
-            Self { target, options, inputs, work: Some(work), own: None, finished: None, request: None, parents };
+        let mut output = Self {
+            target,
+            options,
+            inputs,
+            work: Some(work),
+            own: None,
+            finished: None,
+            request: None,
+            parents,
+        };
         let prepared = output.prepare(was_there);
         if prepared.is_err() && was_there && output.holds_work() {
             // It stays as it was found.
@@ -117,8 +125,8 @@ impl OutputFolder {
         prepared.map(|()| output)
     }
 
-    /// Fails where [`OutputFolder::create`] would, but for what only that finds out: whether another
-    /// process is at work, and what an unfinished run left. Nothing is made.
+    /// Fails where [`OutputFolder::create`] would, but for what only that finds out: whether
+    /// another process is at work, and what an unfinished run left. Nothing is made.
     ///
     /// # Errors
     /// As told.
@@ -135,7 +143,10 @@ impl OutputFolder {
         let there = nearest(parent);
         let missing = parent.strip_prefix(there).unwrap_or(Path::new("")).to_owned();
         if missing.components().any(|part| part == Component::ParentDir) {
-            let problem = format!("has `..` behind a folder that is not in {}: leave both away", shown(there));
+            let problem = format!(
+                "has `..` behind a folder that is not in {}: leave both away",
+                shown(there)
+            );
             return Err(Error::invalid(&target, problem));
         }
         missing.iter().try_for_each(|name| check_name(&target, name))?;
@@ -145,13 +156,19 @@ impl OutputFolder {
         }
         #[cfg(unix)]
         if rustix::fs::access(&parent, rustix::fs::Access::WRITE_OK).is_err() {
-            return Err(Error::invalid(&target, format!("nothing can be written to {}", shown(&parent))));
+            return Err(Error::invalid(
+                &target,
+                format!("nothing can be written to {}", shown(&parent)),
+            ));
         }
         let target = parent.join(missing).join(name);
         inputs.check(&target)?;
         if let (Some(work), false) = (WorkFolder::around(&parent), options.part) {
             let problem = "lies in the work folder of another output, and would go with it";
-            return Err(Error::invalid(&target, format!("{problem}: choose a place outside {}", shown(work))));
+            return Err(Error::invalid(
+                &target,
+                format!("{problem}: choose a place outside {}", shown(work)),
+            ));
         }
         let work = target.with_file_name(work_name(name));
         let there = WorkFolder::check_place(&work)?;
@@ -198,7 +215,8 @@ impl OutputFolder {
         match progress_names(&self.progress()).find(|name| !is_own(name)) {
             None => Ok(()),
             Some(_) => {
-                let problem = "the unfinished run for it is of another command: resume that, or --force begins anew";
+                let problem = "the unfinished run for it is of another command: resume that, or \
+                    --force begins anew";
                 Err(Error::invalid(&self.target, problem))
             }
         }
@@ -213,7 +231,9 @@ impl OutputFolder {
         // The folders above it may have to be made.
         match absolute.parent().map(nearest).and_then(free_space) {
             Some(free) if free < bytes => {
-                let problem = format!("the model has files of {bytes} bytes to copy, and {free} are free here");
+                let problem = format!(
+                    "the model has files of {bytes} bytes to copy, and {free} are free here"
+                );
                 Err(Error::invalid(target, problem))
             }
             _ => Ok(()),
@@ -229,7 +249,9 @@ impl OutputFolder {
         self.request = Some(request.to_owned());
         let Some(finished) = &self.finished else { return Ok(false) };
         let problem = match foreign(&self.target)? {
-            _ if finished.request != self.request => "is complete, and of another model or other settings".into(),
+            _ if finished.request != self.request => {
+                "is complete, and of another model or other settings".into()
+            }
             _ if digest_of_file(&self.target.join(RECORD), &())? != finished.record => {
                 "was replaced since it was complete".into()
             }
@@ -238,7 +260,10 @@ impl OutputFolder {
         };
         // Nothing of it is touched.
         self.work = None;
-        Err(Error::invalid(&self.target, format!("{problem}: choose another name, or --force begins anew")))
+        Err(Error::invalid(
+            &self.target,
+            format!("{problem}: choose another name, or --force begins anew"),
+        ))
     }
 
     /// Lets the folder appear under its name.
@@ -270,7 +295,9 @@ impl OutputFolder {
     fn prepare(&mut self, was_there: bool) -> Result<()> {
         let work = self.work()?;
         if !work.is_locked() {
-            (self.options.tell)("this file system has no locks: take care that no other run has the same --out");
+            (self.options.tell)(
+                "this file system has no locks: take care that no other run has the same --out",
+            );
         }
         self.inputs.check(work.path())?;
         let published = self.published();
@@ -286,7 +313,8 @@ impl OutputFolder {
         }
         if self.at(COMPLETE).exists() && !replace {
             let problem = format!(
-                "what an earlier run could not put in its place is complete in {}; move it to where you want it, or \
+                "what an earlier run could not put in its place is complete in {}; move it to \
+                 where you want it, or \
                  --force throws it away",
                 shown(&self.at(COMPLETE))
             );
@@ -301,12 +329,15 @@ impl OutputFolder {
         if resume && !was_there {
             let problem = match self.target.exists() {
                 true => "nothing to resume: it is there, and there is no unfinished run for it",
-                false => "nothing to resume: there is no unfinished run for it; leave --resume away",
+                false => {
+                    "nothing to resume: there is no unfinished run for it; leave --resume away"
+                }
             };
             return Err(Error::invalid(&self.target, problem));
         }
         if progress && !resume && !replace {
-            let problem = "a run for it was not finished: --resume goes on with it, --force begins anew";
+            let problem =
+                "a run for it was not finished: --resume goes on with it, --force begins anew";
             return Err(Error::invalid(&self.target, problem));
         }
         let own = published.filter(|_| resume).map(|published| published.identity);
@@ -337,7 +368,9 @@ impl OutputFolder {
     /// Removes what is no file in the progress and called as one: what it stands for is made again.
     fn clear_misplaced(&self) -> Result<()> {
         let entries = std::fs::read_dir(self.progress()).into_iter().flatten().flatten();
-        let called = |path: &Path| path.extension().is_some_and(|ending| ending == "json" || ending == "safetensors");
+        let called = |path: &Path| {
+            path.extension().is_some_and(|ending| ending == "json" || ending == "safetensors")
+        };
         for path in entries.map(|entry| entry.path()).filter(|path| called(path)) {
             let removed = match path.symlink_metadata() {
                 Ok(found) if found.is_file() => continue,
@@ -346,7 +379,10 @@ impl OutputFolder {
                 _ => std::fs::remove_file(&path),
             };
             if removed.is_err() {
-                return Err(Error::invalid(path, "is in the place of a file that secateur keeps there: move it away"));
+                return Err(Error::invalid(
+                    path,
+                    "is in the place of a file that secateur keeps there: move it away",
+                ));
             }
             (self.options.tell)(&format!("{}: was no file, and is made again", shown(&path)));
         }
@@ -374,7 +410,10 @@ impl OutputFolder {
         let Err(problem) = check_replaceable(&path) else {
             // What is left of it where that is interrupted is not looked at again.
             let _ = std::fs::rename(&path, self.at(DISCARDED));
-            return self.work()?.remove_entry(DISCARDED).and_then(|()| self.work()?.remove_entry(name));
+            return self
+                .work()?
+                .remove_entry(DISCARDED)
+                .and_then(|()| self.work()?.remove_entry(name));
         };
         let complete = self.at(COMPLETE);
         rename_new(&path, &complete).map_err(Error::io(&complete))?;
@@ -389,19 +428,28 @@ impl OutputFolder {
             return Ok(());
         }
         if !is_folder(&replaced) {
-            return Err(Error::invalid(replaced, "is not a folder that secateur made: move it away"));
+            return Err(Error::invalid(
+                replaced,
+                "is not a folder that secateur made: move it away",
+            ));
         }
         if published {
             return self.discard(REPLACED);
         }
         match rename_new(&replaced, &self.target) {
             Ok(()) => {
-                let told = format!("{}: put back what an interrupted run had taken away", shown(&self.target));
+                let told = format!(
+                    "{}: put back what an interrupted run had taken away",
+                    shown(&self.target)
+                );
                 (self.options.tell)(&told);
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                let problem = format!("what an interrupted run took away is in {}: move it away", shown(&replaced));
+                let problem = format!(
+                    "what an interrupted run took away is in {}: move it away",
+                    shown(&replaced)
+                );
                 Err(Error::invalid(&self.target, problem))
             }
             Err(error) => Err(Error::io(&self.target)(error)),
@@ -419,7 +467,8 @@ impl OutputFolder {
 
     /// Whether the work folder holds what must not be thrown away.
     fn holds_work(&self) -> bool {
-        has_progress(&self.progress()) || [COMPLETE, REPLACED].iter().any(|name| self.at(name).exists())
+        has_progress(&self.progress())
+            || [COMPLETE, REPLACED].iter().any(|name| self.at(name).exists())
     }
 
     fn publish(mut self, complete: bool) -> Result<()> {
@@ -455,7 +504,8 @@ impl OutputFolder {
         self.inputs.check(&self.target)?;
         let replaces = self.replaces()?;
         if let Some(identity) = identity(content) {
-            let (request, record) = (self.request.clone(), digest_of_file(&content.join(RECORD), &())?);
+            let (request, record) =
+                (self.request.clone(), digest_of_file(&content.join(RECORD), &())?);
             let replaced = if replaces { self::identity(&self.target) } else { None };
             let goes_on = replaced.is_some() && replaced == self.own;
             let published = Published { identity, replaced, goes_on, request, record, complete };
@@ -483,7 +533,10 @@ impl OutputFolder {
             if let Err(error) = rename_new(content, &self.target) {
                 let back = rename_new(&replaced, &self.target);
                 let place = if back.is_ok() { &self.target } else { &replaced };
-                return Err(Error::invalid(&self.target, format!("{error}; what was there is in {}", shown(place))));
+                return Err(Error::invalid(
+                    &self.target,
+                    format!("{error}; what was there is in {}", shown(place)),
+                ));
             }
         }
         // Somebody may have put something into it a moment ago.
@@ -508,13 +561,17 @@ impl OutputFolder {
             Error::Io { source, .. } => source.to_string(),
             other => other.to_string(),
         };
-        Error::invalid(&self.target, format!("{problem}; what was to be there is complete in {}", shown(&complete)))
+        Error::invalid(
+            &self.target,
+            format!("{problem}; what was to be there is complete in {}", shown(&complete)),
+        )
     }
 }
 
 impl Drop for OutputFolder {
     fn drop(&mut self) {
-        let kept = self.at(COMPLETE).symlink_metadata().is_ok() || (self.finished.is_none() && self.holds_work());
+        let kept = self.at(COMPLETE).symlink_metadata().is_ok()
+            || (self.finished.is_none() && self.holds_work());
         let published = self.published().is_some();
         let Some(work) = self.work.take() else { return };
         let tidied = match kept {
@@ -536,19 +593,26 @@ impl Drop for OutputFolder {
 /// Whether a folder that is made for an output may be called so.
 fn check_name(target: &Path, name: &OsStr) -> Result<()> {
     if name.len() > LONGEST {
-        return Err(Error::invalid(target, format!("a name in it has {} bytes: {LONGEST} are the most", name.len())));
+        return Err(Error::invalid(
+            target,
+            format!("a name in it has {} bytes: {LONGEST} are the most", name.len()),
+        ));
     }
     match is_hidden(name) {
-        true => Err(Error::invalid(target, "has a name of secateur's own work folders: choose another")),
+        true => {
+            Err(Error::invalid(target, "has a name of secateur's own work folders: choose another"))
+        }
         false => Ok(()),
     }
 }
 
 /// The folder that an output is to be in, and its name.
 fn split(target: &Path) -> Result<(&Path, &OsStr)> {
-    let name = target.file_name().ok_or_else(|| Error::invalid(target, "is not the name of a folder"))?;
+    let name =
+        target.file_name().ok_or_else(|| Error::invalid(target, "is not the name of a folder"))?;
     check_name(target, name)?;
-    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok((parent, name))
 }
 
@@ -564,7 +628,9 @@ fn refuse_existing(target: &Path) -> Result<()> {
 /// The bytes that may be written to a file system, where it tells.
 fn free_space(folder: &Path) -> Option<u64> {
     #[cfg(unix)]
-    return rustix::fs::statvfs(folder).ok().map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+    return rustix::fs::statvfs(folder)
+        .ok()
+        .map(|found| found.f_bavail.saturating_mul(found.f_frsize));
     #[cfg(not(unix))]
     {
         let _ = folder;
@@ -607,7 +673,10 @@ struct Parents(Vec<PathBuf>);
 impl Parents {
     fn create(folder: &Path) -> Result<Self> {
         let missing = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
-        let missing = missing.take_while(|path| path.symlink_metadata().is_err()).map(Path::to_owned).collect();
+        let missing = missing
+            .take_while(|path| path.symlink_metadata().is_err())
+            .map(Path::to_owned)
+            .collect();
         let parents = Self(missing);
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         Ok(parents)
@@ -629,7 +698,8 @@ impl Drop for Parents {
 mod tests {
     use super::*;
 
-    const NEW: OutputOptions = OutputOptions { replace: false, resume: false, part: false, tell: |_| () };
+    const NEW: OutputOptions =
+        OutputOptions { replace: false, resume: false, part: false, tell: |_| () };
     const FORCE: OutputOptions = OutputOptions { replace: true, ..NEW };
     const RESUME: OutputOptions = OutputOptions { resume: true, ..NEW };
 
@@ -665,7 +735,8 @@ mod tests {
 
         fn names(&self) -> Vec<String> {
             let names = std::fs::read_dir(self.0.path()).unwrap();
-            let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            let mut names: Vec<_> =
+                names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
             names
         }
@@ -709,7 +780,10 @@ mod tests {
         std::fs::write(output.path().join("0000.png"), "whole").unwrap();
         scene.foreign("out");
         let error = output.finish().unwrap_err().to_string();
-        assert!(error.contains("exists already") && error.contains(".out.secateur/complete"), "{error}");
+        assert!(
+            error.contains("exists already") && error.contains(".out.secateur/complete"),
+            "{error}"
+        );
         for options in [NEW, RESUME] {
             assert!(scene.open(options).unwrap_err().contains("is complete in"));
         }
@@ -760,13 +834,17 @@ mod tests {
         assert_eq!(scene.names(), ["out"]);
     }
 
-    /// Killed when the two folders had just been exchanged, wherever the new one is by then, what was replaced goes only
-    /// as it was written.
+    /// Killed when the two folders had just been exchanged, wherever the new one is by then, what
+    /// was replaced goes only as it was written.
     #[test]
     fn what_was_exchanged_is_looked_at() {
-        for (written, moved, thesis) in
-            [(true, false, false), (true, false, true), (true, true, true), (false, true, true), (false, false, true)]
-        {
+        for (written, moved, thesis) in [
+            (true, false, false),
+            (true, false, true),
+            (true, true, true),
+            (false, true, true),
+            (false, false, true),
+        ] {
             let scene = Scene::new();
             std::fs::create_dir(scene.at("out")).unwrap();
             if written {
@@ -800,7 +878,8 @@ mod tests {
         }
     }
 
-    /// Killed between the record of what it is about to do and the exchange, a run that went on goes on.
+    /// Killed between the record of what it is about to do and the exchange, a run that went on
+    /// goes on.
     #[test]
     fn a_run_that_goes_on_may_be_killed_at_its_end() {
         let scene = Scene::new();
@@ -824,8 +903,10 @@ mod tests {
         let scene = Scene::new();
         let error = |path: &str| {
             let (path, input) = (scene.at(path), scene.at("in"));
-            let checked = OutputFolder::check(&path, NEW, &[&input]).err().map(|error| error.to_string());
-            let opened = OutputFolder::create(&path, NEW, &[&input]).err().map(|error| error.to_string());
+            let checked =
+                OutputFolder::check(&path, NEW, &[&input]).err().map(|error| error.to_string());
+            let opened =
+                OutputFolder::create(&path, NEW, &[&input]).err().map(|error| error.to_string());
             assert_eq!(checked, opened);
             opened.unwrap_or_default()
         };
@@ -900,7 +981,8 @@ mod tests {
                     std::fs::write(left.join("thesis"), "mine").unwrap();
                 }
                 let _ = scene.open(options).map(drop);
-                let kept = scene.at(".out.secateur/complete/thesis").exists() || left.join("thesis").exists();
+                let kept = scene.at(".out.secateur/complete/thesis").exists()
+                    || left.join("thesis").exists();
                 assert_eq!(kept, thesis, "{options:?}");
                 assert_eq!(std::fs::read_to_string(scene.at("out/0000.png")).unwrap(), "new");
             }
@@ -908,7 +990,9 @@ mod tests {
         let scene = Scene::new();
         scene.stop(false);
         std::fs::write(scene.at(".out.secateur/replaced"), "mine").unwrap();
-        assert!(scene.open(NEW).unwrap_err().contains("replaced: is not a folder that secateur made"));
+        assert!(
+            scene.open(NEW).unwrap_err().contains("replaced: is not a folder that secateur made")
+        );
         assert!(scene.at(".out.secateur/replaced").exists());
     }
 
@@ -930,7 +1014,8 @@ mod tests {
             (&long, NEW, "256 bytes"),
             (&format!("{long}/out"), NEW, "256 bytes"),
         ] {
-            let found = OutputFolder::check(&scene.at(name), options, &[]).map_err(|error| error.to_string());
+            let found = OutputFolder::check(&scene.at(name), options, &[])
+                .map_err(|error| error.to_string());
             match words {
                 "" => found.unwrap(),
                 words => assert!(found.unwrap_err().contains(words), "{name}"),
@@ -950,7 +1035,10 @@ mod tests {
             assert!(error.contains("in the work folder of another output"), "{error}");
         }
         assert!(!outer.progress().join("a").exists());
-        OutputFolder::create(&inside, OutputOptions { part: true, ..NEW }, &[]).unwrap().finish().unwrap();
+        OutputFolder::create(&inside, OutputOptions { part: true, ..NEW }, &[])
+            .unwrap()
+            .finish()
+            .unwrap();
         assert!(inside.is_dir());
     }
 
@@ -968,8 +1056,13 @@ mod tests {
                 std::fs::copy(scene.at("moved/secateur.json"), work.join("secateur.json")).unwrap();
             }
             let error = output.finish().unwrap_err().to_string();
-            assert!(error.contains(".out.secateur: is no longer the folder that this run made"), "{error}");
-            assert!(work.join("content/thesis").exists() && scene.at("moved/content/0000.png").exists());
+            assert!(
+                error.contains(".out.secateur: is no longer the folder that this run made"),
+                "{error}"
+            );
+            assert!(
+                work.join("content/thesis").exists() && scene.at("moved/content/0000.png").exists()
+            );
             assert_eq!(scene.names(), [".out.secateur", "moved"]);
         }
     }
@@ -985,7 +1078,12 @@ mod tests {
         assert!(!progress.join("run.json").exists());
         drop(output);
         scene.foreign(".out.secateur/progress/package-0000.json");
-        assert!(scene.open(RESUME).unwrap_err().contains("package-0000.json: is in the place of a file"));
+        assert!(
+            scene
+                .open(RESUME)
+                .unwrap_err()
+                .contains("package-0000.json: is in the place of a file")
+        );
         assert!(progress.join("package-0000.json/thesis").exists());
         drop(scene.open(FORCE).unwrap());
         assert!(scene.names().is_empty());
@@ -1000,7 +1098,8 @@ mod tests {
         assert!(scene.names().is_empty());
         OutputFolder::create(&target, NEW, &[]).unwrap().finish().unwrap();
         assert!(target.is_dir());
-        let error = OutputFolder::create(&scene.at("a"), FORCE, &[&target]).unwrap_err().to_string();
+        let error =
+            OutputFolder::create(&scene.at("a"), FORCE, &[&target]).unwrap_err().to_string();
         assert!(error.contains("overlap"), "{error}");
     }
 }

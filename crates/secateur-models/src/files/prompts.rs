@@ -19,7 +19,8 @@ const COLUMNS: [&str; 3] = ["prompt", "caption", "text"];
 /// # Errors
 /// The file cannot be read, is not text of that kind, or holds no prompt.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
-    let text = decoded(read_bytes(path, Limit::Prompts)?).map_err(|problem| Error::invalid(path, problem))?;
+    let text = decoded(read_bytes(path, Limit::Prompts)?)
+        .map_err(|problem| Error::invalid(path, problem))?;
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     let found = match &*ending {
         "csv" => table(&text, b','),
@@ -27,7 +28,11 @@ pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
         "json" => entries(&text),
         "jsonl" | "ndjson" => {
             let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-            lines.map(|(number, line)| entry(line).map_err(|problem| format!("line {number}: {problem}"))).collect()
+            lines
+                .map(|(number, line)| {
+                    entry(line).map_err(|problem| format!("line {number}: {problem}"))
+                })
+                .collect()
         }
         _ => Ok(text.lines().map(str::to_owned).collect()),
     };
@@ -35,7 +40,9 @@ pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
     let mut prompts = Vec::with_capacity(found.len().min(MOST));
     for (number, prompt) in (1..).zip(&found).map(|(number, prompt)| (number, prompt.trim())) {
         if prompt.len() > LONGEST || prompts.len() == MOST {
-            let problem = format!("entry {number}: a list has at most {MOST} prompts, each of at most {LONGEST} bytes");
+            let problem = format!(
+                "entry {number}: a list has at most {MOST} prompts, each of at most {LONGEST} bytes"
+            );
             return Err(Error::invalid(path, problem));
         }
         if !prompt.is_empty() {
@@ -50,10 +57,15 @@ pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
 
 /// UTF-8 with or without a byte order mark, or UTF-16 with one.
 fn decoded(bytes: Vec<u8>) -> std::result::Result<String, String> {
-    let units = |of: fn([u8; 2]) -> u16| bytes[2..].chunks_exact(2).map(move |pair| of([pair[0], pair[1]]));
+    let units =
+        |of: fn([u8; 2]) -> u16| bytes[2..].chunks_exact(2).map(move |pair| of([pair[0], pair[1]]));
     let wide = match bytes.get(..2) {
-        Some([0xff, 0xfe]) => Some(String::from_utf16(&units(u16::from_le_bytes).collect::<Vec<_>>())),
-        Some([0xfe, 0xff]) => Some(String::from_utf16(&units(u16::from_be_bytes).collect::<Vec<_>>())),
+        Some([0xff, 0xfe]) => {
+            Some(String::from_utf16(&units(u16::from_le_bytes).collect::<Vec<_>>()))
+        }
+        Some([0xfe, 0xff]) => {
+            Some(String::from_utf16(&units(u16::from_be_bytes).collect::<Vec<_>>()))
+        }
         _ => None,
     };
     if let Some(wide) = wide {
@@ -68,7 +80,8 @@ fn decoded(bytes: Vec<u8>) -> std::result::Result<String, String> {
 
 /// The place of the column of prompts.
 fn column<'a>(names: impl Iterator<Item = &'a str> + Clone) -> std::result::Result<usize, String> {
-    let place = |wanted: &&str| names.clone().position(|name| name.trim().eq_ignore_ascii_case(wanted));
+    let place =
+        |wanted: &&str| names.clone().position(|name| name.trim().eq_ignore_ascii_case(wanted));
     COLUMNS.iter().find_map(place).ok_or_else(|| {
         let found: Vec<&str> = names.clone().take(8).collect();
         format!("has no column called {}; it has: {}", COLUMNS.join(", "), found.join(", "))
@@ -77,8 +90,10 @@ fn column<'a>(names: impl Iterator<Item = &'a str> + Clone) -> std::result::Resu
 
 fn table(text: &str, delimiter: u8) -> std::result::Result<Vec<String>, String> {
     // In tables set apart by tabs a quotation mark is a character as any other.
-    let mut reader =
-        csv::ReaderBuilder::new().delimiter(delimiter).quoting(delimiter == b',').from_reader(text.as_bytes());
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .quoting(delimiter == b',')
+        .from_reader(text.as_bytes());
     let place = column(reader.headers().map_err(|error| error.to_string())?.iter())?;
     let prompt = |record: csv::Result<csv::StringRecord>| {
         let record = record.map_err(|error| error.to_string())?;
@@ -88,11 +103,13 @@ fn table(text: &str, delimiter: u8) -> std::result::Result<Vec<String>, String> 
 }
 
 fn entries(text: &str) -> std::result::Result<Vec<String>, String> {
-    let entries: Vec<Value> =
-        parse_json(text.as_bytes()).map_err(|error| format!("is not an array of prompts in JSON: {error}"))?;
+    let entries: Vec<Value> = parse_json(text.as_bytes())
+        .map_err(|error| format!("is not an array of prompts in JSON: {error}"))?;
     (1..)
         .zip(entries)
-        .map(|(number, value)| prompt(value).map_err(|problem| format!("entry {number}: {problem}")))
+        .map(|(number, value)| {
+            prompt(value).map_err(|problem| format!("entry {number}: {problem}"))
+        })
         .collect()
 }
 
@@ -103,7 +120,10 @@ fn entry(line: &str) -> std::result::Result<String, String> {
 /// The prompt that a value is, or has.
 fn prompt(value: Value) -> std::result::Result<String, String> {
     let Value::Object(fields) = value else {
-        return value.as_str().map(str::to_owned).ok_or_else(|| "is neither a text nor an object".into());
+        return value
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| "is neither a text nor an object".into());
     };
     let place = column(fields.keys().map(String::as_str))?;
     let found = fields.iter().nth(place).map(|(name, value)| (name.as_str(), value.as_str()));
@@ -154,7 +174,11 @@ mod tests {
     fn what_is_no_list() {
         let long = vec![b'a'; LONGEST + 1];
         for (name, bytes, words) in [
-            ("a.csv", b"id,name\n1,x\n".as_slice(), "no column called prompt, caption, text; it has: id, name"),
+            (
+                "a.csv",
+                b"id,name\n1,x\n".as_slice(),
+                "no column called prompt, caption, text; it has: id, name",
+            ),
             ("a.json", b"{\"prompt\": \"x\"}", "not an array"),
             ("a.json", b"[\"x\", 3]", "entry 2: is neither"),
             ("a.jsonl", b"{\"prompt\": \"x\"}\n{\"prompt\": 1}\n", "line 2: prompt is not a text"),

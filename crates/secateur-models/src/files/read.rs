@@ -48,7 +48,9 @@ impl Limit {
 pub fn open(path: &Path) -> Result<File> {
     let regular = |kind: FileType| match kind.is_file() {
         true => Ok(()),
-        false => Err(Error::invalid(path, format!("is {}, and a regular file is wanted", spelled(kind)))),
+        false => {
+            Err(Error::invalid(path, format!("is {}, and a regular file is wanted", spelled(kind))))
+        }
     };
     // Some devices do something when they are opened.
     regular(std::fs::metadata(path).map_err(Error::io(path))?.file_type())?;
@@ -96,7 +98,10 @@ pub fn read_bytes(path: &Path, limit: Limit) -> Result<Vec<u8>> {
         return Err(Error::invalid(path, problem));
     }
     if told > most || bytes.len() as u64 > most {
-        return Err(Error::invalid(path, format!("has more than {} MiB, the most for such a file", most >> 20)));
+        return Err(Error::invalid(
+            path,
+            format!("has more than {} MiB, the most for such a file", most >> 20),
+        ));
     }
     Ok(bytes)
 }
@@ -104,7 +109,10 @@ pub fn read_bytes(path: &Path, limit: Limit) -> Result<Vec<u8>> {
 /// What is wrong with a file that begins so, if it stands for another one.
 pub(crate) fn lfs_pointer(bytes: &[u8]) -> Option<&'static str> {
     let pointer = bytes.starts_with(b"version https://git-lfs.github.com/spec/");
-    pointer.then_some("is a git-lfs pointer, and not the file itself: `git lfs pull` in its repository fetches that")
+    pointer.then_some(
+        "is a git-lfs pointer, and not the file itself: `git lfs pull` in its \
+        repository fetches that",
+    )
 }
 
 /// Reads a text file.
@@ -114,7 +122,10 @@ pub(crate) fn lfs_pointer(bytes: &[u8]) -> Option<&'static str> {
 pub fn read_text(path: &Path, limit: Limit) -> Result<String> {
     String::from_utf8(read_bytes(path, limit)?).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
-        Error::invalid(path, format!("is not text in UTF-8: the byte at {place} is none of a character"))
+        Error::invalid(
+            path,
+            format!("is not text in UTF-8: the byte at {place} is none of a character"),
+        )
     })
 }
 
@@ -204,13 +215,18 @@ impl<'de, V: serde::Deserialize<'de>> serde::Deserialize<'de> for Unique<V> {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Self::Value, A::Error> {
                 let (mut entries, mut names) = (Vec::new(), std::collections::HashSet::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if !names.insert(name.clone()) {
                         return Err(A::Error::custom(format!("{name} stands there twice")));
                     }
-                    let value = map.next_value().map_err(|error| A::Error::custom(format!("{name}: {error}")))?;
+                    let value = map
+                        .next_value()
+                        .map_err(|error| A::Error::custom(format!("{name}: {error}")))?;
                     entries.push((name, value));
                 }
                 Ok(Unique(entries))
@@ -248,12 +264,20 @@ mod tests {
             let error = read_text(&path, Limit::Recipe).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains(&*path.to_string_lossy()), "{error}");
         }
-        for twice in [r#"{"steps": 1, "steps": 1}"#, r#"{"a": [{"steps": {}, "b": null, "steps": 1.5}]}"#] {
+        for twice in
+            [r#"{"steps": 1, "steps": 1}"#, r#"{"a": [{"steps": {}, "b": null, "steps": 1.5}]}"#]
+        {
             std::fs::write(at("twice.json"), twice).unwrap();
-            let error = read_json::<serde_json::Value>(&at("twice.json"), Limit::Config).unwrap_err().to_string();
+            let error = read_json::<serde_json::Value>(&at("twice.json"), Limit::Config)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("twice.json: steps stands there twice"), "{error}");
         }
-        std::fs::write(at("once.json"), r#"{"a": {"a": [1, -1, true, null, "a", 0.5]}, "b": {"a": []}}"#).unwrap();
+        std::fs::write(
+            at("once.json"),
+            r#"{"a": {"a": [1, -1, true, null, "a", 0.5]}, "b": {"a": []}}"#,
+        )
+        .unwrap();
         read_json::<serde_json::Value>(&at("once.json"), Limit::Config).unwrap();
         assert_eq!(read_text(&at("fits"), Limit::Recipe).unwrap().len(), large.len() - 1);
     }

@@ -25,7 +25,10 @@ const MOST_LINKS: usize = 40;
 
 impl Inputs {
     pub(crate) fn new(given: &[&Path]) -> Result<Self> {
-        let mut inputs = Self { given: given.iter().map(|path| path.to_path_buf()).collect(), places: Vec::new() };
+        let mut inputs = Self {
+            given: given.iter().map(|path| path.to_path_buf()).collect(),
+            places: Vec::new(),
+        };
         for path in given {
             inputs.add(path);
             for link in links(path)? {
@@ -80,10 +83,12 @@ fn links(folder: &Path) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(links);
     }
-    let index = read_json::<Map<String, Value>>(&folder.join("model_index.json"), Limit::Config).unwrap_or_default();
+    let index = read_json::<Map<String, Value>>(&folder.join("model_index.json"), Limit::Config)
+        .unwrap_or_default();
     let components = tree::components(&index).into_iter().map(|name| folder.join(name));
     links.extend(components.filter(|component| component.is_symlink()));
-    let linked: Vec<PathBuf> = links.iter().filter(|component| component.is_dir()).cloned().collect();
+    let linked: Vec<PathBuf> =
+        links.iter().filter(|component| component.is_dir()).cloned().collect();
     for folder in linked.into_iter().chain([folder.to_owned()]) {
         let inside = tree::all(&folder)?.into_iter().map(|entry| folder.join(entry.path));
         links.extend(inside.filter(|path| path.is_symlink() && path.is_file()));
@@ -119,7 +124,9 @@ pub(crate) fn nearest(path: &Path) -> &Path {
 fn placed(path: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).ok()?;
     // What ends in `..` is no link.
-    let Some((parent, name)) = absolute.parent().zip(absolute.file_name()) else { return absolute.canonicalize().ok() };
+    let Some((parent, name)) = absolute.parent().zip(absolute.file_name()) else {
+        return absolute.canonicalize().ok();
+    };
     let there = nearest(parent);
     Some(there.canonicalize().ok()?.join(parent.strip_prefix(there).ok()?).join(name))
 }
@@ -147,7 +154,8 @@ struct Written {
 }
 
 impl Record {
-    const TEXT: &str = "written by secateur: --force replaces this folder as long as it holds nothing else";
+    const TEXT: &str =
+        "written by secateur: --force replaces this folder as long as it holds nothing else";
     const VERSION: u32 = 1;
 
     /// Of what is in a folder now, links left out.
@@ -197,7 +205,8 @@ pub(crate) fn write_record(folder: &Path) -> Result<()> {
 /// Fails unless `folder` may be replaced: it is as it was written, holds no other file system, and
 /// not the current folder.
 pub(crate) fn check_replaceable(folder: &Path) -> Result<()> {
-    let refuse = |problem: String| Err(Error::invalid(folder, format!("is not replaced: {problem}")));
+    let refuse =
+        |problem: String| Err(Error::invalid(folder, format!("is not replaced: {problem}")));
     let kind = folder.symlink_metadata().map_err(Error::io(folder))?.file_type();
     if kind.is_symlink() {
         return refuse("it is a link; give the folder that it leads to".into());
@@ -217,13 +226,16 @@ pub(crate) fn check_replaceable(folder: &Path) -> Result<()> {
         return refuse("nothing can be written to it, so it cannot be moved".into());
     }
     let current = std::env::current_dir().and_then(|current| current.canonicalize());
-    if current.is_ok_and(|current| current.ancestors().any(|above| above == folder || is_same(above, folder))) {
+    if current.is_ok_and(|current| {
+        current.ancestors().any(|above| above == folder || is_same(above, folder))
+    }) {
         return refuse("the current folder is in it".into());
     }
     match foreign(folder)? {
         None => Ok(()),
         Some(problem) => refuse(format!(
-            "{problem}: --force replaces what secateur wrote, as long as nothing was changed; move the folder away, or \
+            "{problem}: --force replaces what secateur wrote, as long as nothing was changed; move \
+             the folder away, or \
              choose another name"
         )),
     }
@@ -237,18 +249,30 @@ pub(crate) fn foreign(folder: &Path) -> Result<Option<String>> {
     }
     let path = folder.join(RECORD);
     let record = match read_sealed::<Record>(&path) {
-        Ok(record) if record.folder == Record::TEXT && record.format_version == Record::VERSION => record,
-        _ => return Ok(Some(format!("secateur did not write it, as it has no {RECORD}, or a damaged one"))),
+        Ok(record) if record.folder == Record::TEXT && record.format_version == Record::VERSION => {
+            record
+        }
+        _ => {
+            return Ok(Some(format!(
+                "secateur did not write it, as it has no {RECORD}, or a damaged one"
+            )));
+        }
     };
     for tree::Entry { path, is_file } in entries {
         let (place, name) = (folder.join(&path), spelled(&path));
         let own = match is_file {
-            true => path == Path::new(RECORD) || record.files.get(&name) == Some(&Written::of(&place)?),
+            true => {
+                path == Path::new(RECORD) || record.files.get(&name) == Some(&Written::of(&place)?)
+            }
             false => place.is_dir() && !place.is_symlink() && record.folders.contains(&name),
         };
         if !own {
             let known = record.files.contains_key(&name);
-            let problem = if known { "was changed since secateur wrote it" } else { "was not written by secateur" };
+            let problem = if known {
+                "was changed since secateur wrote it"
+            } else {
+                "was not written by secateur"
+            };
             return Ok(Some(format!("{} in it {problem}", shown(&path))));
         }
     }
@@ -271,8 +295,14 @@ mod tests {
                 |at| std::fs::write(at.join("vae/best.safetensors"), "").unwrap(),
                 "vae/best.safetensors in it was not written",
             ),
-            (|at| std::fs::write(at.join("vae/config.json"), "ba").unwrap(), "vae/config.json in it was changed"),
-            (|at| std::fs::write(at.join("vae/config.json"), "longer").unwrap(), "vae/config.json in it was changed"),
+            (
+                |at| std::fs::write(at.join("vae/config.json"), "ba").unwrap(),
+                "vae/config.json in it was changed",
+            ),
+            (
+                |at| std::fs::write(at.join("vae/config.json"), "longer").unwrap(),
+                "vae/config.json in it was changed",
+            ),
             (|at| std::fs::create_dir(at.join("mine")).unwrap(), "mine in it was not written"),
             (|at| std::fs::remove_file(at.join(RECORD)).unwrap(), "it has no .secateur.json"),
             (|at| std::fs::write(at.join(RECORD), "{}").unwrap(), "or a damaged one"),
@@ -342,12 +372,17 @@ mod tests {
         symlink("../two", at("model/vae")).unwrap();
         symlink("../other", at("model/docs")).unwrap();
         symlink("..", at("model/loop")).unwrap();
-        std::fs::write(at("model/model_index.json"), r#"{"vae": ["diffusers", "AutoencoderKL"]}"#).unwrap();
+        std::fs::write(at("model/model_index.json"), r#"{"vae": ["diffusers", "AutoencoderKL"]}"#)
+            .unwrap();
         symlink("../three/weights", at("two/model.safetensors")).unwrap();
         let inputs = Inputs::new(&[&at("model")]).unwrap();
         for folder in ["one", "two", "three", "model", "model/extra"] {
             let folder = at(folder).canonicalize().unwrap();
-            assert!(inputs.check(&folder).unwrap_err().to_string().contains("overlap"), "{}", folder.display());
+            assert!(
+                inputs.check(&folder).unwrap_err().to_string().contains("overlap"),
+                "{}",
+                folder.display()
+            );
         }
         inputs.check(&at("other").canonicalize().unwrap()).unwrap();
     }

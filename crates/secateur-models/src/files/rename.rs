@@ -59,7 +59,10 @@ mod tests {
         }
         std::fs::write(at("file"), "mine").unwrap();
         for there in ["empty", "file"] {
-            assert_eq!(rename_new(&at("new"), &at(there)).unwrap_err().kind(), ErrorKind::AlreadyExists);
+            assert_eq!(
+                rename_new(&at("new"), &at(there)).unwrap_err().kind(),
+                ErrorKind::AlreadyExists
+            );
         }
         rename_new(&at("new"), &at("moved")).unwrap();
         std::fs::write(at("moved/a"), "a").unwrap();

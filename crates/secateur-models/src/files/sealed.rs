@@ -32,7 +32,8 @@ pub fn write_sealed(path: &Path, value: &impl Serialize) -> Result<()> {
 /// # Errors
 /// The file cannot be read or is not as it was written.
 pub fn read_sealed<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let damaged = |problem: &dyn std::fmt::Display| Error::invalid(path, format!("is damaged: {problem}"));
+    let damaged =
+        |problem: &dyn std::fmt::Display| Error::invalid(path, format!("is damaged: {problem}"));
     let Sealed { sha256, content } = read_json(path, Limit::Report)?;
     if digest([content.get()]) != sha256 {
         return Err(damaged(&"its checksum is another"));
@@ -66,7 +67,10 @@ mod tests {
         }
         for length in 0..bytes.len() {
             std::fs::write(&path, &bytes[..length]).unwrap();
-            assert!(read_sealed::<(Vec<f64>, String, Option<u64>)>(&path).is_err(), "{length} bytes");
+            assert!(
+                read_sealed::<(Vec<f64>, String, Option<u64>)>(&path).is_err(),
+                "{length} bytes"
+            );
         }
     }
 }

@@ -22,9 +22,12 @@ impl SingleFile {
             Some(kind) => Ok(Self { file, kind }),
             None => {
                 let some: Vec<&str> = file.tensors.keys().take(3).map(String::as_str).collect();
-                let (count, some, known) = (file.tensors.len(), some.join(", "), Kind::names().join(", "));
-                let problem =
-                    format!("{count} tensors ({some}, ...), not a checkpoint of a kind that is known: {known}");
+                let (count, some, known) =
+                    (file.tensors.len(), some.join(", "), Kind::names().join(", "));
+                let problem = format!(
+                    "{count} tensors ({some}, ...), not a checkpoint of a kind that is known: \
+                     {known}"
+                );
                 Err(Error::invalid(path, problem))
             }
         }
@@ -131,7 +134,8 @@ static KINDS: [Kind; 4] = [
     },
 ];
 
-/// A tensor without numbers that says how the model was trained: an option of the scheduler, in JSON.
+/// A tensor without numbers that says how the model was trained: an option of the scheduler, in
+/// JSON.
 #[derive(Debug)]
 pub(crate) struct Marker {
     pub(crate) tensor: &'static str,
@@ -148,13 +152,19 @@ impl Kind {
     /// The markers of a file; a flow's mean nothing.
     pub(crate) fn markers(&self, file: &TensorFile) -> Vec<&'static Marker> {
         let is_unet = matches!(self.pieces[0].naming, Naming::Unet);
-        MARKERS.iter().filter(|marker| is_unet && file.tensors.contains_key(marker.tensor)).collect()
+        MARKERS
+            .iter()
+            .filter(|marker| is_unet && file.tensors.contains_key(marker.tensor))
+            .collect()
     }
 
     /// The kind of a file.
     pub(crate) fn of(file: &TensorFile) -> Option<&'static Self> {
-        let has =
-            |kind: &Kind| DENOISER.iter().any(|prefix| file.tensors.contains_key(&format!("{prefix}{}", kind.mark)));
+        let has = |kind: &Kind| {
+            DENOISER
+                .iter()
+                .any(|prefix| file.tensors.contains_key(&format!("{prefix}{}", kind.mark)))
+        };
         KINDS.iter().find(|kind| has(kind))
     }
 
@@ -165,7 +175,8 @@ impl Kind {
 
     /// The pieces that a file of this kind holds, one a component.
     pub(crate) fn pieces_of(&self, file: &TensorFile) -> Vec<&Piece> {
-        let is_there = |piece: &&Piece| file.tensors.keys().any(|name| name.starts_with(piece.prefix));
+        let is_there =
+            |piece: &&Piece| file.tensors.keys().any(|name| name.starts_with(piece.prefix));
         let mut pieces: Vec<&Piece> = self.pieces.iter().filter(is_there).collect();
         pieces.dedup_by_key(|piece| piece.component);
         pieces

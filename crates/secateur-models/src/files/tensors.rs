@@ -56,15 +56,17 @@ impl View for Array<'_> {
     }
 }
 
-/// Writes tensors as a safetensors file, whole or not at all, and returns its SHA-256. One at a time
-/// is held a second time.
+/// Writes tensors as a safetensors file, whole or not at all, and returns its SHA-256. One at a
+/// time is held a second time.
 ///
 /// # Errors
 /// The file cannot be written; what was there before is then still there.
 pub fn write_tensors<T: View>(path: &Path, tensors: &HashMap<String, T>) -> Result<String> {
     let mut sorted: Vec<_> = tensors.iter().collect();
     sorted.sort_by_key(|(name, _)| *name);
-    let described = sorted.iter().map(|(name, tensor)| ((*name).clone(), tensor.dtype(), tensor.shape().to_vec()));
+    let described = sorted
+        .iter()
+        .map(|(name, tensor)| ((*name).clone(), tensor.dtype(), tensor.shape().to_vec()));
     let header = header(described, None).map_err(|problem| Error::invalid(path, problem))?;
     let mut hash = Hash::default();
     replace(path, |file| {
@@ -82,7 +84,11 @@ pub fn write_tensors<T: View>(path: &Path, tensors: &HashMap<String, T>) -> Resu
 ///
 /// # Errors
 /// The file cannot be read, or is not the one with that SHA-256, or the observer interrupts.
-pub fn read_tensors(path: &Path, sha256: &str, observer: &dyn Observer) -> Result<HashMap<String, Tensor>> {
+pub fn read_tensors(
+    path: &Path,
+    sha256: &str,
+    observer: &dyn Observer,
+) -> Result<HashMap<String, Tensor>> {
     let mut tensors = HashMap::new();
     read_each_tensor(path, sha256, observer, |name, tensor| {
         tensors.insert(name, tensor);
@@ -111,8 +117,8 @@ pub fn read_each_tensor<E: From<Error>>(
     };
     let length = u64::from_le_bytes(next(8)?.try_into().unwrap_or_default());
     // The checksum is that of a header that was written here.
-    let header: Metadata =
-        serde_json::from_slice(&next(length as usize)?).map_err(|error| invalid(error.to_string()))?;
+    let header: Metadata = serde_json::from_slice(&next(length as usize)?)
+        .map_err(|error| invalid(error.to_string()))?;
     let mut tensors: Vec<_> = header.tensors().into_iter().collect();
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     for (name, info) in tensors {
@@ -131,7 +137,10 @@ pub fn read_each_tensor<E: From<Error>>(
 pub fn check_digest(path: &Path, sha256: &str, observer: &dyn Observer) -> Result<()> {
     match has_its_length(path)? && digest_of_file(path, observer)? == sha256 {
         true => Ok(()),
-        false => Err(Error::invalid(path, "is damaged, or another file in its place: its checksum is another")),
+        false => Err(Error::invalid(
+            path,
+            "is damaged, or another file in its place: its checksum is another",
+        )),
     }
 }
 
@@ -147,8 +156,11 @@ fn has_its_length(path: &Path) -> Result<bool> {
     };
     let Ok(length) = start(8)?.try_into().map(u64::from_le_bytes) else { return Ok(false) };
     let header = start(length.min(Limit::Report.bytes()))?;
-    let promised = serde_json::from_slice::<Metadata>(&header).map(|header| header.data_len() as u64);
-    Ok(promised.is_ok_and(|promised| Some(bytes) == promised.checked_add(length).and_then(|end| end.checked_add(8))))
+    let promised =
+        serde_json::from_slice::<Metadata>(&header).map(|header| header.data_len() as u64);
+    Ok(promised.is_ok_and(|promised| {
+        Some(bytes) == promised.checked_add(length).and_then(|end| end.checked_add(8))
+    }))
 }
 
 /// What a safetensors file begins with: the length of its header, and that, for tensors that follow
@@ -163,7 +175,8 @@ pub(crate) fn header(
         end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
         (name, safetensors::tensor::TensorInfo { dtype, shape, data_offsets: (start, end) })
     };
-    let metadata = Metadata::new(metadata, tensors.map(info).collect()).map_err(|error| error.to_string())?;
+    let metadata =
+        Metadata::new(metadata, tensors.map(info).collect()).map_err(|error| error.to_string())?;
     let mut header = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
     // The data begin at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');

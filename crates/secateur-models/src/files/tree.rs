@@ -42,7 +42,11 @@ pub(crate) struct Tree {
 /// The names of the components in a `model_index.json`.
 pub(crate) fn components(index: &Map<String, Value>) -> BTreeSet<String> {
     let plain = |name: &str| Path::new(name).components().eq([Component::Normal(name.as_ref())]);
-    index.iter().filter(|(name, value)| value.is_array() && plain(name)).map(|(name, _)| name.clone()).collect()
+    index
+        .iter()
+        .filter(|(name, value)| value.is_array() && plain(name))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 impl Tree {
@@ -57,15 +61,26 @@ impl Tree {
         Ok(tree)
     }
 
-    fn walk(&mut self, root: &Path, real: &Path, inside: &Path, components: &BTreeSet<String>) -> Result<()> {
+    fn walk(
+        &mut self,
+        root: &Path,
+        real: &Path,
+        inside: &Path,
+        components: &BTreeSet<String>,
+    ) -> Result<()> {
         let top = inside.as_os_str().is_empty();
         for name in names(&root.join(inside))? {
             let (path, place) = (inside.join(&name), root.join(inside).join(&name));
             if name.to_string_lossy().starts_with('.') {
                 continue;
             }
-            if self.files.len() + self.folders.len() > MOST_ENTRIES || path.components().count() > DEEPEST {
-                return Err(Error::invalid(root, "holds more, or deeper, folders than a model does"));
+            if self.files.len() + self.folders.len() > MOST_ENTRIES
+                || path.components().count() > DEEPEST
+            {
+                return Err(Error::invalid(
+                    root,
+                    "holds more, or deeper, folders than a model does",
+                ));
             }
             let kind = place.symlink_metadata().map_err(Error::io(&place))?.file_type();
             if kind.is_dir() {
@@ -106,10 +121,14 @@ impl Tree {
 
     /// What cannot be copied is no hindrance to those who only read the model.
     fn file(&mut self, place: &Path, path: PathBuf) {
-        let problem = match crate::files::open(place).and_then(|file| file.metadata().map_err(Error::io(place))) {
+        let problem = match crate::files::open(place)
+            .and_then(|file| file.metadata().map_err(Error::io(place)))
+        {
             Ok(found) if found.len() > LARGEST && !is_weights(place) => {
-                let problem =
-                    format!("has {} bytes: of the files of a model only weights may be as large", found.len());
+                let problem = format!(
+                    "has {} bytes: of the files of a model only weights may be as large",
+                    found.len()
+                );
                 Some(Error::invalid(place, problem).to_string())
             }
             Ok(_) => None,
@@ -130,7 +149,8 @@ impl Tree {
     pub(crate) fn without(&self, components: &[&str]) -> impl Iterator<Item = &Path> {
         let old = |file: &Path| {
             let top = file.parent() == Some(Path::new(""));
-            is_weights(file) && (top || components.iter().any(|component| file.starts_with(component)))
+            is_weights(file)
+                && (top || components.iter().any(|component| file.starts_with(component)))
         };
         self.files.iter().map(PathBuf::as_path).filter(move |file| !old(file))
     }
@@ -145,7 +165,8 @@ fn is_followed(link: &Path, root: &Path) -> Result<bool> {
     match target.canonicalize() {
         Ok(real) if regular => Ok(known || real.starts_with(root) || is_blob(root, &real)),
         _ if known => {
-            let problem = format!("is a link to {}, which is not a regular file itself", shown(&target));
+            let problem =
+                format!("is a link to {}, which is not a regular file itself", shown(&target));
             Err(Error::invalid(link, problem))
         }
         _ => Ok(false),
@@ -155,13 +176,17 @@ fn is_followed(link: &Path, root: &Path) -> Result<bool> {
 /// Whether a file is one of the blobs that the snapshots of a repository in the hub's cache link
 /// to.
 fn is_blob(snapshot: &Path, file: &Path) -> bool {
-    let repository = snapshot.parent().filter(|snapshots| snapshots.ends_with("snapshots")).and_then(Path::parent);
+    let repository = snapshot
+        .parent()
+        .filter(|snapshots| snapshots.ends_with("snapshots"))
+        .and_then(Path::parent);
     repository.is_some_and(|repository| file.parent() == Some(&repository.join("blobs")))
 }
 
 /// Whether a name leads to nothing outside the folder that it is taken relative to.
 pub(crate) fn is_inside(named: &Path) -> bool {
-    !named.as_os_str().is_empty() && named.components().all(|part| matches!(part, Component::Normal(_)))
+    !named.as_os_str().is_empty()
+        && named.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Where a file that a model names is: inside its folder, links followed.
@@ -171,11 +196,16 @@ pub(crate) fn is_inside(named: &Path) -> bool {
 pub(crate) fn inside(root: &Path, named: &Path) -> Result<PathBuf> {
     let path = root.join(named);
     if !is_inside(named) {
-        let problem = format!("names {}, which is not the name of a file inside the model folder", shown(named));
+        let problem = format!(
+            "names {}, which is not the name of a file inside the model folder",
+            shown(named)
+        );
         return Err(Error::invalid(root, problem));
     }
-    let (folder, file) =
-        (root.canonicalize().map_err(Error::io(root))?, path.canonicalize().map_err(Error::io(&path))?);
+    let (folder, file) = (
+        root.canonicalize().map_err(Error::io(root))?,
+        path.canonicalize().map_err(Error::io(&path))?,
+    );
     if !file.starts_with(&folder) && !is_blob(&folder, &file) {
         let problem = "is a link that leads out of the model folder, and is not followed";
         return Err(Error::invalid(path, problem));
@@ -214,7 +244,8 @@ pub(crate) fn is_description(path: &Path) -> bool {
 pub(crate) fn is_weights(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let ending = name.rsplit('.').next().unwrap_or_default();
-    let weights = ["safetensors", "bin", "ckpt", "pt", "pth", "msgpack", "onnx", "onnx_data", "gguf", "h5"];
+    let weights =
+        ["safetensors", "bin", "ckpt", "pt", "pth", "msgpack", "onnx", "onnx_data", "gguf", "h5"];
     weights.contains(&ending) || (name.contains(".index") && ending == "json")
 }
 

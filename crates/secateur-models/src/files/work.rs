@@ -38,7 +38,8 @@ struct Marker {
 }
 
 impl Marker {
-    const TEXT: &str = "work in progress of secateur, removed when it ends: --resume goes on with it";
+    const TEXT: &str =
+        "work in progress of secateur, removed when it ends: --resume goes on with it";
     const VERSION: u32 = 1;
 }
 
@@ -98,8 +99,11 @@ impl WorkFolder {
         std::fs::create_dir(&passing).map_err(Error::io(&passing))?;
         let made = fill(&passing).and_then(|lock| {
             rename_new(&passing, path).map_err(Error::io(path))?;
-            let made = Self { path: path.to_owned(), name: name.to_owned(), lock, was_there: false };
-            match is_ours(path) && made.lock.as_ref().is_none_or(|lock| is_at(lock, &path.join(LOCK))) {
+            let made =
+                Self { path: path.to_owned(), name: name.to_owned(), lock, was_there: false };
+            match is_ours(path)
+                && made.lock.as_ref().is_none_or(|lock| is_at(lock, &path.join(LOCK)))
+            {
                 true => Ok(made),
                 false => {
                     // Somebody took it for abandoned a moment ago.
@@ -118,7 +122,8 @@ impl WorkFolder {
                 remove_contents(&passing);
                 // Somebody made one, or took this one for abandoned.
                 let faster = |source: &std::io::Error| {
-                    [ErrorKind::AlreadyExists, ErrorKind::NotFound, ErrorKind::WouldBlock].contains(&source.kind())
+                    [ErrorKind::AlreadyExists, ErrorKind::NotFound, ErrorKind::WouldBlock]
+                        .contains(&source.kind())
                 };
                 match &error {
                     Error::Io { source, .. } if faster(source) => Ok(None),
@@ -138,11 +143,18 @@ impl WorkFolder {
         }
         let lock_path = path.join(LOCK);
         let lock = match lock_options().create(true).truncate(false).open(&lock_path) {
-            Ok(lock) if lock.metadata().is_ok_and(|found| found.is_file() && has_one_name(&found)) => lock,
+            Ok(lock)
+                if lock.metadata().is_ok_and(|found| found.is_file() && has_one_name(&found)) =>
+            {
+                lock
+            }
             Err(_) if !path.exists() => return Ok(None),
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(Error::io(&lock_path)(error)),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return Err(Error::io(&lock_path)(error));
+            }
             Ok(_) | Err(_) => {
-                let problem = "is not the lock that secateur made: remove it, or move its folder away";
+                let problem =
+                    "is not the lock that secateur made: remove it, or move its folder away";
                 return Err(Error::invalid(&lock_path, problem));
             }
         };
@@ -164,11 +176,13 @@ impl WorkFolder {
 
     /// Fails where another folder is in its place by now.
     pub(crate) fn check(&self) -> Result<()> {
-        let own = is_ours(&self.path) && self.lock.as_ref().is_none_or(|lock| is_at(lock, &self.path.join(LOCK)));
+        let own = is_ours(&self.path)
+            && self.lock.as_ref().is_none_or(|lock| is_at(lock, &self.path.join(LOCK)));
         match own {
             true => Ok(()),
             false => {
-                let problem = "is no longer the folder that this run made: it was moved, or another took its place";
+                let problem = "is no longer the folder that this run made: it was moved, or \
+                    another took its place";
                 Err(Error::invalid(&self.path, problem))
             }
         }
@@ -234,13 +248,20 @@ fn fill(folder: &Path) -> Result<Option<File>> {
     let text = serde_json::to_vec(&marker).map_err(|error| Error::invalid(&path, error))?;
     new_file(&path, |file| file.write_all(&text).map_err(Error::io(&path)))?;
     let path = folder.join(LOCK);
-    let lock = OpenOptions::new().create_new(true).read(true).write(true).open(&path).map_err(Error::io(&path))?;
+    let lock = OpenOptions::new()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(Error::io(&path))?;
     match lock.try_lock() {
         Ok(()) if is_at(&lock, &path) => {
             sign(&lock, &path)?;
             Ok(Some(lock))
         }
-        Ok(()) | Err(TryLockError::WouldBlock) => Err(Error::io(folder)(ErrorKind::WouldBlock.into())),
+        Ok(()) | Err(TryLockError::WouldBlock) => {
+            Err(Error::io(folder)(ErrorKind::WouldBlock.into()))
+        }
         Err(TryLockError::Error(_)) => Ok(None),
     }
 }
@@ -261,7 +282,8 @@ fn held(path: &Path, name: &OsStr) -> Error {
     let _ = open(&path.join(LOCK)).map(|lock| lock.take(1 << 20).read_to_string(&mut text));
     let by = match serde_json::from_str::<Holder>(&text) {
         Ok(Holder { process, command, since }) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(since, |time| time.as_secs());
+            let now =
+                SystemTime::now().duration_since(UNIX_EPOCH).map_or(since, |time| time.as_secs());
             format!("process {process}, since {} s: {command}", now.saturating_sub(since))
         }
         Err(_) => "another process".into(),
@@ -287,7 +309,8 @@ fn is_at(file: &File, path: &Path) -> bool {
     {
         use std::os::unix::fs::MetadataExt;
         let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        matches!((file.metadata().map(identity), path.metadata().map(identity)), (Ok(one), Ok(other)) if one == other)
+        matches!((file.metadata().map(identity), path.metadata().map(identity)), (Ok(one),
+            Ok(other)) if one == other)
     }
     #[cfg(not(unix))]
     {
@@ -297,7 +320,8 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 fn not_ours(path: &Path) -> Error {
-    let problem = "is not a folder that secateur made, and it needs this name for its work: move it away, or choose \
+    let problem = "is not a folder that secateur made, and it needs this name for its work: move \
+        it away, or choose \
                    another name for the output";
     Error::invalid(path, problem)
 }
@@ -306,7 +330,9 @@ fn not_ours(path: &Path) -> Error {
 fn is_ours(path: &Path) -> bool {
     let marker = || read_json::<Marker>(&path.join(MARKER), Limit::Recipe);
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
-        && marker().is_ok_and(|marker| marker.folder == Marker::TEXT && marker.format_version == Marker::VERSION)
+        && marker().is_ok_and(|marker| {
+            marker.folder == Marker::TEXT && marker.format_version == Marker::VERSION
+        })
 }
 
 /// Removes what killed processes left under passing names beside the output `name`.
@@ -334,9 +360,12 @@ fn remove_abandoned(parent: &Path, name: &OsStr) {
 /// Removes a folder under a passing name, the marker and the lock last.
 fn remove_contents(folder: &Path) -> bool {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let inner: Vec<_> = entries.filter(|entry| entry.file_name() != MARKER && entry.file_name() != LOCK).collect();
+    let inner: Vec<_> =
+        entries.filter(|entry| entry.file_name() != MARKER && entry.file_name() != LOCK).collect();
     // Without a marker it was about to become ours, or about to go, and nothing else is in it.
-    if !inner.is_empty() && !is_ours(folder) || inner.iter().any(|entry| remove(&entry.path()).is_err()) {
+    if !inner.is_empty() && !is_ours(folder)
+        || inner.iter().any(|entry| remove(&entry.path()).is_err())
+    {
         return false;
     }
     for name in [LOCK, MARKER] {
@@ -354,7 +383,10 @@ fn remove_contents(folder: &Path) -> bool {
 /// It cannot be removed, or another file system is mounted in it.
 pub fn remove(path: &Path) -> Result<()> {
     if let Some(point) = mounts::within(path) {
-        return Err(Error::invalid(path, format!("another file system is mounted at {}", shown(&point))));
+        return Err(Error::invalid(
+            path,
+            format!("another file system is mounted at {}", shown(&point)),
+        ));
     }
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),

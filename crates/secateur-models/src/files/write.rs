@@ -19,7 +19,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// The same for what is written piece by piece.
-pub(crate) fn replace(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+pub(crate) fn replace(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
+) -> Result<()> {
     let temporary = path.with_file_name(format!(".{}.tmp", names::token()));
     let written = new_file(&temporary, fill)
         .map_err(|error| match error {
@@ -35,7 +38,10 @@ pub(crate) fn replace(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Re
 }
 
 /// Makes a file, which is on the disk when this returns.
-pub(crate) fn new_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+pub(crate) fn new_file(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
+) -> Result<()> {
     let mut output = BufWriter::new(File::create_new(path).map_err(Error::io(path))?);
     fill(&mut output)?;
     let output = output.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
@@ -56,7 +62,12 @@ pub(crate) fn copy(
         observer.advance(0)?;
         let wanted = left.min(buffer.len() as u64) as usize;
         match input.read(&mut buffer[..wanted]) {
-            Ok(0) => return Err(Error::invalid(from, format!("was cut short while it was read: {left} bytes lack"))),
+            Ok(0) => {
+                return Err(Error::invalid(
+                    from,
+                    format!("was cut short while it was read: {left} bytes lack"),
+                ));
+            }
             Ok(read) => {
                 output.write_all(&buffer[..read]).map_err(Error::io(to))?;
                 left -= read as u64;
@@ -120,7 +131,9 @@ pub(crate) fn sync_folder(path: &Path) -> Result<()> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         match File::open(path).and_then(|folder| folder.sync_all()) {
             // Not every file system does that for folders.
-            Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => return Err(Error::io(path)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => {
+                return Err(Error::io(path)(error));
+            }
             _ => {}
         }
     }

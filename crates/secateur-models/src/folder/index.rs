@@ -18,8 +18,10 @@ pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<Str
     if path.is_file() {
         let kind = SingleFile::open(path)?.kind();
         let problem = format!(
-            "a {kind} checkpoint in one file, not a model folder: secateur convert FILE --like FOLDER --out DIR makes a \
-             folder of it, with the configurations of FOLDER, a diffusers folder of the same kind of model"
+            "a {kind} checkpoint in one file, not a model folder: secateur convert FILE --like \
+             FOLDER --out DIR makes a \
+             folder of it, with the configurations of FOLDER, a diffusers folder of the same kind \
+             of model"
         );
         return Err(Error::invalid(path, problem));
     }
@@ -36,7 +38,8 @@ pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<Str
     let name = index.get("_class_name").and_then(Value::as_str).unwrap_or("(none)");
     let Some(class) = CLASSES.into_iter().find(|class| class.name == name) else {
         let supported: Vec<&str> = CLASSES.iter().map(|class| class.name).collect();
-        let problem = format!("_class_name {name:?} is not supported; supported: {}", supported.join(", "));
+        let problem =
+            format!("_class_name {name:?} is not supported; supported: {}", supported.join(", "));
         return Err(Error::invalid(&index_path, problem));
     };
     for component in class.components {
@@ -47,7 +50,9 @@ pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<Str
 
 /// A model folder above a folder, or in it: as it stands there, or as the hub's cache keeps it.
 fn nearby(folder: &Path) -> Option<PathBuf> {
-    let inside = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let inside = |folder: &Path| {
+        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+    };
     let mut below: Vec<_> = inside(folder).chain(inside(&folder.join("snapshots"))).collect();
     below.sort();
     let above = folder.canonicalize().ok()?.parent().map(Path::to_owned);
@@ -68,7 +73,8 @@ fn check_component(component: &Component, path: &Path, index: &Map<String, Value
         }
     }
     if !path.join(name).is_dir() {
-        let problem = format!("component {name} is listed in model_index.json, and its folder is missing");
+        let problem =
+            format!("component {name} is listed in model_index.json, and its folder is missing");
         return Err(Error::invalid(path, problem));
     }
     Ok(())
@@ -79,12 +85,15 @@ pub(crate) fn unread(origin: &str, names: &[String]) -> Option<String> {
     match names {
         [] => None,
         [name] => Some(format!("{origin}: tensor {name} is not read")),
-        [first, ..] => Some(format!("{origin}: {} tensors are not read, the first of them {first}", names.len())),
+        [first, ..] => Some(format!(
+            "{origin}: {} tensors are not read, the first of them {first}",
+            names.len()
+        )),
     }
 }
 
-/// The denoiser's configuration in the model folder `path`. It is of the class that `model_index.json` lists, whatever
-/// it says itself, and as the pipeline corrects it.
+/// The denoiser's configuration in the model folder `path`. It is of the class that
+/// `model_index.json` lists, whatever it says itself, and as the pipeline corrects it.
 pub(crate) fn denoiser_of(
     class: &PipelineClass,
     path: &Path,
@@ -101,9 +110,10 @@ pub(crate) fn denoiser_of(
 /// An error in a configuration that names another class than the one it is read as.
 fn listed_as(listed: &str, own: Option<Value>) -> impl FnOnce(Error) -> Error {
     move |error| match (error, own.as_ref().and_then(Value::as_str).filter(|own| *own != listed)) {
-        (Error::Invalid { path, problem }, Some(own)) => {
-            Error::invalid(path, format!("{problem} (model_index.json lists a {listed}, and _class_name is {own})"))
-        }
+        (Error::Invalid { path, problem }, Some(own)) => Error::invalid(
+            path,
+            format!("{problem} (model_index.json lists a {listed}, and _class_name is {own})"),
+        ),
         (error, _) => error,
     }
 }
@@ -117,7 +127,8 @@ pub(crate) fn autoencoder_of(
     if !class.components.iter().any(|component| component.name == VAE.name) {
         return Ok(None);
     }
-    let (listed, path) = (class_of(index, VAE.name).unwrap_or_default(), path.join(VAE.name).join("config.json"));
+    let (listed, path) =
+        (class_of(index, VAE.name).unwrap_or_default(), path.join(VAE.name).join("config.json"));
     let own = config_fields(&path)?.get("_class_name").cloned();
     autoencoder_config_of(&path, listed).map(Some).map_err(listed_as(listed, own))
 }
@@ -135,6 +146,9 @@ pub(crate) fn check_variant(class: &PipelineClass, path: &Path, variant: &str) -
         return Ok(());
     }
     let found: Vec<_> = found.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
-    let problem = format!("no component has weights of variant {variant:?}; variants found: {}", found.join(", "));
+    let problem = format!(
+        "no component has weights of variant {variant:?}; variants found: {}",
+        found.join(", ")
+    );
     Err(Error::invalid(path, problem))
 }

@@ -29,14 +29,18 @@ impl GenerationChanges {
             let number = number.filter(|number| !range.contains(number))?;
             Some(format!("generation.{name} {number} must be {} to {}", range.start(), range.end()))
         };
-        let guidance = self.guidance.filter(|guidance| guidance.is_nan() || guidance.abs() > LARGEST_GUIDANCE);
+        let guidance =
+            self.guidance.filter(|guidance| guidance.is_nan() || guidance.abs() > LARGEST_GUIDANCE);
         within("steps", self.steps, 1..=MOST_STEPS)
-            .or_else(|| within("max_sequence_length", self.max_sequence_length, 0..=LONGEST_SEQUENCE))
+            .or_else(|| {
+                within("max_sequence_length", self.max_sequence_length, 0..=LONGEST_SEQUENCE)
+            })
             .or_else(|| Some(format!("generation.guidance {} is beyond any model's", guidance?)))
     }
 }
 
-/// Prompt lists that come with a model, relative to its folder. Of a model that knows classes they hold labels.
+/// Prompt lists that come with a model, relative to its folder. Of a model that knows classes they
+/// hold labels.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Prompts {
     /// To calibrate with.
@@ -73,8 +77,8 @@ pub struct Manifest {
     pub prompts: Option<Prompts>,
     /// A CLIP folder that scores this model's domain, relative to the model folder.
     pub clip: Option<PathBuf>,
-    /// For a model that knows classes: what pictures of each label are scored against, in the labels' order, one a line,
-    /// relative to its folder; without it that is the label's name.
+    /// For a model that knows classes: what pictures of each label are scored against, in the
+    /// labels' order, one a line, relative to its folder; without it that is the label's name.
     pub captions: Option<PathBuf>,
     /// A [`ReuseSchedule`](crate::ReuseSchedule), relative to its folder.
     pub reuse: Option<PathBuf>,
@@ -90,7 +94,8 @@ const LONGEST_SEQUENCE: usize = 4096;
 /// Its name.
 pub(crate) const MANIFEST: &str = "secateur.json";
 
-/// The newest version of the format that is understood: the first to tell of shapes that differ from the configuration's.
+/// The newest version of the format that is understood: the first to tell of shapes that differ
+/// from the configuration's.
 const FORMAT_VERSION: u32 = 2;
 
 impl Manifest {
@@ -111,7 +116,8 @@ impl Manifest {
         let manifest: Self = read_fields(&path, &fields)?;
         if manifest.format_version > FORMAT_VERSION {
             let version = manifest.format_version;
-            let problem = format!("format_version {version} is newer than this secateur; update it");
+            let problem =
+                format!("format_version {version} is newer than this secateur; update it");
             return Err(Error::invalid(path, problem));
         }
         manifest.check_names().map_err(|problem| Error::invalid(&path, problem))?;
@@ -119,28 +125,41 @@ impl Manifest {
             return Err(Error::invalid(path, problem));
         }
         if let Some(name) = &manifest.generation.sampler {
-            name.parse::<Sampler>().map_err(|error| Error::invalid(path, format!("generation.sampler: {error}")))?;
+            name.parse::<Sampler>()
+                .map_err(|error| Error::invalid(path, format!("generation.sampler: {error}")))?;
         }
         Ok(manifest)
     }
 
-    /// Fails if a file is named that is not inside the model folder, or a CLIP that does not stand there or beside it.
+    /// Fails if a file is named that is not inside the model folder, or a CLIP that does not stand
+    /// there or beside it.
     fn check_names(&self) -> std::result::Result<(), String> {
         let prompts = self.prompts.as_ref();
         let calibration = ("prompts.calibration", prompts.map(|prompts| &prompts.calibration));
         let held_out = ("prompts.held_out", prompts.map(|prompts| &prompts.held_out));
-        let files = [calibration, held_out, ("captions", self.captions.as_ref()), ("reuse", self.reuse.as_ref())];
+        let files = [
+            calibration,
+            held_out,
+            ("captions", self.captions.as_ref()),
+            ("reuse", self.reuse.as_ref()),
+        ];
         for (field, named) in files {
             if let Some(named) = named.filter(|named| !is_inside(named)) {
-                return Err(format!("{field}: {} is not the name of a file in the model folder", shown(named)));
+                return Err(format!(
+                    "{field}: {} is not the name of a file in the model folder",
+                    shown(named)
+                ));
             }
         }
-        let beside =
-            |clip: &Path| clip.strip_prefix("..").is_ok_and(|rest| rest.components().count() == 1 && is_inside(rest));
+        let beside = |clip: &Path| {
+            clip.strip_prefix("..")
+                .is_ok_and(|rest| rest.components().count() == 1 && is_inside(rest))
+        };
         match self.clip.as_deref().filter(|clip| !is_inside(clip) && !beside(clip)) {
-            Some(clip) => {
-                Err(format!("clip: {} is neither a folder in the model folder nor ../NAME beside it", shown(clip)))
-            }
+            Some(clip) => Err(format!(
+                "clip: {} is neither a folder in the model folder nor ../NAME beside it",
+                shown(clip)
+            )),
             None => Ok(()),
         }
     }
@@ -151,8 +170,8 @@ impl Manifest {
         &self.compressed.removals
     }
 
-    /// The text of the file of a folder, whether there is one or not, for a model that lacks `removals` and whose parameters have those
-    /// `shapes`; all else is kept, known or not.
+    /// The text of the file of a folder, whether there is one or not, for a model that lacks
+    /// `removals` and whose parameters have those `shapes`; all else is kept, known or not.
     ///
     /// # Errors
     /// If the file is damaged.
@@ -172,9 +191,13 @@ impl Manifest {
         }
         if !removals.is_empty() {
             file.insert("format_version".into(), FORMAT_VERSION.into());
-            file.insert("compressed".into(), json!(Compressed { removals: removals.clone(), shapes }));
+            file.insert(
+                "compressed".into(),
+                json!(Compressed { removals: removals.clone(), shapes }),
+            );
         }
-        let text = serde_json::to_string_pretty(&file).map_err(|error| Error::invalid(path, error))?;
+        let text =
+            serde_json::to_string_pretty(&file).map_err(|error| Error::invalid(path, error))?;
         Ok(Some(text + "\n"))
     }
 
@@ -184,7 +207,8 @@ impl Manifest {
     /// If the file is damaged.
     pub(crate) fn with_reuse(folder: &Path, name: &str, reuse: &ReuseSchedule) -> Result<String> {
         let path = folder.join(MANIFEST);
-        let mut file: Map<String, Value> = if path.is_file() { read_json(&path, Limit::Config)? } else { Map::new() };
+        let mut file: Map<String, Value> =
+            if path.is_file() { read_json(&path, Limit::Config)? } else { Map::new() };
         file.entry("format_version").or_insert_with(|| 1.into());
         file.insert("reuse".into(), name.into());
         let generation = file.entry("generation").or_insert_with(|| json!({}));
@@ -192,7 +216,8 @@ impl Manifest {
             generation.insert("steps".into(), reuse.steps.into());
             generation.insert("sampler".into(), reuse.sampler.to_string().into());
         }
-        let text = serde_json::to_string_pretty(&file).map_err(|error| Error::invalid(path, error))?;
+        let text =
+            serde_json::to_string_pretty(&file).map_err(|error| Error::invalid(path, error))?;
         Ok(text + "\n")
     }
 

@@ -16,16 +16,21 @@ impl ModelFolder {
     /// Bytes of one encoded prompt.
     #[must_use]
     pub fn encoded_bytes(&self, sampling: &Sampling) -> u64 {
-        (size_of::<f32>() * self.computed_geometry(sampling).text * self.denoiser().text_width()) as u64
+        (size_of::<f32>() * self.computed_geometry(sampling).text * self.denoiser().text_width())
+            as u64
     }
 
-    /// What the text encoders take until the prompts are encoded. Those without files count as nothing; activations are
-    /// not counted, as the denoiser's or the encoders' own weights are more.
+    /// What the text encoders take until the prompts are encoded. Those without files count as
+    /// nothing; activations are not counted, as the denoiser's or the encoders' own weights are
+    /// more.
     #[must_use]
     pub fn text_encoder_memory(&self) -> Memory {
-        let is_encoder = |c: &&Component| c.has_weights() && ![self.class.denoiser, VAE.name].contains(&c.name);
+        let is_encoder =
+            |c: &&Component| c.has_weights() && ![self.class.denoiser, VAE.name].contains(&c.name);
         let mut memory = Memory::default();
-        for checkpoint in self.class.components.iter().filter(is_encoder).filter_map(|c| self.component(c)) {
+        for checkpoint in
+            self.class.components.iter().filter(is_encoder).filter_map(|c| self.component(c))
+        {
             for (name, info) in checkpoint.tensors() {
                 let bytes = (size_of::<f32>() * info.elements()) as u64;
                 memory.weights += bytes;
@@ -38,7 +43,8 @@ impl ModelFolder {
         memory
     }
 
-    /// What the autoencoder takes, which decodes one picture at a time; nothing where there is none.
+    /// What the autoencoder takes, which decodes one picture at a time; nothing where there is
+    /// none.
     #[must_use]
     pub fn autoencoder_memory(&self, sampling: &Sampling) -> Memory {
         let Some(config) = &self.vae else { return Memory::default() };
@@ -61,6 +67,11 @@ impl ModelFolder {
 
     /// The weight files of a component, where it has any.
     fn component(&self, component: &Component) -> Option<Checkpoint> {
-        Checkpoint::open(&self.components.path.join(component.name), component.stem(), self.variant()).ok()
+        Checkpoint::open(
+            &self.components.path.join(component.name),
+            component.stem(),
+            self.variant(),
+        )
+        .ok()
     }
 }

@@ -1,9 +1,12 @@
 //! A model folder in the diffusers layout: what it holds, without loading weights.
 
 use crate::autoencoders::{Autoencoder, AutoencoderConfig};
-use crate::classes::{Component, Components, INDEX, Labels, PipelineClass, SCHEDULER, Sampling, Subject, VAE};
+use crate::classes::{
+    Component, Components, INDEX, Labels, PipelineClass, SCHEDULER, Sampling, Subject, VAE,
+};
 use crate::encoders::{
-    ClipTextConfig, ClipTextModel, ClipTokenizer, PROJECTED, T5Config, T5Encoder, T5Tokenizer, row_length, tokenizers,
+    ClipTextConfig, ClipTextModel, ClipTokenizer, PROJECTED, T5Config, T5Encoder, T5Tokenizer,
+    row_length, tokenizers,
 };
 use crate::error::{Error, Result, shown};
 use crate::families::DenoiserConfig;
@@ -27,7 +30,8 @@ pub struct ModelFolder {
     pub(super) manifest: Manifest,
     /// CLIP's tokens, where the denoiser reads them.
     pub(super) clip_tokens: usize,
-    /// None where the denoiser works on pictures, or it cannot be read, which [`ModelFolder::check`] tells.
+    /// None where the denoiser works on pictures, or it cannot be read, which
+    /// [`ModelFolder::check`] tells.
     pub(super) vae: Option<Arc<dyn AutoencoderConfig>>,
     pub(super) checkpoint: Checkpoint,
     /// How the denoiser fits its checkpoint.
@@ -35,11 +39,12 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Opens a folder: reads the denoiser's configuration and the headers of its weights. What else sampling takes is
-    /// checked by [`ModelFolder::check`].
+    /// Opens a folder: reads the denoiser's configuration and the headers of its weights. What else
+    /// sampling takes is checked by [`ModelFolder::check`].
     ///
     /// # Errors
-    /// If it is not a diffusers folder, misses a component, is of a class that is not supported, or is damaged.
+    /// If it is not a diffusers folder, misses a component, is of a class that is not supported, or
+    /// is damaged.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
         let (class, index) = read_index(path)?;
         let tree = Tree::of(path, &tree::components(&index))?;
@@ -65,10 +70,16 @@ impl ModelFolder {
         }
         // What does not fit is known before anything is read.
         let sizes = manifest.removals().sizes();
-        let fit = checkpoint.placeholders()?.with_sizes(sizes).fit(|scope| denoiser.build(&scope))?;
+        let fit =
+            checkpoint.placeholders()?.with_sizes(sizes).fit(|scope| denoiser.build(&scope))?;
         Ok(Self {
             vae: autoencoder_of(class, path, &index).ok().flatten(),
-            components: Components { path: path.to_owned(), variant: variant.map(str::to_owned), index, denoiser },
+            components: Components {
+                path: path.to_owned(),
+                variant: variant.map(str::to_owned),
+                index,
+                denoiser,
+            },
             checkpoint,
             fit: Arc::new(fit),
             class,
@@ -87,7 +98,8 @@ impl ModelFolder {
     /// The last part of its path.
     #[must_use]
     pub fn name(&self) -> String {
-        let path = self.components.path.canonicalize().unwrap_or_else(|_| self.components.path.clone());
+        let path =
+            self.components.path.canonicalize().unwrap_or_else(|_| self.components.path.clone());
         path.file_name().map_or_else(|| "model".into(), |name| shown(name.as_ref()).to_string())
     }
 
@@ -102,23 +114,27 @@ impl ModelFolder {
     /// If one cannot be copied: the error names it.
     pub fn copied_bytes(&self) -> Result<u64> {
         self.tree.check()?;
-        let bytes = |file: &Path| self.components.path.join(file).metadata().map_or(0, |found| found.len());
+        let bytes =
+            |file: &Path| self.components.path.join(file).metadata().map_or(0, |found| found.len());
         Ok(self.tree.without(&[self.class.denoiser]).map(bytes).sum())
     }
 
-    /// SHA-256 of all files that a new model is made of: the denoiser's weights as they were opened, and what is copied.
+    /// SHA-256 of all files that a new model is made of: the denoiser's weights as they were
+    /// opened, and what is copied.
     ///
     /// # Errors
     /// If one cannot be read, or the observer interrupts.
     pub fn digest(&self, observer: &dyn Observer) -> Result<String> {
         let denoiser = Path::new(self.class.denoiser);
-        let weights = self.checkpoint.paths().filter_map(Path::file_name).map(|name| denoiser.join(name));
-        let files: Vec<_> = self.tree.without(&[self.class.denoiser]).map(Path::to_owned).chain(weights).collect();
+        let weights =
+            self.checkpoint.paths().filter_map(Path::file_name).map(|name| denoiser.join(name));
+        let files: Vec<_> =
+            self.tree.without(&[self.class.denoiser]).map(Path::to_owned).chain(weights).collect();
         digest_of_files(&self.components.path, &files, observer)
     }
 
-    /// Links in the folder that are neither read nor copied: they lead out of it, nowhere, to a folder or to another
-    /// link.
+    /// Links in the folder that are neither read nor copied: they lead out of it, nowhere, to a
+    /// folder or to another link.
     pub fn links_left_out(&self) -> impl Iterator<Item = &Path> {
         self.tree.links.iter().map(PathBuf::as_path)
     }
@@ -210,7 +226,8 @@ impl ModelFolder {
         Ok(learned.map(|wanted| wanted.shape.iter().product::<usize>() as u64).sum())
     }
 
-    /// Whether a tensor of the denoiser's checkpoint is one of its parameters, and not a constant stored with them.
+    /// Whether a tensor of the denoiser's checkpoint is one of its parameters, and not a constant
+    /// stored with them.
     #[must_use]
     pub fn is_parameter(&self, name: &str) -> bool {
         self.fit.wanted.get(name).is_some_and(|wanted| !wanted.constant)
@@ -221,29 +238,37 @@ impl ModelFolder {
         self.checkpoint.load_where(|name| self.fit.wanted.contains_key(name))
     }
 
-    /// What a user should know: tensors that no component reads, in a line for each of them, and a size that is not
-    /// given.
+    /// What a user should know: tensors that no component reads, in a line for each of them, and a
+    /// size that is not given.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.components.denoiser.is_of_unknown_size() {
             let [_, height, width] = self.components.denoiser.latent_shape();
             let path = self.components.path.join(self.class.denoiser).join("config.json");
-            warnings.push(format!("{}: no sample_size, so latents are {height} x {width}", shown(&path)));
+            warnings.push(format!(
+                "{}: no sample_size, so latents are {height} x {width}",
+                shown(&path)
+            ));
         }
-        warnings.extend(self.lacking().map(|(_, problem)| format!("{problem}: nothing can be run")));
+        warnings
+            .extend(self.lacking().map(|(_, problem)| format!("{problem}: nothing can be run")));
         for component in self.class.components.iter().filter(|component| component.has_weights()) {
             let unread = match component.name == self.class.denoiser {
                 true => self.fit.unexpected.clone(),
                 // One that cannot be read at all is told where it is needed.
                 false => self.unread_of(component).unwrap_or_default(),
             };
-            warnings.extend(index::unread(&shown(&self.components.path.join(component.name)).to_string(), &unread));
+            warnings.extend(index::unread(
+                &shown(&self.components.path.join(component.name)).to_string(),
+                &unread,
+            ));
         }
         warnings
     }
 
-    /// The names of the tensors of a text encoder or an autoencoder that it does not know; none of what is not there.
+    /// The names of the tensors of a text encoder or an autoencoder that it does not know; none of
+    /// what is not there.
     fn unread_of(&self, component: &Component) -> Result<Vec<String>> {
         let Some(class) = self.components.class_of(component.name) else { return Ok(Vec::new()) };
         let folder = self.components.path.join(component.name);
@@ -264,26 +289,34 @@ impl ModelFolder {
         .unexpected)
     }
 
-    /// Components of which there are configurations alone, without weights or vocabulary, and what they lack: such a model
-    /// can be planned for.
+    /// Components of which there are configurations alone, without weights or vocabulary, and what
+    /// they lack: such a model can be planned for.
     fn lacking(&self) -> impl Iterator<Item = (&'static Component, String)> {
-        self.class.components.iter().filter(|component| self.components.has(component.name)).filter_map(|component| {
-            let folder = self.components.path.join(component.name);
-            let has = |names: &[&str]| names.iter().any(|name| folder.join(name).is_file());
-            let lacks = match component.name {
-                name if name == SCHEDULER.name => false,
-                _ if component.has_weights() => variants(&folder, component.stem()).is_ok_and(|found| found.is_empty()),
-                _ => !has(&["tokenizer.json", "vocab.json", "spiece.model"]),
-            };
-            let what = if component.has_weights() { "weights (safetensors)" } else { "vocabulary" };
-            lacks.then(|| (component, format!("{}: no {what} here", shown(&folder))))
-        })
+        self.class
+            .components
+            .iter()
+            .filter(|component| self.components.has(component.name))
+            .filter_map(|component| {
+                let folder = self.components.path.join(component.name);
+                let has = |names: &[&str]| names.iter().any(|name| folder.join(name).is_file());
+                let lacks = match component.name {
+                    name if name == SCHEDULER.name => false,
+                    _ if component.has_weights() => {
+                        variants(&folder, component.stem()).is_ok_and(|found| found.is_empty())
+                    }
+                    _ => !has(&["tokenizer.json", "vocab.json", "spiece.model"]),
+                };
+                let what =
+                    if component.has_weights() { "weights (safetensors)" } else { "vocabulary" };
+                lacks.then(|| (component, format!("{}: no {what} here", shown(&folder))))
+            })
     }
 
     /// Those of the others that are there.
     pub(super) fn whole_components(&self) -> impl Iterator<Item = &'static Component> {
         let lacking: BTreeSet<&str> = self.lacking().map(|(component, _)| component.name).collect();
-        let components = self.class.components.iter().filter(|component| self.components.has(component.name));
+        let components =
+            self.class.components.iter().filter(|component| self.components.has(component.name));
         components.filter(move |component| !lacking.contains(component.name))
     }
 
@@ -298,15 +331,20 @@ impl ModelFolder {
     /// Whether the components beside the denoiser can be used, and fit it, before weights are read.
     pub(super) fn check_components(&self) -> Result<()> {
         let channels = self.components.denoiser.latent_shape()[0];
-        if let Some(vae) = autoencoder_of(self.class, &self.components.path, &self.components.index)?
+        if let Some(vae) =
+            autoencoder_of(self.class, &self.components.path, &self.components.index)?
             && vae.channels() != channels
         {
             let problem = format!(
-                "in_channels {channels}, and the latents of the vae have {}: models of other inputs, such as those that \
+                "in_channels {channels}, and the latents of the vae have {}: models of other \
+                 inputs, such as those that \
                  paint in, are not supported",
                 vae.channels()
             );
-            return Err(Error::invalid(self.components.path.join(self.class.denoiser).join("config.json"), problem));
+            return Err(Error::invalid(
+                self.components.path.join(self.class.denoiser).join("config.json"),
+                problem,
+            ));
         }
         for component in self.whole_components() {
             let folder = self.components.path.join(component.name);
@@ -328,31 +366,44 @@ impl ModelFolder {
     pub fn check_pictures(&self) -> Result<()> {
         match self.components.denoiser.latent_shape()[0] {
             channels if self.vae.is_none() && channels != 3 => {
-                let problem =
-                    format!("draws pictures of {channels} channel(s): those of 3 can be written and compared");
-                Err(Error::invalid(self.components.path.join(self.class.denoiser).join("config.json"), problem))
+                let problem = format!(
+                    "draws pictures of {channels} channel(s): those of 3 can be written and \
+                     compared"
+                );
+                Err(Error::invalid(
+                    self.components.path.join(self.class.denoiser).join("config.json"),
+                    problem,
+                ))
             }
             _ => Ok(()),
         }
     }
 
-    /// Every file that the denoiser's activations depend on, relative to the folder: of all components but the autoencoder
-    /// those that are read.
+    /// Every file that the denoiser's activations depend on, relative to the folder: of all
+    /// components but the autoencoder those that are read.
     ///
     /// # Errors
     /// If the weights of a text encoder cannot be opened.
     pub fn activation_files(&self) -> Result<Vec<PathBuf>> {
         // What was removed counts, too.
         let own = [INDEX, MANIFEST].map(PathBuf::from);
-        let mut files: Vec<PathBuf> = own.into_iter().filter(|file| self.tree.files.contains(file)).collect();
-        let components = self.class.components.iter().filter(|component| component.name != VAE.name);
+        let mut files: Vec<PathBuf> =
+            own.into_iter().filter(|file| self.tree.files.contains(file)).collect();
+        let components =
+            self.class.components.iter().filter(|component| component.name != VAE.name);
         for component in components.filter(|component| self.components.has(component.name)) {
             let folder = Path::new(component.name);
             let own = self.tree.files.iter().filter(|file| file.parent() == Some(folder));
             files.extend(own.filter(|file| tree::is_description(file)).cloned());
             if component.has_weights() {
-                let weights = Checkpoint::open(&self.components.path.join(folder), component.stem(), self.variant())?;
-                files.extend(weights.paths().filter_map(Path::file_name).map(|name| folder.join(name)));
+                let weights = Checkpoint::open(
+                    &self.components.path.join(folder),
+                    component.stem(),
+                    self.variant(),
+                )?;
+                files.extend(
+                    weights.paths().filter_map(Path::file_name).map(|name| folder.join(name)),
+                );
             }
         }
         files.sort();
@@ -365,16 +416,21 @@ impl ModelFolder {
         Geometry { latent: sampling.latent, text: self.clip_tokens + sampling.max_sequence_length }
     }
 
-    /// [`ModelFolder::structure`] without the text tokens that are equal to others and not computed, see
-    /// [`Conditioning::multiplicity`](crate::Conditioning).
+    /// [`ModelFolder::structure`] without the text tokens that are equal to others and not
+    /// computed, see [`Conditioning::multiplicity`](crate::Conditioning).
     #[must_use]
     pub fn computed_structure(&self, sampling: &Sampling) -> Structure {
-        self.components.denoiser.structure(&self.computed_geometry(sampling)).without(self.removals())
+        self.components
+            .denoiser
+            .structure(&self.computed_geometry(sampling))
+            .without(self.removals())
     }
 
     /// [`ModelFolder::geometry`] without those text tokens.
     pub(super) fn computed_geometry(&self, sampling: &Sampling) -> Geometry {
-        let absent = |component: &&Component| component.has_weights() && !self.components.has(component.name);
+        let absent = |component: &&Component| {
+            component.has_weights() && !self.components.has(component.name)
+        };
         let idle = match self.class.components.iter().find(absent) {
             Some(_) => sampling.max_sequence_length.saturating_sub(1),
             None => 0,

@@ -1,4 +1,5 @@
-//! Prompts of a model: the lists that come with it, what its encoders read, and what pictures are scored against.
+//! Prompts of a model: the lists that come with it, what its encoders read, and what pictures are
+//! scored against.
 
 use crate::classes::{Labels, Sampling, Subject};
 use crate::encoders::{ClipTokenizer, T5Tokenizer};
@@ -30,17 +31,30 @@ impl ModelFolder {
         let length = sampling.max_sequence_length;
         for component in self.whole_components() {
             let folder = self.components.path.join(component.name);
-            let (tokens, cut): (usize, Vec<Option<&str>>) = match self.components.class_of(component.name) {
-                Some("CLIPTokenizer") => {
-                    let tokenizer = ClipTokenizer::open(&folder)?;
-                    (tokenizer.length(), prompts.iter().map(|prompt| tokenizer.cut(prompt)).collect::<Result<_>>()?)
-                }
-                Some("T5Tokenizer") if length > 0 => {
-                    let tokenizer = T5Tokenizer::open(&folder)?;
-                    (length, prompts.iter().map(|prompt| tokenizer.cut(prompt, length)).collect::<Result<_>>()?)
-                }
-                _ => continue,
-            };
+            let (tokens, cut): (usize, Vec<Option<&str>>) =
+                match self.components.class_of(component.name) {
+                    Some("CLIPTokenizer") => {
+                        let tokenizer = ClipTokenizer::open(&folder)?;
+                        (
+                            tokenizer.length(),
+                            prompts
+                                .iter()
+                                .map(|prompt| tokenizer.cut(prompt))
+                                .collect::<Result<_>>()?,
+                        )
+                    }
+                    Some("T5Tokenizer") if length > 0 => {
+                        let tokenizer = T5Tokenizer::open(&folder)?;
+                        (
+                            length,
+                            prompts
+                                .iter()
+                                .map(|prompt| tokenizer.cut(prompt, length))
+                                .collect::<Result<_>>()?,
+                        )
+                    }
+                    _ => continue,
+                };
             let mut long = (1..).zip(cut).filter_map(|(number, cut)| Some((number, cut?)));
             if let Some((number, words)) = long.next() {
                 let rest = if words.chars().nth(LONGEST_SHOWN).is_some() { "..." } else { "" };
@@ -50,7 +64,8 @@ impl ModelFolder {
                     more => format!(", and {more} more are too long"),
                 };
                 lines.push(format!(
-                    "of prompt {number} {words:?} is not read: it is beyond the {tokens} tokens of {}{more}",
+                    "of prompt {number} {words:?} is not read: it is beyond the {tokens} tokens of \
+                     {}{more}",
                     component.name
                 ));
             }
@@ -63,7 +78,11 @@ impl ModelFolder {
     /// # Errors
     /// If the model has none, or the file cannot be read.
     pub fn prompts(&self, list: impl Fn(&Prompts) -> &PathBuf) -> Result<Option<Vec<String>>> {
-        let own = self.manifest.prompts.as_ref().map(|prompts| tree::inside(&self.components.path, list(prompts)));
+        let own = self
+            .manifest
+            .prompts
+            .as_ref()
+            .map(|prompts| tree::inside(&self.components.path, list(prompts)));
         own.transpose()?.map(|path| read_prompts(&path)).transpose()
     }
 
@@ -79,18 +98,25 @@ impl ModelFolder {
         prompts.iter().try_for_each(|prompt| labels.find(prompt).map(drop))
     }
 
-    /// What pictures of each of `prompts` are scored against, and all that there is to choose from: one caption a label
-    /// for a model that knows classes, else the prompts themselves; nothing for a model that takes none or names no classes.
+    /// What pictures of each of `prompts` are scored against, and all that there is to choose from:
+    /// one caption a label for a model that knows classes, else the prompts themselves; nothing for
+    /// a model that takes none or names no classes.
     ///
     /// # Errors
     /// If a prompt is no label, or the captions cannot be read or are not as many as the labels.
     pub fn captions(&self, prompts: &[String]) -> Result<Option<Captions>> {
         match self.class.subject {
             Subject::Nothing => Ok(None),
-            Subject::Text => Ok(Some(Captions { choices: prompts.to_vec(), own: (0..prompts.len()).collect() })),
+            Subject::Text => {
+                Ok(Some(Captions { choices: prompts.to_vec(), own: (0..prompts.len()).collect() }))
+            }
             Subject::Label => {
                 let labels = self.components.labels()?;
-                if labels.is_empty() { Ok(None) } else { self.captions_of(&labels, prompts).map(Some) }
+                if labels.is_empty() {
+                    Ok(None)
+                } else {
+                    self.captions_of(&labels, prompts).map(Some)
+                }
             }
         }
     }
@@ -101,7 +127,11 @@ impl ModelFolder {
             let path = tree::inside(&self.components.path, file)?;
             let captions = read_prompts(&path)?;
             if captions.len() != choices.len() {
-                let problem = format!("{} captions, and the model knows {} labels", captions.len(), choices.len());
+                let problem = format!(
+                    "{} captions, and the model knows {} labels",
+                    captions.len(),
+                    choices.len()
+                );
                 return Err(Error::invalid(path, problem));
             }
             choices = captions;
@@ -109,7 +139,9 @@ impl ModelFolder {
         let place = |prompt: &String| {
             let label = labels.find(prompt)?;
             let place = labels.iter().position(|(number, _)| number == label);
-            place.ok_or_else(|| Error::Request(format!("label {label} has no name to score its pictures against")))
+            place.ok_or_else(|| {
+                Error::Request(format!("label {label} has no name to score its pictures against"))
+            })
         };
         Ok(Captions { own: prompts.iter().map(place).collect::<Result<_>>()?, choices })
     }

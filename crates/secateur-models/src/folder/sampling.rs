@@ -11,11 +11,12 @@ use crate::structure::UnitKind;
 use std::sync::Arc;
 
 impl ModelFolder {
-    /// How it wants to be sampled: at the size it was trained for, by [`ModelFolder::sampler`] or, where that is not
-    /// supported, another one, with seed 0 and eight images at a time.
+    /// How it wants to be sampled: at the size it was trained for, by [`ModelFolder::sampler`] or,
+    /// where that is not supported, another one, with seed 0 and eight images at a time.
     #[must_use]
     pub fn sampling(&self) -> Sampling {
-        let Generation { steps, guidance, max_sequence_length } = self.manifest.generation(self.class.generation);
+        let Generation { steps, guidance, max_sequence_length } =
+            self.manifest.generation(self.class.generation);
         let [_, height, width] = self.components.denoiser.latent_shape();
         Sampling {
             steps,
@@ -30,14 +31,18 @@ impl ModelFolder {
         }
     }
 
-    /// What it does not compute at every step of that run, if it was made to skip. For a sampler or a number of steps that this
-    /// was not learned for it is an error, or with `adapt` [`ReuseSchedule::adapted`].
+    /// What it does not compute at every step of that run, if it was made to skip. For a sampler or
+    /// a number of steps that this was not learned for it is an error, or with `adapt`
+    /// [`ReuseSchedule::adapted`].
     ///
     /// # Errors
     /// If the file cannot be read or does not fit.
     pub fn reuse(&self, sampling: &Sampling, adapt: bool) -> Result<Option<Arc<ReuseSchedule>>> {
         let Some(file) = &self.manifest.reuse else { return Ok(None) };
-        let reuse = ReuseSchedule::open(&tree::inside(&self.components.path, file)?, &self.structure(sampling))?;
+        let reuse = ReuseSchedule::open(
+            &tree::inside(&self.components.path, file)?,
+            &self.structure(sampling),
+        )?;
         let calls = self.schedule(sampling.latent, sampling)?.calls().len();
         let found = reuse.check(sampling.sampler, sampling.steps, calls);
         let fits = found.is_ok();
@@ -57,7 +62,9 @@ impl ModelFolder {
         let sampler = self.manifest.sampler().or_else(|| Sampler::of_class(found));
         sampler.ok_or_else(|| {
             let known = Sampler::known(self.is_of_flow()).join(", ");
-            let problem = format!("scheduler {found} is not supported; the samplers {known} are, and can be asked for");
+            let problem = format!(
+                "scheduler {found} is not supported; the samplers {known} are, and can be asked for"
+            );
             Error::invalid(self.components.path.join(INDEX), problem)
         })
     }
@@ -82,16 +89,24 @@ impl ModelFolder {
     pub fn scheduler(&self, asked: Sampler) -> Result<Arc<dyn SchedulerConfig>> {
         if asked.is_of_flow() != self.is_of_flow() {
             let class = self.components.class_of(SCHEDULER.name).unwrap_or_default();
-            let own = Sampler::of_class(class).map_or_else(|| class.to_owned(), |own| own.to_string());
-            return Err(Error::Request(format!("sampler {asked} does not go with a model that is sampled by {own}")));
+            let own =
+                Sampler::of_class(class).map_or_else(|| class.to_owned(), |own| own.to_string());
+            return Err(Error::Request(format!(
+                "sampler {asked} does not go with a model that is sampled by {own}"
+            )));
         }
-        scheduler_config(&self.components.path.join(SCHEDULER_CONFIG), asked, self.class.scheduler_options)
+        scheduler_config(
+            &self.components.path.join(SCHEDULER_CONFIG),
+            asked,
+            self.class.scheduler_options,
+        )
     }
 
     /// A run of its sampler, or of the one asked for, for latents of `size` (height, width).
     ///
     /// # Errors
-    /// See [`ModelFolder::scheduler`] and [`SchedulerConfig::schedule`](crate::SchedulerConfig::schedule).
+    /// See [`ModelFolder::scheduler`] and
+    /// [`SchedulerConfig::schedule`](crate::SchedulerConfig::schedule).
     pub fn schedule(&self, size: (usize, usize), sampling: &Sampling) -> Result<Box<dyn Schedule>> {
         self.scheduler(sampling.sampler)?.schedule(Run {
             steps: sampling.steps,
@@ -106,12 +121,16 @@ impl ModelFolder {
     /// If not: the error says why.
     pub fn check(&self, sampling: &Sampling) -> Result<()> {
         self.check_components()?;
-        let (step, largest) =
-            (self.factor() * self.components.denoiser.patch(), self.components.denoiser.largest_side());
+        let (step, largest) = (
+            self.factor() * self.components.denoiser.patch(),
+            self.components.denoiser.largest_side(),
+        );
         for (side, latents) in [("height", sampling.latent.0), ("width", sampling.latent.1)] {
             let pixels = latents.saturating_mul(self.factor());
             if latents == 0 || !pixels.is_multiple_of(step) {
-                return Err(Error::Request(format!("a {side} of {pixels} pixels is not a multiple of {step}")));
+                return Err(Error::Request(format!(
+                    "a {side} of {pixels} pixels is not a multiple of {step}"
+                )));
             }
             if latents > largest {
                 let most = largest * self.factor();
@@ -123,14 +142,15 @@ impl ModelFolder {
         if !sampling.negative_prompt.is_empty()
             && (self.passes(sampling.guidance) < 2 || self.subject() != Subject::Text)
         {
-            let problem = "a negative prompt says nothing to this model, or without guidance above 1";
+            let problem =
+                "a negative prompt says nothing to this model, or without guidance above 1";
             return Err(Error::Request(problem.into()));
         }
         self.schedule(sampling.latent, sampling).map(|_| ())
     }
 
-    /// Samples that the denoiser computes for one image at every call: two where guidance asks what it would draw without
-    /// the prompt.
+    /// Samples that the denoiser computes for one image at every call: two where guidance asks what
+    /// it would draw without the prompt.
     #[must_use]
     pub fn passes(&self, guidance: f64) -> usize {
         if self.class.classifier_free && guidance > 1.0 { 2 } else { 1 }
@@ -142,7 +162,13 @@ impl ModelFolder {
     /// If the model has no such units, or the sampler cannot make so many steps.
     pub fn whole_reuse(&self, sampling: &Sampling, kind: UnitKind) -> Result<ReuseSchedule> {
         let calls = self.schedule(sampling.latent, sampling)?.calls().len();
-        ReuseSchedule::whole(&self.structure(sampling), kind, sampling.sampler, sampling.steps, calls)
+        ReuseSchedule::whole(
+            &self.structure(sampling),
+            kind,
+            sampling.sampler,
+            sampling.steps,
+            calls,
+        )
     }
 
     /// Samples that the denoiser computes for one image in a whole run.

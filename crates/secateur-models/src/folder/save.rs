@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::files::{
-    Checkpoint, Limit, TensorFile, TensorInfo, Tree, candle_dtype, copy, copy_file, encode, header, new_file, open,
-    read_json, write_atomically,
+    Checkpoint, Limit, TensorFile, TensorInfo, Tree, candle_dtype, copy, copy_file, encode, header,
+    new_file, open, read_json, write_atomically,
 };
 use crate::folder::manifest::{ChangedShape, MANIFEST, Manifest};
 use crate::folder::model_folder::ModelFolder;
@@ -20,7 +20,8 @@ use std::path::Path;
 
 /// The name of the file of a [`ReuseSchedule`].
 const REUSE: &str = "reuse.json";
-/// A tensor with its values rounded to `dtype` (F32, F16 or BF16), in f32: what comes back after saving.
+/// A tensor with its values rounded to `dtype` (F32, F16 or BF16), in f32: what comes back after
+/// saving.
 ///
 /// A value out of the range of `dtype` becomes infinite.
 ///
@@ -31,15 +32,21 @@ pub fn cast(tensor: &Tensor, dtype: Dtype) -> Result<Tensor> {
 }
 
 impl ModelFolder {
-    /// Writes the whole pipeline folder into the existing folder `destination`, with the denoiser edited: same files, names
-    /// and types, tensor by tensor, so that one tensor at a time is in memory. Weight files other than those that were
-    /// opened stay behind. The observer is advanced by every tensor.
+    /// Writes the whole pipeline folder into the existing folder `destination`, with the denoiser
+    /// edited: same files, names and types, tensor by tensor, so that one tensor at a time is in
+    /// memory. Weight files other than those that were opened stay behind. The observer is advanced
+    /// by every tensor.
     ///
     /// # Errors
     /// If something cannot be read or written, a weight does not fit, or the observer interrupts.
     pub fn write(&self, destination: &Path, edits: &Edits, observer: &dyn Observer) -> Result<()> {
-        if let Some(name) = edits.weights.keys().find(|name| self.checkpoint().tensor(name).is_none()) {
-            return Err(Error::invalid(self.checkpoint().folder(), format!("no tensor {name} to replace")));
+        if let Some(name) =
+            edits.weights.keys().find(|name| self.checkpoint().tensor(name).is_none())
+        {
+            return Err(Error::invalid(
+                self.checkpoint().folder(),
+                format!("no tensor {name} to replace"),
+            ));
         }
         let shape = |(name, info): (&str, &TensorInfo)| {
             let new = edits.weights.get(name).map(|tensor| tensor.dims().to_vec());
@@ -59,8 +66,9 @@ impl ModelFolder {
         self.write_with(destination, manifest, &edits.weights, observer)
     }
 
-    /// Writes the folder as a model with all that its configuration describes, which any tool loads: with zeros in the
-    /// place of the heads and neurons that it lacks. Gives the number of tensors that are larger now.
+    /// Writes the folder as a model with all that its configuration describes, which any tool
+    /// loads: with zeros in the place of the heads and neurons that it lacks. Gives the number of
+    /// tensors that are larger now.
     ///
     /// # Errors
     /// As [`ModelFolder::write`]; if it lacks none.
@@ -70,9 +78,15 @@ impl ModelFolder {
             return Err(Error::invalid(self.path(), problem));
         }
         let cuts = self.removals().cuts(self.whole_structure(&self.sampling()).groups());
-        let restored = cuts.parameters().filter(|name| self.checkpoint().tensor(name).is_some()).count();
+        let restored =
+            cuts.parameters().filter(|name| self.checkpoint().tensor(name).is_some()).count();
         let manifest = Manifest::with_removals(self.path(), &Removals::default(), BTreeMap::new())?;
-        self.write_with(destination, manifest, &Densified { checkpoint: self.checkpoint(), cuts }, observer)?;
+        self.write_with(
+            destination,
+            manifest,
+            &Densified { checkpoint: self.checkpoint(), cuts },
+            observer,
+        )?;
         Ok(restored)
     }
 
@@ -80,7 +94,12 @@ impl ModelFolder {
     ///
     /// # Errors
     /// As [`ModelFolder::write`].
-    pub fn write_reuse(&self, destination: &Path, reuse: &ReuseSchedule, observer: &dyn Observer) -> Result<()> {
+    pub fn write_reuse(
+        &self,
+        destination: &Path,
+        reuse: &ReuseSchedule,
+        observer: &dyn Observer,
+    ) -> Result<()> {
         let manifest = Manifest::with_reuse(self.path(), REUSE, reuse)?;
         self.write_with(destination, Some(manifest), &BTreeMap::<String, Tensor>::new(), observer)?;
         let path = destination.join(REUSE);
@@ -141,25 +160,42 @@ impl NewTensors for Densified<'_> {
 }
 
 impl Checkpoint {
-    fn write(&self, destination: &Path, new: &dyn NewTensors, observer: &dyn Observer) -> Result<()> {
+    fn write(
+        &self,
+        destination: &Path,
+        new: &dyn NewTensors,
+        observer: &dyn Observer,
+    ) -> Result<()> {
         let mut bytes = 0;
         for file in &self.files {
-            bytes += file.write(&destination.join(file.path.file_name().unwrap_or_default()), new, observer)?;
+            bytes += file.write(
+                &destination.join(file.path.file_name().unwrap_or_default()),
+                new,
+                observer,
+            )?;
         }
         let Some(index) = &self.index else { return Ok(()) };
         let mut map: Map<String, Value> = read_json(index, Limit::Config)?;
-        if let Some(total) = map.get_mut("metadata").and_then(|metadata| metadata.get_mut("total_size")) {
+        if let Some(total) =
+            map.get_mut("metadata").and_then(|metadata| metadata.get_mut("total_size"))
+        {
             *total = bytes.into();
         }
         let path = destination.join(index.file_name().unwrap_or_default());
-        let text = serde_json::to_string_pretty(&map).map_err(|error| Error::invalid(index, error))?;
+        let text =
+            serde_json::to_string_pretty(&map).map_err(|error| Error::invalid(index, error))?;
         write_atomically(&path, (text + "\n").as_bytes())
     }
 }
 
 impl TensorFile {
     /// Writes the file with some tensors replaced, and tells the bytes of all.
-    fn write(&self, destination: &Path, new: &dyn NewTensors, observer: &dyn Observer) -> Result<u64> {
+    fn write(
+        &self,
+        destination: &Path,
+        new: &dyn NewTensors,
+        observer: &dyn Observer,
+    ) -> Result<u64> {
         let failed = || Error::io(destination);
         let mut input = open(&self.path)?;
         let mut tensors: Vec<_> = self.tensors.iter().collect();
@@ -169,12 +205,20 @@ impl TensorFile {
             // The same to the byte.
             true => {
                 let mut header = Vec::new();
-                copy((&self.path, &mut input), self.header_bytes, (destination, &mut header), observer)?;
+                copy(
+                    (&self.path, &mut input),
+                    self.header_bytes,
+                    (destination, &mut header),
+                    observer,
+                )?;
                 header
             }
             false => {
-                let tensors = tensors.iter().map(|(name, info)| ((*name).clone(), info.dtype, shape(name, info)));
-                header(tensors, self.metadata.clone()).map_err(|problem| Error::invalid(destination, problem))?
+                let tensors = tensors
+                    .iter()
+                    .map(|(name, info)| ((*name).clone(), info.dtype, shape(name, info)));
+                header(tensors, self.metadata.clone())
+                    .map_err(|problem| Error::invalid(destination, problem))?
             }
         };
         let mut bytes = 0;
@@ -184,7 +228,8 @@ impl TensorFile {
                 observer.advance(1)?;
                 if let Some(tensor) = new.tensor(name)? {
                     let tensor = encode(&tensor, info.dtype);
-                    let tensor = tensor.map_err(|e| Error::invalid(destination, format!("{name}: {e}")))?;
+                    let tensor =
+                        tensor.map_err(|e| Error::invalid(destination, format!("{name}: {e}")))?;
                     output.write_all(&tensor).map_err(failed())?;
                     bytes += tensor.len() as u64;
                 } else {
@@ -200,7 +245,8 @@ impl TensorFile {
     }
 }
 
-/// Copies the files of a model folder that stay as they are where `components` change. Links become files.
+/// Copies the files of a model folder that stay as they are where `components` change. Links become
+/// files.
 pub(crate) fn copy_model(
     source: &Path,
     tree: &Tree,
@@ -212,5 +258,6 @@ pub(crate) fn copy_model(
         let target = destination.join(folder);
         std::fs::create_dir(&target).map_err(Error::io(&target))?;
     }
-    tree.without(components).try_for_each(|file| copy_file(&source.join(file), &destination.join(file), observer))
+    tree.without(components)
+        .try_for_each(|file| copy_file(&source.join(file), &destination.join(file), observer))
 }

@@ -1,8 +1,10 @@
-//! Checkpoints of whole pipelines in one file, under the names of the original code, as ComfyUI and A1111 read them.
+//! Checkpoints of whole pipelines in one file, under the names of the original code, as ComfyUI and
+//! A1111 read them.
 //!
-//! What a component asks for follows from its configuration, and each name that it asks for says where its numbers are
-//! in such a file: a [`Source`], as in `loaders/single_file_utils.py` of diffusers 0.42.1. From these follow the names
-//! and shapes that the file must have, so that what does not fit is known before any weight is read.
+//! What a component asks for follows from its configuration, and each name that it asks for says
+//! where its numbers are in such a file: a [`Source`], as in `loaders/single_file_utils.py` of
+//! diffusers 0.42.1. From these follow the names and shapes that the file must have, so that what
+//! does not fit is known before any weight is read.
 
 mod clip;
 mod flux;
@@ -16,8 +18,8 @@ mod vae;
 use crate::classes::{Component, class_of};
 use crate::error::{Error, Result, shown};
 use crate::files::{
-    Limit, Marker, Piece, SingleFile, TensorFile, TensorInfo, Tree, header, new_file, read_text, tree, variants,
-    write_atomically,
+    Limit, Marker, Piece, SingleFile, TensorFile, TensorInfo, Tree, header, new_file, read_text,
+    tree, variants, write_atomically,
 };
 use crate::folder::index::{SCHEDULER_CONFIG, read_index, unread};
 use crate::folder::manifest::Manifest;
@@ -55,25 +57,30 @@ impl Expected {
         sourced.collect()
     }
 
-    /// Fails if the file lacks what the configurations of `like` ask for; gives the names of tensors that are not known.
+    /// Fails if the file lacks what the configurations of `like` ask for; gives the names of
+    /// tensors that are not known.
     fn check(&self, file: &TensorFile, like: &Path) -> Result<Vec<String>> {
-        for (name, info) in file.tensors.iter().filter(|(name, _)| self.shapes.contains_key(*name)) {
+        for (name, info) in file.tensors.iter().filter(|(name, _)| self.shapes.contains_key(*name))
+        {
             file.weight_type(name, info)?;
         }
         let found = file.tensors.iter().map(|(name, info)| {
             let shape = self.shapes.get(name).filter(|wanted| same_numbers(wanted, &info.shape));
             (name, shape.unwrap_or(&info.shape).as_slice())
         });
-        let ignored =
-            |name: &str| naming::is_no_weight(name) || self.unread.iter().any(|start| name.starts_with(start));
-        let origin = format!("{}, for the configurations of {}", file.path.display(), like.display());
+        let ignored = |name: &str| {
+            naming::is_no_weight(name) || self.unread.iter().any(|start| name.starts_with(start))
+        };
+        let origin =
+            format!("{}, for the configurations of {}", file.path.display(), like.display());
         let mismatch = Mismatch::new(&self.shapes, found, ignored);
         mismatch.check(origin)?;
         Ok(mismatch.unexpected().to_vec())
     }
 }
 
-/// Whether two shapes differ at most by 1s at their ends: a 1x1 convolution holds the numbers of a linear.
+/// Whether two shapes differ at most by 1s at their ends: a 1x1 convolution holds the numbers of a
+/// linear.
 fn same_numbers(a: &[usize], b: &[usize]) -> bool {
     let trimmed = |shape: &[usize]| shape.iter().rposition(|&n| n != 1).map_or(0, |last| last + 1);
     a[..trimmed(a)] == b[..trimmed(b)]
@@ -92,22 +99,26 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    /// Plans a model folder of a file's weights, with what the file lacks from the folder `like`: a diffusers folder of
-    /// the same kind of model, which needs no weights of the components that the file holds.
+    /// Plans a model folder of a file's weights, with what the file lacks from the folder `like`: a
+    /// diffusers folder of the same kind of model, which needs no weights of the components that
+    /// the file holds.
     ///
     /// # Errors
-    /// If the folder cannot be read, or is of another kind of model; if the file's tensors are not those that the folder's
-    /// configurations ask for, or of a type that is not supported; if both lack the weights of a component.
+    /// If the folder cannot be read, or is of another kind of model; if the file's tensors are not
+    /// those that the folder's configurations ask for, or of a type that is not supported; if both
+    /// lack the weights of a component.
     pub fn plan(single: SingleFile, like: &Path) -> Result<Conversion> {
         let (class, index) = read_index(like)?;
         let (kind, path) = (single.kind, single.file.path.display());
         if class.name != kind.pipeline {
             let (found, wanted) = (class.name, kind.pipeline);
-            let problem = format!("a {found}, and {path} is {}: give a folder of {wanted}", kind.name);
+            let problem =
+                format!("a {found}, and {path} is {}: give a folder of {wanted}", kind.name);
             return Err(Error::invalid(like, problem));
         }
         if !Manifest::open(like)?.removals().is_empty() {
-            let problem = "lacks heads or neurons, which the file has: give the folder of the whole model";
+            let problem =
+                "lacks heads or neurons, which the file has: give the folder of the whole model";
             return Err(Error::invalid(like, problem));
         }
         let with_weights = class.components.iter().filter(|component| component.has_weights());
@@ -118,7 +129,8 @@ impl Conversion {
         let mut plan = Vec::new();
         for piece in kind.pieces_of(&single.file) {
             if absent.iter().any(|component| component.name == piece.component) {
-                let problem = format!("has no {}, and {path} holds one ({}*)", piece.component, piece.prefix);
+                let problem =
+                    format!("has no {}, and {path} holds one ({}*)", piece.component, piece.prefix);
                 return Err(Error::invalid(like, problem));
             }
             let parameters = piece.naming.parameters(piece.component, like, (class, &index))?;
@@ -141,10 +153,19 @@ impl Conversion {
         let tree = Tree::of(like, &tree::components(&index))?;
         tree.check()?;
         let markers = kind.markers(&single.file);
-        Ok(Conversion { file: single.file, like: like.to_owned(), tree, converted, copied, unread, markers })
+        Ok(Conversion {
+            file: single.file,
+            like: like.to_owned(),
+            tree,
+            converted,
+            copied,
+            unread,
+            markers,
+        })
     }
 
-    /// What a user should know: tensors that nothing reads, and options of the scheduler that the file tells.
+    /// What a user should know: tensors that nothing reads, and options of the scheduler that the
+    /// file tells.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         let file = shown(&self.file.path).to_string();
         let unread = unread(&file, &self.unread);
@@ -171,8 +192,8 @@ impl Conversion {
         self.converted.iter().map(|converted| converted.tensors.len()).sum()
     }
 
-    /// Writes the whole model folder into the existing folder `destination`. Tensors keep their types, and one at a time
-    /// is in memory. The observer is advanced by every converted tensor.
+    /// Writes the whole model folder into the existing folder `destination`. Tensors keep their
+    /// types, and one at a time is in memory. The observer is advanced by every converted tensor.
     ///
     /// # Errors
     /// If something cannot be read or written, or the observer interrupts.
@@ -181,7 +202,9 @@ impl Conversion {
         copy_model(&self.like, &self.tree, destination, &components, observer)?;
         self.write_scheduler(destination)?;
         for converted in &self.converted {
-            let path = destination.join(converted.component).join(format!("{}.safetensors", converted.stem));
+            let path = destination
+                .join(converted.component)
+                .join(format!("{}.safetensors", converted.stem));
             converted.write(&path, &self.file, observer)?;
         }
         Ok(())
@@ -200,10 +223,12 @@ impl Conversion {
         let mut options: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| Error::invalid(&path, error))?;
         for Marker { option, value, .. } in &self.markers {
-            let value = serde_json::from_str(value).map_err(|error| Error::invalid(&path, error))?;
+            let value =
+                serde_json::from_str(value).map_err(|error| Error::invalid(&path, error))?;
             options.insert((*option).to_owned(), value);
         }
-        let text = serde_json::to_string_pretty(&options).map_err(|error| Error::invalid(&path, error))?;
+        let text =
+            serde_json::to_string_pretty(&options).map_err(|error| Error::invalid(&path, error))?;
         write_atomically(&path, (text.replace("\"-Infinity\"", "-Infinity") + "\n").as_bytes())
     }
 }
@@ -231,19 +256,30 @@ impl Converted {
     fn new(component: &Component, sourced: &[Sourced], file: &TensorFile) -> Self {
         let tensor = |(name, shape, source): &Sourced| {
             let info = file.tensors.get(&source.name)?.clone();
-            Some(ConvertedTensor { name: name.clone(), shape: shape.clone(), part: source.part, info })
+            Some(ConvertedTensor {
+                name: name.clone(),
+                shape: shape.clone(),
+                part: source.part,
+                info,
+            })
         };
         let mut tensors: Vec<ConvertedTensor> = sourced.iter().filter_map(tensor).collect();
         // As the safetensors library does, which keeps wide types aligned.
-        tensors.sort_by(|a, b| (Reverse(a.info.dtype), &a.name).cmp(&(Reverse(b.info.dtype), &b.name)));
+        tensors.sort_by(|a, b| {
+            (Reverse(a.info.dtype), &a.name).cmp(&(Reverse(b.info.dtype), &b.name))
+        });
         Self { component: component.name, stem: component.stem(), tensors }
     }
 
     fn write(&self, path: &Path, file: &TensorFile, observer: &dyn Observer) -> Result<()> {
         // transformers reads no file that does not say so.
         let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let tensors = self.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.info.dtype, tensor.shape.clone()));
-        let header = header(tensors, Some(format)).map_err(|problem| Error::invalid(path, problem))?;
+        let tensors = self
+            .tensors
+            .iter()
+            .map(|tensor| (tensor.name.clone(), tensor.info.dtype, tensor.shape.clone()));
+        let header =
+            header(tensors, Some(format)).map_err(|problem| Error::invalid(path, problem))?;
         new_file(path, |output| {
             output.write_all(&header).map_err(Error::io(path))?;
             for tensor in &self.tensors {

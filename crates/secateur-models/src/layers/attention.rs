@@ -2,7 +2,9 @@
 
 use crate::conditioning::Multiplicity;
 use crate::error::Result;
-use crate::structure::{Between, Block, HeadGroup, HeadStream, Layer, Operation, Pair, Role, Slice};
+use crate::structure::{
+    Between, Block, HeadGroup, HeadStream, Layer, Operation, Pair, Role, Slice,
+};
 use candle_core::Tensor;
 use secateur_nn::{Context, LayerName, Linear, Scope, ops};
 use std::sync::Arc;
@@ -51,8 +53,15 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// Queries and result of `width`, keys and values of inputs of `others`; `bias`: of the first three linears.
-    pub(crate) fn new(width: usize, others: usize, heads: usize, bias: bool, scope: &Scope<'_>) -> Result<Self> {
+    /// Queries and result of `width`, keys and values of inputs of `others`; `bias`: of the first
+    /// three linears.
+    pub(crate) fn new(
+        width: usize,
+        others: usize,
+        heads: usize,
+        bias: bool,
+        scope: &Scope<'_>,
+    ) -> Result<Self> {
         let heads = Heads::new(heads, width / heads, scope);
         let linear = |inputs: usize, outputs: usize, name: &str| match bias {
             true => Linear::new(inputs, outputs, &scope.at(name)),
@@ -78,9 +87,17 @@ impl Attention {
         let y = {
             let q = self.to_q.forward(x, context)?;
             let of_others = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
-            let (k, v) = (self.to_k.forward(others, &of_others)?, self.to_v.forward(others, &of_others)?);
+            let (k, v) =
+                (self.to_k.forward(others, &of_others)?, self.to_v.forward(others, &of_others)?);
             let _span = tracing::trace_span!("attention").entered();
-            ops::attention(&q, &k, &v, self.heads.scaled(), multiplicity.map(|m| Arc::clone(&m.key_bias)), false)?
+            ops::attention(
+                &q,
+                &k,
+                &v,
+                self.heads.scaled(),
+                multiplicity.map(|m| Arc::clone(&m.key_bias)),
+                false,
+            )?
         };
         Ok(self.to_out.forward(&y, context)?)
     }
@@ -97,8 +114,8 @@ pub(crate) struct StreamLayers<'a> {
 }
 
 impl Block {
-    /// The layers of [`Attention`] of `rows` tokens of `width` to `others` (tokens, width). `shared` stands for the input
-    /// of keys and values where it is not that of the queries.
+    /// The layers of [`Attention`] of `rows` tokens of `width` to `others` (tokens, width).
+    /// `shared` stands for the input of keys and values where it is not that of the queries.
     pub(crate) fn attention(
         &mut self,
         module: &str,
@@ -131,7 +148,8 @@ impl Block {
         });
     }
 
-    /// The layers of attention of the tokens of all `streams` to each other; `heads` counts them and gives their width.
+    /// The layers of attention of the tokens of all `streams` to each other; `heads` counts them
+    /// and gives their width.
     pub(crate) fn joint_attention(
         &mut self,
         module: &str,
@@ -145,21 +163,38 @@ impl Block {
         for stream in streams {
             let input = name(stream.projections[0]);
             let linear = |layer: &str| Layer::linear(name(layer), stream.tokens, width, width);
-            self.layers.extend(stream.projections.map(|layer| linear(layer).prunable(QueryKeyValue, &input)));
+            self.layers.extend(
+                stream.projections.map(|layer| linear(layer).prunable(QueryKeyValue, &input)),
+            );
         }
         let tokens = streams.iter().map(|stream| stream.tokens).sum();
-        let products = Operation::Attention { queries: tokens, keys: tokens, query_key: width, value: width };
+        let products =
+            Operation::Attention { queries: tokens, keys: tokens, query_key: width, value: width };
         self.layers.push(Layer { name: module.into(), operation: products, prunable: None });
         for stream in streams {
-            let output = stream.output.map(|layer| Layer::linear(name(layer), stream.tokens, width, width));
-            self.layers.extend(output.map(|layer| layer.clone().prunable(AttentionOutput, &layer.name)));
+            let output =
+                stream.output.map(|layer| Layer::linear(name(layer), stream.tokens, width, width));
+            self.layers
+                .extend(output.map(|layer| layer.clone().prunable(AttentionOutput, &layer.name)));
         }
         let described = |stream: &StreamLayers<'_>| {
             let [query, key, value] = stream.projections.map(|layer| Slice::whole(name(layer)));
-            HeadStream { query, key, value, output: stream.output.map(|layer| Slice::whole(name(layer))) }
+            HeadStream {
+                query,
+                key,
+                value,
+                output: stream.output.map(|layer| Slice::whole(name(layer))),
+            }
         };
         let streams = streams.iter().map(described).collect();
         let (query_key, value) = (head_dim, head_dim);
-        self.heads.push(HeadGroup { name: module.into(), count, query_key, value, streams, between });
+        self.heads.push(HeadGroup {
+            name: module.into(),
+            count,
+            query_key,
+            value,
+            streams,
+            between,
+        });
     }
 }

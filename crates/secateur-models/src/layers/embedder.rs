@@ -33,7 +33,12 @@ impl Embedder {
 }
 
 /// The layers of [`Embedder`] over `rows` inputs.
-pub(crate) fn embedder_layers(module: &str, rows: usize, inputs: usize, width: usize) -> [Layer; 2] {
+pub(crate) fn embedder_layers(
+    module: &str,
+    rows: usize,
+    inputs: usize,
+    width: usize,
+) -> [Layer; 2] {
     [
         Layer::linear(format!("{module}.linear_1"), rows, inputs, width),
         Layer::linear(format!("{module}.linear_2"), rows, width, width),

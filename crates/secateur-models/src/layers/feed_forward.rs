@@ -46,7 +46,9 @@ impl TryFrom<String> for Gate {
             "gelu" => Ok(Self::Gelu),
             "gelu-approximate" => Ok(Self::GeluTanh),
             "geglu" => Ok(Self::Geglu),
-            _ => Err(format!("activation_fn {name:?} is not supported; gelu, gelu-approximate and geglu are")),
+            _ => Err(format!(
+                "activation_fn {name:?} is not supported; gelu, gelu-approximate and geglu are"
+            )),
         }
     }
 }
@@ -83,16 +85,20 @@ impl FeedForward {
 impl Block {
     /// The layers of [`FeedForward`] over `rows` tokens.
     pub(crate) fn feed_forward(&mut self, module: &str, rows: usize, width: usize, gate: Gate) {
-        let [up, down] = ["net.0.proj", "net.2"].map(|layer| LayerName::from(format!("{module}.{layer}")));
+        let [up, down] =
+            ["net.0.proj", "net.2"].map(|layer| LayerName::from(format!("{module}.{layer}")));
         let hidden = 4 * width;
         self.layers.extend([
-            Layer::linear(up.clone(), rows, width, gate.parts() * hidden).prunable(Role::FeedForwardUp, &up),
+            Layer::linear(up.clone(), rows, width, gate.parts() * hidden)
+                .prunable(Role::FeedForwardUp, &up),
             Layer::linear(down.clone(), rows, hidden, width).prunable(Role::FeedForwardDown, &down),
         ]);
         self.neurons.push(NeuronGroup {
             name: module.into(),
             count: hidden,
-            up: (0..gate.parts()).map(|part| Slice { layer: up.clone(), start: part * hidden }).collect(),
+            up: (0..gate.parts())
+                .map(|part| Slice { layer: up.clone(), start: part * hidden })
+                .collect(),
             down: Slice::whole(down),
         });
     }

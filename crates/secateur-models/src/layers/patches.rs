@@ -1,5 +1,5 @@
-//! Transformers over patches of the latents: from latents to tokens and back, and what the configurations of DiT and
-//! PixArt share.
+//! Transformers over patches of the latents: from latents to tokens and back, and what the
+//! configurations of DiT and PixArt share.
 
 use crate::error::{Error, Result};
 use crate::files::check_heads;
@@ -21,7 +21,9 @@ pub(crate) fn grid(size: (usize, usize), patch: usize) -> (usize, usize) {
 pub(crate) fn whole_grid(size: (usize, usize), patch: usize) -> Result<(usize, usize)> {
     let (height, width) = size;
     if height % patch != 0 || width % patch != 0 {
-        return Err(Error::Request(format!("latents of {height} x {width} do not divide into patches of {patch}")));
+        return Err(Error::Request(format!(
+            "latents of {height} x {width} do not divide into patches of {patch}"
+        )));
     }
     Ok(grid(size, patch))
 }
@@ -38,7 +40,8 @@ impl PatchEmbed {
         Ok(Self { proj: Conv2d::new(channels, patch, patch, (0, 0), &scope.at("proj"))?, patch })
     }
 
-    /// Samples x channels x height x width to samples x tokens x channels, and the grid of the tokens.
+    /// Samples x channels x height x width to samples x tokens x channels, and the grid of the
+    /// tokens.
     pub(crate) fn forward(&self, latents: &Tensor) -> Result<(Tensor, (usize, usize))> {
         let (_, _, height, width) = latents.dims4()?;
         let grid = whole_grid((height, width), self.patch)?;
@@ -50,7 +53,9 @@ impl PatchEmbed {
         let (samples, _, values) = x.dims3()?;
         let patch = self.patch;
         let channels = values / (patch * patch);
-        let x = x.reshape((samples, rows, columns, patch, patch, channels))?.permute((0, 5, 1, 3, 2, 4))?;
+        let x = x
+            .reshape((samples, rows, columns, patch, patch, channels))?
+            .permute((0, 5, 1, 3, 2, 4))?;
         Ok(x.reshape((samples, channels, rows * patch, columns * patch))?)
     }
 }
@@ -58,7 +63,8 @@ impl PatchEmbed {
 /// `get_2d_sincos_pos_embed`: sines and cosines of the place of a token.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Positions {
-    /// Tokens on a side at the size it was trained for: a larger grid is squeezed into as many places.
+    /// Tokens on a side at the size it was trained for: a larger grid is squeezed into as many
+    /// places.
     pub(crate) base_size: usize,
     /// Divides all places.
     pub(crate) interpolation_scale: f64,
@@ -70,15 +76,21 @@ impl Positions {
     /// 1 x tokens x width: the first half of each tells the column, the second the row.
     pub(crate) fn of(self, (rows, columns): (usize, usize)) -> Result<Tensor> {
         let half = self.width / 2;
-        let across = self.along(columns)?.reshape((1, columns, half))?.broadcast_as((rows, columns, half))?;
-        let down = self.along(rows)?.reshape((rows, 1, half))?.broadcast_as((rows, columns, half))?;
+        let across = self
+            .along(columns)?
+            .reshape((1, columns, half))?
+            .broadcast_as((rows, columns, half))?;
+        let down =
+            self.along(rows)?.reshape((rows, 1, half))?.broadcast_as((rows, columns, half))?;
         Ok(Tensor::cat(&[across, down], 2)?.reshape((1, rows * columns, self.width))?)
     }
 
-    /// `count` places along one side, half the width each. Places are of f32, their angles of f64, as in diffusers.
+    /// `count` places along one side, half the width each. Places are of f32, their angles of f64,
+    /// as in diffusers.
     fn along(self, count: usize) -> Result<Tensor> {
         let quarter = self.width / 4;
-        let frequencies: Vec<f64> = (0..quarter).map(|i| 1.0 / 10000f64.powf(i as f64 / quarter as f64)).collect();
+        let frequencies: Vec<f64> =
+            (0..quarter).map(|i| 1.0 / 10000f64.powf(i as f64 / quarter as f64)).collect();
         let step = (count as f64 / self.base_size as f64) as f32;
         let rows = (0..count).flat_map(|index| {
             let place = f64::from(index as f32 / step / self.interpolation_scale as f32);
@@ -89,7 +101,8 @@ impl Positions {
     }
 }
 
-/// What the configurations of `DiTTransformer2DModel` and `PixArtTransformer2DModel` have in common.
+/// What the configurations of `DiTTransformer2DModel` and `PixArtTransformer2DModel` have in
+/// common.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct PatchTransformer {
     pub(crate) num_attention_heads: usize,
@@ -125,7 +138,9 @@ impl PatchTransformer {
             return Err(format!("sample_size {sample} is less than patch_size {patch}"));
         }
         if !width.is_multiple_of(4) {
-            return Err(format!("heads x head size {width} is not a multiple of 4, which the positions need"));
+            return Err(format!(
+                "heads x head size {width} is not a multiple of 4, which the positions need"
+            ));
         }
         Ok(())
     }
@@ -158,11 +173,15 @@ impl PatchTransformer {
     }
 
     pub(crate) fn positions(&self, interpolation_scale: f64) -> Positions {
-        Positions { base_size: self.sample_size / self.patch_size, interpolation_scale, width: self.width() }
+        Positions {
+            base_size: self.sample_size / self.patch_size,
+            interpolation_scale,
+            width: self.width(),
+        }
     }
 
-    /// The most numbers of one sample that are alive at once in a block: tokens, their norm, and either query, key, value
-    /// and result of attention or the hidden layer of the feed-forward.
+    /// The most numbers of one sample that are alive at once in a block: tokens, their norm, and
+    /// either query, key, value and result of attention or the hidden layer of the feed-forward.
     pub(crate) fn activations(&self, tokens: usize) -> usize {
         (2 + self.gate.alive().max(4)) * tokens * self.width()
     }

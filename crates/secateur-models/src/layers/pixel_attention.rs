@@ -23,7 +23,12 @@ pub(crate) struct PixelAttention {
 }
 
 impl PixelAttention {
-    pub(crate) fn new(channels: usize, heads: usize, norm: Norm, scope: &Scope<'_>) -> Result<Self> {
+    pub(crate) fn new(
+        channels: usize,
+        heads: usize,
+        norm: Norm,
+        scope: &Scope<'_>,
+    ) -> Result<Self> {
         Ok(Self {
             group_norm: norm.over(channels, &scope.at("group_norm"))?,
             attention: Attention::new(channels, channels, heads, true, scope)?,

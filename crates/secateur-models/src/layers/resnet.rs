@@ -5,7 +5,8 @@ use crate::layers::norm::Norm;
 use candle_core::Tensor;
 use secateur_nn::{Context, Conv2d, GroupNorm, Linear, Scope};
 
-/// `ResnetBlock2D`: two convolutions around which the input goes, with the time added between them where there is one.
+/// `ResnetBlock2D`: two convolutions around which the input goes, with the time added between them
+/// where there is one.
 pub(crate) struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv2d,
@@ -29,7 +30,9 @@ impl ResnetBlock {
         } else {
             Some(Conv2d::new((inputs, outputs), 1, 1, (0, 0), &scope.at("conv_shortcut"))?)
         };
-        let time_emb_proj = time.map(|width| Linear::new(width, outputs, &scope.at("time_emb_proj"))).transpose()?;
+        let time_emb_proj = time
+            .map(|width| Linear::new(width, outputs, &scope.at("time_emb_proj")))
+            .transpose()?;
         Ok(Self {
             norm1: norm.over(inputs, &scope.at("norm1"))?,
             conv1: Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope.at("conv1"))?,
@@ -41,11 +44,17 @@ impl ResnetBlock {
     }
 
     /// `time`: SiLU of the time embedding, samples x its width, where the block takes one.
-    pub(crate) fn forward(&self, x: &Tensor, time: Option<&Tensor>, context: &Context<'_>) -> Result<Tensor> {
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        time: Option<&Tensor>,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
         let mut y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         if let (Some(proj), Some(time)) = (&self.time_emb_proj, time) {
             let (samples, channels, ..) = y.dims4()?;
-            y = y.broadcast_add(&proj.forward(time, context)?.reshape((samples, channels, 1, 1))?)?;
+            y =
+                y.broadcast_add(&proj.forward(time, context)?.reshape((samples, channels, 1, 1))?)?;
         }
         let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
         match &self.conv_shortcut {

@@ -6,7 +6,8 @@ use crate::layers::feed_forward::{FeedForward, Gate};
 use candle_core::Tensor;
 use secateur_nn::{Context, LayerNorm, Scope};
 
-/// `BasicTransformerBlock` with layer norms: attention of tokens to themselves and to the text, feed-forward.
+/// `BasicTransformerBlock` with layer norms: attention of tokens to themselves and to the text,
+/// feed-forward.
 pub(crate) struct TransformerBlock {
     norm1: LayerNorm,
     attn1: Attention,
@@ -31,7 +32,12 @@ impl TransformerBlock {
         })
     }
 
-    pub(crate) fn forward(&self, mut x: Tensor, text: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+    pub(crate) fn forward(
+        &self,
+        mut x: Tensor,
+        text: &Tensor,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
         x = {
             let y = self.norm1.forward(&x)?;
             (x + self.attn1.forward(&y, &y, None, context)?)?

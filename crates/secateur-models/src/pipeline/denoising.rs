@@ -31,9 +31,9 @@ pub struct Denoising<'a> {
 }
 
 impl<'a> Denoising<'a> {
-    /// Starts with `noise` (samples x channels x height x width), for the images `images` of a run; the denoiser is told
-    /// what [`Pipeline::guided_conditioning`] gives for their prompts. What noise a sampler adds on its way depends on the
-    /// seed and the image's number alone.
+    /// Starts with `noise` (samples x channels x height x width), for the images `images` of a run;
+    /// the denoiser is told what [`Pipeline::guided_conditioning`] gives for their prompts. What
+    /// noise a sampler adds on its way depends on the seed and the image's number alone.
     ///
     /// # Errors
     /// If the pipeline cannot be sampled so.
@@ -56,10 +56,22 @@ impl<'a> Denoising<'a> {
             None => None,
         };
         let sampling = sampling.clone();
-        Ok(Self { pipeline, conditioning, images, sampling, probe, schedule, reuse, latents, calls: 0, draws: 0 })
+        Ok(Self {
+            pipeline,
+            conditioning,
+            images,
+            sampling,
+            probe,
+            schedule,
+            reuse,
+            latents,
+            calls: 0,
+            draws: 0,
+        })
     }
 
-    /// The same moment of a run that goes on with another schedule of what is computed, which has been the same so far.
+    /// The same moment of a run that goes on with another schedule of what is computed, which has
+    /// been the same so far.
     ///
     /// # Errors
     /// If the pipeline cannot be sampled so.
@@ -86,7 +98,8 @@ impl<'a> Denoising<'a> {
     pub fn next_calls(&self) -> Range<usize> {
         let calls = self.schedule.calls();
         let step = calls.get(self.calls).map(|call| call.step);
-        let end = (self.calls..).find(|&call| calls.get(call).map(|call| call.step) != step || step.is_none());
+        let end = (self.calls..)
+            .find(|&call| calls.get(call).map(|call| call.step) != step || step.is_none());
         self.calls..end.unwrap_or(self.calls)
     }
 
@@ -109,14 +122,23 @@ impl<'a> Denoising<'a> {
         &mut self,
         change: &mut impl FnMut(usize, Call, &mut Tensor) -> Result<()>,
     ) -> Result<bool> {
-        let Some(&Call { step, .. }) = self.schedule.calls().get(self.calls) else { return Ok(false) };
-        while let Some(&call) = self.schedule.calls().get(self.calls).filter(|call| call.step == step) {
+        let Some(&Call { step, .. }) = self.schedule.calls().get(self.calls) else {
+            return Ok(false);
+        };
+        while let Some(&call) =
+            self.schedule.calls().get(self.calls).filter(|call| call.step == step)
+        {
             let mut output = self.call(call)?;
             change(self.calls, call, &mut output)?;
             let (_, channels, height, width) = self.latents.dims4()?;
             let mut draw = || {
                 self.draws += 1;
-                noise(self.sampling.seed, self.images.clone(), self.draws, &[channels, height, width])
+                noise(
+                    self.sampling.seed,
+                    self.images.clone(),
+                    self.draws,
+                    &[channels, height, width],
+                )
             };
             self.latents = self.schedule.step(self.calls, &self.latents, &output, &mut draw)?;
             self.calls += 1;
@@ -134,11 +156,14 @@ impl<'a> Denoising<'a> {
         let context = Context { step, probe: self.probe, multiplicity: None, gates };
         let input = self.schedule.scale_input(self.calls, &self.latents)?;
         let guidance = self.sampling.guidance;
-        let predict = |context: &_| self.pipeline.predict(&input, call.timestep, self.conditioning, guidance, context);
+        let predict = |context: &_| {
+            self.pipeline.predict(&input, call.timestep, self.conditioning, guidance, context)
+        };
         let output = predict(&context)?;
         if !is_finite(&output)? {
             predict(&Context { probe: Some(&FiniteProbe), ..context })?;
-            let problem = format!("the denoiser's output is not finite at denoising step {}", step.index + 1);
+            let problem =
+                format!("the denoiser's output is not finite at denoising step {}", step.index + 1);
             return Err(Error::Request(problem));
         }
         Ok(output)
@@ -149,18 +174,27 @@ impl<'a> Denoising<'a> {
 struct FiniteProbe;
 
 impl Probe for FiniteProbe {
-    fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
+    fn linear_input(
+        &self,
+        layer: &LayerName,
+        x: &Tensor,
+        context: &Context<'_>,
+    ) -> secateur_nn::Result<()> {
         if is_finite(x)? {
             return Ok(());
         }
-        let problem = format!("its input holds NaN or infinite values at denoising step {}", context.step.index + 1);
+        let problem = format!(
+            "its input holds NaN or infinite values at denoising step {}",
+            context.step.index + 1
+        );
         Err(secateur_nn::Error::Layer { layer: layer.clone(), problem })
     }
 }
 
 impl Pipeline {
-    /// Final latents of the images `images` of a run: image i is made of prompt i and of noise that depends on the
-    /// seed and i alone. `observer` is advanced by the samples of a batch at every step.
+    /// Final latents of the images `images` of a run: image i is made of prompt i and of noise that
+    /// depends on the seed and i alone. `observer` is advanced by the samples of a batch at every
+    /// step.
     ///
     /// # Errors
     /// As [`Pipeline::guided_conditioning`] and [`Denoising`], or if `observer` ends the work.
@@ -175,8 +209,9 @@ impl Pipeline {
         self.sample_with(prompts, images, sampling, probe, observer, |_, _, _| Ok(()))
     }
 
-    /// As [`Pipeline::sample`], with what `change` makes of the denoiser's outputs: it gets the number of the call in the
-    /// run, of which some samplers make several a step, the call, and the output, after guidance.
+    /// As [`Pipeline::sample`], with what `change` makes of the denoiser's outputs: it gets the
+    /// number of the call in the run, of which some samplers make several a step, the call, and the
+    /// output, after guidance.
     ///
     /// # Errors
     /// As [`Pipeline::sample`], or if `change` fails.
@@ -190,8 +225,10 @@ impl Pipeline {
         mut change: impl FnMut(usize, Call, &mut Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let start = self.noise(images.clone(), sampling)?;
-        let conditioning = self.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
-        let mut denoising = Denoising::new(self, &start, &conditioning, images.clone(), sampling, probe)?;
+        let conditioning =
+            self.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+        let mut denoising =
+            Denoising::new(self, &start, &conditioning, images.clone(), sampling, probe)?;
         while denoising.step_with(&mut change)? {
             observer.advance(images.len())?;
         }

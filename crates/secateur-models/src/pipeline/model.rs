@@ -62,8 +62,8 @@ impl Pipeline {
         &*self.denoiser
     }
 
-    /// What the denoiser makes of `input` (samples x channels x height x width), guided; `conditioning` is
-    /// [`Pipeline::guided_conditioning`]'s.
+    /// What the denoiser makes of `input` (samples x channels x height x width), guided;
+    /// `conditioning` is [`Pipeline::guided_conditioning`]'s.
     ///
     /// # Errors
     /// If a shape does not fit, or the context's probe or gates object.
@@ -78,7 +78,8 @@ impl Pipeline {
         let (samples, channels, _, _) = input.dims4()?;
         let guided = self.folder.passes(guidance) == 2;
         let input = if guided { Tensor::cat(&[input, input], 0)? } else { input.clone() };
-        let output = self.denoiser.forward(&input, &vec![timestep; input.dim(0)?], conditioning, context)?;
+        let output =
+            self.denoiser.forward(&input, &vec![timestep; input.dim(0)?], conditioning, context)?;
         // More channels than the latents' are a variance, which no sampler here asks for.
         let output = output.narrow(1, 0, channels)?;
         if !guided {
@@ -88,7 +89,8 @@ impl Pipeline {
         Ok((&free + ((told - &free)? * guidance)?)?)
     }
 
-    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x channels.
+    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x
+    /// channels.
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -126,17 +128,23 @@ impl Pipeline {
         Ok(())
     }
 
-    /// What the denoiser is told for each prompt (a text, or a label's name or number), for latents of `size` (height,
-    /// width).
+    /// What the denoiser is told for each prompt (a text, or a label's name or number), for latents
+    /// of `size` (height, width).
     ///
     /// # Errors
     /// If a prompt cannot be tokenized, or is no label of the model.
-    pub fn conditioning(&self, prompts: &[String], size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
+    pub fn conditioning(
+        &self,
+        prompts: &[String],
+        size: (usize, usize),
+        sampling: &Sampling,
+    ) -> Result<Conditioning> {
         self.texts.positive(prompts, self.pixels(size), sampling)
     }
 
-    /// What the denoiser is told at every call of a run: [`Pipeline::conditioning`], behind as many samples of what guidance
-    /// leads away from where guidance takes a second sample of every image.
+    /// What the denoiser is told at every call of a run: [`Pipeline::conditioning`], behind as many
+    /// samples of what guidance leads away from where guidance takes a second sample of every
+    /// image.
     ///
     /// # Errors
     /// As [`Pipeline::conditioning`].
@@ -154,12 +162,17 @@ impl Pipeline {
         Conditioning::cat(&[&negative.repeat(prompts.len())?, &conditioning])
     }
 
-    /// Encodes the prompts of a job, and lets the text encoders go. A prompt that was not encoded is encoded where it is
-    /// first asked for. `observer` is advanced by the prompts.
+    /// Encodes the prompts of a job, and lets the text encoders go. A prompt that was not encoded
+    /// is encoded where it is first asked for. `observer` is advanced by the prompts.
     ///
     /// # Errors
     /// As [`Pipeline::guided_conditioning`], or if `observer` ends the work.
-    pub fn encode(&self, prompts: &[String], sampling: &Sampling, observer: &dyn Observer) -> Result<()> {
+    pub fn encode(
+        &self,
+        prompts: &[String],
+        sampling: &Sampling,
+        observer: &dyn Observer,
+    ) -> Result<()> {
         if self.folder.subject() != Subject::Text || prompts.is_empty() {
             return Ok(());
         }

@@ -23,7 +23,11 @@ impl Key {
     fn new(prompt: Option<&str>, size: (usize, usize), sampling: &Sampling) -> Self {
         Self {
             prompt: prompt.map(str::to_owned),
-            negative_prompt: if prompt.is_none() { sampling.negative_prompt.clone() } else { String::new() },
+            negative_prompt: if prompt.is_none() {
+                sampling.negative_prompt.clone()
+            } else {
+                String::new()
+            },
             size,
             max_sequence_length: sampling.max_sequence_length,
             guidance: sampling.guidance.to_bits(),
@@ -42,7 +46,10 @@ pub(super) struct Texts {
 
 impl Texts {
     /// Without encoders yet: `open` makes them of `components`.
-    pub(super) fn new(components: Components, open: fn(&Components) -> Result<Box<dyn Conditioner>>) -> Self {
+    pub(super) fn new(
+        components: Components,
+        open: fn(&Components) -> Result<Box<dyn Conditioner>>,
+    ) -> Self {
         Self { open, components, encoders: Mutex::default(), encoded: Mutex::default() }
     }
 
@@ -72,7 +79,8 @@ impl Texts {
     ) -> Result<Conditioning> {
         let key = |prompt: &str| Key::new(Some(prompt), size, sampling);
         let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing: BTreeSet<&String> = prompts.iter().filter(|prompt| !encoded.contains_key(&key(prompt))).collect();
+        let missing: BTreeSet<&String> =
+            prompts.iter().filter(|prompt| !encoded.contains_key(&key(prompt))).collect();
         if !missing.is_empty() {
             let missing: Vec<String> = missing.into_iter().cloned().collect();
             let samples = self.encoders()?.positive(&missing, size, sampling)?;
@@ -80,12 +88,17 @@ impl Texts {
                 encoded.insert(key(prompt), samples.sample(index)?);
             }
         }
-        let samples: Vec<&Conditioning> = prompts.iter().filter_map(|prompt| encoded.get(&key(prompt))).collect();
+        let samples: Vec<&Conditioning> =
+            prompts.iter().filter_map(|prompt| encoded.get(&key(prompt))).collect();
         Conditioning::cat(&samples)
     }
 
     /// What guidance leads away from, as one sample.
-    pub(super) fn negative(&self, size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
+    pub(super) fn negative(
+        &self,
+        size: (usize, usize),
+        sampling: &Sampling,
+    ) -> Result<Conditioning> {
         let key = Key::new(None, size, sampling);
         let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = encoded.get(&key) {

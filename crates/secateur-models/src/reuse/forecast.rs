@@ -49,7 +49,11 @@ impl Past {
         }
         let weights = self.weights(timestep);
         let sum = |index: usize| {
-            let mut terms = self.0.iter().zip(&weights).map(|(made, &weight)| made.tensors[index].affine(weight, 0.0));
+            let mut terms = self
+                .0
+                .iter()
+                .zip(&weights)
+                .map(|(made, &weight)| made.tensors[index].affine(weight, 0.0));
             let first = terms.next().unwrap_or_else(|| last.tensors[index].zeros_like())?;
             terms.try_fold(first, |sum, term| sum + term?)
         };
@@ -57,7 +61,8 @@ impl Past {
     }
 }
 
-/// What the values at `places` are multiplied by to give that of the polynomial through them at `place`.
+/// What the values at `places` are multiplied by to give that of the polynomial through them at
+/// `place`.
 fn lagrange(places: &[f64], place: f64) -> Vec<f64> {
     let factor = |(own, &at): (usize, &f64)| {
         let others = places.iter().enumerate().filter(|(other, _)| *other != own);

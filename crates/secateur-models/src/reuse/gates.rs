@@ -26,7 +26,11 @@ impl Reuse {
     /// # Errors
     /// If the model has no such units.
     pub fn new(schedule: Arc<ReuseSchedule>, structure: &Structure) -> Result<Self> {
-        let read = schedule.computed.iter().map(|row| structure.read(schedule.kind, row)).collect::<Result<_>>()?;
+        let read = schedule
+            .computed
+            .iter()
+            .map(|row| structure.read(schedule.kind, row))
+            .collect::<Result<_>>()?;
         let past = RefCell::new(vec![Past::default(); schedule.units.len()]);
         Ok(Self { schedule, read, call: Cell::new(0), timestep: Cell::new(0.0), past })
     }
@@ -72,7 +76,12 @@ impl Gates for Reuse {
         Ok(Passage::Instead(self.schedule.kind.outputs(inputs, self.taken_over(unit, past)?)?))
     }
 
-    fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> secateur_nn::Result<Vec<Tensor>> {
+    fn leave(
+        &self,
+        stretch: &str,
+        inputs: &[Tensor],
+        outputs: Vec<Tensor>,
+    ) -> secateur_nn::Result<Vec<Tensor>> {
         if let Some(unit) = self.unit(stretch) {
             let tensors = self.schedule.kind.kept(inputs, &outputs)?;
             let made = Made { call: self.call.get(), timestep: self.timestep.get(), tensors };

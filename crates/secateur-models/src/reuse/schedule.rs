@@ -21,8 +21,9 @@ pub struct ReuseSchedule {
     pub steps: usize,
     /// Names of the units, in execution order.
     pub units: Vec<String>,
-    /// Of what is taken over: 0 is what was made last, n the polynomial of degree n in the timestep through the last n + 1 that were made,
-    /// or as many as there are (after TaylorSeer, Liu et al. 2025, arXiv 2503.06923, and at order 1 the same).
+    /// Of what is taken over: 0 is what was made last, n the polynomial of degree n in the timestep
+    /// through the last n + 1 that were made, or as many as there are (after TaylorSeer, Liu et al.
+    /// 2025, arXiv 2503.06923, and at order 1 the same).
     pub order: usize,
     /// Calls of the denoiser x units. At the first call all are computed.
     pub computed: Vec<Row>,
@@ -59,7 +60,8 @@ impl ReuseSchedule {
         steps: usize,
         calls: usize,
     ) -> Result<Self> {
-        let units: Vec<String> = structure.units_of(kind)?.iter().map(|unit| unit.name.clone()).collect();
+        let units: Vec<String> =
+            structure.units_of(kind)?.iter().map(|unit| unit.name.clone()).collect();
         let computed = vec![vec![true; units.len()]; calls];
         Ok(Self { kind, sampler, steps, units, order: 0, computed })
     }
@@ -80,19 +82,27 @@ impl ReuseSchedule {
     /// # Errors
     /// If the model has no such units.
     pub fn macs(&self, structure: &Structure) -> Result<u64> {
-        let units: Vec<u64> = structure.units_of(self.kind)?.iter().map(|unit| structure.unit_macs(unit)).collect();
+        let units: Vec<u64> =
+            structure.units_of(self.kind)?.iter().map(|unit| structure.unit_macs(unit)).collect();
         let always = structure.macs() - units.iter().sum::<u64>();
         let of_row = |row: &Row| {
-            always + units.iter().zip(row).filter(|(_, computed)| **computed).map(|(macs, _)| macs).sum::<u64>()
+            always
+                + units
+                    .iter()
+                    .zip(row)
+                    .filter(|(_, computed)| **computed)
+                    .map(|(macs, _)| macs)
+                    .sum::<u64>()
         };
         Ok(self.computed.iter().map(of_row).sum())
     }
 
-    /// For another number of steps or another sampler: each call is like the one at the same place of the run, from 0 for the
-    /// first to 1 for the last, the earlier one of two that are as near.
+    /// For another number of steps or another sampler: each call is like the one at the same place
+    /// of the run, from 0 for the first to 1 for the last, the earlier one of two that are as near.
     #[must_use]
     pub fn adapted(&self, sampler: Sampler, steps: usize, calls: usize) -> Self {
-        let (last, last_of_ours) = (self.computed.len().saturating_sub(1), calls.saturating_sub(1).max(1));
+        let (last, last_of_ours) =
+            (self.computed.len().saturating_sub(1), calls.saturating_sub(1).max(1));
         // To the nearest, the earlier one of two.
         let place = |call: usize| (2 * call * last + last_of_ours - 1) / (2 * last_of_ours);
         let row = |call: usize| self.computed[place(call).min(last)].clone();
@@ -109,7 +119,9 @@ impl ReuseSchedule {
         let invalid = |problem: String| Error::invalid(path, problem);
         if file.format_version > FORMAT_VERSION {
             let version = file.format_version;
-            return Err(invalid(format!("format_version {version} is newer than this secateur; update it")));
+            return Err(invalid(format!(
+                "format_version {version} is newer than this secateur; update it"
+            )));
         }
         if !(1..=MOST_STEPS).contains(&file.steps) {
             return Err(invalid(format!("steps {} must be 1 to {MOST_STEPS}", file.steps)));
@@ -132,14 +144,26 @@ impl ReuseSchedule {
             let row: Option<Row> = text.chars().map(digit).collect();
             let row = row.filter(|row| row.len() == known.len());
             row.ok_or_else(|| {
-                invalid(format!("calls[{call}] {text:?} is not a digit 0 or 1 for each of the {} units", known.len()))
+                invalid(format!(
+                    "calls[{call}] {text:?} is not a digit 0 or 1 for each of the {} units",
+                    known.len()
+                ))
             })
         };
         let computed = file.calls.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
         if !computed.first().is_some_and(|first| first.iter().all(|computed| *computed)) {
-            return Err(invalid("the first call must compute all units: there is nothing to take over yet".into()));
+            return Err(invalid(
+                "the first call must compute all units: there is nothing to take over yet".into(),
+            ));
         }
-        Ok(Self { kind: file.kind, sampler, steps: file.steps, units: file.units, order: file.order, computed })
+        Ok(Self {
+            kind: file.kind,
+            sampler,
+            steps: file.steps,
+            units: file.units,
+            order: file.order,
+            computed,
+        })
     }
 
     /// The text of the file.
@@ -147,7 +171,8 @@ impl ReuseSchedule {
     /// # Errors
     /// If it cannot be written.
     pub fn to_json(&self) -> Result<String> {
-        let digits = |row: &Row| row.iter().map(|&computed| if computed { '1' } else { '0' }).collect();
+        let digits =
+            |row: &Row| row.iter().map(|&computed| if computed { '1' } else { '0' }).collect();
         let file = File {
             format_version: FORMAT_VERSION,
             kind: self.kind,
@@ -157,7 +182,9 @@ impl ReuseSchedule {
             order: self.order,
             calls: self.computed.iter().map(digits).collect(),
         };
-        serde_json::to_string_pretty(&file).map(|text| text + "\n").map_err(|error| Error::Request(error.to_string()))
+        serde_json::to_string_pretty(&file)
+            .map(|text| text + "\n")
+            .map_err(|error| Error::Request(error.to_string()))
     }
 
     /// That it is for so many calls.
@@ -166,7 +193,8 @@ impl ReuseSchedule {
             return Ok(());
         }
         Err(Error::Request(format!(
-            "what the model skips was learned for {} with {} steps, not for {} with {}: sample as it was learned, or let \
+            "what the model skips was learned for {} with {} steps, not for {} with {}: sample as \
+             it was learned, or let \
              generate, compare or bench --adapt it, which takes the nearest of its steps for each",
             self.sampler, self.steps, sampler, steps
         )))

@@ -42,7 +42,10 @@ impl DdimConfig {
         let to_one = options.flag("set_alpha_to_one", true)?;
         Ok(Self {
             spacing: Spacing::read(options, Spread::Leading)?,
-            prediction: Prediction::read(options, &[Prediction::Noise, Prediction::Image, Prediction::Velocity])?,
+            prediction: Prediction::read(
+                options,
+                &[Prediction::Noise, Prediction::Image, Prediction::Velocity],
+            )?,
             limit: Limit::clip(options, true)?.or_quantile(options)?,
             last_square: if to_one { 1.0 } else { training.square(0)? },
             training,
@@ -70,7 +73,12 @@ impl SchedulerConfig for DdimConfig {
         }))
     }
 
-    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         self.prediction.pair(self.training.level(timestep.round() as usize)?, clean, noise)
     }
 }
@@ -90,6 +98,9 @@ impl Schedule for Ddim {
     ) -> Result<Tensor> {
         let Move { image, noise, to } = self.moves[call];
         let image = self.limit.of(image.of(latents, output)?)?;
-        combine((to.alpha, &image), &[(to.sigma * noise.latents, latents), (to.sigma * noise.output, output)])
+        combine(
+            (to.alpha, &image),
+            &[(to.sigma * noise.latents, latents), (to.sigma * noise.output, output)],
+        )
     }
 }

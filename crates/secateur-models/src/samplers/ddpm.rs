@@ -9,7 +9,8 @@ use crate::samplers::training::Training;
 use candle_core::Tensor;
 use serde::Deserialize;
 
-/// Variance of the noise that a step adds. Learned ones need more channels of the model's output than a sampler is given.
+/// Variance of the noise that a step adds. Learned ones need more channels of the model's output
+/// than a sampler is given.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 enum Variance {
@@ -53,9 +54,14 @@ impl DdpmConfig {
         Ok(Self {
             training: Training::read(options, (0.0001, 0.02), zero_snr)?,
             spacing: Spacing::read(options, Spread::Leading)?,
-            prediction: Prediction::read(options, &[Prediction::Noise, Prediction::Image, Prediction::Velocity])?,
+            prediction: Prediction::read(
+                options,
+                &[Prediction::Noise, Prediction::Image, Prediction::Velocity],
+            )?,
             limit: Limit::clip(options, true)?.or_quantile(options)?,
-            variance: options.get::<Option<Variance>>("variance_type", None)?.unwrap_or(Variance::FixedSmall),
+            variance: options
+                .get::<Option<Variance>>("variance_type", None)?
+                .unwrap_or(Variance::FixedSmall),
         })
     }
 
@@ -85,7 +91,11 @@ impl SchedulerConfig for DdpmConfig {
         let trained = self.training.len();
         let timesteps = self.spacing.whole_timesteps(run.of_trained(trained)?, trained);
         let next = timesteps.iter().skip(1).copied().map(Some).chain([None]);
-        let moves = timesteps.iter().zip(next).map(|(&from, to)| self.plan(from, to)).collect::<Result<_>>()?;
+        let moves = timesteps
+            .iter()
+            .zip(next)
+            .map(|(&from, to)| self.plan(from, to))
+            .collect::<Result<_>>()?;
         Ok(Box::new(Ddpm {
             calls: one_call_a_step(timesteps.iter().map(|&timestep| timestep as f32)),
             moves,
@@ -93,7 +103,12 @@ impl SchedulerConfig for DdpmConfig {
         }))
     }
 
-    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         self.prediction.pair(self.training.level(timestep.round() as usize)?, clean, noise)
     }
 }

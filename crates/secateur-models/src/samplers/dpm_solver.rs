@@ -13,8 +13,8 @@ use serde::Deserialize;
 /// Runs of fewer steps than this end in lower orders (`lower_order_final`).
 const FEW_STEPS: usize = 15;
 
-/// How a second-order step weighs the slope of the predicted images. Names of other samplers' solvers stand for the first,
-/// as in diffusers.
+/// How a second-order step weighs the slope of the predicted images. Names of other samplers'
+/// solvers stand for the first, as in diffusers.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 enum Solver {
@@ -40,23 +40,31 @@ impl Source {
         let shift = options.positive("flow_shift", 1.0)?;
         let round = options.get("beta_schedule", String::new())? != "squaredcos_cap_v2";
         match (options.flag("use_karras_sigmas", false)?, flow) {
-            (true, true) => Err(options.invalid("use_karras_sigmas and use_flow_sigmas exclude each other")),
+            (true, true) => {
+                Err(options.invalid("use_karras_sigmas and use_flow_sigmas exclude each other"))
+            }
             (true, false) => Ok(Self::Karras { round }),
             (false, true) => Ok(Self::Flow { shift }),
             (false, false) => Ok(Self::Spacing(spacing)),
         }
     }
 
-    /// The noise levels of a run and its timesteps. Operations are in NumPy's order, since what they give is cut.
+    /// The noise levels of a run and its timesteps. Operations are in NumPy's order, since what
+    /// they give is cut.
     fn sigmas(self, steps: usize, trained: &Sigmas) -> (Vec<f64>, Vec<f64>) {
         match self {
             Self::Spacing(spacing) => {
                 let points = if spacing.spread == Spread::Trailing { steps } else { steps + 1 };
                 let timesteps = spacing.timesteps(points, trained.len()).into_iter().take(steps);
-                timesteps.map(f64::round_ties_even).map(|timestep| (trained.at(timestep), timestep)).unzip()
+                timesteps
+                    .map(f64::round_ties_even)
+                    .map(|timestep| (trained.at(timestep), timestep))
+                    .unzip()
             }
             Self::Karras { round } => {
-                let whole = |timestep: f64| if round { timestep.round_ties_even() } else { timestep.trunc() };
+                let whole = |timestep: f64| {
+                    if round { timestep.round_ties_even() } else { timestep.trunc() }
+                };
                 let sigmas = karras(steps, trained.first(), trained.last());
                 sigmas.into_iter().map(|sigma| (sigma, whole(trained.timestep(sigma)))).unzip()
             }
@@ -117,7 +125,12 @@ struct Move {
 
 impl DpmSolverConfig {
     pub(crate) fn read(options: &Options) -> Result<Self> {
-        options.off(&["use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_dynamic_shifting"])?;
+        options.off(&[
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+            "use_lu_lambdas",
+            "use_dynamic_shifting",
+        ])?;
         options.only("algorithm_type", "dpmsolver++")?;
         if options.get::<Option<f64>>("lambda_min_clipped", None)?.is_some() {
             return Err(options.refuse("lambda_min_clipped", "null"));
@@ -132,7 +145,9 @@ impl DpmSolverConfig {
         let flow = options.flag("use_flow_sigmas", false)?;
         let prediction = match options.get("prediction_type", Prediction::Noise)? {
             Prediction::Flow if !flow => {
-                return Err(options.invalid("prediction_type \"flow_prediction\" needs use_flow_sigmas"));
+                return Err(
+                    options.invalid("prediction_type \"flow_prediction\" needs use_flow_sigmas")
+                );
             }
             prediction => prediction,
         };
@@ -157,10 +172,13 @@ impl DpmSolverConfig {
         let level = |sigma: f64| self.source.level(f64::from(sigma as f32));
         let levels: Vec<Level> = sigmas.into_iter().map(level).collect();
         let falling = levels[..steps].windows(2).all(|pair| pair[0].sigma > pair[1].sigma);
-        if falling && levels[steps - 1].sigma > 0.0 && levels.iter().all(|level| level.alpha > 0.0) {
+        if falling && levels[steps - 1].sigma > 0.0 && levels.iter().all(|level| level.alpha > 0.0)
+        {
             return Ok((levels, timesteps));
         }
-        Err(Error::Request(format!("the noise levels of {steps} steps do not fall at every step: take fewer")))
+        Err(Error::Request(format!(
+            "the noise levels of {steps} steps do not fall at every step: take fewer"
+        )))
     }
 
     /// The order of a step, lower at the start for lack of earlier ones, and at the end.
@@ -181,7 +199,8 @@ impl DpmSolverConfig {
         let h = lambda(to) - lambda(from);
         // A step to the same level changes nothing, whatever its order.
         let past = if h == 0.0 { &past[..1] } else { past };
-        let r: Vec<f64> = past.windows(2).map(|pair| (lambda(pair[0]) - lambda(pair[1])) / h).collect();
+        let r: Vec<f64> =
+            past.windows(2).map(|pair| (lambda(pair[0]) - lambda(pair[1])) / h).collect();
         let decay = (-h).exp_m1();
         let value = -to.alpha * decay;
         let slope = to.alpha * (decay / h + 1.0);
@@ -205,7 +224,8 @@ impl SchedulerConfig for DpmSolverConfig {
         let steps = run.of_trained(self.sigmas.len())?;
         let (levels, timesteps) = self.levels(steps)?;
         let plan = |step: usize| {
-            let past: Vec<Level> = levels[..=step].iter().rev().take(self.order_at(step, steps)).copied().collect();
+            let past: Vec<Level> =
+                levels[..=step].iter().rev().take(self.order_at(step, steps)).copied().collect();
             self.plan(levels[step + 1], &past)
         };
         Ok(Box::new(DpmSolver {
@@ -217,7 +237,12 @@ impl SchedulerConfig for DpmSolverConfig {
         }))
     }
 
-    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let timestep = f64::from(timestep);
         let sigma = match self.source {
             Source::Flow { .. } => timestep / self.sigmas.len() as f64,

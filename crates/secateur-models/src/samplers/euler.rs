@@ -1,4 +1,5 @@
-//! EulerDiscrete: Karras et al. 2022, <https://arxiv.org/abs/2206.00364>, algorithm 2 without churn.
+//! EulerDiscrete: Karras et al. 2022, <https://arxiv.org/abs/2206.00364>, algorithm 2 without
+//! churn.
 
 use crate::error::Result;
 use crate::samplers::exploding::{Exploding, Karras, Levels};
@@ -27,7 +28,9 @@ impl EulerConfig {
         let known = [Prediction::Noise, Prediction::Image, Prediction::Velocity];
         let zero_snr = options.flag("rescale_betas_zero_snr", false)?;
         let mut shared = Exploding::read(options, (0.0001, 0.02), zero_snr, &known)?;
-        let bound = |name| options.get::<Option<f64>>(name, None)?.map(|_| options.positive(name, 1.0)).transpose();
+        let bound = |name| {
+            options.get::<Option<f64>>(name, None)?.map(|_| options.positive(name, 1.0)).transpose()
+        };
         let bounds = Karras { least: bound("sigma_min")?, most: bound("sigma_max")? };
         shared.karras = options.flag("use_karras_sigmas", false)?.then_some(bounds);
         shared.last = options.get("final_sigmas_type", Final::Zero)?;
@@ -41,7 +44,12 @@ impl SchedulerConfig for EulerConfig {
         Ok(Box::new(Euler { calls: levels.calls(), levels }))
     }
 
-    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         self.0.training_pair(timestep, clean, noise)
     }
 }

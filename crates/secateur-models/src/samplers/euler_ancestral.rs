@@ -1,5 +1,5 @@
-//! EulerAncestralDiscrete: Euler steps to below the next noise level, and as much noise as leads back to it; from
-//! k-diffusion's `sample_euler_ancestral`, as diffusers has it.
+//! EulerAncestralDiscrete: Euler steps to below the next noise level, and as much noise as leads
+//! back to it; from k-diffusion's `sample_euler_ancestral`, as diffusers has it.
 
 use crate::error::Result;
 use crate::samplers::exploding::{Exploding, Levels};
@@ -33,7 +33,12 @@ impl SchedulerConfig for EulerAncestralConfig {
         Ok(Box::new(EulerAncestral { calls: levels.calls(), levels }))
     }
 
-    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         self.0.training_pair(timestep, clean, noise)
     }
 }

@@ -1,5 +1,6 @@
-//! What the Euler and Heun samplers share: latents x0 + sigma e, whose variance explodes (Karras et al. 2022,
-//! <https://arxiv.org/abs/2206.00364>), for models that were trained with latents of constant variance.
+//! What the Euler and Heun samplers share: latents x0 + sigma e, whose variance explodes (Karras et
+//! al. 2022, <https://arxiv.org/abs/2206.00364>), for models that were trained with latents of
+//! constant variance.
 
 use crate::error::{Error, Result};
 use crate::samplers::options::Options;
@@ -39,8 +40,14 @@ pub(crate) struct Levels {
 }
 
 impl Exploding {
-    /// Reads what all of them have, with the defaults of `beta_start` and `beta_end`; there are no Karras levels.
-    pub(crate) fn read(options: &Options, betas: (f64, f64), zero_snr: bool, known: &[Prediction]) -> Result<Self> {
+    /// Reads what all of them have, with the defaults of `beta_start` and `beta_end`; there are no
+    /// Karras levels.
+    pub(crate) fn read(
+        options: &Options,
+        betas: (f64, f64),
+        zero_snr: bool,
+        known: &[Prediction],
+    ) -> Result<Self> {
         Ok(Self {
             sigmas: Sigmas::read(options, betas, zero_snr)?,
             spacing: Spacing::read(options, Spread::Linspace)?,
@@ -51,7 +58,12 @@ impl Exploding {
     }
 
     /// See [`SchedulerConfig::training_pair`](super::SchedulerConfig::training_pair).
-    pub(crate) fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         self.prediction.pair(Level::from_ratio(self.sigmas.at(f64::from(timestep))), clean, noise)
     }
 
@@ -64,7 +76,9 @@ impl Exploding {
         if let Some(Karras { least, most }) = self.karras {
             let (least, most) = (least.unwrap_or(sigmas[run.steps - 1]), most.unwrap_or(sigmas[0]));
             if least > most || most > f64::from(f32::MAX) || least < f64::from(f32::MIN_POSITIVE) {
-                let problem = format!("noise levels cannot fall from sigma_max {most:e} to sigma_min {least:e}");
+                let problem = format!(
+                    "noise levels cannot fall from sigma_max {most:e} to sigma_min {least:e}"
+                );
                 return Err(Error::Request(problem));
             }
             sigmas = karras(run.steps, least, most);
@@ -73,7 +87,8 @@ impl Exploding {
         sigmas.push(self.sigmas.end(self.last));
         let sigmas: Vec<f64> = sigmas.into_iter().map(|sigma| f64::from(sigma as f32)).collect();
         let most = sigmas.iter().copied().fold(0.0, f64::max);
-        let initial_scale = if self.spacing.spread == Spread::Leading { most.hypot(1.0) } else { most };
+        let initial_scale =
+            if self.spacing.spread == Spread::Leading { most.hypot(1.0) } else { most };
         let timesteps = timesteps.into_iter().map(|timestep| timestep as f32).collect();
         Ok(Levels { sigmas, timesteps, prediction: self.prediction, initial_scale })
     }

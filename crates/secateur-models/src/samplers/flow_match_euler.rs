@@ -92,8 +92,11 @@ impl FlowMatchEulerConfig {
             return Err(options.invalid("num_train_timesteps and shift must be positive"));
         }
         let dynamic = config.use_dynamic_shifting;
-        if (dynamic && config.max_image_seq_len <= config.base_image_seq_len) || config.shift_terminal == Some(1.0) {
-            let problem = "max_image_seq_len must exceed base_image_seq_len, and shift_terminal be less than 1";
+        if (dynamic && config.max_image_seq_len <= config.base_image_seq_len)
+            || config.shift_terminal == Some(1.0)
+        {
+            let problem = "max_image_seq_len must exceed base_image_seq_len, and shift_terminal be \
+                less than 1";
             return Err(options.invalid(problem));
         }
         Ok(config)
@@ -116,14 +119,21 @@ impl FlowMatchEulerConfig {
         };
         let mut sigmas: Vec<f64> = (0..steps).map(spread).collect();
         for sigma in &mut sigmas {
-            *sigma = if self.use_dynamic_shifting { self.dynamic(*sigma, tokens) } else { shift(*sigma) };
+            *sigma = if self.use_dynamic_shifting {
+                self.dynamic(*sigma, tokens)
+            } else {
+                shift(*sigma)
+            };
         }
-        if let (Some(terminal), Some(&last)) = (self.shift_terminal.filter(|t| *t != 0.0), sigmas.last()) {
+        if let (Some(terminal), Some(&last)) =
+            (self.shift_terminal.filter(|t| *t != 0.0), sigmas.last())
+        {
             let scale = (1.0 - last) / (1.0 - terminal);
             sigmas.iter_mut().for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / scale);
         }
         if sigmas.iter().any(|sigma| !sigma.is_finite()) {
-            let problem = "the scheduler's noise levels are not finite numbers: its shift, base_shift, max_shift or \
+            let problem = "the scheduler's noise levels are not finite numbers: its shift, \
+                base_shift, max_shift or \
                            shift_terminal does not go with so large a picture";
             return Err(Error::Request(problem.into()));
         }
@@ -136,7 +146,8 @@ impl FlowMatchEulerConfig {
 
     /// Time shift that grows with the number of image tokens.
     fn dynamic(&self, sigma: f64, tokens: usize) -> f64 {
-        let slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len);
+        let slope =
+            (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len);
         let mu = self.base_shift + slope * (tokens as f64 - self.base_image_seq_len);
         let mu = if self.time_shift_type == "linear" { mu } else { mu.exp() };
         mu / (mu + (1.0 / sigma - 1.0))
@@ -148,7 +159,12 @@ impl SchedulerConfig for FlowMatchEulerConfig {
         Ok(Box::new(self.run(run)?))
     }
 
-    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let sigma = f64::from(timestep) / self.num_train_timesteps as f64;
         Prediction::Flow.pair(Level { alpha: 1.0 - sigma, sigma }, clean, noise)
     }
@@ -176,21 +192,29 @@ impl Schedule for FlowMatchEuler {
 mod tests {
     use super::*;
 
-    /// Values of diffusers 0.42.1, `set_timesteps(steps)`, with mu from 1024 tokens where shifting is dynamic.
+    /// Values of diffusers 0.42.1, `set_timesteps(steps)`, with mu from 1024 tokens where shifting
+    /// is dynamic.
     #[test]
     fn noise_levels_match_diffusers() {
         let cases: [(&str, &[f32]); 4] = [
             (r#"{"shift": 3.0}"#, &[1.0, 0.857_692_3, 0.602_150_56, 0.008_928_572, 0.0]),
-            (r#"{"use_dynamic_shifting": true}"#, &[1.0, 0.789_953_9, 0.484_967_35, 0.001_875_964_3, 0.0]),
+            (
+                r#"{"use_dynamic_shifting": true}"#,
+                &[1.0, 0.789_953_9, 0.484_967_35, 0.001_875_964_3, 0.0],
+            ),
             (r#"{"shift": 3.0}"#, &[1.0, 0.0]),
             (
-                r#"{"use_dynamic_shifting": true, "time_shift_type": "linear", "shift_terminal": 0.02}"#,
+                r#"{"use_dynamic_shifting": true, "time_shift_type": "linear",
+                    "shift_terminal": 0.02}"#,
                 &[1.0, 0.398_859, 0.02, 0.0],
             ),
         ];
         for (json, want) in cases {
             let config: FlowMatchEulerConfig = serde_json::from_str(json).unwrap();
-            let got = config.run(Run { steps: want.len() - 1, tokens: 1024, even_levels: false }).unwrap().sigmas;
+            let got = config
+                .run(Run { steps: want.len() - 1, tokens: 1024, even_levels: false })
+                .unwrap()
+                .sigmas;
             assert_eq!(got.len(), want.len());
             for (g, w) in got.iter().zip(want) {
                 assert!((g - w).abs() < 1e-6, "{json}: {got:?} against {want:?}");

@@ -1,5 +1,5 @@
-//! HeunDiscrete: Karras et al. 2022, <https://arxiv.org/abs/2206.00364>, algorithm 1. Each step but the last calls the
-//! model twice: where it starts, and where an Euler step from there leads.
+//! HeunDiscrete: Karras et al. 2022, <https://arxiv.org/abs/2206.00364>, algorithm 1. Each step but
+//! the last calls the model twice: where it starts, and where an Euler step from there leads.
 
 use crate::error::Result;
 use crate::samplers::exploding::{Exploding, Karras, Levels};
@@ -43,7 +43,12 @@ impl SchedulerConfig for HeunConfig {
         Ok(Box::new(Heun { levels, calls, limit: self.limit, start: None }))
     }
 
-    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         self.shared.training_pair(timestep, clean, noise)
     }
 }
@@ -88,7 +93,9 @@ impl Schedule for Heun {
                 self.start = Some((latents.clone(), direction));
                 Ok(next)
             }
-            Some((start, first)) => combine((1.0, &start), &[(change / 2.0, &first), (change / 2.0, &direction)]),
+            Some((start, first)) => {
+                combine((1.0, &start), &[(change / 2.0, &first), (change / 2.0, &direction)])
+            }
         }
     }
 }

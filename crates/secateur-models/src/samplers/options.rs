@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 /// No option is a larger number.
 const LARGEST: f64 = 1e6;
 
-/// What a `scheduler_config.json` says. Options that it does not have take the defaults of the class in diffusers;
-/// those that the class does not know are ignored, as diffusers does: files often hold the options of several classes.
+/// What a `scheduler_config.json` says. Options that it does not have take the defaults of the
+/// class in diffusers; those that the class does not know are ignored, as diffusers does: files
+/// often hold the options of several classes.
 pub(crate) struct Options {
     path: PathBuf,
     sampler: Sampler,
@@ -38,8 +39,8 @@ impl Instead {
 }
 
 impl Options {
-    /// Reads the file. Python writes infinite numbers, which JSON does not have: DPM-Solver's `lambda_min_clipped` is
-    /// minus infinity where nothing is clipped, and taken as absent.
+    /// Reads the file. Python writes infinite numbers, which JSON does not have: DPM-Solver's
+    /// `lambda_min_clipped` is minus infinity where nothing is clipped, and taken as absent.
     pub(crate) fn open(path: &Path, sampler: Sampler, instead: &[Instead]) -> Result<Self> {
         let text = read_text(path, Limit::Config)?.replace("-Infinity", "null");
         let mut values: Map<String, Value> =
@@ -53,7 +54,9 @@ impl Options {
     pub(crate) fn get<T: DeserializeOwned>(&self, name: &str, default: T) -> Result<T> {
         match self.values.get(name) {
             None => Ok(default),
-            Some(value) => T::deserialize(value).map_err(|error| self.invalid(format!("{name}: {error}"))),
+            Some(value) => {
+                T::deserialize(value).map_err(|error| self.invalid(format!("{name}: {error}")))
+            }
         }
     }
 
@@ -70,7 +73,11 @@ impl Options {
     /// A positive number.
     pub(crate) fn positive(&self, name: &str, default: f64) -> Result<f64> {
         let number = self.get(name, default)?;
-        if number > 0.0 && number.is_finite() { Ok(number) } else { Err(self.refuse(name, "a positive number")) }
+        if number > 0.0 && number.is_finite() {
+            Ok(number)
+        } else {
+            Err(self.refuse(name, "a positive number"))
+        }
     }
 
     /// Refuses any value of an option but one.
@@ -94,7 +101,10 @@ impl Options {
     /// Refuses an option for its value, where others are supported.
     pub(crate) fn refuse(&self, name: &str, supported: impl Display) -> Error {
         let value = self.values.get(name).unwrap_or(&Value::Null);
-        self.invalid(format!("{name} {value} is not supported for sampler {}; {supported} is", self.sampler))
+        self.invalid(format!(
+            "{name} {value} is not supported for sampler {}; {supported} is",
+            self.sampler
+        ))
     }
 
     /// An error in the file.

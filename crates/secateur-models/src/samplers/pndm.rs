@@ -70,7 +70,12 @@ impl PndmConfig {
         let trained = self.training.len();
         let timesteps = self.spacing.whole_timesteps(steps, trained);
         let stride = trained / steps;
-        let multistep = |(step, &told): (usize, &usize)| Plan { step, told, from: told, to: told.checked_sub(stride) };
+        let multistep = |(step, &told): (usize, &usize)| Plan {
+            step,
+            told,
+            from: told,
+            to: told.checked_sub(stride),
+        };
         let mut plans: Vec<Plan> = timesteps.iter().enumerate().map(multistep).collect();
         if self.skip_runge_kutta {
             // The first step is made twice, the second time from what the model says at its end.
@@ -78,7 +83,9 @@ impl PndmConfig {
                 plans.insert(1, Plan { step: 0, told: end, from: end + stride, to: Some(end) });
             }
         } else if steps <= RUNGE_KUTTA_STEPS {
-            let problem = format!("PNDM with Runge-Kutta steps (skip_prk_steps false) takes at least 4, not {steps}");
+            let problem = format!(
+                "PNDM with Runge-Kutta steps (skip_prk_steps false) takes at least 4, not {steps}"
+            );
             return Err(Error::Request(problem));
         } else {
             let half = stride / 2;
@@ -105,7 +112,10 @@ impl PndmConfig {
         let divisor = here.alpha * (here.alpha * there.sigma + here.sigma * there.alpha);
         let change = (square - square_to) / divisor;
         let noise = self.prediction.noise(here);
-        Ok(Mix { latents: there.alpha / here.alpha + change * noise.latents, output: change * noise.output })
+        Ok(Mix {
+            latents: there.alpha / here.alpha + change * noise.latents,
+            output: change * noise.output,
+        })
     }
 }
 
@@ -113,15 +123,30 @@ impl SchedulerConfig for PndmConfig {
     fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>> {
         let plans = self.plans(run.of_trained(self.training.len())?)?;
         Ok(Box::new(Pndm {
-            calls: plans.iter().map(|plan| Call { timestep: plan.told as f32, step: plan.step }).collect(),
-            moves: plans.iter().map(|plan| self.transfer(plan.from, plan.to)).collect::<Result<_>>()?,
-            runge_kutta_calls: if self.skip_runge_kutta { 0 } else { RUNGE_KUTTA_STEPS * RUNGE_KUTTA.len() },
+            calls: plans
+                .iter()
+                .map(|plan| Call { timestep: plan.told as f32, step: plan.step })
+                .collect(),
+            moves: plans
+                .iter()
+                .map(|plan| self.transfer(plan.from, plan.to))
+                .collect::<Result<_>>()?,
+            runge_kutta_calls: if self.skip_runge_kutta {
+                0
+            } else {
+                RUNGE_KUTTA_STEPS * RUNGE_KUTTA.len()
+            },
             open: None,
             history: Vec::new(),
         }))
     }
 
-    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         self.prediction.pair(self.training.level(timestep.round() as usize)?, clean, noise)
     }
 }
@@ -129,7 +154,8 @@ impl SchedulerConfig for PndmConfig {
 impl Pndm {
     /// The latents that a Runge-Kutta call starts from, and the output that it steps along.
     fn runge_kutta(&mut self, latents: &Tensor, output: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (start, mut outputs) = self.open.take().unwrap_or_else(|| (latents.clone(), Vec::new()));
+        let (start, mut outputs) =
+            self.open.take().unwrap_or_else(|| (latents.clone(), Vec::new()));
         if outputs.is_empty() {
             self.history.insert(0, output.clone());
         }
@@ -141,8 +167,8 @@ impl Pndm {
         Ok((start, output.clone()))
     }
 
-    /// The same of a multistep call. The second call of all makes the first step anew, along the mean of the outputs at its
-    /// two ends.
+    /// The same of a multistep call. The second call of all makes the first step anew, along the
+    /// mean of the outputs at its two ends.
     fn multistep(&mut self, latents: &Tensor, output: &Tensor) -> Result<(Tensor, Tensor)> {
         if let Some((start, mut outputs)) = self.open.take() {
             outputs.push(output.clone());

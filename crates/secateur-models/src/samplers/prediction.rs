@@ -57,11 +57,13 @@ impl Prediction {
         }
     }
 
-    /// The predicted image in latents alpha x0 + sigma e. Predicted noise tells nothing of it where all is noise.
+    /// The predicted image in latents alpha x0 + sigma e. Predicted noise tells nothing of it where
+    /// all is noise.
     pub(crate) fn image(self, Level { alpha, sigma }: Level) -> Result<Mix> {
         match self {
             Self::Noise if alpha == 0.0 => {
-                let problem = "the scheduler starts from pure noise (rescale_betas_zero_snr), where prediction_type \
+                let problem = "the scheduler starts from pure noise (rescale_betas_zero_snr), \
+                    where prediction_type \
                                \"epsilon\" tells nothing of the image";
                 Err(Error::Request(problem.into()))
             }
@@ -73,7 +75,12 @@ impl Prediction {
     }
 
     /// Latents alpha x0 + sigma e, and what the model should give for them.
-    pub(crate) fn pair(self, level: Level, image: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn pair(
+        self,
+        level: Level,
+        image: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let Level { alpha, sigma } = level;
         let target = match self {
             Self::Noise => noise.clone(),
@@ -101,8 +108,9 @@ pub(crate) enum Limit {
     None,
     /// Values are cut at this magnitude (`clip_sample`).
     Clip(f64),
-    /// Values are cut at this quantile of a sample's magnitudes, itself within 1 and `most`, and divided by it
-    /// (`thresholding`): Saharia et al. 2022, section 2.3, <https://arxiv.org/abs/2205.11487>.
+    /// Values are cut at this quantile of a sample's magnitudes, itself within 1 and `most`, and
+    /// divided by it (`thresholding`): Saharia et al. 2022, section 2.3,
+    /// <https://arxiv.org/abs/2205.11487>.
     Quantile {
         share: f64,
         most: f64,
@@ -134,7 +142,8 @@ impl Limit {
             Self::Clip(range) => Ok(image.clamp(-range, range)?),
             Self::Quantile { share, most } => {
                 let flat = image.flatten_from(1)?;
-                let bound = quantile(&flat.abs()?, share)?.clamp(1.0, most)?.broadcast_as(flat.shape())?;
+                let bound =
+                    quantile(&flat.abs()?, share)?.clamp(1.0, most)?.broadcast_as(flat.shape())?;
                 Ok((flat.clamp(&bound.neg()?, &bound)? / bound)?.reshape(image.shape())?)
             }
         }
@@ -147,7 +156,8 @@ fn quantile(rows: &Tensor, share: f64) -> Result<Tensor> {
     let last = rows.dim(1)? - 1;
     let rank = share * last as f64;
     let below = rank as usize;
-    let (low, high) = (sorted.narrow(D::Minus1, below, 1)?, sorted.narrow(D::Minus1, last.min(below + 1), 1)?);
+    let (low, high) =
+        (sorted.narrow(D::Minus1, below, 1)?, sorted.narrow(D::Minus1, last.min(below + 1), 1)?);
     let share = rank - below as f64;
     combine((1.0 - share, &low), &[(share, &high)])
 }

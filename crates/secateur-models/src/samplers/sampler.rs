@@ -58,7 +58,8 @@ impl Sampler {
 
 impl fmt::Display for Sampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = SAMPLERS.iter().find(|(sampler, ..)| sampler == self).map_or("", |(_, name, _)| name);
+        let name =
+            SAMPLERS.iter().find(|(sampler, ..)| sampler == self).map_or("", |(_, name, _)| name);
         f.write_str(name)
     }
 }
@@ -67,7 +68,8 @@ impl FromStr for Sampler {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let found = SAMPLERS.into_iter().find(|(_, known, _)| *known == name).map(|(sampler, ..)| sampler);
+        let found =
+            SAMPLERS.into_iter().find(|(_, known, _)| *known == name).map(|(sampler, ..)| sampler);
         found.ok_or_else(|| {
             let known: Vec<&str> = SAMPLERS.iter().map(|(_, name, _)| *name).collect();
             Error::Request(format!("there is no sampler {name:?}; known are {}", known.join(", ")))

@@ -9,7 +9,8 @@ use std::fmt::Debug;
 pub struct Call {
     /// What the model is told.
     pub timestep: f32,
-    /// The step of the sampler that it belongs to; some samplers call the model more than once a step.
+    /// The step of the sampler that it belongs to; some samplers call the model more than once a
+    /// step.
     pub step: usize,
 }
 
@@ -20,8 +21,8 @@ pub struct Run {
     pub steps: usize,
     /// Image tokens of the denoiser, on which FLUX's shift of the noise levels depends.
     pub tokens: usize,
-    /// Noise levels evenly spread from 1 to 1 / steps before any shift, as FLUX's pipeline wants them, in place of the
-    /// scheduler's own spread. Only for samplers of flow models.
+    /// Noise levels evenly spread from 1 to 1 / steps before any shift, as FLUX's pipeline wants
+    /// them, in place of the scheduler's own spread. Only for samplers of flow models.
     pub even_levels: bool,
 }
 
@@ -33,7 +34,9 @@ impl Run {
         match self.steps {
             0 => Err(Error::Request("the number of steps must be at least 1".into())),
             1..=MOST_STEPS => Ok(()),
-            steps => Err(Error::Request(format!("{steps} steps are more than any model wants, {MOST_STEPS}"))),
+            steps => Err(Error::Request(format!(
+                "{steps} steps are more than any model wants, {MOST_STEPS}"
+            ))),
         }
     }
 
@@ -41,10 +44,15 @@ impl Run {
     pub(crate) fn of_trained(self, trained: usize) -> Result<usize> {
         self.check()?;
         if self.even_levels {
-            return Err(Error::Request("evenly spread noise levels are for samplers of flow models only".into()));
+            return Err(Error::Request(
+                "evenly spread noise levels are for samplers of flow models only".into(),
+            ));
         }
         if self.steps > trained {
-            let problem = format!("{} steps are more than the {trained} timesteps of the training", self.steps);
+            let problem = format!(
+                "{} steps are more than the {trained} timesteps of the training",
+                self.steps
+            );
             return Err(Error::Request(problem));
         }
         Ok(self.steps)
@@ -59,12 +67,17 @@ pub trait SchedulerConfig: Debug + Send + Sync {
     /// If it cannot make so many steps.
     fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>>;
 
-    /// What the model was trained on at `timestep`: the latents `clean` with so much of the standard normal `noise`, and what
-    /// the model should give for them.
+    /// What the model was trained on at `timestep`: the latents `clean` with so much of the
+    /// standard normal `noise`, and what the model should give for them.
     ///
     /// # Errors
     /// If the timestep is beyond the training, or the shapes differ.
-    fn training_pair(&self, timestep: f32, clean: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)>;
+    fn training_pair(
+        &self,
+        timestep: f32,
+        clean: &Tensor,
+        noise: &Tensor,
+    ) -> Result<(Tensor, Tensor)>;
 }
 
 /// What can go on twice from the same moment.
@@ -79,7 +92,8 @@ impl<S: Schedule + Clone + 'static> Fork for S {
     }
 }
 
-/// One run of a sampler, with what it remembers of earlier calls. All that is done to latents is differentiable.
+/// One run of a sampler, with what it remembers of earlier calls. All that is done to latents is
+/// differentiable.
 pub trait Schedule: Fork {
     /// The calls of the model, in order.
     fn calls(&self) -> &[Call];
@@ -98,8 +112,8 @@ pub trait Schedule: Fork {
         Ok(latents.clone())
     }
 
-    /// The latents after a call, from those before it and what the model gave. `noise` draws standard normal noise in
-    /// the latents' shape, anew each time it is called.
+    /// The latents after a call, from those before it and what the model gave. `noise` draws
+    /// standard normal noise in the latents' shape, anew each time it is called.
     ///
     /// # Errors
     /// If the shapes differ.

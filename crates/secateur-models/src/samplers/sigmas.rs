@@ -1,4 +1,5 @@
-//! Noise levels by their ratio of noise to image, sigma: Karras et al. 2022, <https://arxiv.org/abs/2206.00364>.
+//! Noise levels by their ratio of noise to image, sigma: Karras et al. 2022,
+//! <https://arxiv.org/abs/2206.00364>.
 
 use crate::error::Result;
 use crate::samplers::options::Options;
@@ -20,8 +21,8 @@ pub(crate) struct Sigmas {
 }
 
 impl Sigmas {
-    /// Reads a configuration. With `zero_snr` the last level would be infinite: it is made finite by what f16 can hold of an
-    /// image.
+    /// Reads a configuration. With `zero_snr` the last level would be infinite: it is made finite
+    /// by what f16 can hold of an image.
     pub(crate) fn read(options: &Options, betas: (f64, f64), zero_snr: bool) -> Result<Self> {
         let training = Training::read(options, betas, zero_snr)?;
         let least = if zero_snr { 2f32.powi(-24) } else { 0.0 };
@@ -30,7 +31,10 @@ impl Sigmas {
         if trained.windows(2).all(|pair| pair[0] < pair[1]) {
             Ok(Self { trained })
         } else {
-            Err(options.invalid("the noise levels of the last timesteps cannot be told apart: the betas are too large"))
+            Err(options.invalid(
+                "the noise levels of the last timesteps cannot be told apart: the \
+                betas are too large",
+            ))
         }
     }
 

@@ -30,15 +30,18 @@ impl Spacing {
         Ok(Self { spread: options.get("timestep_spacing", default)?, offset: offset as usize })
     }
 
-    /// `count` falling timesteps of `trained`; those of [`Spread::Linspace`] are not whole. The order of operations is
-    /// NumPy's, since what lies halfway is rounded to the even one. For some counts diffusers' trailing timesteps are one
-    /// more, -1, as a rest of rounding; not here.
+    /// `count` falling timesteps of `trained`; those of [`Spread::Linspace`] are not whole. The
+    /// order of operations is NumPy's, since what lies halfway is rounded to the even one. For some
+    /// counts diffusers' trailing timesteps are one more, -1, as a rest of rounding; not here.
     pub(crate) fn timesteps(self, count: usize, trained: usize) -> Vec<f64> {
         let end = trained as f64;
         match self.spread {
             Spread::Linspace => {
                 let step = (end - 1.0) / (count.max(2) - 1) as f64;
-                (0..count).rev().map(|i| if i > 0 && i + 1 == count { end - 1.0 } else { i as f64 * step }).collect()
+                (0..count)
+                    .rev()
+                    .map(|i| if i > 0 && i + 1 == count { end - 1.0 } else { i as f64 * step })
+                    .collect()
             }
             Spread::Leading => {
                 let step = trained / count;
@@ -53,6 +56,9 @@ impl Spacing {
 
     /// [`Spacing::timesteps`] rounded.
     pub(crate) fn whole_timesteps(self, count: usize, trained: usize) -> Vec<usize> {
-        self.timesteps(count, trained).into_iter().map(|timestep| timestep.round_ties_even() as usize).collect()
+        self.timesteps(count, trained)
+            .into_iter()
+            .map(|timestep| timestep.round_ties_even() as usize)
+            .collect()
     }
 }

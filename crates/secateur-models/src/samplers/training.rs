@@ -5,7 +5,8 @@ use crate::samplers::options::Options;
 use serde::Deserialize;
 use std::f64::consts::FRAC_PI_2;
 
-/// More training timesteps than any model has: what asks for more is a mistake, and would only take memory.
+/// More training timesteps than any model has: what asks for more is a mistake, and would only take
+/// memory.
 const MOST_TIMESTEPS: usize = 1_000_000;
 
 #[derive(Clone, Copy, Deserialize)]
@@ -41,18 +42,25 @@ impl Level {
 /// The noise schedule of the training.
 #[derive(Clone, Debug)]
 pub(crate) struct Training {
-    /// alpha squared at each timestep (`alphas_cumprod`), falling. In f32 as in diffusers: where it is close to 1, what is
-    /// left to 1 is the noise, and has lost digits that should be lost here too.
+    /// alpha squared at each timestep (`alphas_cumprod`), falling. In f32 as in diffusers: where it
+    /// is close to 1, what is left to 1 is the noise, and has lost digits that should be lost here
+    /// too.
     squares: Vec<f32>,
 }
 
 impl Training {
-    /// Reads a configuration, with the class's defaults of `beta_start` and `beta_end`. `zero_snr` rescales it to end in
-    /// nothing but noise.
-    pub(crate) fn read(options: &Options, (start, end): (f64, f64), zero_snr: bool) -> Result<Self> {
+    /// Reads a configuration, with the class's defaults of `beta_start` and `beta_end`. `zero_snr`
+    /// rescales it to end in nothing but noise.
+    pub(crate) fn read(
+        options: &Options,
+        (start, end): (f64, f64),
+        zero_snr: bool,
+    ) -> Result<Self> {
         let timesteps: usize = options.get("num_train_timesteps", 1000)?;
         if !(2..=MOST_TIMESTEPS).contains(&timesteps) {
-            return Err(options.refuse("num_train_timesteps", format!("a number of 2 to {MOST_TIMESTEPS}")));
+            return Err(
+                options.refuse("num_train_timesteps", format!("a number of 2 to {MOST_TIMESTEPS}"))
+            );
         }
         let start = options.get("beta_start", start)?;
         let end = options.get("beta_end", end)?;
@@ -60,14 +68,16 @@ impl Training {
         let betas = match options.get::<Option<Vec<f32>>>("trained_betas", None)? {
             Some(betas) if betas.len() == timesteps => betas,
             Some(betas) => {
-                let problem = format!("{} trained_betas for {timesteps} num_train_timesteps", betas.len());
+                let problem =
+                    format!("{} trained_betas for {timesteps} num_train_timesteps", betas.len());
                 return Err(options.invalid(problem));
             }
             None => match schedule {
                 BetaSchedule::Linear => linear(start, end, timesteps),
-                BetaSchedule::ScaledLinear => {
-                    linear(start.sqrt(), end.sqrt(), timesteps).into_iter().map(|beta| beta * beta).collect()
-                }
+                BetaSchedule::ScaledLinear => linear(start.sqrt(), end.sqrt(), timesteps)
+                    .into_iter()
+                    .map(|beta| beta * beta)
+                    .collect(),
                 BetaSchedule::SquaredCosine => squared_cosine(timesteps),
             },
         };
@@ -79,7 +89,8 @@ impl Training {
             return Ok(Self { squares });
         }
         let problem = "the share of noise must grow with every timestep and stay between 0 and 1: \
-                       beta_start, beta_end or trained_betas are too small, too large or not numbers";
+                       beta_start, beta_end or trained_betas are too small, too large or not \
+                       numbers";
         Err(options.invalid(problem))
     }
 
@@ -103,7 +114,9 @@ impl Training {
         let square = self.squares.get(timestep).copied().map(f64::from);
         square.ok_or_else(|| {
             let trained = self.len();
-            Error::Request(format!("timestep {timestep} lies beyond the {trained} of the training: take fewer steps"))
+            Error::Request(format!(
+                "timestep {timestep} lies beyond the {trained} of the training: take fewer steps"
+            ))
         })
     }
 }
@@ -112,7 +125,9 @@ impl Training {
 fn linear(start: f64, end: f64, count: usize) -> Vec<f32> {
     let (start, end) = (start as f32, end as f32);
     let step = (end - start) / (count - 1) as f32;
-    let at = |i| if i < count / 2 { start + step * i as f32 } else { end - step * (count - 1 - i) as f32 };
+    let at = |i| {
+        if i < count / 2 { start + step * i as f32 } else { end - step * (count - 1 - i) as f32 }
+    };
     (0..count).map(at).collect()
 }
 
@@ -131,12 +146,13 @@ fn products(betas: &[f32]) -> Vec<f32> {
     betas.iter().map(multiply).collect()
 }
 
-/// Lin et al. 2023, algorithm 1, <https://arxiv.org/abs/2305.08891>: alpha is shifted to end at 0 and scaled to start where
-/// it did.
+/// Lin et al. 2023, algorithm 1, <https://arxiv.org/abs/2305.08891>: alpha is shifted to end at 0
+/// and scaled to start where it did.
 fn end_in_noise(squares: &[f32]) -> Vec<f32> {
     let (first, last) = (squares[0].sqrt(), squares[squares.len() - 1].sqrt());
     let scale = first / (first - last);
-    let squares: Vec<f32> = squares.iter().map(|square| ((square.sqrt() - last) * scale).powi(2)).collect();
+    let squares: Vec<f32> =
+        squares.iter().map(|square| ((square.sqrt() - last) * scale).powi(2)).collect();
     let mut before = 1.0;
     let beta = |&square: &f32| 1.0 - square / std::mem::replace(&mut before, square);
     products(&squares.iter().map(beta).collect::<Vec<_>>())

@@ -4,10 +4,12 @@ use super::group::{Group, HeadGroup, NeuronGroup};
 use secateur_nn::LayerName;
 use std::collections::BTreeSet;
 
-/// A stretch of layers that stand together: a transformer block, or the layers before or after all of them.
+/// A stretch of layers that stand together: a transformer block, or the layers before or after all
+/// of them.
 #[derive(Clone, Debug, Default)]
 pub struct Block {
-    /// The common prefix of the layers' names, such as `transformer_blocks.0`; a description where there is none.
+    /// The common prefix of the layers' names, such as `transformer_blocks.0`; a description where
+    /// there is none.
     pub name: String,
     /// In execution order.
     pub layers: Vec<Layer>,
@@ -99,12 +101,26 @@ pub struct Geometry {
 
 impl Layer {
     /// A linear that is not pruned.
-    pub(crate) fn linear(name: impl Into<LayerName>, rows: usize, inputs: usize, outputs: usize) -> Self {
-        Self { name: name.into(), operation: Operation::Linear { rows, inputs, outputs }, prunable: None }
+    pub(crate) fn linear(
+        name: impl Into<LayerName>,
+        rows: usize,
+        inputs: usize,
+        outputs: usize,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            operation: Operation::Linear { rows, inputs, outputs },
+            prunable: None,
+        }
     }
 
     /// A convolution to `size` (height, width), of so many channels in and out.
-    pub(crate) fn convolution(name: &str, size: (usize, usize), channels: (usize, usize), kernel: usize) -> Self {
+    pub(crate) fn convolution(
+        name: &str,
+        size: (usize, usize),
+        channels: (usize, usize),
+        kernel: usize,
+    ) -> Self {
         let (inputs, outputs) = channels;
         let operation = Operation::Convolution { pixels: size.0 * size.1, inputs, outputs, kernel };
         Self { name: name.into(), operation, prunable: None }
@@ -134,13 +150,21 @@ impl Block {
         saturating_sum(self.layers.iter().map(|layer| layer.operation.macs()))
     }
 
-    /// Numbers of one sample that it hands on: what its feed-forwards give, one a stream, or else its last layer.
+    /// Numbers of one sample that it hands on: what its feed-forwards give, one a stream, or else
+    /// its last layer.
     pub(crate) fn outputs(&self) -> usize {
-        let downs: BTreeSet<&LayerName> = self.neurons.iter().map(|neurons| &neurons.down.layer).collect();
+        let downs: BTreeSet<&LayerName> =
+            self.neurons.iter().map(|neurons| &neurons.down.layer).collect();
         let layers = || self.layers.iter().filter(|layer| layer.operation.rows() > 1);
-        let of_downs: usize =
-            layers().filter(|layer| downs.contains(&layer.name)).map(|layer| layer.operation.outputs()).sum();
-        if of_downs > 0 { of_downs } else { layers().next_back().map_or(0, |layer| layer.operation.outputs()) }
+        let of_downs: usize = layers()
+            .filter(|layer| downs.contains(&layer.name))
+            .map(|layer| layer.operation.outputs())
+            .sum();
+        if of_downs > 0 {
+            of_downs
+        } else {
+            layers().next_back().map_or(0, |layer| layer.operation.outputs())
+        }
     }
 
     /// Its heads, the dimensions of these, and its neurons.
@@ -175,7 +199,9 @@ impl Operation {
     /// Numbers of the output for one sample.
     fn outputs(&self) -> usize {
         match *self {
-            Self::Linear { outputs, .. } | Self::Convolution { outputs, .. } => self.rows() * outputs,
+            Self::Linear { outputs, .. } | Self::Convolution { outputs, .. } => {
+                self.rows() * outputs
+            }
             Self::Attention { value, .. } => self.rows() * value,
         }
     }
@@ -188,8 +214,9 @@ impl Operation {
         }
     }
 
-    /// Bytes that one sample keeps for gradients: of a linear its input and output, of a convolution the output of the sum
-    /// behind it too. What attention keeps is an input of the layers around it.
+    /// Bytes that one sample keeps for gradients: of a linear its input and output, of a
+    /// convolution the output of the sum behind it too. What attention keeps is an input of the
+    /// layers around it.
     pub(crate) fn graph_bytes(&self) -> u64 {
         let numbers = match self {
             Self::Linear { .. } => self.inputs() + self.outputs(),
@@ -199,7 +226,8 @@ impl Operation {
         (size_of::<f32>() * numbers) as u64
     }
 
-    /// Bytes that are alive at once where one sample passes it: its input before and after a norm, and its output.
+    /// Bytes that are alive at once where one sample passes it: its input before and after a norm,
+    /// and its output.
     pub(crate) fn alive_bytes(&self) -> u64 {
         (size_of::<f32>() * (2 * self.inputs() + self.outputs())) as u64
     }
@@ -209,8 +237,12 @@ impl Operation {
     pub fn macs(&self) -> u64 {
         let product = match *self {
             Self::Linear { rows, inputs, outputs } => [rows, inputs, outputs, 1],
-            Self::Convolution { pixels, inputs, outputs, kernel } => [pixels, inputs, outputs, kernel * kernel],
-            Self::Attention { queries, keys, query_key, value } => [queries, keys, query_key + value, 1],
+            Self::Convolution { pixels, inputs, outputs, kernel } => {
+                [pixels, inputs, outputs, kernel * kernel]
+            }
+            Self::Attention { queries, keys, query_key, value } => {
+                [queries, keys, query_key + value, 1]
+            }
         };
         product.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64))
     }

@@ -1,5 +1,5 @@
-//! What a method changes of a denoiser, as plain data: new weights, and heads, dimensions of heads, and neurons that are gone
-//! for good.
+//! What a method changes of a denoiser, as plain data: new weights, and heads, dimensions of heads,
+//! and neurons that are gone for good.
 
 use crate::structure::group::{Axis, Group, Part};
 use candle_core::{Result as TensorResult, Tensor};
@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Edits {
     /// New tensors by parameter name, in f32.
     pub weights: BTreeMap<String, Tensor>,
-    /// All heads, dimensions and neurons that the model then lacks, those that it lacked before included.
+    /// All heads, dimensions and neurons that the model then lacks, those that it lacked before
+    /// included.
     pub removals: Removals,
 }
 
@@ -46,7 +47,10 @@ impl Removals {
         if positions.is_empty() {
             return;
         }
-        let removal = self.0.entry(group.clone()).or_insert_with(|| Removal { of: count, removed: Vec::new() });
+        let removal = self
+            .0
+            .entry(group.clone())
+            .or_insert_with(|| Removal { of: count, removed: Vec::new() });
         let left = kept(removal.of, &removal.removed);
         removal.removed.extend(positions.iter().filter_map(|&position| left.get(position)));
         removal.removed.sort_unstable();
@@ -55,24 +59,34 @@ impl Removals {
     /// How many heads, dimensions or neurons are left of each group that lost some.
     #[must_use]
     pub fn sizes(&self) -> BTreeMap<LayerName, usize> {
-        self.0.iter().map(|(name, removal)| (name.clone(), removal.of - removal.removed.len())).collect()
+        self.0
+            .iter()
+            .map(|(name, removal)| (name.clone(), removal.of - removal.removed.len()))
+            .collect()
     }
 
     /// What is wrong with them for a model of these `groups`, as its configuration describes them.
     #[must_use]
     pub fn problem(&self, groups: impl Iterator<Item = Group>) -> Option<String> {
-        let groups: BTreeMap<LayerName, Group> = groups.map(|group| (group.name().clone(), group)).collect();
+        let groups: BTreeMap<LayerName, Group> =
+            groups.map(|group| (group.name().clone(), group)).collect();
         self.0.iter().find_map(|(name, Removal { of, removed })| {
             let Some(group) = groups.get(name) else {
-                return Some(format!("{name} is no group of heads, dimensions or neurons of this model"));
+                return Some(format!(
+                    "{name} is no group of heads, dimensions or neurons of this model"
+                ));
             };
             let (count, kind) = (group.count(), group.kind());
             if *of != count {
-                return Some(format!("{name} is said to have had {of} {kind}, and by config.json it has {count}"));
+                return Some(format!(
+                    "{name} is said to have had {of} {kind}, and by config.json it has {count}"
+                ));
             }
             let ascending = removed.windows(2).all(|pair| pair[0] < pair[1]);
             if !ascending || removed.last().is_some_and(|last| last >= of) || removed.len() >= *of {
-                return Some(format!("the removed {kind} of {name} are not ascending numbers of some of {of}"));
+                return Some(format!(
+                    "the removed {kind} of {name} are not ascending numbers of some of {of}"
+                ));
             }
             None
         })
@@ -119,7 +133,8 @@ impl Cuts {
         self.of(parameter).is_some_and(|cuts| cuts.iter().any(|cuts| !cuts.is_empty()))
     }
 
-    /// The shape of the parameter of that name and `shape` with the cut rows and columns, if it changes.
+    /// The shape of the parameter of that name and `shape` with the cut rows and columns, if it
+    /// changes.
     pub(crate) fn whole(&self, parameter: &str, shape: &[usize]) -> Option<Vec<usize>> {
         let cuts = self.of(parameter).filter(|_| self.changes(parameter))?;
         let cut = |axis: usize| cuts.get(axis).map_or(0, BTreeSet::len);
@@ -149,7 +164,8 @@ impl Cuts {
     pub fn take_out(&self, parameter: &str, tensor: &Tensor) -> TensorResult<Tensor> {
         self.select(parameter, tensor, |tensor, axis, cuts| {
             let cuts: Vec<usize> = cuts.iter().copied().collect();
-            let left: Vec<u32> = kept(tensor.dim(axis)?, &cuts).into_iter().map(|index| index as u32).collect();
+            let left: Vec<u32> =
+                kept(tensor.dim(axis)?, &cuts).into_iter().map(|index| index as u32).collect();
             let count = left.len();
             tensor.index_select(&Tensor::from_vec(left, count, tensor.device())?, axis)
         })
@@ -205,13 +221,20 @@ mod tests {
         removals.remove(&group, 4, &[1, 3]);
         removals.remove(&"other".into(), 3, &[]);
         let all: Vec<_> = removals.iter().collect();
-        assert_eq!((all.len(), all[0].1.of, all[0].1.removed.as_slice()), (1, 6, [1, 2, 4, 5].as_slice()));
+        assert_eq!(
+            (all.len(), all[0].1.of, all[0].1.removed.as_slice()),
+            (1, 6, [1, 2, 4, 5].as_slice())
+        );
         assert_eq!(removals.sizes()["attn"], 2);
     }
 
     #[test]
     fn zeros_come_back_where_rows_and_columns_were() {
-        let part = |axis, indices: &[usize]| Part { layer: "layer".into(), axis, indices: indices.to_vec() };
+        let part = |axis, indices: &[usize]| Part {
+            layer: "layer".into(),
+            axis,
+            indices: indices.to_vec(),
+        };
         let cuts = Cuts::new([part(Axis::Rows, &[0, 2]), part(Axis::Columns, &[3])]);
         let whole = Tensor::arange(1f32, 13.0, &Device::Cpu).unwrap().reshape((3, 4)).unwrap();
         let less = cuts.take_out("layer.weight", &whole).unwrap();
@@ -220,7 +243,10 @@ mod tests {
         assert_eq!(back.to_vec2::<f32>().unwrap(), [[0.0; 4], [5.0, 6.0, 7.0, 0.0], [0.0; 4]]);
         let bias = Tensor::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
         assert_eq!(cuts.take_out("layer.bias", &bias).unwrap().to_vec1::<f32>().unwrap(), [2.0]);
-        assert_eq!(cuts.take_out("layer.scale", &bias).unwrap().to_vec1::<f32>().unwrap(), [1.0, 2.0, 3.0]);
+        assert_eq!(
+            cuts.take_out("layer.scale", &bias).unwrap().to_vec1::<f32>().unwrap(),
+            [1.0, 2.0, 3.0]
+        );
         assert_eq!(cuts.parameters().collect::<Vec<_>>(), ["layer.weight", "layer.bias"]);
     }
 }

@@ -1,10 +1,11 @@
 //! Heads, neurons and dimensions of heads: what stands or falls together.
 
 use secateur_nn::LayerName;
+use serde::Serialize;
 use std::ops::Range;
 
 /// Successive rows of a layer's weight, with the entries of its bias; or successive columns of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Slice {
     /// The layer.
     pub layer: LayerName,
@@ -12,10 +13,10 @@ pub struct Slice {
     pub start: usize,
 }
 
-/// The heads of one attention. Head h is made of the `query_key` rows from `start + h * query_key` of each query and key, of
-/// the `value` rows from `start + h * value` of each value, and of as many columns of each output: they stand or fall
-/// together, over all streams.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The heads of one attention. Head h is made of the `query_key` rows from `start + h * query_key`
+/// of each query and key, of the `value` rows from `start + h * value` of each value, and of as
+/// many columns of each output: they stand or fall together, over all streams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HeadGroup {
     /// The module's name.
     pub name: LayerName,
@@ -32,7 +33,7 @@ pub struct HeadGroup {
 }
 
 /// The projections of one stream of an attention.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HeadStream {
     /// Rows.
     pub query: Slice,
@@ -44,9 +45,9 @@ pub struct HeadStream {
     pub output: Option<Slice>,
 }
 
-/// What stands between the projections of query and key and their product. Without any, Q K^T is a product of the
-/// projections, and low rank can be had for both together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What stands between the projections of query and key and their product. Without any, Q K^T is a
+/// product of the projections, and low rank can be had for both together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Between {
     /// A norm over each head.
     pub norm: bool,
@@ -54,9 +55,9 @@ pub struct Between {
     pub rotary: bool,
 }
 
-/// The hidden neurons of one feed-forward: neuron i is row `start + i` of each part of its up projection and column
-/// `start + i` of its down projection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The hidden neurons of one feed-forward: neuron i is row `start + i` of each part of its up
+/// projection and column `start + i` of its down projection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NeuronGroup {
     /// The module's name.
     pub name: LayerName,
@@ -69,7 +70,7 @@ pub struct NeuronGroup {
 }
 
 /// What can be removed of one module, one by one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Group {
     /// The heads of an attention.
     Heads(HeadGroup),
@@ -79,9 +80,10 @@ pub enum Group {
     Dimensions(DimensionGroup),
 }
 
-/// Dimensions of two projections of an attention, which have a product: the one of number i is row (or column) i of each
-/// head of both. In another basis the last of them can be done without: this is how low rank is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Dimensions of two projections of an attention, which have a product: the one of number i is row
+/// (or column) i of each head of both. In another basis the last of them can be done without: this
+/// is how low rank is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DimensionGroup {
     /// The module's name, and which projections.
     pub name: LayerName,
@@ -92,7 +94,7 @@ pub struct DimensionGroup {
 }
 
 /// Projections of an attention with a product in which their dimensions are summed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Pair {
     /// Q K^T.
     QueryKey,
@@ -128,8 +130,8 @@ impl HeadGroup {
         }
     }
 
-    /// The dimensions of its heads that low rank can take: those of values and outputs, and of queries and keys where nothing
-    /// stands between them.
+    /// The dimensions of its heads that low rank can take: those of values and outputs, and of
+    /// queries and keys where nothing stands between them.
     pub(crate) fn dimensions(&self) -> impl Iterator<Item = DimensionGroup> + use<> {
         let pairs = match self.barred() {
             Some(_) => &[Pair::ValueOutput][..],
@@ -192,7 +194,9 @@ impl Group {
             Self::Heads(_) => "heads",
             Self::Neurons(_) => "neurons",
             Self::Dimensions(DimensionGroup { pair: Pair::QueryKey, .. }) => "query-key dimensions",
-            Self::Dimensions(DimensionGroup { pair: Pair::ValueOutput, .. }) => "value-output dimensions",
+            Self::Dimensions(DimensionGroup { pair: Pair::ValueOutput, .. }) => {
+                "value-output dimensions"
+            }
         }
     }
 
@@ -216,11 +220,16 @@ impl Group {
         let part = |slice: &Slice, axis, indices: &dyn Fn(usize) -> Vec<usize>| Part {
             layer: slice.layer.clone(),
             axis,
-            indices: which.iter().flat_map(|&one| indices(one)).map(|index| slice.start + index).collect(),
+            indices: which
+                .iter()
+                .flat_map(|&one| indices(one))
+                .map(|index| slice.start + index)
+                .collect(),
         };
         match self {
             Self::Heads(HeadGroup { query_key, value, streams, .. }) => {
-                let successive = |width: usize| move |head: usize| (head * width..(head + 1) * width).collect();
+                let successive =
+                    |width: usize| move |head: usize| (head * width..(head + 1) * width).collect();
                 let (query_key, value) = (successive(*query_key), successive(*value));
                 let of_stream = |HeadStream { query, key, value: values, output }: &HeadStream| {
                     let rows = [
@@ -240,11 +249,16 @@ impl Group {
             }
             Self::Dimensions(DimensionGroup { pair, heads, .. }) => {
                 let width = self.count();
-                let of_heads = |dimension: usize| (0..heads.count).map(|head| head * width + dimension).collect();
+                let of_heads = |dimension: usize| {
+                    (0..heads.count).map(|head| head * width + dimension).collect()
+                };
                 let of_stream = |HeadStream { query, key, value, output }: &HeadStream| match pair {
-                    Pair::QueryKey => vec![part(query, Axis::Rows, &of_heads), part(key, Axis::Rows, &of_heads)],
+                    Pair::QueryKey => {
+                        vec![part(query, Axis::Rows, &of_heads), part(key, Axis::Rows, &of_heads)]
+                    }
                     Pair::ValueOutput => {
-                        let columns = output.as_ref().map(|output| part(output, Axis::Columns, &of_heads));
+                        let columns =
+                            output.as_ref().map(|output| part(output, Axis::Columns, &of_heads));
                         std::iter::once(part(value, Axis::Rows, &of_heads)).chain(columns).collect()
                     }
                 };

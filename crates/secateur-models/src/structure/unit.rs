@@ -1,5 +1,5 @@
-//! Units: the stretches of blocks that a denoising step may take over from the step before (DiP-GO, Zhu et al. 2024,
-//! arXiv 2410.16942).
+//! Units: the stretches of blocks that a denoising step may take over from the step before (DiP-GO,
+//! Zhu et al. 2024, arXiv 2410.16942).
 
 use crate::error::{Error, Result};
 use candle_core::Tensor;
@@ -30,7 +30,8 @@ pub enum Reader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnitKind {
-    /// The output of a block, with all that is kept of it for later blocks. What feeds only such blocks is not computed either.
+    /// The output of a block, with all that is kept of it for later blocks. What feeds only such
+    /// blocks is not computed either.
     Block,
     /// The output of a finer part of a UNet: a residual block with its attention.
     Branch,
@@ -77,7 +78,10 @@ impl FromStr for UnitKind {
 
     fn from_str(name: &str) -> Result<Self> {
         let found = KINDS.into_iter().find(|(_, known)| *known == name).map(|(kind, _)| kind);
-        found
-            .ok_or_else(|| Error::Request(format!("there is no kind of unit {name:?}: block, branch and residual are")))
+        found.ok_or_else(|| {
+            Error::Request(format!(
+                "there is no kind of unit {name:?}: block, branch and residual are"
+            ))
+        })
     }
 }

@@ -1,4 +1,5 @@
-//! An allocator that counts what is held. For tests alone in their process: nothing else may run beside them.
+//! An allocator that counts what is held. For tests alone in their process: nothing else may run
+//! beside them.
 
 #![expect(unsafe_code, reason = "an allocator that counts what the system's gives")]
 

@@ -30,7 +30,10 @@ pub(crate) fn call<'a>(
         (last[1] as usize + 1, last[2] as usize + 1)
     });
     let scale = if size.is_some() { 1000.0 } else { 1.0 };
-    let timesteps = (given["timestep"].to_dtype(DType::F32).unwrap() * scale).unwrap().to_vec1::<f32>().unwrap();
+    let timesteps = (given["timestep"].to_dtype(DType::F32).unwrap() * scale)
+        .unwrap()
+        .to_vec1::<f32>()
+        .unwrap();
     move |scope| {
         let model = config.build(&scope)?;
         let forward = |x: &Tensor| model.forward(x, &timesteps, &conditioning, &context);
@@ -44,7 +47,8 @@ pub(crate) fn call<'a>(
 /// `FluxPipeline._pack_latents`.
 fn packed(x: &Tensor) -> Result<Tensor, Error> {
     let (samples, channels, height, width) = x.dims4()?;
-    let x = x.reshape((samples, channels, height / 2, 2, width / 2, 2))?.permute((0, 2, 4, 1, 3, 5))?;
+    let x =
+        x.reshape((samples, channels, height / 2, 2, width / 2, 2))?.permute((0, 2, 4, 1, 3, 5))?;
     Ok(x.reshape((samples, height * width / 4, channels * 4))?)
 }
 

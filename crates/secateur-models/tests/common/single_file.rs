@@ -41,18 +41,21 @@ impl Fixture {
                 std::fs::create_dir_all(path.join(component)).unwrap();
                 for entry in std::fs::read_dir(goldens().join(golden)).unwrap() {
                     let entry = entry.unwrap();
-                    std::fs::copy(entry.path(), path.join(component).join(entry.file_name())).unwrap();
+                    std::fs::copy(entry.path(), path.join(component).join(entry.file_name()))
+                        .unwrap();
                 }
             }
         }
     }
 
-    /// Compares the weights of all converted components with diffusers': names, types, shapes and numbers.
+    /// Compares the weights of all converted components with diffusers': names, types, shapes and
+    /// numbers.
     pub(crate) fn compare(&self, folder: &Path) {
         for (component, tensors) in self.0["diffusers"].as_object().unwrap() {
             let mut want = BTreeMap::new();
             flatten("", tensors, &mut want);
-            let stem = if component.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
+            let stem =
+                if component.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
             let path = folder.join(component).join(format!("{stem}.safetensors"));
             let found = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
             let found: BTreeMap<String, String> =
@@ -66,7 +69,8 @@ impl Fixture {
 }
 
 pub(crate) fn save(tensors: &Tensors, path: &Path) {
-    let tensors: HashMap<&str, Tensor> = tensors.iter().map(|(name, t)| (name.as_str(), t.clone())).collect();
+    let tensors: HashMap<&str, Tensor> =
+        tensors.iter().map(|(name, t)| (name.as_str(), t.clone())).collect();
     candle_core::safetensors::save(&tensors, path).unwrap();
 }
 
@@ -87,12 +91,18 @@ fn numbers(n: usize, text: &str) -> Tensor {
     let shape: Vec<usize> = shape.split('x').map(|n| n.parse().unwrap()).collect();
     let values = (0..shape.iter().product()).map(|i: usize| ((7919 * n + 31 * i) % 2003) as f32);
     let dtype = if dtype == "F16" { DType::F16 } else { DType::F32 };
-    Tensor::from_iter(values, &Device::Cpu).unwrap().reshape(shape).unwrap().to_dtype(dtype).unwrap()
+    Tensor::from_iter(values, &Device::Cpu)
+        .unwrap()
+        .reshape(shape)
+        .unwrap()
+        .to_dtype(dtype)
+        .unwrap()
 }
 
 /// Type, shape and checksum.
 fn described(tensor: &Tensor) -> String {
-    let values = tensor.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+    let values =
+        tensor.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
     let checksum: u64 = values.iter().zip(1..).map(|(value, place)| *value as u64 * place).sum();
     let shape: Vec<String> = tensor.dims().iter().map(usize::to_string).collect();
     let dtype = if tensor.dtype() == DType::F16 { "F16" } else { "F32" };

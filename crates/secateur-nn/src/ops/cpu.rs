@@ -1,8 +1,10 @@
-//! The CPU kernels as nodes of candle's graph (`f32`): inputs of any layout, contiguous outputs, and gradients of all inputs.
+//! The CPU kernels as nodes of candle's graph (`f32`): inputs of any layout, contiguous outputs,
+//! and gradients of all inputs.
 
 use crate::weights::{Packed, Weight};
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor,
+    bail,
 };
 use rayon::prelude::*;
 use secateur_kernels::activation::{self, Activation};
@@ -47,7 +49,9 @@ fn with_slices<R>(name: &str, tensors: &[&Tensor], body: impl FnOnce(&[&[f32]]) 
 }
 
 fn slice<'a>(name: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("{name}: an input is not contiguous") };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{name}: an input is not contiguous")
+    };
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
@@ -58,7 +62,8 @@ fn zeros(count: usize) -> Vec<f32> {
     if count < LARGE {
         return vec![0.0; count];
     }
-    let pieces: Vec<_> = rayon::iter::repeat_n([0f32; PIECE], count.div_ceil(PIECE)).with_min_len(64).collect();
+    let pieces: Vec<_> =
+        rayon::iter::repeat_n([0f32; PIECE], count.div_ceil(PIECE)).with_min_len(64).collect();
     let mut zeros = pieces.into_flattened();
     zeros.truncate(count);
     zeros
@@ -70,8 +75,10 @@ where
     B: Fn(&Backward<'_>, &mut [Vec<f32>]),
 {
     fn forward(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
-        let slices =
-            inputs.iter().map(|(storage, layout)| slice(self.name, storage, layout)).collect::<Result<Vec<_>>>()?;
+        let slices = inputs
+            .iter()
+            .map(|(storage, layout)| slice(self.name, storage, layout))
+            .collect::<Result<Vec<_>>>()?;
         let mut output = zeros(self.shape.elem_count());
         (self.forward)(&slices, &mut output);
         Ok((CpuStorage::F32(output), self.shape.clone()))
@@ -84,8 +91,9 @@ where
         gradient: &Tensor,
     ) -> Result<[Option<Tensor>; N]> {
         let wanted = inputs.map(Tensor::track_op);
-        let gradient_of =
-            |(input, &wanted): (&&Tensor, &bool)| if wanted { zeros(input.elem_count()) } else { Vec::new() };
+        let gradient_of = |(input, &wanted): (&&Tensor, &bool)| {
+            if wanted { zeros(input.elem_count()) } else { Vec::new() }
+        };
         let mut gradients: Vec<Vec<f32>> = inputs.iter().zip(&wanted).map(gradient_of).collect();
         let gradient = gradient.contiguous()?;
         let mut tensors = inputs.to_vec();
@@ -96,7 +104,9 @@ where
             (self.backward)(&given, &mut gradients);
         })?;
         let mut results = [const { None }; N];
-        for (((result, input), gradient), wanted) in results.iter_mut().zip(inputs).zip(gradients).zip(wanted) {
+        for (((result, input), gradient), wanted) in
+            results.iter_mut().zip(inputs).zip(gradients).zip(wanted)
+        {
             if wanted {
                 *result = Some(Tensor::from_vec(gradient, input.shape(), input.device())?);
             }
@@ -133,11 +143,23 @@ where
         self.name
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.forward(&[(s1, l1), (s2, l2)])
     }
 
-    fn bwd(&self, x: &Tensor, y: &Tensor, out: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        out: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         Ok(self.backward([x, y], out, gradient)?.into())
     }
 }
@@ -175,8 +197,8 @@ where
     }
 }
 
-/// Puts a kernel of one to three inputs into the graph. `forward` fills a zeroed output of `shape`; `backward` adds to
-/// zeroed gradients of the inputs; those that are not wanted are empty.
+/// Puts a kernel of one to three inputs into the graph. `forward` fills a zeroed output of `shape`;
+/// `backward` adds to zeroed gradients of the inputs; those that are not wanted are empty.
 fn apply(
     name: &'static str,
     inputs: &[&Tensor],
@@ -194,8 +216,12 @@ fn apply(
     }
 }
 
-/// The gradients of all inputs, also of those that are not wanted, for kernels that make them together.
-fn all<'a, const N: usize>(given: &Backward<'_>, gradients: &'a mut [Vec<f32>]) -> [&'a mut Vec<f32>; N] {
+/// The gradients of all inputs, also of those that are not wanted, for kernels that make them
+/// together.
+fn all<'a, const N: usize>(
+    given: &Backward<'_>,
+    gradients: &'a mut [Vec<f32>],
+) -> [&'a mut Vec<f32>; N] {
     let mut gradients = gradients.iter_mut().zip(given.inputs);
     std::array::from_fn(|_| {
         let (gradient, input) = gradients.next().expect("a gradient for every input");
@@ -209,7 +235,9 @@ fn packed_linear(weight: &Weight) -> Result<Arc<LinearWeight>> {
     let packed = weight.packed(|tensor| {
         let (_, inputs) = tensor.dims2()?;
         let tensor = tensor.contiguous()?;
-        with_slices("linear", &[&tensor], |data| Packed::Linear(Arc::new(LinearWeight::new(data[0], inputs))))
+        with_slices("linear", &[&tensor], |data| {
+            Packed::Linear(Arc::new(LinearWeight::new(data[0], inputs)))
+        })
     })?;
     match packed {
         Packed::Linear(packed) => Ok(Arc::clone(packed)),
@@ -217,12 +245,15 @@ fn packed_linear(weight: &Weight) -> Result<Arc<LinearWeight>> {
     }
 }
 
-/// The packed form of a convolution's weight (outputs x channels x kernel x kernel), made when first needed.
+/// The packed form of a convolution's weight (outputs x channels x kernel x kernel), made when
+/// first needed.
 fn packed_convolution(weight: &Weight) -> Result<Arc<ConvolutionWeight>> {
     let packed = weight.packed(|tensor| {
         let (outputs, ..) = tensor.dims4()?;
         let tensor = tensor.contiguous()?;
-        let pack = |data: &[&[f32]]| Packed::Convolution(Arc::new(ConvolutionWeight::new(data[0], outputs)));
+        let pack = |data: &[&[f32]]| {
+            Packed::Convolution(Arc::new(ConvolutionWeight::new(data[0], outputs)))
+        };
         with_slices("conv2d", &[&tensor], pack)
     })?;
     match packed {
@@ -231,7 +262,12 @@ fn packed_convolution(weight: &Weight) -> Result<Arc<ConvolutionWeight>> {
     }
 }
 
-pub(super) fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, kind: Option<Activation>) -> Result<Tensor> {
+pub(super) fn linear(
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    kind: Option<Activation>,
+) -> Result<Tensor> {
     let (outputs, inputs) = weight.tensor().dims2()?;
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
@@ -245,10 +281,20 @@ pub(super) fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, kind: O
     };
     let backward = move |given: &Backward<'_>, gradients: &mut [Vec<f32>]| {
         if given.wanted[0] {
-            linear::input_gradient(given.gradient, given.inputs[1], &of_backward, &mut gradients[0]);
+            linear::input_gradient(
+                given.gradient,
+                given.inputs[1],
+                &of_backward,
+                &mut gradients[0],
+            );
         }
         if given.wanted[1] {
-            linear::weight_gradient(given.inputs[0], given.gradient, (inputs, outputs), &mut gradients[1]);
+            linear::weight_gradient(
+                given.inputs[0],
+                given.gradient,
+                (inputs, outputs),
+                &mut gradients[1],
+            );
         }
         if let (Some(bias), Some(true)) = (gradients.get_mut(2), given.wanted.get(2)) {
             for row in given.gradient.chunks_exact(outputs.max(1)) {
@@ -279,13 +325,20 @@ pub(super) fn conv2d(
         move |data, y| convolution.run(data[0], packed.forward(), data[2], y),
         move |given, gradients| {
             if given.wanted[0] {
-                convolution.input_gradient(given.gradient, given.inputs[1], &of_backward, &mut gradients[0]);
+                convolution.input_gradient(
+                    given.gradient,
+                    given.inputs[1],
+                    &of_backward,
+                    &mut gradients[0],
+                );
             }
             if given.wanted[1] {
                 convolution.weight_gradient(given.inputs[0], given.gradient, &mut gradients[1]);
             }
             if given.wanted[2] {
-                for (plane, gradient) in given.gradient.chunks_exact((height * width).max(1)).enumerate() {
+                for (plane, gradient) in
+                    given.gradient.chunks_exact((height * width).max(1)).enumerate()
+                {
                     gradients[2][plane % outputs] += gradient.iter().sum::<f32>();
                 }
             }
@@ -300,7 +353,12 @@ pub(super) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
         x.shape(),
         move |data, y| activation::activation(kind, data[0], y),
         move |given, gradients| {
-            activation::activation_gradient(kind, given.inputs[0], given.gradient, &mut gradients[0]);
+            activation::activation_gradient(
+                kind,
+                given.inputs[0],
+                given.gradient,
+                &mut gradients[0],
+            );
         },
     )
 }
@@ -348,26 +406,51 @@ pub(super) fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     )
 }
 
-pub(super) fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+pub(super) fn layer_norm_affine(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+) -> Result<Tensor> {
     let width = weight.elem_count();
     let rows = x.elem_count() / width.max(1);
     apply(
         "layer_norm",
         &[x, weight, bias],
         x.shape(),
-        move |data, y| norm::layer_norm(data[0], y, width, eps, Affine::Elementwise(data[1], data[2])),
+        move |data, y| {
+            norm::layer_norm(data[0], y, width, eps, Affine::Elementwise(data[1], data[2]))
+        },
         move |given, gradients| {
             let [gx, gweight, gbias] = all(given, gradients);
             let &[x, weight, bias] = given.inputs else { return };
-            norm::layer_norm_gradient(x, given.gradient, gx, width, eps, Affine::Elementwise(weight, bias));
+            norm::layer_norm_gradient(
+                x,
+                given.gradient,
+                gx,
+                width,
+                eps,
+                Affine::Elementwise(weight, bias),
+            );
             if given.wanted[1] || given.wanted[2] {
-                norm::layer_norm_affine_gradient(x, given.gradient, (gweight, gbias), (rows, width), eps);
+                norm::layer_norm_affine_gradient(
+                    x,
+                    given.gradient,
+                    (gweight, gbias),
+                    (rows, width),
+                    eps,
+                );
             }
         },
     )
 }
 
-pub(super) fn layer_norm_modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32) -> Result<Tensor> {
+pub(super) fn layer_norm_modulated(
+    x: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    eps: f32,
+) -> Result<Tensor> {
     let (_, rows, width) = x.dims3()?;
     apply(
         "layer_norm",
@@ -383,7 +466,13 @@ pub(super) fn layer_norm_modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, e
             let modulation = Affine::Modulated { scale, shift, rows };
             norm::layer_norm_gradient(x, given.gradient, gx, width, eps, modulation);
             if given.wanted[1] || given.wanted[2] {
-                norm::layer_norm_affine_gradient(x, given.gradient, (gscale, gshift), (rows, width), eps);
+                norm::layer_norm_affine_gradient(
+                    x,
+                    given.gradient,
+                    (gscale, gshift),
+                    (rows, width),
+                    eps,
+                );
             }
         },
     )
@@ -423,7 +512,16 @@ pub(super) fn group_norm(
             let [gx, gweight, gbias] = all(given, gradients);
             let &[x, weight, bias] = given.inputs else { return };
             let (affine, size) = ((weight, bias), (groups, area));
-            norm::group_norm_gradient(x, given.gradient, gx, (gweight, gbias), affine, size, eps, silu);
+            norm::group_norm_gradient(
+                x,
+                given.gradient,
+                gx,
+                (gweight, gbias),
+                affine,
+                size,
+                eps,
+                silu,
+            );
         },
     )
 }
@@ -460,7 +558,13 @@ pub(super) fn attention(
         (shape.batch, shape.queries, v.dim(D::Minus1)?),
         move |data, y| {
             let scores = Scores { scale, key_bias: bias.as_deref(), causal };
-            attention::attention(data[0], &[KeysValues { keys: data[1], values: data[2] }], y, shape, scores);
+            attention::attention(
+                data[0],
+                &[KeysValues { keys: data[1], values: data[2] }],
+                y,
+                shape,
+                scores,
+            );
         },
         move |given, gradients| {
             let [gq, gk, gv] = all(given, gradients);
@@ -479,21 +583,31 @@ pub(super) fn joint_attention(
     scale: f32,
     key_bias: Option<&[f32]>,
 ) -> Result<Vec<Tensor>> {
-    let contiguous = streams.iter().flatten().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+    let contiguous =
+        streams.iter().flatten().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<&Tensor> = contiguous.iter().collect();
     let scores = Scores { scale, key_bias, causal: false };
     let value_width = shape.heads * shape.value_dim;
     let outputs = with_slices("joint_attention", &tensors, |data| {
         let (streams, _) = data.as_chunks::<3>();
-        let parts: Vec<_> = streams.iter().map(|&[_, keys, values]| KeysValues { keys, values }).collect();
+        let parts: Vec<_> =
+            streams.iter().map(|&[_, keys, values]| KeysValues { keys, values }).collect();
         let run = |(&[q, ..], &queries): (&[&[f32]; 3], &usize)| {
             let mut output = zeros(shape.batch * queries * value_width);
-            attention::attention(q, &parts, &mut output, AttentionShape { queries, ..shape }, scores);
+            attention::attention(
+                q,
+                &parts,
+                &mut output,
+                AttentionShape { queries, ..shape },
+                scores,
+            );
             output
         };
         streams.iter().zip(tokens).map(run).collect::<Vec<_>>()
     })?;
-    let tensor = |(output, &tokens)| Tensor::from_vec(output, (shape.batch, tokens, value_width), &Device::Cpu);
+    let tensor = |(output, &tokens)| {
+        Tensor::from_vec(output, (shape.batch, tokens, value_width), &Device::Cpu)
+    };
     outputs.into_iter().zip(tokens).map(tensor).collect()
 }
 
@@ -507,7 +621,12 @@ pub(super) fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor>
         move |given, gradients| {
             let [gx, ggate, gy] = all(given, gradients);
             gx.copy_from_slice(given.gradient);
-            norm::gated_add_gradient((given.inputs[1], given.inputs[2]), given.gradient, (ggate, gy), (rows, width));
+            norm::gated_add_gradient(
+                (given.inputs[1], given.inputs[2]),
+                given.gradient,
+                (ggate, gy),
+                (rows, width),
+            );
         },
     )
 }

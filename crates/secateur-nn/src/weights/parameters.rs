@@ -12,12 +12,14 @@ const MOST_ELEMENTS: usize = 1 << 40;
 
 /// The named tensors of one component of a pipeline, as its checkpoint names them.
 ///
-/// Tensors are shared, not copied, with the models built from them: replacing one and building again is cheap.
+/// Tensors are shared, not copied, with the models built from them: replacing one and building
+/// again is cheap.
 #[derive(Clone, Debug)]
 pub struct Parameters {
     origin: String,
     weights: BTreeMap<String, Weight>,
-    /// By module: of how many equal parts it is made, where that is not what its configuration says.
+    /// By module: of how many equal parts it is made, where that is not what its configuration
+    /// says.
     sizes: BTreeMap<LayerName, usize>,
 }
 
@@ -28,7 +30,8 @@ impl Parameters {
         Self { origin: origin.into(), weights, sizes: BTreeMap::new() }
     }
 
-    /// The same for a model of which modules have other sizes than its configuration says, see [`Scope::size`].
+    /// The same for a model of which modules have other sizes than its configuration says, see
+    /// [`Scope::size`].
     #[must_use]
     pub fn with_sizes(self, sizes: BTreeMap<LayerName, usize>) -> Self {
         Self { sizes, ..self }
@@ -40,15 +43,20 @@ impl Parameters {
         self.weights.get(name).map(Weight::tensor)
     }
 
-    /// Puts `tensor` in the place of the parameter `name`, which must exist. A shape that does not fit is an error of the
-    /// next [`Parameters::build`].
+    /// Puts `tensor` in the place of the parameter `name`, which must exist. A shape that does not
+    /// fit is an error of the next [`Parameters::build`].
     ///
     /// # Errors
     /// If there is no such parameter.
     pub fn replace(&mut self, name: &str, tensor: Tensor) -> Result<()> {
         match self.weights.get_mut(name) {
             Some(old) => *old = tensor.into(),
-            None => return Err(Error::Layer { layer: name.into(), problem: "no such parameter".into() }),
+            None => {
+                return Err(Error::Layer {
+                    layer: name.into(),
+                    problem: "no such parameter".into(),
+                });
+            }
         }
         Ok(())
     }
@@ -57,7 +65,10 @@ impl Parameters {
     ///
     /// # Errors
     /// If `change` fails.
-    pub fn map(self, change: impl Fn(String, Tensor) -> candle_core::Result<(String, Tensor)>) -> Result<Self> {
+    pub fn map(
+        self,
+        change: impl Fn(String, Tensor) -> candle_core::Result<(String, Tensor)>,
+    ) -> Result<Self> {
         let changed = self.weights.into_iter().map(|(name, weight)| {
             let (name, tensor) = change(name, weight.tensor().clone())?;
             Ok((name, tensor.into()))
@@ -70,7 +81,8 @@ impl Parameters {
         self.weights.iter().map(|(name, weight)| (name.as_str(), weight.tensor()))
     }
 
-    /// Parameters of these shapes without values, which take no memory: to check a file against a model before it is read.
+    /// Parameters of these shapes without values, which take no memory: to check a file against a
+    /// model before it is read.
     ///
     /// # Errors
     /// If a placeholder cannot be made.
@@ -78,7 +90,8 @@ impl Parameters {
         origin: impl Into<String>,
         shapes: impl IntoIterator<Item = (String, Vec<usize>)>,
     ) -> Result<Self> {
-        let tensors = shapes.into_iter().map(|(name, shape)| Ok((name, placeholder(&shape.into())?)));
+        let tensors =
+            shapes.into_iter().map(|(name, shape)| Ok((name, placeholder(&shape.into())?)));
         Ok(Self::new(origin, tensors.collect::<Result<_>>()?))
     }
 
@@ -95,8 +108,9 @@ impl Parameters {
         Ok(ledger.into_inner().wanted)
     }
 
-    /// Builds a model. Parameters that `construct` wanted and did not find, or found in another shape, are gathered into
-    /// one error, which names those it never asked for as well. These alone are none.
+    /// Builds a model. Parameters that `construct` wanted and did not find, or found in another
+    /// shape, are gathered into one error, which names those it never asked for as well. These
+    /// alone are none.
     ///
     /// # Errors
     /// [`Error::Parameters`], or what `construct` returns.
@@ -125,7 +139,8 @@ impl Parameters {
         let ledger = RefCell::new(Ledger::default());
         let built = construct(Scope { parameters: self, ledger: &ledger, prefix: String::new() })?;
         let Ledger { used, wanted, mut mismatch } = ledger.into_inner();
-        mismatch.unexpected = self.weights.keys().filter(|name| !used.contains(*name)).cloned().collect();
+        mismatch.unexpected =
+            self.weights.keys().filter(|name| !used.contains(*name)).cloned().collect();
         mismatch.check(&self.origin)?;
         Ok((built, Fit { wanted, unexpected: mismatch.unexpected }))
     }
@@ -183,15 +198,22 @@ impl Mismatch {
     /// Fails if something is missing or of another shape. `origin` is where the tensors are.
     ///
     /// # Errors
-    /// [`Error::Parameters`], which names what is not expected as well: it may be the same under another name.
+    /// [`Error::Parameters`], which names what is not expected as well: it may be the same under
+    /// another name.
     pub fn check(&self, origin: impl Into<String>) -> Result<()> {
         if self.missing.is_empty() && self.misshapen.is_empty() {
             return Ok(());
         }
-        let kinds =
-            [("missing", &self.missing), ("of another shape", &self.misshapen), ("unexpected", &self.unexpected)];
-        let problems: Vec<String> =
-            kinds.iter().filter(|(_, names)| !names.is_empty()).map(|(kind, names)| list(kind, names)).collect();
+        let kinds = [
+            ("missing", &self.missing),
+            ("of another shape", &self.misshapen),
+            ("unexpected", &self.unexpected),
+        ];
+        let problems: Vec<String> = kinds
+            .iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(kind, names)| list(kind, names))
+            .collect();
         Err(Error::Parameters { origin: origin.into(), problems: problems.join("; ") })
     }
 }
@@ -245,8 +267,8 @@ impl Scope<'_> {
         self.prefix.as_str().into()
     }
 
-    /// Of how many equal parts (heads, neurons) the module of this place is made: `whole`, where its configuration alone
-    /// tells, and fewer where some were removed.
+    /// Of how many equal parts (heads, neurons) the module of this place is made: `whole`, where
+    /// its configuration alone tells, and fewer where some were removed.
     #[must_use]
     pub fn size(&self, whole: usize) -> usize {
         self.parameters.sizes.get(self.prefix.as_str()).copied().unwrap_or(whole)
@@ -258,8 +280,8 @@ impl Scope<'_> {
         self.parameters.weights.contains_key(&self.path(name))
     }
 
-    /// The parameter `name` of that shape. One that is missing or misshapen is noted, and a placeholder returned, so
-    /// that [`Parameters::build`] can tell about all of them at once.
+    /// The parameter `name` of that shape. One that is missing or misshapen is noted, and a
+    /// placeholder returned, so that [`Parameters::build`] can tell about all of them at once.
     ///
     /// # Errors
     /// If the shape is larger than any tensor, or a placeholder cannot be made.
@@ -285,9 +307,13 @@ impl Scope<'_> {
 
     fn take(&self, name: &str, shape: Shape, constant: bool) -> Result<Weight> {
         let path = self.path(name);
-        let elements = shape.dims().iter().try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
+        let elements =
+            shape.dims().iter().try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
         if elements.is_none_or(|elements| elements > MOST_ELEMENTS) {
-            let problems = format!("{path} of {:?} would be larger than any model's: a size is wrong", shape.dims());
+            let problems = format!(
+                "{path} of {:?} would be larger than any model's: a size is wrong",
+                shape.dims()
+            );
             return Err(Error::Parameters { origin: self.parameters.origin.clone(), problems });
         }
         let mut ledger = self.ledger.borrow_mut();
@@ -322,7 +348,8 @@ mod tests {
     fn weights_that_did_not_change_stay_packed() {
         let numbers = |first: f32| Tensor::new(&[[first, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
         let names = ["same.weight", "changed.weight"];
-        let mut parameters = Parameters::new("", names.map(|name| (name.to_owned(), numbers(1.0))).into());
+        let mut parameters =
+            Parameters::new("", names.map(|name| (name.to_owned(), numbers(1.0))).into());
         let built = |parameters: &Parameters| {
             parameters.build(|scope| {
                 let weight = |name: &str| scope.at(name).weight("weight", (2, 2));
@@ -330,11 +357,15 @@ mod tests {
             })
         };
         let x = Tensor::new(&[[1f32, 0.0]], &Device::Cpu).unwrap();
-        let first = |weight: &Weight| ops::linear(&x, weight, None, None).unwrap().to_vec2::<f32>().unwrap()[0][0];
+        let first = |weight: &Weight| {
+            ops::linear(&x, weight, None, None).unwrap().to_vec2::<f32>().unwrap()[0][0]
+        };
         assert_eq!(built(&parameters).unwrap().each_ref().map(first), [1.0, 1.0]);
         parameters.replace("changed.weight", numbers(5.0)).unwrap();
         let again = built(&parameters).unwrap();
-        let is_packed = |weight: &Weight| weight.packed(|_| Err(candle_core::Error::Msg("not packed".into()))).is_ok();
+        let is_packed = |weight: &Weight| {
+            weight.packed(|_| Err(candle_core::Error::Msg("not packed".into()))).is_ok()
+        };
         assert_eq!(again.each_ref().map(is_packed), [true, false]);
         assert_eq!(again.each_ref().map(first), [1.0, 5.0]);
     }

@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use secateur_kernels::{ConvolutionWeight, LinearWeight};
 use std::sync::{Arc, OnceLock};
 
-/// A parameter: its numbers, and the form in which products read them, made when first needed. Clones share both, so a
-/// model that is built again from the same weights packs none of them twice.
+/// A parameter: its numbers, and the form in which products read them, made when first needed.
+/// Clones share both, so a model that is built again from the same weights packs none of them
+/// twice.
 #[derive(Clone, Debug)]
 pub struct Weight(Arc<Shared>);
 
@@ -29,8 +30,8 @@ impl Weight {
         &self.0.tensor
     }
 
-    /// The packed form, which `pack` makes when it is first asked for. As much memory again as the weight, and once more
-    /// where a gradient goes back through it.
+    /// The packed form, which `pack` makes when it is first asked for. As much memory again as the
+    /// weight, and once more where a gradient goes back through it.
     pub(crate) fn packed(
         &self,
         pack: impl FnOnce(&Tensor) -> candle_core::Result<Packed>,

@@ -27,12 +27,17 @@ pub(crate) fn calibrate(
     let Calibration { prompts, sampling, .. } = calibration;
     let mut calibrator = Calibrator::new(package, step_weights.to_vec(), calibration.token_stride);
     let done = sums.as_ref().map_or(Ok(0), |sums| sums.load(&mut calibrator, observer))?;
-    observer.begin(stage, (prompts.len() - done.min(prompts.len())) * sampling.steps, "image steps");
+    observer.begin(
+        stage,
+        (prompts.len() - done.min(prompts.len())) * sampling.steps,
+        "image steps",
+    );
     let mut keeper = Keeper::new(sums);
     let mut time = None;
     for images in sampling.batches(prompts.len()).filter(|images| images.start >= done) {
         let (start, end) = (Instant::now(), images.end);
-        let batch = Batch { observer, end: time.map(|time| start + time), stopped: Cell::new(false) };
+        let batch =
+            Batch { observer, end: time.map(|time| start + time), stopped: Cell::new(false) };
         pipeline.sample(prompts, images, sampling, Some(&calibrator), &batch)?;
         keeper.batch(&mut calibrator, end, batch.stopped.get(), observer);
         // Whoever interrupted does so again.
@@ -105,7 +110,8 @@ mod tests {
             let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
             Batch { observer: &ear, end, stopped: Cell::new(false) }
         };
-        for (seconds, waits) in [(None, false), (Some(0), true), (Some(8), true), (Some(60), false)] {
+        for (seconds, waits) in [(None, false), (Some(0), true), (Some(8), true), (Some(60), false)]
+        {
             let batch = batch(seconds);
             assert_eq!(batch.advance(1).is_ok(), waits, "{seconds:?}");
             assert_eq!(batch.stopped.get(), waits, "{seconds:?}");

@@ -17,22 +17,25 @@ pub struct Calibrator {
 }
 
 impl Calibrator {
-    /// For the inputs that a package watches; `weights` are those of the denoising steps. One of every `stride` tokens is summed
-    /// up, for all of them.
+    /// For the inputs that a package watches; `weights` are those of the denoising steps. One of
+    /// every `stride` tokens is summed up, for all of them.
     #[must_use]
     pub fn new(package: &Package, weights: Vec<f64>, stride: usize) -> Self {
         let moments = |input: &crate::plan::SharedInput| {
             let first = input.layers.first()?;
-            Some((first.name.clone(), (input.name.clone(), Mutex::new(Moments::new(first.columns, stride.max(1))))))
+            Some((
+                first.name.clone(),
+                (input.name.clone(), Mutex::new(Moments::new(first.columns, stride.max(1)))),
+            ))
         };
         Self { moments: package.watched_inputs().filter_map(moments).collect(), weights }
     }
 
     /// The sums of each input.
     pub(crate) fn moments_mut(&mut self) -> impl Iterator<Item = (&LayerName, &mut Moments)> {
-        self.moments
-            .values_mut()
-            .map(|(name, moments)| (&*name, moments.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner)))
+        self.moments.values_mut().map(|(name, moments)| {
+            (&*name, moments.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner))
+        })
     }
 
     /// Sets some sums of an input; whether there are any of that name and length.
@@ -63,20 +66,33 @@ impl Calibrator {
 }
 
 impl Probe for Calibrator {
-    fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
+    fn linear_input(
+        &self,
+        layer: &LayerName,
+        x: &Tensor,
+        context: &Context<'_>,
+    ) -> secateur_nn::Result<()> {
         let step = context.step;
         let Some((_, moments)) = self.moments.get(layer) else { return Ok(()) };
         let problem = |problem: String| LayerError::Layer { layer: layer.clone(), problem };
         // The weight follows the denoising step, however often a sampler calls the model in it.
         let Some(&weight) = self.weights.get(step.index) else {
-            return Err(problem(format!("no weight for step {} of {}", step.index + 1, step.count)));
+            return Err(problem(format!(
+                "no weight for step {} of {}",
+                step.index + 1,
+                step.count
+            )));
         };
         let samples = x.dim(0)?;
         let mut moments = moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        ops::with_values(x, |x| moments.add(x, samples, context.multiplicity, (step.index, weight)))?;
+        ops::with_values(x, |x| {
+            moments.add(x, samples, context.multiplicity, (step.index, weight))
+        })?;
         if !moments.is_finite() {
             let step = step.index + 1;
-            return Err(problem(format!("its input holds NaN or infinite values at denoising step {step}")));
+            return Err(problem(format!(
+                "its input holds NaN or infinite values at denoising step {step}"
+            )));
         }
         Ok(())
     }

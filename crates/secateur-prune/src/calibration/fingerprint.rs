@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 /// What statistics depend on. Batch size and threads are not in it: they change rounding alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// SHA-256 of all files that the activations depend on: the denoiser, text encoders, tokenizers and scheduler.
+    /// SHA-256 of all files that the activations depend on: the denoiser, text encoders, tokenizers
+    /// and scheduler.
     pub model: String,
     /// SHA-256 of the prompts.
     pub prompts: String,
@@ -37,7 +38,11 @@ impl Fingerprint {
     ///
     /// # Errors
     /// If the files cannot be read, or the observer interrupts.
-    pub fn new(folder: &ModelFolder, calibration: &Calibration, observer: &dyn Observer) -> Result<Self> {
+    pub fn new(
+        folder: &ModelFolder,
+        calibration: &Calibration,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
         Ok(Self {
             model: digest_of_files(folder.path(), &folder.activation_files()?, observer)?,
             prompts: digest_of_texts(&calibration.prompts),
@@ -73,7 +78,8 @@ impl Fingerprint {
         compare("sampler", self.sampler.clone(), expected.sampler.clone());
         compare("guidance", self.guidance.to_string(), expected.guidance.to_string());
         compare("negative prompt", self.negative_prompt.clone(), expected.negative_prompt.clone());
-        let (found, now) = (self.max_sequence_length.to_string(), expected.max_sequence_length.to_string());
+        let (found, now) =
+            (self.max_sequence_length.to_string(), expected.max_sequence_length.to_string());
         compare("max_sequence_length", found, now);
         compare("seed", self.seed.to_string(), expected.seed.to_string());
         compare("weighting", self.weighting.clone(), expected.weighting.clone());

@@ -11,8 +11,9 @@ const LEAST: f64 = 1e-30;
 /// How often a Hessian that is not positive definite gets ten times the damping.
 const ESCALATIONS: u32 = 6;
 
-/// U, upper triangular with H^-1 = U^T U: U_jj^2 is the curvature that removing weight j meets once the columns
-/// before it are fixed, and U_ij / U_ii how much column j makes up for an error in column i.
+/// U, upper triangular with H^-1 = U^T U: U_jj^2 is the curvature that removing weight j meets once
+/// the columns before it are fixed, and U_ij / U_ii how much column j makes up for an error in
+/// column i.
 #[derive(Clone, Debug)]
 pub struct Factor {
     /// d x d, row-major; zero below the diagonal.
@@ -27,15 +28,17 @@ impl Factor {
     /// The usual damping, relative to the mean of the diagonal (the reference's).
     pub const DAMPING: f64 = 0.01;
 
-    /// Factors the Hessian `hessian` (d x d, row-major, symmetric) of the input of `layer`, see [`inverse_factor`]; H
-    /// itself is never inverted. Where H is not positive definite, the damping is raised tenfold until it is.
+    /// Factors the Hessian `hessian` (d x d, row-major, symmetric) of the input of `layer`, see
+    /// [`inverse_factor`]; H itself is never inverted. Where H is not positive definite, the
+    /// damping is raised tenfold until it is.
     ///
     /// # Errors
     /// If the Hessian holds values that are not finite, or no damping helps.
     pub fn new(hessian: &[f32], layer: &LayerName) -> Result<Self> {
         let columns = hessian.len().isqrt();
         let diagonal = |j: usize| f64::from(hessian[j * columns + j]);
-        let dead: Vec<usize> = (0..columns).filter(|&j| (0.0..LEAST).contains(&diagonal(j))).collect();
+        let dead: Vec<usize> =
+            (0..columns).filter(|&j| (0.0..LEAST).contains(&diagonal(j))).collect();
         let mut diagonals: Vec<f64> = (0..columns).map(diagonal).collect();
         dead.iter().for_each(|&j| diagonals[j] = 1.0);
         let mean = diagonals.iter().sum::<f64>() / columns.max(1) as f64;
@@ -49,11 +52,16 @@ impl Factor {
             for (j, diagonal) in diagonals.iter().enumerate() {
                 values[j * columns + j] = (diagonal + damping * mean) as f32;
             }
-            if inverse_factor(&mut values, columns).is_ok() && values.iter().all(|value| value.is_finite()) {
+            if inverse_factor(&mut values, columns).is_ok()
+                && values.iter().all(|value| value.is_finite())
+            {
                 return Ok(Self { values, dead, damping });
             }
         }
-        Err(Error::layer(layer, "the Hessian of its input is not positive definite, however much it is damped"))
+        Err(Error::layer(
+            layer,
+            "the Hessian of its input is not positive definite, however much it is damped",
+        ))
     }
 
     /// Bytes that [`Factor::new`] takes for `columns` columns, with the result.
@@ -63,8 +71,8 @@ impl Factor {
     }
 }
 
-/// The relative error of a layer's output over the calibration: tr(D H D^T) / tr(W H W^T) with D = `pruned` - `weight`
-/// (both rows x d, row-major). 0 where the weight's own output is 0.
+/// The relative error of a layer's output over the calibration: tr(D H D^T) / tr(W H W^T) with D =
+/// `pruned` - `weight` (both rows x d, row-major). 0 where the weight's own output is 0.
 #[must_use]
 pub fn hessian_error(weight: &[f32], pruned: &[f32], hessian: &[f32]) -> f64 {
     let columns = hessian.len().isqrt();

@@ -1,16 +1,18 @@
 //! Weights of the denoising steps, measured: each step's share in the error of the final latents.
 //!
-//! The objective of a Hessian is a sum over the steps, sum of a_t l_t, of squared errors l_t of a layer's output; what is
-//! wanted is little error of the final latents. To first order that is a sum too, D = sum of D_t, where D_t is what the
-//! errors made at step t have become at the end, and |D|^2 = sum of <D_t, D>. So a_t is in proportion to <D_t, D>, with
-//! the layers' errors l_t taken to be alike at all steps. If errors of different steps had nothing to do with each other,
-//! that would be |D_t|^2, the square of what an error has grown to. But the same wrong weights err alike at successive
-//! steps, and their errors add up.
+//! The objective of a Hessian is a sum over the steps, sum of a_t l_t, of squared errors l_t of a
+//! layer's output; what is wanted is little error of the final latents. To first order that is a
+//! sum too, D = sum of D_t, where D_t is what the errors made at step t have become at the end, and
+//! |D|^2 = sum of <D_t, D>. So a_t is in proportion to <D_t, D>, with the layers' errors l_t taken
+//! to be alike at all steps. If errors of different steps had nothing to do with each other, that
+//! would be |D_t|^2, the square of what an error has grown to. But the same wrong weights err alike
+//! at successive steps, and their errors add up.
 //!
-//! D_t is measured with a little noise on all weights that can be pruned. A few pictures are denoised; the noisy model,
-//! told the same latents, gives the error of each call; and the model as it is denoises the pictures again, once for
-//! each of a few groups of successive steps, with the errors of the group added to what it gives. (White noise added to
-//! the denoiser's output is no stand-in for these errors: the next steps remove most of it, as they do with any noise.)
+//! D_t is measured with a little noise on all weights that can be pruned. A few pictures are
+//! denoised; the noisy model, told the same latents, gives the error of each call; and the model as
+//! it is denoises the pictures again, once for each of a few groups of successive steps, with the
+//! errors of the group added to what it gives. (White noise added to the denoiser's output is no
+//! stand-in for these errors: the next steps remove most of it, as they do with any noise.)
 
 use crate::calibration::settings::Calibration;
 use crate::calibration::weighting::Weighting;
@@ -21,11 +23,16 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 impl Calibration {
-    /// The weights of the steps, the noisiest first: given, or measured on the model, which is the same afterwards.
+    /// The weights of the steps, the noisiest first: given, or measured on the model, which is the
+    /// same afterwards.
     ///
     /// # Errors
     /// If the model fails or the observer interrupts.
-    pub fn step_weights(&self, pipeline: &mut Pipeline, observer: &dyn Observer) -> Result<Vec<f64>> {
+    pub fn step_weights(
+        &self,
+        pipeline: &mut Pipeline,
+        observer: &dyn Observer,
+    ) -> Result<Vec<f64>> {
         match self.weighting.weights(self.sampling.steps) {
             Some(weights) => Ok(weights),
             None => measure(pipeline, self, observer),
@@ -34,8 +41,8 @@ impl Calibration {
 }
 
 impl Weighting {
-    /// How many pictures of a calibration with `prompts` prompts have to be denoised to measure the weights, beside its
-    /// own.
+    /// How many pictures of a calibration with `prompts` prompts have to be denoised to measure the
+    /// weights, beside its own.
     #[must_use]
     pub fn pictures(self, prompts: usize, steps: usize) -> usize {
         if self.weights(steps).is_some() { 0 } else { self::pictures(prompts, steps) }
@@ -48,8 +55,8 @@ struct Measurement {
     pictures: usize,
     /// Groups of successive steps of one weight, where there are as many steps.
     groups: usize,
-    /// Root mean square of the noise on a weight matrix, relative to the matrix's own: small enough that the errors grow
-    /// linearly.
+    /// Root mean square of the noise on a weight matrix, relative to the matrix's own: small enough
+    /// that the errors grow linearly.
     noise: f64,
     /// Seed of that noise.
     seed: u64,
@@ -69,9 +76,17 @@ pub(crate) fn pictures(prompts: usize, steps: usize) -> usize {
 }
 
 /// The weights of the steps, of mean 1. The pipeline is the same afterwards.
-pub(crate) fn measure(pipeline: &mut Pipeline, calibration: &Calibration, observer: &dyn Observer) -> Result<Vec<f64>> {
+pub(crate) fn measure(
+    pipeline: &mut Pipeline,
+    calibration: &Calibration,
+    observer: &dyn Observer,
+) -> Result<Vec<f64>> {
     let Calibration { prompts, sampling, .. } = calibration;
-    observer.begin("weigh", pictures(prompts.len(), sampling.steps) * sampling.steps, "image steps");
+    observer.begin(
+        "weigh",
+        pictures(prompts.len(), sampling.steps) * sampling.steps,
+        "image steps",
+    );
     let measurement = Measurement {
         pictures: prompts.len().min(Measurement::PICTURES),
         groups: sampling.steps.min(Measurement::GROUPS),
@@ -83,7 +98,12 @@ pub(crate) fn measure(pipeline: &mut Pipeline, calibration: &Calibration, observ
 }
 
 impl Measurement {
-    fn weights(&self, pipeline: &mut Pipeline, calibration: &Calibration, observer: &dyn Observer) -> Result<Vec<f64>> {
+    fn weights(
+        &self,
+        pipeline: &mut Pipeline,
+        calibration: &Calibration,
+        observer: &dyn Observer,
+    ) -> Result<Vec<f64>> {
         let Calibration { prompts, sampling, .. } = calibration;
         let group_of = |step: usize| step * self.groups / sampling.steps;
         let (kept, noisy) = self.noisy(pipeline, sampling)?;
@@ -117,26 +137,36 @@ impl Measurement {
             let changes = Tensor::stack(&changes.collect::<Result<Vec<_>>>()?, 0)?;
             let products = changes.broadcast_mul(&changes.sum(0)?)?.sum(2)?;
             let of_groups = products.broadcast_div(&products.sum(0)?)?.sum(1)?.to_vec1::<f32>()?;
-            shares.iter_mut().zip(of_groups).for_each(|(share, of_group)| *share += f64::from(of_group));
+            shares
+                .iter_mut()
+                .zip(of_groups)
+                .for_each(|(share, of_group)| *share += f64::from(of_group));
         }
         // A Hessian weighs every call.
-        normalised((0..sampling.steps).map(group_of).map(|group| shares[group] / calls[group]).collect())
+        normalised(
+            (0..sampling.steps).map(group_of).map(|group| shares[group] / calls[group]).collect(),
+        )
     }
 
     /// All weights that can be pruned, as they are and with noise.
     fn noisy(&self, pipeline: &Pipeline, sampling: &Sampling) -> Result<(Edits, Edits)> {
         let structure = pipeline.structure(sampling);
         let (mut weights, mut noisy) = (BTreeMap::new(), BTreeMap::new());
-        for (index, layer) in structure.layers().filter(|layer| layer.prunable.is_some()).enumerate() {
+        for (index, layer) in
+            structure.layers().filter(|layer| layer.prunable.is_some()).enumerate()
+        {
             let name = layer.name.weight();
             let weight = pipeline.parameters().get(&name);
-            let weight = weight.ok_or_else(|| Error::layer(&layer.name, "no weight in the checkpoint"))?;
+            let weight =
+                weight.ok_or_else(|| Error::layer(&layer.name, "no weight in the checkpoint"))?;
             let square = f64::from(weight.sqr()?.mean_all()?.to_scalar::<f32>()?);
             let noise = noise(self.seed, index..index + 1, 0, weight.dims())?.squeeze(0)?;
             noisy.insert(name.clone(), (weight + (noise * (self.noise * square.sqrt()))?)?);
             weights.insert(name, weight.clone());
         }
-        Ok([weights, noisy].map(|weights| Edits { weights, removals: pipeline.removals().clone() }).into())
+        Ok([weights, noisy]
+            .map(|weights| Edits { weights, removals: pipeline.removals().clone() })
+            .into())
     }
 }
 
@@ -156,7 +186,8 @@ impl Run<'_> {
         change: impl FnMut(usize, Call, &mut Tensor) -> secateur_models::Result<()>,
     ) -> Result<Tensor> {
         let Self { prompts, sampling, images, observer } = self;
-        let latents = pipeline.sample_with(prompts, images.clone(), sampling, None, *observer, change)?;
+        let latents =
+            pipeline.sample_with(prompts, images.clone(), sampling, None, *observer, change)?;
         Ok(latents.flatten_from(1)?)
     }
 }
@@ -168,7 +199,8 @@ fn normalised(mut weights: Vec<f64>) -> Result<Vec<f64>> {
     weights.iter_mut().for_each(|weight| *weight = weight.max(least));
     let mean = mean(&weights);
     if !mean.is_finite() || mean <= 0.0 {
-        let problem = "the weights of the steps cannot be measured, as a little noise on the model's weights does not \
+        let problem = "the weights of the steps cannot be measured, as a little noise on the \
+            model's weights does not \
                        change its pictures, or without bounds: choose another weighting";
         return Err(Error::Request(problem.into()));
     }
@@ -187,17 +219,25 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name);
         let folder = ModelFolder::open(&path, None).unwrap();
         let sampling = change(Sampling { steps: 4, ..folder.sampling() });
-        let prompts = folder.prompts(|prompts| &prompts.calibration).unwrap().unwrap()[..2].to_vec();
-        let calibration = Calibration { prompts, sampling, weighting: Weighting::Measured, token_stride: 1 };
+        let prompts =
+            folder.prompts(|prompts| &prompts.calibration).unwrap().unwrap()[..2].to_vec();
+        let calibration =
+            Calibration { prompts, sampling, weighting: Weighting::Measured, token_stride: 1 };
         (Pipeline::open(folder).unwrap(), calibration)
     }
 
     const MEASUREMENT: Measurement = Measurement { pictures: 2, groups: 4, noise: 0.01, seed: 1 };
 
-    fn weights(measurement: &Measurement, (pipeline, calibration): &mut (Pipeline, Calibration)) -> Vec<f64> {
+    fn weights(
+        measurement: &Measurement,
+        (pipeline, calibration): &mut (Pipeline, Calibration),
+    ) -> Vec<f64> {
         let weights = measurement.weights(pipeline, calibration, &()).unwrap();
         let mean = weights.iter().sum::<f64>() / weights.len() as f64;
-        assert!((mean - 1.0).abs() < 1e-12 && weights.iter().all(|weight| *weight > 0.0), "{weights:?}");
+        assert!(
+            (mean - 1.0).abs() < 1e-12 && weights.iter().all(|weight| *weight > 0.0),
+            "{weights:?}"
+        );
         weights
     }
 
@@ -206,16 +246,19 @@ mod tests {
         assert!(weights.iter().zip(want).all(close), "{weights:?}, {want:?}");
     }
 
-    /// What is added to the last outputs of a flow's sampler is in the final latents times the change of the noise level,
-    /// as after it comes little of the model or nothing.
+    /// What is added to the last outputs of a flow's sampler is in the final latents times the
+    /// change of the noise level, as after it comes little of the model or nothing.
     #[test]
     fn late_errors_grow_to_the_length_of_their_step() {
-        let (pipeline, Calibration { prompts, sampling, .. }) = bundled("emoji-mmdit", |sampling| sampling);
+        let (pipeline, Calibration { prompts, sampling, .. }) =
+            bundled("emoji-mmdit", |sampling| sampling);
         let run = Run { prompts: &prompts, sampling: &sampling, images: 0..2, observer: &() };
         let end = run.denoise(&pipeline, |_, _, _| Ok(())).unwrap();
         let error = noise(5, 0..2, 0, &pipeline.folder().denoiser().latent_shape()).unwrap();
         let error = (error * 0.01).unwrap();
-        let norm = |tensor: &Tensor| tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        let norm = |tensor: &Tensor| {
+            tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
+        };
         // Levels 1, 0.667, 0.334, 0.001 and 0.
         for (step, length) in [(2, 0.333), (3, 0.001)] {
             let changed = run.denoise(&pipeline, |_, call, output| {
@@ -234,7 +277,11 @@ mod tests {
         let mut model = bundled("emoji-mmdit", |sampling| sampling);
         let before = model.0.parameters().clone();
         let want = weights(&MEASUREMENT, &mut model);
-        assert_close(&weights(&Measurement { noise: 0.005, ..MEASUREMENT }, &mut model), &want, 0.03);
+        assert_close(
+            &weights(&Measurement { noise: 0.005, ..MEASUREMENT }, &mut model),
+            &want,
+            0.03,
+        );
         model.1.sampling.batch = 1;
         assert_close(&weights(&MEASUREMENT, &mut model), &want, 1e-3);
         for ((name, weight), (_, old)) in model.0.parameters().iter().zip(before.iter()) {

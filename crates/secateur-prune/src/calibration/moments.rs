@@ -18,9 +18,9 @@ pub(crate) struct Moments {
     stride: usize,
 }
 
-/// The tokens that are summed up at a step, each with the number of those that it stands for: one of every `stride`
-/// successive ones. Which one is mixed from the step and the place (SplitMix64), so that over the steps all are seen, on
-/// no grid, and the same whatever the batch.
+/// The tokens that are summed up at a step, each with the number of those that it stands for: one
+/// of every `stride` successive ones. Which one is mixed from the step and the place (SplitMix64),
+/// so that over the steps all are seen, on no grid, and the same whatever the batch.
 fn taken(tokens: usize, stride: usize, step: usize) -> Vec<(usize, f32)> {
     let pick = |block: usize| {
         let length = stride.min(tokens - block * stride);
@@ -39,8 +39,8 @@ impl Moments {
         Self { gram, weighted_sums, sums, squares, totals: [0.0; 3], stride }
     }
 
-    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`; a row counts as often as
-    /// `multiplicity` (samples x tokens) says.
+    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`; a row counts
+    /// as often as `multiplicity` (samples x tokens) says.
     pub(crate) fn add(
         &mut self,
         x: &[f32],
@@ -53,7 +53,9 @@ impl Moments {
         let taken = taken(tokens, stride, step);
         let place = |index: usize| index / taken.len() * tokens + taken[index % taken.len()].0;
         let row = |index: usize| &x[place(index) * width..][..width];
-        let times = |index: usize| multiplicity.map_or(1.0, |times| times[place(index)]) * taken[index % taken.len()].1;
+        let times = |index: usize| {
+            multiplicity.map_or(1.0, |times| times[place(index)]) * taken[index % taken.len()].1
+        };
         let rows = samples * taken.len();
         gram::add_gram(rows, width, row, |index| weight as f32 * times(index), &mut self.gram);
         // The weight is the step's, and the same for all of these rows.
@@ -70,9 +72,15 @@ impl Moments {
 
     /// All that it holds, by name: equal sums go on equally.
     pub(crate) fn arrays(&self) -> impl Iterator<Item = (&'static str, Values<'_>)> {
-        let columns = [("weighted_sums", &self.weighted_sums), ("sums", &self.sums), ("squares", &self.squares)];
+        let columns = [
+            ("weighted_sums", &self.weighted_sums),
+            ("sums", &self.sums),
+            ("squares", &self.squares),
+        ];
         let columns = columns.into_iter().map(|(name, column)| (name, Values::F64(column)));
-        [("gram", Values::F32(&self.gram)), ("totals", Values::F64(&self.totals))].into_iter().chain(columns)
+        [("gram", Values::F32(&self.gram)), ("totals", Values::F64(&self.totals))]
+            .into_iter()
+            .chain(columns)
     }
 
     /// Takes one of [`Moments::arrays`], if it is of that name, type and length.
@@ -138,7 +146,10 @@ mod tests {
             let mut seen = vec![false; tokens];
             for step in 0..64 * stride {
                 let taken = taken(tokens, stride, step);
-                assert_eq!(taken.iter().map(|(_, stands_for)| stands_for).sum::<f32>(), tokens as f32);
+                assert_eq!(
+                    taken.iter().map(|(_, stands_for)| stands_for).sum::<f32>(),
+                    tokens as f32
+                );
                 taken.iter().for_each(|&(token, _)| seen[token] = true);
             }
             assert!(seen.iter().all(|seen| *seen), "{tokens} tokens, stride {stride}");

@@ -4,7 +4,9 @@ use crate::calibration::fingerprint::Fingerprint;
 use crate::calibration::statistics::InputStatistics;
 use crate::error::{Error, Result};
 use crate::plan::{Package, Plan};
-use secateur_models::files::{Array, Limit, Values, check_digest, read_json, read_sealed, write_sealed, write_tensors};
+use secateur_models::files::{
+    Array, Limit, Values, check_digest, read_json, read_sealed, write_sealed, write_tensors,
+};
 use secateur_models::{Checkpoint, Observer};
 use secateur_nn::LayerName;
 use std::collections::{BTreeMap, HashMap};
@@ -56,9 +58,16 @@ impl SavedStatistics {
         let mut tensors = HashMap::new();
         for (name, input) in statistics {
             let width = input.width();
-            let array = |shape: &[usize], values| Array { shape: shape.to_vec(), values: Values::F32(values) };
+            let array = |shape: &[usize], values| Array {
+                shape: shape.to_vec(),
+                values: Values::F32(values),
+            };
             tensors.insert(format!("{name}.hessian"), array(&[width, width], &input.hessian));
-            let columns = [("weighted_sums", &input.weighted_sums), ("sums", &input.sums), ("squares", &input.squares)];
+            let columns = [
+                ("weighted_sums", &input.weighted_sums),
+                ("sums", &input.sums),
+                ("squares", &input.squares),
+            ];
             for (kind, values) in columns {
                 tensors.insert(format!("{name}.{kind}"), array(&[width], values));
             }
@@ -70,7 +79,10 @@ impl SavedStatistics {
             fingerprint: fingerprint.clone(),
             step_weights: step_weights.to_vec(),
             rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
-            weighted_rows: statistics.iter().map(|(name, input)| (name.to_string(), input.weighted_rows)).collect(),
+            weighted_rows: statistics
+                .iter()
+                .map(|(name, input)| (name.to_string(), input.weighted_rows))
+                .collect(),
         };
         Ok(write_sealed(&folder.join(format!("{FILE}.json")), &saved)?)
     }
@@ -78,10 +90,12 @@ impl SavedStatistics {
     fn read(folder: &Path, observer: &dyn Observer) -> Result<Saved> {
         let path = folder.join(format!("{FILE}.json"));
         let version: Version = read_json(&path, Limit::Report)?;
-        let found = version.format_version.or(version.content.and_then(|content| content.format_version));
+        let found =
+            version.format_version.or(version.content.and_then(|content| content.format_version));
         if found != Some(FORMAT_VERSION) {
             let found = found.map_or("none".into(), |version| version.to_string());
-            let problem = format!("format_version {found}, and not {FORMAT_VERSION}: calibrate again");
+            let problem =
+                format!("format_version {found}, and not {FORMAT_VERSION}: calibrate again");
             return Err(Error::statistics(&path, problem));
         }
         let saved: Saved = read_sealed(&path)?;
@@ -100,7 +114,11 @@ impl SavedStatistics {
             let problem = format!("made with other settings: {}", differences.join("; "));
             return Err(Error::statistics(folder, problem));
         }
-        Ok(Self { folder: folder.to_owned(), checkpoint: Checkpoint::open(folder, FILE, None)?, saved })
+        Ok(Self {
+            folder: folder.to_owned(),
+            checkpoint: Checkpoint::open(folder, FILE, None)?,
+            saved,
+        })
     }
 
     /// SHA-256 of its tensors.
@@ -126,8 +144,10 @@ impl SavedStatistics {
     }
 
     fn no_such(&self, input: &LayerName) -> Error {
-        let problem =
-            format!("no statistics of the input of {input}: they were gathered with another --include or --exclude");
+        let problem = format!(
+            "no statistics of the input of {input}: they were gathered with another --include or \
+             --exclude"
+        );
         Error::statistics(&self.folder, problem)
     }
 
@@ -137,13 +157,18 @@ impl SavedStatistics {
     /// If they are not there or damaged.
     pub fn input(&self, name: &LayerName, width: usize) -> Result<InputStatistics> {
         let Saved { rows, weighted_rows, .. } = &self.saved;
-        let (Some(&rows), Some(&weighted_rows)) = (rows.get(name.as_str()), weighted_rows.get(name.as_str())) else {
+        let (Some(&rows), Some(&weighted_rows)) =
+            (rows.get(name.as_str()), weighted_rows.get(name.as_str()))
+        else {
             return Err(self.no_such(name));
         };
         let read = |kind: &str, shape: &[usize]| {
             let tensor = self.checkpoint.read(&format!("{name}.{kind}"))?;
             if tensor.dims() != shape {
-                let problem = format!("{kind} of the input of {name} has shape {:?}, {shape:?} wanted", tensor.dims());
+                let problem = format!(
+                    "{kind} of the input of {name} has shape {:?}, {shape:?} wanted",
+                    tensor.dims()
+                );
                 return Err(Error::statistics(&self.folder, problem));
             }
             Ok(tensor.flatten_all()?.to_vec1()?)

@@ -3,8 +3,8 @@
 /// Statistics of one distinct layer input of width d.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct InputStatistics {
-    /// H = 2 / (sum of a_t) * sum of a_t X_t^T X_t, where a_t is the weight of the step and every sample counts once
-    /// (OBS-Diff, eq. 5): d x d, symmetric, row-major.
+    /// H = 2 / (sum of a_t) * sum of a_t X_t^T X_t, where a_t is the weight of the step and every
+    /// sample counts once (OBS-Diff, eq. 5): d x d, symmetric, row-major.
     pub hessian: Vec<f32>,
     /// 2 / (sum of a_t) * sum of a_t X_t^T 1, H's last column if every row ended with a 1: d.
     pub weighted_sums: Vec<f32>,
@@ -40,7 +40,8 @@ impl InputStatistics {
     /// The variance of each column.
     pub(crate) fn variances(&self) -> Vec<f64> {
         let rows = self.rows.max(1) as f64;
-        let variance = |(&square, mean): (&f32, f64)| (f64::from(square) / rows - mean * mean).max(0.0);
+        let variance =
+            |(&square, mean): (&f32, f64)| (f64::from(square) / rows - mean * mean).max(0.0);
         self.squares.iter().zip(self.means()).map(variance).collect()
     }
 }

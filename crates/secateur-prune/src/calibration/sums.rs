@@ -1,9 +1,12 @@
-//! The sums of a calibration that is not finished, on disk: a run that is stopped goes on from them.
+//! The sums of a calibration that is not finished, on disk: a run that is stopped goes on from
+//! them.
 
 use crate::calibration::calibrator::Calibrator;
 use crate::error::{Error, Result};
 use secateur_models::Observer;
-use secateur_models::files::{Array, Values, digest, read_each_tensor, read_sealed, write_sealed, write_tensors};
+use secateur_models::files::{
+    Array, Values, digest, read_each_tensor, read_sealed, write_sealed, write_tensors,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -49,8 +52,12 @@ pub(crate) fn is_own(name: &str) -> bool {
 pub(crate) fn images(folder: &Path) -> usize {
     let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let own = names.filter(|path| path.extension().is_some_and(|ending| ending == "json"));
-    let own = own.filter(|path| path.file_name().is_some_and(|name| is_own(&name.to_string_lossy())));
-    own.filter_map(|path| read_sealed::<Kept>(&path).ok()).map(|kept| kept.images).max().unwrap_or(0)
+    let own =
+        own.filter(|path| path.file_name().is_some_and(|name| is_own(&name.to_string_lossy())));
+    own.filter_map(|path| read_sealed::<Kept>(&path).ok())
+        .map(|kept| kept.images)
+        .max()
+        .unwrap_or(0)
 }
 
 impl Sums<'_> {
@@ -67,7 +74,11 @@ impl Sums<'_> {
     ///
     /// # Errors
     /// If the observer interrupts.
-    pub(crate) fn load(&self, calibrator: &mut Calibrator, observer: &dyn Observer) -> Result<usize> {
+    pub(crate) fn load(
+        &self,
+        calibrator: &mut Calibrator,
+        observer: &dyn Observer,
+    ) -> Result<usize> {
         let path = self.path(".json");
         if !path.exists() {
             return Ok(0);
@@ -84,18 +95,30 @@ impl Sums<'_> {
         }
     }
 
-    fn read(&self, path: &Path, calibrator: &mut Calibrator, observer: &dyn Observer) -> Result<usize> {
+    fn read(
+        &self,
+        path: &Path,
+        calibrator: &mut Calibrator,
+        observer: &dyn Observer,
+    ) -> Result<usize> {
         let kept: Kept = read_sealed(path)?;
         let identity = (self.run, self.done, self.package, step_weights(calibrator.weights()));
         if (kept.run.as_str(), kept.done, kept.package, kept.step_weights.clone()) != identity {
             return Err(Error::statistics(path, "is of another run or package"));
         }
-        let mut missing = calibrator.moments_mut().map(|(_, sums)| sums.arrays().count()).sum::<usize>();
+        let mut missing =
+            calibrator.moments_mut().map(|(_, sums)| sums.arrays().count()).sum::<usize>();
         let tensors = self.tensors(kept.images);
         read_each_tensor(&tensors, &kept.sha256, observer, |name, tensor| {
-            let fits = name.rsplit_once('.').map(|(input, array)| calibrator.set(input, array, &tensor)).transpose()?;
+            let fits = name
+                .rsplit_once('.')
+                .map(|(input, array)| calibrator.set(input, array, &tensor))
+                .transpose()?;
             if fits != Some(true) {
-                return Err(Error::statistics(&tensors, format!("has sums that are not wanted: {name}")));
+                return Err(Error::statistics(
+                    &tensors,
+                    format!("has sums that are not wanted: {name}"),
+                ));
             }
             missing -= 1;
             Ok(())
@@ -121,7 +144,10 @@ impl Sums<'_> {
         }
         let sha256 = write_tensors(&self.tensors(images), &arrays)?;
         let (run, done, package) = (self.run.to_owned(), self.done, self.package);
-        write_sealed(&self.path(".json"), &Kept { run, done, package, step_weights: weights, images, sha256 })?;
+        write_sealed(
+            &self.path(".json"),
+            &Kept { run, done, package, step_weights: weights, images, sha256 },
+        )?;
         self.remove_tensors(Some(images));
         Ok(())
     }
@@ -136,14 +162,22 @@ impl Sums<'_> {
     /// Removes the tensors of all states but one.
     fn remove_tensors(&self, but: Option<usize>) {
         let but = but.map(|images| self.tensors(images));
-        let paths = std::fs::read_dir(self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let paths = std::fs::read_dir(self.folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
         let start = self.path("-");
         let own = |path: &PathBuf| {
-            let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+            let name =
+                |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
             name(path).zip(name(&start)).is_some_and(|(name, start)| name.starts_with(&start))
         };
         // They are written again or go with the folder.
-        paths.filter(own).filter(|path| Some(path) != but.as_ref()).for_each(|path| drop(std::fs::remove_file(path)));
+        paths
+            .filter(own)
+            .filter(|path| Some(path) != but.as_ref())
+            .for_each(|path| drop(std::fs::remove_file(path)));
     }
 }
 
@@ -171,7 +205,13 @@ impl<'a> Keeper<'a> {
 
     /// After a batch: keeps the sums over the first `images` images, if it is time or the run is
     /// `stopped`. Where they cannot be kept, the observer hears why.
-    pub(crate) fn batch(&mut self, calibrator: &mut Calibrator, images: usize, stopped: bool, observer: &dyn Observer) {
+    pub(crate) fn batch(
+        &mut self,
+        calibrator: &mut Calibrator,
+        images: usize,
+        stopped: bool,
+        observer: &dyn Observer,
+    ) {
         let Some(sums) = &self.sums else { return };
         if !stopped && self.kept.elapsed() < sums.interval.max(self.cost * Self::PARTS) {
             return;
@@ -238,11 +278,16 @@ mod tests {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-mmdit");
             let folder = ModelFolder::open(&path, None).unwrap();
             let sampling = Sampling { steps: 2, batch: 2, ..folder.sampling() };
-            let prompts = folder.prompts(|prompts| &prompts.calibration).unwrap().unwrap()[..5].to_vec();
+            let prompts =
+                folder.prompts(|prompts| &prompts.calibration).unwrap().unwrap()[..5].to_vec();
             let selection = Selection::new(&["transformer_blocks.1.*".into()], &[]).unwrap();
-            let task = Task::Weights { method: &Magnitude, pattern: Pattern::unstructured(0.5).unwrap() };
-            let plan = Plan::new(&folder.structure(&sampling), &selection, Packages::Count(1), &task).unwrap();
-            let calibration = Calibration { prompts, sampling, weighting: Weighting::Uniform, token_stride: 3 };
+            let task =
+                Task::Weights { method: &Magnitude, pattern: Pattern::unstructured(0.5).unwrap() };
+            let plan =
+                Plan::new(&folder.structure(&sampling), &selection, Packages::Count(1), &task)
+                    .unwrap();
+            let calibration =
+                Calibration { prompts, sampling, weighting: Weighting::Uniform, token_stride: 3 };
             let pipeline = Pipeline::open(folder).unwrap();
             Self { pipeline, plan, calibration, folder: tempfile::tempdir().unwrap() }
         }
@@ -264,7 +309,8 @@ mod tests {
 
         fn names(&self) -> Vec<String> {
             let entries = std::fs::read_dir(self.folder.path()).unwrap();
-            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
             names
         }
@@ -327,7 +373,10 @@ mod tests {
         };
         let flip = |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1;
         let other = |bytes: &mut Vec<u8>| {
-            *bytes = String::from_utf8(std::mem::take(bytes)).unwrap().replace("\"images\":4", "\"images\":2").into();
+            *bytes = String::from_utf8(std::mem::take(bytes))
+                .unwrap()
+                .replace("\"images\":4", "\"images\":2")
+                .into();
         };
         type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
         let cases: [(&str, &str, Change<'_>); 5] = [
@@ -343,7 +392,10 @@ mod tests {
             let observer = Stop::after(NEVER);
             assert!(scene.run(WEIGHTS, HOUR, &observer).unwrap() == want, "{what} of {name}");
             let warnings = observer.warnings.take().concat();
-            assert!(warnings.contains(name) && warnings.contains("begins anew"), "{what}: {warnings}");
+            assert!(
+                warnings.contains(name) && warnings.contains("begins anew"),
+                "{what}: {warnings}"
+            );
             scene.sums(Duration::ZERO).remove();
         }
         scene.run(WEIGHTS, HOUR, &Stop::after(3)).unwrap_err();

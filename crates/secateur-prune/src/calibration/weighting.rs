@@ -18,8 +18,8 @@ pub enum Weighting {
     LogDecrease,
     /// Rising with ln t / ln T.
     LogIncrease,
-    /// In proportion to what the errors made at a step come to in the final latents, as measured on the model with a few
-    /// of the calibration prompts.
+    /// In proportion to what the errors made at a step come to in the final latents, as measured on
+    /// the model with a few of the calibration prompts.
     Measured,
 }
 
@@ -75,7 +75,9 @@ impl FromStr for Weighting {
     fn from_str(text: &str) -> Result<Self, Error> {
         let names = || Self::ALL.map(|w| w.to_string()).join(", ");
         let found = Self::ALL.into_iter().find(|weighting| weighting.to_string() == text);
-        found.ok_or_else(|| Error::Request(format!("weighting {text:?} is unknown; there are {}", names())))
+        found.ok_or_else(|| {
+            Error::Request(format!("weighting {text:?} is unknown; there are {}", names()))
+        })
     }
 }
 
@@ -86,7 +88,8 @@ mod tests {
     #[test]
     fn the_default_gives_the_papers_values() {
         let weights = Weighting::default().weights(25).unwrap();
-        let close = |got: f64, want: f64| assert!((got - want).abs() < 5e-5, "{got} against {want}");
+        let close =
+            |got: f64, want: f64| assert!((got - want).abs() < 5e-5, "{got} against {want}");
         for (got, want) in weights.iter().zip([1.2, 1.1949, 1.1896, 1.1841]) {
             close(*got, want);
         }
@@ -97,9 +100,10 @@ mod tests {
 
     #[test]
     fn rising_is_falling_reversed_and_one_step_has_a_weight() {
-        for (up, down) in
-            [(Weighting::LinearIncrease, Weighting::LinearDecrease), (Weighting::LogIncrease, Weighting::LogDecrease)]
-        {
+        for (up, down) in [
+            (Weighting::LinearIncrease, Weighting::LinearDecrease),
+            (Weighting::LogIncrease, Weighting::LogDecrease),
+        ] {
             let mut weights = up.weights(9).unwrap();
             weights.reverse();
             assert_eq!(weights, down.weights(9).unwrap());

@@ -1,5 +1,5 @@
-//! DSnoT, Dynamic Sparse no Training (Zhang et al., ICLR 2024, arXiv 2310.08915): a mask of pruned weights that is
-//! changed by swaps.
+//! DSnoT, Dynamic Sparse no Training (Zhang et al., ICLR 2024, arXiv 2310.08915): a mask of pruned
+//! weights that is changed by swaps.
 
 use crate::calibration::{Factor, InputStatistics};
 use crate::error::Result;
@@ -13,33 +13,38 @@ const ROUNDS: usize = 50;
 /// The error at which a row is left as it is.
 const THRESHOLD: f64 = 0.1;
 
-/// Swaps pruned weights of a row for others, so that its expected output comes back to what it was; no update of what is
-/// left. The variants are the masks to start from.
+/// Swaps pruned weights of a row for others, so that its expected output comes back to what it was;
+/// no update of what is left. The variants are the masks to start from.
 ///
-/// M_j = W_ij E\[x_j\] is what weight j adds to the expected output of row i, and the sum of M over the pruned weights is
-/// the row's error. While that is above 0.1 in size, and 50 times at most:
+/// M_j = W_ij E\[x_j\] is what weight j adds to the expected output of row i, and the sum of M over
+/// the pruned weights is the row's error. While that is above 0.1 in size, and 50 times at most:
 ///
-/// - of the pruned weights whose M has the error's sign, the one of the largest |M_j| / Var\[x_j\] grows back;
-/// - in its place goes, of the kept weights whose M has the other sign, the one of the least |W_ij| ||x_j|| (Wanda's
-///   measure). For N:M it is the one of its group that the start values least, whatever its M, and the row ends before its
-///   error would change sign.
+/// - of the pruned weights whose M has the error's sign, the one of the largest |M_j| / Var\[x_j\]
+///   grows back;
+/// - in its place goes, of the kept weights whose M has the other sign, the one of the least |W_ij|
+///   ||x_j|| (Wanda's measure). For N:M it is the one of its group that the start values least,
+///   whatever its M, and the row ends before its error would change sign.
 ///
-/// The two criteria, the threshold and the rounds are the paper's. From its code (`lib/prune.py` of zyxxmu/DSnoT) come the
-/// rule for N:M, both starts, that no weight moves twice, and that a swap is made even where it overshoots: the error of a
-/// row may grow.
+/// The two criteria, the threshold and the rounds are the paper's. From its code (`lib/prune.py` of
+/// zyxxmu/DSnoT) come the rule for N:M, both starts, that no weight moves twice, and that a swap is
+/// made even where it overshoots: the error of a row may grow.
 ///
 /// The code is not followed where it
-/// - takes for E\[x_j\] the sum over a sample's tokens, of which 0.1 is so little that most rows have many more rounds. From
-///   Wanda's mask, that leaves a larger error in the layers of the bundled models than the mean, which the paper has;
-/// - averages the variances of batches, each around its own mean: here the variance is that of all rows together;
-/// - goes on where no candidates are left, with weights that are kept already or of the other sign, and takes 0/0 for the
-///   best where no input comes: here such a weight is no candidate, and the row is done;
+/// - takes for E\[x_j\] the sum over a sample's tokens, of which 0.1 is so little that most rows
+///   have many more rounds. From Wanda's mask, that leaves a larger error in the layers of the
+///   bundled models than the mean, which the paper has;
+/// - averages the variances of batches, each around its own mean: here the variance is that of all
+///   rows together;
+/// - goes on where no candidates are left, with weights that are kept already or of the other sign,
+///   and takes 0/0 for the best where no input comes: here such a weight is no candidate, and the
+///   row is done;
 /// - leaves feed-forward layers as they start (its default).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dsnot {
     /// The mask of [`Wanda`](crate::Wanda).
     Wanda,
-    /// The lowest W_ij^2 / U_jj^2 of every output row, U the [`Factor`] of the timestep-weighted Hessian.
+    /// The lowest W_ij^2 / U_jj^2 of every output row, U the [`Factor`] of the timestep-weighted
+    /// Hessian.
     Hessian,
 }
 
@@ -51,7 +56,11 @@ impl Method for Dsnot {
         }
     }
 
-    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved> {
+    fn prune(
+        &self,
+        layers: &mut [(LayerWeight, Pattern)],
+        statistics: &InputStatistics,
+    ) -> Result<Solved> {
         let Some((first, _)) = layers.first() else { return Ok(Solved::default()) };
         let norms = statistics.norms();
         let (start, damping) = match self {
@@ -64,7 +73,8 @@ impl Method for Dsnot {
                 (start, factor.damping)
             }
         };
-        let columns = Columns { start, norms, means: statistics.means(), variances: statistics.variances() };
+        let columns =
+            Columns { start, norms, means: statistics.means(), variances: statistics.variances() };
         for (layer, pattern) in layers {
             pattern.check(&layer.layer, layer.columns)?;
             let rows = layer.values.par_chunks_exact_mut(layer.columns.max(1));
@@ -104,8 +114,10 @@ impl Columns {
 
     /// Moves the marks of `pruned`; how many there are, in the row or in each group, stays.
     fn swap(&self, row: &[f32], pruned: &mut [bool], pattern: Pattern) {
-        let m: Vec<f64> = row.iter().zip(&self.means).map(|(&w, mean)| f64::from(w) * mean).collect();
-        let mut error: f64 = m.iter().zip(&*pruned).filter(|(_, pruned)| **pruned).map(|(m, _)| m).sum();
+        let m: Vec<f64> =
+            row.iter().zip(&self.means).map(|(&w, mean)| f64::from(w) * mean).collect();
+        let mut error: f64 =
+            m.iter().zip(&*pruned).filter(|(_, pruned)| **pruned).map(|(m, _)| m).sum();
         if error.abs() <= THRESHOLD {
             return;
         }
@@ -119,9 +131,11 @@ impl Columns {
             Pattern::SemiStructured { group, .. } => Some(group),
         };
         // For an error below 0, and for one above.
-        let mut growing = [-1.0, 1.0].map(|sign| best(pruned, sign, &|j| -m[j].abs() / self.variances[j]));
+        let mut growing =
+            [-1.0, 1.0].map(|sign| best(pruned, sign, &|j| -m[j].abs() / self.variances[j]));
         let mut going = match group {
-            None => [1.0, -1.0].map(|sign| best(&kept, sign, &|j| f64::from(row[j].abs() * self.norms[j]))),
+            None => [1.0, -1.0]
+                .map(|sign| best(&kept, sign, &|j| f64::from(row[j].abs() * self.norms[j]))),
             Some(_) => Default::default(),
         };
         for _ in 0..ROUNDS {
@@ -135,7 +149,9 @@ impl Columns {
                 Some(group) => {
                     let score = |j: usize| row[j].abs() * self.start[j];
                     let first = grown - grown % group;
-                    (first..first + group).filter(|&j| kept[j]).min_by(|&a, &b| score(a).total_cmp(&score(b)))
+                    (first..first + group)
+                        .filter(|&j| kept[j])
+                        .min_by(|&a, &b| score(a).total_cmp(&score(b)))
                 }
             };
             // Where nothing is left to go, in the row or the group, the weight stays pruned.

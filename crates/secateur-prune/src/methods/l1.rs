@@ -5,7 +5,8 @@ use crate::methods::structured::{Layers, Removed, StructuredMethod, remove_lowes
 use crate::plan::PlannedGroup;
 use secateur_models::Part;
 
-/// The sum of |w| over all rows and columns of a head or neuron; the least go, and nothing makes up for them.
+/// The sum of |w| over all rows and columns of a head or neuron; the least go, and nothing makes up
+/// for them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct L1;
 

@@ -5,13 +5,15 @@ use std::fmt;
 
 /// Projections are given new bases, in which the first dimensions do best without the others.
 ///
-/// For inputs X and Y and projections P and Q to the same `width` dimensions, with A = P^T X^T X P and B = Q^T Y^T Y Q, it
-/// holds the L and R of `rank` columns with the least || X P (I - L R^T) Q^T Y^T ||_F, for every rank at once: the first
-/// columns of [`LowRank::left`] and [`LowRank::right`]. P becomes P L, Q becomes Q R.
+/// For inputs X and Y and projections P and Q to the same `width` dimensions, with A = P^T X^T X P
+/// and B = Q^T Y^T Y Q, it holds the L and R of `rank` columns with the least || X P (I - L R^T)
+/// Q^T Y^T ||_F, for every rank at once: the first columns of [`LowRank::left`] and
+/// [`LowRank::right`]. P becomes P L, Q becomes Q R.
 ///
-/// This is the whitening SVD of MoDeGPT (Lin et al. 2024, arXiv 2408.09632, type III): with A = V_a S_a^2 V_a^T, likewise B, and
-/// K = S_a V_a^T V_b S_b = U Sigma V^T, the paper's L = V_a S_a^-1 U Sigma^(1/2) is V_b S_b V Sigma^(-1/2) where S_a can be
-/// inverted, and the latter is defined where it cannot. Likewise R = V_a S_a U Sigma^(-1/2).
+/// This is the whitening SVD of MoDeGPT (Lin et al. 2024, arXiv 2408.09632, type III): with A = V_a
+/// S_a^2 V_a^T, likewise B, and K = S_a V_a^T V_b S_b = U Sigma V^T, the paper's L = V_a S_a^-1 U
+/// Sigma^(1/2) is V_b S_b V Sigma^(-1/2) where S_a can be inverted, and the latter is defined where
+/// it cannot. Likewise R = V_a S_a U Sigma^(-1/2).
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LowRank {
     /// width x width.
@@ -46,8 +48,11 @@ impl LowRank {
         let svd = product.svd().map_err(|_| NoDecomposition)?;
         let values: Vec<f64> = svd.S().column_vector().iter().copied().collect();
         let largest = values.first().copied().unwrap_or(0.0);
-        let scale = |j: usize| if values[j] > NONE * largest { 1.0 / values[j].sqrt() } else { 0.0 };
-        let scaled = |basis: Mat<f64>| Mat::from_fn(basis.nrows(), basis.ncols(), |i, j| basis[(i, j)] * scale(j));
+        let scale =
+            |j: usize| if values[j] > NONE * largest { 1.0 / values[j].sqrt() } else { 0.0 };
+        let scaled = |basis: Mat<f64>| {
+            Mat::from_fn(basis.nrows(), basis.ncols(), |i, j| basis[(i, j)] * scale(j))
+        };
         Ok(Self {
             left: scaled(of_b.transpose() * svd.V()),
             right: scaled(of_a.transpose() * svd.U()),

@@ -32,8 +32,13 @@ pub trait Method: Sync {
     ///
     /// # Errors
     /// If a layer cannot have the pattern, or the statistics cannot be used.
-    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved>;
+    fn prune(
+        &self,
+        layers: &mut [(LayerWeight, Pattern)],
+        statistics: &InputStatistics,
+    ) -> Result<Solved>;
 
-    /// Bytes that [`Method::prune`] takes for layers of at most `rows` x `columns`, beside weights and statistics.
+    /// Bytes that [`Method::prune`] takes for layers of at most `rows` x `columns`, beside weights
+    /// and statistics.
     fn scratch(&self, rows: usize, columns: usize) -> u64;
 }

@@ -1,4 +1,5 @@
-//! OBS-Diff (Zhu et al. 2025, arXiv 2510.06751): Optimal Brain Surgeon, for single weights and for heads and neurons.
+//! OBS-Diff (Zhu et al. 2025, arXiv 2510.06751): Optimal Brain Surgeon, for single weights and for
+//! heads and neurons.
 
 pub(super) mod structured;
 mod weights;

@@ -1,5 +1,6 @@
-//! SlimDiff, reconstructed from its abstract and summaries (Yang et al. 2025, arXiv 2509.21498) and from its ancestor MoDeGPT (Lin et
-//! al. 2024, arXiv 2408.09632): low rank for query-key and value-output, and fewer neurons, by the second moments of activations.
+//! SlimDiff, reconstructed from its abstract and summaries (Yang et al. 2025, arXiv 2509.21498) and
+//! from its ancestor MoDeGPT (Lin et al. 2024, arXiv 2408.09632): low rank for query-key and
+//! value-output, and fewer neurons, by the second moments of activations.
 
 use crate::calibration::{Calibration, Factor, InputStatistics, hessian_error};
 use crate::error::{Error, Result};
@@ -15,10 +16,13 @@ use faer::{Mat, Side};
 use rayon::prelude::*;
 use secateur_kernels::Panels;
 use secateur_kernels::linear::linear;
-use secateur_models::{DimensionGroup, Group, HeadGroup, NeuronGroup, Observer, Pair, Pipeline, Slice};
+use secateur_models::{
+    DimensionGroup, Group, HeadGroup, NeuronGroup, Observer, Pair, Pipeline, Slice,
+};
 use secateur_nn::LayerName;
 
-/// Module-aligned decompositions: of query and key together, of value and output together, of the two halves of a feed-forward.
+/// Module-aligned decompositions: of query and key together, of value and output together, of the
+/// two halves of a feed-forward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slim {
     /// What the error of value and output is measured on.
@@ -37,7 +41,8 @@ pub enum Rows {
     Attention,
 }
 
-/// How the neurons J that stay are chosen, for the second moments C of the input of the down projection W.
+/// How the neurons J that stay are chosen, for the second moments C of the input of the down
+/// projection W.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Neurons {
     /// The least increase of || H (W - W')^T ||_F^2 by OBS, which goes by W too.
@@ -71,16 +76,26 @@ impl StructuredMethod for Slim {
 
     fn watched(&self, group: &Group) -> Vec<LayerName> {
         match group {
-            Group::Dimensions(DimensionGroup { pair: Pair::ValueOutput, .. }) if self.rows == Rows::Values => {
+            Group::Dimensions(DimensionGroup { pair: Pair::ValueOutput, .. })
+                if self.rows == Rows::Values =>
+            {
                 group.inputs().collect()
             }
-            Group::Dimensions(DimensionGroup { pair: Pair::QueryKey, .. }) => group.inputs().collect(),
+            Group::Dimensions(DimensionGroup { pair: Pair::QueryKey, .. }) => {
+                group.inputs().collect()
+            }
             _ => group.outputs().collect(),
         }
     }
 
     /// Finds weights with zeros that low rank would fill in.
-    fn prepare(&self, pipeline: &Pipeline, plan: &Plan, _: &Calibration, observer: &dyn Observer) -> Result<()> {
+    fn prepare(
+        &self,
+        pipeline: &Pipeline,
+        plan: &Plan,
+        _: &Calibration,
+        observer: &dyn Observer,
+    ) -> Result<()> {
         for PlannedGroup { group, .. } in plan.groups() {
             observer.advance(0)?;
             // The rows of neurons stay as they are.
@@ -90,7 +105,8 @@ impl StructuredMethod for Slim {
                 let zeros = zeros(&weight.to_vec2::<f32>()?);
                 if zeros > ZEROS {
                     let problem = format!(
-                        "{:.0} % of its weights are zero, which low rank would fill in: make the model smaller first and remove \
+                        "{:.0} % of its weights are zero, which low rank would fill in: make the \
+                         model smaller first and remove \
                          single weights afterwards, or leave the layer out (--exclude)",
                         100.0 * zeros
                     );
@@ -109,12 +125,16 @@ impl StructuredMethod for Slim {
                     let rank = group.count() - remove;
                     let error = match dimensions.pair {
                         Pair::QueryKey => edit.query_key(&dimensions.heads, rank)?,
-                        Pair::ValueOutput => edit.value_output(&dimensions.heads, rank, self.rows)?,
+                        Pair::ValueOutput => {
+                            edit.value_output(&dimensions.heads, rank, self.rows)?
+                        }
                     };
                     ((rank..group.count()).collect(), error)
                 }
                 Group::Neurons(neurons) => edit.feed_forward(neurons, *remove, self.neurons)?,
-                Group::Heads(heads) => return Err(Error::layer(&heads.name, "SlimDiff removes no whole heads")),
+                Group::Heads(heads) => {
+                    return Err(Error::layer(&heads.name, "SlimDiff removes no whole heads"));
+                }
             };
             edit.removed.positions.push(positions);
             edit.removed.errors.push(Some(error));
@@ -123,7 +143,8 @@ impl StructuredMethod for Slim {
     }
 
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
-        // A feed-forward: what chooses, then C_JJ and its factor in f64, and both sides of the system.
+        // A feed-forward: what chooses, then C_JJ and its factor in f64, and both sides of the
+        // system.
         let square = columns * columns;
         let to_solve = (2 * square + 2 * rows * columns) * size_of::<f64>();
         let to_choose = match self.neurons {
@@ -134,13 +155,18 @@ impl StructuredMethod for Slim {
     }
 }
 
-/// The share of zeros in the rows and columns that have anything else: what is dead as a whole stays so in low rank.
+/// The share of zeros in the rows and columns that have anything else: what is dead as a whole
+/// stays so in low rank.
 fn zeros(rows: &[Vec<f32>]) -> f64 {
     let is_live = |row: &[f32]| row.iter().any(|&w| w != 0.0);
     let rows: Vec<_> = rows.iter().filter(|row| is_live(row)).collect();
     let width = rows.first().map_or(0, |row| row.len());
-    let columns: Vec<usize> = (0..width).filter(|&column| rows.iter().any(|row| row[column] != 0.0)).collect();
-    let zeros = rows.iter().map(|row| columns.iter().filter(|&&column| row[column] == 0.0).count()).sum::<usize>();
+    let columns: Vec<usize> =
+        (0..width).filter(|&column| rows.iter().any(|row| row[column] != 0.0)).collect();
+    let zeros = rows
+        .iter()
+        .map(|row| columns.iter().filter(|&&column| row[column] == 0.0).count())
+        .sum::<usize>();
     zeros as f64 / (rows.len() * columns.len()).max(1) as f64
 }
 
@@ -157,14 +183,22 @@ impl Edit<'_> {
     }
 
     fn bias(&self, layer: &LayerName) -> Result<Option<Vec<f32>>> {
-        self.removed.biases.get(layer).cloned().map_or_else(|| self.layers.bias(layer), |bias| Ok(Some(bias)))
+        self.removed
+            .biases
+            .get(layer)
+            .cloned()
+            .map_or_else(|| self.layers.bias(layer), |bias| Ok(Some(bias)))
     }
 
-    /// Least || Q K^T - Q' K'^T ||_F over all pairs of rows of queries and keys, before the softmax; gives it squared, relative to
-    /// || Q K^T ||_F^2, over all heads. The streams of a joint attention have the dimensions of a head in common.
+    /// Least || Q K^T - Q' K'^T ||_F over all pairs of rows of queries and keys, before the
+    /// softmax; gives it squared, relative to
+    /// || Q K^T ||_F^2, over all heads. The streams of a joint attention have the dimensions of a
+    /// head in common.
     fn query_key(&mut self, heads: &HeadGroup, rank: usize) -> Result<f64> {
-        let (mut of_queries, mut of_keys) =
-            (Grams::zeros(heads.count, heads.query_key), Grams::zeros(heads.count, heads.query_key));
+        let (mut of_queries, mut of_keys) = (
+            Grams::zeros(heads.count, heads.query_key),
+            Grams::zeros(heads.count, heads.query_key),
+        );
         for stream in &heads.streams {
             of_queries.add(&self.projected(&stream.query, heads.count, heads.query_key, true)?);
             of_keys.add(&self.projected(&stream.key, heads.count, heads.query_key, true)?);
@@ -177,14 +211,20 @@ impl Edit<'_> {
         Ok(relative_tail(&bases, rank))
     }
 
-    /// Least || V W_o - V' W_o' ||_F; gives it squared, relative to || V W_o ||_F^2, over all heads.
+    /// Least || V W_o - V' W_o' ||_F; gives it squared, relative to || V W_o ||_F^2, over all
+    /// heads.
     fn value_output(&mut self, heads: &HeadGroup, rank: usize, rows: Rows) -> Result<f64> {
         let bias = self.folded_bias(heads)?;
         let mut of_values = Grams::zeros(heads.count, heads.value);
         let mut of_outputs = Grams::zeros(heads.count, heads.value);
         for stream in &heads.streams {
             if rows == Rows::Values {
-                of_values.add(&self.projected(&stream.value, heads.count, heads.value, bias.is_none())?);
+                of_values.add(&self.projected(
+                    &stream.value,
+                    heads.count,
+                    heads.value,
+                    bias.is_none(),
+                )?);
             }
             let Some(output) = &stream.output else { continue };
             if rows == Rows::Attention {
@@ -202,14 +242,20 @@ impl Edit<'_> {
             if let Some(output) = &stream.output {
                 self.turn_columns(output, &bases, rank)?;
                 let Slice { layer, start } = output.clone();
-                self.removed.turns.push(Turn { layer, start, offset: bias.clone(), bases: bases.clone(), rank });
+                self.removed.turns.push(Turn {
+                    layer,
+                    start,
+                    offset: bias.clone(),
+                    bases: bases.clone(),
+                    rank,
+                });
             }
         }
         Ok(relative_tail(&bases, rank))
     }
 
-    /// The bias of the values where it can go into the output's: the rows of attention add up to 1, so that of one stream it
-    /// arrives whole.
+    /// The bias of the values where it can go into the output's: the rows of attention add up to 1,
+    /// so that of one stream it arrives whole.
     fn folded_bias(&self, heads: &HeadGroup) -> Result<Option<Vec<f32>>> {
         let [stream] = heads.streams.as_slice() else { return Ok(None) };
         let Some(output) = &stream.output else { return Ok(None) };
@@ -226,8 +272,14 @@ impl Edit<'_> {
         let (Some(output), value) = (&stream.output, &stream.value) else { return Ok(()) };
         let weight = self.weight(&output.layer)?;
         let mut of_output = self.bias(&output.layer)?.unwrap_or_else(|| vec![0.0; weight.rows]);
-        for (sum, row) in of_output.iter_mut().zip(weight.values.chunks_exact(weight.columns.max(1))) {
-            let product = row[output.start..].iter().zip(bias).map(|(&w, &b)| f64::from(w) * f64::from(b)).sum::<f64>();
+        for (sum, row) in
+            of_output.iter_mut().zip(weight.values.chunks_exact(weight.columns.max(1)))
+        {
+            let product = row[output.start..]
+                .iter()
+                .zip(bias)
+                .map(|(&w, &b)| f64::from(w) * f64::from(b))
+                .sum::<f64>();
             *sum = (f64::from(*sum) + product) as f32;
         }
         self.removed.biases.insert(output.layer.clone(), of_output);
@@ -239,8 +291,15 @@ impl Edit<'_> {
     }
 
     /// The Gram of each head of x W^T + b, or without b, for the inputs x of the layer.
-    fn projected(&self, slice: &Slice, count: usize, width: usize, with_bias: bool) -> Result<Grams> {
-        let (weight, statistics) = (self.weight(&slice.layer)?, self.layers.statistics(&slice.layer)?);
+    fn projected(
+        &self,
+        slice: &Slice,
+        count: usize,
+        width: usize,
+        with_bias: bool,
+    ) -> Result<Grams> {
+        let (weight, statistics) =
+            (self.weight(&slice.layer)?, self.layers.statistics(&slice.layer)?);
         let bias = if with_bias { self.bias(&slice.layer)? } else { None };
         let rows = &weight.values[slice.start * weight.columns..][..count * width * weight.columns];
         let bias = bias.as_deref().map(|bias| &bias[slice.start..][..count * width]);
@@ -277,10 +336,16 @@ impl Edit<'_> {
         Ok(())
     }
 
-    /// Nystrom: of the second moments C of the down projection's input, W'_J = W_J + W_S C_SJ (C_JJ + lam I)^-1 makes up for the
-    /// neurons S that go, and is W_J where nothing comes from them or nothing reads them. Gives these, ascending, and
-    /// tr(D C D^T) / tr(W C W^T) for D = W' - W.
-    fn feed_forward(&mut self, neurons: &NeuronGroup, remove: usize, by: Neurons) -> Result<(Vec<usize>, f64)> {
+    /// Nystrom: of the second moments C of the down projection's input, W'_J = W_J + W_S C_SJ (C_JJ
+    /// +
+    /// lam I)^-1 makes up for the neurons S that go, and is W_J where nothing comes from them or
+    /// nothing reads them. Gives these, ascending, and tr(D C D^T) / tr(W C W^T) for D = W' - W.
+    fn feed_forward(
+        &mut self,
+        neurons: &NeuronGroup,
+        remove: usize,
+        by: Neurons,
+    ) -> Result<(Vec<usize>, f64)> {
         let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
         let statistics = self.layers.statistics(layer)?;
         let width = statistics.width();
@@ -292,13 +357,15 @@ impl Edit<'_> {
 
         let mut gone = match by {
             Neurons::Obs => {
-                let down = LayerWeight { columns: *count, values: before.clone(), ..weight.clone() };
+                let down =
+                    LayerWeight { columns: *count, values: before.clone(), ..weight.clone() };
                 least_columns(down, &c, remove)?
             }
             Neurons::Leverage => lowest(&leverages(&c, layer)?, remove),
         };
         gone.sort_unstable();
-        let kept: Vec<usize> = (0..*count).filter(|neuron| gone.binary_search(neuron).is_err()).collect();
+        let kept: Vec<usize> =
+            (0..*count).filter(|neuron| gone.binary_search(neuron).is_err()).collect();
 
         let at = |i: usize, j: usize| f64::from(c[i * count + j]);
         let mean = (0..*count).map(|i| at(i, i)).sum::<f64>() / (*count).max(1) as f64;
@@ -306,12 +373,15 @@ impl Edit<'_> {
         let mean = if mean == 0.0 { 1.0 } else { mean };
         let factor = |ridge: f64| {
             let diagonal = |i, j| if i == j { ridge * mean } else { 0.0 };
-            Mat::from_fn(kept.len(), kept.len(), |i, j| at(kept[i], kept[j]) + diagonal(i, j)).llt(Side::Lower).ok()
+            Mat::from_fn(kept.len(), kept.len(), |i, j| at(kept[i], kept[j]) + diagonal(i, j))
+                .llt(Side::Lower)
+                .ok()
         };
         // Of few rows what is left after rounding can be negative.
-        let factor = (0..=ESCALATIONS).find_map(|escalation| factor(TO_SOLVE * 10f64.powi(escalation)));
-        let problem =
-            "the second moments of the input of its neurons are not positive definite, however much they are damped";
+        let factor =
+            (0..=ESCALATIONS).find_map(|escalation| factor(TO_SOLVE * 10f64.powi(escalation)));
+        let problem = "the second moments of the input of its neurons are not positive definite, \
+            however much they are damped";
         let factor = factor.ok_or_else(|| Error::layer(layer, problem))?;
         let mut lost = before.clone();
         for row in lost.chunks_exact_mut((*count).max(1)) {
@@ -320,12 +390,14 @@ impl Edit<'_> {
         // C_JS W_S^T, a column for each row of the weight.
         let mut product = vec![0f32; lost.len()];
         linear(&lost, &Panels::transposed(&c, *count), None, None, &mut product);
-        let target = Mat::from_fn(kept.len(), weight.rows, |i, j| f64::from(product[j * count + kept[i]]));
+        let target =
+            Mat::from_fn(kept.len(), weight.rows, |i, j| f64::from(product[j * count + kept[i]]));
         let solved = factor.solve(&target);
 
         let mut after = vec![0f32; before.len()];
         for (row, all) in weight.values.chunks_exact_mut(weight.columns).enumerate() {
-            let (before, after) = (&before[row * count..][..*count], &mut after[row * count..][..*count]);
+            let (before, after) =
+                (&before[row * count..][..*count], &mut after[row * count..][..*count]);
             for (i, &neuron) in kept.iter().enumerate() {
                 after[neuron] = (f64::from(before[neuron]) + solved[(i, row)]) as f32;
             }
@@ -348,7 +420,8 @@ fn leverages(c: &[f32], layer: &LayerName) -> Result<Vec<f64>> {
         diagonal.iter_mut().zip(row).for_each(|(sum, &u)| *sum += f64::from(u).powi(2));
     }
     let ridge = factor.damping.max(TO_SCORE) * mean;
-    let mut leverages: Vec<f64> = diagonal.into_iter().map(|inverse| 1.0 - ridge * inverse).collect();
+    let mut leverages: Vec<f64> =
+        diagonal.into_iter().map(|inverse| 1.0 - ridge * inverse).collect();
     // What nothing ever reaches is of no use.
     factor.dead.iter().for_each(|&i| leverages[i] = f64::NEG_INFINITY);
     Ok(leverages)
@@ -366,8 +439,8 @@ impl Grams {
         self.0.iter_mut().zip(&others.0).for_each(|(own, other)| *own += other);
     }
 
-    /// Of x W^T + b for inputs x with those statistics: W C W^T + m b^T + b m^T + n b b^T, with m the sum of x W^T over all
-    /// rows, n their number.
+    /// Of x W^T + b for inputs x with those statistics: W C W^T + m b^T + b m^T + n b b^T, with m
+    /// the sum of x W^T over all rows, n their number.
     fn projected(
         weight: &[f32],
         bias: Option<&[f32]>,
@@ -378,15 +451,21 @@ impl Grams {
         let mut product = vec![0f32; weight.len()];
         linear(weight, &Panels::transposed(&statistics.hessian, columns), None, None, &mut product);
         let gram = |head: usize| {
-            let row = |values: &'_ [f32], i: usize| values[(head * width + i) * columns..][..columns].to_vec();
-            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+            let row = |values: &'_ [f32], i: usize| {
+                values[(head * width + i) * columns..][..columns].to_vec()
+            };
+            let dot = |a: &[f32], b: &[f32]| {
+                a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
+            };
             let rows: Vec<_> = (0..width).map(|i| (row(&product, i), row(weight, i))).collect();
             let mut gram = Mat::from_fn(width, width, |i, j| dot(&rows[i].0, &rows[j].1));
             if let Some(bias) = bias {
                 let b = |i: usize| f64::from(bias[head * width + i]);
-                let m: Vec<f64> = rows.iter().map(|(_, row)| dot(row, &statistics.weighted_sums)).collect();
+                let m: Vec<f64> =
+                    rows.iter().map(|(_, row)| dot(row, &statistics.weighted_sums)).collect();
                 let n = statistics.weighted_rows;
-                gram += Mat::from_fn(width, width, |i, j| m[i] * b(j) + b(i) * m[j] + n * b(i) * b(j));
+                gram +=
+                    Mat::from_fn(width, width, |i, j| m[i] * b(j) + b(i) * m[j] + n * b(i) * b(j));
             }
             symmetric(&gram)
         };
@@ -394,7 +473,12 @@ impl Grams {
     }
 
     /// Of the columns of each head of an input from `start` on, less `offset` in every row.
-    fn of_input(statistics: &InputStatistics, start: usize, heads: &HeadGroup, offset: Option<&[f32]>) -> Self {
+    fn of_input(
+        statistics: &InputStatistics,
+        start: usize,
+        heads: &HeadGroup,
+        offset: Option<&[f32]>,
+    ) -> Self {
         let (width, columns) = (heads.value, statistics.width());
         let gram = |head: usize| {
             let at = |i: usize| start + head * width + i;
@@ -402,7 +486,8 @@ impl Grams {
             let b = |i: usize| offset.map_or(0.0, |offset| f64::from(offset[head * width + i]));
             let n = statistics.weighted_rows;
             symmetric(&Mat::from_fn(width, width, |i, j| {
-                f64::from(statistics.hessian[at(i) * columns + at(j)]) - m(i) * b(j) - b(i) * m(j) + n * b(i) * b(j)
+                f64::from(statistics.hessian[at(i) * columns + at(j)]) - m(i) * b(j) - b(i) * m(j)
+                    + n * b(i) * b(j)
             }))
         };
         Self((0..heads.count).map(gram).collect())

@@ -39,8 +39,8 @@ pub struct Removed {
     pub weights: BTreeMap<LayerName, LayerWeight>,
     /// New biases, with all entries.
     pub biases: BTreeMap<LayerName, Vec<f32>>,
-    /// For each group, the relative squared error of the product that it is a part of, over the calibration, where that is
-    /// not told by the errors of the layers that read it.
+    /// For each group, the relative squared error of the product that it is a part of, over the
+    /// calibration, where that is not told by the errors of the layers that read it.
     pub errors: Vec<Option<f64>>,
     /// What was added to the Hessians' diagonals, relative to their means; 0 where nothing was.
     pub damping: f64,
@@ -53,13 +53,14 @@ pub trait StructuredMethod: Sync {
     /// The name on the command line, with the options that make another method of it.
     fn name(&self) -> &'static str;
 
-    /// The layers whose inputs it needs statistics of, to remove some of a group: those that read it, unless the method says
-    /// otherwise.
+    /// The layers whose inputs it needs statistics of, to remove some of a group: those that read
+    /// it, unless the method says otherwise.
     fn watched(&self, group: &Group) -> Vec<LayerName> {
         group.outputs().collect()
     }
 
-    /// Learns of a model what the statistics do not tell, before anything is removed of `plan`'s groups.
+    /// Learns of a model what the statistics do not tell, before anything is removed of `plan`'s
+    /// groups.
     ///
     /// # Errors
     /// If the model fails, or the observer interrupts.
@@ -73,8 +74,8 @@ pub trait StructuredMethod: Sync {
         Ok(())
     }
 
-    /// How many pictures [`StructuredMethod::prepare`] draws, and of how many calls of the model for one sample it takes gradients, at
-    /// most.
+    /// How many pictures [`StructuredMethod::prepare`] draws, and of how many calls of the model
+    /// for one sample it takes gradients, at most.
     fn preparation(&self, _calibration: &Calibration) -> (usize, usize) {
         (0, 0)
     }
@@ -85,17 +86,23 @@ pub trait StructuredMethod: Sync {
     /// If the statistics cannot be used.
     fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed>;
 
-    /// Bytes that [`StructuredMethod::remove`] takes for a watched layer of `rows` x `columns`, beside weights and statistics.
+    /// Bytes that [`StructuredMethod::remove`] takes for a watched layer of `rows` x `columns`,
+    /// beside weights and statistics.
     fn scratch(&self, rows: usize, columns: usize) -> u64;
 }
 
 /// Removes of each group the heads or neurons with the lowest scores, the first of equal ones.
-pub(crate) fn remove_lowest(groups: &[PlannedGroup], scores: &[Vec<f64>], layers: &dyn Layers) -> Result<Removed> {
+pub(crate) fn remove_lowest(
+    groups: &[PlannedGroup],
+    scores: &[Vec<f64>],
+    layers: &dyn Layers,
+) -> Result<Removed> {
     let mut removed = Removed { errors: vec![None; groups.len()], ..Removed::default() };
     for (planned, scores) in groups.iter().zip(scores) {
         let mut positions = lowest(scores, planned.remove);
         positions.sort_unstable();
-        for part in planned.group.parts(&positions).iter().filter(|part| part.axis == Axis::Columns) {
+        for part in planned.group.parts(&positions).iter().filter(|part| part.axis == Axis::Columns)
+        {
             let weight = match removed.weights.remove(&part.layer) {
                 Some(weight) => weight,
                 None => layers.weight(&part.layer)?,

@@ -72,9 +72,12 @@ impl fmt::Display for Task<'_> {
                     ("value-output", portion.value_output),
                     ("neurons", portion.neurons),
                 ];
-                let kinds: Vec<&str> = kinds.into_iter().filter_map(|(kind, wanted)| wanted.then_some(kind)).collect();
+                let kinds: Vec<&str> =
+                    kinds.into_iter().filter_map(|(kind, wanted)| wanted.then_some(kind)).collect();
                 let what = match kinds.as_slice() {
-                    [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
+                    [first @ .., last] if !first.is_empty() => {
+                        format!("{} and {last}", first.join(", "))
+                    }
                     kinds => kinds.concat(),
                 };
                 write!(f, "{} of {what}", Pattern::Unstructured(portion.sparsity))

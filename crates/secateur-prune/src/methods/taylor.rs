@@ -1,5 +1,5 @@
-//! Diff-Pruning's criterion (Fang et al. 2023, arXiv 2305.10924): heads and neurons by what the training loss would change
-//! without them, to first order.
+//! Diff-Pruning's criterion (Fang et al. 2023, arXiv 2305.10924): heads and neurons by what the
+//! training loss would change without them, to first order.
 
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -11,11 +11,12 @@ use secateur_nn::{Context, LayerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-/// |sum of w dL/dw| over all weights of a head or neuron; the least go, and nothing makes up for them.
+/// |sum of w dL/dw| over all weights of a head or neuron; the least go, and nothing makes up for
+/// them.
 ///
-/// The gradients are summed over the sampler's timesteps from the least noisy one on, as long as the loss is more than
-/// [`Taylor::THRESHOLD`] of the largest one so far. Diff-Pruning has training images; here the model's own, drawn from the
-/// calibration prompts, stand for them.
+/// The gradients are summed over the sampler's timesteps from the least noisy one on, as long as
+/// the loss is more than [`Taylor::THRESHOLD`] of the largest one so far. Diff-Pruning has training
+/// images; here the model's own, drawn from the calibration prompts, stand for them.
 #[derive(Clone, Debug, Default)]
 pub struct Taylor {
     /// By group.
@@ -60,9 +61,15 @@ impl Taylor {
             for (images, clean) in batches.clone().zip(&clean) {
                 let noise = noise(sampling.seed, images.clone(), draws, &clean.dims()[1..])?;
                 let (latents, target) = scheduler.training_pair(timestep, clean, &noise)?;
-                let conditioning = pipeline.conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+                let conditioning =
+                    pipeline.conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
                 let told = vec![timestep; images.len()];
-                let output = learner.denoiser.forward(&latents, &told, &conditioning, &Context::default())?;
+                let output = learner.denoiser.forward(
+                    &latents,
+                    &told,
+                    &conditioning,
+                    &Context::default(),
+                )?;
                 let error = (output.narrow(1, 0, clean.dim(1)?)? - target)?;
                 // The mean over all pictures, whatever the batch.
                 let share = images.len() as f64 / prompts.len() as f64;
@@ -77,7 +84,13 @@ impl Taylor {
             }
             learner.sums.extend(products);
         }
-        Ok(Self { scores: plan.groups().map(|planned| learner.score(planned)).collect::<BTreeMap<_, _>>().into() })
+        Ok(Self {
+            scores: plan
+                .groups()
+                .map(|planned| learner.score(planned))
+                .collect::<BTreeMap<_, _>>()
+                .into(),
+        })
     }
 
     /// |sum of w dL/dw| of each head or neuron of a group, if it was measured.
@@ -134,8 +147,10 @@ struct Products(BTreeMap<String, [Vec<f64>; 2]>);
 impl Products {
     fn add(&mut self, parameter: &str, product: &Tensor) -> Result<()> {
         let (rows, columns) = product.dims2()?;
-        let [of_rows, of_columns] =
-            self.0.entry(parameter.to_owned()).or_insert_with(|| [vec![0.0; rows], vec![0.0; columns]]);
+        let [of_rows, of_columns] = self
+            .0
+            .entry(parameter.to_owned())
+            .or_insert_with(|| [vec![0.0; rows], vec![0.0; columns]]);
         for (row, values) in product.to_vec2::<f32>()?.iter().enumerate() {
             for (column, &value) in values.iter().enumerate() {
                 of_rows[row] += f64::from(value);
@@ -168,7 +183,8 @@ impl Learner {
     fn new(pipeline: &Pipeline, plan: &Plan) -> Result<Self> {
         let mut parameters = pipeline.parameters().clone();
         let mut variables = BTreeMap::new();
-        let layers = plan.groups().flat_map(|planned| planned.group.inputs().chain(planned.group.outputs()));
+        let layers =
+            plan.groups().flat_map(|planned| planned.group.inputs().chain(planned.group.outputs()));
         for layer in layers.collect::<BTreeSet<LayerName>>() {
             for name in [layer.weight(), layer.bias()] {
                 if let Some(tensor) = parameters.get(&name) {
@@ -193,7 +209,8 @@ impl Learner {
         Ok(())
     }
 
-    /// The scores of a group's heads or neurons: of the rows that feed them with their biases, and the columns that read them.
+    /// The scores of a group's heads or neurons: of the rows that feed them with their biases, and
+    /// the columns that read them.
     fn score(&self, planned: &PlannedGroup) -> (LayerName, Vec<f64>) {
         let group = &planned.group;
         let sum = |parameter: &str, axis: Axis, indices: &[usize]| {

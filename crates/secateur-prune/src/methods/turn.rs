@@ -17,15 +17,24 @@ pub struct Turn {
     pub(crate) rank: usize,
 }
 
-/// Turns the successive dimensions of each head, rows of `columns` numbers, into its basis, with zeros from `rank` on.
-pub(crate) fn turn(rows: &mut [f32], columns: usize, bases: &[LowRank], rank: usize, basis: fn(&LowRank) -> &Mat<f64>) {
+/// Turns the successive dimensions of each head, rows of `columns` numbers, into its basis, with
+/// zeros from `rank` on.
+pub(crate) fn turn(
+    rows: &mut [f32],
+    columns: usize,
+    bases: &[LowRank],
+    rank: usize,
+    basis: fn(&LowRank) -> &Mat<f64>,
+) {
     for (rows, head) in rows.chunks_mut(columns * basis(&bases[0]).nrows()).zip(bases) {
         let (basis, width) = (basis(head), basis(head).nrows());
         let old: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();
         rows.fill(0.0);
         for (to, new) in rows.chunks_exact_mut(columns).take(rank).enumerate() {
             for (column, x) in new.iter_mut().enumerate() {
-                *x = (0..width).map(|from| basis[(from, to)] * old[from * columns + column]).sum::<f64>() as f32;
+                *x = (0..width)
+                    .map(|from| basis[(from, to)] * old[from * columns + column])
+                    .sum::<f64>() as f32;
             }
         }
     }

@@ -15,7 +15,11 @@ impl Method for Wanda {
         "wanda"
     }
 
-    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved> {
+    fn prune(
+        &self,
+        layers: &mut [(LayerWeight, Pattern)],
+        statistics: &InputStatistics,
+    ) -> Result<Solved> {
         let norms = statistics.norms();
         for (layer, pattern) in layers {
             pattern.check(&layer.layer, layer.columns)?;

@@ -22,6 +22,7 @@ pub trait Demand {
     /// The layers whose inputs are watched to remove some of a group.
     fn watched(&self, group: &Group) -> Vec<LayerName>;
 
-    /// Bytes that the method takes for a layer of `rows` x `columns`, beside weights and statistics.
+    /// Bytes that the method takes for a layer of `rows` x `columns`, beside weights and
+    /// statistics.
     fn scratch(&self, rows: usize, columns: usize) -> u64;
 }

@@ -5,10 +5,11 @@ use crate::plan::pattern::Pattern;
 use secateur_kernels::gram::add_gram_scratch;
 use secateur_models::Group;
 use secateur_nn::LayerName;
+use serde::Serialize;
 use std::collections::BTreeSet;
 
 /// A linear whose weight changes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PlannedLayer {
     /// Its checkpoint name.
     pub name: LayerName,
@@ -23,7 +24,7 @@ pub struct PlannedLayer {
 }
 
 /// Heads or neurons of which some are removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedGroup {
     /// All of them, and their rows and columns.
     pub group: Group,
@@ -32,7 +33,7 @@ pub struct PlannedGroup {
 }
 
 /// Layers that read the same input and share one Hessian.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SharedInput {
     /// Names the input: the first layer of the family that reads it.
     pub name: LayerName,
@@ -51,28 +52,31 @@ impl SharedInput {
         (self.width() * self.width() * size_of::<f32>()) as u64
     }
 
-    /// The method's scratch, and the weights of these layers: as they were, as they become, rounded as a tensor and as
-    /// values, and the two products of the error.
+    /// The method's scratch, and the weights of these layers: as they were, as they become, rounded
+    /// as a tensor and as values, and the two products of the error.
     fn solver_bytes(&self, task: &dyn Demand) -> u64 {
-        let weights: usize = self.layers.iter().map(|layer| layer.rows * layer.columns * size_of::<f32>()).sum();
+        let weights: usize =
+            self.layers.iter().map(|layer| layer.rows * layer.columns * size_of::<f32>()).sum();
         let scratch = self.layers.iter().map(|layer| task.scratch(layer.rows, layer.columns)).max();
         scratch.unwrap_or(0) + 6 * weights as u64
     }
 }
 
 /// Units that are calibrated and pruned together.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Package {
     /// Their inputs, in execution order.
     pub inputs: Vec<SharedInput>,
-    /// Where heads and neurons are removed: those that are read by the same columns' layers, together.
+    /// Where heads and neurons are removed: those that are read by the same columns' layers,
+    /// together.
     pub coupled: Vec<Vec<PlannedGroup>>,
     /// Inputs that are watched for a method after this one alone.
     pub carried: Vec<SharedInput>,
 }
 
 impl Package {
-    /// Takes an input in; one that is there already (a text that many blocks read) gets more layers.
+    /// Takes an input in; one that is there already (a text that many blocks read) gets more
+    /// layers.
     pub(super) fn add(&mut self, input: &SharedInput) {
         match self.inputs.iter_mut().find(|own| own.name == input.name) {
             Some(own) => {
@@ -106,12 +110,23 @@ impl Package {
         self.statistics_bytes() + self.gram_bytes() + self.solver_bytes(task)
     }
 
-    /// The inputs that are watched to remove some of those groups, each with the layers `of` them that are watched.
-    pub(crate) fn watched(&self, groups: &[PlannedGroup], of: &dyn Fn(&Group) -> Vec<LayerName>) -> Vec<SharedInput> {
-        let watched: BTreeSet<LayerName> = groups.iter().flat_map(|planned| of(&planned.group)).collect();
+    /// The inputs that are watched to remove some of those groups, each with the layers `of` them
+    /// that are watched.
+    pub(crate) fn watched(
+        &self,
+        groups: &[PlannedGroup],
+        of: &dyn Fn(&Group) -> Vec<LayerName>,
+    ) -> Vec<SharedInput> {
+        let watched: BTreeSet<LayerName> =
+            groups.iter().flat_map(|planned| of(&planned.group)).collect();
         let watched_of = |input: &SharedInput| SharedInput {
             name: input.name.clone(),
-            layers: input.layers.iter().filter(|layer| watched.contains(&layer.name)).cloned().collect(),
+            layers: input
+                .layers
+                .iter()
+                .filter(|layer| watched.contains(&layer.name))
+                .cloned()
+                .collect(),
         };
         self.inputs.iter().map(watched_of).filter(|input| !input.layers.is_empty()).collect()
     }
@@ -132,7 +147,9 @@ impl Package {
     #[must_use]
     pub fn solver_bytes(&self, task: &dyn Demand) -> u64 {
         match task.change() {
-            Change::Weights(_) => self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0),
+            Change::Weights(_) => {
+                self.inputs.iter().map(|input| input.solver_bytes(task)).max().unwrap_or(0)
+            }
             Change::Groups(_) => {
                 let of_coupled = |coupled: &Vec<PlannedGroup>| {
                     self.watched(coupled, &|group| task.watched(group))

@@ -36,7 +36,9 @@ impl Pattern {
             return Ok(Self::Unstructured(sparsity));
         }
         let meant = percent(sparsity);
-        Err(Error::Request(format!("sparsity {sparsity} is not in [0, 1): give the share of weights to remove{meant}")))
+        Err(Error::Request(format!(
+            "sparsity {sparsity} is not in [0, 1): give the share of weights to remove{meant}"
+        )))
     }
 
     /// The share of weights removed.
@@ -48,8 +50,8 @@ impl Pattern {
         }
     }
 
-    /// Which of `count` weights go by this pattern, those of the lowest score: the lowest `int(count * sparsity)` of all, or
-    /// the lowest of every group; of equal ones, the first.
+    /// Which of `count` weights go by this pattern, those of the lowest score: the lowest
+    /// `int(count * sparsity)` of all, or the lowest of every group; of equal ones, the first.
     pub(crate) fn lowest(&self, count: usize, score: impl Fn(usize) -> f32) -> Vec<u32> {
         let (group, pruned) = match *self {
             Self::Unstructured(sparsity) => (count, (count as f64 * sparsity + 1e-9) as usize),
@@ -58,7 +60,8 @@ impl Pattern {
         if pruned == 0 {
             return Vec::new();
         }
-        let order = |a: &u32, b: &u32| score(*a as usize).total_cmp(&score(*b as usize)).then(a.cmp(b));
+        let order =
+            |a: &u32, b: &u32| score(*a as usize).total_cmp(&score(*b as usize)).then(a.cmp(b));
         let mut all: Vec<u32> = (0..count as u32).collect();
         let lowest = all.chunks_exact_mut(group).flat_map(|group| {
             group.select_nth_unstable_by(pruned - 1, order);
@@ -99,11 +102,18 @@ impl FromStr for Pattern {
 
     /// Reads `N:M`: N of every M successive weights go.
     fn from_str(text: &str) -> Result<Self, Error> {
-        let parts = text.split_once(':').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
+        let parts =
+            text.split_once(':').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
         match parts {
-            Some((pruned, group)) if 0 < pruned && pruned < group => Ok(Self::SemiStructured { pruned, group }),
-            Some(_) => Err(Error::Request(format!("pattern {text}: of N:M, N must be at least 1 and less than M"))),
-            None => Err(Error::Request(format!("pattern {text:?} is not of the form N:M, such as 2:4"))),
+            Some((pruned, group)) if 0 < pruned && pruned < group => {
+                Ok(Self::SemiStructured { pruned, group })
+            }
+            Some(_) => Err(Error::Request(format!(
+                "pattern {text}: of N:M, N must be at least 1 and less than M"
+            ))),
+            None => {
+                Err(Error::Request(format!("pattern {text:?} is not of the form N:M, such as 2:4")))
+            }
         }
     }
 }

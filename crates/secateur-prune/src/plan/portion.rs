@@ -17,10 +17,12 @@ pub struct Portion {
     pub query_key: bool,
     /// Dimensions that values and outputs have in common.
     pub value_output: bool,
-    /// So many blocks with heads or neurons at either end are left whole, as in OBS-Diff's experiments.
+    /// So many blocks with heads or neurons at either end are left whole, as in OBS-Diff's
+    /// experiments.
     pub keep_ends: usize,
-    /// The neurons that are left are a multiple of this where they were, and so are the dimensions of a head, or of a smaller power of
-    /// two where it has fewer than eight such multiples, so that products and N:M patterns fit; 1 for the exact share.
+    /// The neurons that are left are a multiple of this where they were, and so are the dimensions
+    /// of a head, or of a smaller power of two where it has fewer than eight such multiples, so
+    /// that products and N:M patterns fit; 1 for the exact share.
     pub multiple: usize,
 }
 
@@ -32,7 +34,15 @@ impl Portion {
     pub fn new(sparsity: f64) -> Result<Self> {
         if sparsity > 0.0 && sparsity < 1.0 {
             let (heads, neurons, query_key, value_output) = (true, true, false, false);
-            return Ok(Self { sparsity, heads, neurons, query_key, value_output, keep_ends: 1, multiple: 8 });
+            return Ok(Self {
+                sparsity,
+                heads,
+                neurons,
+                query_key,
+                value_output,
+                keep_ends: 1,
+                multiple: 8,
+            });
         }
         Err(Error::Request(format!(
             "sparsity {sparsity} is not in (0, 1): give the share of heads and neurons to remove{}",
@@ -40,15 +50,23 @@ impl Portion {
         )))
     }
 
-    /// What SlimDiff makes smaller: dimensions of all heads, and neurons, of all blocks; multiples of 8 of both are left.
+    /// What SlimDiff makes smaller: dimensions of all heads, and neurons, of all blocks; multiples
+    /// of 8 of both are left.
     ///
     /// # Errors
     /// As [`Portion::new`].
     pub fn slim(sparsity: f64) -> Result<Self> {
-        Ok(Self { heads: false, query_key: true, value_output: true, keep_ends: 0, ..Self::new(sparsity)? })
+        Ok(Self {
+            heads: false,
+            query_key: true,
+            value_output: true,
+            keep_ends: 0,
+            ..Self::new(sparsity)?
+        })
     }
 
-    /// How many of a group go: its share, rounded half to even as in the reference; at least one stays.
+    /// How many of a group go: its share, rounded half to even as in the reference; at least one
+    /// stays.
     #[must_use]
     pub fn count(&self, group: &Group) -> usize {
         let (count, multiple) = (group.count(), self.multiple.max(1));
@@ -84,7 +102,8 @@ mod tests {
     fn a_multiple_of_the_neurons_is_left() {
         let left = |count: usize, sparsity: f64, multiple: usize| {
             let down = Slice { layer: "down".into(), start: 0 };
-            let group = Group::Neurons(NeuronGroup { name: "ff".into(), count, up: Vec::new(), down });
+            let group =
+                Group::Neurons(NeuronGroup { name: "ff".into(), count, up: Vec::new(), down });
             count - Portion { multiple, ..Portion::new(sparsity).unwrap() }.count(&group)
         };
         assert_eq!(left(1024, 0.3, 8), 720);

@@ -5,7 +5,8 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use secateur_models::Group;
 use secateur_nn::LayerName;
 
-/// Layers chosen by name: all that the family allows, or those that match `include` and not `exclude`.
+/// Layers chosen by name: all that the family allows, or those that match `include` and not
+/// `exclude`.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     include: GlobSet,
@@ -13,7 +14,8 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// From globs over layer names, such as `transformer_blocks.0.*` or `*.to_{q,k}`; an empty `include` means all.
+    /// From globs over layer names, such as `transformer_blocks.0.*` or `*.to_{q,k}`; an empty
+    /// `include` means all.
     ///
     /// # Errors
     /// If a glob cannot be parsed.
@@ -21,17 +23,24 @@ impl Selection {
         let set = |globs: &[String]| {
             let mut builder = GlobSetBuilder::new();
             for glob in globs {
-                builder.add(Glob::new(glob).map_err(|e| Error::Request(format!("bad glob {glob:?}: {e}")))?);
+                builder.add(
+                    Glob::new(glob)
+                        .map_err(|e| Error::Request(format!("bad glob {glob:?}: {e}")))?,
+                );
             }
             builder.build().map_err(|e| Error::Request(e.to_string()))
         };
         Ok(Self { include: set(include)?, exclude: set(exclude)? })
     }
 
-    /// A group goes by its own name and those of its layers: one that is included is enough, one that is excluded too.
+    /// A group goes by its own name and those of its layers: one that is included is enough, one
+    /// that is excluded too.
     pub(super) fn takes_group(&self, group: &Group) -> bool {
-        let names: Vec<LayerName> =
-            [group.name().clone()].into_iter().chain(group.inputs()).chain(group.outputs()).collect();
+        let names: Vec<LayerName> = [group.name().clone()]
+            .into_iter()
+            .chain(group.inputs())
+            .chain(group.outputs())
+            .collect();
         let any = |set: &GlobSet| names.iter().any(|name| set.is_match(name.as_str()));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
     }

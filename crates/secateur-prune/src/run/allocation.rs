@@ -14,15 +14,18 @@ use secateur_models::{Observer, Pipeline};
 use secateur_nn::LayerName;
 use std::collections::BTreeMap;
 
-/// Finds the settings of least error that remove as much in total as `plan`, which has the same share everywhere; and gives
-/// the statistics that it gathered for that, where the plan has one package and `source` is a calibration. `calibration` has
-/// the prompts that pictures are drawn from.
+/// Finds the settings of least error that remove as much in total as `plan`, which has the same
+/// share everywhere; and gives the statistics that it gathered for that, where the plan has one
+/// package and `source` is a calibration. `calibration` has the prompts that pictures are drawn
+/// from.
 ///
 /// The error of a layer at some shares is what the method leaves of it there, see
-/// [`hessian_error`](crate::hessian_error); between these its logarithm is linear. What it does to pictures is measured once: the model with that
-/// layer alone pruned to the uniform share draws four of the calibration prompts in a quarter of the steps, and the squared
-/// difference of the latents is its influence, to which its errors are scaled. Then the layers go step by step, the one first
-/// that pays least for what it removes. Both total up: that errors of layers add is an assumption.
+/// [`hessian_error`](crate::hessian_error); between these its logarithm is linear. What it does to
+/// pictures is measured once: the model with that layer alone pruned to the uniform share draws
+/// four of the calibration prompts in a quarter of the steps, and the squared difference of the
+/// latents is its influence, to which its errors are scaled. Then the layers go step by step, the
+/// one first that pays least for what it removes. Both total up: that errors of layers add is an
+/// assumption.
 ///
 /// # Errors
 /// As [`prune`](crate::prune).
@@ -48,7 +51,8 @@ pub fn allocate(
             // Not beside those of the next.
             gathered.clear();
             let (sums, stage) = (journal.map(|journal| journal.sums(0, index)), stage("calibrate"));
-            gathered = calibrate(pipeline, package, calibration, step_weights, sums, &stage, observer)?;
+            gathered =
+                calibrate(pipeline, package, calibration, step_weights, sums, &stage, observer)?;
         }
         let modules = match task {
             Task::Weights { .. } => package.layers().count(),
@@ -72,9 +76,9 @@ pub fn allocate(
     Ok((settings, keep.then_some(gathered)))
 }
 
-/// Lets every curve begin at its first choice, and then the one go on that pays least a unit of amount, until `total` is
-/// removed. A step goes to the choice further on that is cheapest by that measure, as dents in a curve are not worth
-/// stopping at.
+/// Lets every curve begin at its first choice, and then the one go on that pays least a unit of
+/// amount, until `total` is removed. A step goes to the choice further on that is cheapest by that
+/// measure, as dents in a curve are not worth stopping at.
 fn greedy(curves: &BTreeMap<LayerName, Curve>, total: f64) -> Settings {
     let mut at: BTreeMap<&LayerName, usize> = curves.keys().map(|name| (name, 0)).collect();
     let first = curves.values().filter_map(|curve| curve.choices.first());
@@ -87,9 +91,12 @@ fn greedy(curves: &BTreeMap<LayerName, Curve>, total: f64) -> Settings {
                 let price = (choices[next].error - choices[here].error) / amount;
                 (amount > 0.0 && amount <= left * (1.0 + 1e-9)).then_some((price, next, amount))
             });
-            next.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(price, next, amount)| (price, name.clone(), next, amount))
+            next.min_by(|a, b| a.0.total_cmp(&b.0))
+                .map(|(price, next, amount)| (price, name.clone(), next, amount))
         };
-        let Some((_, name, next, amount)) = curves.iter().filter_map(step).min_by(|a, b| a.0.total_cmp(&b.0)) else {
+        let Some((_, name, next, amount)) =
+            curves.iter().filter_map(step).min_by(|a, b| a.0.total_cmp(&b.0))
+        else {
             break;
         };
         if let Some(place) = at.get_mut(&name) {
@@ -97,18 +104,22 @@ fn greedy(curves: &BTreeMap<LayerName, Curve>, total: f64) -> Settings {
         }
         left -= amount;
     }
-    at.into_iter().map(|(name, place)| (name.clone(), curves[name].choices[place].setting)).collect()
+    at.into_iter()
+        .map(|(name, place)| (name.clone(), curves[name].choices[place].setting))
+        .collect()
 }
 
-/// Shares in proportion to exp(-s / mean of s) for the influences s, none more than the most of a group, and so large that they
-/// remove `total`.
+/// Shares in proportion to exp(-s / mean of s) for the influences s, none more than the most of a
+/// group, and so large that they remove `total`.
 fn softmax(curves: &BTreeMap<LayerName, Curve>, total: f64) -> Settings {
-    let mean = curves.values().map(|curve| curve.influence).sum::<f64>() / curves.len().max(1) as f64;
+    let mean =
+        curves.values().map(|curve| curve.influence).sum::<f64>() / curves.len().max(1) as f64;
     let share = |curve: &Curve, factor: f64| {
         let exponent = if mean > 0.0 { -curve.influence / mean } else { 0.0 };
         (factor * exponent.exp()).min(MOST_OF_GROUP)
     };
-    let removed = |factor: f64| curves.values().map(|curve| (curve.at)(share(curve, factor)).1).sum::<f64>();
+    let removed =
+        |factor: f64| curves.values().map(|curve| (curve.at)(share(curve, factor)).1).sum::<f64>();
     // Shares only grow with the factor.
     let (mut low, mut high) = (0.0, 1.0);
     while removed(high) < total && high < 1e9 {
@@ -159,20 +170,30 @@ mod tests {
             }
         }
         // More than there is to take.
-        assert_eq!(softmax(&curves, 1e6).into_values().collect::<Vec<_>>(), [Setting::Remove(80); 3]);
+        assert_eq!(
+            softmax(&curves, 1e6).into_values().collect::<Vec<_>>(),
+            [Setting::Remove(80); 3]
+        );
     }
 
     #[test]
     fn what_pays_least_goes_first_until_the_budget_is_removed() {
         let curve = |errors: &[f64]| {
-            let choice =
-                |(i, error): (usize, &f64)| Choice { setting: Setting::Remove(i), amount: i as f64, error: *error };
+            let choice = |(i, error): (usize, &f64)| Choice {
+                setting: Setting::Remove(i),
+                amount: i as f64,
+                error: *error,
+            };
             curve(errors.iter().enumerate().map(choice).collect(), 0.0)
         };
         // The second one has a dent: two steps cost less than one.
-        let curves =
-            BTreeMap::from([("a".into(), curve(&[0.0, 1.0, 3.0])), ("b".into(), curve(&[0.0, 1.5, 1.6, 9.0]))]);
-        for (budget, a, b) in [(0.0, 0, 0), (1.0, 1, 0), (2.0, 0, 2), (3.0, 1, 2), (4.0, 2, 2), (9.0, 2, 3)] {
+        let curves = BTreeMap::from([
+            ("a".into(), curve(&[0.0, 1.0, 3.0])),
+            ("b".into(), curve(&[0.0, 1.5, 1.6, 9.0])),
+        ]);
+        for (budget, a, b) in
+            [(0.0, 0, 0), (1.0, 1, 0), (2.0, 0, 2), (3.0, 1, 2), (4.0, 2, 2), (9.0, 2, 3)]
+        {
             let settings = greedy(&curves, budget);
             let want = [Setting::Remove(a), Setting::Remove(b)];
             assert_eq!([settings["a"], settings["b"]], want, "a budget of {budget}");

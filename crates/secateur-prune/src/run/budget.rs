@@ -24,12 +24,18 @@ impl Target {
     ///
     /// # Errors
     /// If its configuration describes no model.
-    pub fn new(folder: &ModelFolder, sampling: &Sampling, amount: Amount, share: f64) -> Result<Self> {
+    pub fn new(
+        folder: &ModelFolder,
+        sampling: &Sampling,
+        amount: Amount,
+        share: f64,
+    ) -> Result<Self> {
         let whole = amount.of(folder, sampling, folder.removals())?;
         Ok(Self { amount, total: share * whole, whole })
     }
 
-    /// The least share, the same everywhere, that removes as much, where `plan` makes a plan of a share.
+    /// The least share, the same everywhere, that removes as much, where `plan` makes a plan of a
+    /// share.
     ///
     /// # Errors
     /// If there is none: the error tells the most that can go.
@@ -61,14 +67,16 @@ impl Target {
         let of_what = 100.0 * MOST_OF_GROUP;
         match self.amount {
             Amount::Parameters => format!(
-                "{:.1} % of the parameters cannot go: {of_what:.0} % of what can be made smaller, the most, is {:.1} % of all: --budget \
+                "{:.1} % of the parameters cannot go: {of_what:.0} % of what can be made smaller, \
+                 the most, is {:.1} % of all: --budget \
                  {:.3} is the largest",
                 100.0 * asked,
                 100.0 * can,
                 (1000.0 * can).floor() / 1000.0
             ),
             Amount::Macs => format!(
-                "{:.2} times fewer multiply-accumulates cannot be had: {of_what:.0} % of what can be made smaller, the most, is \
+                "{:.2} times fewer multiply-accumulates cannot be had: {of_what:.0} % of what can \
+                 be made smaller, the most, is \
                  {:.1} % of all: --speedup {:.2} is the largest",
                 1.0 / (1.0 - asked),
                 100.0 * can,
@@ -80,7 +88,12 @@ impl Target {
 
 impl Amount {
     /// How much a model has without what is removed.
-    pub(crate) fn of(self, folder: &ModelFolder, sampling: &Sampling, removals: &Removals) -> Result<f64> {
+    pub(crate) fn of(
+        self,
+        folder: &ModelFolder,
+        sampling: &Sampling,
+        removals: &Removals,
+    ) -> Result<f64> {
         Ok(match self {
             Self::Parameters => folder.parameters_without(removals)? as f64,
             Self::Macs => folder.whole_structure(sampling).without(removals).macs() as f64,

@@ -1,4 +1,5 @@
-//! Statistics for a method that follows: those of the model as it was, with the columns that the new one has.
+//! Statistics for a method that follows: those of the model as it was, with the columns that the
+//! new one has.
 
 use crate::calibration::InputStatistics;
 use crate::error::Result;
@@ -11,9 +12,9 @@ use secateur_nn::LayerName;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Source<'_> {
-    /// What a calibration of the new model would come to if the layers before an input made what they made before: the
-    /// approximation that one package makes for all of its layers. Of what `plan`, of one package, watches and carries;
-    /// `outcome` is what became of it.
+    /// What a calibration of the new model would come to if the layers before an input made what
+    /// they made before: the approximation that one package makes for all of its layers. Of what
+    /// `plan`, of one package, watches and carries; `outcome` is what became of it.
     ///
     /// # Errors
     /// If there are no statistics of an input.
@@ -23,11 +24,19 @@ impl Source<'_> {
         let columns = gone(plan, outcome);
         let carried = |input: &SharedInput| {
             let mut statistics = self.statistics(input, &outcome.statistics)?.into_owned();
-            let readers: BTreeSet<&LayerName> = input.layers.iter().map(|layer| &layer.name).collect();
-            outcome.turns.iter().filter(|turn| readers.contains(&turn.layer)).for_each(|turn| statistics.turn(turn));
+            let readers: BTreeSet<&LayerName> =
+                input.layers.iter().map(|layer| &layer.name).collect();
+            outcome
+                .turns
+                .iter()
+                .filter(|turn| readers.contains(&turn.layer))
+                .for_each(|turn| statistics.turn(turn));
             // Those that read the same columns lose the same.
             let gone = readers.iter().find_map(|reader| columns.get(*reader));
-            Ok((input.name.clone(), gone.map_or_else(|| statistics.clone(), |gone| statistics.without(gone))))
+            Ok((
+                input.name.clone(),
+                gone.map_or_else(|| statistics.clone(), |gone| statistics.without(gone)),
+            ))
         };
         inputs.map(carried).collect()
     }
@@ -40,7 +49,9 @@ fn gone(plan: &Plan, outcome: &Outcome) -> BTreeMap<LayerName, BTreeSet<usize>> 
         let mut groups = plan.groups().map(|planned| &planned.group);
         let group = groups.find(|group| *group.name() == done.name && group.kind() == done.kind);
         let parts = group.map_or_else(Vec::new, |group| group.parts(&done.removed));
-        for Part { layer, indices, .. } in parts.into_iter().filter(|part| part.axis == Axis::Columns) {
+        for Part { layer, indices, .. } in
+            parts.into_iter().filter(|part| part.axis == Axis::Columns)
+        {
             columns.entry(layer).or_default().extend(indices);
         }
     }
@@ -64,11 +75,13 @@ impl InputStatistics {
         let unweighted = self.rows as f64 / self.weighted_rows.max(f64::MIN_POSITIVE);
         let turned: usize = bases.iter().map(|basis| basis.left.nrows()).sum();
         for column in *start..start + turned {
-            self.squares[column] = (f64::from(self.hessian[column * width + column]) * unweighted).max(0.0) as f32;
+            self.squares[column] =
+                (f64::from(self.hessian[column * width + column]) * unweighted).max(0.0) as f32;
         }
     }
 
-    /// Takes a constant off columns: with m the sums and n the rows, H - m b^T - b m^T + n b b^T.
+    /// Takes a constant off columns, but for their squares, which follow from the Hessian once they
+    /// are in their basis: with m the sums and n the rows, H - m b^T - b m^T + n b b^T.
     fn take_off(&mut self, start: usize, offset: &[f32]) {
         let width = self.width();
         let b = |column: usize| {
@@ -85,10 +98,9 @@ impl InputStatistics {
         let rows = self.rows as f64;
         for column in start..start + offset.len() {
             let (b, sum) = (b(column), f64::from(self.sums[column]));
-            // Rounding may leave less than nothing.
-            self.squares[column] = (f64::from(self.squares[column]) - 2.0 * b * sum + rows * b * b).max(0.0) as f32;
             self.sums[column] = (sum - rows * b) as f32;
-            self.weighted_sums[column] = (f64::from(self.weighted_sums[column]) - self.weighted_rows * b) as f32;
+            self.weighted_sums[column] =
+                (f64::from(self.weighted_sums[column]) - self.weighted_rows * b) as f32;
         }
     }
 
@@ -97,7 +109,10 @@ impl InputStatistics {
         let kept: Vec<usize> = (0..self.width()).filter(|column| !gone.contains(column)).collect();
         let of = |values: &[f32]| kept.iter().map(|&column| values[column]).collect::<Vec<f32>>();
         Self {
-            hessian: kept.iter().flat_map(|row| of(&self.hessian[row * self.width()..][..self.width()])).collect(),
+            hessian: kept
+                .iter()
+                .flat_map(|row| of(&self.hessian[row * self.width()..][..self.width()]))
+                .collect(),
             weighted_sums: of(&self.weighted_sums),
             weighted_rows: self.weighted_rows,
             sums: of(&self.sums),

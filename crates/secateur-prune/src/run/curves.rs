@@ -75,13 +75,18 @@ pub(super) fn weight_curves(
             input.layers.iter_mut().for_each(|layer| layer.pattern = Some(pattern));
             solve(pipeline, &input, method, statistics)
         };
-        let errors = |outcome: &Outcome| outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>();
+        let errors =
+            |outcome: &Outcome| outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>();
         let base = attempt(pipeline, uniform)?;
         let of_base = errors(&base);
         // Of the other outcomes only the errors are kept.
         let mut of_patterns = Vec::with_capacity(patterns.len());
         for &pattern in &patterns {
-            let errors = if pattern == uniform { of_base.clone() } else { errors(&attempt(pipeline, pattern)?) };
+            let errors = if pattern == uniform {
+                of_base.clone()
+            } else {
+                errors(&attempt(pipeline, pattern)?)
+            };
             of_patterns.push((pattern, errors));
         }
         for (index, layer) in input.layers.iter().enumerate() {
@@ -92,8 +97,10 @@ pub(super) fn weight_curves(
                 Amount::Parameters => weights,
             };
             let factor = scaled(scale, of_base[index]);
-            let solved: Vec<(Pattern, f64)> =
-                of_patterns.iter().map(|(pattern, errors)| (*pattern, factor * errors[index])).collect();
+            let solved: Vec<(Pattern, f64)> = of_patterns
+                .iter()
+                .map(|(pattern, errors)| (*pattern, factor * errors[index]))
+                .collect();
             let choice = |(pattern, error): (Pattern, f64)| Choice {
                 setting: Setting::Pattern(pattern),
                 amount: amount * pattern.sparsity(),
@@ -104,7 +111,12 @@ pub(super) fn weight_curves(
                 let pattern = uniform.near(share);
                 (Setting::Pattern(pattern), amount * pattern.sparsity())
             };
-            let curve = Curve { choices, uniform: amount * uniform.sparsity(), influence: scale, at: Box::new(at) };
+            let curve = Curve {
+                choices,
+                uniform: amount * uniform.sparsity(),
+                influence: scale,
+                at: Box::new(at),
+            };
             curves.push((layer.name.clone(), curve));
         }
     }
@@ -148,8 +160,11 @@ pub(super) fn between(solved: &[(Pattern, f64)]) -> Vec<(Pattern, f64)> {
     let (first, last) = (solved[0].0.sparsity(), solved[solved.len() - 1].0.sparsity());
     let at = |step: usize| {
         let share = first + (last - first) * step as f64 / GRID as f64;
-        let above =
-            solved.iter().position(|(pattern, _)| pattern.sparsity() >= share).unwrap_or(solved.len() - 1).max(1);
+        let above = solved
+            .iter()
+            .position(|(pattern, _)| pattern.sparsity() >= share)
+            .unwrap_or(solved.len() - 1)
+            .max(1);
         let ((a, low), (b, high)) = (solved[above - 1], solved[above]);
         let place = (share - a.sparsity()) / (b.sparsity() - a.sparsity());
         let error = low.max(floor).ln() * (1.0 - place) + high.max(floor).ln() * place;
@@ -177,8 +192,10 @@ pub(super) fn group_curves(
         let most = MOST_OF_GROUP.max(portion.sparsity);
         let around = QUARTERS.map(|quarters| (portion.sparsity * quarters as f64 / 4.0).min(most));
         let over_all = EIGHTHS.map(|eighths| MOST_OF_GROUP * eighths as f64 / 8.0);
-        let counts = around.chain(over_all).map(|sparsity| Portion { sparsity, ..portion }.count(group));
-        let mut counts: Vec<usize> = counts.chain([planned.remove]).filter(|count| *count > 0).collect();
+        let counts =
+            around.chain(over_all).map(|sparsity| Portion { sparsity, ..portion }.count(group));
+        let mut counts: Vec<usize> =
+            counts.chain([planned.remove]).filter(|count| *count > 0).collect();
         counts.sort_unstable();
         counts.dedup();
         let attempt = |pipeline: &Pipeline, count: usize| {
@@ -196,7 +213,11 @@ pub(super) fn group_curves(
         let nothing = Choice { setting: Setting::Remove(0), amount: 0.0, error: 0.0 };
         let mut choices = vec![nothing];
         for count in counts {
-            let error = if count == planned.remove { of_uniform } else { error(&attempt(pipeline, count)?) };
+            let error = if count == planned.remove {
+                of_uniform
+            } else {
+                error(&attempt(pipeline, count)?)
+            };
             let (setting, amount) = (Setting::Remove(count), amount * count as f64);
             choices.push(Choice { setting, amount, error: factor * error });
         }
@@ -231,32 +252,50 @@ mod tests {
 
     #[test]
     fn shares_between_solved_ones_are_on_a_line_of_logarithms() {
-        let solved: Vec<(Pattern, f64)> =
-            tried(Pattern::Unstructured(0.5)).into_iter().map(|p| (p, (7.0 * p.sparsity()).exp())).collect();
+        let solved: Vec<(Pattern, f64)> = tried(Pattern::Unstructured(0.5))
+            .into_iter()
+            .map(|p| (p, (7.0 * p.sparsity()).exp()))
+            .collect();
         assert_eq!(solved.len(), 5);
         for (pattern, error) in between(&solved) {
             let want = (7.0 * pattern.sparsity()).exp();
             assert!((error / want - 1.0).abs() < 1e-9, "{pattern}: {error}, {want}");
         }
-        // Pieces of different slopes, 0.4 apart in all: the grid of 48 steps meets each solved share.
-        let solved = [(0.2, 1e-4), (0.5, 1e-2), (0.6, 1.0)].map(|(share, error)| (Pattern::Unstructured(share), error));
+        // Pieces of different slopes, 0.4 apart in all: the grid of 48 steps meets each solved
+        // share.
+        let solved = [(0.2, 1e-4), (0.5, 1e-2), (0.6, 1.0)]
+            .map(|(share, error)| (Pattern::Unstructured(share), error));
         let curve = between(&solved);
         let ends = [(curve[0], solved[0]), (curve[36], solved[1]), (curve[48], solved[2])];
         for ((pattern, error), (share, want)) in ends {
-            assert!((pattern.sparsity() - share.sparsity()).abs() < 1e-12 && (error / want - 1.0).abs() < 1e-9);
+            assert!(
+                (pattern.sparsity() - share.sparsity()).abs() < 1e-12
+                    && (error / want - 1.0).abs() < 1e-9
+            );
         }
-        for (step, share, want) in [(9, 0.275, 10f64.powf(-3.5)), (18, 0.35, 1e-3), (42, 0.55, 0.1)] {
+        for (step, share, want) in [(9, 0.275, 10f64.powf(-3.5)), (18, 0.35, 1e-3), (42, 0.55, 0.1)]
+        {
             let (pattern, error) = curve[step];
             assert!(
                 (pattern.sparsity() - share).abs() < 1e-12 && (error / want - 1.0).abs() < 1e-9,
                 "{pattern}: {error}"
             );
         }
-        assert!(curve.len() == 49 && curve.is_sorted_by(|a, b| a.0.sparsity() < b.0.sparsity() && a.1 < b.1));
+        assert!(
+            curve.len() == 49
+                && curve.is_sorted_by(|a, b| a.0.sparsity() < b.0.sparsity() && a.1 < b.1)
+        );
         // What is dead costs nothing anywhere.
-        assert!(between(&solved.map(|(pattern, _)| (pattern, 0.0))).iter().all(|(_, error)| *error < 1e-300));
+        assert!(
+            between(&solved.map(|(pattern, _)| (pattern, 0.0)))
+                .iter()
+                .all(|(_, error)| *error < 1e-300)
+        );
         let patterns = tried("2:4".parse().unwrap());
-        assert_eq!(patterns.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1:4", "2:4", "3:4"]);
+        assert_eq!(
+            patterns.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["1:4", "2:4", "3:4"]
+        );
         assert_eq!(tried(Pattern::Unstructured(0.9)).last().map(Pattern::sparsity), Some(0.95));
     }
 }

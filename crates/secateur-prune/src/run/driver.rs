@@ -13,12 +13,13 @@ use secateur_models::{Group, Observer, Pipeline};
 use secateur_nn::LayerName;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Does `task` to what `plan` chose, package after package, in `pipeline` itself. The packages that `journal` has are taken
-/// from there, and the others go into it. With `module_errors` the outcome tells what became of attentions as a whole.
+/// Does `task` to what `plan` chose, package after package, in `pipeline` itself. The packages that
+/// `journal` has are taken from there, and the others go into it. With `module_errors` the outcome
+/// tells what became of attentions as a whole.
 ///
 /// # Errors
-/// If a layer cannot be pruned, the model fails, or the observer interrupts; the pipeline may then hold the packages
-/// that were done.
+/// If a layer cannot be pruned, the model fails, or the observer interrupts; the pipeline may then
+/// hold the packages that were done.
 pub fn prune(
     pipeline: &mut Pipeline,
     plan: &Plan,
@@ -29,7 +30,8 @@ pub fn prune(
     observer: &dyn Observer,
 ) -> Result<Outcome> {
     if plan.packages.len() > 1 && !matches!(source, Source::Calibration(..)) {
-        let problem = "statistics that were gathered before serve one package: later ones would have to see the model as pruned so far";
+        let problem = "statistics that were gathered before serve one package: later ones would \
+            have to see the model as pruned so far";
         return Err(Error::Request(problem.into()));
     }
     let mut outcome = Outcome::of(pipeline);
@@ -46,7 +48,15 @@ pub fn prune(
         let mut gathered = BTreeMap::new();
         if let Source::Calibration(calibration, step_weights, journal) = source {
             let sums = journal.map(|journal| journal.sums(index, index));
-            gathered = calibrate(pipeline, package, calibration, step_weights, sums, &of("calibrate"), observer)?;
+            gathered = calibrate(
+                pipeline,
+                package,
+                calibration,
+                step_weights,
+                sums,
+                &of("calibrate"),
+                observer,
+            )?;
         }
         let statistics = |input: &SharedInput| source.statistics(input, &gathered);
         let (total, unit) = match task {
@@ -55,7 +65,8 @@ pub fn prune(
         };
         observer.begin(&of("solve"), total, unit);
         let mut done = Outcome::of(pipeline);
-        // Each part is applied at once, so that old weights do not stay in memory beside the new ones of a whole package.
+        // Each part is applied at once, so that old weights do not stay in memory beside the new
+        // ones of a whole package.
         match *task {
             Task::Weights { method, .. } => {
                 for input in &package.inputs {
@@ -68,11 +79,15 @@ pub fn prune(
             Task::Structured { method, .. } => {
                 for coupled in &package.coupled {
                     // An allocation leaves some whole.
-                    let some: Vec<_> = coupled.iter().filter(|planned| planned.remove > 0).cloned().collect();
+                    let some: Vec<_> =
+                        coupled.iter().filter(|planned| planned.remove > 0).cloned().collect();
                     let judge = module_errors.map(|errors| (errors, attention_outputs(&some)));
                     let judge = judge.filter(|(_, outputs)| !outputs.is_empty());
                     let outputs = |pipeline: &Pipeline| {
-                        judge.as_ref().map(|(errors, outputs)| errors.outputs(pipeline, outputs)).transpose()
+                        judge
+                            .as_ref()
+                            .map(|(errors, outputs)| errors.outputs(pipeline, outputs))
+                            .transpose()
                     };
                     let before = outputs(pipeline)?;
                     let mut part = remove(pipeline, &some, package, method, &statistics)?;
@@ -80,7 +95,8 @@ pub fn prune(
                     if let (Some(before), Some(after)) = (before, outputs(pipeline)?) {
                         let error = relative(&before, &after);
                         for (planned, group) in some.iter().zip(&mut part.groups) {
-                            group.module_error = matches!(planned.group, Group::Dimensions(_)).then_some(error);
+                            group.module_error =
+                                matches!(planned.group, Group::Dimensions(_)).then_some(error);
                         }
                     }
                     done.extend(part);
@@ -106,6 +122,7 @@ fn attention_outputs(groups: &[PlannedGroup]) -> BTreeSet<LayerName> {
         Group::Dimensions(dimensions) => Some(&dimensions.heads),
         _ => None,
     });
-    let outputs = heads.flat_map(|heads| &heads.streams).filter_map(|stream| stream.output.as_ref());
+    let outputs =
+        heads.flat_map(|heads| &heads.streams).filter_map(|stream| stream.output.as_ref());
     outputs.map(|output| output.layer.clone()).collect()
 }

@@ -38,28 +38,49 @@ impl Observer for Uncounted<'_> {
 }
 
 impl Influence {
-    pub(super) fn new(pipeline: &Pipeline, calibration: &Calibration, observer: &dyn Observer) -> Result<Self> {
+    pub(super) fn new(
+        pipeline: &Pipeline,
+        calibration: &Calibration,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
         let (images, sampling) = influence_pictures(calibration);
-        let mut influence = Self { prompts: calibration.prompts[..images].to_vec(), sampling, dense: Vec::new() };
+        let mut influence =
+            Self { prompts: calibration.prompts[..images].to_vec(), sampling, dense: Vec::new() };
         influence.dense = influence.draw(pipeline, observer)?;
         Ok(influence)
     }
 
     fn draw(&self, pipeline: &Pipeline, observer: &dyn Observer) -> Result<Vec<Tensor>> {
-        let draw = |images| pipeline.sample(&self.prompts, images, &self.sampling, None, &Uncounted(observer));
-        Ok(self.sampling.batches(self.prompts.len()).map(draw).collect::<secateur_models::Result<_>>()?)
+        let draw = |images| {
+            pipeline.sample(&self.prompts, images, &self.sampling, None, &Uncounted(observer))
+        };
+        Ok(self
+            .sampling
+            .batches(self.prompts.len())
+            .map(draw)
+            .collect::<secateur_models::Result<_>>()?)
     }
 
-    /// ||z' - z||^2 / ||z||^2 for the latents z, with the edit alone; the pipeline is then as it was.
-    pub(super) fn of(&mut self, pipeline: &mut Pipeline, edits: Edits, observer: &dyn Observer) -> Result<f64> {
-        let kept =
-            edits.weights.keys().filter_map(|name| Some((name.clone(), pipeline.parameters().get(name)?.clone())));
+    /// ||z' - z||^2 / ||z||^2 for the latents z, with the edit alone; the pipeline is then as it
+    /// was.
+    pub(super) fn of(
+        &mut self,
+        pipeline: &mut Pipeline,
+        edits: Edits,
+        observer: &dyn Observer,
+    ) -> Result<f64> {
+        let kept = edits
+            .weights
+            .keys()
+            .filter_map(|name| Some((name.clone(), pipeline.parameters().get(name)?.clone())));
         let kept = Edits { weights: kept.collect(), removals: pipeline.removals().clone() };
         pipeline.apply(&edits)?;
         let changed = self.draw(pipeline, observer);
         pipeline.apply(&kept)?;
         observer.advance(1)?;
-        let square = |tensor: &Tensor| Ok::<f64, Error>(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?));
+        let square = |tensor: &Tensor| {
+            Ok::<f64, Error>(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?))
+        };
         let (mut difference, mut total) = (0.0, 0.0);
         for (changed, dense) in changed?.iter().zip(&self.dense) {
             difference += square(&(changed - dense)?)?;

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 /// A folder with a file that says which run it is of, a pair of files a finished package: its
 /// tensors (f32), and what became of its layers; and the sums of a calibration that is not
-/// finished. Of a pair the second is written last, so a package is there whole or not at all; it has
-/// the SHA-256 of the first, and says which package of which run it is. What is not as it was written
-/// is not used, and done again.
+/// finished. Of a pair the second is written last, so a package is there whole or not at all; it
+/// has the SHA-256 of the first, and says which package of which run it is. What is not as it was
+/// written is not used, and done again.
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
@@ -71,7 +71,9 @@ const SETTINGS: &str = "settings.json";
 impl Identity {
     /// Of what `plan` chose, before any allocation; the calibration has that fingerprint and makes
     /// `batch` images at a time.
-    #[must_use]
+    ///
+    /// # Errors
+    /// If a number of the plan is none of JSON.
     pub fn new(
         fingerprint: &Fingerprint,
         batch: usize,
@@ -79,17 +81,17 @@ impl Identity {
         task: &Task<'_>,
         budget: Budget,
         statistics: Option<&SavedStatistics>,
-    ) -> Self {
-        Self {
-            format_version: 1,
+    ) -> Result<Self> {
+        Ok(Self {
+            format_version: 2,
             fingerprint: fingerprint.clone(),
             batch,
             method: task.method().to_owned(),
             removed: task.to_string(),
             budget,
             statistics: statistics.map(|saved| saved.sha256().to_owned()),
-            plan: digest([format!("{plan:?}")]),
-        }
+            plan: digest([json(plan)?]),
+        })
     }
 
     /// SHA-256 of it.
@@ -97,16 +99,20 @@ impl Identity {
     /// # Errors
     /// If a number of it is none of JSON.
     pub fn sha256(&self) -> Result<String> {
-        let text = serde_json::to_string(self).map_err(|error| Error::statistics(Path::new(RUN), error))?;
-        Ok(digest([text]))
+        Ok(digest([json(self)?]))
     }
 
     /// What differs, in words.
     fn differences(&self, expected: &Self) -> Vec<String> {
         let mut differences = self.fingerprint.differences(&expected.fingerprint);
-        let texts = [("method", &self.method, &expected.method), ("removed", &self.removed, &expected.removed)];
+        let texts = [
+            ("method", &self.method, &expected.method),
+            ("removed", &self.removed, &expected.removed),
+        ];
         let differing = texts.into_iter().filter(|(_, found, expected)| found != expected);
-        differences.extend(differing.map(|(name, found, expected)| format!("{name} {found}, now {expected}")));
+        differences.extend(
+            differing.map(|(name, found, expected)| format!("{name} {found}, now {expected}")),
+        );
         if self.budget.allocation != expected.budget.allocation {
             let (found, expected) = (self.budget.allocation, expected.budget.allocation);
             differences.push(format!("allocation {found}, now {expected}"));
@@ -147,7 +153,10 @@ impl Journal {
             Ok(found) => {
                 let differences = found.differences(run);
                 if !differences.is_empty() {
-                    let problem = format!("the unfinished run had other settings: {}", differences.join("; "));
+                    let problem = format!(
+                        "the unfinished run had other settings: {}",
+                        differences.join("; ")
+                    );
                     return Err(Error::statistics(folder, problem));
                 }
             }
@@ -167,7 +176,8 @@ impl Journal {
     /// that was stopped are summed up.
     #[must_use]
     pub fn finished(&self) -> (usize, usize) {
-        let packages = (0..).take_while(|&package| self.folder.join(json_name(package)).exists()).count();
+        let packages =
+            (0..).take_while(|&package| self.folder.join(json_name(package)).exists()).count();
         (packages, sums::images(&self.folder))
     }
 
@@ -200,7 +210,12 @@ impl Journal {
     }
 
     /// A package, if it is finished and as it was written; where it is not, the observer hears why.
-    pub(crate) fn load(&self, package: usize, planned: &Package, observer: &dyn Observer) -> Option<Outcome> {
+    pub(crate) fn load(
+        &self,
+        package: usize,
+        planned: &Package,
+        observer: &dyn Observer,
+    ) -> Option<Outcome> {
         self.folder.join(json_name(package)).exists().then_some(())?;
         match self.read(package, planned, observer) {
             Ok(outcome) => Some(outcome),
@@ -220,23 +235,33 @@ impl Journal {
         if finished.run != self.run || finished.package != package {
             return wrong("is of another run or package");
         }
-        let same = |found: &mut dyn Iterator<Item = &LayerName>, planned: &mut dyn Iterator<Item = &LayerName>| {
+        let same = |found: &mut dyn Iterator<Item = &LayerName>,
+                    planned: &mut dyn Iterator<Item = &LayerName>| {
             found.collect::<BTreeSet<_>>() == planned.collect()
         };
         let removed = planned.coupled.iter().flatten().filter(|planned| planned.remove > 0);
-        let groups =
-            same(&mut finished.groups.iter().map(|g| &g.name), &mut removed.map(|planned| planned.group.name()));
-        let layers = same(&mut finished.layers.iter().map(|l| &l.name), &mut planned.layers().map(|layer| &layer.name));
+        let groups = same(
+            &mut finished.groups.iter().map(|g| &g.name),
+            &mut removed.map(|planned| planned.group.name()),
+        );
+        let layers = same(
+            &mut finished.layers.iter().map(|l| &l.name),
+            &mut planned.layers().map(|layer| &layer.name),
+        );
         if !groups || (planned.coupled.is_empty() && !layers) {
             return wrong("has other layers than the plan");
         }
-        let weights = read_tensors(&self.folder.join(tensors_name(package)), &finished.sha256, observer)?;
-        let shapes =
-            weights.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect::<BTreeMap<_, _>>();
+        let weights =
+            read_tensors(&self.folder.join(tensors_name(package)), &finished.sha256, observer)?;
+        let shapes = weights
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()))
+            .collect::<BTreeMap<_, _>>();
         if shapes != finished.shapes {
             return wrong("has other tensors than its file");
         }
-        let mut outcome = Outcome { layers: finished.layers, groups: finished.groups, ..Outcome::default() };
+        let mut outcome =
+            Outcome { layers: finished.layers, groups: finished.groups, ..Outcome::default() };
         outcome.edits.weights = weights.into_iter().collect();
         outcome.edits.removals = finished.removals;
         Ok(outcome)
@@ -251,7 +276,10 @@ impl Journal {
             run: self.run.clone(),
             package,
             sha256,
-            shapes: weights.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect(),
+            shapes: weights
+                .iter()
+                .map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()))
+                .collect(),
             removals: outcome.edits.removals.clone(),
             layers: outcome.layers.clone(),
             groups: outcome.groups.clone(),
@@ -260,6 +288,10 @@ impl Journal {
         self.sums(package, package).remove();
         Ok(())
     }
+}
+
+fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Error::statistics(Path::new(RUN), error))
 }
 
 fn json_name(package: usize) -> String {

@@ -11,8 +11,8 @@ use secateur_nn::{Context, LayerName, Probe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-/// A picture that is drawn again and again in a few steps, the model always being told the same latents: so the inputs of a module stay
-/// the same while only it changes, or what comes behind it.
+/// A picture that is drawn again and again in a few steps, the model always being told the same
+/// latents: so the inputs of a module stay the same while only it changes, or what comes behind it.
 pub struct ModuleErrors {
     prompts: Vec<String>,
     sampling: Sampling,
@@ -31,8 +31,13 @@ impl ModuleErrors {
     ///
     /// # Errors
     /// If the model fails, or the observer interrupts.
-    pub fn new(pipeline: &Pipeline, calibration: &Calibration, observer: &dyn Observer) -> Result<Self> {
-        let (prompts, sampling) = (calibration.prompts[..1].to_vec(), influence_sampling(calibration));
+    pub fn new(
+        pipeline: &Pipeline,
+        calibration: &Calibration,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        let (prompts, sampling) =
+            (calibration.prompts[..1].to_vec(), influence_sampling(calibration));
         observer.begin("draw for the modules' errors", sampling.steps, "image steps");
         let mut outputs = Vec::new();
         pipeline.sample_with(&prompts, 0..1, &sampling, None, observer, |_, _, output| {
@@ -43,19 +48,36 @@ impl ModuleErrors {
     }
 
     /// What `layers` give now.
-    pub(crate) fn outputs(&self, pipeline: &Pipeline, layers: &BTreeSet<LayerName>) -> Result<Outputs> {
+    pub(crate) fn outputs(
+        &self,
+        pipeline: &Pipeline,
+        layers: &BTreeSet<LayerName>,
+    ) -> Result<Outputs> {
         let inputs = Inputs { layers, rows: Mutex::default() };
-        pipeline.sample_with(&self.prompts, 0..1, &self.sampling, Some(&inputs), &(), |call, _, output| {
-            *output = self.outputs[call].clone();
-            Ok(())
-        })?;
+        pipeline.sample_with(
+            &self.prompts,
+            0..1,
+            &self.sampling,
+            Some(&inputs),
+            &(),
+            |call, _, output| {
+                *output = self.outputs[call].clone();
+                Ok(())
+            },
+        )?;
         let rows = inputs.rows.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         rows.into_iter()
             .map(|(layer, x)| {
                 let weight = pipeline.parameters().get(&layer.weight());
-                let weight = weight.ok_or_else(|| Error::layer(&layer, "no weight in the checkpoint"))?;
-                let ((outputs, inputs), values) = (weight.dims2()?, weight.flatten_all()?.to_vec1::<f32>()?);
-                let bias = pipeline.parameters().get(&layer.bias()).map(Tensor::to_vec1::<f32>).transpose()?;
+                let weight =
+                    weight.ok_or_else(|| Error::layer(&layer, "no weight in the checkpoint"))?;
+                let ((outputs, inputs), values) =
+                    (weight.dims2()?, weight.flatten_all()?.to_vec1::<f32>()?);
+                let bias = pipeline
+                    .parameters()
+                    .get(&layer.bias())
+                    .map(Tensor::to_vec1::<f32>)
+                    .transpose()?;
                 let mut y = vec![0f32; x.len() / inputs.max(1) * outputs];
                 linear(&x, &Panels::transposed(&values, inputs), bias.as_deref(), None, &mut y);
                 Ok((layer, y))
@@ -66,9 +88,11 @@ impl ModuleErrors {
 
 /// || Y' - Y ||_F^2 / || Y ||_F^2 over all layers.
 pub(crate) fn relative(before: &Outputs, after: &Outputs) -> f64 {
-    let pairs = || before.iter().filter_map(|(layer, y)| Some(y.iter().zip(after.get(layer)?))).flatten();
+    let pairs =
+        || before.iter().filter_map(|(layer, y)| Some(y.iter().zip(after.get(layer)?))).flatten();
     let total: f64 = pairs().map(|(y, _)| f64::from(*y).powi(2)).sum();
-    let difference: f64 = pairs().map(|(y, changed)| (f64::from(*changed) - f64::from(*y)).powi(2)).sum();
+    let difference: f64 =
+        pairs().map(|(y, changed)| (f64::from(*changed) - f64::from(*y)).powi(2)).sum();
     if total > 0.0 { difference / total } else { 0.0 }
 }
 
@@ -79,7 +103,12 @@ struct Inputs<'a> {
 }
 
 impl Probe for Inputs<'_> {
-    fn linear_input(&self, layer: &LayerName, x: &Tensor, _: &Context<'_>) -> secateur_nn::Result<()> {
+    fn linear_input(
+        &self,
+        layer: &LayerName,
+        x: &Tensor,
+        _: &Context<'_>,
+    ) -> secateur_nn::Result<()> {
         if !self.layers.contains(layer) {
             return Ok(());
         }
@@ -100,7 +129,9 @@ mod tests {
 
     #[test]
     fn squares_of_all_layers_are_put_together() {
-        let outputs = |a: &[f32], b: &[f32]| Outputs::from([("a".into(), a.to_vec()), ("b".into(), b.to_vec())]);
+        let outputs = |a: &[f32], b: &[f32]| {
+            Outputs::from([("a".into(), a.to_vec()), ("b".into(), b.to_vec())])
+        };
         let before = outputs(&[1.0, 2.0], &[-3.0]);
         // Off by 1, 0 and 2, of 1 + 4 + 9 in all.
         assert!((relative(&before, &outputs(&[2.0, 2.0], &[-1.0])) - 5.0 / 14.0).abs() < 1e-12);

@@ -37,11 +37,11 @@ pub struct GroupOutcome {
     pub count: usize,
     /// Those that went, ascending.
     pub removed: Vec<usize>,
-    /// Relative squared error of the product that they are a part of, over the calibration, where the method tells it; else it is
-    /// in the errors of the layers that read them.
+    /// Relative squared error of the product that they are a part of, over the calibration, where
+    /// the method tells it; else it is in the errors of the layers that read them.
     pub error: Option<f64>,
-    /// Relative squared error of the attention that dimensions were removed of, after the softmax and the output projection,
-    /// see [`ModuleErrors`].
+    /// Relative squared error of the attention that dimensions were removed of, after the softmax
+    /// and the output projection, see [`ModuleErrors`].
     pub module_error: Option<f64>,
 }
 
@@ -54,7 +54,8 @@ pub struct Outcome {
     pub layers: Vec<LayerOutcome>,
     /// The heads and neurons of which some went.
     pub groups: Vec<GroupOutcome>,
-    /// The statistics of the model as it was: where it was calibrated in one package, and else none.
+    /// The statistics of the model as it was: where it was calibrated in one package, and else
+    /// none.
     pub statistics: Statistics,
     /// Columns of inputs that are in a new basis.
     pub turns: Vec<Turn>,
@@ -66,7 +67,10 @@ pub type Statistics = BTreeMap<LayerName, InputStatistics>;
 impl Outcome {
     /// Of nothing done to `pipeline` yet.
     pub(super) fn of(pipeline: &Pipeline) -> Self {
-        Self { edits: Edits { removals: pipeline.removals().clone(), ..Edits::default() }, ..Self::default() }
+        Self {
+            edits: Edits { removals: pipeline.removals().clone(), ..Edits::default() },
+            ..Self::default()
+        }
     }
 
     /// Takes in what was done next.

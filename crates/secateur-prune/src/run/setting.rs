@@ -16,7 +16,8 @@ pub enum Allocation {
     Uniform,
     /// Shares of least error that remove as much in total.
     Greedy(Amount),
-    /// MoDeGPT's rule: shares in proportion to exp(-s / mean of s) for the influences s, that remove as much in total.
+    /// MoDeGPT's rule: shares in proportion to exp(-s / mean of s) for the influences s, that
+    /// remove as much in total.
     Softmax(Amount),
 }
 
@@ -34,7 +35,8 @@ pub enum Amount {
 pub struct Budget {
     /// To which layer or group.
     pub allocation: Allocation,
-    /// How many parameters or multiply-accumulates of a call for one sample go; nothing for as many as the plan removes.
+    /// How many parameters or multiply-accumulates of a call for one sample go; nothing for as many
+    /// as the plan removes.
     pub total: Option<f64>,
 }
 
@@ -92,7 +94,9 @@ impl FromStr for Allocation {
         let all = [Self::Uniform, Self::Greedy(Amount::Parameters), Self::Greedy(Amount::Macs)];
         let found = all.into_iter().find(|allocation| allocation.to_string() == text);
         found.ok_or_else(|| {
-            Error::Request(format!("allocation {text:?} is unknown; there are uniform, parameters, macs"))
+            Error::Request(format!(
+                "allocation {text:?} is unknown; there are uniform, parameters, macs"
+            ))
         })
     }
 }

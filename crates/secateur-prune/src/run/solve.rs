@@ -18,7 +18,11 @@ pub(crate) fn solve(
     method: &dyn Method,
     statistics: &InputStatistics,
 ) -> Result<Outcome> {
-    let before = input.layers.iter().map(|layer| read_weight(pipeline, &layer.name)).collect::<Result<Vec<_>>>()?;
+    let before = input
+        .layers
+        .iter()
+        .map(|layer| read_weight(pipeline, &layer.name))
+        .collect::<Result<Vec<_>>>()?;
     let patterns = input.layers.iter().filter_map(|layer| layer.pattern);
     let mut after: Vec<_> = before.iter().cloned().zip(patterns).collect();
     let Solved { damping } = method.prune(&mut after, statistics)?;
@@ -50,11 +54,20 @@ pub(crate) fn remove<'a>(
     let removed = method.remove(coupled, &layers)?;
     let mut outcome = Outcome { turns: removed.turns, ..Outcome::of(pipeline) };
     let mut parts = Vec::new();
-    for ((PlannedGroup { group, .. }, positions), error) in coupled.iter().zip(removed.positions).zip(removed.errors) {
+    for ((PlannedGroup { group, .. }, positions), error) in
+        coupled.iter().zip(removed.positions).zip(removed.errors)
+    {
         parts.extend(group.parts(&positions));
         outcome.edits.removals.remove(group.name(), group.count(), &positions);
         let (name, kind, count) = (group.name().clone(), group.kind().to_owned(), group.count());
-        outcome.groups.push(GroupOutcome { name, kind, count, removed: positions, error, module_error: None });
+        outcome.groups.push(GroupOutcome {
+            name,
+            kind,
+            count,
+            removed: positions,
+            error,
+            module_error: None,
+        });
     }
     let cuts = Cuts::new(parts);
     let weights = &mut outcome.edits.weights;
@@ -78,7 +91,11 @@ pub(crate) fn remove<'a>(
         weights.insert(layer.weight(), cuts.take_out(&layer.weight(), &weight)?);
     }
     for (layer, new) in removed.biases {
-        let bias = as_stored(pipeline, &layer.bias(), &Tensor::from_slice(&new, new.len(), &Device::Cpu)?)?;
+        let bias = as_stored(
+            pipeline,
+            &layer.bias(),
+            &Tensor::from_slice(&new, new.len(), &Device::Cpu)?,
+        )?;
         weights.insert(layer.bias(), cuts.take_out(&layer.bias(), &bias)?);
     }
     Ok(outcome)
@@ -122,11 +139,18 @@ fn as_stored(pipeline: &Pipeline, parameter: &str, tensor: &Tensor) -> Result<Te
     let rounded = cast(tensor, dtype)?;
     match rounded.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| value.is_finite()) {
         true => Ok(rounded),
-        false => Err(Error::layer(&parameter.into(), format!("its new values do not fit {dtype:?}"))),
+        false => {
+            Err(Error::layer(&parameter.into(), format!("its new values do not fit {dtype:?}")))
+        }
     }
 }
 
-fn layer_outcome(old: &LayerWeight, new: &[f32], statistics: &InputStatistics, damping: f64) -> LayerOutcome {
+fn layer_outcome(
+    old: &LayerWeight,
+    new: &[f32],
+    statistics: &InputStatistics,
+    damping: f64,
+) -> LayerOutcome {
     LayerOutcome {
         name: old.layer.clone(),
         rows: old.rows,
@@ -142,5 +166,10 @@ fn read_weight(pipeline: &Pipeline, layer: &LayerName) -> Result<LayerWeight> {
     let weight = pipeline.parameters().get(&layer.weight());
     let weight = weight.ok_or_else(|| Error::layer(layer, "no weight in the checkpoint"))?;
     let (rows, columns) = weight.dims2()?;
-    Ok(LayerWeight { layer: layer.clone(), rows, columns, values: weight.flatten_all()?.to_vec1()? })
+    Ok(LayerWeight {
+        layer: layer.clone(),
+        rows,
+        columns,
+        values: weight.flatten_all()?.to_vec1()?,
+    })
 }

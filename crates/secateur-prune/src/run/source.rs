@@ -31,6 +31,8 @@ impl Source<'_> {
             Source::Calibration(..) => gathered,
         };
         let found = gathered.get(&input.name).map(Cow::Borrowed);
-        found.ok_or_else(|| Error::layer(&input.name, "no statistics: the model ran without calling it"))
+        found.ok_or_else(|| {
+            Error::layer(&input.name, "no statistics: the model ran without calling it")
+        })
     }
 }

@@ -16,7 +16,10 @@ impl Given {
     }
 
     fn layer(&self, name: &LayerName) -> &(LayerWeight, InputStatistics) {
-        self.layers.iter().find(|(weight, _)| weight.layer == *name).unwrap_or_else(|| panic!("{name} was not given"))
+        self.layers
+            .iter()
+            .find(|(weight, _)| weight.layer == *name)
+            .unwrap_or_else(|| panic!("{name} was not given"))
     }
 }
 

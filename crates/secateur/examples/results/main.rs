@@ -1,10 +1,12 @@
 //! The tables of docs/results.md: ways to prune a model, over several seeds.
 //!
-//! `cargo run --release --example results -- models/emoji-mmdit results/emoji-mmdit --study methods --seeds 3`
+//! `cargo run --release --example results -- models/emoji-mmdit results/emoji-mmdit --study methods
+//! --seeds 3`
 //!
-//! A seed sets the calibration prompts, their noise, and the noise of the judged pictures. Each cell is a JSON file in
-//! the output folder, with a PNG file of its first pictures; a run that was stopped goes on with the cells that are missing, and
-//! `results --study methods --table results/emoji-mmdit` prints what there is.
+//! A seed sets the calibration prompts, their noise, and the noise of the judged pictures. Each
+//! cell is a JSON file in the output folder, with a PNG file of its first pictures; a run that was
+//! stopped goes on with the cells that are missing, and `results --study methods --table
+//! results/emoji-mmdit` prints what there is.
 
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 
@@ -39,7 +41,9 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = StudyName::Methods)]
     study: StudyName,
     /// Shares of the parameters that go, where the study takes them
-    #[arg(long, value_name = "SHARE,...", value_delimiter = ',', default_values_t = [0.05, 0.12, 0.2, 0.3])]
+    #[arg(long, value_name = "SHARE,...", value_delimiter = ',', default_values_t = [0.05, 0.12,
+        0.2,
+        0.3])]
     budgets: Vec<f64>,
     /// Iterations of an optimisation at most, where the study learns
     #[arg(long, value_name = "N", default_value_t = 100)]
@@ -59,7 +63,8 @@ struct Arguments {
     /// Only print the table of the cells in this folder
     #[arg(long, value_name = "OUT", conflicts_with_all = ["model", "out", "seeds"])]
     table: Option<PathBuf>,
-    /// Also put pictures of the dense model and of some rows of this table below each other, into a PNG file
+    /// Also put pictures of the dense model and of some rows of this table below each other, into a
+    /// PNG file
     #[arg(long, value_name = "FILE", requires = "table", requires = "rows")]
     sheet: Option<PathBuf>,
     /// Rows of the sheet, as their cells' files are called

@@ -5,11 +5,13 @@ use crate::study::Row;
 use anyhow::{Context as _, Result, bail};
 use candle_core::Tensor;
 use secateur_eval::{Comparison, Samples, Summary};
-use secateur_models::{ClipModel, ModelFolder, OutputFolder, OutputOptions, Pipeline, Sampling, Subject, TensorInfo};
+use secateur_models::{
+    ClipModel, ModelFolder, OutputFolder, OutputOptions, Pipeline, Sampling, Subject, TensorInfo,
+};
 use secateur_nn::{Context, LayerName, Probe};
 use secateur_prune::{
-    Calibration, Calibrator, Fingerprint, L1, Magnitude, Outcome, Packages, Pattern, Plan, Portion, SavedStatistics,
-    Selection, Source, Statistics, Task, Taylor, Weighting, prune,
+    Calibration, Calibrator, Fingerprint, L1, Magnitude, Outcome, Packages, Pattern, Plan, Portion,
+    SavedStatistics, Selection, Source, Statistics, Task, Taylor, Weighting, prune,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::cell::OnceCell;
@@ -25,7 +27,8 @@ pub(crate) struct Cell {
     pub(crate) comparison: Comparison,
     pub(crate) mean_layer_error: f64,
     pub(crate) largest_layer_error: f64,
-    /// Shares of the denoiser's parameters that are zero or gone, and of its multiply-accumulates that are gone.
+    /// Shares of the denoiser's parameters that are zero or gone, and of its multiply-accumulates
+    /// that are gone.
     pub(crate) removed: Option<[f64; 2]>,
 }
 
@@ -68,18 +71,32 @@ pub(crate) struct Seed<'a> {
 struct Calibrators(Vec<(String, Calibrator)>);
 
 impl Probe for Calibrators {
-    fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> secateur_nn::Result<()> {
+    fn linear_input(
+        &self,
+        layer: &LayerName,
+        x: &Tensor,
+        context: &Context<'_>,
+    ) -> secateur_nn::Result<()> {
         self.0.iter().try_for_each(|(_, calibrator)| calibrator.linear_input(layer, x, context))
     }
 }
 
 impl<'a> Seed<'a> {
-    pub(crate) fn new(model: &'a Path, out: &'a Path, seed: u64, token_stride: usize) -> Result<Self> {
+    pub(crate) fn new(
+        model: &'a Path,
+        out: &'a Path,
+        seed: u64,
+        token_stride: usize,
+    ) -> Result<Self> {
         let folder = ModelFolder::open(model, None)?;
         let manifest = folder.manifest();
-        let clip = ClipModel::open(&model.join(manifest.clip.as_ref().context("the model names no CLIP")?))?;
-        let list = folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
-        let held_out = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
+        let clip = ClipModel::open(
+            &model.join(manifest.clip.as_ref().context("the model names no CLIP")?),
+        )?;
+        let list =
+            folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
+        let held_out =
+            folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
         // A label may come again, with other noise; a text may not.
         let times = if folder.subject() == Subject::Label { usize::MAX } else { 1 };
         let some = |list: Vec<String>, first: usize, count: usize| {
@@ -91,9 +108,23 @@ impl<'a> Seed<'a> {
             bail!("too few calibration prompts for seed {seed}");
         }
         let sampling = Sampling { seed, ..folder.sampling() };
-        let calibration = Calibration { prompts: chosen, sampling, weighting: Weighting::default(), token_stride };
+        let calibration = Calibration {
+            prompts: chosen,
+            sampling,
+            weighting: Weighting::default(),
+            token_stride,
+        };
         let prompts = some(held_out, 0, JUDGED);
-        Ok(Self { model, out, seed, clip, prompts, calibration, weighted: OnceCell::new(), taylor: OnceCell::new() })
+        Ok(Self {
+            model,
+            out,
+            seed,
+            clip,
+            prompts,
+            calibration,
+            weighted: OnceCell::new(),
+            taylor: OnceCell::new(),
+        })
     }
 
     /// With the default weighting.
@@ -106,13 +137,22 @@ impl<'a> Seed<'a> {
     }
 
     /// All that the task can prune, in one package.
-    pub(crate) fn plan(&self, pipeline: &Pipeline, task: &Task<'_>) -> secateur_prune::Result<Plan> {
+    pub(crate) fn plan(
+        &self,
+        pipeline: &Pipeline,
+        task: &Task<'_>,
+    ) -> secateur_prune::Result<Plan> {
         let structure = pipeline.folder().structure(&self.calibration.sampling);
         Plan::new(&structure, &Selection::default(), Packages::Count(1), task)
     }
 
     /// Prunes all that the task can.
-    pub(crate) fn prune(&self, pipeline: &mut Pipeline, task: &Task<'_>, source: &Source<'_>) -> Result<Outcome> {
+    pub(crate) fn prune(
+        &self,
+        pipeline: &mut Pipeline,
+        task: &Task<'_>,
+        source: &Source<'_>,
+    ) -> Result<Outcome> {
         let plan = self.plan(pipeline, task)?;
         Ok(prune(pipeline, &plan, task, source, None, None, &())?)
     }
@@ -129,13 +169,19 @@ impl<'a> Seed<'a> {
             let task = Task::Weights { method: &Magnitude, pattern: Pattern::unstructured(0.5)? };
             let outcome = self.prune(&mut pipeline, &task, &source)?;
             let output = OutputFolder::create(&path, OutputOptions::default(), &[])?;
-            SavedStatistics::write(&output.path(), &outcome.statistics, &step_weights, &fingerprint)?;
+            SavedStatistics::write(
+                &output.path(),
+                &outcome.statistics,
+                &step_weights,
+                &fingerprint,
+            )?;
             output.finish()?;
         }
         Ok(SavedStatistics::open(&path, &fingerprint, &())?)
     }
 
-    /// Statistics of the dense model under every weighting, by its name: of one calibration, as the activations are the same.
+    /// Statistics of the dense model under every weighting, by its name: of one calibration, as the
+    /// activations are the same.
     pub(crate) fn weighted_statistics(
         &self,
         pipeline: &mut Pipeline,
@@ -152,14 +198,21 @@ impl<'a> Seed<'a> {
             let calibration = Calibration { weighting, ..self.calibration.clone() };
             let step_weights = calibration.step_weights(pipeline, &())?;
             println!("seed {}: {weighting}: {step_weights:.3?}", self.seed);
-            let calibrator = |package| Calibrator::new(package, step_weights.clone(), *token_stride);
-            calibrators.extend(plan.packages.iter().map(|package| (weighting.to_string(), calibrator(package))));
+            let calibrator =
+                |package| Calibrator::new(package, step_weights.clone(), *token_stride);
+            calibrators.extend(
+                plan.packages.iter().map(|package| (weighting.to_string(), calibrator(package))),
+            );
         }
         let calibrators = Calibrators(calibrators);
         for images in sampling.batches(prompts.len()) {
             pipeline.sample(prompts, images, sampling, Some(&calibrators), &())?;
         }
-        let weighted = calibrators.0.into_iter().map(|(name, calibrator)| (name, calibrator.finish())).collect();
+        let weighted = calibrators
+            .0
+            .into_iter()
+            .map(|(name, calibrator)| (name, calibrator.finish()))
+            .collect();
         Ok(self.weighted.get_or_init(|| weighted))
     }
 
@@ -169,7 +222,8 @@ impl<'a> Seed<'a> {
             return Ok(taylor);
         }
         // Of every group some go.
-        let plan = self.plan(pipeline, &Task::Structured { method: &L1, portion: Portion::new(0.5)? })?;
+        let plan =
+            self.plan(pipeline, &Task::Structured { method: &L1, portion: Portion::new(0.5)? })?;
         let taylor = Taylor::measure(pipeline, &plan, &self.calibration, &())?;
         Ok(self.taylor.get_or_init(|| taylor))
     }
@@ -182,12 +236,20 @@ impl<'a> Seed<'a> {
     fn removed(&self, pipeline: &Pipeline) -> Result<[f64; 2]> {
         let folder = pipeline.folder();
         let (mut stay, mut all) = (0, 0);
-        for (name, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name)) {
-            stay += tensor.flatten_all()?.to_vec1::<f32>()?.iter().filter(|value| **value != 0.0).count();
+        for (name, tensor) in
+            pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name))
+        {
+            stay += tensor
+                .flatten_all()?
+                .to_vec1::<f32>()?
+                .iter()
+                .filter(|value| **value != 0.0)
+                .count();
             all += folder.checkpoint().tensor(name).map_or(0, TensorInfo::elements);
         }
         let sampling = &self.calibration.sampling;
-        let macs = pipeline.structure(sampling).macs() as f64 / folder.structure(sampling).macs() as f64;
+        let macs =
+            pipeline.structure(sampling).macs() as f64 / folder.structure(sampling).macs() as f64;
         Ok([1.0 - stay as f64 / all as f64, 1.0 - macs])
     }
 

@@ -16,7 +16,8 @@ fn path(out: &Path, seed: u64, row: &str) -> PathBuf {
 /// Saves the strip of a row.
 pub(crate) fn save(pictures: &[Picture], out: &Path, seed: u64, row: &str) -> Result<()> {
     let pictures = pictures.iter().take(PICTURES);
-    let pictures = pictures.map(|picture| Ok(image::load_from_memory(&picture.to_png())?.to_rgb8()));
+    let pictures =
+        pictures.map(|picture| Ok(image::load_from_memory(&picture.to_png())?.to_rgb8()));
     let pictures = pictures.collect::<Result<Vec<_>>>()?;
     save_whole(&grid(&pictures, pictures.len() as u32)?, &path(out, seed, row))
 }
@@ -28,7 +29,8 @@ fn save_whole(picture: &RgbImage, to: &Path) -> Result<()> {
     Ok(std::fs::rename(partial, to)?)
 }
 
-/// Puts the strips of seed 0 below each other: the dense model's, and those of some rows in the order of the table.
+/// Puts the strips of seed 0 below each other: the dense model's, and those of some rows in the
+/// order of the table.
 pub(crate) fn stack(study: &Study, rows: &[String], out: &Path, to: &Path) -> Result<()> {
     let known: Vec<&str> = study.groups.iter().flatten().map(|row| row.name.as_str()).collect();
     if let Some(row) = rows.iter().find(|row| !known.contains(&row.as_str())) {
@@ -36,18 +38,27 @@ pub(crate) fn stack(study: &Study, rows: &[String], out: &Path, to: &Path) -> Re
     }
     let chosen = known.into_iter().filter(|row| rows.iter().any(|name| name == row));
     let strips = std::iter::once("dense").chain(chosen);
-    let strips = strips.map(|row| Ok(image::open(path(out, 0, row))?.to_rgb8())).collect::<Result<Vec<_>>>()?;
+    let strips = strips
+        .map(|row| Ok(image::open(path(out, 0, row))?.to_rgb8()))
+        .collect::<Result<Vec<_>>>()?;
     save_whole(&grid(&strips, 1)?, to)
 }
 
 /// Pictures of one size, in a row or below each other, on white.
 fn grid(pictures: &[RgbImage], columns: u32) -> Result<RgbImage> {
-    let Some((width, height)) = pictures.first().map(RgbImage::dimensions) else { bail!("there are no pictures") };
+    let Some((width, height)) = pictures.first().map(RgbImage::dimensions) else {
+        bail!("there are no pictures")
+    };
     let rows = (pictures.len() as u32).div_ceil(columns);
     let extent = |count: u32, side: u32| count * (side + GAP) - GAP;
-    let mut sheet = RgbImage::from_pixel(extent(columns, width), extent(rows, height), Rgb([255; 3]));
+    let mut sheet =
+        RgbImage::from_pixel(extent(columns, width), extent(rows, height), Rgb([255; 3]));
     for (place, picture) in (0..).zip(pictures) {
-        sheet.copy_from(picture, place % columns * (width + GAP), place / columns * (height + GAP))?;
+        sheet.copy_from(
+            picture,
+            place % columns * (width + GAP),
+            place / columns * (height + GAP),
+        )?;
     }
     Ok(sheet)
 }

@@ -1,12 +1,17 @@
-//! What is learned to be skipped, against fewer steps and plain rules, at the same multiply-accumulates.
+//! What is learned to be skipped, against fewer steps and plain rules, at the same
+//! multiply-accumulates.
 
 use crate::seed::{path, read, write};
 use crate::sheet;
 use crate::table::spread;
 use anyhow::{Context as _, Result};
 use secateur_eval::WayReport;
-use secateur_models::{ClipModel, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind};
-use secateur_skip::{Learned, Learning, Loss, Point, Progress, Scores, Search, compare, learn, ways};
+use secateur_models::{
+    ClipModel, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind,
+};
+use secateur_skip::{
+    Learned, Learning, Loss, Point, Progress, Scores, Search, compare, learn, ways,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -55,7 +60,8 @@ impl SkipStudy {
     pub(crate) fn fill(&self, model: &Path, out: &Path, seeds: u64) -> Result<()> {
         std::fs::create_dir_all(out)?;
         for seed in 0..seeds {
-            let missing = RATES.iter().filter(|rate| !path(out, seed, &format!("{rate}x")).exists());
+            let missing =
+                RATES.iter().filter(|rate| !path(out, seed, &format!("{rate}x")).exists());
             let missing: Vec<u32> = missing.copied().collect();
             if !missing.is_empty() {
                 self.fill_seed(model, out, seed, &missing)?;
@@ -68,10 +74,12 @@ impl SkipStudy {
         let folder = ModelFolder::open(model, None)?;
         let clip = folder.manifest().clip.clone().context("the model names no CLIP")?;
         let clip = ClipModel::open(&model.join(clip))?;
-        let prompts = folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
+        let prompts =
+            folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
         let judged = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;
         let own = folder.sampling();
-        let (steps, sampler) = (self.steps.unwrap_or(own.steps), self.sampler.unwrap_or(own.sampler));
+        let (steps, sampler) =
+            (self.steps.unwrap_or(own.steps), self.sampler.unwrap_or(own.sampler));
         let sampling = Sampling { seed, batch: BATCH, steps, sampler, ..own };
         // Labels may come again, with other noise.
         let some = |list: Vec<String>, first: usize, count: usize| {
@@ -92,12 +100,13 @@ impl SkipStudy {
         for &rate in rates {
             println!("seed {seed}: {rate} times fewer");
             let learning = learning(rate);
-            let tried =
-                Search::new(&pipeline, &whole, &learning, None, &())?.select(Some(&optimised.scores), EXCHANGES)?;
+            let tried = Search::new(&pipeline, &whole, &learning, None, &())?
+                .select(Some(&optimised.scores), EXCHANGES)?;
             let tried = tried.schedules;
             let ways = ways(&pipeline, &tried, &whole, &learning, &())?;
             let judged = some(judged.clone(), 0, JUDGED);
-            let compared = compare(&pipeline, ("whole", &judging), &ways, &judged, Some(&clip), &())?;
+            let compared =
+                compare(&pipeline, ("whole", &judging), &ways, &judged, Some(&clip), &())?;
             if let Some(kept) = compared.first() {
                 let pictures = |of: fn(&secateur_eval::PicturePair) -> &secateur_eval::Picture| {
                     kept.pictures.iter().map(of).cloned().collect::<Vec<_>>()
@@ -105,11 +114,15 @@ impl SkipStudy {
                 sheet::save(&pictures(|pair| &pair.reference), out, seed, "dense")?;
                 sheet::save(&pictures(|pair| &pair.candidate), out, seed, &format!("{rate}x"))?;
             }
-            let digits = |row: &Vec<bool>| row.iter().map(|&computed| if computed { '1' } else { '0' }).collect();
+            let digits = |row: &Vec<bool>| {
+                row.iter().map(|&computed| if computed { '1' } else { '0' }).collect()
+            };
             let cell = Cell {
                 ways: compared.into_iter().map(|compared| compared.report).collect(),
                 tried: tried.iter().map(|tried| (tried.to_string(), tried.psnr)).collect(),
-                schedule: tried.first().map_or(Vec::new(), |kept| kept.schedule.computed.iter().map(digits).collect()),
+                schedule: tried
+                    .first()
+                    .map_or(Vec::new(), |kept| kept.schedule.computed.iter().map(digits).collect()),
             };
             write(&path(out, seed, &format!("{rate}x")), &cell)?;
         }
@@ -133,7 +146,8 @@ impl SkipStudy {
         let folder = out.join(format!("seed{seed}-unfinished"));
         std::fs::create_dir_all(&folder)?;
         let progress = Progress { folder, request: format!("{learning:?}") };
-        let Learned { scores, history, .. } = learn(pipeline, whole, learning, Some(&progress), &())?;
+        let Learned { scores, history, .. } =
+            learn(pipeline, whole, learning, Some(&progress), &())?;
         let optimised = Optimised { scores, history, seconds: start.elapsed().as_secs_f64() };
         write(&path, &optimised)?;
         if progress.folder.exists() {
@@ -158,7 +172,8 @@ fn role(index: usize, name: &str) -> String {
 /// Prints the table of the cells that there are.
 pub(crate) fn print(out: &Path, seeds: u64) -> Result<()> {
     println!(
-        "| | seeds | MACs kept, % | times faster | time saved / MACs saved | PSNR dB | SSIM | text-image score | top-1 |"
+        "| | seeds | MACs kept, % | times faster | time saved / MACs saved | PSNR dB | SSIM | \
+         text-image score | top-1 |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     for rate in RATES {
@@ -182,7 +197,10 @@ pub(crate) fn print(out: &Path, seeds: u64) -> Result<()> {
             let columns = [
                 column(|way| Some(100.0 * way.kept), 1)?,
                 column(|way| way.speed_up, 2)?,
-                column(|way| way.speed_up.map(|faster| (1.0 - 1.0 / faster) / (1.0 - way.kept)), 2)?,
+                column(
+                    |way| way.speed_up.map(|faster| (1.0 - 1.0 / faster) / (1.0 - way.kept)),
+                    2,
+                )?,
                 column(|way| Some(way.psnr), 2)?,
                 column(|way| Some(way.ssim), 3)?,
                 column(|way| way.score, 3)?,

@@ -5,8 +5,8 @@ use crate::study::{Row, Study};
 use anyhow::Result;
 use secateur_models::Pipeline;
 use secateur_prune::{
-    Allocation, Amount, Budget, Calibration, L1, Neurons, Obs, Outcome, Portion, Rows, Slim, Source, StructuredMethod,
-    Target, Task, allocate, prune,
+    Allocation, Amount, Budget, Calibration, L1, Neurons, Obs, Outcome, Portion, Rows, Slim,
+    Source, StructuredMethod, Target, Task, allocate, prune,
 };
 
 /// Prompts of 50 samples and of 500, at 25 steps.
@@ -32,7 +32,11 @@ pub(crate) fn study(budgets: &[f64]) -> Study {
     let ways = [
         ("slim", "slim by influence", SLIM),
         ("slim-softmax", "slim by softmax", Way { allocation: Allocation::Softmax, ..SLIM }),
-        ("slim-uniform", "slim alike everywhere", Way { allocation: |_| Allocation::Uniform, ..SLIM }),
+        (
+            "slim-uniform",
+            "slim alike everywhere",
+            Way { allocation: |_| Allocation::Uniform, ..SLIM },
+        ),
         ("slim-leverage", "slim, neurons by leverage", Way { method: LEVERAGE, ..SLIM }),
         ("slim-attention", "slim on what attention makes", Way { method: ATTENTION, ..SLIM }),
         ("slim-few", "slim, 50 samples", Way { prompts: FEW, ..SLIM }),
@@ -45,7 +49,8 @@ pub(crate) fn study(budgets: &[f64]) -> Study {
         prune: Box::new(move |seed, pipeline| way.fill(seed, pipeline, budget)),
     };
     let groups = budgets.iter().map(|&budget| ways.map(|way| row(budget, way)).into()).collect();
-    let about = "Shares of all parameters, at most; 500 samples (20 prompts x 25 steps) but where it says 50, Hessians of every fourth \
+    let about = "Shares of all parameters, at most; 500 samples (20 prompts x 25 steps) but where \
+        it says 50, Hessians of every fourth \
                  token, one package. obs and l1 take from all blocks, by influence too.";
     Study { about, token_stride: 4, groups, sizes: true, baseline: None }
 }
@@ -76,7 +81,8 @@ impl Way {
             return Ok(prune(pipeline, &plan, &task, &source, None, None, &())?);
         }
         let budget = Budget { allocation, total: Some(target.total) };
-        let (settings, statistics) = allocate(pipeline, &plan, &task, &source, &calibration, budget, &())?;
+        let (settings, statistics) =
+            allocate(pipeline, &plan, &task, &source, &calibration, budget, &())?;
         plan.set(&settings);
         let gathered = statistics.as_ref().map(Source::Gathered);
         Ok(prune(pipeline, &plan, &task, gathered.as_ref().unwrap_or(&source), None, None, &())?)

@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use secateur_models::Pipeline;
 use secateur_prune::{
-    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Portion, Source,
-    StructuredMethod, Task, Wanda, Weighting, allocate, prune,
+    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Portion,
+    Source, StructuredMethod, Task, Wanda, Weighting, allocate, prune,
 };
 use std::path::Path;
 
@@ -23,9 +23,11 @@ pub(crate) enum StudyName {
     Allocation,
     /// Hessians of all tokens, or of some
     Tokens,
-    /// SlimDiff's allocations, rows and numbers of samples, and OBS and L1 at the same number of parameters
+    /// SlimDiff's allocations, rows and numbers of samples, and OBS and L1 at the same number of
+    /// parameters
     Slim,
-    /// What is learned to be skipped, fewer steps, and plain rules, at 2, 3 and 4 times fewer multiply-accumulates
+    /// What is learned to be skipped, fewer steps, and plain rules, at 2, 3 and 4 times fewer
+    /// multiply-accumulates
     Skip,
 }
 
@@ -69,14 +71,19 @@ impl Study {
     }
 
     fn methods() -> Result<Self> {
-        const METHODS: [&dyn Method; 5] = [&Obs, &Wanda, &Dsnot::Wanda, &Dsnot::Hessian, &Magnitude];
+        const METHODS: [&dyn Method; 5] =
+            [&Obs, &Wanda, &Dsnot::Wanda, &Dsnot::Hessian, &Magnitude];
         let rows = |name: &str, label: &str, pattern: Pattern| {
             METHODS.map(|method| Row {
                 name: format!("{}-{name}", method.name()),
                 label: format!("{} {label}", method.name()),
                 prune: Box::new(move |seed, pipeline| {
                     let statistics = seed.statistics()?;
-                    seed.prune(pipeline, &Task::Weights { method, pattern }, &Source::Saved(&statistics))
+                    seed.prune(
+                        pipeline,
+                        &Task::Weights { method, pattern },
+                        &Source::Saved(&statistics),
+                    )
                 }),
             })
         };
@@ -89,7 +96,13 @@ impl Study {
         ];
         let others = others.into_iter().flatten().collect();
         let about = "Hessians of all tokens.";
-        Ok(Self { about, token_stride: 1, groups: vec![first, others], sizes: false, baseline: None })
+        Ok(Self {
+            about,
+            token_stride: 1,
+            groups: vec![first, others],
+            sizes: false,
+            baseline: None,
+        })
     }
 
     fn structured() -> Result<Self> {
@@ -99,7 +112,11 @@ impl Study {
             prune: Box::new(move |seed, pipeline| {
                 let statistics = seed.statistics()?;
                 let portion = Portion::new(f64::from(percent) / 100.0)?;
-                seed.prune(pipeline, &Task::Structured { method, portion }, &Source::Saved(&statistics))
+                seed.prune(
+                    pipeline,
+                    &Task::Structured { method, portion },
+                    &Source::Saved(&statistics),
+                )
             }),
         };
         let taylor = |percent: u32| Row {
@@ -109,13 +126,25 @@ impl Study {
                 let statistics = seed.statistics()?;
                 let portion = Portion::new(f64::from(percent) / 100.0)?;
                 let method = seed.taylor(pipeline)?;
-                seed.prune(pipeline, &Task::Structured { method, portion }, &Source::Saved(&statistics))
+                seed.prune(
+                    pipeline,
+                    &Task::Structured { method, portion },
+                    &Source::Saved(&statistics),
+                )
             }),
         };
         let rows = [10, 20, 30, 40, 50].into_iter();
-        let rows = rows.flat_map(|percent| [row(&Obs, percent), row(&L1, percent), taylor(percent)]);
-        let about = "Heads and neurons of all blocks but the first and the last; multiples of 8 neurons are left.";
-        Ok(Self { about, token_stride: 4, groups: vec![rows.collect()], sizes: true, baseline: None })
+        let rows =
+            rows.flat_map(|percent| [row(&Obs, percent), row(&L1, percent), taylor(percent)]);
+        let about = "Heads and neurons of all blocks but the first and the last; multiples of 8 \
+            neurons are left.";
+        Ok(Self {
+            about,
+            token_stride: 4,
+            groups: vec![rows.collect()],
+            sizes: true,
+            baseline: None,
+        })
     }
 
     fn allocations() -> Result<Self> {
@@ -130,8 +159,15 @@ impl Study {
                     let source = Source::Saved(&statistics);
                     let mut plan = seed.plan(pipeline, &task)?;
                     if allocation != Allocation::Uniform {
-                        let (settings, _) =
-                            allocate(pipeline, &plan, &task, &source, seed.calibration(), allocation.into(), &())?;
+                        let (settings, _) = allocate(
+                            pipeline,
+                            &plan,
+                            &task,
+                            &source,
+                            seed.calibration(),
+                            allocation.into(),
+                            &(),
+                        )?;
                         plan.set(&settings);
                     }
                     Ok(prune(pipeline, &plan, &task, &source, None, None, &())?)
@@ -150,7 +186,8 @@ impl Study {
             ),
             rows("2of4", "2:4", weights("2:4".parse()?), &[Uniform, parameters]),
         ];
-        let about = "obs, one package, Hessians of every fourth token. By parameters as many weights go in total as with the \
+        let about = "obs, one package, Hessians of every fourth token. By parameters as many \
+            weights go in total as with the \
                      same share everywhere, by macs as many multiply-accumulates.";
         Ok(Self { about, token_stride: 4, groups, sizes: true, baseline: None })
     }
@@ -167,7 +204,8 @@ impl Study {
             }),
         };
         let groups = vec![[1, 4].map(row).into()];
-        let about = "obs, 30 % of heads and neurons, one package, Hessians of one of so many tokens. Differences are seed by seed. \
+        let about = "obs, 30 % of heads and neurons, one package, Hessians of one of so many \
+            tokens. Differences are seed by seed. \
                      Each row's layer error is under its own Hessian.";
         Ok(Self { about, token_stride: 1, groups, sizes: false, baseline: Some("tokens-1".into()) })
     }
@@ -185,10 +223,18 @@ impl Study {
         };
         let rows = Weighting::ALL.map(row);
         let baseline = format!("weighting-{}", Weighting::Uniform);
-        let about = "obs 50 %, one package, Hessians of every fourth token. Differences are to uniform, seed by seed: the \
-                     prompts, the noise and the dense pictures of a seed are the same in all rows. Each row's layer error \
+        let about = "obs 50 %, one package, Hessians of every fourth token. Differences are to \
+            uniform, seed by seed: the \
+                     prompts, the noise and the dense pictures of a seed are the same in all rows. \
+                     Each row's layer error \
                      is under its own Hessian.";
-        Ok(Self { about, token_stride: 4, groups: vec![rows.into()], sizes: false, baseline: Some(baseline) })
+        Ok(Self {
+            about,
+            token_stride: 4,
+            groups: vec![rows.into()],
+            sizes: false,
+            baseline: Some(baseline),
+        })
     }
 
     /// Makes the cells that are missing.

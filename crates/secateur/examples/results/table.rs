@@ -25,10 +25,16 @@ impl Column {
     fn text(&self, row: &Cells, baseline: Option<&Cells>) -> Result<String> {
         let text = |&(figure, digits): &Figure| {
             let difference = |(seed, cell): (&u64, &Cell)| match (self.paired, baseline) {
-                (true, Some(baseline)) => baseline.get(seed).map(|other| Ok(figure(cell)? - figure(other)?)),
+                (true, Some(baseline)) => {
+                    baseline.get(seed).map(|other| Ok(figure(cell)? - figure(other)?))
+                }
                 _ => Some(figure(cell)),
             };
-            spread(&row.iter().filter_map(difference).collect::<Result<Vec<_>>>()?, digits, self.paired)
+            spread(
+                &row.iter().filter_map(difference).collect::<Result<Vec<_>>>()?,
+                digits,
+                self.paired,
+            )
         };
         Ok(self.figures.iter().map(text).collect::<Result<Vec<_>>>()?.join(" / "))
     }
@@ -39,7 +45,9 @@ type Cells = BTreeMap<u64, Cell>;
 
 fn cells(out: &Path, seeds: u64, row: &str) -> Result<Cells> {
     // A run that was stopped has cells of fewer seeds.
-    (0..seeds).filter_map(|seed| read(&path(out, seed, row)).transpose().map(|cell| Ok((seed, cell?)))).collect()
+    (0..seeds)
+        .filter_map(|seed| read(&path(out, seed, row)).transpose().map(|cell| Ok((seed, cell?))))
+        .collect()
 }
 
 fn removed(cell: &Cell) -> Result<[f64; 2]> {
@@ -73,7 +81,10 @@ fn columns(choices: usize, compared: bool, sizes: bool) -> Vec<Column> {
         figures: figures.into(),
         paired: false,
     };
-    let scored = |heading: &str, dense, candidate| Column { dense: Some(dense), ..column(heading, &[candidate]) };
+    let scored = |heading: &str, dense, candidate| Column {
+        dense: Some(dense),
+        ..column(heading, &[candidate])
+    };
     let mut columns = vec![
         column("PSNR dB", &[psnr]),
         column("SSIM", &[figure(|cell| Ok(cell.comparison.ssim.mean), 3)]),
@@ -89,7 +100,10 @@ fn columns(choices: usize, compared: bool, sizes: bool) -> Vec<Column> {
         ),
         column(
             "mean / largest layer error",
-            &[figure(|cell| Ok(cell.mean_layer_error), 4), figure(|cell| Ok(cell.largest_layer_error), 3)],
+            &[
+                figure(|cell| Ok(cell.mean_layer_error), 4),
+                figure(|cell| Ok(cell.largest_layer_error), 3),
+            ],
         ),
     ];
     if sizes {
@@ -113,28 +127,41 @@ fn columns(choices: usize, compared: bool, sizes: bool) -> Vec<Column> {
 pub(crate) fn print(study: &Study, out: &Path, seeds: u64) -> Result<()> {
     let read = |row: &'_ Row| Ok((row.label.clone(), cells(out, seeds, &row.name)?));
     let rows = study.groups.iter().flatten().map(read).collect::<Result<Vec<_>>>()?;
-    let rows: Vec<(String, Cells)> = rows.into_iter().filter(|(_, cells)| !cells.is_empty()).collect();
+    let rows: Vec<(String, Cells)> =
+        rows.into_iter().filter(|(_, cells)| !cells.is_empty()).collect();
     let Some(any) = rows.iter().flat_map(|(_, cells)| cells.values()).next() else {
         println!("no cells in {}", out.display());
         return Ok(());
     };
     let baseline = study.baseline.as_ref().map(|name| cells(out, seeds, name)).transpose()?;
     let columns = columns(text_image(any)?.choices, baseline.is_some(), study.sizes);
-    let line = |label: &str, seeds: &str, texts: &[String]| println!("| {label} | {seeds} | {} |", texts.join(" | "));
+    let line = |label: &str, seeds: &str, texts: &[String]| {
+        println!("| {label} | {seeds} | {} |", texts.join(" | "))
+    };
     println!("{}\n", study.about);
     line("", "seeds", &columns.iter().map(|column| column.heading.clone()).collect::<Vec<_>>());
     println!("|{}", "---|".repeat(columns.len() + 2));
     // All rows of a seed have the same dense pictures.
-    let dense: BTreeMap<u64, &Cell> = rows.iter().rev().flat_map(|(_, cells)| cells).map(|(s, c)| (*s, c)).collect();
+    let dense: BTreeMap<u64, &Cell> =
+        rows.iter().rev().flat_map(|(_, cells)| cells).map(|(s, c)| (*s, c)).collect();
     let of_dense = |column: &Column| match column.dense {
-        Some((figure, digits)) => {
-            spread(&dense.values().map(|cell| figure(cell)).collect::<Result<Vec<_>>>()?, digits, false)
-        }
+        Some((figure, digits)) => spread(
+            &dense.values().map(|cell| figure(cell)).collect::<Result<Vec<_>>>()?,
+            digits,
+            false,
+        ),
         None => Ok("-".into()),
     };
-    line("dense", &dense.len().to_string(), &columns.iter().map(of_dense).collect::<Result<Vec<_>>>()?);
+    line(
+        "dense",
+        &dense.len().to_string(),
+        &columns.iter().map(of_dense).collect::<Result<Vec<_>>>()?,
+    );
     for (label, cells) in &rows {
-        let texts = columns.iter().map(|column| column.text(cells, baseline.as_ref())).collect::<Result<Vec<_>>>()?;
+        let texts = columns
+            .iter()
+            .map(|column| column.text(cells, baseline.as_ref()))
+            .collect::<Result<Vec<_>>>()?;
         line(label, &cells.len().to_string(), &texts);
     }
     Ok(())

@@ -10,7 +10,9 @@ use crate::progress::Progress;
 use anyhow::{Result, bail};
 use secateur_eval::{ModelSummary, Spread};
 use secateur_models::files::shown;
-use secateur_models::{Conditioning, Denoising, ModelFolder, Observer, Pipeline, Sampling, Subject, noise};
+use secateur_models::{
+    Conditioning, Denoising, ModelFolder, Observer, Pipeline, Sampling, Subject, noise,
+};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::Command;
@@ -62,7 +64,8 @@ struct Gain {
     step_speed_up: Spread,
     image_speed_up: Spread,
     macs_speed_up: f64,
-    /// Share of a step's time that is saved, over the share of the multiply-accumulates; None where these are the same.
+    /// Share of a step's time that is saved, over the share of the multiply-accumulates; None where
+    /// these are the same.
     time_saved_over_macs_saved: Option<f64>,
 }
 
@@ -110,7 +113,11 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
     }
     let mut times: Vec<Times> = pipelines.iter().map(|_| Times::default()).collect();
     let mut product = Product::default();
-    progress.begin("measure", args.repeats * pipelines.len() * sampling.steps * sampling.batch, "image steps");
+    progress.begin(
+        "measure",
+        args.repeats * pipelines.len() * sampling.steps * sampling.batch,
+        "image steps",
+    );
     for _ in 0..args.repeats {
         round(&pipelines, &samplings, &mut times, &mut product, &progress)?;
     }
@@ -127,7 +134,8 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
         let macs = (models[0].summary.macs, models[index].summary.macs);
         // The steps of a model that skips are not alike.
         let paired = [0, index].iter().all(|&index| samplings[index].reuse.is_none());
-        models[index].gain = Some(Gain::new(&times[0], &times[index], macs, sampling.steps, paired));
+        models[index].gain =
+            Some(Gain::new(&times[0], &times[index], macs, sampling.steps, paired));
     }
     let bench = Bench {
         command: command_line(),
@@ -145,7 +153,10 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<()> {
 }
 
 /// Fails where two models would not do the same.
-fn check_alike(reference: (&ModelFolder, &Sampling), other: (&ModelFolder, &Sampling)) -> Result<()> {
+fn check_alike(
+    reference: (&ModelFolder, &Sampling),
+    other: (&ModelFolder, &Sampling),
+) -> Result<()> {
     let settings = |(folder, sampling): (&ModelFolder, &Sampling)| {
         let geometry = folder.geometry(sampling);
         let (height, width) = geometry.latent;
@@ -222,7 +233,8 @@ fn round(
     let mut denoisings = all.map(begin).collect::<Result<Vec<_>, _>>()?;
     // All take as many.
     for _ in 0..samplings.first().map_or(0, |sampling| sampling.steps) {
-        for ((denoising, sampling), times) in denoisings.iter_mut().zip(samplings).zip(&mut *times) {
+        for ((denoising, sampling), times) in denoisings.iter_mut().zip(samplings).zip(&mut *times)
+        {
             timed(&mut times.steps, || denoising.step())?;
             progress.advance(sampling.batch)?;
         }
@@ -240,13 +252,17 @@ fn timed<T, E>(seconds: &mut Vec<f64>, work: impl FnOnce() -> Result<T, E>) -> R
     done
 }
 
-/// What the denoiser is told for a batch. What that is does not matter, but no prompt was encoded before: it would not be
-/// encoded again.
+/// What the denoiser is told for a batch. What that is does not matter, but no prompt was encoded
+/// before: it would not be encoded again.
 fn encode(pipeline: &Pipeline, sampling: &Sampling) -> secateur_models::Result<Conditioning> {
     static ENCODED: AtomicUsize = AtomicUsize::new(0);
     let text = || ENCODED.fetch_add(1, Ordering::Relaxed).to_string();
     if pipeline.folder().subject() != Subject::Text {
-        return pipeline.guided_conditioning(&vec!["0".to_owned(); sampling.batch], sampling.latent, sampling);
+        return pipeline.guided_conditioning(
+            &vec!["0".to_owned(); sampling.batch],
+            sampling.latent,
+            sampling,
+        );
     }
     let prompts: Vec<String> = (0..sampling.batch).map(|_| text()).collect();
     let sampling = Sampling { negative_prompt: text(), ..sampling.clone() };
@@ -291,7 +307,8 @@ impl Row {
         let step_seconds = Spread::of(times.denoise(sampling.steps).map(|seconds| seconds / steps));
         let image_seconds = Spread::of(times.batch(sampling.steps).map(|seconds| seconds / batch));
         let computed_macs = macs_a_call(&folder.computed_structure(sampling), sampling)?;
-        let operations = 2.0 * computed_macs as f64 * folder.samples_of_run(sampling)? as f64 * batch / steps;
+        let operations =
+            2.0 * computed_macs as f64 * folder.samples_of_run(sampling)? as f64 * batch / steps;
         Ok(Self {
             path: folder.path().to_owned(),
             summary: model_summary(pipeline, name, sampling)?,
@@ -310,20 +327,23 @@ impl Row {
 }
 
 impl Gain {
-    /// Of a model in `after` over one in `before`, with the multiply-accumulates of both: step by step, or of the steps of each
-    /// round together.
+    /// Of a model in `after` over one in `before`, with the multiply-accumulates of both: step by
+    /// step, or of the steps of each round together.
     fn new(before: &Times, after: &Times, macs: (u64, u64), steps: usize, paired: bool) -> Self {
         let together = if paired { 1 } else { steps };
         let sums = |times: &Times| times.denoise(together).collect::<Vec<_>>();
-        let step_speed_up = Spread::of(sums(before).iter().zip(sums(after)).map(|(before, after)| before / after));
-        let image_speed_up = before.batch(steps).zip(after.batch(steps)).map(|(before, after)| before / after);
+        let step_speed_up =
+            Spread::of(sums(before).iter().zip(sums(after)).map(|(before, after)| before / after));
+        let image_speed_up =
+            before.batch(steps).zip(after.batch(steps)).map(|(before, after)| before / after);
         let macs_speed_up = macs.0 as f64 / macs.1 as f64;
         let saved = |speed_up: f64| 1.0 - 1.0 / speed_up;
         Self {
             step_speed_up,
             image_speed_up: Spread::of(image_speed_up),
             macs_speed_up,
-            time_saved_over_macs_saved: (macs.0 != macs.1).then(|| saved(step_speed_up.median) / saved(macs_speed_up)),
+            time_saved_over_macs_saved: (macs.0 != macs.1)
+                .then(|| saved(step_speed_up.median) / saved(macs_speed_up)),
         }
     }
 }
@@ -334,12 +354,17 @@ impl Bench {
         fn none() -> String {
             "-".to_owned()
         }
-        let header = std::iter::once("").chain(self.models.iter().map(|model| model.summary.name.as_str()));
+        let header =
+            std::iter::once("").chain(self.models.iter().map(|model| model.summary.name.as_str()));
         let row = |label: &str, cell: &dyn Fn(&Row) -> String| {
-            std::iter::once(label.to_owned()).chain(self.models.iter().map(cell)).collect::<Vec<_>>()
+            std::iter::once(label.to_owned())
+                .chain(self.models.iter().map(cell))
+                .collect::<Vec<_>>()
         };
         let milliseconds = |spread: &Spread| spread.show(1e3, 1);
-        let gain = |cell: fn(&Gain) -> String| move |model: &Row| model.gain.as_ref().map_or_else(none, cell);
+        let gain = |cell: fn(&Gain) -> String| {
+            move |model: &Row| model.gain.as_ref().map_or_else(none, cell)
+        };
         let mut rows = vec![
             row("parameters", &|model| count(model.summary.parameters)),
             row("zeros among them", &|model| count(model.summary.zeros)),
@@ -354,14 +379,17 @@ impl Bench {
             row("GFLOPS", &|model| format!("{:.1}", 1e-9 * model.operations_per_second)),
         ];
         if self.models.len() > 1 {
-            let share = |gain: &Gain| gain.time_saved_over_macs_saved.map_or_else(none, |share| format!("{share:.2}"));
+            let share = |gain: &Gain| {
+                gain.time_saved_over_macs_saved.map_or_else(none, |share| format!("{share:.2}"))
+            };
             rows.push(row("speed-up of a step", &gain(|gain| gain.step_speed_up.show(1.0, 2))));
             rows.push(row("speed-up by MACs", &gain(|gain| format!("{:.2}", gain.macs_speed_up))));
             rows.push(row("time saved / MACs saved", &gain(share)));
             rows.push(row("speed-up of an image", &gain(|gain| gain.image_speed_up.show(1.0, 2))));
         }
         format!(
-            "{}\n\nmedians (quartiles) of {} rounds of {} steps, {} image(s) at a time, {} threads\n\
+            "{}\n\nmedians (quartiles) of {} rounds of {} steps, {} image(s) at a time, {} \
+             threads\n\
              a product of {side} x {side} x {side}: {} GFLOPS",
             table(&header.collect::<Vec<_>>(), &rows),
             self.repeats,
@@ -380,13 +408,17 @@ mod tests {
 
     #[test]
     fn half_of_the_work_in_three_fifths_of_the_time() {
-        let before = Times { encode: vec![1.0; 2], steps: vec![5.0, 10.0, 5.0, 10.0], decode: vec![4.0; 2] };
-        let after = Times { encode: vec![1.0; 2], steps: vec![3.0, 6.0, 3.0, 6.0], decode: vec![4.0; 2] };
+        let before =
+            Times { encode: vec![1.0; 2], steps: vec![5.0, 10.0, 5.0, 10.0], decode: vec![4.0; 2] };
+        let after =
+            Times { encode: vec![1.0; 2], steps: vec![3.0, 6.0, 3.0, 6.0], decode: vec![4.0; 2] };
         let gain = Gain::new(&before, &after, (200, 100), 2, true);
         assert!((gain.step_speed_up.median - 5.0 / 3.0).abs() < 1e-12);
         assert!((gain.image_speed_up.median - 20.0 / 14.0).abs() < 1e-12);
         assert_eq!(gain.macs_speed_up, 2.0);
         assert!((gain.time_saved_over_macs_saved.unwrap() - 0.8).abs() < 1e-12);
-        assert!(Gain::new(&before, &after, (100, 100), 2, true).time_saved_over_macs_saved.is_none());
+        assert!(
+            Gain::new(&before, &after, (100, 100), 2, true).time_saved_over_macs_saved.is_none()
+        );
     }
 }

@@ -28,7 +28,12 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
         progress.warn(&line);
         notes.push(line);
     }
-    let inputs = [Some(reference.path()), Some(candidate.path()), args.prompts.as_deref(), clip_path.as_deref()];
+    let inputs = [
+        Some(reference.path()),
+        Some(candidate.path()),
+        args.prompts.as_deref(),
+        clip_path.as_deref(),
+    ];
     let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
     let skipping = |folder: &ModelFolder| skipping(&sampling, folder, args.skipping.adapt);
     let samplings = [skipping(&reference)?, skipping(&candidate)?];
@@ -36,13 +41,21 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let names = names(&[&args.reference, &args.candidate]);
     let mut samples = Vec::new();
     let mut models = Vec::new();
-    for ((folder, name), sampling) in [reference, candidate].into_iter().zip(&names).zip(&samplings) {
+    for ((folder, name), sampling) in [reference, candidate].into_iter().zip(&names).zip(&samplings)
+    {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder)?;
         models.push(model_summary(&pipeline, name, sampling)?);
         pipeline.encode(&prompts, sampling, &progress)?;
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
-        samples.push(Samples::generate(&pipeline, name, &prompts, sampling, clip.as_ref(), &progress)?);
+        samples.push(Samples::generate(
+            &pipeline,
+            name,
+            &prompts,
+            sampling,
+            clip.as_ref(),
+            &progress,
+        )?);
     }
     for (model, samples) in models.iter_mut().zip(&samples) {
         model.step_seconds = samples.step_seconds();
@@ -82,7 +95,11 @@ pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
 }
 
 /// Fails where two models do not draw pictures of the same size from the same prompts.
-fn check_comparable(reference: &ModelFolder, candidate: &ModelFolder, sampling: &Sampling) -> Result<()> {
+fn check_comparable(
+    reference: &ModelFolder,
+    candidate: &ModelFolder,
+    sampling: &Sampling,
+) -> Result<()> {
     let told = |folder: &ModelFolder| match folder.subject() {
         Subject::Text => "texts",
         Subject::Label => "labels",
@@ -96,18 +113,24 @@ fn check_comparable(reference: &ModelFolder, candidate: &ModelFolder, sampling: 
     if reference.factor() != candidate.factor() {
         let (pixels, other_pixels) = (reference.factor(), candidate.factor());
         bail!(
-            "{one} and {other} cannot be compared: a latent is {pixels} pixels wide in one, {other_pixels} in the other"
+            "{one} and {other} cannot be compared: a latent is {pixels} pixels wide in one, \
+             {other_pixels} in the other"
         );
     }
     Ok(candidate.check(sampling)?)
 }
 
 /// What a model's denoiser is made of.
-pub(super) fn model_summary(pipeline: &Pipeline, name: &str, sampling: &Sampling) -> Result<ModelSummary> {
+pub(super) fn model_summary(
+    pipeline: &Pipeline,
+    name: &str,
+    sampling: &Sampling,
+) -> Result<ModelSummary> {
     let (mut parameters, mut zeros) = (0, 0);
     let folder = pipeline.folder();
     let mut file_bytes = folder.checkpoint().bytes();
-    for (name, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name)) {
+    for (name, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name))
+    {
         if let Some(info) = folder.checkpoint().tensor(name) {
             // What was removed since it was opened.
             let gone = info.elements().saturating_sub(tensor.elem_count());
@@ -118,7 +141,14 @@ pub(super) fn model_summary(pipeline: &Pipeline, name: &str, sampling: &Sampling
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }
     let macs = macs_a_call(&pipeline.structure(sampling), sampling)?;
-    Ok(ModelSummary { name: name.to_owned(), parameters, zeros, macs, file_bytes, step_seconds: None })
+    Ok(ModelSummary {
+        name: name.to_owned(),
+        parameters,
+        zeros,
+        macs,
+        file_bytes,
+        step_seconds: None,
+    })
 }
 
 /// Multiply-accumulates of a call for one sample: on average, where some calls skip.
@@ -132,7 +162,10 @@ pub(super) fn macs_a_call(structure: &Structure, sampling: &Sampling) -> Result<
 /// The scores in a few lines.
 pub(super) fn quality(comparison: &Comparison) -> String {
     let mut lines = vec![
-        format!("pictures of {}, from the same noise as {}:", comparison.candidate, comparison.reference),
+        format!(
+            "pictures of {}, from the same noise as {}:",
+            comparison.candidate, comparison.reference
+        ),
         format!("  PSNR          {:.2} dB", comparison.psnr.mean),
         format!("  SSIM          {:.4}", comparison.ssim.mean),
         format!("  latent error  {:.4}", comparison.latent_error.mean),

@@ -15,7 +15,9 @@ use anyhow::{Context, Result, bail};
 use recipe::{Method, Recipe};
 use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
 use secateur_models::Error::Interrupted;
-use secateur_models::files::{digest_of_folder, digest_of_texts, link_files, read_sealed, remove, shown, write_sealed};
+use secateur_models::files::{
+    digest_of_folder, digest_of_texts, link_files, read_sealed, remove, shown, write_sealed,
+};
 use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, Sampling, Subject};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -31,23 +33,28 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     sharing::share(&mut methods, &folder)?;
     // What no method can do is known before the first begins.
     let plan = |(number, method): (usize, &Method)| {
-        method.plan(&folder, common).with_context(|| format!("{}: method {number}", shown(&args.recipe)))
+        method
+            .plan(&folder, common)
+            .with_context(|| format!("{}: method {number}", shown(&args.recipe)))
     };
     let plans = (1..).zip(&methods).map(plan).collect::<Result<Vec<_>>>()?;
     let inputs = inputs(args, &folder, &methods)?;
-    let learned = methods.iter().map(|method| method.prompts(&folder)).collect::<Result<Vec<_>>>()?;
+    let learned =
+        methods.iter().map(|method| method.prompts(&folder)).collect::<Result<Vec<_>>>()?;
     let (report_prompts, notes) = report_list(&job.prompts, &folder, &learned.concat())?;
     if !report_prompts.is_empty() {
         folder.check_pictures()?;
     }
     // The first model is drawn as the last one.
     let sampled = skipping(&sampling(args, &methods, &folder)?, &folder, false)?;
-    let macs = folder.computed_structure(&sampled).macs() as f64 * folder.samples_of_run(&sampled)? as f64;
+    let macs =
+        folder.computed_structure(&sampled).macs() as f64 * folder.samples_of_run(&sampled)? as f64;
     let of_report = Time::of(&[("evaluate", macs * report_prompts.len() as f64); 2]);
     let copied = folder.copied_bytes()?;
     if job.dry_run {
         job.check_output(common, &borrowed(&inputs), copied * methods.len() as u64)?;
-        let text = methods.iter().zip(&plans).map(|(method, plan)| format!("{method}\n{}", plan.text));
+        let text =
+            methods.iter().zip(&plans).map(|(method, plan)| format!("{method}\n{}", plan.text));
         let json: Vec<_> = methods
             .iter()
             .zip(&plans)
@@ -76,16 +83,20 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
     output.check_progress(Method::is_own)?;
     let mut done = begin(&methods, job.resume, &output.progress())?;
     OutputFolder::check_space(output.target(), copied * (methods.len() - done) as u64)?;
-    let mut reports = methods[..done].iter().map(|method| report_in(&method.out)).collect::<Result<Vec<_>>>()?;
+    let mut reports =
+        methods[..done].iter().map(|method| report_in(&method.out)).collect::<Result<Vec<_>>>()?;
     for (index, method) in methods.iter().enumerate().skip(done) {
         if !common.quiet {
             say(&format!("method {} of {}: {method}", index + 1, methods.len()));
         }
-        let later = of_report.seconds + plans[index + 1..].iter().map(|plan| plan.seconds).sum::<f64>();
-        let report = method.run(&Common { force: false, json: false, part: true, later, ..common.clone() });
+        let later =
+            of_report.seconds + plans[index + 1..].iter().map(|plan| plan.seconds).sum::<f64>();
+        let report =
+            method.run(&Common { force: false, json: false, part: true, later, ..common.clone() });
         // A method that is stopped may write what it has, and goes on from there.
         let stopped = || progress::check().is_err() && method.is_unfinished();
-        let report = report.and_then(|report| if stopped() { Err(Interrupted.into()) } else { Ok(report) });
+        let report =
+            report.and_then(|report| if stopped() { Err(Interrupted.into()) } else { Ok(report) });
         if report.is_ok() {
             method.keep()?;
             done += 1;
@@ -94,17 +105,22 @@ pub(crate) fn run(args: &CompressArgs, common: &Common) -> Result<()> {
             }
         }
         if done > 0 && (report.is_err() || progress::check().is_err()) {
-            say(&format!("{done} of {} methods are finished: --resume goes on after them", methods.len()));
+            say(&format!(
+                "{done} of {} methods are finished: --resume goes on after them",
+                methods.len()
+            ));
         }
         reports.push(report?);
         progress::check()?;
     }
-    let (report, pictures) = evaluate(args, common, &folder, &methods, (&reports, &report_prompts, notes), &out)?;
+    let (report, pictures) =
+        evaluate(args, common, &folder, &methods, (&reports, &report_prompts, notes), &out)?;
     let last = methods.last().context("the recipe has no methods")?;
     report.write(&pictures, &output.path())?;
     // Reports and records are of a folder.
-    let of_model =
-        |file: &Path| !["report.html", "report.json", ".secateur.json"].iter().any(|own| file == Path::new(own));
+    let of_model = |file: &Path| {
+        !["report.html", "report.json", ".secateur.json"].iter().any(|own| file == Path::new(own))
+    };
     link_files(&last.out, &output.path(), of_model, &Progress::new(true))?;
     output.finish()?;
     tell(&Done::Model(Box::new(report)), Some(&out), common)
@@ -124,7 +140,8 @@ fn inputs(args: &CompressArgs, folder: &ModelFolder, methods: &[Method]) -> Resu
 
 /// How the models of the report are sampled: as the last method that learns for one way of it.
 fn sampling(args: &CompressArgs, methods: &[Method], folder: &ModelFolder) -> Result<Sampling> {
-    let sampled = methods.iter().rev().find_map(|method| method.sampling(folder).transpose()).transpose()?;
+    let sampled =
+        methods.iter().rev().find_map(|method| method.sampling(folder).transpose()).transpose()?;
     sampled.map_or_else(|| args.job.sampling.sampling(folder), Ok)
 }
 
@@ -132,8 +149,8 @@ fn sampling(args: &CompressArgs, methods: &[Method], folder: &ModelFolder) -> Re
 #[derive(Serialize, Deserialize)]
 struct Run(Vec<String>);
 
-/// How many methods are finished, of the run that is resumed. What is damaged, or of a method that is another by now, is made
-/// again, with all after it.
+/// How many methods are finished, of the run that is resumed. What is damaged, or of a method that
+/// is another by now, is made again, with all after it.
 fn begin(methods: &[Method], resume: bool, progress: &Path) -> Result<usize> {
     let kept = progress.join("run.json");
     let mut finished = 0;
@@ -152,7 +169,8 @@ fn begin(methods: &[Method], resume: bool, progress: &Path) -> Result<usize> {
             && key != first.key
         {
             bail!(
-                "{}: the unfinished run is of another model, or its first method of other settings or prompts: --force begins \
+                "{}: the unfinished run is of another model, or its first method of other settings \
+                 or prompts: --force begins \
                  anew",
                 shown(&kept)
             );
@@ -164,7 +182,8 @@ fn begin(methods: &[Method], resume: bool, progress: &Path) -> Result<usize> {
             && !methods[finished - 1].has_statistics()
         {
             say(&format!(
-                "the statistics for method {} are not there, or damaged: method {finished} is run again",
+                "the statistics for method {} are not there, or damaged: method {finished} is run \
+                 again",
                 finished + 1
             ));
             finished -= 1;
@@ -234,7 +253,8 @@ impl Method {
     fn depends_on(&self, prompts: &[String]) -> Result<[String; 3]> {
         let prompts = digest_of_texts(prompts);
         let statistics = self.statistics_read()?.filter(|path| !self.is_beside(path));
-        let statistics = statistics.map(|path| digest_of_folder(&path, &Progress::new(true))).transpose()?;
+        let statistics =
+            statistics.map(|path| digest_of_folder(&path, &Progress::new(true))).transpose()?;
         Ok([self.options(), prompts, statistics.unwrap_or_default()])
     }
 
@@ -246,7 +266,8 @@ impl Method {
     fn keep(&self) -> Result<()> {
         let statistics = self.statistics();
         // A signal that comes now finds it finished.
-        let statistics = statistics.is_dir().then(|| digest_of_folder(&statistics, &())).transpose()?;
+        let statistics =
+            statistics.is_dir().then(|| digest_of_folder(&statistics, &())).transpose()?;
         let sha256 = digest_of_folder(&self.out, &())?;
         Ok(write_sealed(&self.made_path(), &Made { of: self.key.clone(), sha256, statistics })?)
     }
@@ -263,7 +284,10 @@ impl Method {
         let made = read_sealed::<Made>(&self.made_path());
         let problem = match &made {
             Ok(made) if made.of != self.key => "of other settings",
-            Ok(made) if digest_of_folder(&self.out, &Progress::new(true)).is_ok_and(|now| now == made.sha256) => {
+            Ok(made)
+                if digest_of_folder(&self.out, &Progress::new(true))
+                    .is_ok_and(|now| now == made.sha256) =>
+            {
                 return true;
             }
             _ => "damaged",
@@ -326,40 +350,65 @@ fn evaluate(
     let last = methods.last().context("the recipe has no methods")?;
     let sampling = sampling(args, methods, folder)?;
     // The report's noise is not that of the methods.
-    let sampling =
-        Sampling { seed: args.job.sampling.seed.wrapping_add(1), batch: args.job.sampling.batch, ..sampling };
+    let sampling = Sampling {
+        seed: args.job.sampling.seed.wrapping_add(1),
+        batch: args.job.sampling.batch,
+        ..sampling
+    };
     let clip = args.job.score.open(folder)?;
     if clip.is_none() && !prompts.is_empty() {
         notes.push(no_score(folder).into());
     }
     let names = names(&[folder.path(), out]);
     let (mut models, mut samples) = (Vec::new(), Vec::new());
-    for (folder, name) in [folder.clone(), ModelFolder::open(&last.out, folder.variant())?].into_iter().zip(&names) {
+    for (folder, name) in
+        [folder.clone(), ModelFolder::open(&last.out, folder.variant())?].into_iter().zip(&names)
+    {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder)?;
         let sampling = skipping(&sampling, pipeline.folder(), false)?;
         models.push(model_summary(&pipeline, name, &sampling)?);
         if !prompts.is_empty() {
             pipeline.encode(prompts, &sampling, &progress)?;
-            progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
-            samples.push(Samples::generate(&pipeline, name, prompts, &sampling, clip.as_ref(), &progress)?);
+            progress.begin(
+                &format!("evaluate {name}"),
+                prompts.len() * sampling.steps,
+                "image steps",
+            );
+            samples.push(Samples::generate(
+                &pipeline,
+                name,
+                prompts,
+                &sampling,
+                clip.as_ref(),
+                &progress,
+            )?);
         }
     }
     for (model, samples) in models.iter_mut().zip(&samples) {
         model.step_seconds = samples.step_seconds();
     }
     let (comparison, pictures) = match samples.as_slice() {
-        [reference, candidate] => reference.compare(candidate).map(|(comparison, pairs)| (Some(comparison), pairs))?,
+        [reference, candidate] => {
+            reference.compare(candidate).map(|(comparison, pairs)| (Some(comparison), pairs))?
+        }
         _ => (None::<Comparison>, Vec::new()),
     };
     let (own_stages, own_peak) = progress.finish();
-    let (mut stages, mut settings, mut skipping) = (Vec::<Stage>::new(), Map::new(), None::<SkippingReport>);
+    let (mut stages, mut settings, mut skipping) =
+        (Vec::<Stage>::new(), Map::new(), None::<SkippingReport>);
     for (number, (method, report)) in (1..).zip(methods.iter().zip(reports)) {
         let of_method = |text: &str| format!("{number}, {}: {text}", method.name);
-        stages.extend(report.stages.iter().map(|stage| Stage { name: of_method(&stage.name), ..stage.clone() }));
+        stages.extend(
+            report
+                .stages
+                .iter()
+                .map(|stage| Stage { name: of_method(&stage.name), ..stage.clone() }),
+        );
         notes.extend(report.notes.iter().map(|note| of_method(note)));
         settings.insert(of_method("command"), Value::String(method.to_string()));
-        settings.extend(report.settings.iter().map(|(name, value)| (of_method(name), value.clone())));
+        settings
+            .extend(report.settings.iter().map(|(name, value)| (of_method(name), value.clone())));
         skipping = report.skipping.clone().or(skipping);
     }
     settings.insert("seed of the report's noise".into(), json!(sampling.seed));

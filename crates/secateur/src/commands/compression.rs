@@ -1,11 +1,14 @@
-//! What all commands that compress a model have in common: from the request to the new model and its report.
+//! What all commands that compress a model have in common: from the request to the new model and
+//! its report.
 
 mod dry_run;
 mod needs;
 
 use super::compare::model_summary;
 use super::prompts::prompt_lists;
-use super::request::{borrowed, check_memory, command_line, links_left_out, names, no_score, skipping};
+use super::request::{
+    borrowed, check_memory, command_line, links_left_out, names, no_score, skipping,
+};
 use super::told::{Done, finished};
 use crate::args::{Common, RunArgs};
 use crate::format::spelled;
@@ -20,8 +23,9 @@ use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
 use secateur_models::files::{digest_of_texts, shown};
 use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
-    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Identity, Journal, ModuleErrors, Outcome,
-    Pattern, Plan, PlannedLayer, SavedStatistics, Source, Task, Weighting, allocate, prune,
+    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Identity, Journal,
+    ModuleErrors, Outcome, Pattern, Plan, PlannedLayer, SavedStatistics, Source, Task, Weighting,
+    allocate, prune,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -44,22 +48,27 @@ pub(super) struct Job<'a> {
 
 /// The new model, or what would be done.
 pub(super) fn run(job: Job<'_>) -> Result<Done> {
-    let Job { args, common, folder, calibration, report_prompts, task, removed, budget, mut notes } = job;
+    let Job { args, common, folder, calibration, report_prompts, task, removed, budget, notes } =
+        job;
+    let mut notes = notes;
     let task = &task;
     let (allocation, judged) = (budget.allocation, report_prompts.len());
-    let needs = Needs { args, folder: &folder, calibration: &calibration, task, allocation, judged };
+    let needs =
+        Needs { args, folder: &folder, calibration: &calibration, task, allocation, judged };
     let (mut plan, footprint) = needs.plan()?;
     let one = plan.packages.len() == 1;
     if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
         usage!(
-            "statistics can be saved and used again only with one package, as later packages see a pruned model; this \
+            "statistics can be saved and used again only with one package, as later packages see a \
+             pruned model; this \
              plan has {}: with --packages 1 or more --memory it has one",
             plan.packages.len()
         );
     }
     let saved_before = args.statistics.is_some();
     let what = (&plan, task, removed.as_str());
-    let mut dry = DryRun::new(&folder, what, &calibration, judged, (allocation, saved_before), footprint)?;
+    let mut dry =
+        DryRun::new(&folder, what, &calibration, judged, (allocation, saved_before), footprint)?;
     notes.extend(too_few(&folder, &plan, &calibration)?);
     if let Some(packages) = args.packages.filter(|packages| *packages > plan.packages.len()) {
         notes.push(format!("--packages {packages}, and there are {} at most", plan.packages.len()));
@@ -67,9 +76,16 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     if judged > 0 {
         folder.check_pictures()?;
     }
-    notes.extend(folder.cuts(&[&calibration.prompts[..], &report_prompts].concat(), &calibration.sampling)?);
+    notes.extend(
+        folder
+            .cuts(&[&calibration.prompts[..], &report_prompts].concat(), &calibration.sampling)?,
+    );
     let copied = folder.copied_bytes()?;
-    check_memory(&folder, &calibration.sampling, calibration.sampling.batch.min(calibration.prompts.len()))?;
+    check_memory(
+        &folder,
+        &calibration.sampling,
+        calibration.sampling.batch.min(calibration.prompts.len()),
+    )?;
     let mut inputs = args.job.inputs(&folder);
     inputs.extend(args.statistics.clone());
     if args.job.dry_run {
@@ -80,7 +96,8 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
             inputs.push(path.clone());
         }
         if let Some(path) = &args.statistics {
-            SavedStatistics::open(path, &Fingerprint::new(&folder, &calibration, &())?, &())?.check(&plan)?;
+            SavedStatistics::open(path, &Fingerprint::new(&folder, &calibration, &())?, &())?
+                .check(&plan)?;
         }
         dry.notes = notes;
         return Done::plan(&folder, dry.text(), &dry, dry.time.seconds);
@@ -90,14 +107,31 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     progress.expect(&dry.time.stages, common.later);
     let mut output = args.job.output(common, &borrowed(&inputs))?;
     let fingerprint = Fingerprint::new(&folder, &calibration, &progress)?;
-    let saved =
-        args.statistics.as_ref().map(|path| SavedStatistics::open(path, &fingerprint, &progress)).transpose()?;
+    let saved = args
+        .statistics
+        .as_ref()
+        .map(|path| SavedStatistics::open(path, &fingerprint, &progress))
+        .transpose()?;
     saved.as_ref().map_or(Ok(()), |saved| saved.check(&plan))?;
-    let run = Identity::new(&fingerprint, calibration.sampling.batch, &plan, task, budget, saved.as_ref());
+    let run = Identity::new(
+        &fingerprint,
+        calibration.sampling.batch,
+        &plan,
+        task,
+        budget,
+        saved.as_ref(),
+    )?;
     // What is only copied counts, too.
     let score = args.job.score.digest(&folder, judged, &progress)?;
-    let carried = args.carry_statistics.as_ref().map_or(String::new(), |path| shown(path).to_string());
-    let request = [run.sha256()?, folder.digest(&progress)?, digest_of_texts(&report_prompts), score, carried];
+    let carried =
+        args.carry_statistics.as_ref().map_or(String::new(), |path| shown(path).to_string());
+    let request = [
+        run.sha256()?,
+        folder.digest(&progress)?,
+        digest_of_texts(&report_prompts),
+        score,
+        carried,
+    ];
     if output.is_finished(&digest_of_texts(&request))? {
         return finished(&output);
     }
@@ -110,12 +144,14 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     notes.extend(links_left_out(&folder));
     inputs.push(output.target().to_owned());
     let mut folder_for = |path: &Option<PathBuf>| {
-        let output = path.as_ref().map(|path| common.output(path, &borrowed(&inputs))).transpose()?;
+        let output =
+            path.as_ref().map(|path| common.output(path, &borrowed(&inputs))).transpose()?;
         // None is in another.
         inputs.extend(output.as_ref().map(|output| output.target().to_owned()));
         Ok::<_, anyhow::Error>(output)
     };
-    let (statistics_output, carried_output) = (folder_for(&args.save_statistics)?, folder_for(&args.carry_statistics)?);
+    let (statistics_output, carried_output) =
+        (folder_for(&args.save_statistics)?, folder_for(&args.carry_statistics)?);
     let journal = match args.job.resume {
         true => Journal::open(&output.progress(), &run, &progress)?,
         false => Journal::create(&output.progress(), &run)?,
@@ -127,7 +163,10 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
         let (finished, images) = journal.finished();
         progress.note(&format!("{finished} of {} packages are finished", plan.packages.len()));
         if images > 0 {
-            progress.note(&format!("of the next, {images} of {} images are summed up", calibration.prompts.len()));
+            progress.note(&format!(
+                "of the next, {images} of {} images are summed up",
+                calibration.prompts.len()
+            ));
         }
     }
     progress.begin("load", 0, "");
@@ -140,9 +179,13 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
         method.prepare(&pipeline, &plan, &calibration, &progress)?;
     }
     // The report's noise is not the calibration's.
-    let sampling = Sampling { seed: calibration.sampling.seed.wrapping_add(1), ..calibration.sampling.clone() };
+    let sampling = Sampling {
+        seed: calibration.sampling.seed.wrapping_add(1),
+        ..calibration.sampling.clone()
+    };
     let sampling = skipping(&sampling, pipeline.folder(), false)?;
-    let evaluation = Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
+    let evaluation =
+        Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
     let mut models = vec![model_summary(&pipeline, &names[0], &evaluation.sampling)?];
     let dense = evaluation.samples(&pipeline, &names[0])?;
     let mut product = Product::default();
@@ -177,10 +220,12 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
         (None, None) => calibrating,
     };
     let dimensions = plan.groups().any(|planned| matches!(planned.group, Group::Dimensions(_)));
-    let module_errors = dimensions.then(|| ModuleErrors::new(&pipeline, &calibration, &progress)).transpose()?;
+    let module_errors =
+        dimensions.then(|| ModuleErrors::new(&pipeline, &calibration, &progress)).transpose()?;
     // A finished package has no statistics to carry.
     let journal = carried_output.is_none().then_some(&journal);
-    let mut outcome = prune(&mut pipeline, &plan, task, &source, module_errors.as_ref(), journal, &progress)?;
+    let mut outcome =
+        prune(&mut pipeline, &plan, task, &source, module_errors.as_ref(), journal, &progress)?;
     if statistics_output.is_none() && carried_output.is_none() {
         outcome.statistics.clear();
     }
@@ -204,7 +249,9 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
         model.step_seconds = samples.as_ref().and_then(Samples::step_seconds);
     }
     let (comparison, pictures) = match (dense, pruned) {
-        (Some(dense), Some(pruned)) => dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?,
+        (Some(dense), Some(pruned)) => {
+            dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?
+        }
         _ => (None, Vec::<PicturePair>::new()),
     };
     notes.extend(damped(&outcome));
@@ -212,7 +259,10 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
     if let ([before, after], Task::Weights { .. }) = (models.as_slice(), task)
         && after.zeros <= before.zeros
     {
-        let note = format!("nothing was removed: {} of {} weights were zero before", before.zeros, before.parameters);
+        let note = format!(
+            "nothing was removed: {} of {} weights were zero before",
+            before.zeros, before.parameters
+        );
         progress.warn(&note);
         notes.push(note);
     }
@@ -229,7 +279,14 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: args.job.sampling.seed,
-        settings: settings(args, &calibration, &step_weights, &plan, (task.method(), &removed), budget),
+        settings: settings(
+            args,
+            &calibration,
+            &step_weights,
+            &plan,
+            (task.method(), &removed),
+            budget,
+        ),
         models,
         comparison,
         layers: layers(&outcome),
@@ -251,11 +308,13 @@ pub(super) fn run(job: Job<'_>) -> Result<Done> {
 fn too_few(folder: &ModelFolder, plan: &Plan, calibration: &Calibration) -> Result<Option<String>> {
     let samples = calibration.prompts.len() * folder.samples_of_run(&calibration.sampling)?;
     let rows = |layer: &PlannedLayer| samples * layer.tokens.div_ceil(calibration.token_stride);
-    let few: Vec<&PlannedLayer> = plan.layers().filter(|layer| rows(layer) < layer.columns).collect();
+    let few: Vec<&PlannedLayer> =
+        plan.layers().filter(|layer| rows(layer) < layer.columns).collect();
     let worst = few.iter().min_by(|a, b| (rows(a) * b.columns).cmp(&(rows(b) * a.columns)));
     Ok(worst.map(|worst| {
         format!(
-            "too few calibration samples: the input of {} has {} rows in its statistics and is {} wide, and {} more layers are like \
+            "too few calibration samples: the input of {} has {} rows in its statistics and is {} \
+             wide, and {} more layers are like \
              that; more --samples, or a smaller --token-stride, make the result better",
             worst.name,
             rows(worst),
@@ -278,13 +337,25 @@ impl Evaluation<'_> {
         if self.prompts.is_empty() {
             return Ok(None);
         }
-        self.progress.begin(&format!("evaluate {name}"), self.prompts.len() * self.sampling.steps, "image steps");
-        let samples = Samples::generate(pipeline, name, self.prompts, &self.sampling, self.clip, self.progress)?;
+        self.progress.begin(
+            &format!("evaluate {name}"),
+            self.prompts.len() * self.sampling.steps,
+            "image steps",
+        );
+        let samples = Samples::generate(
+            pipeline,
+            name,
+            self.prompts,
+            &self.sampling,
+            self.clip,
+            self.progress,
+        )?;
         Ok(Some(samples))
     }
 }
 
-/// The calibration with `samples` prompts of the model's own list where no number is given, prompts of the report, and notes.
+/// The calibration with `samples` prompts of the model's own list where no number is given, prompts
+/// of the report, and notes.
 pub(super) fn prompts(
     args: &RunArgs,
     folder: &ModelFolder,
@@ -327,15 +398,21 @@ fn groups(outcome: &Outcome) -> Vec<GroupReport> {
 
 /// What became of one N:M pattern by allocation.
 fn mixed(plan: &Plan, task: &Task<'_>) -> Option<String> {
-    let Task::Weights { pattern: wanted @ Pattern::SemiStructured { .. }, .. } = task else { return None };
+    let Task::Weights { pattern: wanted @ Pattern::SemiStructured { .. }, .. } = task else {
+        return None;
+    };
     let mut layers = BTreeMap::<String, usize>::new();
     for pattern in plan.layers().filter_map(|layer| layer.pattern) {
         *layers.entry(pattern.to_string()).or_default() += 1;
     }
-    let counts: Vec<_> = layers.iter().map(|(pattern, count)| format!("{count} layers {pattern}")).collect();
+    let counts: Vec<_> =
+        layers.iter().map(|(pattern, count)| format!("{count} layers {pattern}")).collect();
     (counts.len() > 1).then(|| {
         let counts = counts.join(", ");
-        format!("not all layers are {wanted}: {counts}; for hardware that wants {wanted}, --allocation uniform")
+        format!(
+            "not all layers are {wanted}: {counts}; for hardware that wants {wanted}, \
+            --allocation uniform"
+        )
     })
 }
 
@@ -343,7 +420,12 @@ fn mixed(plan: &Plan, task: &Task<'_>) -> Option<String> {
 fn damped(outcome: &Outcome) -> Vec<String> {
     let raised = outcome.layers.iter().filter(|layer| layer.damping > Factor::DAMPING);
     raised
-        .map(|l| format!("{}: damping raised to {} to make its Hessian positive definite", l.name, l.damping))
+        .map(|l| {
+            format!(
+                "{}: damping raised to {} to make its Hessian positive definite",
+                l.name, l.damping
+            )
+        })
         .collect()
 }
 

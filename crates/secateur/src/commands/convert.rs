@@ -36,11 +36,21 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     conversion.write(&output.path(), &progress)?;
     let (stages, peak_bytes) = progress.finish();
     output.finish()?;
-    let (converted, copied) = (conversion.converted().collect::<Vec<_>>(), conversion.copied().to_vec());
+    let (converted, copied) =
+        (conversion.converted().collect::<Vec<_>>(), conversion.copied().to_vec());
     let tensors = conversion.tensors();
     if common.json {
         let (command, model) = (command_line(), args.out.clone());
-        return print_json(&Converted { command, kind, model, tensors, converted, copied, stages, peak_bytes });
+        return print_json(&Converted {
+            command,
+            kind,
+            model,
+            tensors,
+            converted,
+            copied,
+            stages,
+            peak_bytes,
+        });
     }
     print(&format!("{kind}: {} from {}", converted.join(", "), shown(&args.file)))?;
     if !copied.is_empty() {

@@ -41,5 +41,8 @@ pub(crate) fn run(args: &ExportArgs, common: &Common) -> Result<()> {
         let (command, model, out) = (command_line(), folder.path(), args.out.as_path());
         return print_json(&Exported { command, model, out, groups, tensors });
     }
-    print(&format!("{tensors} tensors of {groups} modules at full size again: {}", shown(&args.out)))
+    print(&format!(
+        "{tensors} tensors of {groups} modules at full size again: {}",
+        shown(&args.out)
+    ))
 }

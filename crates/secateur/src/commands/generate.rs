@@ -45,18 +45,26 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
         ([_, ..], ..) if folder.subject() == Subject::Nothing => {
             usage!("this model takes no prompts: give --samples N")
         }
-        (prompts @ [_, ..], _, count) => prompts.iter().take(count.unwrap_or(usize::MAX)).cloned().collect(),
-        ([], Some(file), count) => held_out_prompts(Some(file), &folder, count.unwrap_or(usize::MAX))?,
+        (prompts @ [_, ..], _, count) => {
+            prompts.iter().take(count.unwrap_or(usize::MAX)).cloned().collect()
+        }
+        ([], Some(file), count) => {
+            held_out_prompts(Some(file), &folder, count.unwrap_or(usize::MAX))?
+        }
         ([], None, count) => held_out_prompts(None, &folder, count.unwrap_or(8))?,
     };
     if let Some(count) = args.samples.filter(|count| *count > prompts.len()) {
-        warn(&format!("--samples {count}, and there are {} prompts: one picture of each", prompts.len()));
+        warn(&format!(
+            "--samples {count}, and there are {} prompts: one picture of each",
+            prompts.len()
+        ));
     }
     folder.check_pictures()?;
     check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
     let progress = Progress::new(common.quiet);
     folder.cuts(&prompts, &sampling)?.iter().for_each(|line| progress.warn(line));
-    let inputs: Vec<&Path> = std::iter::once(folder.path()).chain(args.prompts.as_deref()).collect();
+    let inputs: Vec<&Path> =
+        std::iter::once(folder.path()).chain(args.prompts.as_deref()).collect();
     let output = common.output(&args.out, &inputs)?;
     progress.begin("load", 0, "");
     let model = folder.path().to_owned();
@@ -98,9 +106,16 @@ pub(crate) fn run(args: &GenerateArgs, common: &Common) -> Result<()> {
     }
     if let Some(shares) = operations {
         let row = |share: &Share| {
-            vec![share.operation.to_owned(), format!("{:.2} s", share.seconds), format!("{:.1} %", share.share * 100.0)]
+            vec![
+                share.operation.to_owned(),
+                format!("{:.2} s", share.seconds),
+                format!("{:.1} %", share.share * 100.0),
+            ]
         };
-        print(&table(&["operation", "time", "share"], &shares.iter().map(row).collect::<Vec<_>>()))?;
+        print(&table(
+            &["operation", "time", "share"],
+            &shares.iter().map(row).collect::<Vec<_>>(),
+        ))?;
     }
     print(&format!("{} images in {seconds:.1} s: {}", images.len(), shown(&args.out)))
 }

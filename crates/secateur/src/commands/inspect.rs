@@ -5,8 +5,8 @@ use crate::format::{bytes, count, print, print_json, table};
 use crate::progress::Progress;
 use anyhow::Result;
 use secateur_models::{
-    Block, HeadGroup, LayerName, Memory, ModelFolder, Observer, Pair, Reader, Removals, ReuseSchedule, Sampling,
-    Structure, Unit,
+    Block, HeadGroup, LayerName, Memory, ModelFolder, Observer, Pair, Reader, Removals,
+    ReuseSchedule, Sampling, Structure, Unit,
 };
 use secateur_skip::kept;
 use serde::Serialize;
@@ -130,11 +130,13 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
     if let Some(skipping) = &inspection.skipping {
         print(&format!("\n{}", skipping.text()))?;
     }
-    let zeros =
-        inspection.zeros.map_or_else(String::new, |zeros| format!(", {} zeros", share(zeros, inspection.parameters)));
+    let zeros = inspection.zeros.map_or_else(String::new, |zeros| {
+        format!(", {} zeros", share(zeros, inspection.parameters))
+    });
     print(&format!(
         "\n{}: {} parameters in the denoiser{zeros}, {} of weights; {} prunable layers\n\
-         {} MACs a call for one sample ({} without the attention products), at latents of {height} x {width} and {} \
+         {} MACs a call for one sample ({} without the attention products), at latents of {height} \
+         x {width} and {} \
          text tokens",
         folder.name(),
         count(inspection.parameters),
@@ -146,7 +148,8 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
     ))
 }
 
-/// Prints what a call for a batch of images takes, each of them twice where the model is guided by default.
+/// Prints what a call for a batch of images takes, each of them twice where the model is guided by
+/// default.
 fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
     let sampling = folder.sampling();
     let passes = folder.passes(sampling.guidance);
@@ -161,7 +164,12 @@ fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
             memory: Memory,
             total: u64,
         }
-        return print_json(&Needs { model: folder.path().to_owned(), samples, memory, total: memory.total() });
+        return print_json(&Needs {
+            model: folder.path().to_owned(),
+            samples,
+            memory,
+            total: memory.total(),
+        });
     }
     let parts = [
         ("weights", memory.weights),
@@ -169,7 +177,8 @@ fn memory(folder: &ModelFolder, batch: usize, common: &Common) -> Result<()> {
         ("activations at their most", memory.activations),
         ("a call of the denoiser", memory.total()),
     ];
-    let rows: Vec<_> = parts.iter().map(|(what, size)| vec![(*what).to_owned(), bytes(*size)]).collect();
+    let rows: Vec<_> =
+        parts.iter().map(|(what, size)| vec![(*what).to_owned(), bytes(*size)]).collect();
     let twice = if passes == 2 { ", each with and without its prompt" } else { "" };
     print(&format!("{}: {batch} image(s) at a time{twice}\n", folder.name()))?;
     print(&table(&["", "memory"], &rows))
@@ -189,7 +198,8 @@ impl Skipping {
 
     fn text(&self) -> String {
         format!(
-            "in a run of {} calls by {} it computes {} MACs for one sample, {:.1} % of all, and takes over the rest by {}",
+            "in a run of {} calls by {} it computes {} MACs for one sample, {:.1} % of all, and \
+             takes over the rest by {}",
             self.calls,
             self.sampler,
             count(self.macs),
@@ -203,11 +213,14 @@ impl Inspection {
     fn new(folder: &ModelFolder, zeros: bool, progress: &Progress) -> Result<Self> {
         let sampling = folder.sampling();
         let structure = folder.structure(&sampling);
-        let skipping = folder.reuse(&sampling, false)?.map(|reuse| Skipping::new(&reuse, &structure, &sampling));
+        let skipping = folder
+            .reuse(&sampling, false)?
+            .map(|reuse| Skipping::new(&reuse, &structure, &sampling));
         let layers = layers(folder, &structure, zeros, progress)?;
         let mut parameters: BTreeMap<&str, u64> = BTreeMap::new();
         for layer in &layers {
-            *parameters.entry(layer.block.as_deref().unwrap_or_default()).or_default() += layer.parameters;
+            *parameters.entry(layer.block.as_deref().unwrap_or_default()).or_default() +=
+                layer.parameters;
         }
         let of_block = |block: &Block| parameters.get(block.name.as_str()).copied().unwrap_or(0);
         let geometry = folder.geometry(&sampling);
@@ -246,7 +259,9 @@ impl Inspection {
                 if layer.prunable { "yes".into() } else { String::new() },
             ];
             if self.zeros.is_some() {
-                row.push(layer.zeros.map_or_else(String::new, |zeros| share(zeros, layer.parameters)));
+                row.push(
+                    layer.zeros.map_or_else(String::new, |zeros| share(zeros, layer.parameters)),
+                );
             }
             row
         };
@@ -262,7 +277,12 @@ impl Inspection {
             let numbers = of.map_or_else(
                 || [const { String::new() }; 4],
                 |(parameters, macs)| {
-                    [count(parameters), share(parameters, self.parameters), count(macs), share(macs, self.macs)]
+                    [
+                        count(parameters),
+                        share(parameters, self.parameters),
+                        count(macs),
+                        share(macs, self.macs),
+                    ]
                 },
             );
             rows.push(std::iter::once(label).chain(numbers).chain([note]).collect());
@@ -277,11 +297,22 @@ impl Inspection {
                     let single = unit.blocks.len() == 1;
                     for block in blocks.by_ref().take(unit.blocks.len()) {
                         if !single {
-                            let name = block.name.strip_prefix(&format!("{}.", unit.name)).unwrap_or(&block.name);
-                            row(format!("  {name}"), Some((block.parameters, block.macs)), String::new());
+                            let name = block
+                                .name
+                                .strip_prefix(&format!("{}.", unit.name))
+                                .unwrap_or(&block.name);
+                            row(
+                                format!("  {name}"),
+                                Some((block.parameters, block.macs)),
+                                String::new(),
+                            );
                         }
                         for (label, note) in block.parts() {
-                            row(format!("{}{label}", if single { "  " } else { "    " }), None, note);
+                            row(
+                                format!("{}{label}", if single { "  " } else { "    " }),
+                                None,
+                                note,
+                            );
                         }
                     }
                 }
@@ -346,10 +377,13 @@ impl BlockRow {
 
     /// What may go of it, and what stands in the way.
     fn parts(&self) -> Vec<(String, String)> {
-        let name = |module: &str| module.strip_prefix(&format!("{}.", self.name)).unwrap_or(module).to_owned();
+        let name = |module: &str| {
+            module.strip_prefix(&format!("{}.", self.name)).unwrap_or(module).to_owned()
+        };
         let heads = self.heads.iter().map(|heads| {
             let joint = if heads.streams == 2 { ", image and text" } else { "" };
-            let mut note = format!("{} heads of {}{joint}", left(heads.count, heads.removed), heads.head_dim);
+            let mut note =
+                format!("{} heads of {}{joint}", left(heads.count, heads.removed), heads.head_dim);
             for pair in self.low_rank.iter().filter(|pair| pair.module == heads.module) {
                 if let Some(barred) = pair.barred {
                     note += &format!("; query and key stay dense, {barred}");
@@ -362,13 +396,20 @@ impl BlockRow {
         });
         let neurons = self.neurons.iter().map(|neurons| {
             let gated = if neurons.gated { ", gated" } else { "" };
-            (name(&neurons.module), format!("{} neurons{gated}", left(neurons.count, neurons.removed)))
+            (
+                name(&neurons.module),
+                format!("{} neurons{gated}", left(neurons.count, neurons.removed)),
+            )
         });
         heads.chain(neurons).collect()
     }
 }
 
-fn units(structure: &Structure, units: &[Unit], parameters: impl Fn(&Block) -> u64) -> Vec<UnitRow> {
+fn units(
+    structure: &Structure,
+    units: &[Unit],
+    parameters: impl Fn(&Block) -> u64,
+) -> Vec<UnitRow> {
     let reader = |reader: &Reader| match reader {
         Reader::Unit(index) => units[*index].name.clone(),
         Reader::Output => "output".into(),
@@ -387,9 +428,15 @@ fn units(structure: &Structure, units: &[Unit], parameters: impl Fn(&Block) -> u
 }
 
 /// What multiplies, in execution order; then what holds parameters alone, such as norms.
-fn layers(folder: &ModelFolder, structure: &Structure, zeros: bool, progress: &Progress) -> Result<Vec<LayerRow>> {
+fn layers(
+    folder: &ModelFolder,
+    structure: &Structure,
+    zeros: bool,
+    progress: &Progress,
+) -> Result<Vec<LayerRow>> {
     let checkpoint = folder.checkpoint();
-    let tensors: Vec<_> = checkpoint.tensors().filter(|(name, _)| folder.is_parameter(name)).collect();
+    let tensors: Vec<_> =
+        checkpoint.tensors().filter(|(name, _)| folder.is_parameter(name)).collect();
     if zeros {
         progress.begin("read", tensors.len(), "tensors");
     }
@@ -416,7 +463,10 @@ fn layers(folder: &ModelFolder, structure: &Structure, zeros: bool, progress: &P
     let mut layers = Vec::new();
     for block in &structure.blocks {
         for layer in &block.layers {
-            let products = || LayerRow { name: format!("{} (attention products)", layer.name), ..LayerRow::default() };
+            let products = || LayerRow {
+                name: format!("{} (attention products)", layer.name),
+                ..LayerRow::default()
+            };
             let row = rows.remove(layer.name.as_str()).unwrap_or_else(products);
             let (macs, prunable) = (layer.operation.macs(), layer.prunable.is_some());
             layers.push(LayerRow { block: Some(block.name.clone()), macs, prunable, ..row });
@@ -426,10 +476,17 @@ fn layers(folder: &ModelFolder, structure: &Structure, zeros: bool, progress: &P
     Ok(layers)
 }
 
-/// The block that a module without products stands in: the one whose name is the longest beginning of its own.
+/// The block that a module without products stands in: the one whose name is the longest beginning
+/// of its own.
 fn block_of(module: &str, structure: &Structure) -> Option<String> {
-    let inside = |block: &&Block| module.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
-    structure.blocks.iter().filter(inside).max_by_key(|block| block.name.len()).map(|block| block.name.clone())
+    let inside =
+        |block: &&Block| module.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
+    structure
+        .blocks
+        .iter()
+        .filter(inside)
+        .max_by_key(|block| block.name.len())
+        .map(|block| block.name.clone())
 }
 
 /// How many there are, and of how many where some were removed.

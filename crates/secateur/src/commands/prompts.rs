@@ -8,8 +8,8 @@ use secateur_models::{ModelFolder, Subject, read_prompts};
 use std::collections::HashSet;
 use std::path::Path;
 
-/// Prompts to learn from, `samples` of the model's own list where no number is given, prompts of the report, and notes. No text
-/// is in both; labels are, from other noise.
+/// Prompts to learn from, `samples` of the model's own list where no number is given, prompts of
+/// the report, and notes. No text is in both; labels are, from other noise.
 pub(super) fn prompt_lists(
     args: &PromptArgs,
     folder: &ModelFolder,
@@ -17,15 +17,26 @@ pub(super) fn prompt_lists(
 ) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
     match folder.subject() {
         Subject::Nothing if args.prompts.is_some() || args.report_prompts.is_some() => {
-            usage!("{} takes no prompts: give --samples N, and --report-samples N", shown(folder.path()))
+            usage!(
+                "{} takes no prompts: give --samples N, and --report-samples N",
+                shown(folder.path())
+            )
         }
-        Subject::Nothing => Ok((numbered(args.samples.unwrap_or(samples)), numbered(args.report_samples), Vec::new())),
+        Subject::Nothing => Ok((
+            numbered(args.samples.unwrap_or(samples)),
+            numbered(args.report_samples),
+            Vec::new(),
+        )),
         Subject::Text | Subject::Label => lists(args, folder, samples),
     }
 }
 
 /// The prompts to calibrate with, those of the report, and notes.
-fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
+fn lists(
+    args: &PromptArgs,
+    folder: &ModelFolder,
+    samples: usize,
+) -> Result<(Vec<String>, Vec<String>, Vec<String>)> {
     let mut notes = Vec::new();
     let (mut calibration, from_file) = match &args.prompts {
         Some(file) => (read_prompts(file)?, true),
@@ -40,8 +51,13 @@ fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec
         None => match folder.prompts(|prompts| &prompts.held_out)? {
             Some(held_out) => held_out,
             None => {
-                let kept = (calibration.len() / 10).clamp(1, args.report_samples).min(calibration.len() - 1);
-                notes.push(format!("{kept} of the {} prompts were kept back for this report", calibration.len()));
+                let kept = (calibration.len() / 10)
+                    .clamp(1, args.report_samples)
+                    .min(calibration.len() - 1);
+                notes.push(format!(
+                    "{kept} of the {} prompts were kept back for this report",
+                    calibration.len()
+                ));
                 calibration.split_off(calibration.len() - kept)
             }
         },
@@ -58,7 +74,10 @@ fn lists(args: &PromptArgs, folder: &ModelFolder, samples: usize) -> Result<(Vec
         notes.extend(leave_out(&mut report, &calibration));
     }
     if report.is_empty() && args.report_samples > 0 {
-        usage!("no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 for none");
+        usage!(
+            "no prompt is left for the report: give --report-prompts FILE, or --report-samples 0 \
+             for none"
+        );
     }
     report.truncate(args.report_samples);
     folder.check_prompts(&calibration)?;
@@ -80,7 +99,8 @@ pub(super) fn report_list(
         None => match folder.prompts(|prompts| &prompts.held_out)? {
             Some(held_out) => held_out,
             None => usage!(
-                "{} comes with no held-out prompts: give --report-prompts FILE, or --report-samples 0 for no comparison",
+                "{} comes with no held-out prompts: give --report-prompts FILE, or \
+                 --report-samples 0 for no comparison",
                 shown(folder.path())
             ),
         },
@@ -91,7 +111,8 @@ pub(super) fn report_list(
     };
     if report.is_empty() {
         usage!(
-            "no prompt is left for the report that nothing is learned from: give --report-prompts FILE, or --report-samples 0 for none"
+            "no prompt is left for the report that nothing is learned from: give --report-prompts \
+             FILE, or --report-samples 0 for none"
         );
     }
     report.truncate(args.report_samples);
@@ -105,18 +126,26 @@ fn leave_out(report: &mut Vec<String>, learned: &[String]) -> Option<String> {
     let before = report.len();
     report.retain(|prompt| !seen.contains(prompt));
     let left_out = before - report.len();
-    (left_out > 0).then(|| format!("{left_out} report prompts are calibration prompts and were left out"))
+    (left_out > 0)
+        .then(|| format!("{left_out} report prompts are calibration prompts and were left out"))
 }
 
-/// At most `count` prompts of a file, or else of the model's held-out list; of a model that takes none, as many numbers.
-pub(crate) fn held_out_prompts(file: Option<&Path>, folder: &ModelFolder, count: usize) -> Result<Vec<String>> {
+/// At most `count` prompts of a file, or else of the model's held-out list; of a model that takes
+/// none, as many numbers.
+pub(crate) fn held_out_prompts(
+    file: Option<&Path>,
+    folder: &ModelFolder,
+    count: usize,
+) -> Result<Vec<String>> {
     let mut prompts = match (file, folder.subject()) {
         (None, Subject::Nothing) => numbered(count),
-        (Some(_), Subject::Nothing) => usage!("{} takes no prompts: give --samples N", shown(folder.path())),
+        (Some(_), Subject::Nothing) => {
+            usage!("{} takes no prompts: give --samples N", shown(folder.path()))
+        }
         (Some(file), _) => read_prompts(file)?,
-        (None, _) => folder
-            .prompts(|prompts| &prompts.held_out)?
-            .ok_or_else(|| Usage(format!("{} comes with no prompts: give --prompts FILE", shown(folder.path()))))?,
+        (None, _) => folder.prompts(|prompts| &prompts.held_out)?.ok_or_else(|| {
+            Usage(format!("{} comes with no prompts: give --prompts FILE", shown(folder.path())))
+        })?,
     };
     prompts.truncate(count);
     folder.check_prompts(&prompts)?;

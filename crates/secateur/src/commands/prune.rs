@@ -23,7 +23,17 @@ pub(super) fn compress(args: &PruneArgs, common: &Common) -> Result<Done> {
     let allocation = allocation(args);
     let removed = removed(&task, allocation);
     let budget = allocation.into();
-    compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, removed, budget, notes })
+    compression::run(Job {
+        args: &args.run,
+        common,
+        folder,
+        calibration,
+        report_prompts,
+        task,
+        removed,
+        budget,
+        notes,
+    })
 }
 
 /// The method that chooses heads and neurons, where these are to go.
@@ -31,11 +41,14 @@ fn structured_method(args: &PruneArgs) -> Result<Option<Box<dyn StructuredMethod
     if args.structured.is_empty() {
         return Ok(None);
     }
-    let problem = || format!("--method {} cannot remove heads and neurons; obs, l1 and taylor can", args.method);
+    let problem = || {
+        format!("--method {} cannot remove heads and neurons; obs, l1 and taylor can", args.method)
+    };
     args.method.structured().ok_or_else(|| Usage(problem()).into()).map(Some)
 }
 
-/// Heads and neurons differ more in what they do than layers' weights, and there are fewer modules to try.
+/// Heads and neurons differ more in what they do than layers' weights, and there are fewer modules
+/// to try.
 fn allocation(args: &PruneArgs) -> Allocation {
     let greedy = Allocation::Greedy(Amount::Parameters);
     let default = if args.structured.is_empty() { Allocation::Uniform } else { greedy };
@@ -57,11 +70,14 @@ fn task<'a>(args: &PruneArgs, structured: Option<&'a dyn StructuredMethod>) -> R
     let Some(method) = structured else {
         let pattern = match (&args.pattern, args.sparsity) {
             (Some(pattern), _) => pattern.parse()?,
-            (None, Some(0.0)) => usage!("--sparsity 0 removes nothing: give the share of the weights to remove"),
+            (None, Some(0.0)) => {
+                usage!("--sparsity 0 removes nothing: give the share of the weights to remove")
+            }
             (None, sparsity) => Pattern::unstructured(sparsity.unwrap_or(0.5))?,
         };
         let method = args.method.method();
-        let problem = || format!("--method {} removes heads and neurons: give --structured", args.method);
+        let problem =
+            || format!("--method {} removes heads and neurons: give --structured", args.method);
         let method = method.ok_or_else(|| Usage(problem()))?;
         return Ok(Task::Weights { method, pattern });
     };

@@ -7,7 +7,9 @@ use crate::progress::{say, warn};
 use crate::usage::{of_request, usage};
 use anyhow::{Context, Result, bail};
 use secateur_models::files::shown;
-use secateur_models::{ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject};
+use secateur_models::{
+    ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject,
+};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +26,8 @@ impl ModelArgs {
             Some(path) => path,
             None if default.is_dir() => default,
             None => usage!(
-                "no MODEL given, and there is no {DEFAULT_MODEL} here: run this in the folder of the repository, which \
+                "no MODEL given, and there is no {DEFAULT_MODEL} here: run this in the folder of \
+                 the repository, which \
                  has it, or name a model folder in the diffusers layout"
             ),
         };
@@ -50,11 +53,13 @@ pub(crate) fn meant(path: &Path) -> Option<String> {
     if ["heads", "neurons"].contains(&name) {
         return Some(format!(": for that option write --structured={name}"));
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folders = std::fs::read_dir(parent).ok()?.flatten().filter(|entry| entry.path().is_dir());
     let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
     let alike = |other: &String| strsim::normalized_damerau_levenshtein(name, other);
-    let nearest = names.map(|other| (alike(&other), other)).max_by(|one, other| one.0.total_cmp(&other.0));
+    let nearest =
+        names.map(|other| (alike(&other), other)).max_by(|one, other| one.0.total_cmp(&other.0));
     let (_, nearest) = nearest.filter(|(alike, _)| *alike > 0.6)?;
     Some(format!(": {} is there", shown(&parent.join(nearest))))
 }
@@ -70,11 +75,16 @@ impl SamplingArgs {
         let latents = |side: &str, pixels: Option<usize>, own: usize| match pixels {
             None => Ok::<_, anyhow::Error>(own),
             Some(pixels) if pixels.is_multiple_of(factor) => Ok(pixels / factor),
-            Some(pixels) => usage!("--{side} {pixels} is not a multiple of {factor}, the pixels of a latent"),
+            Some(pixels) => {
+                usage!("--{side} {pixels} is not a multiple of {factor}, the pixels of a latent")
+            }
         };
         let sampling = Sampling {
             steps: self.steps.unwrap_or(own.steps),
-            latent: (latents("height", self.height, own.latent.0)?, latents("width", self.width, own.latent.1)?),
+            latent: (
+                latents("height", self.height, own.latent.0)?,
+                latents("width", self.width, own.latent.1)?,
+            ),
             guidance,
             sampler: self.sampler.map_or_else(|| folder.sampler(), Ok)?,
             negative_prompt: self.negative_prompt.clone(),
@@ -111,8 +121,14 @@ impl JobArgs {
         Ok(OutputFolder::create(out, common.options(self.resume), inputs)?)
     }
 
-    /// Fails where the folder of the new model cannot be made, if it is named, or `copied` bytes have no room there.
-    pub(crate) fn check_output(&self, common: &Common, inputs: &[&Path], copied: u64) -> Result<()> {
+    /// Fails where the folder of the new model cannot be made, if it is named, or `copied` bytes
+    /// have no room there.
+    pub(crate) fn check_output(
+        &self,
+        common: &Common,
+        inputs: &[&Path],
+        copied: u64,
+    ) -> Result<()> {
         let Some(out) = &self.out else { return Ok(()) };
         OutputFolder::check(out, common.options(self.resume), inputs)?;
         Ok(OutputFolder::check_space(out, copied)?)
@@ -120,7 +136,8 @@ impl JobArgs {
 
     /// The files and folders that are read for a model of `folder`.
     pub(crate) fn inputs(&self, folder: &ModelFolder) -> Vec<PathBuf> {
-        let prompts = [&self.prompts.prompts, &self.prompts.report_prompts].into_iter().flatten().cloned();
+        let prompts =
+            [&self.prompts.prompts, &self.prompts.report_prompts].into_iter().flatten().cloned();
         prompts.chain(self.score.path(folder)).chain([folder.path().to_owned()]).collect()
     }
 }
@@ -134,17 +151,24 @@ pub(crate) fn borrowed(paths: &[PathBuf]) -> Vec<&Path> {
 pub(crate) fn links_left_out(folder: &ModelFolder) -> Option<String> {
     let links: Vec<String> = folder.links_left_out().map(|link| shown(link).to_string()).collect();
     let first = links.first()?;
-    let problem = "not copied: links are followed in one step, to files in the model folder or called as a model's are";
-    Some(format!("{}: {first} and {} more links are {problem}", shown(folder.path()), links.len() - 1))
+    let problem = "not copied: links are followed in one step, to files in the model folder or \
+        called as a model's are";
+    Some(format!(
+        "{}: {first} and {} more links are {problem}",
+        shown(folder.path()),
+        links.len() - 1
+    ))
 }
 
 /// Refuses images whose activations this machine cannot hold: `images` at a time.
 pub(crate) fn check_memory(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Result<()> {
     let needed = folder.memory(sampling, folder.passes(sampling.guidance) * images).activations;
     if let Some(all) = memory::of_machine().filter(|all| needed > *all) {
-        let (height, width) = (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor());
+        let (height, width) =
+            (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor());
         usage!(
-            "{images} image(s) at a time of {height} x {width} pixels take {} of activations, and this machine has {} \
+            "{images} image(s) at a time of {height} x {width} pixels take {} of activations, and \
+             this machine has {} \
              of memory: give a smaller --height, --width or --batch",
             bytes(needed),
             bytes(all)
@@ -159,8 +183,8 @@ pub(crate) fn skipping(sampling: &Sampling, folder: &ModelFolder, adapt: bool) -
 }
 
 impl ScoreArgs {
-    /// The CLIP that was asked for, or the model's own, if it is there: beside the model folder, or in `models/` under
-    /// the current folder.
+    /// The CLIP that was asked for, or the model's own, if it is there: beside the model folder, or
+    /// in `models/` under the current folder.
     pub(crate) fn path(&self, folder: &ModelFolder) -> Option<PathBuf> {
         if let Some(path) = &self.clip {
             return Some(path.clone());
@@ -177,7 +201,12 @@ impl ScoreArgs {
     }
 
     /// SHA-256 of that CLIP, where `pictures` are scored.
-    pub(crate) fn digest(&self, folder: &ModelFolder, pictures: usize, observer: &dyn Observer) -> Result<String> {
+    pub(crate) fn digest(
+        &self,
+        folder: &ModelFolder,
+        pictures: usize,
+        observer: &dyn Observer,
+    ) -> Result<String> {
         let used = self.path(folder).filter(|_| pictures > 0 && self.is_used(folder));
         Ok(used.map_or(Ok(String::new()), |path| ClipModel::digest(&path, observer))?)
     }
@@ -185,7 +214,10 @@ impl ScoreArgs {
     pub(crate) fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
         if folder.subject() == Subject::Nothing {
             if self.clip.is_some() {
-                usage!("--clip scores pictures against prompts, and {} takes none", shown(folder.path()));
+                usage!(
+                    "--clip scores pictures against prompts, and {} takes none",
+                    shown(folder.path())
+                );
             }
             return Ok(None);
         }
@@ -196,7 +228,9 @@ impl ScoreArgs {
 /// What a report says where there is no text-image score.
 pub(crate) fn no_score(folder: &ModelFolder) -> &'static str {
     match folder.subject() {
-        Subject::Nothing => "no text-image score: the model is told nothing that its pictures could fit",
+        Subject::Nothing => {
+            "no text-image score: the model is told nothing that its pictures could fit"
+        }
         _ => "no text-image score: the model names no CLIP that is there; --clip DIR gives one",
     }
 }
@@ -223,5 +257,9 @@ pub(crate) fn command_line() -> String {
 /// A word as a shell reads it.
 pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }

@@ -13,8 +13,12 @@ use crate::usage::{of_request, usage};
 use anyhow::{Result, bail};
 use secateur_eval::{Comparison, Report, SkippingReport, WayReport};
 use secateur_models::files::digest_of_texts;
-use secateur_models::{ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure, UnitKind};
-use secateur_skip::{Learning, Loss, Pruner, Scores, Search, Selected, Tried, compare, kept, learn, ways};
+use secateur_models::{
+    ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure, UnitKind,
+};
+use secateur_skip::{
+    Learning, Loss, Pruner, Scores, Search, Selected, Tried, compare, kept, learn, ways,
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -27,14 +31,15 @@ const SAMPLES: usize = 32;
 
 /// Pictures that rules are compared on at a time, at most.
 const SEARCHED: usize = 8;
-/// Runs of the schedules that are tried beside the exchanges: rules and what was learned, in each order.
+/// Runs of the schedules that are tried beside the exchanges: rules and what was learned, in each
+/// order.
 const PLAIN: usize = 12;
 /// The time of all ways that the report draws pictures by, in those of one that is learned.
 const COMPARED: f64 = 20.0;
 /// Ways that the report compares, at most.
 const WAYS: usize = 8;
-/// Times what units hand on is kept where gates mix it with forecasts: the forecast, how far the unit moves it, that times
-/// the gate, the sum, and the gradient of it.
+/// Times what units hand on is kept where gates mix it with forecasts: the forecast, how far the
+/// unit moves it, that times the gate, the sum, and the gradient of it.
 const MIXED: u64 = 5;
 
 /// What is asked for, and what there is.
@@ -60,8 +65,8 @@ pub(crate) fn run(args: &SkipArgs, common: &Common) -> Result<()> {
     tell(&compress(args, common)?, args.job.out.as_deref(), common)
 }
 
-/// The new model, or what would be done. A run that is stopped writes what it has, and what it goes on with
-/// stays beside it.
+/// The new model, or what would be done. A run that is stopped writes what it has, and what it goes
+/// on with stays beside it.
 pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     let folder = args.job.model.open()?;
     let sampling = args.job.sampling.sampling(&folder)?;
@@ -100,7 +105,8 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     };
     let request = request(&learning, kind, &folder, &progress)?;
     let score = args.job.score.digest(&folder, report_prompts.len(), &progress)?;
-    let whole_request = [request.clone(), args.exchanges.to_string(), digest_of_texts(&report_prompts), score];
+    let whole_request =
+        [request.clone(), args.exchanges.to_string(), digest_of_texts(&report_prompts), score];
     if output.is_finished(&digest_of_texts(&whole_request))? {
         return finished(&output);
     }
@@ -125,12 +131,21 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
         _ => Some(learn(&pipeline, &search.to_learn(), &learning, Some(&state), &progress)?),
     };
     let Tried { schedules, stopped } = match &learned {
-        Some(learned) if learned.stopped => Tried { schedules: search.rules().to_vec(), stopped: true },
-        learned => search.select(learned.as_ref().map(|learned| &learned.scores), args.exchanges)?,
+        Some(learned) if learned.stopped => {
+            Tried { schedules: search.rules().to_vec(), stopped: true }
+        }
+        learned => {
+            search.select(learned.as_ref().map(|learned| &learned.scores), args.exchanges)?
+        }
     };
-    let told = schedules.iter().map(|tried| format!("{tried} {:.2} dB", tried.psnr)).collect::<Vec<_>>().join("; ");
+    let told = schedules
+        .iter()
+        .map(|tried| format!("{tried} {:.2} dB", tried.psnr))
+        .collect::<Vec<_>>()
+        .join("; ");
     notes.push(format!(
-        "the first of these is kept, by the PSNR of some of the pictures that were learned from: {told}"
+        "the first of these is kept, by the PSNR of some of the pictures that were learned from: \
+         {told}"
     ));
     if stopped {
         let place = match &learned {
@@ -139,24 +154,42 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
             }
             _ => "before the end of the exchanges".into(),
         };
-        notes.push(format!("stopped {place}: the model is of what was closest so far, and --resume goes on"));
+        notes.push(format!(
+            "stopped {place}: the model is of what was closest so far, and --resume goes on"
+        ));
     }
-    let Some(Selected { schedule, .. }) = schedules.first().cloned() else { bail!("there is nothing to keep") };
+    let Some(Selected { schedule, .. }) = schedules.first().cloned() else {
+        bail!("there is nothing to keep")
+    };
     let history = learned.map_or(Vec::new(), |learned| learned.history);
 
     let skipping = Sampling { reuse: Some(Arc::new(schedule.clone())), ..sampling.clone() };
-    let models = vec![model_summary(&pipeline, &names[0], &sampling)?, model_summary(&pipeline, &names[1], &skipping)?];
+    let models = vec![
+        model_summary(&pipeline, &names[0], &sampling)?,
+        model_summary(&pipeline, &names[1], &skipping)?,
+    ];
     let mut compared = Vec::new();
     if !report_prompts.is_empty() && !stopped {
         // The report's noise is not that of the learning.
         let sampling = Sampling { seed: sampling.seed.wrapping_add(1), ..sampling.clone() };
-        let compared_ways = ways(&pipeline, &schedules, &whole, &learning, &progress).and_then(|ways| {
-            compare(&pipeline, (&names[0], &sampling), &ways, &report_prompts, clip.as_ref(), &progress)
-        });
+        let compared_ways =
+            ways(&pipeline, &schedules, &whole, &learning, &progress).and_then(|ways| {
+                compare(
+                    &pipeline,
+                    (&names[0], &sampling),
+                    &ways,
+                    &report_prompts,
+                    clip.as_ref(),
+                    &progress,
+                )
+            });
         compared = match compared_ways {
             Err(secateur_skip::Error::Model(secateur_models::Error::Interrupted)) => {
-                notes
-                    .push("stopped before the pictures of the report were drawn: `secateur compare` draws some".into());
+                notes.push(
+                    "stopped before the pictures of the report were drawn: `secateur \
+                        compare` draws some"
+                        .into(),
+                );
                 Vec::new()
             }
             compared => compared?,
@@ -173,7 +206,11 @@ pub(super) fn compress(args: &SkipArgs, common: &Common) -> Result<Done> {
     let (stages, peak_bytes) = progress.finish();
     let report = Report {
         format_version: Report::FORMAT_VERSION,
-        title: format!("{}, {:.0} % of the work kept", names[0], 100.0 * kept(&schedule, &structure)?),
+        title: format!(
+            "{}, {:.0} % of the work kept",
+            names[0],
+            100.0 * kept(&schedule, &structure)?
+        ),
         command: command_line(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: sampling.seed,
@@ -208,13 +245,16 @@ fn keep(args: &SkipArgs, whole: &ReuseSchedule, structure: &Structure) -> Result
         (keep, None) => keep.unwrap_or(KEEP),
     };
     if !(keep > 0.0 && keep < 1.0) {
-        usage!("--keep {keep} is not in (0, 1): give the share of the multiply-accumulates to keep");
+        usage!(
+            "--keep {keep} is not in (0, 1): give the share of the multiply-accumulates to keep"
+        );
     }
     let least = least(whole, structure)?;
     if keep < least {
         let rounded = (1000.0 * least).ceil() / 1000.0;
         usage!(
-            "{:.1} % of the multiply-accumulates cannot be kept: with everything used again but at the first of {} calls, {:.1} % \
+            "{:.1} % of the multiply-accumulates cannot be kept: with everything used again but at \
+             the first of {} calls, {:.1} % \
              are left: --keep {rounded} is the least, and more --steps leave less",
             100.0 * keep,
             whole.computed.len(),
@@ -243,15 +283,21 @@ impl DryRun {
         let macs = whole.macs(structure)?;
         let batch = args.job.sampling.batch.min(learned);
         let runs = |runs: usize, share: f64| runs as f64 * share;
-        // A run forward, and on the way back each call once more with a gradient, which is far from the rate of products.
+        // A run forward, and on the way back each call once more with a gradient, which is far from
+        // the rate of products.
         let learning = runs(args.iterations * batch, 1.0 + 6.0) + runs(learned, 1.0);
         // A try goes on from where the closest schedule stands.
         let judged_by = SEARCHED.min(learned);
         let exchanges = runs(judged_by * args.exchanges, keep / 2.0);
         let plain = runs(judged_by * PLAIN, keep / 2.0);
         let report = runs(judged, 1.0 + COMPARED * keep);
-        let stages =
-            [("plain", plain), ("learn", learning), ("select", plain), ("exchange", exchanges), ("evaluate", report)];
+        let stages = [
+            ("plain", plain),
+            ("learn", learning),
+            ("select", plain),
+            ("exchange", exchanges),
+            ("evaluate", report),
+        ];
         let time = Time::of(&stages.map(|(name, runs)| (name, runs * macs as f64)));
         Ok(Self {
             model: folder.path().to_owned(),
@@ -275,7 +321,8 @@ impl DryRun {
         let learning = match self.iterations {
             0 => "nothing is learned".to_owned(),
             iterations => format!(
-                "learning: {iterations} iterations, with {} for the pruner network and its optimiser",
+                "learning: {iterations} iterations, with {} for the pruner network and its \
+                 optimiser",
                 bytes(self.network_bytes)
             ),
         };
@@ -295,7 +342,8 @@ impl DryRun {
     }
 }
 
-/// The memory of the run, stage by stage, with so many prompts to learn from and pictures of the report.
+/// The memory of the run, stage by stage, with so many prompts to learn from and pictures of the
+/// report.
 fn footprint(
     args: &SkipArgs,
     folder: &ModelFolder,
@@ -314,17 +362,22 @@ fn footprint(
     let packed = [("autoencoder packed", decoder), ("denoiser packed", model.packed())];
     let drawing = || model.loaded().into_iter().chain(packed);
     let judging = batch.min(SEARCHED) as u64;
-    let plain = [("activations", model.activations(batch)), ("what units made", judging * calls as u64 * handed_on)];
+    let plain = [
+        ("activations", model.activations(batch)),
+        ("what units made", judging * calls as u64 * handed_on),
+    ];
     footprint.add("plain", drawing().chain(plain));
     if args.iterations > 0 {
         let backward = ("packed for gradients", structure.backward_bytes() + decoder);
         let network = Pruner::bytes(calls.saturating_sub(1), whole.units.len());
-        // The way back goes through the autoencoder with all pictures, and then through one call of the denoiser.
+        // The way back goes through the autoencoder with all pictures, and then through one call of
+        // the denoiser.
         let of_decoder = folder.decoder_graph_bytes(sampling);
         let of_call = passes as u64 * structure.graph_bytes() + MIXED * handed_on;
         let graph = ("kept for gradients", of_batch(of_decoder.max(of_call)));
         let made = ("what units made", of_batch(calls as u64 * handed_on));
-        footprint.add("learn", drawing().chain([backward, graph, made, ("pruner network", network)]));
+        footprint
+            .add("learn", drawing().chain([backward, graph, made, ("pruner network", network)]));
     }
     if judged > 0 {
         footprint.add("evaluate", model.evaluation(1 + WAYS));
@@ -333,7 +386,12 @@ fn footprint(
 }
 
 /// What the result depends on.
-fn request(learning: &Learning, kind: UnitKind, folder: &ModelFolder, observer: &dyn Observer) -> Result<String> {
+fn request(
+    learning: &Learning,
+    kind: UnitKind,
+    folder: &ModelFolder,
+    observer: &dyn Observer,
+) -> Result<String> {
     let Learning { prompts, sampling, loss, iterations, keep } = learning;
     let calibration = secateur_prune::Calibration {
         prompts: prompts.clone(),
@@ -343,18 +401,26 @@ fn request(learning: &Learning, kind: UnitKind, folder: &ModelFolder, observer: 
     };
     let fingerprint = secateur_prune::Fingerprint::new(folder, &calibration, observer)?;
     // Pictures are judged: the autoencoder counts, too.
-    let fingerprint = secateur_prune::Fingerprint { model: folder.digest(observer)?, ..fingerprint };
+    let fingerprint =
+        secateur_prune::Fingerprint { model: folder.digest(observer)?, ..fingerprint };
     let fingerprint = serde_json::to_string(&fingerprint)?;
     let batch = sampling.batch;
-    Ok(format!("{kind} units, {loss}, {iterations} iterations of {batch} pictures, {keep} kept, {fingerprint}"))
+    Ok(format!(
+        "{kind} units, {loss}, {iterations} iterations of {batch} pictures, {keep} kept, \
+         {fingerprint}"
+    ))
 }
 
 /// What is said where another way, all after the first, gives closer pictures.
 fn closer(ways: &[WayReport]) -> Option<String> {
     let (kept, others) = ways.split_first()?;
-    let best = others.iter().max_by(|a, b| a.psnr.total_cmp(&b.psnr)).filter(|best| best.psnr > kept.psnr)?;
+    let best = others
+        .iter()
+        .max_by(|a, b| a.psnr.total_cmp(&b.psnr))
+        .filter(|best| best.psnr > kept.psnr)?;
     Some(format!(
-        "closer, within the share that was asked for: {}, {:.2} dB with {:.1} % of the MACs, against {:.2} dB with {:.1} %",
+        "closer, within the share that was asked for: {}, {:.2} dB with {:.1} % of the MACs, \
+         against {:.2} dB with {:.1} %",
         best.name,
         best.psnr,
         100.0 * best.kept,
@@ -363,7 +429,12 @@ fn closer(ways: &[WayReport]) -> Option<String> {
     ))
 }
 
-fn settings(args: &SkipArgs, learning: &Learning, iterations: usize, kind: UnitKind) -> Map<String, Value> {
+fn settings(
+    args: &SkipArgs,
+    learning: &Learning,
+    iterations: usize,
+    kind: UnitKind,
+) -> Map<String, Value> {
     let sampling = &learning.sampling;
     let settings = json!({
         "method": "skip",

@@ -6,9 +6,12 @@ use crate::args::{Common, ModuleName, NeuronsName, RowsName, RuleName, SlimArgs}
 use crate::usage::usage;
 use anyhow::Result;
 use secateur_models::{HeadGroup, ModelFolder, Sampling};
-use secateur_prune::{Allocation, Amount, Budget, Neurons, Packages, Pattern, Portion, Rows, Slim, Target, Task};
+use secateur_prune::{
+    Allocation, Amount, Budget, Neurons, Packages, Pattern, Portion, Rows, Slim, Target, Task,
+};
 
-/// Calibration samples, each a picture at a denoising step, where no number of pictures is given (SlimDiff's).
+/// Calibration samples, each a picture at a denoising step, where no number of pictures is given
+/// (SlimDiff's).
 pub(super) const SAMPLES: usize = 500;
 /// The share of the parameters that goes where none is given.
 const BUDGET: f64 = 0.12;
@@ -21,7 +24,8 @@ pub(crate) fn run(args: &SlimArgs, common: &Common) -> Result<()> {
 pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Done> {
     let folder = args.run.job.model.open()?;
     let steps = args.run.job.sampling.sampling(&folder)?.steps;
-    let (calibration, report_prompts, mut notes) = compression::prompts(&args.run, &folder, SAMPLES.div_ceil(steps))?;
+    let (calibration, report_prompts, mut notes) =
+        compression::prompts(&args.run, &folder, SAMPLES.div_ceil(steps))?;
     let method = Slim {
         rows: match args.rows {
             RowsName::Values => Rows::Values,
@@ -60,8 +64,19 @@ pub(super) fn compress(args: &SlimArgs, common: &Common) -> Result<Done> {
     let budget = Budget { allocation, total: Some(target.total) };
     let task = Task::Structured { method: &method, portion: portion(share)? };
     let of_all = Pattern::Unstructured(target.total / target.whole);
-    let removed = format!("{of_all} of the {} ({:.0} % of those that can go)", amount.words(), 100.0 * share);
-    compression::run(Job { args: &args.run, common, folder, calibration, report_prompts, task, removed, budget, notes })
+    let removed =
+        format!("{of_all} of the {} ({:.0} % of those that can go)", amount.words(), 100.0 * share);
+    compression::run(Job {
+        args: &args.run,
+        common,
+        folder,
+        calibration,
+        report_prompts,
+        task,
+        removed,
+        budget,
+        notes,
+    })
 }
 
 /// What is counted, and the share of it that is to go.
@@ -74,7 +89,9 @@ fn amount(args: &SlimArgs) -> Result<(Amount, f64)> {
     if share > 0.0 && share < 1.0 {
         return Ok((amount, share));
     }
-    usage!("--budget {share} is not in (0, 1): give the share of the denoiser's parameters to remove")
+    usage!(
+        "--budget {share} is not in (0, 1): give the share of the denoiser's parameters to remove"
+    )
 }
 
 /// What is said of attentions whose queries and keys stay as they are.
@@ -83,5 +100,9 @@ fn barred(folder: &ModelFolder, sampling: &Sampling) -> Option<String> {
     let heads: Vec<&HeadGroup> = structure.blocks.iter().flat_map(|block| &block.heads).collect();
     let reasons: Vec<&str> = heads.iter().filter_map(|heads| heads.barred()).collect();
     let first = reasons.first()?;
-    Some(format!("queries and keys of {} of {} attentions stay as they are: {first}", reasons.len(), heads.len()))
+    Some(format!(
+        "queries and keys of {} of {} attentions stay as they are: {first}",
+        reasons.len(),
+        heads.len()
+    ))
 }

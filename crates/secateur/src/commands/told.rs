@@ -37,7 +37,12 @@ pub(super) struct Plan {
 
 impl Done {
     /// What would be done to the model of a folder.
-    pub(super) fn plan(folder: &ModelFolder, text: String, plan: &impl Serialize, seconds: f64) -> Result<Self> {
+    pub(super) fn plan(
+        folder: &ModelFolder,
+        text: String,
+        plan: &impl Serialize,
+        seconds: f64,
+    ) -> Result<Self> {
         let lacks = folder.check_whole().err().map(|error| error.to_string());
         Ok(Self::Plan(Plan { text, json: serde_json::to_value(plan)?, seconds, lacks }))
     }
@@ -62,7 +67,10 @@ pub(super) fn tell(done: &Done, out: Option<&Path>, common: &Common) -> Result<(
                 true => print_json(plan)?,
                 false => print(&plan.text)?,
             }
-            return plan.lacks.as_ref().map_or(Ok(()), |lacks| bail!("{lacks}: this cannot be run"));
+            return plan
+                .lacks
+                .as_ref()
+                .map_or(Ok(()), |lacks| bail!("{lacks}: this cannot be run"));
         }
         Done::Model(report) => report,
     };
@@ -87,14 +95,20 @@ pub(super) fn tell(done: &Done, out: Option<&Path>, common: &Common) -> Result<(
     let calibrated = |stage: &Stage| stage.floor_seconds.map(|floor| (stage.seconds, floor));
     if let Some((seconds, floor)) = report.stages.iter().find_map(calibrated) {
         print(&format!(
-            "  calibration   {seconds:.0} s, {:.1} times what its products take at this machine's rate",
+            "  calibration   {seconds:.0} s, {:.1} times what its products take at this machine's \
+             rate",
             seconds / floor
         ))?;
     }
     let of_layers: Vec<f64> = report.layers.iter().map(|layer| layer.error).collect();
     let of_products: Vec<f64> = report.groups.iter().filter_map(|group| group.error).collect();
-    let of_attentions: Vec<f64> = report.groups.iter().filter_map(|group| group.module_error).collect();
-    let all = [("layer error  ", of_layers), ("product error", of_products), ("attentions'  ", of_attentions)];
+    let of_attentions: Vec<f64> =
+        report.groups.iter().filter_map(|group| group.module_error).collect();
+    let all = [
+        ("layer error  ", of_layers),
+        ("product error", of_products),
+        ("attentions'  ", of_attentions),
+    ];
     for (what, errors) in all {
         if !errors.is_empty() {
             let mean = errors.iter().sum::<f64>() / errors.len() as f64;
@@ -105,7 +119,8 @@ pub(super) fn tell(done: &Done, out: Option<&Path>, common: &Common) -> Result<(
     if let Some(skipping) = &report.skipping {
         report.notes.iter().try_for_each(|note| print(note))?;
         for way in &skipping.ways {
-            let faster = way.speed_up.map_or(String::new(), |faster| format!(", {faster:.2} times faster"));
+            let faster =
+                way.speed_up.map_or(String::new(), |faster| format!(", {faster:.2} times faster"));
             print(&format!(
                 "  {:<44} {:.2} dB, SSIM {:.3}, {:.1} % of the MACs{faster}",
                 way.name,
@@ -116,7 +131,9 @@ pub(super) fn tell(done: &Done, out: Option<&Path>, common: &Common) -> Result<(
         }
     }
     match out {
-        Some(out) => print(&format!("model: {}\nreport: {}", shown(out), shown(&out.join("report.html")))),
+        Some(out) => {
+            print(&format!("model: {}\nreport: {}", shown(out), shown(&out.join("report.html"))))
+        }
         None => Ok(()),
     }
 }

@@ -75,7 +75,8 @@ fn string(random: &mut Random) -> String {
 
 /// Any value, as JSON spells it.
 fn value(random: &mut Random) -> String {
-    const OTHERS: [&str; 9] = ["null", "true", "false", "[]", "{}", "[[]]", "[null]", "[0]", r#"{"a":1}"#];
+    const OTHERS: [&str; 9] =
+        ["null", "true", "false", "[]", "{}", "[[]]", "[null]", "[0]", r#"{"a":1}"#];
     match random.below(10) {
         0..4 => (*random.pick(&NUMBERS)).to_owned(),
         4..7 => string(random),
@@ -180,18 +181,33 @@ fn json(bytes: &[u8], random: &mut Random) -> Option<Vec<u8>> {
         }
     }
     let text = serde_json::to_string_pretty(&json).ok()?;
-    Some(text.replace(&format!("{RAW:?}"), &raw).replace(&format!("{KEY:?}"), &new_key).into_bytes())
+    Some(
+        text.replace(&format!("{RAW:?}"), &raw).replace(&format!("{KEY:?}"), &new_key).into_bytes(),
+    )
 }
 
 /// Changes the header, its length, or the data.
 fn safetensors(bytes: &[u8], random: &mut Random) -> Option<Vec<u8>> {
     let length = usize::try_from(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
     let (header, data) = (bytes.get(8..8 + length)?, bytes.get(8 + length..)?);
-    let rebuilt = |length: u64, header: &[u8], data: &[u8]| Some([&length.to_le_bytes(), header, data].concat());
+    let rebuilt = |length: u64, header: &[u8], data: &[u8]| {
+        Some([&length.to_le_bytes(), header, data].concat())
+    };
     let whole = |header: &[u8]| rebuilt(header.len() as u64, header, data);
     match random.below(8) {
         0 => {
-            let lengths = [0, 1, 7, length - 1, length + 1, length + 8, bytes.len(), 100_000_001, 1 << 32, usize::MAX];
+            let lengths = [
+                0,
+                1,
+                7,
+                length - 1,
+                length + 1,
+                length + 8,
+                bytes.len(),
+                100_000_001,
+                1 << 32,
+                usize::MAX,
+            ];
             rebuilt(*random.pick(&lengths) as u64, header, data)
         }
         1 => whole(&json(header, random)?),
@@ -201,15 +217,20 @@ fn safetensors(bytes: &[u8], random: &mut Random) -> Option<Vec<u8>> {
         4 => {
             let mut data = data.to_vec();
             let at = random.below(data.len() / 4) * 4;
-            let number: [u8; 4] =
-                *random.pick(&[[0xff; 4], [0, 0, 0x80, 0x7f], [0, 0x7c, 0, 0x7c], [0x80, 0x7f, 0x80, 0x7f]]);
+            let number: [u8; 4] = *random.pick(&[
+                [0xff; 4],
+                [0, 0, 0x80, 0x7f],
+                [0, 0x7c, 0, 0x7c],
+                [0x80, 0x7f, 0x80, 0x7f],
+            ]);
             data.get_mut(at..at + 4)?.copy_from_slice(&number);
             rebuilt(length as u64, header, &data)
         }
         // One tensor's entry.
         _ => {
             let mut map: Map<String, Value> = serde_json::from_slice(header).ok()?;
-            let names: Vec<String> = map.keys().filter(|name| *name != "__metadata__").cloned().collect();
+            let names: Vec<String> =
+                map.keys().filter(|name| *name != "__metadata__").cloned().collect();
             let (name, other) = (random.pick(&names).clone(), random.pick(&names).clone());
             let field = *random.pick(&["shape", "dtype", "data_offsets"]);
             match random.below(5) {
@@ -222,12 +243,17 @@ fn safetensors(bytes: &[u8], random: &mut Random) -> Option<Vec<u8>> {
                     map[&name][field] = taken;
                 }
                 2 if field == "dtype" => {
-                    let types = ["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64", "f32", ""];
+                    let types = [
+                        "F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64",
+                        "f32", "",
+                    ];
                     map[&name][field] = (*random.pick(&types)).into();
                 }
                 2 | 3 => {
-                    let numbers: [u64; 9] = [0, 1, 2, 1 << 31, 1 << 32, 1 << 62, (1 << 63) - 1, u64::MAX - 1, u64::MAX];
-                    let list = map.get_mut(&name)?[if field == "dtype" { "shape" } else { field }].as_array_mut()?;
+                    let numbers: [u64; 9] =
+                        [0, 1, 2, 1 << 31, 1 << 32, 1 << 62, (1 << 63) - 1, u64::MAX - 1, u64::MAX];
+                    let list = map.get_mut(&name)?[if field == "dtype" { "shape" } else { field }]
+                        .as_array_mut()?;
                     let index = random.below(list.len());
                     *list.get_mut(index)? = (*random.pick(&numbers)).into();
                 }
@@ -265,14 +291,24 @@ fn toml(bytes: &[u8], random: &mut Random) -> Option<Vec<u8>> {
     ];
     let text = std::str::from_utf8(bytes).ok()?;
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let settings: Vec<usize> = (0..lines.len()).filter(|&line| lines[line].contains(" = ")).collect();
+    let settings: Vec<usize> =
+        (0..lines.len()).filter(|&line| lines[line].contains(" = ")).collect();
     let line = *random.pick(&settings);
-    let (key, old) = lines[line].split_once(" = ").map(|(key, old)| (key.to_owned(), old.to_owned()))?;
+    let (key, old) =
+        lines[line].split_once(" = ").map(|(key, old)| (key.to_owned(), old.to_owned()))?;
     match random.below(5) {
         0 => lines[line] = format!("{} = {old}", random.pick(&KEYS)),
         1 => lines.insert(line, format!("{} = {}", random.pick(&KEYS), value(random))),
-        2 => lines[line] = format!("{key} = '{}'", random.pick(&["", "/dev/zero", "..", "a\tb", "slim", "--help"])),
-        3 => lines.insert(line, (*random.pick(&["[[method]]", "[method]", "[[method.a]]", "[[methods]]", "["])).into()),
+        2 => {
+            lines[line] = format!(
+                "{key} = '{}'",
+                random.pick(&["", "/dev/zero", "..", "a\tb", "slim", "--help"])
+            )
+        }
+        3 => lines.insert(
+            line,
+            (*random.pick(&["[[method]]", "[method]", "[[method.a]]", "[[methods]]", "["])).into(),
+        ),
         _ => lines[line] = format!("{key} = {}", value(random)),
     }
     Some((lines.join("\n") + "\n").into_bytes())
@@ -314,7 +350,15 @@ fn raw(bytes: &[u8], random: &mut Random) -> Vec<u8> {
             bytes.splice(end..end, part);
         }
         7 => {
-            let part = *random.pick(&[b"\0".as_slice(), b"\xff\xfe", b"\x1b[31m", b"\xef\xbb\xbf", b"\"", b"}", b","]);
+            let part = *random.pick(&[
+                b"\0".as_slice(),
+                b"\xff\xfe",
+                b"\x1b[31m",
+                b"\xef\xbb\xbf",
+                b"\"",
+                b"}",
+                b",",
+            ]);
             bytes.splice(at..at, part.iter().copied());
         }
         8 => {
@@ -322,7 +366,8 @@ fn raw(bytes: &[u8], random: &mut Random) -> Vec<u8> {
             bytes.extend_from_slice(part);
         }
         _ => {
-            let whole: &[&[u8]] = &[b"", b"{}", b"null", b"[]", b"\"\"", b"0", b"PK\x03\x04", b"\xff\xfe", b"\n"];
+            let whole: &[&[u8]] =
+                &[b"", b"{}", b"null", b"[]", b"\"\"", b"0", b"PK\x03\x04", b"\xff\xfe", b"\n"];
             bytes = random.pick(whole).to_vec();
         }
     }

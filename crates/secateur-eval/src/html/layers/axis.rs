@@ -1,7 +1,7 @@
 //! The logarithmic axis of the errors.
 
-/// Values more than this many decades under the largest are drawn at the edge: one layer that is almost exact must not
-/// squeeze all others together.
+/// Values more than this many decades under the largest are drawn at the edge: one layer that is
+/// almost exact must not squeeze all others together.
 const DECADES: i32 = 6;
 
 /// A logarithmic axis over whole decades.
@@ -23,10 +23,13 @@ pub(super) struct Tick {
 }
 
 impl LogAxis {
-    /// The axis that holds the positive and finite ones of `values`; one decade up to 1 where there are none.
+    /// The axis that holds the positive and finite ones of `values`; one decade up to 1 where there
+    /// are none.
     pub(super) fn over(values: impl Iterator<Item = f64> + Clone) -> Self {
         let positive = values.filter(|value| *value > 0.0 && value.is_finite());
-        let Some(largest) = positive.clone().reduce(f64::max) else { return Self { low: -1, high: 0 } };
+        let Some(largest) = positive.clone().reduce(f64::max) else {
+            return Self { low: -1, high: 0 };
+        };
         let smallest = positive.fold(largest, f64::min);
         // An f64 has decades -324 to 308, so the conversions are exact.
         #[expect(clippy::cast_possible_truncation, reason = "within i32 by far")]
@@ -37,7 +40,10 @@ impl LogAxis {
     /// Where `value` lies, in \[0, 1\]; `None` if it is zero or not finite and so has no place.
     pub(super) fn place(&self, value: f64) -> Option<f64> {
         let has_place = value > 0.0 && value.is_finite();
-        has_place.then(|| ((value.log10() - f64::from(self.low)) / f64::from(self.high - self.low)).clamp(0.0, 1.0))
+        has_place.then(|| {
+            ((value.log10() - f64::from(self.low)) / f64::from(self.high - self.low))
+                .clamp(0.0, 1.0)
+        })
     }
 
     /// A labelled tick a decade; between them ticks at 2 and 5, labelled where the axis is short.
@@ -62,7 +68,11 @@ impl LogAxis {
 /// `step * 10^exponent` in plain decimals where that is short.
 fn label(step: u8, exponent: i32) -> String {
     match exponent {
-        -4..=-1 => format!("{:.*}", exponent.unsigned_abs() as usize, f64::from(step) * 10f64.powi(exponent)),
+        -4..=-1 => format!(
+            "{:.*}",
+            exponent.unsigned_abs() as usize,
+            f64::from(step) * 10f64.powi(exponent)
+        ),
         0..=3 => format!("{:.0}", f64::from(step) * 10f64.powi(exponent)),
         _ => format!("{step}e{exponent}"),
     }

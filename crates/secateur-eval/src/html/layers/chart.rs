@@ -41,7 +41,8 @@ pub(super) fn svg(layers: &[LayerReport]) -> Markup {
     let height = bottom + MARGIN;
     html! {
         svg.chart viewBox=(format!("0 0 {WIDTH} {height}")) role="img"
-            aria-label=(format!("Relative squared error and sparsity of {} layers; the table below holds the figures", layers.len())) {
+            aria-label=(format!("Relative squared error and sparsity of {} layers; the table below \
+                holds the figures", layers.len())) {
             (bands(layers))
             (grid(&panels, &axis.ticks(), bottom))
             @for (index, layer) in layers.iter().enumerate() {
@@ -51,7 +52,8 @@ pub(super) fn svg(layers: &[LayerReport]) -> Markup {
     }
 }
 
-/// The block of a layer: its name up to the first number. Deeper numbers may belong to the layer (`to_out.0`).
+/// The block of a layer: its name up to the first number. Deeper numbers may belong to the layer
+/// (`to_out.0`).
 fn block(name: &str) -> &str {
     let mut end = 0;
     for part in name.split('.') {
@@ -66,16 +68,20 @@ fn block(name: &str) -> &str {
 
 /// A tinted ground behind every other block, so that the eye finds its row.
 fn bands(layers: &[LayerReport]) -> Markup {
-    let groups: Vec<_> = layers.chunk_by(|a, b| block(&a.name) == block(&b.name)).map(<[_]>::len).collect();
-    let starts = groups.iter().scan(0, |start, &length| Some(std::mem::replace(start, *start + length)));
+    let groups: Vec<_> =
+        layers.chunk_by(|a, b| block(&a.name) == block(&b.name)).map(<[_]>::len).collect();
+    let starts =
+        groups.iter().scan(0, |start, &length| Some(std::mem::replace(start, *start + length)));
     html! {
         @for (start, length) in starts.zip(&groups).skip(1).step_by(2) {
-            rect.band x="0" width=(WIDTH) y=(MARGIN + start as f64 * ROW) height=(*length as f64 * ROW) {}
+            rect.band x="0" width=(WIDTH) y=(MARGIN + start as f64 * ROW) height=(*length as f64 *
+                ROW) {}
         }
     }
 }
 
-/// Grid lines, and the labels of both axes above and below the rows: a long chart is read from either end.
+/// Grid lines, and the labels of both axes above and below the rows: a long chart is read from
+/// either end.
 fn grid(panels: &Panels, ticks: &[Tick], bottom: f64) -> Markup {
     let shares = [0.0, 0.5, 1.0];
     let error_centre = panels.error + panels.error_width / 2.0;
@@ -90,13 +96,16 @@ fn grid(panels: &Panels, ticks: &[Tick], bottom: f64) -> Markup {
             line.grid x1=(x) x2=(x) y1=(MARGIN) y2=(bottom) {}
         }
         @for (title, labels) in [(MARGIN - 28.0, MARGIN - 8.0), (bottom + 36.0, bottom + 16.0)] {
-            text.axis x=(number(error_centre)) y=(title) { "relative squared error (log scale, no unit)" }
+            text.axis x=(number(error_centre)) y=(title) { "relative squared error (log scale, no \
+                unit)" }
             text.axis x=(number(sparsity_centre)) y=(title) { "sparsity (% of weights)" }
             @for tick in ticks.iter().filter(|tick| !tick.label.is_empty()) {
-                text.tick x=(number(panels.error + tick.place * panels.error_width)) y=(labels) { (tick.label) }
+                text.tick x=(number(panels.error + tick.place * panels.error_width)) y=(labels) {
+                    (tick.label) }
             }
             @for share in shares {
-                text.tick x=(number(panels.sparsity + share * SPARSITY)) y=(labels) { (share * 100.0) }
+                text.tick x=(number(panels.sparsity + share * SPARSITY)) y=(labels) { (share *
+                    100.0) }
             }
         }
     }
@@ -110,7 +119,8 @@ fn row(layer: &LayerReport, y: f64, panels: &Panels, axis: &LogAxis) -> Markup {
     let text = y + 3.5;
     html! {
         g {
-            title { (layer.name) ": " (layer.rows) " × " (layer.columns) ", error " (figure) ", sparsity " (sparsity) }
+            title { (layer.name) ": " (layer.rows) " × " (layer.columns) ", error " (figure) ", \
+                sparsity " (sparsity) }
             text.name x=(number(panels.names)) y=(text) { (shortened(&layer.name)) }
             @if axis.place(layer.error).is_some() {
                 line.stem x1=(number(panels.error)) x2=(number(x)) y1=(y) y2=(y) {}
@@ -129,7 +139,8 @@ fn shortened(name: &str) -> String {
         return name.to_owned();
     }
     // The title of the row holds the whole name.
-    let (beginning, end) = (name.chars().take(BEGINNING), name.chars().skip(count - (LONGEST_NAME - BEGINNING - 1)));
+    let (beginning, end) =
+        (name.chars().take(BEGINNING), name.chars().skip(count - (LONGEST_NAME - BEGINNING - 1)));
     beginning.chain(['…']).chain(end).collect()
 }
 
@@ -147,7 +158,10 @@ mod tests {
         assert_eq!(block("transformer_blocks.3.attn.to_q"), "transformer_blocks.3");
         assert_eq!(block("transformer_blocks.3.attn.to_out.0"), "transformer_blocks.3");
         assert_eq!(block("transformer_blocks.3.ff.net.0.proj"), "transformer_blocks.3");
-        assert_eq!(block("down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"), "down_blocks.1");
+        assert_eq!(
+            block("down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"),
+            "down_blocks.1"
+        );
         assert_eq!(block("proj_out"), "");
     }
 

@@ -18,10 +18,12 @@ pub struct ClipTokenizer {
 }
 
 /// How CLIP splits text into words before the byte-pair merges.
-const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+const WORDS: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 impl ClipTokenizer {
-    /// Opens a tokenizer folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, with `tokenizer_config.json`.
+    /// Opens a tokenizer folder: `tokenizer.json`, or `vocab.json` and `merges.txt`, with
+    /// `tokenizer_config.json`.
     ///
     /// # Errors
     /// If a file is missing or damaged, or a special token is not in the vocabulary.
@@ -85,7 +87,8 @@ fn definition(folder: &Path) -> Result<Value> {
     let vocab: Value = read_json(&folder.join("vocab.json"), Limit::Vocabulary)?;
     let path = folder.join("merges.txt");
     let merges = read_text(&path, Limit::Config)?;
-    let merges: Vec<&str> = merges.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
+    let merges: Vec<&str> =
+        merges.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
     // Others are added with those of the other files.
     let tokens = ["<|startoftext|>", "<|endoftext|>"];
     if let Some(token) = tokens.iter().find(|token| vocab.get(**token).is_none()) {
@@ -93,7 +96,8 @@ fn definition(folder: &Path) -> Result<Value> {
     }
     let special = |token: &str| {
         json!({
-            "id": vocab.get(token), "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+            "id": vocab.get(token), "content": token, "single_word": false, "lstrip": false,
+            "rstrip": false,
             "normalized": false, "special": true,
         })
     };
@@ -107,11 +111,14 @@ fn definition(folder: &Path) -> Result<Value> {
         ]},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": true},
-            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+            "use_regex": true},
         ]},
         "model": {
-            "type": "BPE", "dropout": null, "unk_token": "<|endoftext|>", "continuing_subword_prefix": "",
-            "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "type": "BPE", "dropout": null, "unk_token": "<|endoftext|>",
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": false,
             "vocab": vocab, "merges": merges,
         },
     }))

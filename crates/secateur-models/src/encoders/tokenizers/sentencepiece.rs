@@ -1,5 +1,5 @@
-//! `spiece.model`: the vocabulary of a unigram tokenizer as the sentencepiece library writes it, in protocol buffers
-//! (`sentencepiece_model.proto`).
+//! `spiece.model`: the vocabulary of a unigram tokenizer as the sentencepiece library writes it, in
+//! protocol buffers (`sentencepiece_model.proto`).
 
 use crate::error::{Error, Result};
 use crate::files::{Limit, read_bytes};
@@ -149,8 +149,10 @@ impl Model {
 
     /// What is not supported of it.
     fn problem(&self) -> Option<String> {
-        let flags =
-            [("add_dummy_prefix", self.add_dummy_prefix), ("remove_extra_whitespaces", self.remove_extra_whitespaces)];
+        let flags = [
+            ("add_dummy_prefix", self.add_dummy_prefix),
+            ("remove_extra_whitespaces", self.remove_extra_whitespaces),
+        ];
         match flags.iter().find(|(_, on)| !on) {
             _ if self.model_type != 1 => {
                 Some(format!("model_type {} is not supported; 1, UNIGRAM, is", self.model_type))
@@ -161,11 +163,12 @@ impl Model {
     }
 }
 
-/// The definition that `tokenizer.json` would hold, as transformers makes it for T5. `extra_ids` more tokens stand behind
-/// the others, the last of them first.
+/// The definition that `tokenizer.json` would hold, as transformers makes it for T5. `extra_ids`
+/// more tokens stand behind the others, the last of them first.
 pub(crate) fn definition(path: &Path, extra_ids: usize) -> Result<Value> {
     let model = Model::read(&read_bytes(path, Limit::Vocabulary)?);
-    let model = model.ok_or_else(|| Error::invalid(path, "is no model of sentencepiece, or damaged"))?;
+    let model =
+        model.ok_or_else(|| Error::invalid(path, "is no model of sentencepiece, or damaged"))?;
     if let Some(problem) = model.problem() {
         return Err(Error::invalid(path, problem));
     }
@@ -174,13 +177,16 @@ pub(crate) fn definition(path: &Path, extra_ids: usize) -> Result<Value> {
     let vocabulary: Vec<(String, f32)> = model.pieces.into_iter().chain(extra).collect();
     let added = model.special.into_iter().chain(count..vocabulary.len()).map(|id| {
         json!({
-            "id": id, "content": vocabulary[id].0, "single_word": false, "lstrip": false, "rstrip": false,
+            "id": id, "content": vocabulary[id].0, "single_word": false, "lstrip": false,
+            "rstrip": false,
             "normalized": false, "special": true,
         })
     });
     let normalizer = match model.charsmap.is_empty() {
         true => Value::Null,
-        false => json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(&model.charsmap)}),
+        false => {
+            json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(&model.charsmap)})
+        }
     };
     Ok(json!({
         "version": "1.0",
@@ -188,10 +194,12 @@ pub(crate) fn definition(path: &Path, extra_ids: usize) -> Result<Value> {
         "normalizer": normalizer,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "WhitespaceSplit"},
-            {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true},
+            {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always",
+            "split": true},
         ]},
         "model": {
-            "type": "Unigram", "unk_id": model.unk_id, "vocab": vocabulary, "byte_fallback": model.byte_fallback,
+            "type": "Unigram", "unk_id": model.unk_id, "vocab": vocabulary,
+            "byte_fallback": model.byte_fallback,
         },
     }))
 }

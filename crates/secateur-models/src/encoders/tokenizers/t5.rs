@@ -36,7 +36,8 @@ impl T5Tokenizer {
             }
         };
         let vocabulary = Vocabulary::new(folder, path, &definition)?;
-        let (end, padding) = (vocabulary.special("eos_token", "</s>")?, vocabulary.special("pad_token", "<pad>")?);
+        let (end, padding) =
+            (vocabulary.special("eos_token", "</s>")?, vocabulary.special("pad_token", "<pad>")?);
         Ok(Self { vocabulary, end, padding })
     }
 
@@ -48,7 +49,8 @@ impl T5Tokenizer {
         self.vocabulary.cut(text, length.saturating_sub(1))
     }
 
-    /// Token numbers of several texts (u32), and 1 for each that is not padding, else 0 (f32): texts x `length` both.
+    /// Token numbers of several texts (u32), and 1 for each that is not padding, else 0 (f32):
+    /// texts x `length` both.
     ///
     /// # Errors
     /// If there is no room for the end token, or the tokenizer fails.
@@ -66,11 +68,15 @@ impl T5Tokenizer {
             ids.extend(row);
         }
         let shape = (texts.len(), length);
-        Ok((Tensor::from_vec(ids, shape, &Device::Cpu)?, Tensor::from_vec(mask, shape, &Device::Cpu)?))
+        Ok((
+            Tensor::from_vec(ids, shape, &Device::Cpu)?,
+            Tensor::from_vec(mask, shape, &Device::Cpu)?,
+        ))
     }
 }
 
-/// How many tokens for gaps in a text a `spiece.model` lacks: those of the configuration, which may list them itself.
+/// How many tokens for gaps in a text a `spiece.model` lacks: those of the configuration, which may
+/// list them itself.
 fn extra_ids(folder: &Path) -> Result<usize> {
     const DEFAULT: u64 = 100;
     let config = config(folder)?;

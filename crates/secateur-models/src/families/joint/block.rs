@@ -1,5 +1,5 @@
-//! The block that SD3 and FLUX have in common: an image and a text stream, each with weights of its own, that attend to
-//! both.
+//! The block that SD3 and FLUX have in common: an image and a text stream, each with weights of its
+//! own, that attend to both.
 
 use crate::conditioning::Multiplicity;
 use crate::error::{Error, Result};
@@ -29,10 +29,11 @@ impl JointConfig {
         self.heads * self.head_dim
     }
 
-    /// The most numbers of one sample that are alive at once, in one of three places of a block: joint attention (both
-    /// streams, what is joined of them, the result), and the feed-forward of either stream (its residual, its input or
-    /// output, its hidden layer four times as wide) beside the other one and what attention left for it. The parts of the
-    /// modulations are alive throughout.
+    /// The most numbers of one sample that are alive at once, in one of three places of a block:
+    /// joint attention (both streams, what is joined of them, the result), and the feed-forward of
+    /// either stream (its residual, its input or output, its hidden layer four times as wide)
+    /// beside the other one and what attention left for it. The parts of the modulations are alive
+    /// throughout.
     pub(crate) fn activations(self, image: usize, text: usize) -> usize {
         let attention = 5 * (image + text);
         let image_feed_forward = 6 * image + 2 * text;
@@ -54,7 +55,11 @@ impl JointConfig {
         let heads = (self.heads, self.head_dim);
         let streams = [
             StreamLayers { tokens: image, projections: IMAGE, output: Some("to_out.0") },
-            StreamLayers { tokens: text, projections: TEXT, output: if last { None } else { Some("to_add_out") } },
+            StreamLayers {
+                tokens: text,
+                projections: TEXT,
+                output: if last { None } else { Some("to_add_out") },
+            },
         ];
         block.joint_attention(&name("attn"), &streams, heads, self.between());
         if dual {
@@ -87,9 +92,15 @@ pub(crate) struct Projections {
 
 impl Projections {
     /// `names`: of the three linears; `norms`: of the norms of the first two.
-    pub(crate) fn new(config: JointConfig, names: [&str; 3], norms: [&str; 2], scope: &Scope<'_>) -> Result<Self> {
+    pub(crate) fn new(
+        config: JointConfig,
+        names: [&str; 3],
+        norms: [&str; 2],
+        scope: &Scope<'_>,
+    ) -> Result<Self> {
         let heads = config.heads_at(scope);
-        let linear = |name: &str, outputs: usize| Linear::new(config.width(), outputs, &scope.at(name));
+        let linear =
+            |name: &str, outputs: usize| Linear::new(config.width(), outputs, &scope.at(name));
         let norm = |name: &str| RmsNorm::new(config.head_dim, EPS, &scope.at(name));
         let norms = match config.qk_norm {
             true => Some((norm(norms[0])?, norm(norms[1])?)),
@@ -100,8 +111,14 @@ impl Projections {
         Ok(Self { q, k, v: linear(names[2], value)?, norms })
     }
 
-    /// Query, key and value of `x`, which is dropped as soon as it is projected; `rotation` turns the first two of them.
-    pub(crate) fn forward(&self, x: Tensor, rotation: Option<&Tensor>, context: &Context<'_>) -> Result<[Tensor; 3]> {
+    /// Query, key and value of `x`, which is dropped as soon as it is projected; `rotation` turns
+    /// the first two of them.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor,
+        rotation: Option<&Tensor>,
+        context: &Context<'_>,
+    ) -> Result<[Tensor; 3]> {
         let (mut q, mut k) = (self.q.forward(&x, context)?, self.k.forward(&x, context)?);
         let v = self.v.forward(&x, context)?;
         drop(x);
@@ -170,13 +187,18 @@ impl JointBlock {
         let JointConfig { dual, context_pre_only: last, .. } = config;
         let attn = scope.at("attn");
         let heads = config.heads_at(&attn);
-        let output = |heads: Heads, scope: Scope<'_>| Linear::new(heads.value_width(), width, &scope);
+        let output =
+            |heads: Heads, scope: Scope<'_>| Linear::new(heads.value_width(), width, &scope);
         let dual_attention = match dual {
             true => {
                 let scope = scope.at("attn2");
                 let heads = config.heads_at(&scope);
                 let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &scope)?;
-                Some(DualAttention { projections, to_out: output(heads, scope.at("to_out.0"))?, heads })
+                Some(DualAttention {
+                    projections,
+                    to_out: output(heads, scope.at("to_out.0"))?,
+                    heads,
+                })
             }
             false => None,
         };
@@ -187,7 +209,8 @@ impl JointBlock {
                 ff_context: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff_context"))?,
             }),
         };
-        let modulation = |count, name: &str| Linear::new(width, count * width, &scope.at(name).at("linear"));
+        let modulation =
+            |count, name: &str| Linear::new(width, count * width, &scope.at(name).at("linear"));
         Ok(Self {
             norm1: modulation(if dual { 9 } else { 6 }, "norm1")?,
             norm1_context: modulation(if last { 2 } else { 6 }, "norm1_context")?,
@@ -201,8 +224,9 @@ impl JointBlock {
         })
     }
 
-    /// One block over both streams; `time` is SiLU of the time and text embedding, `rotation` has the angles of the image
-    /// tokens where they have any. A text stream that ends here comes back as it went in.
+    /// One block over both streams; `time` is SiLU of the time and text embedding, `rotation` has
+    /// the angles of the image tokens where they have any. A text stream that ends here comes back
+    /// as it went in.
     pub(crate) fn forward(
         &self,
         x: Tensor,
@@ -215,11 +239,13 @@ impl JointBlock {
         let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
         let image = Modulation::new(&self.norm1, time, context)?;
         let words = Modulation::new(&self.norm1_context, time, context)?;
-        // AdaLayerNormZero orders its parts shift, scale, gate; AdaLayerNormContinuous scale, shift.
+        // AdaLayerNormZero orders its parts shift, scale, gate; AdaLayerNormContinuous scale,
+        // shift.
         let (scale, shift) = if self.text_output.is_some() { (1, 0) } else { (0, 1) };
         let norm_x = image.norm(&x, 0, 1, EPS)?;
         let norm_text = words.norm(&text, shift, scale, EPS)?;
-        let (attention, text_attention) = self.attend(norm_x, norm_text, rotation, multiplicity, context)?;
+        let (attention, text_attention) =
+            self.attend(norm_x, norm_text, rotation, multiplicity, context)?;
         // The second attention reads the block's input, so it comes before the first is added.
         let dual = match &self.dual {
             Some(dual) => Some(dual.forward(image.norm(&x, 6, 7, EPS)?, context)?),
@@ -234,7 +260,8 @@ impl JointBlock {
         x = image.gated(x, 5, y)?;
 
         let Some(output) = &self.text_output else { return Ok([x, text]) };
-        let text = words.gated(text, 2, output.to_add_out.forward(&text_attention, &text_context)?)?;
+        let text =
+            words.gated(text, 2, output.to_add_out.forward(&text_attention, &text_context)?)?;
         drop(text_attention);
         let y = output.ff_context.forward(words.norm(&text, 3, 4, EPS)?, &text_context)?;
         Ok([x, words.gated(text, 5, y)?])

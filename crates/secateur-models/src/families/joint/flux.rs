@@ -1,11 +1,16 @@
-//! FluxTransformer2DModel: FLUX.1's transformer, whose image and text streams become one after the first blocks.
+//! FluxTransformer2DModel: FLUX.1's transformer, whose image and text streams become one after the
+//! first blocks.
 
 use crate::conditioning::{Conditioning, Multiplicity};
 use crate::error::{Error, Result};
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
-use crate::families::joint::block::{EPS, IMAGE, IMAGE_NORMS, JointBlock, JointConfig, Projections};
+use crate::families::joint::block::{
+    EPS, IMAGE, IMAGE_NORMS, JointBlock, JointConfig, Projections,
+};
 use crate::files::{Options, check_heads};
-use crate::layers::{Embedder, Heads, Modulation, Sinusoids, StreamLayers, embedder_layers, whole_grid};
+use crate::layers::{
+    Embedder, Heads, Modulation, Sinusoids, StreamLayers, embedder_layers, whole_grid,
+};
 use crate::structure::{Block, Geometry, Layer, NeuronGroup, Role, Slice, Structure};
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::{Activation, Context, LayerName, Linear, Scope, ops};
@@ -84,13 +89,17 @@ impl FluxConfig {
         if let Err(problem) = check_heads(heads, ("attention_head_dim", self.attention_head_dim)) {
             return Some(problem);
         }
-        if let Some((name, size)) = sizes[..2].iter().find(|(_, size)| size % (PATCH * PATCH) != 0) {
-            return Some(format!("{name} {size} is not a multiple of {PATCH} x {PATCH}, the latents of a token"));
+        if let Some((name, size)) = sizes[..2].iter().find(|(_, size)| size % (PATCH * PATCH) != 0)
+        {
+            return Some(format!(
+                "{name} {size} is not a multiple of {PATCH} x {PATCH}, the latents of a token"
+            ));
         }
         let (axes, head) = (self.axes_dims_rope, self.attention_head_dim);
         if axes.iter().any(|axis| axis % 2 != 0) || axes.iter().sum::<usize>() != head {
             return Some(format!(
-                "axes_dims_rope {axes:?} must be even numbers that add up to attention_head_dim {head}"
+                "axes_dims_rope {axes:?} must be even numbers that add up to attention_head_dim \
+                 {head}"
             ));
         }
         None
@@ -111,8 +120,9 @@ impl FluxConfig {
         }
     }
 
-    /// The most numbers of one sample that are alive at once in a block of one stream of `tokens`: the stream, and
-    /// attention's result and the hidden layer four times as wide, both as they are and joined.
+    /// The most numbers of one sample that are alive at once in a block of one stream of `tokens`:
+    /// the stream, and attention's result and the hidden layer four times as wide, both as they are
+    /// and joined.
     fn single_activations(&self, tokens: usize) -> usize {
         let modulations = 3;
         (11 * tokens + modulations) * self.joint().width()
@@ -131,8 +141,10 @@ impl FluxConfig {
         block = block.with([
             // It reads what the queries read: with them it needs no Hessian of its own.
             Layer::linear(mlp.clone(), tokens, width, 4 * width).prunable(Role::QueryKeyValue, &q),
-            // Output projection of attention and down projection in one; four fifths of its columns are the latter.
-            Layer::linear(out.clone(), tokens, 5 * width, width).prunable(Role::FeedForwardDown, &out),
+            // Output projection of attention and down projection in one; four fifths of its columns
+            // are the latter.
+            Layer::linear(out.clone(), tokens, 5 * width, width)
+                .prunable(Role::FeedForwardDown, &out),
         ]);
         block.heads.iter_mut().flat_map(|heads| &mut heads.streams).for_each(|stream| {
             stream.output = Some(Slice::whole(out.clone()));
@@ -146,8 +158,8 @@ impl FluxConfig {
         block
     }
 
-    /// `FluxPosEmbed`: for each image token, at (0, row, column), and then each text token, at (0, 0, 0), the cosines and
-    /// sines of a head's angles: tokens x head size.
+    /// `FluxPosEmbed`: for each image token, at (0, row, column), and then each text token, at (0,
+    /// 0, 0), the cosines and sines of a head's angles: tokens x head size.
     fn rotations(&self, rows: usize, columns: usize, text: usize) -> Result<Tensor> {
         let image = (0..rows).flat_map(|row| (0..columns).map(move |column| [0, row, column]));
         let places = image.chain(std::iter::repeat_n([0; 3], text));
@@ -184,33 +196,38 @@ impl DenoiserConfig for FluxConfig {
     fn structure(&self, geometry: &Geometry) -> Structure {
         let width = self.joint().width();
         let (image, text) = (self.image_tokens(geometry.latent), geometry.text);
-        let embedder = |name: &str, inputs| embedder_layers(&format!("time_text_embed.{name}"), 1, inputs, width);
+        let embedder = |name: &str, inputs| {
+            embedder_layers(&format!("time_text_embed.{name}"), 1, inputs, width)
+        };
         let mut embedders = Block::new("embedders", &[])
             .with([Layer::linear("x_embedder", image, self.in_channels, width)])
             .with(embedder("timestep_embedder", TIME.channels));
         if self.guidance_embeds {
             embedders = embedders.with(embedder("guidance_embedder", TIME.channels));
         }
-        embedders = embedders.with(embedder("text_embedder", self.pooled_projection_dim)).with([Layer::linear(
-            "context_embedder",
-            text,
-            self.joint_attention_dim,
-            width,
-        )]);
-        let joint = |index| self.joint().describe(format!("transformer_blocks.{index}"), image, text);
+        embedders = embedders
+            .with(embedder("text_embedder", self.pooled_projection_dim))
+            .with([Layer::linear("context_embedder", text, self.joint_attention_dim, width)]);
+        let joint =
+            |index| self.joint().describe(format!("transformer_blocks.{index}"), image, text);
         let single = |index| self.describe_single(index, image + text);
-        let blocks = (0..self.num_layers).map(joint).chain((0..self.num_single_layers).map(single)).collect();
+        let blocks = (0..self.num_layers)
+            .map(joint)
+            .chain((0..self.num_single_layers).map(single))
+            .collect();
         let output = Block::new("output", &[]).with([
             Layer::linear("norm_out.linear", 1, width, 2 * width),
             Layer::linear("proj_out", image, width, self.out_channels()),
         ]);
         let joint = if self.num_layers > 0 { self.joint().activations(image, text) } else { 0 };
-        let single = if self.num_single_layers > 0 { self.single_activations(image + text) } else { 0 };
+        let single =
+            if self.num_single_layers > 0 { self.single_activations(image + text) } else { 0 };
         Structure::chain(embedders, blocks, output, joint.max(single))
     }
 }
 
-/// `FluxSingleTransformerBlock`: attention and feed-forward side by side, over image and text as one stream.
+/// `FluxSingleTransformerBlock`: attention and feed-forward side by side, over image and text as
+/// one stream.
 struct SingleBlock {
     norm: Linear,
     projections: Projections,
@@ -250,7 +267,14 @@ impl SingleBlock {
         let attention = {
             let [q, k, v] = self.projections.forward(normal.clone(), Some(rotation), context)?;
             let _span = tracing::trace_span!("attention").entered();
-            ops::attention(&q, &k, &v, self.heads.scaled(), multiplicity.map(|m| Arc::clone(&m.key_bias)), false)?
+            ops::attention(
+                &q,
+                &k,
+                &v,
+                self.heads.scaled(),
+                multiplicity.map(|m| Arc::clone(&m.key_bias)),
+                false,
+            )?
         };
         let hidden = self.proj_mlp.forward_activated(&normal, Activation::GeluTanh, context)?;
         drop(normal);
@@ -281,9 +305,14 @@ impl Flux {
     pub fn new(config: &FluxConfig, scope: &Scope<'_>) -> Result<Self> {
         let joint = config.joint();
         let width = joint.width();
-        let embedder = |name: &str, inputs| Embedder::new(inputs, width, &scope.at(format!("time_text_embed.{name}")));
-        let block = |index| JointBlock::new(joint, &scope.at(format!("transformer_blocks.{index}")));
-        let single = |index| SingleBlock::new(joint, &scope.at(format!("single_transformer_blocks.{index}")));
+        let embedder = |name: &str, inputs| {
+            Embedder::new(inputs, width, &scope.at(format!("time_text_embed.{name}")))
+        };
+        let block =
+            |index| JointBlock::new(joint, &scope.at(format!("transformer_blocks.{index}")));
+        let single = |index| {
+            SingleBlock::new(joint, &scope.at(format!("single_transformer_blocks.{index}")))
+        };
         Ok(Self {
             x_embedder: Linear::new(config.in_channels, width, &scope.at("x_embedder"))?,
             timestep_embedder: embedder("timestep_embedder", TIME.channels)?,
@@ -292,9 +321,15 @@ impl Flux {
                 false => None,
             },
             text_embedder: embedder("text_embedder", config.pooled_projection_dim)?,
-            context_embedder: Linear::new(config.joint_attention_dim, width, &scope.at("context_embedder"))?,
+            context_embedder: Linear::new(
+                config.joint_attention_dim,
+                width,
+                &scope.at("context_embedder"),
+            )?,
             transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
-            single_transformer_blocks: (0..config.num_single_layers).map(single).collect::<Result<_>>()?,
+            single_transformer_blocks: (0..config.num_single_layers)
+                .map(single)
+                .collect::<Result<_>>()?,
             norm_out: Linear::new(width, 2 * width, &scope.at("norm_out.linear"))?,
             proj_out: Linear::new(width, config.out_channels(), &scope.at("proj_out"))?,
             config: config.clone(),
@@ -302,10 +337,16 @@ impl Flux {
     }
 
     /// SiLU of the embedding of time, guidance and pooled text: samples x width.
-    fn embedding(&self, timesteps: &[f32], conditioning: &Conditioning, context: &Context<'_>) -> Result<Tensor> {
+    fn embedding(
+        &self,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
         let mut time = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
         if let Some(embedder) = &self.guidance_embedder {
-            let scales = (conditioning.guidance()?.to_dtype(DType::F32)? * GUIDANCE)?.to_vec1::<f32>()?;
+            let scales =
+                (conditioning.guidance()?.to_dtype(DType::F32)? * GUIDANCE)?.to_vec1::<f32>()?;
             time = (time + embedder.forward(&TIME.of(&scales)?, context)?)?;
         }
         time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
@@ -324,32 +365,60 @@ impl Denoiser for Flux {
         let (samples, channels, height, width) = latents.dims4()?;
         let (rows, columns) = whole_grid((height, width), PATCH)?;
         let image = rows * columns;
-        let x = latents.reshape((samples, channels, rows, PATCH, columns, PATCH))?.permute((0, 2, 4, 1, 3, 5))?;
-        let mut x = self.x_embedder.forward(&x.reshape((samples, image, channels * PATCH * PATCH))?, context)?;
+        let x = latents
+            .reshape((samples, channels, rows, PATCH, columns, PATCH))?
+            .permute((0, 2, 4, 1, 3, 5))?;
+        let mut x = self
+            .x_embedder
+            .forward(&x.reshape((samples, image, channels * PATCH * PATCH))?, context)?;
         let time = self.embedding(timesteps, conditioning, context)?;
         let multiplicity = conditioning.multiplicity(image)?;
-        let text_context = Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
+        let text_context =
+            Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
         let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
         let rotations = self.config.rotations(rows, columns, text.dim(1)?)?;
         // The text is at 0 of all axes, where nothing turns.
         let image_rotations = rotations.narrow(0, 0, image)?;
         for (index, block) in self.transformer_blocks.iter().enumerate() {
-            [x, text] = context.gated_array(format_args!("transformer_blocks.{index}"), [x, text], |[x, text]| {
-                block.forward(x, text, &time, Some(&image_rotations), multiplicity.as_ref(), context)
-            })?;
+            [x, text] = context.gated_array(
+                format_args!("transformer_blocks.{index}"),
+                [x, text],
+                |[x, text]| {
+                    block.forward(
+                        x,
+                        text,
+                        &time,
+                        Some(&image_rotations),
+                        multiplicity.as_ref(),
+                        context,
+                    )
+                },
+            )?;
         }
         // The text comes last, as in key biases: attention does not mind the order.
         x = Tensor::cat(&[x, text], 1)?;
         for (index, block) in self.single_transformer_blocks.iter().enumerate() {
-            [x] = context.gated_array(format_args!("single_transformer_blocks.{index}"), [x], |[x]| {
-                Ok::<_, Error>([block.forward(x, &time, &rotations, multiplicity.as_ref(), context)?])
-            })?;
+            [x] = context.gated_array(
+                format_args!("single_transformer_blocks.{index}"),
+                [x],
+                |[x]| {
+                    Ok::<_, Error>([block.forward(
+                        x,
+                        &time,
+                        &rotations,
+                        multiplicity.as_ref(),
+                        context,
+                    )?])
+                },
+            )?;
         }
         let output = Modulation::new(&self.norm_out, &time, context)?;
         let x = output.norm(&x.narrow(1, 0, image)?, 1, 0, EPS)?;
         let x = self.proj_out.forward(&x, context)?;
         let channels = self.config.out_channels() / (PATCH * PATCH);
-        let x = x.reshape((samples, rows, columns, channels, PATCH, PATCH))?.permute((0, 3, 1, 4, 2, 5))?;
+        let x = x
+            .reshape((samples, rows, columns, channels, PATCH, PATCH))?
+            .permute((0, 3, 1, 4, 2, 5))?;
         Ok(x.reshape((samples, channels, height, width))?)
     }
 }

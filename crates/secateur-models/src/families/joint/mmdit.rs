@@ -48,16 +48,21 @@ impl MmditConfig {
             return invalid(format!("qk_norm {norm:?} is not supported; \"rms_norm\" is, or null"));
         }
         let heads = ("num_attention_heads", config.num_attention_heads);
-        if let Err(problem) = check_heads(heads, ("attention_head_dim", config.attention_head_dim)) {
+        if let Err(problem) = check_heads(heads, ("attention_head_dim", config.attention_head_dim))
+        {
             return invalid(problem);
         }
         if config.caption_projection_dim != config.width() {
             let (caption, width) = (config.caption_projection_dim, config.width());
-            return invalid(format!("caption_projection_dim {caption} differs from heads x head size {width}"));
+            return invalid(format!(
+                "caption_projection_dim {caption} differs from heads x head size {width}"
+            ));
         }
         let positive = [config.patch_size, config.in_channels, config.num_layers, config.width()];
         if positive.contains(&0) || config.sample_size < config.patch_size {
-            return invalid("sizes must be positive, and sample_size no less than patch_size".into());
+            return invalid(
+                "sizes must be positive, and sample_size no less than patch_size".into(),
+            );
         }
         options.finish(&[], &[])?;
         Ok(config)
@@ -114,14 +119,21 @@ impl DenoiserConfig for MmditConfig {
         let embedders = Block::new("embedders", &[])
             .with([Layer::convolution("pos_embed.proj", size, (self.in_channels, width), patch)])
             .with(embedder_layers("time_text_embed.timestep_embedder", 1, TIME.channels, width))
-            .with(embedder_layers("time_text_embed.text_embedder", 1, self.pooled_projection_dim, width))
+            .with(embedder_layers(
+                "time_text_embed.text_embedder",
+                1,
+                self.pooled_projection_dim,
+                width,
+            ))
             .with([Layer::linear("context_embedder", text, self.joint_attention_dim, width)]);
-        let joint = |index| self.joint(index).describe(format!("transformer_blocks.{index}"), image, text);
+        let joint =
+            |index| self.joint(index).describe(format!("transformer_blocks.{index}"), image, text);
         let output = Block::new("output", &[]).with([
             Layer::linear("norm_out.linear", 1, width, 2 * width),
             Layer::linear("proj_out", image, width, patch * patch * self.out_channels()),
         ]);
-        let in_blocks = (0..self.num_layers).map(|index| self.joint(index).activations(image, text)).max();
+        let in_blocks =
+            (0..self.num_layers).map(|index| self.joint(index).activations(image, text)).max();
         let activations = in_blocks.unwrap_or(0) + text * self.joint_attention_dim;
         Structure::chain(embedders, (0..self.num_layers).map(joint).collect(), output, activations)
     }
@@ -150,16 +162,33 @@ impl Mmdit {
         let positions = config.pos_embed_max_size;
         let pos_embed = scope.at("pos_embed");
         let embedders = scope.at("time_text_embed");
-        let block = |i| JointBlock::new(config.joint(i), &scope.at(format!("transformer_blocks.{i}")));
+        let block =
+            |i| JointBlock::new(config.joint(i), &scope.at(format!("transformer_blocks.{i}")));
         Ok(Self {
             patches: PatchEmbed::new((config.in_channels, width), patch, &pos_embed)?,
             pos_embed: pos_embed.constant("pos_embed", (1, positions * positions, width))?,
-            timestep_embedder: Embedder::new(TIME.channels, width, &embedders.at("timestep_embedder"))?,
-            text_embedder: Embedder::new(config.pooled_projection_dim, width, &embedders.at("text_embedder"))?,
-            context_embedder: Linear::new(config.joint_attention_dim, width, &scope.at("context_embedder"))?,
+            timestep_embedder: Embedder::new(
+                TIME.channels,
+                width,
+                &embedders.at("timestep_embedder"),
+            )?,
+            text_embedder: Embedder::new(
+                config.pooled_projection_dim,
+                width,
+                &embedders.at("text_embedder"),
+            )?,
+            context_embedder: Linear::new(
+                config.joint_attention_dim,
+                width,
+                &scope.at("context_embedder"),
+            )?,
             transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
             norm_out: Linear::new(width, 2 * width, &scope.at("norm_out.linear"))?,
-            proj_out: Linear::new(width, patch * patch * config.out_channels(), &scope.at("proj_out"))?,
+            proj_out: Linear::new(
+                width,
+                patch * patch * config.out_channels(),
+                &scope.at("proj_out"),
+            )?,
             config: config.clone(),
         })
     }
@@ -168,12 +197,15 @@ impl Mmdit {
     fn positions(&self, (height, width): (usize, usize)) -> Result<Tensor> {
         let side = self.config.pos_embed_max_size;
         if height > side || width > side {
-            let problem = format!("{height} x {width} tokens, and the model has positions for {side} x {side}");
+            let problem = format!(
+                "{height} x {width} tokens, and the model has positions for {side} x {side}"
+            );
             return Err(Error::Request(problem));
         }
         let channels = self.pos_embed.dim(2)?;
         let table = self.pos_embed.reshape((side, side, channels))?;
-        let table = table.narrow(0, (side - height) / 2, height)?.narrow(1, (side - width) / 2, width)?;
+        let table =
+            table.narrow(0, (side - height) / 2, height)?.narrow(1, (side - width) / 2, width)?;
         Ok(table.reshape((1, height * width, channels))?)
     }
 }
@@ -192,12 +224,15 @@ impl Denoiser for Mmdit {
         let time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
         let time = ops::activation(Activation::Silu, &time)?;
         let multiplicity = conditioning.multiplicity(x.dim(1)?)?;
-        let text_context = Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
+        let text_context =
+            Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
         let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
         for (index, block) in self.transformer_blocks.iter().enumerate() {
-            [x, text] = context.gated_array(format_args!("transformer_blocks.{index}"), [x, text], |[x, text]| {
-                block.forward(x, text, &time, None, multiplicity.as_ref(), context)
-            })?;
+            [x, text] = context.gated_array(
+                format_args!("transformer_blocks.{index}"),
+                [x, text],
+                |[x, text]| block.forward(x, text, &time, None, multiplicity.as_ref(), context),
+            )?;
         }
         let output = Modulation::new(&self.norm_out, &time, context)?;
         let x = self.proj_out.forward(&output.norm(&x, 1, 0, EPS)?, context)?;

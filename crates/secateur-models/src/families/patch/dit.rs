@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::files::{Options, options};
 use crate::layers::{
-    Attention, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions, Sinusoids, embedder_layers,
+    Attention, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions,
+    Sinusoids, embedder_layers,
 };
 use crate::structure::{Block, Geometry, Layer, Structure};
 use candle_core::Tensor;
@@ -46,13 +47,18 @@ fn supported() -> [(&'static str, Value); 7] {
     ]
 }
 
-/// Options that change nothing here: those of training, of other norms, and numbers are of f32 anyway.
-const UNREAD: [&str; 4] = ["dropout", "norm_num_groups", "upcast_attention", "use_additional_conditions"];
+/// Options that change nothing here: those of training, of other norms, and numbers are of f32
+/// anyway.
+const UNREAD: [&str; 4] =
+    ["dropout", "norm_num_groups", "upcast_attention", "use_additional_conditions"];
 
 impl DitConfig {
     pub(crate) fn read(mut options: Options<'_>) -> Result<Self> {
         let config = Self { transformer: options.read()?, ..options.read()? };
-        let checked = config.transformer.check().and_then(|()| options::check_eps("norm_eps", config.norm_eps.into()));
+        let checked = config
+            .transformer
+            .check()
+            .and_then(|()| options::check_eps("norm_eps", config.norm_eps.into()));
         checked.map_err(|problem| options.invalid(problem))?;
         options.finish(&supported(), &UNREAD)?;
         Ok(config)
@@ -99,11 +105,13 @@ impl DenoiserConfig for DitConfig {
     fn structure(&self, geometry: &Geometry) -> Structure {
         let width = self.transformer.width();
         let tokens = self.image_tokens(geometry.latent);
-        // The output reads the first block's embedding too, so that must be there without the block.
+        // The output reads the first block's embedding too, so that must be there without the
+        // block.
         let embedders = Block::new("embedders", &[])
             .with([self.transformer.pos_embed_layer(geometry.latent)])
             .with(self.embedder(0));
-        let blocks = (0..self.transformer.num_layers).map(|index| self.describe(index, tokens)).collect();
+        let blocks =
+            (0..self.transformer.num_layers).map(|index| self.describe(index, tokens)).collect();
         let output = Block::new("output", &[]).with([
             Layer::linear("proj_out_1", 1, width, 2 * width),
             Layer::linear("proj_out_2", tokens, width, self.transformer.outputs()),
@@ -127,11 +135,16 @@ struct DitBlock {
 impl DitBlock {
     fn new(config: &DitConfig, scope: &Scope<'_>) -> Result<Self> {
         let transformer = &config.transformer;
-        let (width, heads, bias) = (transformer.width(), transformer.num_attention_heads, transformer.attention_bias);
+        let (width, heads, bias) =
+            (transformer.width(), transformer.num_attention_heads, transformer.attention_bias);
         let norm1 = scope.at("norm1");
         let table = norm1.at("emb.class_embedder.embedding_table");
         Ok(Self {
-            timestep_embedder: Embedder::new(TIME.channels, width, &norm1.at("emb.timestep_embedder"))?,
+            timestep_embedder: Embedder::new(
+                TIME.channels,
+                width,
+                &norm1.at("emb.timestep_embedder"),
+            )?,
             class_embedder: Embedding::new(config.num_embeds_ada_norm + 1, width, &table)?,
             norm1: Linear::new(width, 6 * width, &norm1.at("linear"))?,
             attn1: Attention::new(width, width, heads, bias, &scope.at("attn1"))?,

@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::files::{Options, options};
 use crate::layers::{
-    Attention, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions, Sinusoids, embedder_layers,
+    Attention, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions,
+    Sinusoids, embedder_layers,
 };
 use crate::structure::{Block, Geometry, Layer, Structure};
 use candle_core::{DType, Tensor};
@@ -48,7 +49,8 @@ fn supported() -> [(&'static str, Value); 6] {
     ]
 }
 
-/// Options that change nothing here: those of training, of other norms, and numbers are of f32 anyway.
+/// Options that change nothing here: those of training, of other norms, and numbers are of f32
+/// anyway.
 const UNREAD: [&str; 4] = ["dropout", "norm_num_groups", "num_embeds_ada_norm", "upcast_attention"];
 
 impl PixartConfig {
@@ -65,9 +67,13 @@ impl PixartConfig {
         let width = self.transformer.width();
         match (self.cross_attention_dim, self.caption_channels) {
             (None, _) => return Err("cross_attention_dim null is not supported".into()),
-            (Some(0), _) | (_, Some(0)) => return Err("cross_attention_dim and caption_channels must not be 0".into()),
+            (Some(0), _) | (_, Some(0)) => {
+                return Err("cross_attention_dim and caption_channels must not be 0".into());
+            }
             (Some(text), Some(_)) if text != width => {
-                return Err(format!("cross_attention_dim {text} differs from heads x head size {width}"));
+                return Err(format!(
+                    "cross_attention_dim {text} differs from heads x head size {width}"
+                ));
             }
             _ => {}
         }
@@ -88,7 +94,8 @@ impl PixartConfig {
     }
 
     fn interpolation_scale(&self) -> f64 {
-        self.interpolation_scale.unwrap_or_else(|| (self.transformer.sample_size / 64).max(1) as f64)
+        self.interpolation_scale
+            .unwrap_or_else(|| (self.transformer.sample_size / 64).max(1) as f64)
     }
 
     /// Width of the text that the blocks read.
@@ -103,12 +110,24 @@ impl PixartConfig {
             .with(embedder_layers("adaln_single.emb.timestep_embedder", 1, TIME.channels, width));
         if self.sized() {
             block = block
-                .with(embedder_layers("adaln_single.emb.resolution_embedder", 2, TIME.channels, width / 3))
-                .with(embedder_layers("adaln_single.emb.aspect_ratio_embedder", 1, TIME.channels, width / 3));
+                .with(embedder_layers(
+                    "adaln_single.emb.resolution_embedder",
+                    2,
+                    TIME.channels,
+                    width / 3,
+                ))
+                .with(embedder_layers(
+                    "adaln_single.emb.aspect_ratio_embedder",
+                    1,
+                    TIME.channels,
+                    width / 3,
+                ));
         }
         block = block.with([Layer::linear("adaln_single.linear", 1, width, 6 * width)]);
         match self.caption_channels {
-            Some(channels) => block.with(embedder_layers("caption_projection", geometry.text, channels, width)),
+            Some(channels) => {
+                block.with(embedder_layers("caption_projection", geometry.text, channels, width))
+            }
             None => block,
         }
     }
@@ -121,7 +140,13 @@ impl PixartConfig {
         let first_of_text = "transformer_blocks.0.attn2.to_k".into();
         let mut block = Block::new(&name, &[]);
         block.attention(&format!("{name}.attn1"), tokens, (tokens, width), heads, None);
-        block.attention(&format!("{name}.attn2"), tokens, (text, self.text()), heads, Some(&first_of_text));
+        block.attention(
+            &format!("{name}.attn2"),
+            tokens,
+            (text, self.text()),
+            heads,
+            Some(&first_of_text),
+        );
         block.feed_forward(&format!("{name}.ff"), tokens, width, self.transformer.gate);
         block
     }
@@ -147,7 +172,9 @@ impl DenoiserConfig for PixartConfig {
     fn structure(&self, geometry: &Geometry) -> Structure {
         let width = self.transformer.width();
         let (tokens, text) = (self.image_tokens(geometry.latent), geometry.text);
-        let blocks = (0..self.transformer.num_layers).map(|index| self.describe(index, tokens, text)).collect();
+        let blocks = (0..self.transformer.num_layers)
+            .map(|index| self.describe(index, tokens, text))
+            .collect();
         let proj_out = Layer::linear("proj_out", tokens, width, self.transformer.outputs());
         let output = Block::new("output", &[]).with([proj_out]);
         // Tokens, query and result, beside key and value of the text.
@@ -171,7 +198,8 @@ struct PixartBlock {
 impl PixartBlock {
     fn new(config: &PixartConfig, scope: &Scope<'_>) -> Result<Self> {
         let transformer = &config.transformer;
-        let (width, heads, bias) = (transformer.width(), transformer.num_attention_heads, transformer.attention_bias);
+        let (width, heads, bias) =
+            (transformer.width(), transformer.num_attention_heads, transformer.attention_bias);
         Ok(Self {
             scale_shift_table: scope.get("scale_shift_table", (6, width))?,
             attn1: Attention::new(width, width, heads, bias, &scope.at("attn1"))?,
@@ -218,7 +246,8 @@ struct SizeEmbedders {
 impl AdaLayerNormSingle {
     fn new(config: &PixartConfig, scope: &Scope<'_>) -> Result<Self> {
         let width = config.transformer.width();
-        let embedder = |name: &str, width| Embedder::new(TIME.channels, width, &scope.at("emb").at(name));
+        let embedder =
+            |name: &str, width| Embedder::new(TIME.channels, width, &scope.at("emb").at(name));
         let size = match config.sized() {
             true => Some(SizeEmbedders {
                 resolution_embedder: embedder("resolution_embedder", width / 3)?,
@@ -256,7 +285,8 @@ impl SizeEmbedders {
         let sides = resolution.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let ratios: Vec<f32> = sides.chunks_exact(2).map(|sides| sides[0] / sides[1]).collect();
         let samples = resolution.dim(0)?;
-        let resolution = self.resolution_embedder.forward(&TIME.of(&sides)?, context)?.reshape((samples, ()))?;
+        let resolution =
+            self.resolution_embedder.forward(&TIME.of(&sides)?, context)?.reshape((samples, ()))?;
         let ratio = self.aspect_ratio_embedder.forward(&TIME.of(&ratios)?, context)?;
         Ok(Tensor::cat(&[resolution, ratio], 1)?)
     }
@@ -281,7 +311,8 @@ impl Pixart {
     pub fn new(config: &PixartConfig, scope: &Scope<'_>) -> Result<Self> {
         let transformer = &config.transformer;
         let width = transformer.width();
-        let caption = |channels| Embedder::of_text(channels, width, &scope.at("caption_projection"));
+        let caption =
+            |channels| Embedder::of_text(channels, width, &scope.at("caption_projection"));
         // A caption for none, which the original code trains with.
         scope.at("caption_projection").ignore("y_embedding");
         let block = |i| PixartBlock::new(config, &scope.at(format!("transformer_blocks.{i}")));
@@ -307,22 +338,33 @@ impl Denoiser for Pixart {
     ) -> Result<Tensor> {
         let (mut x, grid) = self.pos_embed.forward(latents)?;
         x = x.broadcast_add(&self.positions.of(grid)?)?;
-        let (embedding, modulation) = self.adaln_single.forward(timesteps, conditioning, context)?;
+        let (embedding, modulation) =
+            self.adaln_single.forward(timesteps, conditioning, context)?;
         let multiplicity = conditioning.multiplicity(0)?;
         let text = conditioning.text()?;
         let text = match &self.caption_projection {
             Some(projection) => {
-                let of_text = Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
+                let of_text = Context {
+                    multiplicity: multiplicity.as_ref().map(|m| &*m.of_text),
+                    ..*context
+                };
                 projection.forward(text, &of_text)?
             }
             None => text.clone(),
         };
         for (index, block) in self.transformer_blocks.iter().enumerate() {
             [x] = context.gated_array(format_args!("transformer_blocks.{index}"), [x], |[x]| {
-                Ok::<_, Error>([block.forward(x, &text, &modulation, multiplicity.as_ref(), context)?])
+                Ok::<_, Error>([block.forward(
+                    x,
+                    &text,
+                    &modulation,
+                    multiplicity.as_ref(),
+                    context,
+                )?])
             })?;
         }
-        let output = Modulation::of_table(&self.scale_shift_table, &Modulation::of_part(&embedding)?)?;
+        let output =
+            Modulation::of_table(&self.scale_shift_table, &Modulation::of_part(&embedding)?)?;
         let x = self.proj_out.forward(&output.norm(&x, 0, 1, EPS)?, context)?;
         self.pos_embed.unpatchify(&x, grid)
     }

@@ -150,7 +150,10 @@ fn supported(conditional: bool) -> [(&'static str, Value); 28] {
         ("encoder_hid_dim_type", Value::Null),
         ("mid_block_only_cross_attention", Value::Null),
         ("mid_block_scale_factor", json!(1)),
-        ("mid_block_type", json!(if conditional { "UNetMidBlock2DCrossAttn" } else { "UNetMidBlock2D" })),
+        (
+            "mid_block_type",
+            json!(if conditional { "UNetMidBlock2DCrossAttn" } else { "UNetMidBlock2D" }),
+        ),
         ("num_class_embeds", Value::Null),
         ("only_cross_attention", json!(false)),
         ("resnet_out_scale_factor", json!(1)),
@@ -175,7 +178,8 @@ impl UnetConfig {
     pub(crate) fn read(mut options: Options<'_>) -> Result<Self> {
         let file: File = options.read()?;
         let conditional = file.class == "UNet2DConditionModel";
-        let config = Self::from_file(&file, conditional).map_err(|problem| options.invalid(problem))?;
+        let config =
+            Self::from_file(&file, conditional).map_err(|problem| options.invalid(problem))?;
         options.finish(&supported(conditional), &UNREAD)?;
         Ok(config)
     }
@@ -189,7 +193,11 @@ impl UnetConfig {
             Some(Numbers::All(side)) => (*side, *side),
             Some(Numbers::Each(sides)) => match sides[..] {
                 [height, width] => (height, width),
-                _ => return Err(format!("sample_size {sides:?} is neither a side nor height and width")),
+                _ => {
+                    return Err(format!(
+                        "sample_size {sides:?} is neither a side nor height and width"
+                    ));
+                }
             },
         };
         let sizes = [
@@ -203,34 +211,51 @@ impl UnetConfig {
         }
         let groups = file.norm_num_groups;
         if groups == 0 || channels.iter().any(|c| *c == 0 || c % groups != 0) {
-            return Err(format!("block_out_channels {channels:?} do not divide into {groups} groups"));
+            return Err(format!(
+                "block_out_channels {channels:?} do not divide into {groups} groups"
+            ));
         }
-        let sinusoids =
-            |channels| Sinusoids { channels, flip_sin_to_cos: file.flip_sin_to_cos, freq_shift: file.freq_shift };
+        let sinusoids = |channels| Sinusoids {
+            channels,
+            flip_sin_to_cos: file.flip_sin_to_cos,
+            freq_shift: file.freq_shift,
+        };
         let addition = match file.addition_embed_type.as_deref() {
             None => None,
-            Some("text_time") => match (file.addition_time_embed_dim, file.projection_class_embeddings_input_dim) {
-                (Some(channels), Some(inputs)) if channels == 0 || inputs <= SIZES * channels => {
-                    return Err(format!(
-                        "projection_class_embeddings_input_dim {inputs} does not hold {SIZES} times \
+            Some("text_time") => {
+                match (file.addition_time_embed_dim, file.projection_class_embeddings_input_dim) {
+                    (Some(channels), Some(inputs))
+                        if channels == 0 || inputs <= SIZES * channels =>
+                    {
+                        return Err(format!(
+                            "projection_class_embeddings_input_dim {inputs} does not hold {SIZES} \
+                             times \
                          addition_time_embed_dim {channels} beside the pooled text"
-                    ));
+                        ));
+                    }
+                    (Some(channels), Some(inputs)) => {
+                        Some(Addition { time_proj: sinusoids(channels), inputs })
+                    }
+                    _ => {
+                        let needed =
+                            "addition_time_embed_dim and projection_class_embeddings_input_dim";
+                        return Err(format!("addition_embed_type text_time needs {needed}"));
+                    }
                 }
-                (Some(channels), Some(inputs)) => Some(Addition { time_proj: sinusoids(channels), inputs }),
-                _ => {
-                    let needed = "addition_time_embed_dim and projection_class_embeddings_input_dim";
-                    return Err(format!("addition_embed_type text_time needs {needed}"));
-                }
-            },
+            }
             Some(other) => return Err(format!("addition_embed_type {other:?} is not supported")),
         };
         let text = match (&file.cross_attention_dim, conditional) {
             (_, false) => 0,
             (Some(Numbers::All(width)), true) => *width,
-            (Some(Numbers::Each(widths)), true) if widths.windows(2).all(|w| w[0] == w[1]) && !widths.is_empty() => {
+            (Some(Numbers::Each(widths)), true)
+                if widths.windows(2).all(|w| w[0] == w[1]) && !widths.is_empty() =>
+            {
                 widths[0]
             }
-            (Some(Numbers::Each(_)), true) => return Err("a cross_attention_dim a level is not supported".into()),
+            (Some(Numbers::Each(_)), true) => {
+                return Err("a cross_attention_dim a level is not supported".into());
+            }
             (None, true) => return Err("cross_attention_dim is missing".into()),
         };
         Ok(Self {
@@ -258,11 +283,17 @@ impl UnetConfig {
 
 impl File {
     /// The levels down, the middle, and up.
-    fn levels(&self, conditional: bool) -> std::result::Result<(Vec<Level>, Level, Vec<Level>), String> {
+    fn levels(
+        &self,
+        conditional: bool,
+    ) -> std::result::Result<(Vec<Level>, Level, Vec<Level>), String> {
         let channels = &self.block_out_channels;
         let count = channels.len();
-        if count == 0 || self.down_block_types.len() != count || self.up_block_types.len() != count {
-            return Err("block_out_channels, down_block_types and up_block_types differ in length".into());
+        if count == 0 || self.down_block_types.len() != count || self.up_block_types.len() != count
+        {
+            return Err(
+                "block_out_channels, down_block_types and up_block_types differ in length".into()
+            );
         }
         // diffusers calls the number of heads attention_head_dim, unless both are there.
         let heads = match (conditional, &self.num_attention_heads) {
@@ -270,18 +301,26 @@ impl File {
             _ => self.attention_head_dim.as_ref(),
         };
         if count > MOST_LEVELS {
-            return Err(format!("block_out_channels has {count} levels, at most {MOST_LEVELS} are read"));
+            return Err(format!(
+                "block_out_channels has {count} levels, at most {MOST_LEVELS} are read"
+            ));
         }
-        let per_level = [Some(&self.layers_per_block), heads, Some(&self.transformer_layers_per_block)];
+        let per_level =
+            [Some(&self.layers_per_block), heads, Some(&self.transformer_layers_per_block)];
         if per_level.into_iter().flatten().any(|values| !values.fits(count)) {
             return Err(format!(
-                "layers_per_block, attention_head_dim, num_attention_heads and transformer_layers_per_block must be \
+                "layers_per_block, attention_head_dim, num_attention_heads and \
+                 transformer_layers_per_block must be \
                  single numbers or {count} each, as block_out_channels"
             ));
         }
         let depth = |index| self.transformer_layers_per_block.at(index).unwrap_or(1).max(1);
-        let layers = |index| self.layers_per_block.at(index).unwrap_or(2).saturating_mul(depth(index));
-        options::check_layers("layers_per_block x transformer_layers_per_block", (0..count).map(layers))?;
+        let layers =
+            |index| self.layers_per_block.at(index).unwrap_or(2).saturating_mul(depth(index));
+        options::check_layers(
+            "layers_per_block x transformer_layers_per_block",
+            (0..count).map(layers),
+        )?;
         let level = |index: usize, kind: &str, more: usize| {
             let channels = channels[index];
             let number = heads.and_then(|heads| heads.at(index));
@@ -291,18 +330,26 @@ impl File {
                     // Here it is what it is called.
                     heads: channels.checked_div(number.unwrap_or(channels)).unwrap_or(0),
                 },
-                "CrossAttnDownBlock2D" | "CrossAttnUpBlock2D" if conditional => LevelAttention::Text {
-                    heads: number.unwrap_or(8),
-                    depth: self.transformer_layers_per_block.at(index).unwrap_or(1),
-                },
-                other => return Err(format!("block {other:?} is not supported in a {}", self.class)),
+                "CrossAttnDownBlock2D" | "CrossAttnUpBlock2D" if conditional => {
+                    LevelAttention::Text {
+                        heads: number.unwrap_or(8),
+                        depth: self.transformer_layers_per_block.at(index).unwrap_or(1),
+                    }
+                }
+                other => {
+                    return Err(format!("block {other:?} is not supported in a {}", self.class));
+                }
             };
             if let LevelAttention::Pixels { heads } | LevelAttention::Text { heads, .. } = attention
                 && !channels.is_multiple_of(heads)
             {
                 return Err(format!("{channels} channels do not divide into {heads} heads"));
             }
-            Ok(Level { channels, layers: self.layers_per_block.at(index).unwrap_or(2) + more, attention })
+            Ok(Level {
+                channels,
+                layers: self.layers_per_block.at(index).unwrap_or(2) + more,
+                attention,
+            })
         };
         let down = (0..count).map(|index| level(index, &self.down_block_types[index], 0));
         let up = (0..count).map(|index| level(count - 1 - index, &self.up_block_types[index], 1));
@@ -312,6 +359,10 @@ impl File {
             (false, false) => "DownBlock2D",
         };
         let middle = Level { layers: 1, ..level(count - 1, kind, 0)? };
-        Ok((down.collect::<std::result::Result<_, String>>()?, middle, up.collect::<std::result::Result<_, String>>()?))
+        Ok((
+            down.collect::<std::result::Result<_, String>>()?,
+            middle,
+            up.collect::<std::result::Result<_, String>>()?,
+        ))
     }
 }

@@ -35,7 +35,14 @@ struct Skip {
 
 impl<'a> Description<'a> {
     fn new(config: &'a UnetConfig, text: usize) -> Self {
-        Self { config, text, structure: Structure::default(), last: 0, first_of_text: None, kept: 0 }
+        Self {
+            config,
+            text,
+            structure: Structure::default(),
+            last: 0,
+            first_of_text: None,
+            kept: 0,
+        }
     }
 
     /// So many numbers are alive beside those kept.
@@ -70,9 +77,15 @@ impl<'a> Description<'a> {
             config.time,
         ));
         if let Some(addition) = config.addition {
-            embedders = embedders.with(embedder_layers("add_embedding", 1, addition.inputs, config.time));
+            embedders =
+                embedders.with(embedder_layers("add_embedding", 1, addition.inputs, config.time));
         }
-        self.push(embedders.with([Layer::convolution("conv_in", size, (config.in_channels, first), 3)]));
+        self.push(embedders.with([Layer::convolution(
+            "conv_in",
+            size,
+            (config.in_channels, first),
+            3,
+        )]));
         let mut skips = Vec::new();
         self.keep(first, size, &mut skips);
         for (index, level) in config.down.iter().enumerate() {
@@ -80,11 +93,19 @@ impl<'a> Description<'a> {
             let start = self.structure.blocks.len();
             for layer in 0..level.layers {
                 let start = self.structure.blocks.len();
-                self.resnet(&format!("{prefix}.resnets.{layer}"), size, width, level.channels, None);
+                self.resnet(
+                    &format!("{prefix}.resnets.{layer}"),
+                    size,
+                    width,
+                    level.channels,
+                    None,
+                );
                 self.attention(&format!("{prefix}.attentions.{layer}"), size, *level);
                 width = level.channels;
                 self.keep(width, size, &mut skips);
-                self.structure.branches.push(self.since(start, format!("{prefix}.resnets.{layer}")));
+                self.structure
+                    .branches
+                    .push(self.since(start, format!("{prefix}.resnets.{layer}")));
             }
             if index + 1 < config.down.len() {
                 let padding = config.downsample_padding.0 + config.downsample_padding.1;
@@ -92,7 +113,8 @@ impl<'a> Description<'a> {
                 size = (half(size.0), half(size.1));
                 let name = format!("{prefix}.downsamplers.0");
                 let start = self.structure.blocks.len();
-                let convolution = Layer::convolution(&format!("{name}.conv"), size, (width, width), 3);
+                let convolution =
+                    Layer::convolution(&format!("{name}.conv"), size, (width, width), 3);
                 self.push(Block::new(&name, &[self.last]).with([convolution]));
                 self.keep(width, size, &mut skips);
                 self.structure.branches.push(self.since(start, name));
@@ -113,18 +135,28 @@ impl<'a> Description<'a> {
                 let skip = skips.pop();
                 let more = skip.map_or(0, |skip| skip.channels);
                 self.kept -= more * size.0 * size.1;
-                self.resnet(&format!("{prefix}.resnets.{layer}"), size, width + more, level.channels, skip);
+                self.resnet(
+                    &format!("{prefix}.resnets.{layer}"),
+                    size,
+                    width + more,
+                    level.channels,
+                    skip,
+                );
                 self.attention(&format!("{prefix}.attentions.{layer}"), size, *level);
                 width = level.channels;
-                if let (true, true, Some(next)) = (layer + 1 == level.layers, index + 1 < config.up.len(), skips.last())
+                if let (true, true, Some(next)) =
+                    (layer + 1 == level.layers, index + 1 < config.up.len(), skips.last())
                 {
                     size = next.size;
                     self.reach(3 * width * size.0 * size.1);
                     let name = format!("{prefix}.upsamplers.0");
-                    let convolution = Layer::convolution(&format!("{name}.conv"), size, (width, width), 3);
+                    let convolution =
+                        Layer::convolution(&format!("{name}.conv"), size, (width, width), 3);
                     self.push(Block::new(&name, &[self.last]).with([convolution]));
                 }
-                self.structure.branches.push(self.since(branch, format!("{prefix}.resnets.{layer}")));
+                self.structure
+                    .branches
+                    .push(self.since(branch, format!("{prefix}.resnets.{layer}")));
             }
             self.structure.units.push(self.since(start, prefix));
         }
@@ -133,18 +165,31 @@ impl<'a> Description<'a> {
         self.structure
     }
 
-    fn resnet(&mut self, name: &str, size: (usize, usize), inputs: usize, outputs: usize, skip: Option<Skip>) {
+    fn resnet(
+        &mut self,
+        name: &str,
+        size: (usize, usize),
+        inputs: usize,
+        outputs: usize,
+        skip: Option<Skip>,
+    ) {
         let mut layers = vec![
             Layer::convolution(&format!("{name}.conv1"), size, (inputs, outputs), 3),
             Layer::linear(format!("{name}.time_emb_proj"), 1, self.config.time, outputs),
             Layer::convolution(&format!("{name}.conv2"), size, (outputs, outputs), 3),
         ];
         if inputs != outputs {
-            layers.push(Layer::convolution(&format!("{name}.conv_shortcut"), size, (inputs, outputs), 1));
+            layers.push(Layer::convolution(
+                &format!("{name}.conv_shortcut"),
+                size,
+                (inputs, outputs),
+                1,
+            ));
         }
         // Input, its norm, the first convolution; or input, result, shortcut and their sum.
         self.reach((2 * inputs + outputs).max(inputs + 3 * outputs) * size.0 * size.1);
-        let reads: Vec<usize> = [self.last].into_iter().chain(skip.map(|skip| skip.block)).collect();
+        let reads: Vec<usize> =
+            [self.last].into_iter().chain(skip.map(|skip| skip.block)).collect();
         self.push(Block::new(name, &reads).with(layers));
     }
 
@@ -159,7 +204,8 @@ impl<'a> Description<'a> {
                 self.push(block);
             }
             LevelAttention::Text { heads, depth } => {
-                // In the feed-forward: pixels, tokens and their norm, both halves of the hidden layer and their product.
+                // In the feed-forward: pixels, tokens and their norm, both halves of the hidden
+                // layer and their product.
                 self.reach((3 + 8 + 4) * width * pixels);
                 let projection = |part: &str| match self.config.use_linear_projection {
                     true => Layer::linear(format!("{name}.{part}"), pixels, width, width),
@@ -171,14 +217,29 @@ impl<'a> Description<'a> {
                 for index in 0..depth {
                     let prefix = format!("{name}.transformer_blocks.{index}");
                     let mut block = Block::new(&prefix, &[self.last]);
-                    block.attention(&format!("{prefix}.attn1"), pixels, (pixels, width), (heads, width), None);
+                    block.attention(
+                        &format!("{prefix}.attn1"),
+                        pixels,
+                        (pixels, width),
+                        (heads, width),
+                        None,
+                    );
                     let attn2 = format!("{prefix}.attn2");
-                    let text = self.first_of_text.get_or_insert_with(|| format!("{attn2}.to_k").into());
-                    block.attention(&attn2, pixels, (self.text, self.config.text), (heads, width), Some(text));
+                    let text =
+                        self.first_of_text.get_or_insert_with(|| format!("{attn2}.to_k").into());
+                    block.attention(
+                        &attn2,
+                        pixels,
+                        (self.text, self.config.text),
+                        (heads, width),
+                        Some(text),
+                    );
                     block.feed_forward(&format!("{prefix}.ff"), pixels, width, Gate::Geglu);
                     self.push(block);
                 }
-                self.push(Block::new(format!("{name}.proj_out"), &[self.last, around]).with([proj_out]));
+                self.push(
+                    Block::new(format!("{name}.proj_out"), &[self.last, around]).with([proj_out]),
+                );
             }
         }
     }

@@ -4,7 +4,9 @@ use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
 use crate::families::denoiser::Denoiser;
 use crate::families::unet::config::{Level, LevelAttention, UnetConfig};
-use crate::layers::{Embedder, Norm, PixelAttention, ResnetBlock, TransformerBlock, pixels_of, tokens_of};
+use crate::layers::{
+    Embedder, Norm, PixelAttention, ResnetBlock, TransformerBlock, pixels_of, tokens_of,
+};
 use candle_core::{DType, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, Linear, Scope, ops};
 
@@ -32,11 +34,24 @@ impl Projection {
 }
 
 impl TextAttention {
-    fn new(config: &UnetConfig, level: Level, heads: usize, depth: usize, scope: &Scope<'_>) -> Result<Self> {
+    fn new(
+        config: &UnetConfig,
+        level: Level,
+        heads: usize,
+        depth: usize,
+        scope: &Scope<'_>,
+    ) -> Result<Self> {
         let channels = level.channels;
-        let block =
-            |i| TransformerBlock::new(channels, config.text, heads, &scope.at(format!("transformer_blocks.{i}")));
-        let projection = |name: &str| Projection::new(channels, config.use_linear_projection, &scope.at(name));
+        let block = |i| {
+            TransformerBlock::new(
+                channels,
+                config.text,
+                heads,
+                &scope.at(format!("transformer_blocks.{i}")),
+            )
+        };
+        let projection =
+            |name: &str| Projection::new(channels, config.use_linear_projection, &scope.at(name));
         Ok(Self {
             norm: Norm { eps: 1e-6, ..config.norm }.over(channels, &scope.at("norm"))?,
             proj_in: projection("proj_in")?,
@@ -113,21 +128,27 @@ impl UnetBlock {
         let mut x = one(name, inputs)?;
         let mut made = Vec::with_capacity(self.resnets.len() + 1);
         for (layer, (resnet, attention)) in self.resnets.iter().zip(&self.attentions).enumerate() {
-            [x] = call.context.gated_array(format_args!("{name}.resnets.{layer}"), [x], |[x]| {
-                let x = resnet.forward(&x, Some(call.time), call.context)?;
-                Ok::<_, Error>([attention.forward(x, call)?])
-            })?;
+            [x] =
+                call.context.gated_array(format_args!("{name}.resnets.{layer}"), [x], |[x]| {
+                    let x = resnet.forward(&x, Some(call.time), call.context)?;
+                    Ok::<_, Error>([attention.forward(x, call)?])
+                })?;
             made.push(x.clone());
         }
         if let Some(convolution) = &self.resample {
             let halved = |[x]: [Tensor; 1]| Ok::<_, Error>([convolution.forward(&x)?]);
-            made.extend(call.context.gated_array(format_args!("{name}.downsamplers.0"), [x], halved)?);
+            made.extend(call.context.gated_array(
+                format_args!("{name}.downsamplers.0"),
+                [x],
+                halved,
+            )?);
         }
         Ok(made)
     }
 
-    /// `inputs`: what comes from below, and what was kept on the way down for its layers, that of the last layer first. What
-    /// it makes is of `size` (height, width), where that of the next block differs.
+    /// `inputs`: what comes from below, and what was kept on the way down for its layers, that of
+    /// the last layer first. What it makes is of `size` (height, width), where that of the next
+    /// block differs.
     fn up(
         &self,
         name: &str,
@@ -151,7 +172,9 @@ impl UnetBlock {
                 {
                     // A side that was odd before it was halved is one less than twice its half.
                     let larger = ops::upsample_nearest(&x, 2)?;
-                    x = convolution.forward(&larger.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()?)?;
+                    x = convolution.forward(
+                        &larger.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()?,
+                    )?;
                 }
                 Ok::<_, Error>(vec![x])
             })?;
@@ -192,7 +215,9 @@ impl Unet {
     /// # Errors
     /// If a placeholder cannot be made.
     pub fn new(config: &UnetConfig, scope: &Scope<'_>) -> Result<Self> {
-        let convolution = |inputs, outputs, scope: Scope<'_>| Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope);
+        let convolution = |inputs, outputs, scope: Scope<'_>| {
+            Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope)
+        };
         let resnet = |inputs, outputs, scope: Scope<'_>| {
             ResnetBlock::new(inputs, outputs, Some(config.time), config.norm, &scope)
         };
@@ -206,7 +231,11 @@ impl Unet {
             let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
             for layer in 0..level.layers {
                 resnets.push(resnet(width, level.channels, scope.at(format!("resnets.{layer}")))?);
-                attentions.push(BlockAttention::new(config, *level, &scope.at(format!("attentions.{layer}")))?);
+                attentions.push(BlockAttention::new(
+                    config,
+                    *level,
+                    &scope.at(format!("attentions.{layer}")),
+                )?);
                 width = level.channels;
                 skips.push(width);
             }
@@ -233,7 +262,11 @@ impl Unet {
             for layer in 0..level.layers {
                 let inputs = width + skips.pop().unwrap_or(0);
                 resnets.push(resnet(inputs, level.channels, scope.at(format!("resnets.{layer}")))?);
-                attentions.push(BlockAttention::new(config, *level, &scope.at(format!("attentions.{layer}")))?);
+                attentions.push(BlockAttention::new(
+                    config,
+                    *level,
+                    &scope.at(format!("attentions.{layer}")),
+                )?);
                 width = level.channels;
             }
             let resample = match index + 1 < config.up.len() {
@@ -242,11 +275,16 @@ impl Unet {
             };
             up_blocks.push(UnetBlock { resnets, attentions, resample });
         }
-        let add_embedding =
-            config.addition.map(|addition| Embedder::new(addition.inputs, config.time, &scope.at("add_embedding")));
+        let add_embedding = config.addition.map(|addition| {
+            Embedder::new(addition.inputs, config.time, &scope.at("add_embedding"))
+        });
         Ok(Self {
             conv_in: convolution(config.in_channels, first, scope.at("conv_in"))?,
-            time_embedding: Embedder::new(config.time_proj.channels, config.time, &scope.at("time_embedding"))?,
+            time_embedding: Embedder::new(
+                config.time_proj.channels,
+                config.time,
+                &scope.at("time_embedding"),
+            )?,
             add_embedding: add_embedding.transpose()?,
             down_blocks,
             mid_block,
@@ -258,13 +296,22 @@ impl Unet {
     }
 
     /// SiLU of the embedding of the time and of what SDXL is told beside the text.
-    fn time(&self, timesteps: &[f32], conditioning: &Conditioning, context: &Context<'_>) -> Result<Tensor> {
-        let mut time = self.time_embedding.forward(&self.config.time_proj.of(timesteps)?, context)?;
+    fn time(
+        &self,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+        context: &Context<'_>,
+    ) -> Result<Tensor> {
+        let mut time =
+            self.time_embedding.forward(&self.config.time_proj.of(timesteps)?, context)?;
         if let (Some(embedding), Some(addition)) = (&self.add_embedding, self.config.addition) {
             let (pooled, time_ids) = (conditioning.pooled()?, conditioning.time_ids()?);
             let (samples, count) = time_ids.dims2()?;
             let ids = time_ids.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            let ids = addition.time_proj.of(&ids)?.reshape((samples, count * addition.time_proj.channels))?;
+            let ids = addition
+                .time_proj
+                .of(&ids)?
+                .reshape((samples, count * addition.time_proj.channels))?;
             time = (time + embedding.forward(&Tensor::cat(&[pooled, &ids], 1)?, context)?)?;
         }
         Ok(ops::activation(Activation::Silu, &time)?)
@@ -286,7 +333,8 @@ impl Denoiser for Unet {
         let mut skips = vec![x.clone()];
         for (index, block) in self.down_blocks.iter().enumerate() {
             let name = format!("down_blocks.{index}");
-            let made = context.gated(&name, vec![x.clone()], |inputs| block.down(&name, inputs, &call))?;
+            let made =
+                context.gated(&name, vec![x.clone()], |inputs| block.down(&name, inputs, &call))?;
             x = made.last().cloned().unwrap_or(x);
             skips.extend(made);
         }
@@ -298,9 +346,16 @@ impl Denoiser for Unet {
         for (index, block) in self.up_blocks.iter().enumerate() {
             let name = format!("up_blocks.{index}");
             let own = skips.split_off(skips.len().saturating_sub(block.resnets.len()));
-            let size = skips.last().map(|skip| skip.dims4()).transpose()?.map(|(_, _, height, width)| (height, width));
+            let size = skips
+                .last()
+                .map(|skip| skip.dims4())
+                .transpose()?
+                .map(|(_, _, height, width)| (height, width));
             let inputs = [x].into_iter().chain(own).collect();
-            x = one(&name, context.gated(&name, inputs, |inputs| block.up(&name, inputs, size, &call))?)?;
+            x = one(
+                &name,
+                context.gated(&name, inputs, |inputs| block.up(&name, inputs, size, &call))?,
+            )?;
         }
         Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?)
     }

@@ -1,4 +1,5 @@
-//! CLIP under the names of transformers (`convert_ldm_clip_checkpoint`), with `text_model` in front or without.
+//! CLIP under the names of transformers (`convert_ldm_clip_checkpoint`), with `text_model` in front
+//! or without.
 
 use crate::folder::single_file::source::{Excerpt, Source};
 pub(crate) fn source(name: &str, has: impl Fn(&str) -> bool) -> Option<Source> {

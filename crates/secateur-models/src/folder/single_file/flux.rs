@@ -51,7 +51,8 @@ pub(crate) fn source(name: &str) -> Option<Source> {
     if let Some((block, rest)) = name.strip_prefix("transformer_blocks.").and_then(numbered) {
         return Some(Source::look_up(rest, &DOUBLE)?.below(format_args!("double_blocks.{block}.")));
     }
-    if let Some((block, rest)) = name.strip_prefix("single_transformer_blocks.").and_then(numbered) {
+    if let Some((block, rest)) = name.strip_prefix("single_transformer_blocks.").and_then(numbered)
+    {
         return Some(Source::look_up(rest, &SINGLE)?.below(format_args!("single_blocks.{block}.")));
     }
     Source::look_up(name, &OTHERS)

@@ -47,7 +47,8 @@ pub(crate) fn source(name: &str, parameters: &Parameters) -> Option<Source> {
     };
     let mut source = Source::look_up(rest, &BLOCK)?;
     // The last block's text is only read: its norm has a scale and a shift, as the one at the end.
-    let last = !parameters.contains_key(&format!("transformer_blocks.{block}.attn.to_add_out.weight"));
+    let last =
+        !parameters.contains_key(&format!("transformer_blocks.{block}.attn.to_add_out.weight"));
     if last && rest.starts_with("norm1_context.") {
         source.part = Swapped;
     }

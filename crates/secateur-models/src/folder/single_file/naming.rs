@@ -26,8 +26,8 @@ const OTHER_NAMES: [(&str, &str); 6] = [
 ];
 
 impl Piece {
-    /// Where in the file the parameter `name` is, one of `parameters`. A name that the original code has no other for is
-    /// expected as it is.
+    /// Where in the file the parameter `name` is, one of `parameters`. A name that the original
+    /// code has no other for is expected as it is.
     pub(crate) fn source(&self, name: &str, parameters: &Parameters, file: &TensorFile) -> Source {
         let has = |name: &str| file.tensors.contains_key(&format!("{}{name}", self.prefix));
         let source = match self.naming {
@@ -75,18 +75,19 @@ impl Naming {
     ) -> Result<Parameters> {
         let config = like.join(component).join("config.json");
         match self {
-            Self::Unet | Self::Mmdit | Self::Flux => denoiser_of(class, like, index)?.parameters(&Removals::default()),
-            Self::Vae => AutoencoderKlConfig::open(&config)?.parameters(),
-            Self::Clip | Self::ClipUnprojected | Self::OpenClip => {
-                ClipTextConfig::open(&config)?.parameters(class_of(index, component) == Some(PROJECTED))
+            Self::Unet | Self::Mmdit | Self::Flux => {
+                denoiser_of(class, like, index)?.parameters(&Removals::default())
             }
+            Self::Vae => AutoencoderKlConfig::open(&config)?.parameters(),
+            Self::Clip | Self::ClipUnprojected | Self::OpenClip => ClipTextConfig::open(&config)?
+                .parameters(class_of(index, component) == Some(PROJECTED)),
             Self::T5 => T5Config::open(&config)?.parameters(),
         }
     }
 }
 
-/// Whether a tensor is one that the original code stores beside the weights: what it computes a schedule from, weights
-/// averaged in training, and what only training needs.
+/// Whether a tensor is one that the original code stores beside the weights: what it computes a
+/// schedule from, weights averaged in training, and what only training needs.
 pub(super) fn is_no_weight(name: &str) -> bool {
     const STORED: [&str; 15] = [
         "alphas_cumprod",

@@ -32,9 +32,11 @@ pub(crate) fn source(name: &str) -> Option<Source> {
     Some(Source::look_up(rest, &LAYER)?.below(format_args!("transformer.resblocks.{layer}.")))
 }
 
-/// SD2 reads the states before the last layer, so diffusers' encoder has one layer less, and no projection.
+/// SD2 reads the states before the last layer, so diffusers' encoder has one layer less, and no
+/// projection.
 pub(crate) fn unread(parameters: &Parameters) -> Vec<String> {
-    let is_there = |layer: &usize| parameters.contains_key(&format!("{LAYERS}{layer}.layer_norm1.weight"));
+    let is_there =
+        |layer: &usize| parameters.contains_key(&format!("{LAYERS}{layer}.layer_norm1.weight"));
     let layers = (0..).take_while(is_there).count();
     vec!["text_projection".into(), format!("transformer.resblocks.{layers}.")]
 }

@@ -25,7 +25,8 @@ pub(crate) enum Excerpt {
     Rows(usize),
     /// Of a tensor of several parameters' rows: the last ones.
     LastRows,
-    /// The second half of the rows, then the first: the original has shift before scale (`swap_scale_shift`).
+    /// The second half of the rows, then the first: the original has shift before scale
+    /// (`swap_scale_shift`).
     Swapped,
     /// All, rows as columns.
     Transposed,
@@ -33,7 +34,8 @@ pub(crate) enum Excerpt {
     Identity,
 }
 
-/// A line of a table: a layer or parameter of diffusers, the original one, and which of its numbers.
+/// A line of a table: a layer or parameter of diffusers, the original one, and which of its
+/// numbers.
 pub(crate) type Line = (&'static str, &'static str, Excerpt);
 
 impl Source {
@@ -45,7 +47,8 @@ impl Source {
     /// What a table says of a name: a line holds for the layer and all that is in it.
     pub(crate) fn look_up(name: &str, table: &[Line]) -> Option<Self> {
         table.iter().find_map(|(ours, theirs, part)| {
-            let rest = name.strip_prefix(ours).filter(|rest| rest.is_empty() || rest.starts_with('.'))?;
+            let rest =
+                name.strip_prefix(ours).filter(|rest| rest.is_empty() || rest.starts_with('.'))?;
             Some(Self { name: format!("{theirs}{rest}"), part: *part })
         })
     }
@@ -78,8 +81,14 @@ pub(crate) fn numbered(name: &str) -> Option<(usize, &str)> {
 }
 
 impl Excerpt {
-    /// The bytes of a parameter of `shape`, which is part of a tensor of the file that has the shape expected.
-    pub(crate) fn read(self, file: &TensorFile, info: &TensorInfo, shape: &[usize]) -> Result<Vec<u8>> {
+    /// The bytes of a parameter of `shape`, which is part of a tensor of the file that has the
+    /// shape expected.
+    pub(crate) fn read(
+        self,
+        file: &TensorFile,
+        info: &TensorInfo,
+        shape: &[usize],
+    ) -> Result<Vec<u8>> {
         let width = info.dtype.bitsize() / 8;
         let (bytes, all) = (shape.iter().product::<usize>() * width, info.elements() * width);
         match self {
@@ -99,6 +108,7 @@ impl Excerpt {
 
 /// Rows as columns: `columns` elements of `width` bytes a row.
 fn transposed(data: &[u8], columns: usize, width: usize) -> Vec<u8> {
-    let column = |start: usize| data[start..].chunks(columns * width).flat_map(move |row| &row[..width]);
+    let column =
+        |start: usize| data[start..].chunks(columns * width).flat_map(move |row| &row[..width]);
     (0..columns).flat_map(|index| column(index * width)).copied().collect()
 }

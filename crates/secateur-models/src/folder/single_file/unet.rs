@@ -1,4 +1,5 @@
-//! The UNet of Stable Diffusion (`convert_ldm_unet_checkpoint`): blocks are counted through all levels.
+//! The UNet of Stable Diffusion (`convert_ldm_unet_checkpoint`): blocks are counted through all
+//! levels.
 
 use crate::folder::single_file::source::Excerpt::Whole;
 use crate::folder::single_file::source::{Line, Parameters, Source, numbered};
@@ -23,7 +24,10 @@ const RESNET: [Line; 6] = [
 
 pub(crate) fn source(name: &str, parameters: &Parameters) -> Option<Source> {
     let look_up = || Source::look_up(name, &OTHERS);
-    down(name, parameters).or_else(|| middle(name)).or_else(|| up(name, parameters)).or_else(look_up)
+    down(name, parameters)
+        .or_else(|| middle(name))
+        .or_else(|| up(name, parameters))
+        .or_else(look_up)
 }
 
 /// A block for each residual block, and one for each change of resolution.
@@ -53,7 +57,8 @@ fn up(name: &str, parameters: &Parameters) -> Option<Source> {
     let layers = |level: usize| layers("up_blocks", level, parameters);
     let first: usize = (0..level).map(layers).sum();
     if let Some(rest) = rest.strip_prefix("upsamplers.0.conv.") {
-        let attends = parameters.contains_key(&format!("up_blocks.{level}.attentions.0.norm.weight"));
+        let attends =
+            parameters.contains_key(&format!("up_blocks.{level}.attentions.0.norm.weight"));
         let (last, place) = (first + layers(level) - 1, if attends { 2 } else { 1 });
         return Some(Source::whole(format!("output_blocks.{last}.{place}.conv.{rest}")));
     }
@@ -72,6 +77,8 @@ fn layer(name: &str) -> Option<(usize, Source)> {
 
 /// The residual blocks of a level.
 fn layers(side: &str, level: usize, parameters: &Parameters) -> usize {
-    let is_there = |index: &usize| parameters.contains_key(&format!("{side}.{level}.resnets.{index}.norm1.weight"));
+    let is_there = |index: &usize| {
+        parameters.contains_key(&format!("{side}.{level}.resnets.{index}.norm1.weight"))
+    };
     (0..).take_while(is_there).count()
 }

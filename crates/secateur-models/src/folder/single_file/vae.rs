@@ -1,4 +1,5 @@
-//! The autoencoder (`convert_ldm_vae_checkpoint`): levels are counted from the highest resolution on both sides.
+//! The autoencoder (`convert_ldm_vae_checkpoint`): levels are counted from the highest resolution
+//! on both sides.
 
 use crate::folder::single_file::source::Excerpt::Whole;
 use crate::folder::single_file::source::{Line, Parameters, Source, numbered};
@@ -11,21 +12,28 @@ const LAYERS: [Line; 6] = [
     ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out", Whole),
 ];
 
-const LEVEL: [Line; 2] =
-    [("downsamplers.0.conv", "downsample.conv", Whole), ("upsamplers.0.conv", "upsample.conv", Whole)];
+const LEVEL: [Line; 2] = [
+    ("downsamplers.0.conv", "downsample.conv", Whole),
+    ("upsamplers.0.conv", "upsample.conv", Whole),
+];
 
 pub(crate) fn source(name: &str, parameters: &Parameters) -> Option<Source> {
     let (side, rest) = name.split_once('.')?;
-    let source = level(rest, parameters).or_else(|| middle(rest)).or_else(|| Source::look_up(rest, &LAYERS))?;
+    let source = level(rest, parameters)
+        .or_else(|| middle(rest))
+        .or_else(|| Source::look_up(rest, &LAYERS))?;
     Some(source.below(format_args!("{side}.")))
 }
 
 fn level(name: &str, parameters: &Parameters) -> Option<Source> {
-    let (side, level, rest) = match (name.strip_prefix("down_blocks."), name.strip_prefix("up_blocks.")) {
-        (Some(name), _) => numbered(name).map(|(level, rest)| ("down", level, rest)),
-        (_, Some(name)) => numbered(name).map(|(level, rest)| ("up", (levels(parameters) - 1) - level, rest)),
-        (None, None) => None,
-    }?;
+    let (side, level, rest) =
+        match (name.strip_prefix("down_blocks."), name.strip_prefix("up_blocks.")) {
+            (Some(name), _) => numbered(name).map(|(level, rest)| ("down", level, rest)),
+            (_, Some(name)) => {
+                numbered(name).map(|(level, rest)| ("up", (levels(parameters) - 1) - level, rest))
+            }
+            (None, None) => None,
+        }?;
     let source = match rest.strip_prefix("resnets.") {
         Some(rest) => resnet(rest).below("block."),
         None => Source::look_up(rest, &LEVEL)?,
@@ -44,7 +52,8 @@ fn resnet(name: &str) -> Source {
 
 /// The levels of the decoder.
 fn levels(parameters: &Parameters) -> usize {
-    let is_there =
-        |level: &usize| parameters.contains_key(&format!("decoder.up_blocks.{level}.resnets.0.norm1.weight"));
+    let is_there = |level: &usize| {
+        parameters.contains_key(&format!("decoder.up_blocks.{level}.resnets.0.norm1.weight"))
+    };
     (0..).take_while(is_there).count()
 }

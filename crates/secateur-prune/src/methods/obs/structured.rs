@@ -1,5 +1,5 @@
-//! OBS-Diff's structured removal: heads and neurons whose removal hurts least, by the inverse Hessian of what reads them,
-//! and the exact correction of the columns that are left.
+//! OBS-Diff's structured removal: heads and neurons whose removal hurts least, by the inverse
+//! Hessian of what reads them, and the exact correction of the columns that are left.
 
 use crate::calibration::Factor;
 use crate::error::{Error, Result};
@@ -40,41 +40,66 @@ impl StructuredMethod for Obs {
         for planned in groups {
             let mut removed = match &planned.group {
                 Group::Neurons(neurons) => match surgeons.get_mut(&neurons.down.layer) {
-                    Some(surgeon) => remove_neurons(surgeon, neurons.down.start, neurons.count, planned.remove)?,
+                    Some(surgeon) => {
+                        remove_neurons(surgeon, neurons.down.start, neurons.count, planned.remove)?
+                    }
                     None => Vec::new(),
                 },
                 Group::Heads(heads) => remove_heads(&mut surgeons, heads, planned.remove)?,
                 Group::Dimensions(_) => {
-                    return Err(Error::layer(planned.group.name(), "OBS removes whole heads and neurons"));
+                    return Err(Error::layer(
+                        planned.group.name(),
+                        "OBS removes whole heads and neurons",
+                    ));
                 }
             };
             removed.sort_unstable();
             positions.push(removed);
         }
-        let weights = surgeons.into_iter().map(|(layer, surgeon)| (layer, surgeon.weight)).collect();
-        Ok(Removed { positions, weights, errors: vec![None; groups.len()], damping, ..Removed::default() })
+        let weights =
+            surgeons.into_iter().map(|(layer, surgeon)| (layer, surgeon.weight)).collect();
+        Ok(Removed {
+            positions,
+            weights,
+            errors: vec![None; groups.len()],
+            damping,
+            ..Removed::default()
+        })
     }
 
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
-        // The inverse beside its factor at first; then the inverse, and what goes with what it does to the others.
+        // The inverse beside its factor at first; then the inverse, and what goes with what it does
+        // to the others.
         let square = (columns * columns * size_of::<f32>()) as u64;
         let chunk = size_of_chunk(halved(columns as i64)).min(columns);
-        let portion = (chunk * (chunk + 2 * columns + 2 * rows) + rows * columns) * size_of::<f32>();
+        let portion =
+            (chunk * (chunk + 2 * columns + 2 * rows) + rows * columns) * size_of::<f32>();
         let factor = Factor::scratch(columns).max(square + add_gram_scratch(columns));
-        square + factor.max(portion as u64 + inverse_factor_scratch(chunk) + add_gram_scratch(columns))
+        square
+            + factor.max(portion as u64 + inverse_factor_scratch(chunk) + add_gram_scratch(columns))
     }
 }
 
-/// The columns of a weight that are missed least, in the order in which they go, under the Hessian of its input.
-pub(crate) fn least_columns(weight: LayerWeight, hessian: &[f32], remove: usize) -> Result<Vec<usize>> {
+/// The columns of a weight that are missed least, in the order in which they go, under the Hessian
+/// of its input.
+pub(crate) fn least_columns(
+    weight: LayerWeight,
+    hessian: &[f32],
+    remove: usize,
+) -> Result<Vec<usize>> {
     let factor = Factor::new(hessian, &weight.layer)?;
     let columns = weight.columns;
     remove_neurons(&mut Surgeon::new(weight, factor), 0, columns, remove)
 }
 
-/// Neurons, columns from `start` on, go in chunks, by the reference's schedule: of those that are left, the ones with the least
-/// sum_rows W_q^2 / (H^-1)_qq.
-fn remove_neurons(surgeon: &mut Surgeon, start: usize, count: usize, remove: usize) -> Result<Vec<usize>> {
+/// Neurons, columns from `start` on, go in chunks, by the reference's schedule: of those that are
+/// left, the ones with the least sum_rows W_q^2 / (H^-1)_qq.
+fn remove_neurons(
+    surgeon: &mut Surgeon,
+    start: usize,
+    count: usize,
+    remove: usize,
+) -> Result<Vec<usize>> {
     let mut left: Vec<usize> = (0..count).collect();
     let mut removed: Vec<usize> = Vec::with_capacity(remove);
     let mut chunk = halved(remove as i64);
@@ -99,18 +124,27 @@ fn size_of_chunk(chunk: i64) -> usize {
     usize::try_from(chunk).unwrap_or(0).clamp(FEWEST, MOST)
 }
 
-/// Heads go one at a time, the others are scored again after each. Where several streams read them, each ranks them by its
-/// own Hessian, and reciprocal rank fusion makes one ranking of these.
-fn remove_heads(surgeons: &mut BTreeMap<LayerName, Surgeon>, heads: &HeadGroup, remove: usize) -> Result<Vec<usize>> {
-    let outputs: Vec<&Slice> = heads.streams.iter().filter_map(|stream| stream.output.as_ref()).collect();
+/// Heads go one at a time, the others are scored again after each. Where several streams read them,
+/// each ranks them by its own Hessian, and reciprocal rank fusion makes one ranking of these.
+fn remove_heads(
+    surgeons: &mut BTreeMap<LayerName, Surgeon>,
+    heads: &HeadGroup,
+    remove: usize,
+) -> Result<Vec<usize>> {
+    let outputs: Vec<&Slice> =
+        heads.streams.iter().filter_map(|stream| stream.output.as_ref()).collect();
     let mut left: Vec<usize> = (0..heads.count).collect();
     let mut removed = Vec::with_capacity(remove);
     while removed.len() < remove {
         let mut fused = vec![0f64; left.len()];
-        for output in outputs.iter().filter_map(|output| Some((output, surgeons.get(&output.layer)?))) {
+        for output in
+            outputs.iter().filter_map(|output| Some((output, surgeons.get(&output.layer)?)))
+        {
             let (slice, surgeon) = output;
-            let scores: Vec<f64> =
-                left.iter().map(|&head| surgeon.block_score(slice.indices(head, heads.value))).collect();
+            let scores: Vec<f64> = left
+                .iter()
+                .map(|&head| surgeon.block_score(slice.indices(head, heads.value)))
+                .collect();
             for (rank, place) in lowest(&scores, scores.len()).into_iter().enumerate() {
                 fused[place] += 1.0 / (RANKS + rank as f64 + 1.0);
             }
@@ -145,7 +179,13 @@ impl Surgeon {
         }
         // H^-1 = U^T U.
         let mut inverse = vec![0f32; columns * columns];
-        add_gram(columns, columns, |i| &factor.values[i * columns..][..columns], |_| 1.0, &mut inverse);
+        add_gram(
+            columns,
+            columns,
+            |i| &factor.values[i * columns..][..columns],
+            |_| 1.0,
+            &mut inverse,
+        );
         symmetrise(&mut inverse, columns);
         Self { weight, inverse, left: (0..columns).collect() }
     }
@@ -174,8 +214,8 @@ impl Surgeon {
         columns.map(score).collect()
     }
 
-    /// The same for a block of columns together: sum over k of W_k^2 / L_kk^2, with L the Cholesky factor of the block of
-    /// H^-1.
+    /// The same for a block of columns together: sum over k of W_k^2 / L_kk^2, with L the Cholesky
+    /// factor of the block of H^-1.
     fn block_score(&self, columns: Range<usize>) -> f64 {
         let (n, count) = (columns.len(), self.left.len());
         let first = self.place(columns.start);
@@ -185,7 +225,8 @@ impl Surgeon {
             for i in k..n {
                 let sum: f64 = (0..k).map(|p| l[i * n + p] * l[k * n + p]).sum();
                 let rest = f64::from(self.inverse[(first + i) * count + first + k]) - sum;
-                l[i * n + k] = if i == k { rest.max(f64::MIN_POSITIVE).sqrt() } else { rest / l[k * n + k] };
+                l[i * n + k] =
+                    if i == k { rest.max(f64::MIN_POSITIVE).sqrt() } else { rest / l[k * n + k] };
             }
             let column = columns.start + k;
             let rows = self.weight.values.iter().skip(column).step_by(self.weight.columns);
@@ -194,8 +235,9 @@ impl Surgeon {
         score
     }
 
-    /// Removes columns S, and lets the others K make up for them: W_K -= W_S (H^-1_SS)^-1 H^-1_SK, and H^-1 of what is left
-    /// becomes H^-1_KK - H^-1_KS (H^-1_SS)^-1 H^-1_SK. With (H^-1_SS)^-1 = V^T V, both are products with V H^-1_SK.
+    /// Removes columns S, and lets the others K make up for them: W_K -= W_S (H^-1_SS)^-1 H^-1_SK,
+    /// and H^-1 of what is left becomes H^-1_KK - H^-1_KS (H^-1_SS)^-1 H^-1_SK. With (H^-1_SS)^-1 =
+    /// V^T V, both are products with V H^-1_SK.
     fn remove(&mut self, mut columns: Vec<usize>) -> Result<()> {
         columns.sort_unstable();
         let (count, gone) = (self.left.len(), columns.len());
@@ -210,17 +252,35 @@ impl Surgeon {
         let (mut v, between) = (pick(&places, &places), pick(&places, &kept));
         inverse_factor(&mut v, gone).map_err(|error| Error::layer(&self.weight.layer, error))?;
         let mut g = vec![0f32; gone * kept.len()];
-        linear(&v, &Panels::from_rows(gone, kept.len(), |i| &between[i * kept.len()..]), None, None, &mut g);
+        linear(
+            &v,
+            &Panels::from_rows(gone, kept.len(), |i| &between[i * kept.len()..]),
+            None,
+            None,
+            &mut g,
+        );
         drop(between);
 
         let (rows, width) = (self.weight.rows, self.weight.columns);
-        let w_s: Vec<f32> =
-            self.weight.values.chunks_exact(width).flat_map(|w| columns.iter().map(|&j| w[j])).collect();
+        let w_s: Vec<f32> = self
+            .weight
+            .values
+            .chunks_exact(width)
+            .flat_map(|w| columns.iter().map(|&j| w[j]))
+            .collect();
         let mut owed = vec![0f32; rows * gone];
         linear(&w_s, &Panels::transposed(&v, gone), None, None, &mut owed);
         let mut change = vec![0f32; rows * kept.len()];
-        linear(&owed, &Panels::from_rows(gone, kept.len(), |i| &g[i * kept.len()..]), None, None, &mut change);
-        for (w, change) in self.weight.values.chunks_exact_mut(width).zip(change.chunks_exact(kept.len().max(1))) {
+        linear(
+            &owed,
+            &Panels::from_rows(gone, kept.len(), |i| &g[i * kept.len()..]),
+            None,
+            None,
+            &mut change,
+        );
+        for (w, change) in
+            self.weight.values.chunks_exact_mut(width).zip(change.chunks_exact(kept.len().max(1)))
+        {
             kept.iter().zip(change).for_each(|(&place, change)| w[self.left[place]] -= change);
             columns.iter().for_each(|&j| w[j] = 0.0);
         }
@@ -231,7 +291,13 @@ impl Surgeon {
             }
         }
         self.inverse.truncate(kept.len() * kept.len());
-        add_gram(gone, kept.len(), |i| &g[i * kept.len()..][..kept.len()], |_| -1.0, &mut self.inverse);
+        add_gram(
+            gone,
+            kept.len(),
+            |i| &g[i * kept.len()..][..kept.len()],
+            |_| -1.0,
+            &mut self.inverse,
+        );
         symmetrise(&mut self.inverse, kept.len());
         self.left = kept.into_iter().map(|place| self.left[place]).collect();
         Ok(())

@@ -1,5 +1,5 @@
-//! OBS-Diff's solver: Optimal Brain Surgeon, column by column, with a timestep-weighted Hessian (SparseGPT's
-//! algorithm, Frantar & Alistarh 2023, under the Hessian of OBS-Diff, eq. 5).
+//! OBS-Diff's solver: Optimal Brain Surgeon, column by column, with a timestep-weighted Hessian
+//! (SparseGPT's algorithm, Frantar & Alistarh 2023, under the Hessian of OBS-Diff, eq. 5).
 
 use crate::calibration::{Factor, InputStatistics};
 use crate::error::Result;
@@ -13,7 +13,11 @@ impl Method for Obs {
         "obs"
     }
 
-    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], statistics: &InputStatistics) -> Result<Solved> {
+    fn prune(
+        &self,
+        layers: &mut [(LayerWeight, Pattern)],
+        statistics: &InputStatistics,
+    ) -> Result<Solved> {
         let Some((first, _)) = layers.first() else { return Ok(Solved::default()) };
         let factor = Factor::new(&statistics.hessian, &first.layer)?;
         for (layer, pattern) in layers {

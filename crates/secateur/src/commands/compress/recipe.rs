@@ -17,9 +17,10 @@ const METHODS: [&str; 3] = ["prune", "slim", "skip"];
 /// Options that a recipe cannot have: the command line says them, for all methods.
 const OF_THE_COMMAND_LINE: [&str; 9] =
     ["model", "out", "recipe", "resume", "dry-run", "force", "quiet", "json", "threads"];
-/// Options that a method of a recipe cannot have beside these: there is one report, and a method that saves statistics could not go on
-/// after it was stopped.
-const NOT_OF_A_METHOD: [&str; 4] = ["report-samples", "report-prompts", "save-statistics", "carry-statistics"];
+/// Options that a method of a recipe cannot have beside these: there is one report, and a method
+/// that saves statistics could not go on after it was stopped.
+const NOT_OF_A_METHOD: [&str; 4] =
+    ["report-samples", "report-prompts", "save-statistics", "carry-statistics"];
 /// Options of `compress` that its methods do not get: each has its own, and there is one report.
 const OWN: [&str; 4] = ["model", "out", "report_samples", "report_prompts"];
 
@@ -36,7 +37,8 @@ pub(super) struct Method {
     pub(super) name: String,
     /// Its new model.
     pub(super) out: PathBuf,
-    /// SHA-256 of what the new model depends on: the first model, and the options and prompts of the methods up to this one.
+    /// SHA-256 of what the new model depends on: the first model, and the options and prompts of
+    /// the methods up to this one.
     pub(super) key: String,
     words: Vec<OsString>,
 }
@@ -44,7 +46,8 @@ pub(super) struct Method {
 impl Recipe {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = read_text(path, Limit::Recipe)?;
-        Self::parse(path, &text, std::env::args_os().collect()).with_context(|| shown(path).to_string())
+        Self::parse(path, &text, std::env::args_os().collect())
+            .with_context(|| shown(path).to_string())
     }
 
     fn parse(path: &Path, text: &str, mut words: Vec<OsString>) -> Result<Self> {
@@ -57,24 +60,34 @@ impl Recipe {
             let Value::Object(mut method) = value else { bail!("method {number} is no table") };
             match method.shift_remove("name") {
                 Some(Value::String(name)) if METHODS.contains(&&*name) => {
-                    if let Some(option) = NOT_OF_A_METHOD.iter().find(|option| method.contains_key(**option)) {
-                        bail!("method {number} has {option}, which is not for a method of a recipe");
+                    if let Some(option) =
+                        NOT_OF_A_METHOD.iter().find(|option| method.contains_key(**option))
+                    {
+                        bail!(
+                            "method {number} has {option}, which is not for a method of a recipe"
+                        );
                     }
-                    let words = options(&name, &method).with_context(|| format!("method {number}"))?;
+                    let words =
+                        options(&name, &method).with_context(|| format!("method {number}"))?;
                     methods.push((name, words));
                 }
-                Some(name) => bail!("method {number} has the name {name}; there are {}", METHODS.join(", ")),
+                Some(name) => {
+                    bail!("method {number} has the name {name}; there are {}", METHODS.join(", "))
+                }
                 None => bail!("method {number} has no name; there are {}", METHODS.join(", ")),
             }
         }
         if methods.iter().filter(|(name, _)| name == "skip").count() > 1 {
-            bail!("a recipe has one skip: what a second one learns would take the place of the first");
+            bail!(
+                "a recipe has one skip: what a second one learns would take the place of the first"
+            );
         }
         if methods.is_empty() {
             bail!("a recipe has a [[method]] for each of its methods, in order");
         }
         let own = options("compress", &table)?;
-        let place = words.iter().position(|word| word == "compress").map_or(words.len(), |place| place + 1);
+        let place =
+            words.iter().position(|word| word == "compress").map_or(words.len(), |place| place + 1);
         words.splice(place..place, own);
         Ok(Self { path: path.to_owned(), words, methods })
     }
@@ -93,7 +106,9 @@ impl Recipe {
 
     /// Its methods, each of the model of the one before, beside `out`.
     pub(super) fn methods(&self, model: &Path, out: &Path) -> Result<Vec<Method>> {
-        let matches = Cli::command().try_get_matches_from(&self.words).map_err(|error| self.problem(&error))?;
+        let matches = Cli::command()
+            .try_get_matches_from(&self.words)
+            .map_err(|error| self.problem(&error))?;
         let given = matches.subcommand().map(|(_, matches)| matches).context("no command")?;
         let progress = OutputFolder::progress_of(out);
         let mut input = model.to_owned();
@@ -106,7 +121,9 @@ impl Recipe {
             words.extend(own.iter().cloned());
             words.push("--report-samples=0".into());
             let method = Method { name: name.clone(), out: out.clone(), key: String::new(), words };
-            method.command(None).with_context(|| format!("{}: method {number}", shown(&self.path)))?;
+            method
+                .command(None)
+                .with_context(|| format!("{}: method {number}", shown(&self.path)))?;
             methods.push(method);
             input = out;
         }
@@ -128,7 +145,8 @@ fn option(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
 /// A table as options of a command, which has to know them all.
 fn options(command: &str, table: &Map<String, Value>) -> Result<Vec<OsString>> {
     let all = Cli::command();
-    let arguments = || all.find_subcommand(command).into_iter().flat_map(clap::Command::get_arguments);
+    let arguments =
+        || all.find_subcommand(command).into_iter().flat_map(clap::Command::get_arguments);
     let known = |name: &str| arguments().any(|argument| argument.get_long() == Some(name));
     let mut words = Vec::new();
     for (name, value) in table {
@@ -158,11 +176,14 @@ fn options(command: &str, table: &Map<String, Value>) -> Result<Vec<OsString>> {
 /// What was given for all methods.
 fn inherited(given: &ArgMatches) -> Vec<OsString> {
     let command = Cli::command();
-    let arguments = command.find_subcommand("compress").into_iter().flat_map(clap::Command::get_arguments);
-    let shared = METHODS.iter().filter_map(|name| command.find_subcommand(name)).collect::<Vec<_>>();
+    let arguments =
+        command.find_subcommand("compress").into_iter().flat_map(clap::Command::get_arguments);
+    let shared =
+        METHODS.iter().filter_map(|name| command.find_subcommand(name)).collect::<Vec<_>>();
     let wanted = |argument: &&clap::Arg| {
         let id = argument.get_id();
-        let known = shared.iter().all(|method| method.get_arguments().any(|other| other.get_id() == id));
+        let known =
+            shared.iter().all(|method| method.get_arguments().any(|other| other.get_id() == id));
         let takes_values = argument.get_action().takes_values();
         let by_hand = given.value_source(id.as_str()) == Some(ValueSource::CommandLine);
         known && takes_values && by_hand && !OWN.contains(&id.as_str())
@@ -189,7 +210,9 @@ impl Method {
         let between = [option("statistics", ""), option("carry-statistics", "")];
         let of_methods = |word: &OsString| {
             let word = word.to_string_lossy();
-            let value = between.iter().find_map(|option| word.strip_prefix(&*option.to_string_lossy()).map(Path::new));
+            let value = between
+                .iter()
+                .find_map(|option| word.strip_prefix(&*option.to_string_lossy()).map(Path::new));
             value.is_some_and(|path| self.is_beside(path))
         };
         words.retain(|word| !of_methods(word));
@@ -201,17 +224,22 @@ impl Method {
         let progress = self.out.parent().unwrap_or(Path::new("")).to_string_lossy();
         // The input is in the third place, the output after it.
         let words = self.words.iter().enumerate().filter(|(place, _)| ![0, 2, 3].contains(place));
-        let words: Vec<_> = words.map(|(_, word)| word.to_string_lossy().replace(&*progress, "")).collect();
+        let words: Vec<_> =
+            words.map(|(_, word)| word.to_string_lossy().replace(&*progress, "")).collect();
         format!("{words:?}")
     }
 
     /// Whether entries in the progress of a recipe are called so.
     pub(super) fn is_own(name: &str) -> bool {
         let hidden = name.strip_prefix('.').and_then(|name| name.strip_suffix(".secateur"));
-        let Some((number, name)) = hidden.unwrap_or(name).split_once('-') else { return name == "run.json" };
+        let Some((number, name)) = hidden.unwrap_or(name).split_once('-') else {
+            return name == "run.json";
+        };
         let mut parts = name.split('.');
-        let is_method = number.parse::<u32>().is_ok() && parts.next().is_some_and(|name| METHODS.contains(&name));
-        let is_token = |part: &str| part.len() == 24 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_method = number.parse::<u32>().is_ok()
+            && parts.next().is_some_and(|name| METHODS.contains(&name));
+        let is_token =
+            |part: &str| part.len() == 24 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
         let is_ending = |part| match hidden {
             Some(_) => part == "statistics" || is_token(part),
             None => part == "statistics" || part == "json",
@@ -263,7 +291,8 @@ impl Method {
 
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = self.words.iter().map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>();
+        let words =
+            self.words.iter().map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>();
         f.write_str(&words.join(" "))
     }
 }
@@ -275,22 +304,33 @@ mod tests {
 
     fn commands(recipe: &str, words: &str) -> Result<Vec<String>, String> {
         let words = words.split(' ').map(Into::into).collect();
-        let recipe = Recipe::parse(Path::new("recipe.toml"), recipe, words).map_err(|error| format!("{error:#}"))?;
-        let methods = recipe.methods(Path::new("model"), Path::new("to/out")).map_err(|error| format!("{error:#}"))?;
+        let recipe = Recipe::parse(Path::new("recipe.toml"), recipe, words)
+            .map_err(|error| format!("{error:#}"))?;
+        let methods = recipe
+            .methods(Path::new("model"), Path::new("to/out"))
+            .map_err(|error| format!("{error:#}"))?;
         Ok(methods.iter().map(ToString::to_string).collect())
     }
 
-    const WORDS: &str = "secateur compress model --recipe recipe.toml --out to/out --steps 9 --report-samples 3";
+    const WORDS: &str =
+        "secateur compress model --recipe recipe.toml --out to/out --steps 9 --report-samples 3";
 
     #[test]
     fn methods_become_commands() {
-        let recipe = "steps = 5\nbatch = 2\n[[method]]\nname = 'slim'\nbudget = 0.1\nmodules = ['query-key', 'feed-forward']\n\
-                      [[method]]\nname = 'prune'\nstructured = true\nsteps = 7\n[[method]]\nname = 'skip'\nspeedup = 2\n";
+        let recipe = "steps = 5\nbatch = 2\n[[method]]\nname = 'slim'\nbudget = 0.1\nmodules = \
+            ['query-key', 'feed-forward']\n\
+                      [[method]]\nname = 'prune'\nstructured = true\nsteps = 7\n[[method]]\nname = \
+                      'skip'\nspeedup = 2\n";
         let expected = [
-            "secateur slim model --out=to/.out.secateur/progress/1-slim --steps=9 --batch=2 --budget=0.1 --modules=query-key \
+            "secateur slim model --out=to/.out.secateur/progress/1-slim --steps=9 --batch=2 \
+             --budget=0.1 --modules=query-key \
              --modules=feed-forward --report-samples=0",
-            "secateur prune to/.out.secateur/progress/1-slim --out=to/.out.secateur/progress/2-prune --steps=9 --batch=2 --structured --steps=7 --report-samples=0",
-            "secateur skip to/.out.secateur/progress/2-prune --out=to/.out.secateur/progress/3-skip --steps=9 --batch=2 --speedup=2 --report-samples=0",
+            "secateur prune to/.out.secateur/progress/1-slim \
+             --out=to/.out.secateur/progress/2-prune --steps=9 --batch=2 --structured --steps=7 \
+             --report-samples=0",
+            "secateur skip to/.out.secateur/progress/2-prune \
+             --out=to/.out.secateur/progress/3-skip --steps=9 --batch=2 --speedup=2 \
+             --report-samples=0",
         ];
         assert_eq!(commands(recipe, WORDS).unwrap(), expected);
     }

@@ -6,7 +6,8 @@ use crate::format::{bytes, count, spelled, table};
 use anyhow::Result;
 use secateur_models::ModelFolder;
 use secateur_prune::{
-    Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, influence_pictures, tries,
+    Allocation, Calibration, Package, Plan, PlannedGroup, PlannedLayer, Task, influence_pictures,
+    tries,
 };
 use serde::Serialize;
 
@@ -78,7 +79,8 @@ impl DryRun {
         let sampling = &calibration.sampling;
         let samples = folder.samples_of_run(sampling)?;
         let images = |images: usize| (images * samples) as u64;
-        let (structure, computed) = (folder.structure(sampling), folder.computed_structure(sampling));
+        let (structure, computed) =
+            (folder.structure(sampling), folder.computed_structure(sampling));
         let macs = computed.macs();
         let report_macs = images(2 * judged).saturating_mul(macs);
         let calls = images(calibration.prompts.len());
@@ -90,7 +92,8 @@ impl DryRun {
         };
         let weights: u64 = plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum();
         let zeros = |layer: &PlannedLayer| {
-            (layer.rows * layer.columns) as f64 * layer.pattern.map_or(0.0, |pattern| pattern.sparsity())
+            (layer.rows * layer.columns) as f64
+                * layer.pattern.map_or(0.0, |pattern| pattern.sparsity())
         };
         let modules = match plan.groups().count() {
             0 => plan.layers().count(),
@@ -99,7 +102,9 @@ impl DryRun {
         let (pictures, trial) = influence_pictures(calibration);
         let allocation_macs = match allocation {
             Allocation::Uniform => 0,
-            _ => ((modules * pictures * folder.samples_of_run(&trial)?) as u64).saturating_mul(macs),
+            _ => {
+                ((modules * pictures * folder.samples_of_run(&trial)?) as u64).saturating_mul(macs)
+            }
         };
         let preparation_macs = match task {
             Task::Weights { .. } => 0,
@@ -135,22 +140,27 @@ impl DryRun {
         let solver_macs = once.saturating_add(to_try);
         let weighting_macs = images(to_weigh).saturating_mul(macs);
         let forward_macs = (calls * times * plan.packages.len() as u64).saturating_mul(macs);
-        let hessian_macs =
-            (calls * times).saturating_mul(plan.hessian_macs(&computed)) / calibration.token_stride as u64;
+        let hessian_macs = (calls * times).saturating_mul(plan.hessian_macs(&computed))
+            / calibration.token_stride as u64;
         // Each package in turn, and before that each for the allocation.
         let rounds = if allocation == Allocation::Uniform { 1 } else { 2 };
         let packages = plan.packages.len();
         let calibrations = (packages as u64 * times).max(1) as f64;
-        let calibrate = ("calibrate", forward_macs.saturating_add(hessian_macs) as f64 / calibrations);
+        let calibrate =
+            ("calibrate", forward_macs.saturating_add(hessian_macs) as f64 / calibrations);
         let solve = ("solve", once as f64 / packages as f64);
         let attempt = ("try", allocation_macs.saturating_add(to_try) as f64 / packages as f64);
         let report = ("evaluate", report_macs as f64 / 2.0);
-        let mut stages = vec![("gradients", preparation_macs as f64), report, ("weigh", weighting_macs as f64)];
+        let mut stages =
+            vec![("gradients", preparation_macs as f64), report, ("weigh", weighting_macs as f64)];
         for round in 0..rounds {
             let gathered = round == 0 || times > 1;
             let last = if round + 1 == rounds { solve } else { attempt };
-            stages
-                .extend((0..packages).flat_map(|_| [calibrate, last]).filter(|(name, _)| gathered || *name == last.0));
+            stages.extend(
+                (0..packages)
+                    .flat_map(|_| [calibrate, last])
+                    .filter(|(name, _)| gathered || *name == last.0),
+            );
         }
         stages.push(report);
         let time = Time::of(&stages);
@@ -215,12 +225,21 @@ impl DryRun {
                 )
             }
         };
-        format!("{}: {what} by {}\n{}\n{}", self.model, self.method, self.memory.text(), self.time.text())
+        format!(
+            "{}: {what} by {}\n{}\n{}",
+            self.model,
+            self.method,
+            self.memory.text(),
+            self.time.text()
+        )
     }
 
     /// Multiply-accumulates, a row a kind of work.
     fn work(&self) -> String {
-        let prompts = format!("calibration, {} prompts x {} steps", self.calibration_samples, self.calibration_steps);
+        let prompts = format!(
+            "calibration, {} prompts x {} steps",
+            self.calibration_samples, self.calibration_steps
+        );
         let rows = [
             ("training loss, at most", self.preparation_macs),
             ("weights of the steps, measured", self.weighting_macs),
@@ -251,10 +270,14 @@ impl DryRun {
         };
         let rows: Vec<_> = self.packages.iter().enumerate().map(row).collect();
         let header = ["package", "layers", "Hessians", "statistics", "with solver", "from ... to"];
-        let weights = self.step_weights.as_ref().map_or("to be measured".into(), |weights| spelled(weights));
+        let weights =
+            self.step_weights.as_ref().map_or("to be measured".into(), |weights| spelled(weights));
         let notes: String = self.notes.iter().map(|note| format!("\n{note}")).collect();
         let [work, memory] = [self.work(), self.memory.table()];
         let packages = table(&header, &rows);
-        format!("{}{notes}\nweights of the steps: {weights}\n\n{work}\n\n{memory}\n\n{packages}", self.summary())
+        format!(
+            "{}{notes}\nweights of the steps: {weights}\n\n{work}\n\n{memory}\n\n{packages}",
+            self.summary()
+        )
     }
 }

@@ -6,7 +6,8 @@ use crate::usage::usage;
 use anyhow::Result;
 use secateur_models::{ModelFolder, Operation, Sampling, Structure};
 use secateur_prune::{
-    Allocation, Calibration, Package, Packages, Plan, Selection, Task, Weighting, influence_pictures,
+    Allocation, Calibration, Package, Packages, Plan, Selection, Task, Weighting,
+    influence_pictures,
 };
 use std::collections::BTreeSet;
 
@@ -67,7 +68,8 @@ impl Needs<'_> {
         let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
         let least = least.unwrap_or_else(Footprint::new);
         usage!(
-            "--memory {} MiB does not hold this run: at least {} MiB are needed; a smaller --batch needs less\n{}",
+            "--memory {} MiB does not hold this run: at least {} MiB are needed; a smaller --batch \
+             needs less\n{}",
             mebibytes(memory),
             mebibytes(least.total()),
             least.table()
@@ -79,7 +81,8 @@ impl Needs<'_> {
         let Self { args, folder, calibration, task, allocation, judged } = self;
         let sampling = &calibration.sampling;
         let scorer = args.job.score.path(folder).filter(|_| args.job.score.is_used(folder));
-        let model = Model::new(folder, sampling, (calibration.prompts.len(), *judged), scorer.as_deref())?;
+        let model =
+            Model::new(folder, sampling, (calibration.prompts.len(), *judged), scorer.as_deref())?;
         let structure = folder.structure(sampling);
         let saved = args.statistics.is_some();
         let mut footprint = Footprint::new();
@@ -104,7 +107,8 @@ impl Needs<'_> {
             footprint.add("weigh", model.calls().chain([("second copy of weights", second)]));
         }
 
-        let largest = |of: &dyn Fn(&Package) -> u64| plan.packages.iter().map(of).max().unwrap_or(0);
+        let largest =
+            |of: &dyn Fn(&Package) -> u64| plan.packages.iter().map(of).max().unwrap_or(0);
         let statistics = |package: &Package| match saved {
             true => package.largest_statistics_bytes(),
             false => package.statistics_bytes(),
@@ -112,7 +116,10 @@ impl Needs<'_> {
         let held = largest(&statistics);
         if !saved {
             let gram = largest(&Package::gram_bytes);
-            footprint.add("calibrate", model.calls().chain([("statistics", held), ("Gram products", gram)]));
+            footprint.add(
+                "calibrate",
+                model.calls().chain([("statistics", held), ("Gram products", gram)]),
+            );
         }
         let solver = largest(&|package| package.solver_bytes(*task));
         if *allocation != Allocation::Uniform {
@@ -135,14 +142,16 @@ impl Needs<'_> {
         if kept > 0 {
             // Where no pictures were drawn of the new model, it is not packed.
             let packed = if *judged > 0 { model.packed() } else { 0 };
-            let own = [("denoiser packed", packed), ("statistics as they are written", kept + held)];
+            let own =
+                [("denoiser packed", packed), ("statistics as they are written", kept + held)];
             footprint.add("save", model.beside_the_denoiser().chain(own));
         }
         Ok(footprint)
     }
 }
 
-/// How many times the statistics are held when the new model is drawn from: as they are, and as they are carried over.
+/// How many times the statistics are held when the new model is drawn from: as they are, and as
+/// they are carried over.
 fn kept_to_the_end(args: &RunArgs) -> u64 {
     u64::from(args.save_statistics.is_some() || args.carry_statistics.is_some())
         + u64::from(args.carry_statistics.is_some())
@@ -150,22 +159,29 @@ fn kept_to_the_end(args: &RunArgs) -> u64 {
 
 /// Bytes of the weights that feed or read what the plan removes some of.
 fn group_bytes(plan: &Plan, structure: &Structure) -> u64 {
-    let layers = plan.groups().flat_map(|planned| planned.group.inputs().chain(planned.group.outputs()));
+    let layers =
+        plan.groups().flat_map(|planned| planned.group.inputs().chain(planned.group.outputs()));
     let layers: BTreeSet<_> = layers.collect();
     let of_groups = structure.layers().filter(|layer| layers.contains(&layer.name));
     4 * of_groups.map(|layer| Operation::weights(&layer.operation)).sum::<u64>()
 }
 
-/// Bytes of the most weights that are changed at once: those of an input, or of groups that are read together.
+/// Bytes of the most weights that are changed at once: those of an input, or of groups that are
+/// read together.
 fn largest_weights(plan: &Plan, structure: &Structure) -> u64 {
     let of_input = plan.packages.iter().flat_map(|package| &package.inputs).map(|input| {
-        input.layers.iter().map(|layer| (size_of::<f32>() * layer.rows * layer.columns) as u64).sum::<u64>()
+        input
+            .layers
+            .iter()
+            .map(|layer| (size_of::<f32>() * layer.rows * layer.columns) as u64)
+            .sum::<u64>()
     });
     match plan.groups().next() {
         None => of_input.max().unwrap_or(0),
         Some(_) => {
             let groups = plan.groups().map(|planned| {
-                let layers: BTreeSet<_> = planned.group.inputs().chain(planned.group.outputs()).collect();
+                let layers: BTreeSet<_> =
+                    planned.group.inputs().chain(planned.group.outputs()).collect();
                 let layers = structure.layers().filter(|layer| layers.contains(&layer.name));
                 4 * layers.map(|layer| layer.operation.weights()).sum::<u64>()
             });

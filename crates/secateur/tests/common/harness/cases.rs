@@ -8,8 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The tests of a program run at the same time; only one of them at a time uses the cores.
 static CORES: Mutex<()> = Mutex::new(());
 
-/// Does the work of all cases, as many at a time as there are cores, and returns the problems of those that failed.
-pub(crate) fn each<T: Sync>(cases: &[T], work: impl Fn(&T) -> Result<(), String> + Sync) -> Vec<String> {
+/// Does the work of all cases, as many at a time as there are cores, and returns the problems of
+/// those that failed.
+pub(crate) fn each<T: Sync>(
+    cases: &[T],
+    work: impl Fn(&T) -> Result<(), String> + Sync,
+) -> Vec<String> {
     let _cores = CORES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let worker = || {
@@ -17,7 +21,9 @@ pub(crate) fn each<T: Sync>(cases: &[T], work: impl Fn(&T) -> Result<(), String>
             Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((n, cases.get(n)?)))
         {
             let result = catch_unwind(AssertUnwindSafe(|| work(case)));
-            if let Err(problem) = result.unwrap_or_else(|_| Err("the test itself panicked: see above".into())) {
+            if let Err(problem) =
+                result.unwrap_or_else(|_| Err("the test itself panicked: see above".into()))
+            {
                 failures.lock().unwrap().push((index, problem));
             }
         }
@@ -65,9 +71,13 @@ pub(crate) fn tell(what: &str, tried: usize, failures: &[String]) -> Tally {
 
 /// Prints the row of a table in `docs/reliability.md`, and fails if a case did.
 pub(crate) fn row(name: &str, tallies: &[Tally]) {
-    let cells: Vec<String> = tallies.iter().map(|tally| format!("{} / {}", tally.tried, tally.survived)).collect();
+    let cells: Vec<String> =
+        tallies.iter().map(|tally| format!("{} / {}", tally.tried, tally.survived)).collect();
     say(&format!("| {name} | {} |\n", cells.join(" | ")));
-    assert!(tallies.iter().all(|tally| tally.survived == tally.tried), "some cases did not survive: see above");
+    assert!(
+        tallies.iter().all(|tally| tally.survived == tally.tried),
+        "some cases did not survive: see above"
+    );
 }
 
 /// The number in an environment variable.

@@ -88,7 +88,11 @@ impl Running {
 /// Sends a signal by its name without SIG.
 pub(crate) fn signal(process: u32, name: &str) {
     // It may have ended.
-    let _ = Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).stderr(Stdio::null()).status();
+    let _ = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(process.to_string())
+        .stderr(Stdio::null())
+        .status();
 }
 
 impl Ended {

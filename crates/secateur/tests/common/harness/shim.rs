@@ -24,9 +24,15 @@ impl Shim {
         let folder = tempfile::tempdir().unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/shim.c");
         let mut compiler = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
-        compiler.args(["-O1", "-shared", "-fPIC", "-pthread", "-o"]).arg(folder.path().join("shim.so"));
+        compiler
+            .args(["-O1", "-shared", "-fPIC", "-pthread", "-o"])
+            .arg(folder.path().join("shim.so"));
         let output = compiler.args([source, "-ldl"]).output().expect("a C compiler is needed");
-        assert!(output.status.success(), "{compiler:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{compiler:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Self(folder)
     }
 
@@ -58,8 +64,16 @@ impl Shim {
     /// Runs the command to success and lists its operations.
     pub(crate) fn operations(&self, command: &mut Command) -> Vec<String> {
         let log = tempfile::NamedTempFile::new().unwrap();
-        let output = command.env("LD_PRELOAD", self.library()).env("FAULTS_LOG", log.path()).output().unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = command
+            .env("LD_PRELOAD", self.library())
+            .env("FAULTS_LOG", log.path())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         std::fs::read_to_string(log.path()).unwrap().lines().map(str::to_owned).collect()
     }
 }

@@ -110,13 +110,15 @@ impl Tiny {
         command.current_dir(self.folder.path()).arg(kind.name());
         let calibrated = ["--prompts=prompts.txt", "--report-prompts=report.txt", "--batch=2"];
         match kind {
-            UnitKind::Generate => command.args(["tiny-model", "--prompts=prompts.txt", "--steps=1"]),
-            UnitKind::Prune => {
-                command.args(["tiny-model", "--steps=2", "--packages=3", "--report-samples=1"]).args(calibrated)
+            UnitKind::Generate => {
+                command.args(["tiny-model", "--prompts=prompts.txt", "--steps=1"])
             }
-            UnitKind::Slim => {
-                command.args(["tiny-model", "--steps=2", "--packages=2", "--report-samples=0"]).args(calibrated)
-            }
+            UnitKind::Prune => command
+                .args(["tiny-model", "--steps=2", "--packages=3", "--report-samples=1"])
+                .args(calibrated),
+            UnitKind::Slim => command
+                .args(["tiny-model", "--steps=2", "--packages=2", "--report-samples=0"])
+                .args(calibrated),
             UnitKind::Skip => command
                 .args([
                     "tiny-model",
@@ -127,10 +129,14 @@ impl Tiny {
                     "--report-samples=0",
                 ])
                 .args(calibrated),
-            UnitKind::Compress => command.args(["tiny-model", "--recipe=recipe.toml", "--prompts=prompts.txt"]),
+            UnitKind::Compress => {
+                command.args(["tiny-model", "--recipe=recipe.toml", "--prompts=prompts.txt"])
+            }
             UnitKind::Convert => command.args(["single-file.safetensors", "--like=like-this"]),
             UnitKind::Export => command.args(["smaller-model", "--densify"]),
-            UnitKind::Compare => command.args(["tiny-model", "smaller-model", "--prompts=report.txt", "--steps=1"]),
+            UnitKind::Compare => {
+                command.args(["tiny-model", "smaller-model", "--prompts=report.txt", "--steps=1"])
+            }
         };
         command.args(["--threads=1", "--quiet", "--out"]).arg(out);
         command

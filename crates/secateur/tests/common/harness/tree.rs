@@ -79,16 +79,22 @@ impl Tree {
             let record: serde_json::Value = serde_json::from_slice(bytes).unwrap();
             for (name, written) in record["content"]["files"].as_object().unwrap() {
                 let file = folder.join(path).with_file_name(name);
-                let modified = UNIX_EPOCH + Duration::from_nanos(written["modified"].as_u64().unwrap());
+                let modified =
+                    UNIX_EPOCH + Duration::from_nanos(written["modified"].as_u64().unwrap());
                 // What a test took away or damaged is not there, or not as it was.
-                let _ = std::fs::File::options().append(true).open(file).map(|file| file.set_modified(modified));
+                let _ = std::fs::File::options()
+                    .append(true)
+                    .open(file)
+                    .map(|file| file.set_modified(modified));
             }
         }
     }
 
     /// Adds a file, and the folders it is in.
     pub(crate) fn with(mut self, path: &str, bytes: &[u8]) -> Self {
-        for folder in Path::new(path).ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()) {
+        for folder in
+            Path::new(path).ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty())
+        {
             self.0.insert(folder.to_owned(), Entry::Folder);
         }
         self.0.insert(path.into(), Entry::File(bytes.to_vec()));
@@ -105,11 +111,13 @@ impl Tree {
 
     /// The first difference, if any, from what it should be.
     pub(crate) fn difference(&self, wanted: &Self) -> Option<String> {
-        self.first_difference(wanted, |_, found, wanted| (found != wanted).then(|| "has other bytes".to_owned()))
+        self.first_difference(wanted, |_, found, wanted| {
+            (found != wanted).then(|| "has other bytes".to_owned())
+        })
     }
 
-    /// The first difference, if any, from the output that a run should have. Reports and records hold times and paths: they only
-    /// have to be whole.
+    /// The first difference, if any, from the output that a run should have. Reports and records
+    /// hold times and paths: they only have to be whole.
     pub(crate) fn difference_of_output(&self, wanted: &Self) -> Option<String> {
         self.first_difference(wanted, |path, found, wanted| match (path.to_str(), found) {
             (Some("report.json" | RECORD), Entry::File(bytes)) => {
@@ -130,9 +138,15 @@ impl Tree {
     ) -> Option<String> {
         let problem = |(path, wanted): (&PathBuf, &Entry)| match self.0.get(path) {
             None => Some(format!("{} is missing", path.display())),
-            Some(found) => compare(path, found, wanted).map(|problem| format!("{} {problem}", path.display())),
+            Some(found) => {
+                compare(path, found, wanted).map(|problem| format!("{} {problem}", path.display()))
+            }
         };
         let more = || self.0.keys().find(|path| !wanted.0.contains_key(*path));
-        wanted.0.iter().find_map(problem).or_else(|| more().map(|path| format!("{} is there too", path.display())))
+        wanted
+            .0
+            .iter()
+            .find_map(problem)
+            .or_else(|| more().map(|path| format!("{} is there too", path.display())))
     }
 }
