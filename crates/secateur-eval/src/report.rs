@@ -28,7 +28,7 @@ pub struct Report {
     pub comparison: Option<Comparison>,
     /// The layers that were changed, in the order of the model.
     pub layers: Vec<LayerReport>,
-    /// The heads and neurons of which some were removed, in the order of the model.
+    /// The heads and neurons, some of which were removed, in the order of the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupReport>,
     /// What is not computed at every step, where a model was made to skip.
@@ -146,7 +146,7 @@ pub struct LayerReport {
     pub package: usize,
 }
 
-/// Heads, neurons or dimensions of one module, of which some were removed.
+/// Heads, neurons or dimensions of one module, some of which were removed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GroupReport {
     /// Name of the module.

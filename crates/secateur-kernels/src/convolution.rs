@@ -26,7 +26,7 @@ pub struct ConvolutionWeight {
 }
 
 impl ConvolutionWeight {
-    /// Of so many outputs.
+    /// Of that many outputs.
     #[must_use]
     pub fn new(weight: &[f32], outputs: usize) -> Self {
         let depth = weight.len().checked_div(outputs).unwrap_or(0);
@@ -218,7 +218,7 @@ impl Convolution {
     }
 
     /// The convolution that makes the gradient of `x` of that of `y`, where one does: with its
-    /// kernel turned, and the channels in the place of the outputs.
+    /// kernel turned, and the channels in place of the outputs.
     fn backward(&self, outputs: usize) -> Option<Self> {
         let (before, after) = self.padding;
         let last = self.kernel - 1;

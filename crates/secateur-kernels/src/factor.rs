@@ -70,7 +70,7 @@ fn by_halves(
     by_halves(&mut bottom[first..], second, stride, packed)?;
     let u22 = |row: usize| &bottom[row * stride + first..][..second];
 
-    // R12 in the place of A12.
+    // R12 in place of A12.
     packed.set_columns_in_parallel(second, second, u22);
     packed.triangular(Triangle::Lower);
     product_in_place(right_half(top, stride, first, second), packed);
@@ -80,7 +80,7 @@ fn by_halves(
     add_upper(packed, |_| -1.0, a11);
     by_halves(top, first, stride, packed)?;
 
-    // -U11 R12 in the place of R12, then U12.
+    // -U11 R12 in place of R12, then U12.
     packed.set_rows_in_parallel(first, second, |row| &top[row * stride + first..][..second]);
     let (u11, r12): (Vec<_>, Vec<_>) =
         top.chunks_mut(stride).map(|row| row.split_at_mut(first)).unzip();

@@ -9,8 +9,8 @@ use std::cell::Cell;
 /// Rows that are packed at a time.
 const ROWS: usize = 1024;
 
-/// Panels of columns that make the rows which a task writes: so many times less often is the right
-/// factor read.
+/// Panels of columns that make the rows which a task writes: this many times less often is the
+/// right factor read.
 const PANELS: usize = 2;
 
 thread_local! {
@@ -52,7 +52,7 @@ pub fn add_gram_scratch(columns: usize) -> u64 {
     ((right + rayon::current_num_threads() * upper_scratch(ROWS)) * size_of::<f32>()) as u64
 }
 
-/// Elements that every thread takes in [`add_upper`] for an x of so many rows.
+/// Elements that every thread takes in [`add_upper`] for an x of that many rows.
 pub(crate) fn upper_scratch(rows: usize) -> usize {
     PANELS * VECTORS * MOST_LANES * rows
 }

@@ -257,7 +257,7 @@ pub fn gated_add(
     for_rows(x, out, width, &GatedAdd { gate, y, rows });
 }
 
-/// The gradient of a normalised row, in the place of g = gy * factor: (g - mean g - xhat mean(g
+/// The gradient of a normalised row, in place of g = gy * factor: (g - mean g - xhat mean(g
 /// xhat)) * inverse, xhat = (x - mean) * inverse; without the mean of g for a norm that subtracts
 /// none.
 #[inline(always)]

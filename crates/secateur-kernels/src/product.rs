@@ -86,7 +86,7 @@ impl Panels {
         panels
     }
 
-    /// As [`Panels::from_columns`], in the place of what was there.
+    /// As [`Panels::from_columns`], replacing what was there.
     pub(crate) fn set_columns_in_parallel<'a>(
         &mut self,
         depth: usize,
@@ -100,7 +100,7 @@ impl Panels {
             .for_each(|(range, panel)| copy_columns(panel, depth, range, &column));
     }
 
-    /// As [`Panels::from_rows`], in the place of what was there.
+    /// As [`Panels::from_rows`], replacing what was there.
     pub(crate) fn set_rows_in_parallel<'a>(
         &mut self,
         depth: usize,
@@ -112,7 +112,7 @@ impl Panels {
         panels.into_par_iter().for_each(|(range, panel)| copy_rows(panel, range, &row));
     }
 
-    /// As [`Panels::from_rows`] on one thread and in the place of what was there.
+    /// As [`Panels::from_rows`] on one thread and replacing what was there.
     pub(crate) fn set_rows<'a>(
         &mut self,
         depth: usize,
@@ -123,7 +123,7 @@ impl Panels {
         self.panels_mut().for_each(|(range, panel)| copy_rows(panel, range, &row));
     }
 
-    /// As [`Panels::from_columns`] on one thread and in the place of what was there.
+    /// As [`Panels::from_columns`] on one thread and replacing what was there.
     pub(crate) fn set_columns<'a>(
         &mut self,
         depth: usize,
@@ -135,7 +135,7 @@ impl Panels {
     }
 
     /// The factor whose panels `fill` writes line by line: (panel, p, elements), on one thread and
-    /// in the place of what was there.
+    /// replacing what was there.
     pub(crate) fn set_by(
         &mut self,
         depth: usize,
@@ -271,7 +271,7 @@ impl Strips {
         strips
     }
 
-    /// As [`Strips::from_rows`], in the place of what was there.
+    /// As [`Strips::from_rows`], replacing what was there.
     pub(crate) fn set_rows<'a>(
         &mut self,
         rows: usize,

@@ -1,21 +1,21 @@
-//! What a denoiser is told beside the latents and the time.
+//! What a denoiser is conditioned on beside the latents and the time.
 
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
-/// What a denoiser is told beside the latents and the time; each family takes what it needs. Every
-/// tensor's first dimension counts samples.
+/// What a denoiser is conditioned on beside the latents and the time; each family takes what it
+/// needs. Every tensor's first dimension counts samples.
 #[derive(Clone, Debug, Default)]
 pub struct Conditioning {
     /// Text states: samples x tokens x width.
     pub text: Option<Tensor>,
     /// Pooled text: samples x width.
     pub pooled: Option<Tensor>,
-    /// What SDXL is told of sizes: samples x 6, height and width before cropping, top and left of
-    /// the crop, height and width asked for, in pixels.
+    /// The sizes that SDXL is conditioned on: samples x 6, height and width before cropping, top
+    /// and left of the crop, height and width asked for, in pixels.
     pub time_ids: Option<Tensor>,
-    /// What PixArt is told of the size: samples x 2, height and width in pixels.
+    /// The sizes that PixArt is conditioned on: samples x 2, height and width in pixels.
     pub resolution: Option<Tensor>,
     /// Class labels: samples (u32).
     pub labels: Option<Tensor>,

@@ -77,7 +77,7 @@ impl Structure {
         self.blocks.iter().flat_map(Block::groups)
     }
 
-    /// The same without what is gone. The activations are told as before: blocks that are left
+    /// The same without what is gone. The activations are those of before: blocks that are left
     /// whole set them.
     #[must_use]
     pub fn without(mut self, removals: &Removals) -> Self {

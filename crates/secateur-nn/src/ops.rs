@@ -185,7 +185,7 @@ pub fn group_norm(
 
 /// Rotary positions: `x` (samples x tokens x heads' width) with the elements 2i and 2i + 1 of every
 /// head as a point that is turned. `table` (tokens x width of a head) holds the cosine of the
-/// pair's angle in the place of the one, its sine in that of the other.
+/// pair's angle at 2i, its sine at 2i + 1.
 pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (_, tokens, row) = x.dims3()?;
     let (places, width) = table.dims2()?;

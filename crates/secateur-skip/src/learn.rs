@@ -48,7 +48,7 @@ const WARM_UP: usize = 10;
 /// The rate of learning times the number of iterations.
 const RATE: f64 = 0.6;
 
-/// Iterations over which it is told how it stands.
+/// Iterations over which progress is averaged.
 const RECENT: usize = 8;
 
 /// Iterations in which nothing has changed after which nothing is expected to; a fifth of all,

@@ -116,7 +116,7 @@ pub struct Pruner {
 }
 
 impl Pruner {
-    /// For so many calls and units, with weights that depend on the seed alone.
+    /// For that many calls and units, with weights that depend on the seed alone.
     ///
     /// # Errors
     /// If a tensor cannot be made.
@@ -160,7 +160,7 @@ impl Pruner {
         Ok(Self { calls, units, parameters, velocities: BTreeMap::new(), random: random.into() })
     }
 
-    /// Bytes of one for so many calls and units, with its velocities and gradients.
+    /// Bytes of one for that many calls and units, with its velocities and gradients.
     #[must_use]
     pub fn bytes(calls: usize, units: usize) -> u64 {
         let of_head = WIDTH * HIDDEN + HIDDEN * HIDDEN + 2 * HIDDEN;
@@ -262,7 +262,7 @@ impl Pruner {
         Ok(write_tensors(path, &parameters.chain(velocities).collect())?)
     }
 
-    /// Reads what [`Pruner::save`] wrote after `steps` steps, of a network for so many calls and
+    /// Reads what [`Pruner::save`] wrote after `steps` steps, of a network for that many calls and
     /// units and that seed. It goes on as it would have.
     ///
     /// # Errors

@@ -56,7 +56,7 @@ impl<'a> SuperNet<'a> {
         Self { pipeline, sampling, schedule }
     }
 
-    /// Draws the images `images` of a run. `advance` is told after every call.
+    /// Draws the images `images` of a run. `advance` is called after every call of the denoiser.
     ///
     /// # Errors
     /// If the model fails, or `advance` does.
@@ -176,7 +176,7 @@ impl Run<'_> {
     /// What a loss with the gradient `of_final` with respect to the final latents has for each gate
     /// (calls x units): the change per unit of a gate that is 1 where the unit is computed and 0
     /// where not, with `out = gate * computed + (1 - gate) * forecast`. The forecasts of later
-    /// calls go through `out` in the place of what was computed; where the unit was not, those
+    /// calls go through `out` in place of what was computed; where the unit was not, those
     /// until it is computed again. There is no choice at the first call: it has zeros. `advance` is
     /// told after every call.
     ///

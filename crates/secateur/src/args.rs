@@ -42,7 +42,7 @@ pub(crate) struct Common {
     /// The output is part of another one's progress.
     #[arg(skip)]
     pub(crate) part: bool,
-    /// What comes after it takes so many seconds.
+    /// What comes after it takes that many seconds.
     #[arg(skip)]
     pub(crate) later: f64,
 }
@@ -254,7 +254,7 @@ pub(crate) struct PruneArgs {
         conflicts_with = "pattern"
     )]
     pub(crate) structured: Vec<GroupName>,
-    /// With --structured, leave so many transformer blocks at either end whole
+    /// With --structured, leave N transformer blocks at either end whole
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
     pub(crate) keep_ends: usize,
     /// With --structured, leave a multiple of N neurons where there is one, which products and N:M
@@ -283,7 +283,7 @@ pub(crate) struct SlimArgs {
     /// Share of the denoiser's parameters to remove [default: 0.12, where there is no --speedup]
     #[arg(long, value_name = "SHARE", conflicts_with = "speedup")]
     pub(crate) budget: Option<f64>,
-    /// Remove so many multiply-accumulates that N times fewer are left
+    /// Remove multiply-accumulates until N times fewer are left
     #[arg(long, value_name = "N")]
     pub(crate) speedup: Option<f64>,
     /// What is made smaller: query-key, value-output, feed-forward
@@ -520,7 +520,7 @@ pub(crate) struct ConvertArgs {
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Put zeros in the place of the heads, dimensions and neurons that were removed: the full
+    /// Put zeros in place of the heads, dimensions and neurons that were removed: the full
     /// size, the same pictures
     #[arg(long, required = true)]
     pub(crate) densify: bool,

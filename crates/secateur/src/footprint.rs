@@ -186,7 +186,7 @@ impl Model {
         self.beside_the_denoiser().chain(own)
     }
 
-    /// What calls of the denoiser for a batch, or so many images, take beside the weights.
+    /// What calls of the denoiser for a batch, or that many images, take beside the weights.
     pub(crate) fn activations(&self, images: usize) -> u64 {
         self.denoiser.activations * images.min(self.batch) as u64 / self.batch.max(1) as u64
     }

@@ -18,7 +18,7 @@ pub(crate) struct PipelineClass {
     pub(crate) components: &'static [Component],
     /// The defaults of diffusers.
     pub(crate) generation: Generation,
-    /// What it is told to draw.
+    /// What it draws.
     pub(crate) subject: Subject,
     /// Whether CLIP's tokens are part of the text that the denoiser reads, beside T5's
     /// `max_sequence_length`.
@@ -47,7 +47,7 @@ pub(crate) struct Component {
     pub(crate) optional: bool,
 }
 
-/// What a model is told to draw.
+/// What a model draws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A text.

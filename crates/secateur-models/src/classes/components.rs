@@ -15,7 +15,7 @@ pub(crate) const INDEX: &str = "model_index.json";
 pub(crate) struct Components {
     /// The folder.
     pub(crate) path: PathBuf,
-    /// The variant of weight files that was asked for.
+    /// The variant of weight files that was requested.
     pub(crate) variant: Option<String>,
     /// `model_index.json`.
     pub(crate) index: Map<String, Value>,

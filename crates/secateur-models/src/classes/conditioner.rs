@@ -9,7 +9,7 @@ use crate::encoders::{
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
 
-/// Turns prompts into what the denoiser is told.
+/// Turns prompts into conditioning for the denoiser.
 pub(crate) trait Conditioner: Send + Sync {
     /// For each of `prompts`, for pictures of `size` (height, width) in pixels.
     fn positive(

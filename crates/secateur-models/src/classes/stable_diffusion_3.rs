@@ -90,7 +90,7 @@ impl Conditioner for StableDiffusion3 {
         let (text, multiplicity) = match &self.t5 {
             _ if length == 0 => (clip, None),
             Some(t5) => (Tensor::cat(&[&clip, &t5.encode(prompts, length)?], 1)?, None),
-            // Zeros in the place of T5 are equal and stay so, as the text has no positions: one
+            // Zeros in place of T5 are equal and stay so, as the text has no positions: one
             // token stands for all.
             None => {
                 let zeros = Tensor::zeros((samples, 1, self.width), DType::F32, &Device::Cpu)?;

@@ -66,7 +66,7 @@ pub struct ClipImageProcessor {
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-/// Options of which only this value is supported; it is also what they are where they are absent.
+/// Options with a single supported value, which is also their default.
 fn supported() -> [(&'static str, Value); 6] {
     [
         ("do_resize", json!(true)),

@@ -118,7 +118,7 @@ pub(crate) fn checked_config(folder: &Path) -> Result<Value> {
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// Options of which only this value is supported; it is also what they are where they are absent.
+/// Options with a single supported value, which is also their default.
 fn supported() -> [(&'static str, Value); 8] {
     [
         ("add_bos_token", json!(true)),

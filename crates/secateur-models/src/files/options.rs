@@ -73,9 +73,9 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// Refuses what is left: options of which a single value is `supported`, which they have where
-    /// they are absent, and options that are not known; but for those that change nothing here
-    /// (`unread`), and what is off.
+    /// Refuses the fields that no structure had: other values of options with a single `supported`
+    /// one, which is also their default, and options that are not known, except those that change
+    /// nothing here (`unread`) and those that are off.
     ///
     /// # Errors
     /// If there is one, with its name and value.

@@ -222,7 +222,7 @@ impl OutputFolder {
         }
     }
 
-    /// Fails where the file system of an output has no room for so many bytes.
+    /// Fails where the file system of an output has no room for that many bytes.
     ///
     /// # Errors
     /// As told: the error says how many there are.
@@ -1067,7 +1067,7 @@ mod tests {
         }
     }
 
-    /// What lies in the place of a file of the progress.
+    /// What lies in place of a file of the progress.
     #[test]
     fn misplaced_progress() {
         let scene = Scene::new();

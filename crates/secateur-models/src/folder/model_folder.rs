@@ -139,7 +139,7 @@ impl ModelFolder {
         self.tree.links.iter().map(PathBuf::as_path)
     }
 
-    /// The variant of weight files that was asked for.
+    /// The variant of weight files that was requested.
     #[must_use]
     pub fn variant(&self) -> Option<&str> {
         self.components.variant.as_deref()
@@ -175,7 +175,7 @@ impl ModelFolder {
         vae.map(|vae| vae.load(&self.components.path.join(VAE.name), self.variant())).transpose()
     }
 
-    /// What it is told to draw.
+    /// What it draws.
     #[must_use]
     pub fn subject(&self) -> Subject {
         self.class.subject
@@ -256,7 +256,7 @@ impl ModelFolder {
         for component in self.class.components.iter().filter(|component| component.has_weights()) {
             let unread = match component.name == self.class.denoiser {
                 true => self.fit.unexpected.clone(),
-                // One that cannot be read at all is told where it is needed.
+                // One that cannot be read at all is reported where it is needed.
                 false => self.unread_of(component).unwrap_or_default(),
             };
             warnings.extend(index::unread(

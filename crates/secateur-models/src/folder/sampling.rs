@@ -159,7 +159,7 @@ impl ModelFolder {
     /// A schedule of that run with every unit of a kind computed at every call.
     ///
     /// # Errors
-    /// If the model has no such units, or the sampler cannot make so many steps.
+    /// If the model has no such units, or the sampler cannot make that many steps.
     pub fn whole_reuse(&self, sampling: &Sampling, kind: UnitKind) -> Result<ReuseSchedule> {
         let calls = self.schedule(sampling.latent, sampling)?.calls().len();
         ReuseSchedule::whole(

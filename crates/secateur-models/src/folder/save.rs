@@ -67,7 +67,7 @@ impl ModelFolder {
     }
 
     /// Writes the folder as a model with all that its configuration describes, which any tool
-    /// loads: with zeros in the place of the heads and neurons that it lacks. Gives the number of
+    /// loads: with zeros in place of the heads and neurons that it lacks. Gives the number of
     /// tensors that are larger now.
     ///
     /// # Errors
@@ -121,12 +121,12 @@ impl ModelFolder {
     }
 }
 
-/// Tensors in the place of some of a checkpoint's.
+/// Tensors in place of some of a checkpoint's.
 trait NewTensors {
-    /// The shape of the one in the place of that tensor, if there is one.
+    /// The shape of the one in place of that tensor, if there is one.
     fn shape(&self, name: &str, info: &TensorInfo) -> Option<Vec<usize>>;
 
-    /// The one in the place of that tensor.
+    /// The one in place of that tensor.
     fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// Squares of side `patch`, of so many `channels` in and out.
+    /// Squares of side `patch`, of that many `channels` in and out.
     pub(crate) fn new(channels: (usize, usize), patch: usize, scope: &Scope<'_>) -> Result<Self> {
         Ok(Self { proj: Conv2d::new(channels, patch, patch, (0, 0), &scope.at("proj"))?, patch })
     }

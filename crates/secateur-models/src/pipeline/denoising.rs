@@ -32,7 +32,7 @@ pub struct Denoising<'a> {
 
 impl<'a> Denoising<'a> {
     /// Starts with `noise` (samples x channels x height x width), for the images `images` of a run;
-    /// the denoiser is told what [`Pipeline::guided_conditioning`] gives for their prompts. What
+    /// the denoiser is given what [`Pipeline::guided_conditioning`] gives for their prompts. What
     /// noise a sampler adds on its way depends on the seed and the image's number alone.
     ///
     /// # Errors

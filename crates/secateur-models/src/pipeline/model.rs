@@ -128,8 +128,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// What the denoiser is told for each prompt (a text, or a label's name or number), for latents
-    /// of `size` (height, width).
+    /// What the denoiser is conditioned on for each prompt (a text, or a label's name or number),
+    /// for latents of `size` (height, width).
     ///
     /// # Errors
     /// If a prompt cannot be tokenized, or is no label of the model.
@@ -142,9 +142,9 @@ impl Pipeline {
         self.texts.positive(prompts, self.pixels(size), sampling)
     }
 
-    /// What the denoiser is told at every call of a run: [`Pipeline::conditioning`], behind as many
-    /// samples of what guidance leads away from where guidance takes a second sample of every
-    /// image.
+    /// What the denoiser is conditioned on at every call of a run: [`Pipeline::conditioning`],
+    /// behind as many samples of what guidance leads away from where guidance takes a second sample
+    /// of every image.
     ///
     /// # Errors
     /// As [`Pipeline::conditioning`].

@@ -1,4 +1,4 @@
-//! What a denoiser is told, each prompt encoded once.
+//! Conditioning for prompts, each encoded once.
 
 use crate::classes::{Components, Conditioner, Sampling};
 use crate::conditioning::Conditioning;

@@ -187,7 +187,7 @@ impl ReuseSchedule {
             .map_err(|error| Error::Request(error.to_string()))
     }
 
-    /// That it is for so many calls.
+    /// Fails where it is for another sampler or number of calls.
     pub(crate) fn check(&self, sampler: Sampler, steps: usize, calls: usize) -> Result<()> {
         if self.sampler == sampler && self.computed.len() == calls {
             return Ok(());

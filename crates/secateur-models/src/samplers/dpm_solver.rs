@@ -165,7 +165,7 @@ impl DpmSolverConfig {
         })
     }
 
-    /// Noise levels of a run and one after its end, and what the model is told of them.
+    /// Noise levels of a run and one after its end, and the timestep of each.
     fn levels(&self, steps: usize) -> Result<(Vec<Level>, Vec<f64>)> {
         let (mut sigmas, timesteps) = self.source.sigmas(steps, &self.sigmas);
         sigmas.push(self.sigmas.end(self.last));

@@ -44,7 +44,7 @@ struct Pndm {
     history: Vec<Tensor>,
 }
 
-/// A call: what the model is told, and the timesteps that it steps from and to.
+/// A call: the timestep given to the model, and the timesteps that it steps from and to.
 struct Plan {
     step: usize,
     told: usize,
@@ -65,7 +65,7 @@ impl PndmConfig {
         })
     }
 
-    /// All calls: Runge-Kutta ones in the place of the first steps, or two for the first step.
+    /// All calls: Runge-Kutta ones in place of the first steps, or two for the first step.
     fn plans(&self, steps: usize) -> Result<Vec<Plan>> {
         let trained = self.training.len();
         let timesteps = self.spacing.whole_timesteps(steps, trained);

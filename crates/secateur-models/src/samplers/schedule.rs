@@ -7,7 +7,7 @@ use std::fmt::Debug;
 /// One call of the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Call {
-    /// What the model is told.
+    /// the timestep given to the model.
     pub timestep: f32,
     /// The step of the sampler that it belongs to; some samplers call the model more than once a
     /// step.
@@ -64,7 +64,7 @@ pub trait SchedulerConfig: Debug + Send + Sync {
     /// One run.
     ///
     /// # Errors
-    /// If it cannot make so many steps.
+    /// If it cannot make that many steps.
     fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>>;
 
     /// What the model was trained on at `timestep`: the latents `clean` with so much of the

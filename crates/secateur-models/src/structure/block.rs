@@ -114,7 +114,7 @@ impl Layer {
         }
     }
 
-    /// A convolution to `size` (height, width), of so many channels in and out.
+    /// A convolution to `size` (height, width), of that many channels in and out.
     pub(crate) fn convolution(
         name: &str,
         size: (usize, usize),

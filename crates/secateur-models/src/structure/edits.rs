@@ -171,7 +171,7 @@ impl Cuts {
         })
     }
 
-    /// The parameter with zeros in the place of the cut rows and columns, which it does not have.
+    /// The parameter with zeros in place of the cut rows and columns, which it does not have.
     ///
     /// # Errors
     /// If the places do not fit.

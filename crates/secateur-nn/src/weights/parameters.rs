@@ -43,7 +43,7 @@ impl Parameters {
         self.weights.get(name).map(Weight::tensor)
     }
 
-    /// Puts `tensor` in the place of the parameter `name`, which must exist. A shape that does not
+    /// Puts `tensor` in place of the parameter `name`, which must exist. A shape that does not
     /// fit is an error of the next [`Parameters::build`].
     ///
     /// # Errors

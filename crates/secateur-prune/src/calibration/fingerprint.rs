@@ -29,7 +29,7 @@ pub struct Fingerprint {
     pub seed: u64,
     /// Name of the timestep weighting.
     pub weighting: String,
-    /// One of so many tokens was summed up.
+    /// One of this many tokens was summed.
     pub token_stride: usize,
 }
 

@@ -6,7 +6,7 @@ use secateur_kernels::factor::{inverse_factor, inverse_factor_scratch};
 use secateur_kernels::linear::linear;
 use secateur_nn::LayerName;
 
-/// The least diagonal element that is told from nothing: the inverse of less is beyond f32.
+/// The least diagonal element that counts as more than nothing: the inverse of less is beyond f32.
 const LEAST: f64 = 1e-30;
 /// How often a Hessian that is not positive definite gets ten times the damping.
 const ESCALATIONS: u32 = 6;

@@ -14,7 +14,7 @@ pub(crate) struct Moments {
     squares: Vec<f64>,
     /// Rows, weighted rows, and the weights of the samples.
     totals: [f64; 3],
-    /// One of so many tokens is summed up, for all of them.
+    /// One of this many tokens is summed, for all of them.
     stride: usize,
 }
 

@@ -12,8 +12,8 @@ pub struct Calibration {
     pub sampling: Sampling,
     /// Weights of the steps.
     pub weighting: Weighting,
-    /// One of every so many tokens is summed up into the Hessians, for all of them: 1 sums up all.
-    /// Tokens of one image say much the same, and products of them are a good part of a
+    /// One of every `token_stride` tokens is summed up into the Hessians, for all of them: 1 sums
+    /// up all. Tokens of one image say much the same, and products of them are a good part of a
     /// calibration's time.
     pub token_stride: usize,
 }

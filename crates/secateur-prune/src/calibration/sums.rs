@@ -196,7 +196,7 @@ pub(crate) struct Keeper<'a> {
 impl<'a> Keeper<'a> {
     /// Sums are kept again when so much work would be lost.
     pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
-    /// Keeping them takes no more than one part in so many of the time.
+    /// Keeping them takes at most one part in this many of the time.
     const PARTS: u32 = 20;
 
     pub(crate) fn new(sums: Option<Sums<'a>>) -> Self {

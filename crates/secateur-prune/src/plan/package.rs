@@ -23,7 +23,7 @@ pub struct PlannedLayer {
     pub pattern: Option<Pattern>,
 }
 
-/// Heads or neurons of which some are removed.
+/// Heads or neurons, some of which are removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedGroup {
     /// All of them, and their rows and columns.

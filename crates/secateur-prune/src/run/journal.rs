@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// A folder with a file that says which run it is of, a pair of files a finished package: its
 /// tensors (f32), and what became of its layers; and the sums of a calibration that is not
 /// finished. Of a pair the second is written last, so a package is there whole or not at all; it
-/// has the SHA-256 of the first, and says which package of which run it is. What is not as it was
+/// has the SHA-256 of the first, and says its package and its run. What is not as it was
 /// written is not used, and done again.
 #[derive(Debug)]
 pub struct Journal {
@@ -143,7 +143,7 @@ impl Journal {
     }
 
     /// Opens the one of a run that was stopped. Where what it was of is not there or damaged, it is
-    /// written again: every finished package says for itself of which run it is.
+    /// written again: every finished package names its run.
     ///
     /// # Errors
     /// If it was another run than `run`: the error says what differs.
@@ -197,7 +197,7 @@ impl Journal {
         own.map_err(|error| observer.warn(&format!("{error}: they are found again"))).ok()
     }
 
-    /// Keeps the settings of the layers of so many packages.
+    /// Keeps the settings of the layers of that many packages.
     ///
     /// # Errors
     /// If they cannot be written.

@@ -18,7 +18,8 @@ pub struct LayerOutcome {
     pub columns: usize,
     /// Zeros in its weight now.
     pub zeros: usize,
-    /// Relative squared error of its output over the calibration, see [`hessian_error`].
+    /// Relative squared error of its output over the calibration, see
+    /// [`hessian_error`](crate::hessian_error).
     pub error: f64,
     /// Relative damping of its Hessian; 0 where the method uses none.
     pub damping: f64,
@@ -41,7 +42,7 @@ pub struct GroupOutcome {
     /// the method tells it; else it is in the errors of the layers that read them.
     pub error: Option<f64>,
     /// Relative squared error of the attention that dimensions were removed of, after the softmax
-    /// and the output projection, see [`ModuleErrors`].
+    /// and the output projection, see [`ModuleErrors`](crate::ModuleErrors).
     pub module_error: Option<f64>,
 }
 
@@ -52,7 +53,7 @@ pub struct Outcome {
     pub edits: Edits,
     /// The layers whose weights were solved for, in execution order.
     pub layers: Vec<LayerOutcome>,
-    /// The heads and neurons of which some went.
+    /// The heads and neurons, some of which went.
     pub groups: Vec<GroupOutcome>,
     /// The statistics of the model as it was: where it was calibrated in one package, and else
     /// none.

@@ -252,8 +252,8 @@ fn timed<T, E>(seconds: &mut Vec<f64>, work: impl FnOnce() -> Result<T, E>) -> R
     done
 }
 
-/// What the denoiser is told for a batch. What that is does not matter, but no prompt was encoded
-/// before: it would not be encoded again.
+/// What the denoiser is conditioned on for a batch. What that is does not matter, but no prompt was
+/// encoded before: it would not be encoded again.
 fn encode(pipeline: &Pipeline, sampling: &Sampling) -> secateur_models::Result<Conditioning> {
     static ENCODED: AtomicUsize = AtomicUsize::new(0);
     let text = || ENCODED.fetch_add(1, Ordering::Relaxed).to_string();
@@ -281,12 +281,12 @@ fn begin<'a>(
 }
 
 impl Times {
-    /// Of each round of so many steps, for all steps.
+    /// Of each round of that many steps, for all steps.
     fn denoise(&self, steps: usize) -> impl Iterator<Item = f64> {
         self.steps.chunks(steps).map(|steps| steps.iter().sum())
     }
 
-    /// Of each round of so many steps, from prompts to pictures.
+    /// Of each round of that many steps, from prompts to pictures.
     fn batch(&self, steps: usize) -> impl Iterator<Item = f64> {
         let rounds = self.encode.iter().zip(self.denoise(steps)).zip(&self.decode);
         rounds.map(|((encode, denoise), decode)| encode + denoise + decode)

@@ -7,7 +7,8 @@ use crate::usage::{Usage, usage};
 use anyhow::Result;
 use secateur_prune::{Allocation, Amount, Pattern, Portion, StructuredMethod, Task};
 
-/// Calibration prompts taken from a model's own list: quality rises to about so many, then is flat.
+/// Calibration prompts taken from a model's own list: quality rises to about that many, then is
+/// flat.
 pub(super) const SAMPLES: usize = 100;
 
 pub(crate) fn run(args: &PruneArgs, common: &Common) -> Result<()> {

@@ -183,7 +183,7 @@ pub(crate) fn skipping(sampling: &Sampling, folder: &ModelFolder, adapt: bool) -
 }
 
 impl ScoreArgs {
-    /// The CLIP that was asked for, or the model's own, if it is there: beside the model folder, or
+    /// The CLIP that was requested, or the model's own, if it is there: beside the model folder, or
     /// in `models/` under the current folder.
     pub(crate) fn path(&self, folder: &ModelFolder) -> Option<PathBuf> {
         if let Some(path) = &self.clip {

@@ -342,7 +342,7 @@ impl DryRun {
     }
 }
 
-/// The memory of the run, stage by stage, with so many prompts to learn from and pictures of the
+/// The memory of the run, stage by stage, with that many prompts to learn from and pictures of the
 /// report.
 fn footprint(
     args: &SkipArgs,

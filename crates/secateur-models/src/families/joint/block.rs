@@ -43,7 +43,7 @@ impl JointConfig {
         widths * self.width()
     }
 
-    /// The block's description of itself, for so many tokens.
+    /// The block's description of itself, for that many tokens.
     pub(crate) fn describe(self, prefix: String, image: usize, text: usize) -> Block {
         let name = |layer: &str| format!("{prefix}.{layer}");
         let width = self.width();

@@ -17,7 +17,7 @@ use secateur_nn::{Activation, Context, LayerName, Linear, Scope, ops};
 use serde::Deserialize;
 use std::sync::Arc;
 
-/// How the timestep and the guidance scale are told.
+/// How the timestep and the guidance scale are encoded.
 const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
 /// The guidance scale's unit, as the timestep's.
 const GUIDANCE: f64 = 1000.0;
@@ -252,7 +252,7 @@ impl SingleBlock {
         })
     }
 
-    /// `time` is SiLU of the embedding of what the model is told; `rotation` is that of all tokens.
+    /// `time` is SiLU of the embedding of its conditioning; `rotation` is that of all tokens.
     fn forward(
         &self,
         x: Tensor,

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use secateur_nn::{Activation, Context, Linear, Scope, ops};
 use serde::Deserialize;
 
-/// How the timestep is told.
+/// How the timestep is encoded.
 const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
 
 /// Configuration of an `SD3Transformer2DModel`.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 /// Of the first norm of a block and of the last one, whatever the configuration says.
 const EPS: f32 = 1e-6;
-/// How the timestep is told.
+/// How the timestep is encoded.
 const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 1.0 };
 
 /// Configuration of a `DiTTransformer2DModel`.
@@ -34,7 +34,7 @@ fn norm_eps() -> f32 {
     1e-5
 }
 
-/// Options of which only this value is supported; it is also what they are where they are absent.
+/// Options with a single supported value, which is also their default.
 fn supported() -> [(&'static str, Value); 7] {
     [
         ("attention_type", json!("default")),

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 /// Of the last norm, whatever the configuration says.
 const EPS: f32 = 1e-6;
-/// How the timestep, the sides of the image and their ratio are told.
+/// How the timestep, the sides of the image and their ratio are encoded.
 const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
 
 /// Configuration of a `PixArtTransformer2DModel`.
@@ -37,7 +37,7 @@ fn norm_eps() -> f32 {
     1e-6
 }
 
-/// Options of which only this value is supported; it is also what they are where they are absent.
+/// Options with a single supported value, which is also their default.
 fn supported() -> [(&'static str, Value); 6] {
     [
         ("attention_type", json!("default")),
@@ -88,7 +88,7 @@ impl PixartConfig {
         Ok(())
     }
 
-    /// Whether it is told the size of the image.
+    /// Whether it is conditioned on the size of the image.
     fn sized(&self) -> bool {
         self.use_additional_conditions.unwrap_or(self.transformer.sample_size == 128)
     }
@@ -230,7 +230,7 @@ impl PixartBlock {
     }
 }
 
-/// `AdaLayerNormSingle`: the time, and the size where it is told, for all blocks.
+/// `AdaLayerNormSingle`: the time, and the size where it is given, for all blocks.
 struct AdaLayerNormSingle {
     timestep_embedder: Embedder,
     size: Option<SizeEmbedders>,

@@ -6,7 +6,7 @@ use crate::layers::{Norm, Sinusoids};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What SDXL is told of the picture: its size, its corner, the size that is wanted.
+/// The sizes that SDXL is conditioned on: its size, its corner, the size that is wanted.
 const SIZES: usize = 6;
 /// No UNet halves its latents more often.
 const MOST_LEVELS: usize = 16;
@@ -21,7 +21,7 @@ pub struct UnetConfig {
     /// Width of the time embedding.
     pub(crate) time: usize,
     pub(crate) time_proj: Sinusoids,
-    /// What SDXL is told beside the text.
+    /// What SDXL is conditioned on beside the text.
     pub(crate) addition: Option<Addition>,
     pub(crate) norm: Norm,
     /// Zeros around what is halved.
@@ -131,7 +131,7 @@ fn norm_eps() -> f32 {
     1e-5
 }
 
-/// Options of which only this value is supported; it is also what they are where they are absent.
+/// Options with a single supported value, which is also their default.
 fn supported(conditional: bool) -> [(&'static str, Value); 28] {
     [
         ("act_fn", json!("silu")),
@@ -267,7 +267,7 @@ impl UnetConfig {
             time_proj: sinusoids(channels[0]),
             addition,
             norm: Norm { groups, eps: file.norm_eps },
-            // diffusers pads right and below only where it is told not to pad.
+            // diffusers pads right and below only where it is asked not to pad.
             downsample_padding: match file.downsample_padding {
                 0 => (0, 1),
                 around => (around, around),

@@ -107,7 +107,7 @@ impl BlockAttention {
     }
 }
 
-/// What all blocks of a call are told.
+/// What all blocks of a call are given.
 struct Call<'a> {
     /// SiLU of the time embedding.
     time: &'a Tensor,
@@ -295,7 +295,7 @@ impl Unet {
         })
     }
 
-    /// SiLU of the embedding of the time and of what SDXL is told beside the text.
+    /// SiLU of the embedding of the time and of what SDXL is conditioned on beside the text.
     fn time(
         &self,
         timesteps: &[f32],

@@ -21,7 +21,7 @@ pub(crate) struct Source {
 pub(crate) enum Excerpt {
     /// All, as they are.
     Whole,
-    /// Of a tensor of several parameters' rows: those behind so many parameters of the same size.
+    /// Of a tensor of several parameters' rows: those behind that many parameters of the same size.
     Rows(usize),
     /// Of a tensor of several parameters' rows: the last ones.
     LastRows,

@@ -48,7 +48,7 @@ pub(super) struct DryRun {
     pub(super) notes: Vec<String>,
 }
 
-/// Heads or neurons of which some go.
+/// Heads or neurons, some of which go.
 #[derive(Serialize)]
 struct GroupRow {
     name: String,
@@ -195,7 +195,8 @@ impl DryRun {
         })
     }
 
-    /// What the products of a calibration take on a machine that does so many operations a second.
+    /// What the products of a calibration take on a machine that does that many operations a
+    /// second.
     pub(super) fn calibration_floor(&self, operations_per_second: f64) -> f64 {
         2.0 * self.forward_macs.saturating_add(self.hessian_macs) as f64 / operations_per_second
     }
