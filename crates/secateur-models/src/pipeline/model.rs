@@ -26,7 +26,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads all components.
+    /// Loads the denoiser and the autoencoder. The text encoders are loaded when a prompt is first
+    /// encoded.
     ///
     /// # Errors
     /// If a component's files cannot be read or do not fit each other.
