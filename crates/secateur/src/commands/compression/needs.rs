@@ -132,8 +132,18 @@ impl Needs<'_> {
             ];
             footprint.add("try", model.beside_the_denoiser().chain(own));
         }
-        // What is packed stays, but for weights that were replaced.
-        let own = [("statistics", held), ("denoiser packed", model.packed()), ("solver", solver)];
+        // What is packed stays, but for weights that were replaced. Of those that get smaller, the
+        // pages stay with the allocator: the new ones are of another size.
+        let replaced = match task {
+            Task::Weights { .. } => 0,
+            Task::Structured { .. } => group_bytes(plan, &structure),
+        };
+        let own = [
+            ("statistics", held),
+            ("denoiser packed", model.packed()),
+            ("pages of replaced weights", replaced),
+            ("solver", solver),
+        ];
         footprint.add("solve", model.beside_the_denoiser().chain(own));
         let kept = kept_to_the_end(args) * held;
         if *judged > 0 {
