@@ -1,4 +1,4 @@
-//! The plots of docs/results.md, drawn from docs/data.
+//! The plots of docs/results.md and docs/performance.md, drawn from docs/data.
 //!
 //! `cargo run --release --example plots` reads `docs/data/*.csv` and writes `docs/plots/*.svg`. A
 //! line is a method, a panel a model; bands and bars are the sample standard deviation over the
@@ -83,6 +83,8 @@ fn main() -> Result<()> {
         let panels = figure.read(&data).with_context(|| data.display().to_string())?;
         std::fs::write(docs.join(format!("plots/{}.svg", figure.name)), figure.draw(&panels)?)?;
     }
+    let ratios = bars(&docs.join("data/performance.csv"))?;
+    std::fs::write(docs.join("plots/performance.svg"), ratios)?;
     Ok(())
 }
 
@@ -227,6 +229,53 @@ impl Figure {
         }
         Ok(())
     }
+}
+
+/// The length of a bar for a ratio of 1, the room for its name, and its height.
+const BAR: (f64, f64, f64) = (240.0, 390.0, 16.0);
+
+/// A bar for each case, a group under each other, with marks at the goals.
+fn bars(path: &Path) -> Result<String> {
+    let mut lines = String::new();
+    let (mut group, mut y) = (String::new(), 6.0);
+    let (one, left, height) = BAR;
+    for row in csv::Reader::from_path(path)?.deserialize::<HashMap<String, String>>() {
+        let row = row?;
+        let cell = |name: &str| row.get(name).map_or("", String::as_str);
+        let ratio = number(cell("ours_over_peer")).context("a ratio")?;
+        if cell("group") != group {
+            group = cell("group").to_owned();
+            y += 24.0;
+            writeln!(lines, "<text x=\"8\" y=\"{}\" font-weight=\"600\">{group}</text>", y - 6.0)?;
+        }
+        let (colour, middle) = (if ratio <= 1.0 { COLOURS[0] } else { COLOURS[1] }, y + 11.0);
+        writeln!(
+            lines,
+            "<text x=\"{}\" y=\"{middle}\" text-anchor=\"end\">{}</text>\
+             <path d=\"M{left} {}h{:.1}\" stroke=\"{colour}\" stroke-width=\"{}\"/>\
+             <text x=\"{:.1}\" y=\"{middle}\">{ratio:.2}</text>",
+            left - 6.0,
+            cell("case"),
+            y + height / 2.0 - 1.0,
+            one * ratio,
+            height - 5.0,
+            left + one * ratio.max(number(cell("goal")).unwrap_or(0.0)) + 6.0
+        )?;
+        if let Some(goal) = number(cell("goal")) {
+            let x = left + one * goal;
+            writeln!(lines, "<path d=\"M{x:.1} {y}v{}\" stroke=\"#222\" stroke-width=\"2\"/>", 14)?;
+        }
+        y += height;
+    }
+    let (width, at_one) = (left + 1.75 * one, left + one);
+    Ok(format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {}\" font-size=\"11\" \
+         font-family=\"system-ui, sans-serif\">\n<rect width=\"100%\" height=\"100%\" \
+         fill=\"white\"/>\n{lines}<path d=\"M{at_one} 24V{y}\" stroke=\"#666\" \
+         stroke-dasharray=\"3 3\"/>\n<text x=\"{at_one}\" y=\"16\" text-anchor=\"middle\">as \
+         fast as the peer</text>\n</svg>\n",
+        y + 10.0
+    ))
 }
 
 /// An axis from one tick to another.
