@@ -10,19 +10,22 @@
 
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 
-mod seed;
+mod cell;
 mod sheet;
-mod skip;
+mod seed;
+mod rows;
 mod slim;
 mod study;
 mod table;
+mod skip;
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use rows::Study;
 use secateur_models::{Sampler, UnitKind};
 use skip::SkipStudy;
 use std::path::PathBuf;
-use study::{Study, StudyName};
+use study::StudyName;
 
 /// As in the binary.
 #[global_allocator]
@@ -81,7 +84,9 @@ fn main() -> Result<()> {
     match (&arguments.table, &arguments.model, &arguments.out) {
         (Some(out), ..) => {
             if let Some(sheet) = &arguments.sheet {
-                sheet::stack(&study, &arguments.rows, out, sheet)?;
+                let rows = study.groups.iter().flatten();
+                let known: Vec<&str> = rows.map(|row| row.name.as_str()).collect();
+                sheet::stack(&known, &arguments.rows, out, sheet)?;
             }
             table::print(&study, out, 100)
         }

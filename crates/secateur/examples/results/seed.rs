@@ -1,10 +1,8 @@
 //! All that is done for one seed.
 
-use crate::sheet;
-use crate::study::Row;
 use anyhow::{Context as _, Result, bail};
 use candle_core::Tensor;
-use secateur_eval::{Comparison, Samples, Summary};
+use secateur_eval::Samples;
 use secateur_models::{
     ClipModel, ModelFolder, OutputFolder, OutputOptions, Pipeline, Sampling, Subject, TensorInfo,
 };
@@ -13,51 +11,18 @@ use secateur_prune::{
     Calibration, Calibrator, Fingerprint, L1, Magnitude, Outcome, Packages, Pattern, Plan, Portion,
     SavedStatistics, Selection, Source, Statistics, Task, Taylor, Weighting, prune,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const CALIBRATION: usize = 100;
 const JUDGED: usize = 64;
 
-/// What a row comes to for one seed.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Cell {
-    pub(crate) comparison: Comparison,
-    pub(crate) mean_layer_error: f64,
-    pub(crate) largest_layer_error: f64,
-    /// Shares of the denoiser's parameters that are zero or gone, and of its multiply-accumulates
-    /// that are gone.
-    pub(crate) removed: Option<[f64; 2]>,
-}
-
-/// The file of a cell.
-pub(crate) fn path(out: &Path, seed: u64, row: &str) -> PathBuf {
-    out.join(format!("seed{seed}-{row}.json"))
-}
-
-/// Nothing where it is not made yet.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(path)?;
-    serde_json::from_str(&text).with_context(|| format!("{}", path.display()))
-}
-
-/// Whole or not at all.
-pub(crate) fn write(path: &Path, cell: &impl Serialize) -> Result<()> {
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, serde_json::to_string_pretty(cell)?)?;
-    Ok(std::fs::rename(partial, path)?)
-}
-
 /// One seed: its calibration, and what its pictures are made of.
 pub(crate) struct Seed<'a> {
     model: &'a Path,
-    out: &'a Path,
-    seed: u64,
+    pub(crate) out: &'a Path,
+    pub(crate) seed: u64,
     clip: ClipModel,
     prompts: Vec<String>,
     calibration: Calibration,
@@ -132,7 +97,7 @@ impl<'a> Seed<'a> {
         &self.calibration
     }
 
-    fn pipeline(&self) -> Result<Pipeline> {
+    pub(crate) fn pipeline(&self) -> Result<Pipeline> {
         Ok(Pipeline::open(ModelFolder::open(self.model, None)?)?)
     }
 
@@ -228,12 +193,12 @@ impl<'a> Seed<'a> {
         Ok(self.taylor.get_or_init(|| taylor))
     }
 
-    fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Samples> {
+    pub(crate) fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Samples> {
         let sampling = Sampling { seed: self.seed + 1000, ..self.calibration.sampling.clone() };
         Ok(Samples::generate(pipeline, name, &self.prompts, &sampling, Some(&self.clip), &())?)
     }
 
-    fn removed(&self, pipeline: &Pipeline) -> Result<[f64; 2]> {
+    pub(crate) fn removed(&self, pipeline: &Pipeline) -> Result<[f64; 2]> {
         let folder = pipeline.folder();
         let (mut stay, mut all) = (0, 0);
         for (name, tensor) in
@@ -251,31 +216,5 @@ impl<'a> Seed<'a> {
         let macs =
             pipeline.structure(sampling).macs() as f64 / folder.structure(sampling).macs() as f64;
         Ok([1.0 - stay as f64 / all as f64, 1.0 - macs])
-    }
-
-    /// Makes the cells of some rows.
-    pub(crate) fn fill(&self, rows: &[&Row]) -> Result<()> {
-        println!("seed {}: dense", self.seed);
-        let dense = self.samples(&self.pipeline()?, "dense")?;
-        sheet::save(dense.pictures(), self.out, self.seed, "dense")?;
-        for row in rows {
-            println!("seed {}: {}", self.seed, row.label);
-            let mut pipeline = self.pipeline()?;
-            let outcome = (row.prune)(self, &mut pipeline)?;
-            let samples = self.samples(&pipeline, &row.label)?;
-            sheet::save(samples.pictures(), self.out, self.seed, &row.name)?;
-            let (comparison, _) = dense.compare(&samples)?;
-            let of_layers = outcome.layers.iter().map(|layer| layer.error);
-            let errors = of_layers.chain(outcome.groups.iter().filter_map(|group| group.error));
-            let errors = Summary::of(&errors.collect::<Vec<_>>())?;
-            let cell = Cell {
-                comparison,
-                mean_layer_error: errors.mean,
-                largest_layer_error: errors.maximum,
-                removed: Some(self.removed(&pipeline)?),
-            };
-            write(&path(self.out, self.seed, &row.name), &cell)?;
-        }
-        Ok(())
     }
 }

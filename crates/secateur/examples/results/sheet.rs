@@ -1,6 +1,5 @@
 //! What the rows of a table look like: the first pictures of a seed, a strip a row.
 
-use crate::study::Study;
 use anyhow::{Result, bail};
 use image::{GenericImage, Rgb, RgbImage};
 use secateur_eval::Picture;
@@ -30,13 +29,12 @@ fn save_whole(picture: &RgbImage, to: &Path) -> Result<()> {
 }
 
 /// Puts the strips of seed 0 below each other: the dense model's, and those of some rows in the
-/// order of the table.
-pub(crate) fn stack(study: &Study, rows: &[String], out: &Path, to: &Path) -> Result<()> {
-    let known: Vec<&str> = study.groups.iter().flatten().map(|row| row.name.as_str()).collect();
+/// order of the table, which has the rows `known`.
+pub(crate) fn stack(known: &[&str], rows: &[String], out: &Path, to: &Path) -> Result<()> {
     if let Some(row) = rows.iter().find(|row| !known.contains(&row.as_str())) {
         bail!("no row {row:?}; there are {}", known.join(", "));
     }
-    let chosen = known.into_iter().filter(|row| rows.iter().any(|name| name == row));
+    let chosen = known.iter().copied().filter(|row| rows.iter().any(|name| name == row));
     let strips = std::iter::once("dense").chain(chosen);
     let strips = strips
         .map(|row| Ok(image::open(path(out, 0, row))?.to_rgb8()))

@@ -1,7 +1,7 @@
 //! What is learned to be skipped, against fewer steps and plain rules, at the same
 //! multiply-accumulates.
 
-use crate::seed::{path, read, write};
+use crate::cell::{path, read, write};
 use crate::sheet;
 use crate::table::spread;
 use anyhow::{Context as _, Result};

@@ -1,7 +1,7 @@
 //! SlimDiff against itself and others, at equal numbers of parameters.
 
+use crate::rows::{Row, Study};
 use crate::seed::Seed;
-use crate::study::{Row, Study};
 use anyhow::Result;
 use secateur_models::Pipeline;
 use secateur_prune::{

@@ -1,15 +1,13 @@
 //! What is compared with what.
 
-use crate::seed::{Seed, path};
+use crate::rows::{Row, Study};
 use crate::slim;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use secateur_models::Pipeline;
 use secateur_prune::{
-    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Obs, Outcome, Pattern, Portion,
-    Source, StructuredMethod, Task, Wanda, Weighting, allocate, prune,
+    Allocation, Amount, Calibration, Dsnot, L1, Magnitude, Method, Obs, Pattern, Portion, Source,
+    StructuredMethod, Task, Wanda, Weighting, allocate, prune,
 };
-use std::path::Path;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StudyName {
@@ -29,31 +27,6 @@ pub(crate) enum StudyName {
     /// What is learned to be skipped, fewer steps, and plain rules, at 2, 3 and 4 times fewer
     /// multiply-accumulates
     Skip,
-}
-
-type Pruning = dyn Fn(&Seed<'_>, &mut Pipeline) -> Result<Outcome> + Send + Sync;
-
-/// A row of a table: a way to prune.
-pub(crate) struct Row {
-    /// In the names of its cells' files.
-    pub(crate) name: String,
-    pub(crate) label: String,
-    /// Prunes a pipeline that was just opened.
-    pub(crate) prune: Box<Pruning>,
-}
-
-/// A table.
-pub(crate) struct Study {
-    /// Said above the table.
-    pub(crate) about: &'static str,
-    /// Of all calibrations.
-    pub(crate) token_stride: usize,
-    /// Each group is done for all seeds before the next.
-    pub(crate) groups: Vec<Vec<Row>>,
-    /// Whether the table tells how much is gone.
-    pub(crate) sizes: bool,
-    /// The name of the row that the others are compared with, seed by seed.
-    pub(crate) baseline: Option<String>,
 }
 
 impl Study {
@@ -235,20 +208,5 @@ impl Study {
             sizes: false,
             baseline: Some(baseline),
         })
-    }
-
-    /// Makes the cells that are missing.
-    pub(crate) fn fill(&self, model: &Path, out: &Path, seeds: u64) -> Result<()> {
-        std::fs::create_dir_all(out)?;
-        for rows in &self.groups {
-            for seed in 0..seeds {
-                let missing = rows.iter().filter(|row| !path(out, seed, &row.name).exists());
-                let missing: Vec<&Row> = missing.collect();
-                if !missing.is_empty() {
-                    Seed::new(model, out, seed, self.token_stride)?.fill(&missing)?;
-                }
-            }
-        }
-        Ok(())
     }
 }

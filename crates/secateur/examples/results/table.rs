@@ -1,7 +1,7 @@
 //! Cells to a table in Markdown.
 
-use crate::seed::{Cell, path, read};
-use crate::study::{Row, Study};
+use crate::cell::{Cell, path, read};
+use crate::rows::{Row, Study};
 use anyhow::{Context, Result};
 use secateur_eval::{Summary, TextImage};
 use std::collections::BTreeMap;
