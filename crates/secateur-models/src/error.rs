@@ -20,6 +20,15 @@ pub enum Error {
         /// What is wrong, and what to do.
         problem: String,
     },
+    /// A part of a model folder is missing or cannot be used; names the file.
+    #[error("{0}")]
+    Folder(String),
+    /// The model overflowed.
+    #[error("the denoiser's output is not finite at denoising step {step}")]
+    NotFinite {
+        /// From 1.
+        step: usize,
+    },
     /// A request that the model cannot serve.
     #[error("{0}")]
     Request(String),

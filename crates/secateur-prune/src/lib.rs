@@ -49,8 +49,8 @@ pub use calibration::{
 };
 pub use error::{Error, Result};
 pub use methods::{
-    Dsnot, L1, LayerWeight, Layers, Magnitude, Method, Neurons, Obs, Removed, Rows, Slim, Solved,
-    StructuredMethod, Task, Taylor, Turn, Wanda,
+    Dsnot, L1, LayerWeight, Layers, METHODS, Magnitude, Method, NamedMethod, Neurons, Obs, Removed,
+    Rows, Slim, Solved, StructuredMethod, Task, Taylor, Turn, Wanda,
 };
 pub use plan::{
     Change, Demand, Package, Packages, Pattern, Plan, PlannedGroup, PlannedLayer, Portion,

@@ -12,12 +12,14 @@ mod obs;
 mod l1;
 mod taylor;
 mod slim;
+mod registry;
 
 pub use dsnot::Dsnot;
 pub use l1::L1;
 pub use magnitude::Magnitude;
 pub use method::{LayerWeight, Method, Solved};
 pub use obs::Obs;
+pub use registry::{METHODS, NamedMethod};
 pub use slim::{Neurons, Rows, Slim};
 pub use structured::{Layers, Removed, StructuredMethod};
 pub use task::Task;

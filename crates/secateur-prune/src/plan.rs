@@ -76,7 +76,7 @@ impl Plan {
                 }
                 let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
                 Err(Error::Request(format!(
-                    "--memory {} MiB does not hold the statistics and solver of one unit: at least \
+                    "`memory {} MiB` does not hold the statistics and solver of one unit: at least \
                      {} MiB are needed",
                     mebibytes(budget),
                     mebibytes(least)
@@ -107,8 +107,8 @@ impl Plan {
     pub fn carry(&mut self, structure: &Structure) -> Result<()> {
         let [package] = self.packages.as_mut_slice() else {
             let problem = "statistics can be carried over to the new model only with one package, \
-                as later packages see a \
-                           model that was changed: with --packages 1 or more --memory there is one";
+                as later packages see a model that was changed: with `packages 1` or more `memory` \
+                there is one";
             return Err(Error::Request(problem.into()));
         };
         for input in weight_units(structure, &Selection::default(), None)
@@ -293,9 +293,9 @@ fn nothing_chosen(structure: &Structure, change: Change) -> String {
     let mut problem =
         format!("no {what} to prune is left; the model has {}, such as {example}", known.len());
     problem += match change {
-        Change::Weights(_) => ": see --include and --exclude",
+        Change::Weights(_) => ": see `include` and `exclude`",
         Change::Groups(_) => {
-            ": see --include and --exclude, --keep-ends, and the sparsity, which may be too low"
+            ": see `include`, `exclude` and `keep-ends`, and the sparsity, which may be too low"
         }
     };
     problem

@@ -52,7 +52,7 @@ fn methods_have_the_names_of_the_command_line() {
     let (taylor, slim) =
         (Taylor::default(), Slim { rows: Rows::Attention, neurons: Neurons::Leverage });
     let methods: [&dyn StructuredMethod; 5] = [&L1, &Obs, &taylor, &Slim::default(), &slim];
-    let names = ["l1", "obs", "taylor", "slim", "slim --rows attention --neurons leverage"];
+    let names = ["l1", "obs", "taylor", "slim", "slim (attention, leverage)"];
     assert_eq!(methods.map(StructuredMethod::name), names);
 }
 

@@ -140,7 +140,7 @@ impl<'a> Optimisation<'a> {
             (whole.computed.len(), whole.units.len(), learning.sampling.seed);
         if calls < 2 {
             return Err(Error::Request(
-                "a run of one call has nothing to take over: give more --steps".into(),
+                "a run of one call has nothing to take over: give more `steps`".into(),
             ));
         }
         let state: Option<State> =

@@ -53,7 +53,7 @@ fn ssim(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if height < WINDOW || width < WINDOW {
         let problem = format!(
             "pictures of {width} x {height} pixels are too small for SSIM, which looks at {WINDOW} \
-             x {WINDOW}: give --loss l1 or l2"
+             x {WINDOW}: give `loss l1` or `loss l2`"
         );
         return Err(Error::Request(problem));
     }

@@ -55,7 +55,7 @@ impl Progress {
             Ok(_) => {
                 let text = "it is of another run, of another model, or with other prompts or \
                     settings: give those again, or \
-                            --force begins anew";
+                    `force` begins anew";
                 Err(problem(&path, &text))
             }
             Err(error) => {

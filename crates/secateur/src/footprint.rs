@@ -1,7 +1,7 @@
 //! What a process will hold, stage by stage, from configurations and headers alone.
 
+use crate::error::Result;
 use crate::format::{bytes, table};
-use anyhow::Result;
 use secateur_models::{ClipModel, Memory, ModelFolder, Sampling, Subject};
 use serde::Serialize;
 use std::path::Path;

@@ -1,18 +1,9 @@
-//! The command line of secateur.
+//! The program.
 
-// In the order in which data passes them: a module imports only from those above it.
-mod args;
-mod format;
-mod memory;
-mod usage;
-mod profile;
-mod machine;
-mod estimate;
-mod progress;
-mod footprint;
-mod commands;
+mod cli;
 
 use clap::Parser;
+use cli::{Cli, progress, run, say};
 use std::process::ExitCode;
 
 /// A forward pass allocates and frees the same megabytes again and again; the system's allocator
@@ -32,6 +23,9 @@ fn no_spinning() {
         unsafe { std::env::set_var(SPIN_LIMIT, "1") };
     }
 }
+
+/// The exit code of a request that cannot be served, as clap's.
+const REQUEST_CODE: u8 = 2;
 
 /// An error with its causes, without those that it tells itself.
 fn told(error: &anyhow::Error) -> String {
@@ -53,18 +47,23 @@ fn told(error: &anyhow::Error) -> String {
 
 fn main() -> ExitCode {
     no_spinning();
-    let cli = args::Cli::parse();
-    match commands::run(cli) {
+    let is = |error: &anyhow::Error, kind: fn(&secateur::Error) -> bool| {
+        error.downcast_ref().is_some_and(kind)
+    };
+    match run(Cli::parse()) {
         Ok(()) if progress::check().is_ok() => ExitCode::SUCCESS,
         // After it was written, or with what there was until then.
         Ok(()) => ExitCode::from(progress::INTERRUPTED_CODE),
-        Err(error) if progress::is_interruption(&error) => {
-            progress::say("interrupted: no output was written");
+        Err(error) if is(&error, secateur::Error::is_interruption) => {
+            say("interrupted: no output was written");
             ExitCode::from(progress::INTERRUPTED_CODE)
         }
         Err(error) => {
-            progress::say(&format!("error: {}", told(&error)));
-            if usage::is_usage(&error) { ExitCode::from(usage::CODE) } else { ExitCode::FAILURE }
+            say(&format!("error: {}", told(&error)));
+            match is(&error, secateur::Error::is_request) {
+                true => ExitCode::from(REQUEST_CODE),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -14,10 +14,14 @@ pub(crate) struct Profile(Arc<Mutex<BTreeMap<&'static str, Duration>>>);
 
 /// One operation's part.
 #[derive(Debug, Serialize)]
-pub(crate) struct Share {
-    pub(crate) operation: &'static str,
-    pub(crate) seconds: f64,
-    pub(crate) share: f64,
+#[non_exhaustive]
+pub struct Share {
+    /// Its name.
+    pub operation: &'static str,
+    /// Of all its calls.
+    pub seconds: f64,
+    /// Between 0 and 1.
+    pub share: f64,
 }
 
 impl Profile {

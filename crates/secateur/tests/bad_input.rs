@@ -91,14 +91,14 @@ fn what_was_meant_is_told() {
     let cases: &[(&[&str], i32, &str)] = &[
         (
             &["inspect", "models/emoji-mmdi"],
-            1,
+            2,
             "models/emoji-mmdi: no such folder: models/emoji-mmdit is there",
         ),
-        (&["inspect", "models/quite-another"], 1, "models/quite-another: no such folder"),
+        (&["inspect", "models/quite-another"], 2, "models/quite-another: no such folder"),
         (&["inspect", "models/emoji-mmdit/transformer"], 1, "not a model folder itself: give "),
         (&["inspect", &cache], 1, "snapshots/0123"),
         (&["inspect", &parent], 1, "no model_index.json"),
-        (&["prune", "--structured", "heads", "--dry-run"], 1, "write --structured=heads"),
+        (&["prune", "--structured", "heads", "--dry-run"], 2, "write --structured=heads"),
         (&["prune", "models/emoji-mmdit", "--sparsity", "50", "--dry-run"], 2, "0.5"),
         (
             &["prune", "models/emoji-mmdit", "--sparsity", "0", "--dry-run"],
@@ -107,7 +107,7 @@ fn what_was_meant_is_told() {
         ),
         (
             &["compare", "models/emoji-mmdit", "models/emoji-dit"],
-            1,
+            2,
             "cannot be compared: one is told texts, the other labels",
         ),
         (

@@ -116,7 +116,7 @@ fn what_cannot_be_compared_is_refused() {
         bench.args(["bench", "models/emoji-mmdit"]).arg(other).args(options);
         bench
     };
-    let error = fail(&mut bench(Path::new("models/emoji-unet"), &[]), 1);
+    let error = fail(&mut bench(Path::new("models/emoji-unet"), &[]), 2);
     for words in [
         "models/emoji-unet",
         "pipeline class StableDiffusionPipeline, not StableDiffusion3Pipeline",
@@ -124,7 +124,7 @@ fn what_cannot_be_compared_is_refused() {
         assert!(error.contains(words), "{error}");
     }
     let missing = temporary.path().join("missing");
-    let error = fail(&mut bench(&missing, &[]), 1);
+    let error = fail(&mut bench(&missing, &[]), 2);
     assert!(error.contains("missing") && error.contains("no such folder"), "{error}");
     let error = fail(&mut bench(Path::new("models/emoji-mmdit"), &["--variant", "fp8"]), 1);
     assert!(error.contains("fp8"), "{error}");
@@ -139,6 +139,6 @@ fn what_cannot_be_compared_is_refused() {
         serde_json::from_str(&std::fs::read_to_string(&manifest).unwrap()).unwrap();
     json["generation"]["steps"] = 7.into();
     std::fs::write(&manifest, json.to_string()).unwrap();
-    let error = fail(secateur().args(["bench", "models/emoji-dit"]).arg(&half), 1);
+    let error = fail(secateur().args(["bench", "models/emoji-dit"]).arg(&half), 2);
     assert!(error.contains("--steps 7, not "), "{error}");
 }

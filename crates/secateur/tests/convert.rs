@@ -99,7 +99,8 @@ fn other_commands_say_what_a_file_is() {
         let error = fail(secateur().args(&command), 1);
         let words = [
             "a Stable Diffusion XL checkpoint in one file",
-            "secateur convert FILE --like FOLDER --out DIR",
+            "`secateur convert` makes one of it",
+            "--like FOLDER",
         ];
         assert!(words.iter().all(|word| error.contains(word)), "{command:?}: {error}");
     }

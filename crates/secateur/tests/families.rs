@@ -87,13 +87,13 @@ fn a_model_that_knows_classes_takes_labels() {
     assert_eq!(report["comparison"]["text_image"]["choices"], 38);
 
     std::fs::write(&labels, "food/noto\nfood/wooden\n").unwrap();
-    let error = fail(prune().arg("--force"), 1);
+    let error = fail(prune().arg("--force"), 2);
     assert!(error.contains("\"food/wooden\" is not a label") && error.contains("38"), "{error}");
     std::fs::write(&labels, "1\n").unwrap();
     let error = fail(prune().args(["--force", "--negative-prompt", "blurred"]), 2);
     assert!(error.contains("negative prompt"), "{error}");
     std::fs::write(&labels, "1001\n").unwrap();
-    let error = fail(prune().arg("--force"), 1);
+    let error = fail(prune().arg("--force"), 2);
     assert!(error.contains("label 1001") && error.contains("1000 classes"), "{error}");
 }
 

@@ -377,7 +377,7 @@ fn messages_hold_no_control_characters() {
         .arg(temporary.path().join(name))
         .arg("--out")
         .arg(temporary.path().join("out"));
-    let error = fail(&mut command, 1);
+    let error = fail(&mut command, 2);
     assert!(error.contains("a\\u{1b}]0;title\\u{7}\\nb"), "{error:?}");
     assert!(error.trim_end().chars().all(|c| !c.is_control()), "{error:?}");
 }

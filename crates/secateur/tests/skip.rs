@@ -83,9 +83,9 @@ fn a_model_that_skips_lives_on() {
         command
     };
     succeed(&mut generate("pictures", &[]));
-    let error = fail(&mut generate("no", &["--steps", "9"]), 1);
+    let error = fail(&mut generate("no", &["--steps", "9"]), 2);
     assert!(error.contains("with 6 steps") && error.contains("--adapt"), "{error}");
-    fail(&mut generate("no", &["--sampler", "ddim"]), 1);
+    fail(&mut generate("no", &["--sampler", "ddim"]), 2);
     succeed(&mut generate("adapted", &["--steps", "9", "--adapt"]));
     let bench =
         ["bench", "--repeats", "2", "--steps", "6", "--sampler", "dpm-solver", "--json", "--quiet"];
@@ -150,7 +150,10 @@ fn a_stopped_run_goes_on() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let note = json(&std::fs::read_to_string(at("stopped").join("report.json")).unwrap())["notes"]
         .to_string();
-    assert!(note.contains("stopped after") && note.contains("--resume"), "{note}, {told:?}");
+    assert!(
+        note.contains("stopped after") && note.contains("`resume` goes on"),
+        "{note}, {told:?}"
+    );
     for other in [["--seed", "3"], ["--batch", "2"], ["--iterations", "0"]] {
         let error = fail(&mut run("stopped", &["--resume", other[0], other[1]]), 1);
         assert!(error.contains("of another run"), "{error}");

@@ -173,8 +173,8 @@ fn a_killed_run_goes_on() {
     child.kill().unwrap();
     child.wait().unwrap();
     for (other, words) in [
-        (["--neurons", "leverage"], "method slim, now slim --neurons leverage"),
-        (["--rows", "attention"], "now slim --rows attention"),
+        (["--neurons", "leverage"], "method slim, now slim (leverage)"),
+        (["--rows", "attention"], "now slim (attention)"),
         (["--modules", "feed-forward"], "now"),
     ] {
         let error = fail(&mut run("stopped", &[other.as_slice(), &["--resume"]].concat()), 1);

@@ -10,28 +10,30 @@ use crate::files::rename::{exchange, rename_new};
 use crate::files::sealed::{read_sealed, write_sealed};
 use crate::files::work::WorkFolder;
 use crate::files::write::{sync_folder, sync_folders};
+use crate::observer::Observer;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// How an output is made.
-#[derive(Clone, Copy, Debug)]
-pub struct OutputOptions {
+#[derive(Clone, Copy)]
+pub struct OutputOptions<'a> {
     /// Replace what is there at the end, if it was written like this and has not changed.
     pub replace: bool,
     /// Go on with a run that was stopped.
     pub resume: bool,
     /// It is part of another output, in the progress of that.
     pub part: bool,
-    /// Receives what the user must know.
-    pub tell: fn(&str),
+    /// Is told what the user must know.
+    pub observer: &'a dyn Observer,
 }
 
-impl Default for OutputOptions {
+impl Default for OutputOptions<'_> {
     fn default() -> Self {
-        Self { replace: false, resume: false, part: false, tell: |_| () }
+        Self { replace: false, resume: false, part: false, observer: &() }
     }
 }
 
@@ -40,10 +42,9 @@ impl Default for OutputOptions {
 /// All work on it is in one hidden folder beside it, `.NAME.secateur`, which is locked: no two
 /// processes work on one output. When this is dropped the hidden folder goes, unless something in
 /// [`OutputFolder::progress`] is worth to go on with.
-#[derive(Debug)]
-pub struct OutputFolder {
+pub struct OutputFolder<'a> {
     target: PathBuf,
-    options: OutputOptions,
+    options: OutputOptions<'a>,
     inputs: Inputs,
     /// None once it is done.
     work: Option<WorkFolder>,
@@ -91,7 +92,7 @@ struct Published {
     complete: bool,
 }
 
-impl OutputFolder {
+impl<'a> OutputFolder<'a> {
     /// Prepares `target`, before any long work: whatever stands in its way is known now. `inputs`
     /// are the files and folders that are read; they are never replaced, nor is anything that they
     /// link to.
@@ -99,7 +100,7 @@ impl OutputFolder {
     /// # Errors
     /// If the folder exists and is not to be replaced, holds or lies in an input, is being written
     /// by another process, has an unfinished run, or cannot be written.
-    pub fn create(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<Self> {
+    pub fn create(target: &Path, options: OutputOptions<'a>, inputs: &[&Path]) -> Result<Self> {
         let inputs = Self::checked(target, options, inputs)?;
         let (parent, name) = split(target)?;
         let parents = Parents::create(parent)?;
@@ -130,12 +131,12 @@ impl OutputFolder {
     ///
     /// # Errors
     /// As told.
-    pub fn check(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<()> {
+    pub fn check(target: &Path, options: OutputOptions<'_>, inputs: &[&Path]) -> Result<()> {
         Self::checked(target, options, inputs).map(drop)
     }
 
     /// The same, with the inputs.
-    fn checked(target: &Path, options: OutputOptions, inputs: &[&Path]) -> Result<Inputs> {
+    fn checked(target: &Path, options: OutputOptions<'_>, inputs: &[&Path]) -> Result<Inputs> {
         let target = std::path::absolute(target).map_err(Error::io(target))?;
         let (parent, name) = split(&target)?;
         let inputs = Inputs::new(inputs)?;
@@ -216,7 +217,7 @@ impl OutputFolder {
             None => Ok(()),
             Some(_) => {
                 let problem = "the unfinished run for it is of another command: resume that, or \
-                    --force begins anew";
+                    `force` begins anew";
                 Err(Error::invalid(&self.target, problem))
             }
         }
@@ -262,7 +263,7 @@ impl OutputFolder {
         self.work = None;
         Err(Error::invalid(
             &self.target,
-            format!("{problem}: choose another name, or --force begins anew"),
+            format!("{problem}: choose another name, or `force` begins anew"),
         ))
     }
 
@@ -295,8 +296,8 @@ impl OutputFolder {
     fn prepare(&mut self, was_there: bool) -> Result<()> {
         let work = self.work()?;
         if !work.is_locked() {
-            (self.options.tell)(
-                "this file system has no locks: take care that no other run has the same --out",
+            self.options.observer.say(
+                "this file system has no locks: take care that no other run has the same `out`",
             );
         }
         self.inputs.check(work.path())?;
@@ -314,8 +315,7 @@ impl OutputFolder {
         if self.at(COMPLETE).exists() && !replace {
             let problem = format!(
                 "what an earlier run could not put in its place is complete in {}; move it to \
-                 where you want it, or \
-                 --force throws it away",
+                 where you want it, or `force` throws it away",
                 shown(&self.at(COMPLETE))
             );
             return Err(Error::invalid(&self.target, problem));
@@ -330,14 +330,14 @@ impl OutputFolder {
             let problem = match self.target.exists() {
                 true => "nothing to resume: it is there, and there is no unfinished run for it",
                 false => {
-                    "nothing to resume: there is no unfinished run for it; leave --resume away"
+                    "nothing to resume: there is no unfinished run for it; leave `resume` away"
                 }
             };
             return Err(Error::invalid(&self.target, problem));
         }
         if progress && !resume && !replace {
             let problem =
-                "a run for it was not finished: --resume goes on with it, --force begins anew";
+                "a run for it was not finished: `resume` goes on with it, `force` begins anew";
             return Err(Error::invalid(&self.target, problem));
         }
         let own = published.filter(|_| resume).map(|published| published.identity);
@@ -384,7 +384,7 @@ impl OutputFolder {
                     "is in the place of a file that secateur keeps there: move it away",
                 ));
             }
-            (self.options.tell)(&format!("{}: was no file, and is made again", shown(&path)));
+            self.options.observer.say(&format!("{}: was no file, and is made again", shown(&path)));
         }
         Ok(())
     }
@@ -417,7 +417,7 @@ impl OutputFolder {
         };
         let complete = self.at(COMPLETE);
         rename_new(&path, &complete).map_err(Error::io(&complete))?;
-        (self.options.tell)(&format!("{problem}; it is now {}", shown(&complete)));
+        self.options.observer.say(&format!("{problem}; it is now {}", shown(&complete)));
         Ok(())
     }
 
@@ -442,7 +442,7 @@ impl OutputFolder {
                     "{}: put back what an interrupted run had taken away",
                     shown(&self.target)
                 );
-                (self.options.tell)(&told);
+                self.options.observer.say(&told);
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -492,7 +492,7 @@ impl OutputFolder {
             (_, None) => Ok(()),
         };
         for error in [synced, tidied].into_iter().filter_map(Result::err) {
-            (self.options.tell)(&format!("the output is complete, but: {error}"));
+            self.options.observer.say(&format!("the output is complete, but: {error}"));
         }
         Ok(())
     }
@@ -525,7 +525,7 @@ impl OutputFolder {
         let replaced = self.at(REPLACED);
         if exchange(content, &self.target).map_err(Error::io(&self.target))? {
             std::fs::rename(content, &replaced).map_err(Error::io(content)).or_else(|error| {
-                (self.options.tell)(&error.to_string());
+                self.options.observer.say(&error.to_string());
                 Ok::<_, Error>(())
             })?;
         } else {
@@ -541,7 +541,7 @@ impl OutputFolder {
         }
         // Somebody may have put something into it a moment ago.
         if let Err(error) = self.discard(REPLACED) {
-            (self.options.tell)(&error.to_string());
+            self.options.observer.say(&error.to_string());
         }
         Ok(())
     }
@@ -568,7 +568,13 @@ impl OutputFolder {
     }
 }
 
-impl Drop for OutputFolder {
+impl fmt::Debug for OutputFolder<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutputFolder").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+impl Drop for OutputFolder<'_> {
     fn drop(&mut self) {
         let kept = self.at(COMPLETE).symlink_metadata().is_ok()
             || (self.finished.is_none() && self.holds_work());
@@ -576,7 +582,7 @@ impl Drop for OutputFolder {
         let Some(work) = self.work.take() else { return };
         let tidied = match kept {
             true => {
-                (self.options.tell)("what was finished is kept: --resume goes on with it");
+                self.options.observer.say("what was finished is kept: `resume` goes on with it");
                 self.parents.keep();
                 // Another folder may have the number of one that is removed.
                 let record = if published { Ok(()) } else { work.remove_entry(PUBLISHED) };
@@ -585,7 +591,7 @@ impl Drop for OutputFolder {
             false => work.remove(),
         };
         if let Err(error) = tidied {
-            (self.options.tell)(&error.to_string());
+            self.options.observer.say(&error.to_string());
         }
     }
 }
@@ -616,7 +622,7 @@ fn split(target: &Path) -> Result<(&Path, &OsStr)> {
     Ok((parent, name))
 }
 
-const EXISTS: &str = "exists already: choose another name, or --force to replace it";
+const EXISTS: &str = "exists already: choose another name, or `force` to replace it";
 
 fn refuse_existing(target: &Path) -> Result<()> {
     match target.symlink_metadata() {
@@ -698,10 +704,10 @@ impl Drop for Parents {
 mod tests {
     use super::*;
 
-    const NEW: OutputOptions =
-        OutputOptions { replace: false, resume: false, part: false, tell: |_| () };
-    const FORCE: OutputOptions = OutputOptions { replace: true, ..NEW };
-    const RESUME: OutputOptions = OutputOptions { resume: true, ..NEW };
+    const NEW: OutputOptions<'_> =
+        OutputOptions { replace: false, resume: false, part: false, observer: &() };
+    const FORCE: OutputOptions<'_> = OutputOptions { replace: true, ..NEW };
+    const RESUME: OutputOptions<'_> = OutputOptions { resume: true, ..NEW };
 
     struct Scene(tempfile::TempDir);
 
@@ -714,7 +720,10 @@ mod tests {
             self.0.path().join(name)
         }
 
-        fn open(&self, options: OutputOptions) -> std::result::Result<OutputFolder, String> {
+        fn open(
+            &self,
+            options: OutputOptions<'static>,
+        ) -> std::result::Result<OutputFolder<'static>, String> {
             OutputFolder::create(&self.at("out"), options, &[]).map_err(|error| error.to_string())
         }
 
@@ -758,7 +767,7 @@ mod tests {
     fn a_stopped_run_replaces_what_it_left_and_nothing_else() {
         let scene = Scene::new();
         scene.stop(true);
-        assert!(scene.open(NEW).unwrap_err().contains("--resume goes on"));
+        assert!(scene.open(NEW).unwrap_err().contains("`resume` goes on"));
         let output = scene.open(RESUME).unwrap();
         std::fs::write(output.path().join("0000.png"), "whole").unwrap();
         // Meanwhile somebody puts another folder of pictures there.
@@ -891,7 +900,7 @@ mod tests {
         assert!(output.announce(&content, true).unwrap());
         output.work = None;
         drop(output);
-        assert!(scene.open(NEW).unwrap_err().contains("--resume goes on"));
+        assert!(scene.open(NEW).unwrap_err().contains("`resume` goes on"));
         let output = scene.open(RESUME).unwrap();
         assert!(output.finished.is_none() && output.progress().join("done").exists());
         output.finish().unwrap();
@@ -929,7 +938,7 @@ mod tests {
         scene.stop(false);
         scene.foreign(".out.secateur/replaced");
         // As if it had been killed between two renames.
-        assert!(scene.open(NEW).unwrap_err().contains("--resume goes on"));
+        assert!(scene.open(NEW).unwrap_err().contains("`resume` goes on"));
         assert!(scene.at("out/thesis").exists() && !scene.at(".out.secateur/replaced").exists());
         scene.foreign(".out.secateur/replaced");
         assert!(scene.open(RESUME).unwrap_err().contains("replaced: move it away"));
@@ -961,7 +970,7 @@ mod tests {
         for options in [NEW, FORCE, RESUME] {
             for thesis in [false, true] {
                 let scene = Scene::new();
-                let made = |text: &str, options: OutputOptions| {
+                let made = |text: &str, options: OutputOptions<'static>| {
                     let output = scene.open(options).unwrap();
                     std::fs::write(output.path().join("0000.png"), text).unwrap();
                     output
@@ -983,7 +992,7 @@ mod tests {
                 let _ = scene.open(options).map(drop);
                 let kept = scene.at(".out.secateur/complete/thesis").exists()
                     || left.join("thesis").exists();
-                assert_eq!(kept, thesis, "{options:?}");
+                assert_eq!(kept, thesis, "replace: {}", options.replace);
                 assert_eq!(std::fs::read_to_string(scene.at("out/0000.png")).unwrap(), "new");
             }
         }

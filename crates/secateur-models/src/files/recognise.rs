@@ -69,7 +69,7 @@ impl Inputs {
         match self.places.iter().find(overlaps) {
             Some(place) => Err(Error::invalid(
                 folder,
-                format!("the output folder and {} overlap: choose another --out", shown(place)),
+                format!("the output folder and {} overlap: choose another `out`", shown(place)),
             )),
             None => Ok(()),
         }
@@ -155,7 +155,7 @@ struct Written {
 
 impl Record {
     const TEXT: &str =
-        "written by secateur: --force replaces this folder as long as it holds nothing else";
+        "written by secateur: `force` replaces this folder as long as it holds nothing else";
     const VERSION: u32 = 1;
 
     /// Of what is in a folder now, links left out.
@@ -234,9 +234,8 @@ pub(crate) fn check_replaceable(folder: &Path) -> Result<()> {
     match foreign(folder)? {
         None => Ok(()),
         Some(problem) => refuse(format!(
-            "{problem}: --force replaces what secateur wrote, as long as nothing was changed; move \
-             the folder away, or \
-             choose another name"
+            "{problem}: `force` replaces what secateur wrote, as long as nothing was changed; move \
+             the folder away, or choose another name"
         )),
     }
 }

@@ -140,7 +140,7 @@ impl Tree {
 
     /// Fails where a file cannot be copied.
     pub(crate) fn check(&self) -> Result<()> {
-        self.problems.first().map_or(Ok(()), |problem| Err(Error::Request(problem.clone())))
+        self.problems.first().map_or(Ok(()), |problem| Err(Error::Folder(problem.clone())))
     }
 
     /// The files without the weights of `components`, and without checkpoints of the whole pipeline

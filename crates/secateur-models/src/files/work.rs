@@ -39,7 +39,7 @@ struct Marker {
 
 impl Marker {
     const TEXT: &str =
-        "work in progress of secateur, removed when it ends: --resume goes on with it";
+        "work in progress of secateur, removed when it ends: with `resume` a run goes on with it";
     const VERSION: u32 = 1;
 }
 

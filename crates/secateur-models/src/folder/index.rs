@@ -18,10 +18,9 @@ pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<Str
     if path.is_file() {
         let kind = SingleFile::open(path)?.kind();
         let problem = format!(
-            "a {kind} checkpoint in one file, not a model folder: secateur convert FILE --like \
-             FOLDER --out DIR makes a \
-             folder of it, with the configurations of FOLDER, a diffusers folder of the same kind \
-             of model"
+            "a {kind} checkpoint in one file, not a model folder: `secateur convert` makes one of \
+             it, with the configurations of a diffusers folder of the same kind of model, which \
+             `like FOLDER` names"
         );
         return Err(Error::invalid(path, problem));
     }

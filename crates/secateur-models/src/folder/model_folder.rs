@@ -325,7 +325,7 @@ impl ModelFolder {
     /// # Errors
     /// As told.
     pub fn check_whole(&self) -> Result<()> {
-        self.lacking().next().map_or(Ok(()), |(_, problem)| Err(Error::Request(problem)))
+        self.lacking().next().map_or(Ok(()), |(_, problem)| Err(Error::Folder(problem)))
     }
 
     /// Whether the components beside the denoiser can be used, and fit it, before weights are read.

@@ -162,9 +162,7 @@ impl<'a> Denoising<'a> {
         let output = predict(&context)?;
         if !is_finite(&output)? {
             predict(&Context { probe: Some(&FiniteProbe), ..context })?;
-            let problem =
-                format!("the denoiser's output is not finite at denoising step {}", step.index + 1);
-            return Err(Error::Request(problem));
+            return Err(Error::NotFinite { step: step.index + 1 });
         }
         Ok(output)
     }

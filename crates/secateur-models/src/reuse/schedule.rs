@@ -194,8 +194,7 @@ impl ReuseSchedule {
         }
         Err(Error::Request(format!(
             "what the model skips was learned for {} with {} steps, not for {} with {}: sample as \
-             it was learned, or let \
-             generate, compare or bench --adapt it, which takes the nearest of its steps for each",
+             it was learned, or `adapt` it to take the nearest of its steps for each",
             self.sampler, self.steps, sampler, steps
         )))
     }

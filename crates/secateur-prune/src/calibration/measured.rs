@@ -201,7 +201,7 @@ fn normalised(mut weights: Vec<f64>) -> Result<Vec<f64>> {
     if !mean.is_finite() || mean <= 0.0 {
         let problem = "the weights of the steps cannot be measured, as a little noise on the \
             model's weights does not \
-                       change its pictures, or without bounds: choose another weighting";
+            change its pictures, or without bounds: choose another weighting";
         return Err(Error::Request(problem.into()));
     }
     weights.iter_mut().for_each(|weight| *weight /= mean);

@@ -145,8 +145,8 @@ impl SavedStatistics {
 
     fn no_such(&self, input: &LayerName) -> Error {
         let problem = format!(
-            "no statistics of the input of {input}: they were gathered with another --include or \
-             --exclude"
+            "no statistics of the input of {input}: they were gathered with another `include` or \
+             `exclude`"
         );
         Error::statistics(&self.folder, problem)
     }

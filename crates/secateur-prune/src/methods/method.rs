@@ -25,7 +25,7 @@ pub struct Solved {
 
 /// A way to choose and remove weights: statistics in, weights out.
 pub trait Method: Sync {
-    /// The name on the command line.
+    /// As users call it.
     fn name(&self) -> &'static str;
 
     /// Prunes, in place, layers that read the same input, each to its pattern.

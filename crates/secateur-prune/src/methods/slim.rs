@@ -68,9 +68,9 @@ impl StructuredMethod for Slim {
     fn name(&self) -> &'static str {
         match (self.rows, self.neurons) {
             (Rows::Values, Neurons::Obs) => "slim",
-            (Rows::Values, Neurons::Leverage) => "slim --neurons leverage",
-            (Rows::Attention, Neurons::Obs) => "slim --rows attention",
-            (Rows::Attention, Neurons::Leverage) => "slim --rows attention --neurons leverage",
+            (Rows::Values, Neurons::Leverage) => "slim (leverage)",
+            (Rows::Attention, Neurons::Obs) => "slim (attention)",
+            (Rows::Attention, Neurons::Leverage) => "slim (attention, leverage)",
         }
     }
 
@@ -106,8 +106,8 @@ impl StructuredMethod for Slim {
                 if zeros > ZEROS {
                     let problem = format!(
                         "{:.0} % of its weights are zero, which low rank would fill in: make the \
-                         model smaller first and remove \
-                         single weights afterwards, or leave the layer out (--exclude)",
+                         model smaller first and remove single weights afterwards, or `exclude` \
+                         the layer",
                         100.0 * zeros
                     );
                     return Err(Error::layer(&layer, problem));

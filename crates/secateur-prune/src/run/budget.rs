@@ -68,8 +68,8 @@ impl Target {
         match self.amount {
             Amount::Parameters => format!(
                 "{:.1} % of the parameters cannot go: {of_what:.0} % of what can be made smaller, \
-                 the most, is {:.1} % of all: --budget \
-                 {:.3} is the largest",
+                 the most, is {:.1} % of all: `budget \
+                 {:.3}` is the largest",
                 100.0 * asked,
                 100.0 * can,
                 (1000.0 * can).floor() / 1000.0
@@ -77,7 +77,7 @@ impl Target {
             Amount::Macs => format!(
                 "{:.2} times fewer multiply-accumulates cannot be had: {of_what:.0} % of what can \
                  be made smaller, the most, is \
-                 {:.1} % of all: --speedup {:.2} is the largest",
+                 {:.1} % of all: `speedup {:.2}` is the largest",
                 1.0 / (1.0 - asked),
                 100.0 * can,
                 (100.0 / (1.0 - can)).floor() / 100.0

@@ -1,0 +1,166 @@
+//! Pictures of two models from the same noise, and their scores.
+
+use super::folder::{
+    BATCH, check_memory, names, no_score, open_model, output as output_folder, skipping,
+};
+use super::prompts::held_out_prompts;
+use crate::error::{Result, refuse};
+use crate::recorder::Recorder;
+use crate::settings::{CompareSettings, Positive};
+use secateur_eval::{ModelSummary, Report, Samples};
+use secateur_models::files::shown;
+use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure, Subject};
+use std::path::Path;
+
+/// Pictures of each model where no number is given.
+const SAMPLES: usize = 64;
+
+/// Pictures of a candidate beside those of a reference; the report is written where a folder for it
+/// is named.
+///
+/// # Errors
+/// If the models cannot be compared, or one of them fails.
+pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Report> {
+    let open = |path: &Path| open_model(path, settings.variant.as_deref(), observer);
+    let (reference, candidate) = (open(&settings.reference)?, open(&settings.candidate)?);
+    let sampling = settings.sampling.sampling(&reference, BATCH)?;
+    check_comparable(&reference, &candidate, &sampling)?;
+    let prompts = held_out_prompts(
+        settings.prompts.as_deref(),
+        &reference,
+        settings.samples.map_or(SAMPLES, Positive::get),
+    )?;
+    check_memory(&reference, &sampling, sampling.batch.min(prompts.len()))?;
+    let clip_path = settings.score.path(&reference);
+    let clip = settings.score.open(&reference)?;
+    reference.check_pictures()?;
+    candidate.check_pictures()?;
+    let mut notes = if clip.is_none() { vec![no_score(&reference).to_owned()] } else { Vec::new() };
+    let progress = Recorder::new(observer, &[], 0.0);
+    for line in reference.cuts(&prompts, &sampling)? {
+        progress.warn(&line);
+        notes.push(line);
+    }
+    let inputs = [
+        Some(reference.path()),
+        Some(candidate.path()),
+        settings.prompts.as_deref(),
+        clip_path.as_deref(),
+    ];
+    let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
+    let skipping = |folder: &ModelFolder| skipping(&sampling, folder, settings.skipping.adapt);
+    let samplings = [skipping(&reference)?, skipping(&candidate)?];
+    let output = settings.out.as_ref();
+    let output =
+        output.map(|out| output_folder(out, settings.force, &inputs, observer)).transpose()?;
+    let names = names(&[&settings.reference, &settings.candidate]);
+    let mut samples = Vec::new();
+    let mut models = Vec::new();
+    for ((folder, name), sampling) in [reference, candidate].into_iter().zip(&names).zip(&samplings)
+    {
+        progress.begin("load", 0, "");
+        let pipeline = Pipeline::open(folder)?;
+        models.push(model_summary(&pipeline, name, sampling)?);
+        pipeline.encode(&prompts, sampling, &progress)?;
+        progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
+        samples.push(Samples::generate(
+            &pipeline,
+            name,
+            &prompts,
+            sampling,
+            clip.as_ref(),
+            &progress,
+        )?);
+    }
+    for (model, samples) in models.iter_mut().zip(&samples) {
+        model.step_seconds = samples.step_seconds();
+    }
+    let (comparison, pictures) = samples[0].compare(&samples[1])?;
+    let (stages, peak_bytes) = progress.stages();
+    let report = Report {
+        format_version: Report::FORMAT_VERSION,
+        title: format!("{} beside {}", comparison.candidate, comparison.reference),
+        command: settings.command.clone(),
+        secateur_version: env!("CARGO_PKG_VERSION").into(),
+        seed: sampling.seed,
+        settings: serde_json::Map::new(),
+        models,
+        comparison: Some(comparison),
+        layers: Vec::new(),
+        groups: Vec::new(),
+        skipping: None,
+        stages,
+        peak_bytes,
+        notes,
+    };
+    if let Some(output) = output {
+        report.write(&pictures, &output.path())?;
+        output.finish()?;
+    }
+    Ok(report)
+}
+
+/// Fails where two models do not draw pictures of the same size from the same prompts.
+fn check_comparable(
+    reference: &ModelFolder,
+    candidate: &ModelFolder,
+    sampling: &Sampling,
+) -> Result<()> {
+    let told = |folder: &ModelFolder| match folder.subject() {
+        Subject::Text => "texts",
+        Subject::Label => "labels",
+        Subject::Nothing => "nothing",
+    };
+    let (one, other) = (shown(reference.path()), shown(candidate.path()));
+    if reference.subject() != candidate.subject() {
+        let (told, other_told) = (told(reference), told(candidate));
+        refuse!("{one} and {other} cannot be compared: one is told {told}, the other {other_told}");
+    }
+    if reference.factor() != candidate.factor() {
+        let (pixels, other_pixels) = (reference.factor(), candidate.factor());
+        refuse!(
+            "{one} and {other} cannot be compared: a latent is {pixels} pixels wide in one, \
+             {other_pixels} in the other"
+        );
+    }
+    Ok(candidate.check(sampling)?)
+}
+
+/// What a model's denoiser is made of.
+pub(super) fn model_summary(
+    pipeline: &Pipeline,
+    name: &str,
+    sampling: &Sampling,
+) -> Result<ModelSummary> {
+    let (mut parameters, mut zeros) = (0, 0);
+    let folder = pipeline.folder();
+    let mut file_bytes = folder.checkpoint().bytes();
+    for (name, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name))
+    {
+        if let Some(info) = folder.checkpoint().tensor(name) {
+            // What was removed since it was opened.
+            let gone = info.elements().saturating_sub(tensor.elem_count());
+            file_bytes -= (gone * info.bytes_each()) as u64;
+        }
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        parameters += values.len() as u64;
+        zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
+    }
+    let macs = macs_a_call(&pipeline.structure(sampling), sampling)?;
+    Ok(ModelSummary {
+        name: name.to_owned(),
+        parameters,
+        zeros,
+        macs,
+        file_bytes,
+        step_seconds: None,
+    })
+}
+
+/// Multiply-accumulates of a call for one sample: on average, where some calls skip.
+pub(super) fn macs_a_call(structure: &Structure, sampling: &Sampling) -> Result<u64> {
+    match &sampling.reuse {
+        Some(reuse) => Ok(reuse.macs(structure)? / reuse.computed.len().max(1) as u64),
+        None => Ok(structure.macs()),
+    }
+}

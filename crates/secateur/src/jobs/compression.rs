@@ -1,0 +1,472 @@
+//! What all methods that calibrate have in common: from the request to the new model and its
+//! report.
+
+mod dry_run;
+mod needs;
+
+use super::compare::model_summary;
+use super::folder::{
+    BATCH, Job, borrowed, check_memory, links_left_out, names, no_score, skipping,
+};
+use super::plan::{Done, finished};
+use super::prompts::prompt_lists;
+use crate::error::{Error, Result, refuse};
+use crate::format::spelled;
+use crate::machine::Product;
+use crate::recorder::Recorder;
+use crate::settings::{CalibrationSettings, Positive, SharedSettings};
+use dry_run::DryRun;
+use needs::Needs;
+pub(super) use needs::{STATISTICS, plan};
+use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
+use secateur_models::files::{digest_of_texts, shown};
+use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
+use secateur_prune::{
+    Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Identity, Journal,
+    ModuleErrors, Outcome, Pattern, Plan, PlannedLayer, SavedStatistics, Source, Task, Weighting,
+    allocate, prune,
+};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What is asked for.
+pub(super) struct Request<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) settings: &'a CalibrationSettings,
+    pub(super) shared: &'a SharedSettings,
+    pub(super) folder: ModelFolder,
+    pub(super) calibration: Calibration,
+    pub(super) report_prompts: Vec<String>,
+    pub(super) task: Task<'a>,
+    /// How much goes, in words.
+    pub(super) removed: String,
+    pub(super) budget: Budget,
+    /// For the report.
+    pub(super) notes: Vec<String>,
+}
+
+/// The new model, or what would be done.
+pub(super) fn run(request: Request<'_>) -> Result<Done> {
+    let Request { job, settings: args, shared, folder, calibration, report_prompts, .. } = request;
+    let Request { task, removed, budget, mut notes, .. } = request;
+    if job.resume && args.save_statistics.is_some() {
+        refuse!("`resume` cannot be used with `save-statistics`");
+    }
+    let task = &task;
+    let (allocation, judged) = (budget.allocation, report_prompts.len());
+    let (of_folder, of_calibration) = (&folder, &calibration);
+    let needs = Needs {
+        settings: args,
+        score: &shared.score,
+        folder: of_folder,
+        calibration: of_calibration,
+        task,
+        allocation,
+        judged,
+    };
+    let (mut plan, footprint) = needs.plan()?;
+    let one = plan.packages.len() == 1;
+    if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
+        refuse!(
+            "statistics can be saved and used again only with one package, as later packages see a \
+             pruned model; this plan has {}: with `packages 1` or more `memory` it has one",
+            plan.packages.len()
+        );
+    }
+    let saved_before = args.statistics.is_some();
+    let what = (&plan, task, removed.as_str());
+    let mut dry =
+        DryRun::new(&folder, what, &calibration, judged, (allocation, saved_before), footprint)?;
+    notes.extend(too_few(&folder, &plan, &calibration)?);
+    let wanted = args.packages.map(Positive::get);
+    if let Some(packages) = wanted.filter(|packages| *packages > plan.packages.len()) {
+        notes.push(format!("`packages` {packages}, and there are {} at most", plan.packages.len()));
+    }
+    if judged > 0 {
+        folder.check_pictures()?;
+    }
+    notes.extend(
+        folder
+            .cuts(&[&calibration.prompts[..], &report_prompts].concat(), &calibration.sampling)?,
+    );
+    let copied = folder.copied_bytes()?;
+    check_memory(
+        &folder,
+        &calibration.sampling,
+        calibration.sampling.batch.min(calibration.prompts.len()),
+    )?;
+    let mut inputs = job.inputs(shared, &folder);
+    inputs.extend(args.statistics.clone());
+    if job.dry_run {
+        job.check_output(&borrowed(&inputs), copied)?;
+        inputs.extend(job.out.map(Path::to_owned));
+        for path in [&args.save_statistics, &args.carry_statistics].into_iter().flatten() {
+            job.check_other_output(path, &borrowed(&inputs))?;
+            inputs.push(path.clone());
+        }
+        if let Some(path) = &args.statistics {
+            SavedStatistics::open(path, &Fingerprint::new(&folder, &calibration, &())?, &())?
+                .check(&plan)?;
+        }
+        dry.notes = notes;
+        return Done::plan(&folder, dry.text(), &dry, dry.time.seconds);
+    }
+    // From here on a signal ends the work in order, and the temporary folders go with it.
+    let progress = Recorder::new(job.observer, &dry.time.stages, job.later);
+    let mut output = job.output(&borrowed(&inputs))?;
+    let fingerprint = Fingerprint::new(&folder, &calibration, &progress)?;
+    let saved = args
+        .statistics
+        .as_ref()
+        .map(|path| SavedStatistics::open(path, &fingerprint, &progress))
+        .transpose()?;
+    saved.as_ref().map_or(Ok(()), |saved| saved.check(&plan))?;
+    let run = Identity::new(
+        &fingerprint,
+        calibration.sampling.batch,
+        &plan,
+        task,
+        budget,
+        saved.as_ref(),
+    )?;
+    // What is only copied counts, too.
+    let score = shared.score.digest(&folder, judged, &progress)?;
+    let carried =
+        args.carry_statistics.as_ref().map_or(String::new(), |path| shown(path).to_string());
+    let request = [
+        run.sha256()?,
+        folder.digest(&progress)?,
+        digest_of_texts(&report_prompts),
+        score,
+        carried,
+    ];
+    if output.is_finished(&digest_of_texts(&request))? {
+        return finished(&output, &progress);
+    }
+    output.check_progress(Journal::is_own)?;
+    OutputFolder::check_space(output.target(), copied)?;
+    let clip = shared.score.open(&folder)?;
+    if clip.is_none() && !report_prompts.is_empty() {
+        notes.push(no_score(&folder).into());
+    }
+    notes.extend(links_left_out(&folder));
+    inputs.push(output.target().to_owned());
+    let mut folder_for = |path: &Option<PathBuf>| {
+        let output =
+            path.as_ref().map(|path| job.other_output(path, &borrowed(&inputs))).transpose()?;
+        // None is in another.
+        inputs.extend(output.as_ref().map(|output| output.target().to_owned()));
+        Ok::<_, Error>(output)
+    };
+    let (statistics_output, carried_output) =
+        (folder_for(&args.save_statistics)?, folder_for(&args.carry_statistics)?);
+    let journal = match job.resume {
+        true => Journal::open(&output.progress(), &run, &progress)?,
+        false => Journal::create(&output.progress(), &run)?,
+    };
+
+    progress.note(&dry.summary());
+    notes.iter().for_each(|note| progress.note(note));
+    if job.resume {
+        let (finished, images) = journal.finished();
+        progress.note(&format!("{finished} of {} packages are finished", plan.packages.len()));
+        if images > 0 {
+            progress.note(&format!(
+                "of the next, {images} of {} images are summed up",
+                calibration.prompts.len()
+            ));
+        }
+    }
+    progress.begin("load", 0, "");
+    let names = names(&[folder.path(), output.target()]);
+    let mut pipeline = Pipeline::open(folder)?;
+    let texts = [&calibration.prompts[..], &report_prompts].concat();
+    pipeline.encode(&texts, &calibration.sampling, &progress)?;
+    // It may find that the model cannot be made smaller so.
+    if let Task::Structured { method, .. } = task {
+        method.prepare(&pipeline, &plan, &calibration, &progress)?;
+    }
+    // The report's noise is not the calibration's.
+    let sampling = Sampling {
+        seed: calibration.sampling.seed.wrapping_add(1),
+        ..calibration.sampling.clone()
+    };
+    let sampling = skipping(&sampling, pipeline.folder(), false)?;
+    let evaluation =
+        Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
+    let mut models = vec![model_summary(&pipeline, &names[0], &evaluation.sampling)?];
+    let dense = evaluation.samples(&pipeline, &names[0])?;
+    let mut product = Product::default();
+    product.measure();
+    let step_weights = match &saved {
+        Some(saved) => saved.step_weights().to_vec(),
+        None => calibration.step_weights(&mut pipeline, &progress)?,
+    };
+    if calibration.weighting == Weighting::Measured {
+        progress.note(&format!("weights of the steps, as measured: {}", spelled(&step_weights)));
+    }
+    let calibrating = Source::Calibration(&calibration, &step_weights, Some(&journal));
+    let mut gathered = None;
+    if budget.allocation != Allocation::Uniform {
+        let settings = match journal.settings(&progress) {
+            Some(settings) => settings,
+            None => {
+                let source = saved.as_ref().map(Source::Saved);
+                let source = source.as_ref().unwrap_or(&calibrating);
+                let (settings, statistics) =
+                    allocate(&mut pipeline, &plan, task, source, &calibration, budget, &progress)?;
+                journal.set_settings(&settings, plan.packages.len())?;
+                gathered = statistics;
+                settings
+            }
+        };
+        plan.set(&settings);
+    }
+    let source = match (&saved, &gathered) {
+        (Some(saved), _) => Source::Saved(saved),
+        (None, Some(gathered)) => Source::Gathered(gathered),
+        (None, None) => calibrating,
+    };
+    let dimensions = plan.groups().any(|planned| matches!(planned.group, Group::Dimensions(_)));
+    let module_errors =
+        dimensions.then(|| ModuleErrors::new(&pipeline, &calibration, &progress)).transpose()?;
+    // A finished package has no statistics to carry.
+    let journal = carried_output.is_none().then_some(&journal);
+    let mut outcome =
+        prune(&mut pipeline, &plan, task, &source, module_errors.as_ref(), journal, &progress)?;
+    if statistics_output.is_none() && carried_output.is_none() {
+        outcome.statistics.clear();
+    }
+    product.measure();
+    let pruned = evaluation.samples(&pipeline, &names[1])?;
+    models.push(model_summary(&pipeline, &names[1], &evaluation.sampling)?);
+
+    progress.begin("save", pipeline.parameters().iter().count(), "tensors");
+    pipeline.folder().write(&output.path(), &outcome.edits, &progress)?;
+    if let Some(output) = &statistics_output {
+        let statistics = gathered.as_ref().unwrap_or(&outcome.statistics);
+        SavedStatistics::write(&output.path(), statistics, &step_weights, &fingerprint)?;
+    }
+    if let Some(carried_output) = &carried_output {
+        let carried = source.carried(&plan, &outcome)?;
+        let new = ModelFolder::open(&output.path(), pipeline.folder().variant())?;
+        let of_new = Fingerprint::new(&new, &calibration, &progress)?;
+        SavedStatistics::write(&carried_output.path(), &carried, &step_weights, &of_new)?;
+    }
+    for (model, samples) in models.iter_mut().zip([&dense, &pruned]) {
+        model.step_seconds = samples.as_ref().and_then(Samples::step_seconds);
+    }
+    let (comparison, pictures) = match (dense, pruned) {
+        (Some(dense), Some(pruned)) => {
+            dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?
+        }
+        _ => (None, Vec::<PicturePair>::new()),
+    };
+    notes.extend(damped(&outcome));
+    notes.extend(mixed(&plan, task));
+    if let ([before, after], Task::Weights { .. }) = (models.as_slice(), task)
+        && after.zeros <= before.zeros
+    {
+        let note = format!(
+            "nothing was removed: {} of {} weights were zero before",
+            before.zeros, before.parameters
+        );
+        progress.warn(&note);
+        notes.push(note);
+    }
+    let (mut stages, peak_bytes) = progress.stages();
+    // Packages that were finished before were not calibrated now.
+    if !job.resume
+        && let Some(stage) = stages.iter_mut().find(|stage| stage.name == "calibrate")
+    {
+        stage.floor_seconds = Some(dry.calibration_floor(product.rate().median));
+    }
+    let report = Report {
+        format_version: Report::FORMAT_VERSION,
+        title: format!("{}, {removed} removed by {}", names[0], task.method()),
+        command: job.command.into(),
+        secateur_version: env!("CARGO_PKG_VERSION").into(),
+        seed: shared.sampling.seed(),
+        settings: settings(
+            args,
+            &calibration,
+            &step_weights,
+            &plan,
+            (task.method(), &removed),
+            budget,
+        ),
+        models,
+        comparison,
+        layers: layers(&outcome),
+        groups: groups(&outcome),
+        skipping: None,
+        stages,
+        peak_bytes,
+        notes,
+    };
+    report.write(&pictures, &output.path())?;
+    // Where the new model is, its statistics are.
+    statistics_output.map(OutputFolder::finish).transpose()?;
+    carried_output.map(OutputFolder::finish).transpose()?;
+    output.finish()?;
+    Ok(Done::Model(Box::new(report)))
+}
+
+/// What is said where an input has fewer rows in the statistics than it is wide.
+fn too_few(folder: &ModelFolder, plan: &Plan, calibration: &Calibration) -> Result<Option<String>> {
+    let samples = calibration.prompts.len() * folder.samples_of_run(&calibration.sampling)?;
+    let rows = |layer: &PlannedLayer| samples * layer.tokens.div_ceil(calibration.token_stride);
+    let few: Vec<&PlannedLayer> =
+        plan.layers().filter(|layer| rows(layer) < layer.columns).collect();
+    let worst = few.iter().min_by(|a, b| (rows(a) * b.columns).cmp(&(rows(b) * a.columns)));
+    Ok(worst.map(|worst| {
+        format!(
+            "too few calibration samples: the input of {} has {} rows in its statistics and is {} \
+             wide, and {} more layers are like \
+             that; more `samples`, or a smaller `token-stride`, make the result better",
+            worst.name,
+            rows(worst),
+            worst.columns,
+            few.len() - 1
+        )
+    }))
+}
+
+/// Pictures for the report.
+struct Evaluation<'a> {
+    prompts: &'a [String],
+    sampling: Sampling,
+    clip: Option<&'a ClipModel>,
+    progress: &'a dyn Observer,
+}
+
+impl Evaluation<'_> {
+    fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Option<Samples>> {
+        if self.prompts.is_empty() {
+            return Ok(None);
+        }
+        self.progress.begin(
+            &format!("evaluate {name}"),
+            self.prompts.len() * self.sampling.steps,
+            "image steps",
+        );
+        let samples = Samples::generate(
+            pipeline,
+            name,
+            self.prompts,
+            &self.sampling,
+            self.clip,
+            self.progress,
+        )?;
+        Ok(Some(samples))
+    }
+}
+
+/// The calibration with `samples` prompts of the model's own list where no number is given, prompts
+/// of the report, and notes.
+pub(super) fn prompts(
+    settings: &CalibrationSettings,
+    shared: &SharedSettings,
+    folder: &ModelFolder,
+    samples: usize,
+) -> Result<(Calibration, Vec<String>, Vec<String>)> {
+    let (prompts, report, notes) = prompt_lists(&shared.prompts, folder, samples)?;
+    let calibration = Calibration {
+        prompts,
+        sampling: shared.sampling.sampling(folder, BATCH)?,
+        weighting: settings.weighting(),
+        token_stride: settings.token_stride(),
+    };
+    Ok((calibration, report, notes))
+}
+
+fn layers(outcome: &Outcome) -> Vec<LayerReport> {
+    let layer = |layer: &secateur_prune::LayerOutcome| LayerReport {
+        name: layer.name.to_string(),
+        rows: layer.rows,
+        columns: layer.columns,
+        sparsity: layer.zeros as f64 / (layer.rows * layer.columns).max(1) as f64,
+        error: layer.error,
+        damping: layer.damping,
+        package: layer.package,
+    };
+    outcome.layers.iter().map(layer).collect()
+}
+
+fn groups(outcome: &Outcome) -> Vec<GroupReport> {
+    let group = |group: &GroupOutcome| GroupReport {
+        name: group.name.to_string(),
+        kind: group.kind.clone(),
+        count: group.count,
+        removed: group.removed.len(),
+        error: group.error,
+        module_error: group.module_error,
+    };
+    outcome.groups.iter().map(group).collect()
+}
+
+/// What became of one N:M pattern by allocation.
+fn mixed(plan: &Plan, task: &Task<'_>) -> Option<String> {
+    let Task::Weights { pattern: wanted @ Pattern::SemiStructured { .. }, .. } = task else {
+        return None;
+    };
+    let mut layers = BTreeMap::<String, usize>::new();
+    for pattern in plan.layers().filter_map(|layer| layer.pattern) {
+        *layers.entry(pattern.to_string()).or_default() += 1;
+    }
+    let counts: Vec<_> =
+        layers.iter().map(|(pattern, count)| format!("{count} layers {pattern}")).collect();
+    (counts.len() > 1).then(|| {
+        let counts = counts.join(", ");
+        format!(
+            "not all layers are {wanted}: {counts}; for hardware that wants {wanted}, \
+            `allocation uniform`"
+        )
+    })
+}
+
+/// Hessians that needed more damping than usual.
+fn damped(outcome: &Outcome) -> Vec<String> {
+    let raised = outcome.layers.iter().filter(|layer| layer.damping > Factor::DAMPING);
+    raised
+        .map(|l| {
+            format!(
+                "{}: damping raised to {} to make its Hessian positive definite",
+                l.name, l.damping
+            )
+        })
+        .collect()
+}
+
+fn settings(
+    args: &CalibrationSettings,
+    calibration: &Calibration,
+    step_weights: &[f64],
+    plan: &Plan,
+    (method, removed): (&str, &str),
+    budget: Budget,
+) -> Map<String, Value> {
+    let sampling = &calibration.sampling;
+    let settings = json!({
+        "method": method,
+        "removed": removed,
+        "calibration prompts": calibration.prompts.len(),
+        "calibration steps": sampling.steps,
+        "sampler": sampling.sampler.to_string(),
+        "token stride": calibration.token_stride,
+        "guidance": sampling.guidance,
+        "batch": sampling.batch,
+        "timestep weighting": calibration.weighting.to_string(),
+        "timestep weights": spelled(step_weights),
+        "allocation": budget.allocation.to_string(),
+        "packages": plan.packages.len(),
+        "statistics": if args.statistics.is_some() { "saved before" } else { "of this run" },
+        "seed of the report's noise": sampling.seed.wrapping_add(1),
+        "threads": rayon::current_num_threads(),
+    });
+    match settings {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}

@@ -1,0 +1,213 @@
+//! The memory of a run, and the packages that fit into it.
+
+use crate::error::{Result, refuse};
+use crate::footprint::{Footprint, Model};
+use crate::settings::{CalibrationSettings, Positive, ScoreSettings};
+use secateur_models::{ModelFolder, Operation, Sampling, Structure};
+use secateur_prune::{
+    Allocation, Calibration, Package, Packages, Plan, Selection, Task, Weighting,
+    influence_pictures,
+};
+use std::collections::BTreeSet;
+
+/// The default for statistics and solver, beside what the model takes.
+pub(crate) const STATISTICS: u64 = 4 << 30;
+
+/// What the memory of a run depends on, beside its plan.
+pub(super) struct Needs<'a> {
+    pub(super) settings: &'a CalibrationSettings,
+    pub(super) score: &'a ScoreSettings,
+    pub(super) folder: &'a ModelFolder,
+    pub(super) calibration: &'a Calibration,
+    pub(super) task: &'a Task<'a>,
+    pub(super) allocation: Allocation,
+    /// Pictures of the report.
+    pub(super) judged: usize,
+}
+
+impl Needs<'_> {
+    /// What the settings ask for: that many packages, or as few as fit into the memory.
+    pub(super) fn plan(&self) -> Result<(Plan, Footprint)> {
+        let Self { settings, folder, calibration, task, .. } = self;
+        let with = |packages| {
+            let mut plan = plan(settings, folder, &calibration.sampling, task, packages)?;
+            if settings.carry_statistics.is_some() {
+                plan.carry(&folder.structure(&calibration.sampling))?;
+            }
+            Ok::<_, secateur_prune::Error>(plan)
+        };
+        // Saved statistics are read one input at a time; those to carry are of one package.
+        let one = settings.statistics.is_some() || settings.carry_statistics.is_some();
+        let Some(memory) = settings.memory else {
+            let packages = match settings.packages.map(Positive::get) {
+                Some(count) => Packages::Count(count),
+                None if one => Packages::Count(1),
+                None => Packages::Memory(STATISTICS),
+            };
+            let plan = with(packages)?;
+            let footprint = self.footprint(&plan)?;
+            return Ok((plan, footprint));
+        };
+        let memory = memory.as_u64();
+        let mut least: Option<Footprint> = None;
+        for count in 1.. {
+            let plan = with(Packages::Count(count))?;
+            let footprint = self.footprint(&plan)?;
+            if footprint.total() <= memory {
+                return Ok((plan, footprint));
+            }
+            // There are no more units, or only one package is of use.
+            let last = one || plan.packages.len() < count;
+            if least.as_ref().is_none_or(|least| footprint.total() < least.total()) {
+                least = Some(footprint);
+            }
+            if last {
+                break;
+            }
+        }
+        let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
+        let least = least.unwrap_or_else(Footprint::new);
+        refuse!(
+            "`memory {} MiB` does not hold this run: at least {} MiB are needed; a smaller `batch` \
+             needs less\n{}",
+            mebibytes(memory),
+            mebibytes(least.total()),
+            least.table()
+        )
+    }
+
+    /// The memory of the run, stage by stage.
+    pub(super) fn footprint(&self, plan: &Plan) -> Result<Footprint> {
+        let Self { settings, score, folder, calibration, task, allocation, judged } = self;
+        let sampling = &calibration.sampling;
+        let scorer = score.path(folder).filter(|_| score.is_used(folder));
+        let model =
+            Model::new(folder, sampling, (calibration.prompts.len(), *judged), scorer.as_deref())?;
+        let structure = folder.structure(sampling);
+        let saved = settings.statistics.is_some();
+        let mut footprint = Footprint::new();
+
+        footprint.add("encode", model.encoding());
+        if let Task::Structured { method, .. } = task
+            && let (drawn, 1..) = method.preparation(calibration)
+        {
+            let learned = group_bytes(plan, &structure);
+            let graph = structure.graph_bytes() * sampling.batch.min(drawn) as u64;
+            let own = [
+                ("denoiser packed", model.packed()),
+                ("what is learned, and its gradients", 2 * learned),
+                ("packed for gradients", model.packed() + structure.backward_bytes()),
+                ("kept for gradients", graph),
+            ];
+            footprint.add("gradients", model.loaded().into_iter().chain(own));
+        }
+        if calibration.weighting == Weighting::Measured && !saved {
+            let prunable = structure.layers().filter(|layer| layer.prunable.is_some());
+            let second = 4 * prunable.map(|layer| layer.operation.weights()).sum::<u64>();
+            footprint.add("weigh", model.calls().chain([("second copy of weights", second)]));
+        }
+
+        let largest =
+            |of: &dyn Fn(&Package) -> u64| plan.packages.iter().map(of).max().unwrap_or(0);
+        let statistics = |package: &Package| match saved {
+            true => package.largest_statistics_bytes(),
+            false => package.statistics_bytes(),
+        };
+        let held = largest(&statistics);
+        if !saved {
+            let gram = largest(&Package::gram_bytes);
+            footprint.add(
+                "calibrate",
+                model.calls().chain([("statistics", held), ("Gram products", gram)]),
+            );
+        }
+        let solver = largest(&|package| package.solver_bytes(*task));
+        if *allocation != Allocation::Uniform {
+            let activations = model.activations(influence_pictures(calibration).0);
+            let own = [
+                ("statistics", held),
+                ("denoiser packed", model.packed()),
+                ("solver, or activations", solver.max(activations)),
+                ("weights of a try", largest_weights(plan, &structure)),
+            ];
+            footprint.add("try", model.beside_the_denoiser().chain(own));
+        }
+        // What is packed stays, but for weights that were replaced. Of those that get smaller, the
+        // pages stay with the allocator: the new ones are of another size.
+        let replaced = match task {
+            Task::Weights { .. } => 0,
+            Task::Structured { .. } => group_bytes(plan, &structure),
+        };
+        let own = [
+            ("statistics", held),
+            ("denoiser packed", model.packed()),
+            ("pages of replaced weights", replaced),
+            ("solver", solver),
+        ];
+        footprint.add("solve", model.beside_the_denoiser().chain(own));
+        let kept = kept_to_the_end(settings) * held;
+        if *judged > 0 {
+            footprint.add("evaluate", model.evaluation(2).chain([("statistics", kept)]));
+        }
+        if kept > 0 {
+            // Where no pictures were drawn of the new model, it is not packed.
+            let packed = if *judged > 0 { model.packed() } else { 0 };
+            let own =
+                [("denoiser packed", packed), ("statistics as they are written", kept + held)];
+            footprint.add("save", model.beside_the_denoiser().chain(own));
+        }
+        Ok(footprint)
+    }
+}
+
+/// How many times the statistics are held when the new model is drawn from: as they are, and as
+/// they are carried over.
+fn kept_to_the_end(settings: &CalibrationSettings) -> u64 {
+    u64::from(settings.save_statistics.is_some() || settings.carry_statistics.is_some())
+        + u64::from(settings.carry_statistics.is_some())
+}
+
+/// Bytes of the weights that feed or read what the plan removes some of.
+fn group_bytes(plan: &Plan, structure: &Structure) -> u64 {
+    let layers =
+        plan.groups().flat_map(|planned| planned.group.inputs().chain(planned.group.outputs()));
+    let layers: BTreeSet<_> = layers.collect();
+    let of_groups = structure.layers().filter(|layer| layers.contains(&layer.name));
+    4 * of_groups.map(|layer| Operation::weights(&layer.operation)).sum::<u64>()
+}
+
+/// Bytes of the most weights that are changed at once: those of an input, or of groups that are
+/// read together.
+fn largest_weights(plan: &Plan, structure: &Structure) -> u64 {
+    let of_input = plan.packages.iter().flat_map(|package| &package.inputs).map(|input| {
+        input
+            .layers
+            .iter()
+            .map(|layer| (size_of::<f32>() * layer.rows * layer.columns) as u64)
+            .sum::<u64>()
+    });
+    match plan.groups().next() {
+        None => of_input.max().unwrap_or(0),
+        Some(_) => {
+            let groups = plan.groups().map(|planned| {
+                let layers: BTreeSet<_> =
+                    planned.group.inputs().chain(planned.group.outputs()).collect();
+                let layers = structure.layers().filter(|layer| layers.contains(&layer.name));
+                4 * layers.map(|layer| layer.operation.weights()).sum::<u64>()
+            });
+            groups.max().unwrap_or(0)
+        }
+    }
+}
+
+/// What the task changes of the layers that were chosen.
+pub(crate) fn plan(
+    settings: &CalibrationSettings,
+    folder: &ModelFolder,
+    sampling: &Sampling,
+    task: &Task<'_>,
+    packages: Packages,
+) -> secateur_prune::Result<Plan> {
+    let selection = Selection::new(&settings.include, &settings.exclude)?;
+    Plan::new(&folder.structure(sampling), &selection, packages, task)
+}

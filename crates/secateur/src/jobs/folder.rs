@@ -1,0 +1,287 @@
+//! What jobs make of their settings: models, samplings, outputs and scores.
+
+use crate::error::{Result, refuse};
+use crate::format::bytes;
+use crate::memory;
+use crate::settings::{
+    ModelSettings, Positive, PromptSettings, SamplingSettings, ScoreSettings, SharedSettings,
+};
+use secateur_models::files::shown;
+use secateur_models::{
+    ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject,
+};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// No model is sampled with more guidance.
+const LARGEST_GUIDANCE: f64 = 65535.0;
+
+/// Images at a time where no number is given.
+pub(crate) const BATCH: usize = 8;
+
+/// The model that is used when none is named.
+const DEFAULT_MODEL: &str = "models/emoji-mmdit";
+
+/// Where a method reads and writes, and what is known of the work around it.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub(crate) model: &'a ModelSettings,
+    /// None where nothing is written.
+    pub(crate) out: Option<&'a Path>,
+    /// The file of the recipe.
+    pub(crate) file: Option<&'a Path>,
+    pub(crate) force: bool,
+    pub(crate) resume: bool,
+    /// Only say what would be done.
+    pub(crate) dry_run: bool,
+    /// The output is part of another one's progress.
+    pub(crate) part: bool,
+    /// Seconds of what comes after it.
+    pub(crate) later: f64,
+    /// How a report says that it was made.
+    pub(crate) command: &'a str,
+    pub(crate) observer: &'a dyn Observer,
+}
+
+impl ModelSettings {
+    pub(crate) fn open(&self, observer: &dyn Observer) -> Result<ModelFolder> {
+        let default = Path::new(DEFAULT_MODEL);
+        let path = match &self.model {
+            Some(path) => path,
+            None if default.is_dir() => default,
+            None => refuse!(
+                "no MODEL given, and there is no {DEFAULT_MODEL} here: run this in the folder of \
+                 the repository, which has it, or name a model folder in the diffusers layout"
+            ),
+        };
+        open_model(path, self.variant.as_deref(), observer)
+    }
+}
+
+/// Opens a model folder, and says what a user should know of it.
+pub(crate) fn open_model(
+    path: &Path,
+    variant: Option<&str>,
+    observer: &dyn Observer,
+) -> Result<ModelFolder> {
+    if path.symlink_metadata().is_err() {
+        refuse!("{}: no such folder{}", shown(path), meant(path).unwrap_or_default());
+    }
+    let folder = ModelFolder::open(path, variant)?;
+    folder.warnings().iter().for_each(|warning| observer.warn(warning));
+    Ok(folder)
+}
+
+/// What may have been meant by the name of a folder that is not there.
+pub(crate) fn meant(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    if ["heads", "neurons"].contains(&name) {
+        return Some(format!(": for that option write `structured={name}`"));
+    }
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folders = std::fs::read_dir(parent).ok()?.flatten().filter(|entry| entry.path().is_dir());
+    let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
+    let alike = |other: &String| strsim::normalized_damerau_levenshtein(name, other);
+    let nearest =
+        names.map(|other| (alike(&other), other)).max_by(|one, other| one.0.total_cmp(&other.0));
+    let (_, nearest) = nearest.filter(|(alike, _)| *alike > 0.6)?;
+    Some(format!(": {} is there", shown(&parent.join(nearest))))
+}
+
+impl SamplingSettings {
+    /// How to sample, `batch` images at a time where no number is given.
+    pub(crate) fn sampling(&self, folder: &ModelFolder, batch: usize) -> Result<Sampling> {
+        let own = folder.sampling();
+        let guidance = self.guidance.unwrap_or(own.guidance);
+        if !guidance.is_finite() || guidance.abs() > LARGEST_GUIDANCE {
+            refuse!("guidance {guidance} is not a number to sample with");
+        }
+        let factor = folder.factor();
+        let latents = |side: &str, pixels: Option<Positive>, own: usize| match pixels
+            .map(Positive::get)
+        {
+            None => Ok(own),
+            Some(pixels) if pixels.is_multiple_of(factor) => Ok(pixels / factor),
+            Some(pixels) => {
+                refuse!("`{side} {pixels}` is not a multiple of {factor}, the pixels of a latent")
+            }
+        };
+        let sampling = Sampling {
+            steps: self.steps.map_or(own.steps, Positive::get),
+            latent: (
+                latents("height", self.height, own.latent.0)?,
+                latents("width", self.width, own.latent.1)?,
+            ),
+            guidance,
+            sampler: self.sampler.map_or_else(|| folder.sampler(), Ok)?,
+            negative_prompt: self.negative_prompt.clone().unwrap_or_default(),
+            seed: self.seed(),
+            batch: self.batch.map_or(batch, Positive::get),
+            ..own
+        };
+        folder.check(&sampling)?;
+        Ok(sampling)
+    }
+}
+
+impl<'a> Job<'a> {
+    fn options(&self) -> OutputOptions<'a> {
+        OutputOptions {
+            replace: self.force,
+            resume: self.resume,
+            part: self.part,
+            observer: self.observer,
+        }
+    }
+
+    /// Prepares the folder of the new model, which also keeps what the run finishes.
+    pub(crate) fn output(&self, inputs: &[&Path]) -> Result<OutputFolder<'a>> {
+        let Some(out) = self.out else { refuse!("`out DIR` is needed") };
+        Ok(OutputFolder::create(out, self.options(), inputs)?)
+    }
+
+    /// The files and folders that are read for a model of `folder`.
+    pub(crate) fn inputs(&self, shared: &SharedSettings, folder: &ModelFolder) -> Vec<PathBuf> {
+        let PromptSettings { prompts, report_prompts, .. } = &shared.prompts;
+        let files = [prompts.as_deref(), report_prompts.as_deref(), self.file];
+        let files = files.into_iter().flatten().map(Path::to_owned);
+        files.chain(shared.score.path(folder)).chain([folder.path().to_owned()]).collect()
+    }
+
+    /// Prepares the folder of another output, that no run goes on with.
+    pub(crate) fn other_output(&self, out: &Path, inputs: &[&Path]) -> Result<OutputFolder<'a>> {
+        let options = OutputOptions { resume: false, ..self.options() };
+        Ok(OutputFolder::create(out, options, inputs)?)
+    }
+
+    /// Fails where the folder of the new model cannot be made, if it is named, or `copied` bytes
+    /// have no room there.
+    pub(crate) fn check_output(&self, inputs: &[&Path], copied: u64) -> Result<()> {
+        let Some(out) = self.out else { return Ok(()) };
+        OutputFolder::check(out, self.options(), inputs)?;
+        Ok(OutputFolder::check_space(out, copied)?)
+    }
+
+    /// Fails where such another output cannot be made.
+    pub(crate) fn check_other_output(&self, out: &Path, inputs: &[&Path]) -> Result<()> {
+        let options = OutputOptions { resume: false, ..self.options() };
+        Ok(OutputFolder::check(out, options, inputs)?)
+    }
+}
+
+/// The folder of an output that no run goes on with.
+pub(crate) fn output<'a>(
+    out: &Path,
+    force: bool,
+    inputs: &[&Path],
+    observer: &'a dyn Observer,
+) -> Result<OutputFolder<'a>> {
+    let options = OutputOptions { replace: force, observer, ..OutputOptions::default() };
+    Ok(OutputFolder::create(out, options, inputs)?)
+}
+
+/// Paths as they are handed on.
+pub(crate) fn borrowed(paths: &[PathBuf]) -> Vec<&Path> {
+    paths.iter().map(PathBuf::as_path).collect()
+}
+
+/// What is said of links in a model folder that are not followed.
+pub(crate) fn links_left_out(folder: &ModelFolder) -> Option<String> {
+    let links: Vec<String> = folder.links_left_out().map(|link| shown(link).to_string()).collect();
+    let first = links.first()?;
+    let problem = "not copied: links are followed in one step, to files in the model folder or \
+        called as a model's are";
+    Some(format!(
+        "{}: {first} and {} more links are {problem}",
+        shown(folder.path()),
+        links.len() - 1
+    ))
+}
+
+/// Refuses images whose activations this machine cannot hold: `images` at a time.
+pub(crate) fn check_memory(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Result<()> {
+    let needed = folder.memory(sampling, folder.passes(sampling.guidance) * images).activations;
+    if let Some(all) = memory::of_machine().filter(|all| needed > *all) {
+        let (height, width) =
+            (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor());
+        refuse!(
+            "{images} image(s) at a time of {height} x {width} pixels take {} of activations, and \
+             this machine has {} of memory: give a smaller `height`, `width` or `batch`",
+            bytes(needed),
+            bytes(all)
+        );
+    }
+    Ok(())
+}
+
+/// `sampling` with the schedule of what `folder` skips.
+pub(crate) fn skipping(sampling: &Sampling, folder: &ModelFolder, adapt: bool) -> Result<Sampling> {
+    Ok(Sampling { reuse: folder.reuse(sampling, adapt)?, ..sampling.clone() })
+}
+
+impl ScoreSettings {
+    /// The CLIP that was requested, or the model's own, if it is there: beside the model folder, or
+    /// in `models/` under the current folder.
+    pub(crate) fn path(&self, folder: &ModelFolder) -> Option<PathBuf> {
+        if let Some(path) = &self.clip {
+            return Some(path.clone());
+        }
+        let own = folder.manifest().clip.as_ref()?;
+        let name = own.file_name().map(PathBuf::from).unwrap_or_default();
+        let candidates = [folder.path().join(own), Path::new("models").join(name)];
+        candidates.into_iter().find(|path| path.join("config.json").is_file())
+    }
+
+    /// Whether pictures of a model are scored at all.
+    pub(crate) fn is_used(&self, folder: &ModelFolder) -> bool {
+        folder.subject() != Subject::Nothing
+    }
+
+    /// SHA-256 of that CLIP, where `pictures` are scored.
+    pub(crate) fn digest(
+        &self,
+        folder: &ModelFolder,
+        pictures: usize,
+        observer: &dyn Observer,
+    ) -> Result<String> {
+        let used = self.path(folder).filter(|_| pictures > 0 && self.is_used(folder));
+        Ok(used.map_or(Ok(String::new()), |path| ClipModel::digest(&path, observer))?)
+    }
+
+    pub(crate) fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
+        if folder.subject() == Subject::Nothing {
+            if self.clip.is_some() {
+                refuse!(
+                    "`clip` scores pictures against prompts, and {} takes none",
+                    shown(folder.path())
+                );
+            }
+            return Ok(None);
+        }
+        Ok(self.path(folder).map(|path| ClipModel::open(&path)).transpose()?)
+    }
+}
+
+/// What a report says where there is no text-image score.
+pub(crate) fn no_score(folder: &ModelFolder) -> &'static str {
+    match folder.subject() {
+        Subject::Nothing => {
+            "no text-image score: the model is told nothing that its pictures could fit"
+        }
+        _ => "no text-image score: the model names no CLIP that is there; `clip DIR` gives one",
+    }
+}
+
+/// Names for folders: their last parts, or their paths where any of those are the same.
+pub(crate) fn names(folders: &[&Path]) -> Vec<String> {
+    let last = |path: &&Path| {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        shown(path.file_name().map_or(&*path, Path::new)).to_string()
+    };
+    let names: Vec<String> = folders.iter().map(last).collect();
+    match names.iter().collect::<BTreeSet<_>>().len() == names.len() {
+        true => names,
+        false => folders.iter().map(|path| shown(path).to_string()).collect(),
+    }
+}

@@ -1,0 +1,126 @@
+//! Pictures from prompts.
+
+use super::folder::{BATCH, check_memory, output, skipping};
+use super::prompts::held_out_prompts;
+use crate::error::{Result, refuse};
+use crate::profile::{Profile, Share};
+use crate::recorder::Recorder;
+use crate::settings::{GenerateSettings, Positive};
+use secateur_eval::{Stage, split};
+use secateur_models::{Observer, Pipeline, Subject};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What was drawn.
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
+pub struct Generated {
+    /// The model folder.
+    pub model: PathBuf,
+    /// In order.
+    pub images: Vec<Image>,
+    /// The sampler's name.
+    pub sampler: String,
+    /// Denoising steps.
+    pub steps: usize,
+    /// The guidance scale.
+    pub guidance: f64,
+    /// Of the noise.
+    pub seed: u64,
+    /// From the first noise to the last file.
+    pub seconds: f64,
+    /// Their number over that time.
+    pub images_per_second: f64,
+    /// Time and memory.
+    pub stages: Vec<Stage>,
+    /// The most bytes that the process held.
+    pub peak_bytes: u64,
+    /// Each operation's share of the time, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operations: Option<Vec<Share>>,
+}
+
+/// A picture.
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
+pub struct Image {
+    /// Where it is.
+    pub file: PathBuf,
+    /// What it was drawn from.
+    pub prompt: String,
+}
+
+/// Draws pictures of a model.
+///
+/// # Errors
+/// If the model fails or cannot do what is asked for, or the folder not be written.
+pub fn generate(settings: &GenerateSettings, observer: &dyn Observer) -> Result<Generated> {
+    let folder = settings.model.open(observer)?;
+    let sampling = settings.sampling.sampling(&folder, BATCH)?;
+    let sampling = skipping(&sampling, &folder, settings.skipping.adapt)?;
+    let samples = settings.samples.map(Positive::get);
+    let prompts = match (settings.prompt.as_slice(), &settings.prompts, samples) {
+        ([_, ..], ..) if folder.subject() == Subject::Nothing => {
+            refuse!("this model takes no prompts: give `samples N`")
+        }
+        (prompts @ [_, ..], _, count) => {
+            prompts.iter().take(count.unwrap_or(usize::MAX)).cloned().collect()
+        }
+        ([], Some(file), count) => {
+            held_out_prompts(Some(file), &folder, count.unwrap_or(usize::MAX))?
+        }
+        ([], None, count) => held_out_prompts(None, &folder, count.unwrap_or(8))?,
+    };
+    if let Some(count) = samples.filter(|count| *count > prompts.len()) {
+        observer.warn(&format!(
+            "`samples` {count}, and there are {} prompts: one picture of each",
+            prompts.len()
+        ));
+    }
+    folder.check_pictures()?;
+    check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
+    let progress = Recorder::new(observer, &[], 0.0);
+    folder.cuts(&prompts, &sampling)?.iter().for_each(|line| progress.warn(line));
+    let inputs: Vec<&Path> =
+        std::iter::once(folder.path()).chain(settings.prompts.as_deref()).collect();
+    let output = output(&settings.out, settings.force, &inputs, observer)?;
+    progress.begin("load", 0, "");
+    let model = folder.path().to_owned();
+    let pipeline = Pipeline::open(folder)?;
+    pipeline.encode(&prompts, &sampling, &progress)?;
+    let profile = settings.profile.then(Profile::start);
+
+    progress.begin("generate", prompts.len() * sampling.steps, "image steps");
+    let start = Instant::now();
+    let mut images = Vec::new();
+    for batch in sampling.batches(prompts.len()) {
+        let latents = pipeline.sample(&prompts, batch, &sampling, None, &progress)?;
+        for picture in split(&pipeline.pictures(&latents)?)? {
+            let name = format!("{:04}.png", images.len());
+            picture.save_png(output.path().join(&name))?;
+            images.push(Image {
+                file: settings.out.join(name),
+                prompt: prompts[images.len()].clone(),
+            });
+        }
+    }
+    let time = start.elapsed();
+    let (stages, peak_bytes) = progress.stages();
+    output.finish()?;
+    let operations = profile.map(|profile| profile.shares(time));
+    let seconds = time.as_secs_f64();
+    Ok(Generated {
+        model,
+        sampler: sampling.sampler.to_string(),
+        steps: sampling.steps,
+        guidance: sampling.guidance,
+        seed: sampling.seed,
+        seconds,
+        images_per_second: images.len() as f64 / seconds,
+        images,
+        stages,
+        peak_bytes,
+        operations,
+    })
+}

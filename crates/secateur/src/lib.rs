@@ -1,0 +1,33 @@
+//! Make a diffusion model smaller and faster, and see what it cost: every command of the program as
+//! a function of its settings.
+//!
+//! A [`Recipe`] says what to make of a model. [`plan`] says what that takes, and [`run`] does it.
+//! Progress goes to an [`Observer`], which may end the work.
+
+// In the order in which data passes them: a module imports only from those above it.
+mod error;
+pub mod format;
+mod memory;
+mod profile;
+mod machine;
+mod estimate;
+mod footprint;
+mod recorder;
+pub mod settings;
+mod recipe;
+mod jobs;
+
+pub use error::{Error, Result};
+pub use jobs::{
+    Bench, CallMemory, Converted, Exported, Generated, Image, Inspection, Plan, bench, call_memory,
+    compare, convert, export, generate, inspect, plan, run,
+};
+pub use profile::Share;
+pub use recipe::{MethodSettings, Recipe};
+pub use secateur_eval::Report;
+pub use secateur_models::Observer;
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
