@@ -98,7 +98,8 @@ fn forward(model: &Path) -> Result<()> {
     let sampling = folder.sampling();
     let (macs, memory) = (folder.structure(&sampling).macs(), folder.memory(&sampling, 1));
     let start = Instant::now();
-    let denoiser = folder.checkpoint().load()?.build(|scope| folder.denoiser().build(&scope))?;
+    let denoiser =
+        folder.checkpoint().load()?.build(|scope| folder.denoiser().build(&scope.into()))?;
     print(&format!("{} loaded in {:.1} s", folder.name(), start.elapsed().as_secs_f64()))?;
     let text =
         noise(1, 0..1, 0, &[folder.geometry(&sampling).text, folder.denoiser().text_width()])?;

@@ -10,12 +10,12 @@ pub(crate) mod pixel_attention;
 pub(crate) mod resnet;
 pub(crate) mod transformer_block;
 
-pub(crate) use attention::{Attention, Heads, StreamLayers};
-pub(crate) use embedder::{Embedder, Sinusoids, embedder_layers};
+pub(crate) use attention::{Attention, Heads, stream};
+pub(crate) use embedder::{Embedder, Sinusoids};
 pub(crate) use feed_forward::{FeedForward, Gate};
 pub(crate) use modulation::Modulation;
 pub(crate) use norm::Norm;
-pub(crate) use patches::{PatchEmbed, PatchTransformer, Positions, grid, whole_grid};
+pub(crate) use patches::{PatchEmbed, PatchTransformer, Positions, whole_grid};
 pub(crate) use pixel_attention::{PixelAttention, pixels_of, tokens_of};
 pub(crate) use resnet::ResnetBlock;
 pub(crate) use transformer_block::TransformerBlock;

@@ -42,7 +42,7 @@ pub use reuse::{Made, Past, Reuse, ReuseSchedule};
 pub use samplers::{Call, Instead, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 pub use secateur_nn::LayerName;
 pub use structure::{
-    Axis, Between, Block, Cuts, DimensionGroup, Edits, Geometry, Group, HeadGroup, HeadStream,
-    Layer, Memory, NeuronGroup, Operation, Pair, Part, Prunable, Reader, Removal, Removals, Role,
-    Slice, Structure, Unit, UnitKind,
+    Axis, Between, Block, Cuts, Description, DimensionGroup, Edits, Geometry, Group, HeadGroup,
+    HeadStream, Layer, Memory, NeuronGroup, Operation, Pair, Part, Prunable, Reader, Removal,
+    Removals, Role, Site, Slice, Structure, Unit, UnitKind,
 };

@@ -3,6 +3,7 @@
 mod block;
 mod edits;
 mod group;
+mod site;
 mod unit;
 
 use crate::error::{Error, Result};
@@ -12,6 +13,8 @@ pub use edits::{Cuts, Edits, Removal, Removals};
 pub use group::{
     Axis, Between, DimensionGroup, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Part, Slice,
 };
+pub(crate) use site::Rows;
+pub use site::{Description, Site};
 use std::collections::BTreeSet;
 pub use unit::{Reader, Unit, UnitKind};
 
@@ -51,27 +54,42 @@ impl Memory {
     }
 }
 
-impl Structure {
-    /// A chain of blocks, each of which reads the one before it, between embedders and output; each
-    /// can be skipped.
-    pub(crate) fn chain(
-        embedders: Block,
-        blocks: Vec<Block>,
-        output: Block,
-        activations: usize,
-    ) -> Self {
-        let count = blocks.len();
-        let mut blocks: Vec<Block> =
-            std::iter::once(embedders).chain(blocks).chain([output]).collect();
-        for (index, block) in blocks.iter_mut().enumerate().skip(1) {
-            block.reads = vec![index - 1];
+impl Description {
+    /// The structure for pictures and texts of that size.
+    #[must_use]
+    pub fn at(&self, geometry: &Geometry) -> Structure {
+        let pixels: Vec<usize> = self
+            .pictures(geometry.latent)
+            .iter()
+            .map(|(height, width)| height.saturating_mul(*width))
+            .collect();
+        let count = |rows| match rows {
+            Rows::Fixed(count) => count,
+            Rows::Text => geometry.text,
+            Rows::Pixels(picture) => pixels[picture],
+            Rows::Joint(picture) => pixels[picture] + geometry.text,
+        };
+        let mut blocks = self.blocks.clone();
+        for (block, layer, rows) in &self.layers {
+            let [rows, keys] = rows.map(count);
+            let operation = layer.operation.over(rows, keys);
+            blocks[*block].layers.push(Layer { operation, ..layer.clone() });
         }
-        let unit =
-            |index: usize| Unit { name: blocks[index].name.clone(), blocks: index..index + 1 };
-        let units: Vec<Unit> = (1..=count).map(unit).collect();
-        Self { branches: units.clone(), units, residual: true, blocks, activations }
+        let alive = |numbers: &Vec<(Rows, usize)>| {
+            numbers.iter().map(|&(rows, each)| count(rows).saturating_mul(each)).sum()
+        };
+        let branches = if self.branches.is_empty() { &self.units } else { &self.branches };
+        Structure {
+            blocks,
+            units: self.units.clone(),
+            branches: branches.clone(),
+            residual: self.residual,
+            activations: self.alive.iter().map(alive).max().unwrap_or(0),
+        }
     }
+}
 
+impl Structure {
     /// All heads, their dimensions, and neurons.
     pub fn groups(&self) -> impl Iterator<Item = Group> {
         self.blocks.iter().flat_map(Block::groups)

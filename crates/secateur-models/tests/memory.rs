@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) -> (f64, f64) {
     let config = denoiser_config(config).unwrap();
     let [channels, height, width] = config.latent_shape();
-    let structure = config.structure(&Geometry { latent: (height, width), text });
+    let structure = config.structure(&Geometry { latent: (height, width), text }).unwrap();
     let columns = |names: &[&str]| {
         let mut layers = structure
             .layers()
@@ -39,7 +39,7 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
     let said = structure.memory(parameters, samples).total() as f64;
     let held = counting::most_held(|| {
         let parameters: Parameters = checkpoint.load().unwrap();
-        let model = parameters.build(|scope| config.build(&scope)).unwrap();
+        let model = parameters.build(|scope| config.build(&scope.into())).unwrap();
         model.forward(&latents, &vec![500.0; samples], &conditioning, &Context::default()).unwrap();
     });
     (held as f64, said)
@@ -64,7 +64,7 @@ fn wide(
     std::fs::write(&path, config.to_string()).unwrap();
     let config = denoiser_config(&path).unwrap();
     let mut tensors: HashMap<String, Tensor> = HashMap::new();
-    let structure = config.structure(&Geometry { latent: (48, 48), text: 40 });
+    let structure = config.structure(&Geometry { latent: (48, 48), text: 40 }).unwrap();
     for layer in structure.layers() {
         use Operation::{Attention, Convolution, Linear};
         let (shape, outputs) = match layer.operation {

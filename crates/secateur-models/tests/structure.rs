@@ -72,7 +72,7 @@ fn compare(name: &str, text: &[&str]) {
     let mut inputs = inputs.0.into_inner();
 
     let config = denoiser_config(&folder.join("config.json")).unwrap();
-    let structure = config.structure(&Geometry { latent: (height, width), text: tokens });
+    let structure = config.structure(&Geometry { latent: (height, width), text: tokens }).unwrap();
     let mut shared: BTreeMap<LayerName, Vec<f32>> = BTreeMap::new();
     for layer in structure.layers() {
         let shape = parameters.get(&layer.name.weight()).map(Tensor::dims);
@@ -276,7 +276,7 @@ fn heads_and_neurons_fit_their_weights() {
             .placeholders()
             .unwrap();
         let config = denoiser_config(&folder.join("config.json")).unwrap();
-        let structure = config.structure(&Geometry { latent: (16, 16), text: 5 });
+        let structure = config.structure(&Geometry { latent: (16, 16), text: 5 }).unwrap();
         let mut prunable: BTreeSet<LayerName> = structure
             .layers()
             .filter(|layer| layer.prunable.is_some())
@@ -337,7 +337,7 @@ fn full_size(name: &str) -> Structure {
     let component = component.iter().find(|path| path.exists()).unwrap();
     let config = denoiser_config(&component.join("config.json")).unwrap();
     let [_, height, width] = config.latent_shape();
-    config.structure(&Geometry { latent: (height, width), text: 77 })
+    config.structure(&Geometry { latent: (height, width), text: 77 }).unwrap()
 }
 
 /// The numbers of parameters that diffusers counts, and multiply-accumulates (without attention

@@ -818,7 +818,7 @@ fn as_many_heads_neurons_and_parameters_as_in_the_paper() {
         let path = folder.path().join("config.json");
         std::fs::write(&path, config.to_string()).unwrap();
         let config = denoiser_config(&path).unwrap();
-        let structure = config.structure(&Geometry { latent: (128, 128), text: 154 });
+        let structure = config.structure(&Geometry { latent: (128, 128), text: 154 }).unwrap();
         for (sparsity, heads, neurons, billions) in cases {
             let portion = Portion { multiple: 1, ..Portion::new(sparsity).unwrap() };
             let task = Task::Structured { method: &Obs, portion };

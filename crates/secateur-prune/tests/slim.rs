@@ -469,7 +469,7 @@ fn a_hundred_million_parameters_of_sd_1_5() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/full_size/sd-1.5/unet/config.json");
     let config = denoiser_config(&path).unwrap();
-    let structure = config.structure(&Geometry { latent: (64, 64), text: 77 });
+    let structure = config.structure(&Geometry { latent: (64, 64), text: 77 }).unwrap();
     let parameters = |removals: &Removals| -> usize {
         let wanted = config.parameters(removals).unwrap();
         wanted

@@ -4,7 +4,7 @@ use crate::autoencoders::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros}
 use crate::error::{Error, Result};
 use crate::files::{Checkpoint, DIFFUSERS_STEM, check_layers, read_config};
 use crate::layers::{Norm, PixelAttention, ResnetBlock};
-use crate::structure::Operation;
+use crate::structure::{Operation, Site};
 use candle_core::Tensor;
 use secateur_nn::{Context, Conv2d, Fit, GroupNorm, Parameters, Scope, Wanted, ops};
 use serde::Deserialize;
@@ -188,16 +188,16 @@ struct MidBlock {
 }
 
 impl MidBlock {
-    fn new(channels: usize, config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
+    fn new(channels: usize, config: &AutoencoderKlConfig, site: &Site<'_>) -> Result<Self> {
         let norm = config.norm();
         let attention = match config.mid_block_add_attention {
-            true => Some(PixelAttention::new(channels, 1, norm, &scope.at("attentions.0"))?),
+            true => Some(PixelAttention::new(channels, 1, norm, &site.at("attentions.0"))?),
             false => None,
         };
         Ok(Self {
-            first: ResnetBlock::new(channels, channels, None, norm, &scope.at("resnets.0"))?,
+            first: ResnetBlock::new(channels, channels, None, norm, &site.at("resnets.0"))?,
             attention,
-            second: ResnetBlock::new(channels, channels, None, norm, &scope.at("resnets.1"))?,
+            second: ResnetBlock::new(channels, channels, None, norm, &site.at("resnets.1"))?,
         })
     }
 
@@ -264,15 +264,15 @@ impl AutoencoderKl {
     /// If a placeholder cannot be made.
     pub fn new(config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
         let (norm, latent) = (config.norm(), config.latent_channels);
-        let convolution = |inputs, outputs, scope: Scope<'_>| {
-            Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope)
-        };
+        let scope = Site::from(scope.clone());
+        let convolution =
+            |inputs, outputs, scope: Site<'_>| Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope);
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
         let level = |inputs: usize,
                      outputs: usize,
                      count: usize,
-                     scope: &Scope<'_>|
+                     scope: &Site<'_>|
          -> Result<Vec<ResnetBlock>> {
             let block = |i| {
                 ResnetBlock::new(

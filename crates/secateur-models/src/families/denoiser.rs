@@ -1,10 +1,10 @@
 //! What every denoiser is and tells about itself.
 
 use crate::conditioning::Conditioning;
-use crate::error::Result;
-use crate::structure::{Geometry, Removals, Structure};
+use crate::error::{Error, Result};
+use crate::structure::{Description, Geometry, Removals, Site, Structure};
 use candle_core::Tensor;
-use secateur_nn::{Context, Parameters, Scope, Wanted};
+use secateur_nn::{Context, Parameters, Wanted};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -26,18 +26,18 @@ pub trait Denoiser: Send + Sync {
 
 /// The configuration of a denoiser: all that can be known of it without its weights.
 pub trait DenoiserConfig: Debug + Send + Sync {
-    /// Builds the model.
+    /// Builds the model, in execution order.
     ///
     /// # Errors
     /// If a placeholder cannot be made.
-    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>>;
+    fn build(&self, site: &Site<'_>) -> Result<Box<dyn Denoiser>>;
 
     /// What a model without the heads and neurons that are gone asks a checkpoint for, by name.
     ///
     /// # Errors
     /// As [`DenoiserConfig::build`].
     fn parameters(&self, removals: &Removals) -> Result<BTreeMap<String, Wanted>> {
-        Parameters::wanted(removals.sizes(), |scope| self.build(&scope))
+        Parameters::wanted(removals.sizes(), |scope| self.build(&scope.into()))
     }
 
     /// Shape of one image's latents at the size it was trained for: channels x height x width.
@@ -73,6 +73,26 @@ pub trait DenoiserConfig: Debug + Send + Sync {
         0
     }
 
-    /// The model's description of itself.
-    fn structure(&self, geometry: &Geometry) -> Structure;
+    /// What the model's constructors record of it.
+    ///
+    /// # Errors
+    /// As [`DenoiserConfig::build`].
+    fn describe(&self) -> Result<Description> {
+        let mut description = Description::default();
+        Parameters::wanted(BTreeMap::new(), |scope| {
+            let site = Site::from(scope);
+            self.build(&site)?;
+            description = site.description();
+            Ok::<_, Error>(())
+        })?;
+        Ok(description)
+    }
+
+    /// Its layers, for pictures and texts of that size.
+    ///
+    /// # Errors
+    /// As [`DenoiserConfig::build`].
+    fn structure(&self, geometry: &Geometry) -> Result<Structure> {
+        Ok(self.describe()?.at(geometry))
+    }
 }

@@ -1,19 +1,17 @@
 //! `UNet2DConditionModel` and `UNet2DModel`.
 
 mod config;
-mod description;
 mod model;
 
 use crate::error::Result;
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
-use crate::structure::{Geometry, Structure};
+use crate::structure::Site;
 pub use config::UnetConfig;
 pub use model::Unet;
-use secateur_nn::Scope;
 
 impl DenoiserConfig for UnetConfig {
-    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>> {
-        Ok(Box::new(Unet::new(self, scope)?))
+    fn build(&self, site: &Site<'_>) -> Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Unet::new(self, site)?))
     }
 
     fn latent_shape(&self) -> [usize; 3] {
@@ -26,9 +24,5 @@ impl DenoiserConfig for UnetConfig {
 
     fn text_width(&self) -> usize {
         self.text
-    }
-
-    fn structure(&self, geometry: &Geometry) -> Structure {
-        description::describe(self, geometry)
     }
 }

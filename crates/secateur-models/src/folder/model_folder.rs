@@ -15,7 +15,7 @@ use crate::folder::index;
 use crate::folder::index::{autoencoder_of, check_variant, denoiser_of, read_index};
 use crate::folder::manifest::{MANIFEST, Manifest};
 use crate::observer::Observer;
-use crate::structure::{Geometry, Removals, Structure};
+use crate::structure::{Description, Geometry, Removals, Structure};
 use secateur_nn::{Fit, Parameters};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ pub struct ModelFolder {
     /// [`ModelFolder::check`] tells.
     pub(super) vae: Option<Arc<dyn AutoencoderConfig>>,
     pub(super) checkpoint: Checkpoint,
+    /// The denoiser, with all heads and neurons.
+    description: Arc<Description>,
     /// How the denoiser fits its checkpoint.
     pub(super) fit: Arc<Fit>,
 }
@@ -64,14 +66,17 @@ impl ModelFolder {
         let checkpoint = Checkpoint::open(&component, DIFFUSERS_STEM, variant)?;
         let manifest_path = path.join(MANIFEST);
         let latent = denoiser.latent_shape();
-        let whole = denoiser.structure(&Geometry { latent: (latent[1], latent[2]), text: 0 });
+        let description = denoiser.describe()?;
+        let whole = description.at(&Geometry { latent: (latent[1], latent[2]), text: 0 });
         if let Some(problem) = manifest.removals().problem(whole.groups()) {
             return Err(Error::invalid(manifest_path, problem));
         }
         // What does not fit is known before anything is read.
         let sizes = manifest.removals().sizes();
-        let fit =
-            checkpoint.placeholders()?.with_sizes(sizes).fit(|scope| denoiser.build(&scope))?;
+        let fit = checkpoint
+            .placeholders()?
+            .with_sizes(sizes)
+            .fit(|scope| denoiser.build(&scope.into()))?;
         Ok(Self {
             vae: autoencoder_of(class, path, &index).ok().flatten(),
             components: Components {
@@ -81,6 +86,7 @@ impl ModelFolder {
                 denoiser,
             },
             checkpoint,
+            description: Arc::new(description),
             fit: Arc::new(fit),
             class,
             tree,
@@ -420,10 +426,7 @@ impl ModelFolder {
     /// computed, see [`Conditioning::multiplicity`](crate::Conditioning).
     #[must_use]
     pub fn computed_structure(&self, sampling: &Sampling) -> Structure {
-        self.components
-            .denoiser
-            .structure(&self.computed_geometry(sampling))
-            .without(self.removals())
+        self.description.at(&self.computed_geometry(sampling)).without(self.removals())
     }
 
     /// [`ModelFolder::geometry`] without those text tokens.
@@ -448,6 +451,6 @@ impl ModelFolder {
     /// The same of the model that its configuration describes, with all heads and neurons.
     #[must_use]
     pub fn whole_structure(&self, sampling: &Sampling) -> Structure {
-        self.components.denoiser.structure(&self.geometry(sampling))
+        self.description.at(&self.geometry(sampling))
     }
 }

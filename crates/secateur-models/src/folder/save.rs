@@ -55,7 +55,7 @@ impl ModelFolder {
         let shapes = self.checkpoint().tensors().map(shape);
         let origin = self.checkpoint().folder().display().to_string();
         let edited = Parameters::placeholders(origin, shapes)?.with_sizes(edits.removals.sizes());
-        let edited = edited.fit(|scope| self.denoiser().build(&scope))?.wanted;
+        let edited = edited.fit(|scope| self.denoiser().build(&scope.into()))?.wanted;
         let whole = self.denoiser().parameters(&Removals::default())?;
         let changed = |(name, is): (String, Wanted)| {
             let was = whole.get(&name).filter(|whole| whole.shape != is.shape)?.shape.clone();

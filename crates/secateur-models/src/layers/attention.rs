@@ -2,11 +2,9 @@
 
 use crate::conditioning::Multiplicity;
 use crate::error::Result;
-use crate::structure::{
-    Between, Block, HeadGroup, HeadStream, Layer, Operation, Pair, Role, Slice,
-};
+use crate::structure::{Between, HeadGroup, HeadStream, Pair, Role, Rows, Site, Slice};
 use candle_core::Tensor;
-use secateur_nn::{Context, LayerName, Linear, Scope, ops};
+use secateur_nn::{Context, Linear, Scope, ops};
 use std::sync::Arc;
 
 /// The heads of an attention, as they are left of what its configuration says.
@@ -37,13 +35,33 @@ impl Heads {
         self.count * self.value
     }
 
+    /// Records them for the module at `site` and the rows there, which attend to `keys`.
+    pub(crate) fn record(
+        self,
+        streams: Vec<HeadStream>,
+        keys: Rows,
+        between: Between,
+        site: &Site<'_>,
+    ) {
+        let Self { count, query_key, value, .. } = self;
+        let name = site.layer_name();
+        site.heads(HeadGroup { name, count, query_key, value, streams, between }, keys);
+    }
+
     /// As attention sees them.
     pub(crate) fn scaled(self) -> ops::Heads {
         ops::Heads::new(self.count, self.head_dim)
     }
 }
 
-/// Attention of tokens to themselves or to others.
+/// The stream of those projections of the module at `site`.
+pub(crate) fn stream(site: &Site<'_>, projections: [&str; 3], output: Option<&str>) -> HeadStream {
+    let slice = |name: &str| Slice::whole(site.at(name).layer_name());
+    let [query, key, value] = projections.map(slice);
+    HeadStream { query, key, value, output: output.map(slice) }
+}
+
+/// Attention of tokens to themselves or to the text.
 pub(crate) struct Attention {
     to_q: Linear,
     to_k: Linear,
@@ -53,27 +71,39 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// Queries and result of `width`, keys and values of inputs of `others`; `bias`: of the first
-    /// three linears.
+    /// Queries and result of `width`; `text`: width of the text states, where keys and values are of
+    /// those; `bias`: of the first three linears.
     pub(crate) fn new(
         width: usize,
-        others: usize,
+        text: Option<usize>,
         heads: usize,
         bias: bool,
-        scope: &Scope<'_>,
+        site: &Site<'_>,
     ) -> Result<Self> {
-        let heads = Heads::new(heads, width / heads, scope);
-        let linear = |inputs: usize, outputs: usize, name: &str| match bias {
-            true => Linear::new(inputs, outputs, &scope.at(name)),
-            false => Linear::without_bias(inputs, outputs, &scope.at(name)),
+        let heads = Heads::new(heads, width / heads, site);
+        let (query_key, value) = (heads.query_key_width(), heads.value_width());
+        let linear = |site: Site<'_>, inputs, outputs| match bias {
+            true => site.linear(inputs, outputs),
+            false => site.linear_without_bias(inputs, outputs),
         };
-        Ok(Self {
-            to_q: linear(width, heads.query_key_width(), "to_q")?,
-            to_k: linear(others, heads.query_key_width(), "to_k")?,
-            to_v: linear(others, heads.value_width(), "to_v")?,
-            to_out: Linear::new(heads.value_width(), width, &scope.at("to_out.0"))?,
-            heads,
-        })
+        let queries = site.prunable(Role::QueryKeyValue, "to_q");
+        let (keys, inputs) = match text {
+            Some(text) => (site.of_text("to_k"), text),
+            None => (queries.clone(), width),
+        };
+        let to_q = linear(queries.at("to_q"), width, query_key)?;
+        let to_k = linear(keys.at("to_k"), inputs, query_key)?;
+        let to_v = linear(keys.at("to_v"), inputs, value)?;
+        let streams = vec![stream(site, ["to_q", "to_k", "to_v"], Some("to_out.0"))];
+        heads.record(streams, keys.rows(), Between::default(), site);
+        site.alive(match text {
+            // Tokens, query and result, key and value.
+            Some(_) => [(site.rows(), 3 * width), (Rows::Text, 2 * width)],
+            // Tokens and their norm, query and result, key and value.
+            None => [(site.rows(), 4 * width), (site.rows(), 2 * width)],
+        });
+        let out = site.prunable(Role::AttentionOutput, "to_out.0").at("to_out.0");
+        Ok(Self { to_q, to_k, to_v, to_out: out.linear(value, width)?, heads })
     }
 
     /// `multiplicity`: of the `others`.
@@ -100,101 +130,5 @@ impl Attention {
             )?
         };
         Ok(self.to_out.forward(&y, context)?)
-    }
-}
-
-/// One stream of a joint attention.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StreamLayers<'a> {
-    pub(crate) tokens: usize,
-    /// Names of query, key and value.
-    pub(crate) projections: [&'a str; 3],
-    /// Name of the output; none where nothing reads the stream afterwards.
-    pub(crate) output: Option<&'a str>,
-}
-
-impl Block {
-    /// The layers of [`Attention`] of `rows` tokens of `width` to `others` (tokens, width).
-    /// `shared` stands for the input of keys and values where it is not that of the queries.
-    pub(crate) fn attention(
-        &mut self,
-        module: &str,
-        rows: usize,
-        others: (usize, usize),
-        (heads, width): (usize, usize),
-        shared: Option<&LayerName>,
-    ) {
-        use Role::{AttentionOutput, QueryKeyValue};
-        let name = |layer: &str| LayerName::from(format!("{module}.{layer}"));
-        let [q, k, v, out] = ["to_q", "to_k", "to_v", "to_out.0"].map(name);
-        let shared = shared.unwrap_or(&q);
-        let (keys, inputs) = others;
-        let products = Operation::Attention { queries: rows, keys, query_key: width, value: width };
-        self.layers.extend([
-            Layer::linear(q.clone(), rows, width, width).prunable(QueryKeyValue, &q),
-            Layer::linear(k.clone(), keys, inputs, width).prunable(QueryKeyValue, shared),
-            Layer::linear(v.clone(), keys, inputs, width).prunable(QueryKeyValue, shared),
-            Layer { name: module.into(), operation: products, prunable: None },
-            Layer::linear(out.clone(), rows, width, width).prunable(AttentionOutput, &out),
-        ]);
-        let [query, key, value, output] = [q, k, v, out].map(Slice::whole);
-        self.heads.push(HeadGroup {
-            name: module.into(),
-            count: heads,
-            query_key: width / heads,
-            value: width / heads,
-            streams: vec![HeadStream { query, key, value, output: Some(output) }],
-            between: Between::default(),
-        });
-    }
-
-    /// The layers of attention of the tokens of all `streams` to each other; `heads` counts them
-    /// and gives their width.
-    pub(crate) fn joint_attention(
-        &mut self,
-        module: &str,
-        streams: &[StreamLayers<'_>],
-        (count, head_dim): (usize, usize),
-        between: Between,
-    ) {
-        use Role::{AttentionOutput, QueryKeyValue};
-        let width = count * head_dim;
-        let name = |layer: &str| LayerName::from(format!("{module}.{layer}"));
-        for stream in streams {
-            let input = name(stream.projections[0]);
-            let linear = |layer: &str| Layer::linear(name(layer), stream.tokens, width, width);
-            self.layers.extend(
-                stream.projections.map(|layer| linear(layer).prunable(QueryKeyValue, &input)),
-            );
-        }
-        let tokens = streams.iter().map(|stream| stream.tokens).sum();
-        let products =
-            Operation::Attention { queries: tokens, keys: tokens, query_key: width, value: width };
-        self.layers.push(Layer { name: module.into(), operation: products, prunable: None });
-        for stream in streams {
-            let output =
-                stream.output.map(|layer| Layer::linear(name(layer), stream.tokens, width, width));
-            self.layers
-                .extend(output.map(|layer| layer.clone().prunable(AttentionOutput, &layer.name)));
-        }
-        let described = |stream: &StreamLayers<'_>| {
-            let [query, key, value] = stream.projections.map(|layer| Slice::whole(name(layer)));
-            HeadStream {
-                query,
-                key,
-                value,
-                output: stream.output.map(|layer| Slice::whole(name(layer))),
-            }
-        };
-        let streams = streams.iter().map(described).collect();
-        let (query_key, value) = (head_dim, head_dim);
-        self.heads.push(HeadGroup {
-            name: module.into(),
-            count,
-            query_key,
-            value,
-            streams,
-            between,
-        });
     }
 }

@@ -1,9 +1,9 @@
 //! Embeddings of times, sizes and texts.
 
 use crate::error::Result;
-use crate::structure::Layer;
+use crate::structure::Site;
 use candle_core::{Device, Tensor};
-use secateur_nn::{Activation, Context, Linear, Scope};
+use secateur_nn::{Activation, Context, Linear};
 
 /// `TimestepEmbedding`: two linears with an activation between.
 pub(crate) struct Embedder {
@@ -13,36 +13,23 @@ pub(crate) struct Embedder {
 }
 
 impl Embedder {
-    pub(crate) fn new(inputs: usize, width: usize, scope: &Scope<'_>) -> Result<Self> {
+    pub(crate) fn new(inputs: usize, width: usize, site: &Site<'_>) -> Result<Self> {
         Ok(Self {
-            linear_1: Linear::new(inputs, width, &scope.at("linear_1"))?,
+            linear_1: site.at("linear_1").linear(inputs, width)?,
             activation: Activation::Silu,
-            linear_2: Linear::new(width, width, &scope.at("linear_2"))?,
+            linear_2: site.at("linear_2").linear(width, width)?,
         })
     }
 
     /// `PixArtAlphaTextProjection`.
-    pub(crate) fn of_text(inputs: usize, width: usize, scope: &Scope<'_>) -> Result<Self> {
-        Ok(Self { activation: Activation::GeluTanh, ..Self::new(inputs, width, scope)? })
+    pub(crate) fn of_text(inputs: usize, width: usize, site: &Site<'_>) -> Result<Self> {
+        Ok(Self { activation: Activation::GeluTanh, ..Self::new(inputs, width, site)? })
     }
 
     pub(crate) fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         let x = self.linear_1.forward_activated(x, self.activation, context)?;
         Ok(self.linear_2.forward(&x, context)?)
     }
-}
-
-/// The layers of [`Embedder`] over `rows` inputs.
-pub(crate) fn embedder_layers(
-    module: &str,
-    rows: usize,
-    inputs: usize,
-    width: usize,
-) -> [Layer; 2] {
-    [
-        Layer::linear(format!("{module}.linear_1"), rows, inputs, width),
-        Layer::linear(format!("{module}.linear_2"), rows, width, width),
-    ]
 }
 
 /// `Timesteps`: how numbers become sines and cosines.

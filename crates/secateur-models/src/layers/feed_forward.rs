@@ -1,9 +1,9 @@
 //! `FeedForward`.
 
 use crate::error::Result;
-use crate::structure::{Block, Layer, NeuronGroup, Role, Slice};
+use crate::structure::{NeuronGroup, Role, Site, Slice};
 use candle_core::Tensor;
-use secateur_nn::{Activation, Context, LayerName, Linear, Scope, ops};
+use secateur_nn::{Activation, Context, Linear, ops};
 use serde::Deserialize;
 
 /// What a feed-forward does between its linears.
@@ -28,11 +28,11 @@ impl Gate {
         }
     }
 
-    /// Numbers of the hidden layer alive at once, a number of the input.
-    pub(crate) fn alive(self) -> usize {
+    /// Numbers of a hidden neuron that are alive at once.
+    fn alive(self) -> usize {
         match self {
-            Self::Gelu | Self::GeluTanh => 4,
-            Self::Geglu => 8 + 4,
+            Self::Gelu | Self::GeluTanh => 1,
+            Self::Geglu => 2 + 1,
         }
     }
 }
@@ -61,13 +61,22 @@ pub(crate) struct FeedForward {
 }
 
 impl FeedForward {
-    pub(crate) fn new(width: usize, gate: Gate, scope: &Scope<'_>) -> Result<Self> {
-        let hidden = scope.size(4 * width);
-        Ok(Self {
-            proj: Linear::new(width, gate.parts() * hidden, &scope.at("net.0.proj"))?,
-            out: Linear::new(hidden, width, &scope.at("net.2"))?,
-            gate,
-        })
+    pub(crate) fn new(width: usize, gate: Gate, site: &Site<'_>) -> Result<Self> {
+        let whole = 4 * width;
+        let count = site.size(whole);
+        let up = site.prunable(Role::FeedForwardUp, "net.0.proj").at("net.0.proj");
+        let down = site.prunable(Role::FeedForwardDown, "net.2").at("net.2");
+        let part = |part| Slice { layer: up.layer_name(), start: part * count };
+        site.neurons(NeuronGroup {
+            name: site.layer_name(),
+            count,
+            up: (0..gate.parts()).map(part).collect(),
+            down: Slice::whole(down.layer_name()),
+        });
+        // Its tokens, and their norm or what is added to them.
+        site.alive([(site.rows(), 2 * width + gate.alive() * whole)]);
+        let proj = up.linear(width, gate.parts() * count)?;
+        Ok(Self { proj, out: down.linear(count, width)?, gate })
     }
 
     /// The input is dropped as soon as it is projected.
@@ -79,27 +88,5 @@ impl FeedForward {
         };
         drop(x);
         Ok(self.out.forward(&hidden, context)?)
-    }
-}
-
-impl Block {
-    /// The layers of [`FeedForward`] over `rows` tokens.
-    pub(crate) fn feed_forward(&mut self, module: &str, rows: usize, width: usize, gate: Gate) {
-        let [up, down] =
-            ["net.0.proj", "net.2"].map(|layer| LayerName::from(format!("{module}.{layer}")));
-        let hidden = 4 * width;
-        self.layers.extend([
-            Layer::linear(up.clone(), rows, width, gate.parts() * hidden)
-                .prunable(Role::FeedForwardUp, &up),
-            Layer::linear(down.clone(), rows, hidden, width).prunable(Role::FeedForwardDown, &down),
-        ]);
-        self.neurons.push(NeuronGroup {
-            name: module.into(),
-            count: hidden,
-            up: (0..gate.parts())
-                .map(|part| Slice { layer: up.clone(), start: part * hidden })
-                .collect(),
-            down: Slice::whole(down),
-        });
     }
 }

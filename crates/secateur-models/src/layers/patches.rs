@@ -4,9 +4,9 @@
 use crate::error::{Error, Result};
 use crate::files::check_heads;
 use crate::layers::feed_forward::Gate;
-use crate::structure::Layer;
+use crate::structure::{Rows, Site};
 use candle_core::{Device, Tensor};
-use secateur_nn::{Conv2d, Scope};
+use secateur_nn::Conv2d;
 use serde::Deserialize;
 
 /// Rows and columns of tokens that latents of `size` (height, width) are cut into.
@@ -35,9 +35,14 @@ pub(crate) struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// Squares of side `patch`, of that many `channels` in and out.
-    pub(crate) fn new(channels: (usize, usize), patch: usize, scope: &Scope<'_>) -> Result<Self> {
-        Ok(Self { proj: Conv2d::new(channels, patch, patch, (0, 0), &scope.at("proj"))?, patch })
+    /// Squares of side `patch`, of that many `channels` in and out; and the tokens that they become.
+    pub(crate) fn new(
+        channels: (usize, usize),
+        patch: usize,
+        site: &Site<'_>,
+    ) -> Result<(Self, Rows)> {
+        let (proj, tokens) = site.at("proj").strided(channels, patch, patch, (0, 0))?;
+        Ok((Self { proj, patch }, tokens))
     }
 
     /// Samples x channels x height x width to samples x tokens x channels, and the grid of the
@@ -162,14 +167,8 @@ impl PatchTransformer {
         [self.in_channels, self.sample_size, self.sample_size]
     }
 
-    /// The layer of [`PatchTransformer::pos_embed`].
-    pub(crate) fn pos_embed_layer(&self, size: (usize, usize)) -> Layer {
-        let channels = (self.in_channels, self.width());
-        Layer::convolution("pos_embed.proj", grid(size, self.patch_size), channels, self.patch_size)
-    }
-
-    pub(crate) fn pos_embed(&self, scope: &Scope<'_>) -> Result<PatchEmbed> {
-        PatchEmbed::new((self.in_channels, self.width()), self.patch_size, &scope.at("pos_embed"))
+    pub(crate) fn pos_embed(&self, site: &Site<'_>) -> Result<(PatchEmbed, Rows)> {
+        PatchEmbed::new((self.in_channels, self.width()), self.patch_size, &site.at("pos_embed"))
     }
 
     pub(crate) fn positions(&self, interpolation_scale: f64) -> Positions {
@@ -178,11 +177,5 @@ impl PatchTransformer {
             interpolation_scale,
             width: self.width(),
         }
-    }
-
-    /// The most numbers of one sample that are alive at once in a block: tokens, their norm, and
-    /// either query, key, value and result of attention or the hidden layer of the feed-forward.
-    pub(crate) fn activations(&self, tokens: usize) -> usize {
-        (2 + self.gate.alive().max(4)) * tokens * self.width()
     }
 }

@@ -3,8 +3,9 @@
 use crate::error::Result;
 use crate::layers::attention::Attention;
 use crate::layers::norm::Norm;
+use crate::structure::Site;
 use candle_core::Tensor;
-use secateur_nn::{Context, GroupNorm, Scope};
+use secateur_nn::{Context, GroupNorm};
 
 /// Samples x channels x height x width to samples x pixels x channels.
 pub(crate) fn tokens_of(x: &Tensor) -> Result<Tensor> {
@@ -23,15 +24,10 @@ pub(crate) struct PixelAttention {
 }
 
 impl PixelAttention {
-    pub(crate) fn new(
-        channels: usize,
-        heads: usize,
-        norm: Norm,
-        scope: &Scope<'_>,
-    ) -> Result<Self> {
+    pub(crate) fn new(channels: usize, heads: usize, norm: Norm, site: &Site<'_>) -> Result<Self> {
         Ok(Self {
-            group_norm: norm.over(channels, &scope.at("group_norm"))?,
-            attention: Attention::new(channels, channels, heads, true, scope)?,
+            group_norm: norm.over(channels, &site.at("group_norm"))?,
+            attention: Attention::new(channels, None, heads, true, site)?,
         })
     }
 

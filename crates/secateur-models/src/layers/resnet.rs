@@ -2,8 +2,9 @@
 
 use crate::error::Result;
 use crate::layers::norm::Norm;
+use crate::structure::Site;
 use candle_core::Tensor;
-use secateur_nn::{Context, Conv2d, GroupNorm, Linear, Scope};
+use secateur_nn::{Context, Conv2d, GroupNorm, Linear};
 
 /// `ResnetBlock2D`: two convolutions around which the input goes, with the time added between them
 /// where there is one.
@@ -23,23 +24,19 @@ impl ResnetBlock {
         outputs: usize,
         time: Option<usize>,
         norm: Norm,
-        scope: &Scope<'_>,
+        site: &Site<'_>,
     ) -> Result<Self> {
-        let conv_shortcut = if inputs == outputs {
-            None
-        } else {
-            Some(Conv2d::new((inputs, outputs), 1, 1, (0, 0), &scope.at("conv_shortcut"))?)
-        };
-        let time_emb_proj = time
-            .map(|width| Linear::new(width, outputs, &scope.at("time_emb_proj")))
-            .transpose()?;
+        // Input, its norm, the first convolution; or input, result, shortcut and their sum.
+        site.alive([(site.rows(), (2 * inputs + outputs).max(inputs + 3 * outputs))]);
+        let time_emb_proj = |width| site.once().at("time_emb_proj").linear(width, outputs);
+        let shortcut = || site.at("conv_shortcut").convolution((inputs, outputs), 1);
         Ok(Self {
-            norm1: norm.over(inputs, &scope.at("norm1"))?,
-            conv1: Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope.at("conv1"))?,
-            time_emb_proj,
-            norm2: norm.over(outputs, &scope.at("norm2"))?,
-            conv2: Conv2d::new((outputs, outputs), 3, 1, (1, 1), &scope.at("conv2"))?,
-            conv_shortcut,
+            norm1: norm.over(inputs, &site.at("norm1"))?,
+            conv1: site.at("conv1").convolution((inputs, outputs), 3)?,
+            time_emb_proj: time.map(time_emb_proj).transpose()?,
+            norm2: norm.over(outputs, &site.at("norm2"))?,
+            conv2: site.at("conv2").convolution((outputs, outputs), 3)?,
+            conv_shortcut: (inputs != outputs).then(shortcut).transpose()?,
         })
     }
 

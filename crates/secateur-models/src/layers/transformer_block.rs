@@ -3,8 +3,9 @@
 use crate::error::Result;
 use crate::layers::attention::Attention;
 use crate::layers::feed_forward::{FeedForward, Gate};
+use crate::structure::Site;
 use candle_core::Tensor;
-use secateur_nn::{Context, LayerNorm, Scope};
+use secateur_nn::{Context, LayerNorm};
 
 /// `BasicTransformerBlock` with layer norms: attention of tokens to themselves and to the text,
 /// feed-forward.
@@ -19,16 +20,16 @@ pub(crate) struct TransformerBlock {
 
 impl TransformerBlock {
     /// `text`: width of the text states.
-    pub(crate) fn new(width: usize, text: usize, heads: usize, scope: &Scope<'_>) -> Result<Self> {
+    pub(crate) fn new(width: usize, text: usize, heads: usize, site: &Site<'_>) -> Result<Self> {
         const EPS: f32 = 1e-5;
-        let norm = |name: &str| LayerNorm::new(width, EPS, &scope.at(name));
+        let norm = |name: &str| LayerNorm::new(width, EPS, &site.at(name));
         Ok(Self {
             norm1: norm("norm1")?,
-            attn1: Attention::new(width, width, heads, false, &scope.at("attn1"))?,
+            attn1: Attention::new(width, None, heads, false, &site.at("attn1"))?,
             norm2: norm("norm2")?,
-            attn2: Attention::new(width, text, heads, false, &scope.at("attn2"))?,
+            attn2: Attention::new(width, Some(text), heads, false, &site.at("attn2"))?,
             norm3: norm("norm3")?,
-            ff: FeedForward::new(width, Gate::Geglu, &scope.at("ff"))?,
+            ff: FeedForward::new(width, Gate::Geglu, &site.at("ff"))?,
         })
     }
 

@@ -203,5 +203,5 @@ impl Pipeline {
 }
 
 fn build(folder: &ModelFolder, parameters: &Parameters) -> Result<Box<dyn Denoiser>> {
-    parameters.build(|scope| folder.denoiser().build(&scope))
+    parameters.build(|scope| folder.denoiser().build(&scope.into()))
 }

@@ -99,51 +99,7 @@ pub struct Geometry {
     pub text: usize,
 }
 
-impl Layer {
-    /// A linear that is not pruned.
-    pub(crate) fn linear(
-        name: impl Into<LayerName>,
-        rows: usize,
-        inputs: usize,
-        outputs: usize,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            operation: Operation::Linear { rows, inputs, outputs },
-            prunable: None,
-        }
-    }
-
-    /// A convolution to `size` (height, width), of that many channels in and out.
-    pub(crate) fn convolution(
-        name: &str,
-        size: (usize, usize),
-        channels: (usize, usize),
-        kernel: usize,
-    ) -> Self {
-        let (inputs, outputs) = channels;
-        let operation = Operation::Convolution { pixels: size.0 * size.1, inputs, outputs, kernel };
-        Self { name: name.into(), operation, prunable: None }
-    }
-
-    /// The same with a role; `input` is the first layer that reads its input.
-    pub(crate) fn prunable(self, role: Role, input: &LayerName) -> Self {
-        Self { prunable: Some(Prunable { role, input: input.clone() }), ..self }
-    }
-}
-
 impl Block {
-    /// One that reads the outputs of the blocks `reads`.
-    pub(crate) fn new(name: impl Into<String>, reads: &[usize]) -> Self {
-        Self { name: name.into(), reads: reads.to_vec(), ..Self::default() }
-    }
-
-    /// The same with `layers` behind its own.
-    pub(crate) fn with(mut self, layers: impl IntoIterator<Item = Layer>) -> Self {
-        self.layers.extend(layers);
-        self
-    }
-
     /// Multiply-accumulates for one sample.
     #[must_use]
     pub fn macs(&self) -> u64 {
@@ -185,6 +141,16 @@ impl Operation {
             Self::Attention { .. } => 0,
         };
         weights as u64
+    }
+
+    /// The same of so many rows, pixels or queries, and so many keys.
+    pub(crate) fn over(mut self, count: usize, of_keys: usize) -> Self {
+        match &mut self {
+            Self::Linear { rows, .. } => *rows = count,
+            Self::Convolution { pixels, .. } => *pixels = count,
+            Self::Attention { queries, keys, .. } => (*queries, *keys) = (count, of_keys),
+        }
+        self
     }
 
     /// Rows of the input, or pixels of the output.

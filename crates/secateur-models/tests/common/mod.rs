@@ -35,7 +35,7 @@ pub(crate) fn call<'a>(
         .to_vec1::<f32>()
         .unwrap();
     move |scope| {
-        let model = config.build(&scope)?;
+        let model = config.build(&scope.into())?;
         let forward = |x: &Tensor| model.forward(x, &timesteps, &conditioning, &context);
         match size {
             Some(size) => packed(&forward(&unpacked(&x, size)?)?),

@@ -194,7 +194,8 @@ impl Learner {
                 }
             }
         }
-        let denoiser = parameters.build(|scope| pipeline.folder().denoiser().build(&scope))?;
+        let denoiser =
+            parameters.build(|scope| pipeline.folder().denoiser().build(&scope.into()))?;
         Ok(Self { variables, denoiser, sums: Products::default() })
     }
 

@@ -3,8 +3,8 @@
 
 use crate::conditioning::Multiplicity;
 use crate::error::{Error, Result};
-use crate::layers::{FeedForward, Gate, Heads, Modulation, StreamLayers};
-use crate::structure::{Between, Block, Layer};
+use crate::layers::{FeedForward, Gate, Heads, Modulation, stream};
+use crate::structure::{Between, Role, Rows, Site};
 use candle_core::Tensor;
 use secateur_nn::{Context, Linear, RmsNorm, Scope, ops};
 use std::sync::Arc;
@@ -27,49 +27,6 @@ pub(crate) struct JointConfig {
 impl JointConfig {
     pub(crate) fn width(self) -> usize {
         self.heads * self.head_dim
-    }
-
-    /// The most numbers of one sample that are alive at once, in one of three places of a block:
-    /// joint attention (both streams, what is joined of them, the result), and the feed-forward of
-    /// either stream (its residual, its input or output, its hidden layer four times as wide)
-    /// beside the other one and what attention left for it. The parts of the modulations are alive
-    /// throughout.
-    pub(crate) fn activations(self, image: usize, text: usize) -> usize {
-        let attention = 5 * (image + text);
-        let image_feed_forward = 6 * image + 2 * text;
-        let text_feed_forward = image + 6 * text;
-        let modulations = if self.dual { 15 } else { 12 };
-        let widths = attention.max(image_feed_forward).max(text_feed_forward) + modulations;
-        widths * self.width()
-    }
-
-    /// The block's description of itself, for that many tokens.
-    pub(crate) fn describe(self, prefix: String, image: usize, text: usize) -> Block {
-        let name = |layer: &str| format!("{prefix}.{layer}");
-        let width = self.width();
-        let Self { dual, context_pre_only: last, .. } = self;
-        let mut block = Block::new(&prefix, &[]).with([
-            Layer::linear(name("norm1.linear"), 1, width, if dual { 9 } else { 6 } * width),
-            Layer::linear(name("norm1_context.linear"), 1, width, if last { 2 } else { 6 } * width),
-        ]);
-        let heads = (self.heads, self.head_dim);
-        let streams = [
-            StreamLayers { tokens: image, projections: IMAGE, output: Some("to_out.0") },
-            StreamLayers {
-                tokens: text,
-                projections: TEXT,
-                output: if last { None } else { Some("to_add_out") },
-            },
-        ];
-        block.joint_attention(&name("attn"), &streams, heads, self.between());
-        if dual {
-            block.joint_attention(&name("attn2"), &streams[..1], heads, self.between());
-        }
-        block.feed_forward(&name("ff"), image, width, Gate::GeluTanh);
-        if !last {
-            block.feed_forward(&name("ff_context"), text, width, Gate::GeluTanh);
-        }
-        block
     }
 
     /// The heads of the attention at `scope`.
@@ -96,12 +53,12 @@ impl Projections {
         config: JointConfig,
         names: [&str; 3],
         norms: [&str; 2],
-        scope: &Scope<'_>,
+        site: &Site<'_>,
     ) -> Result<Self> {
-        let heads = config.heads_at(scope);
-        let linear =
-            |name: &str, outputs: usize| Linear::new(config.width(), outputs, &scope.at(name));
-        let norm = |name: &str| RmsNorm::new(config.head_dim, EPS, &scope.at(name));
+        let heads = config.heads_at(site);
+        let prunable = site.prunable(Role::QueryKeyValue, names[0]);
+        let linear = |name: &str, outputs| prunable.at(name).linear(config.width(), outputs);
+        let norm = |name: &str| RmsNorm::new(config.head_dim, EPS, &site.at(name));
         let norms = match config.qk_norm {
             true => Some((norm(norms[0])?, norm(norms[1])?)),
             false => None,
@@ -182,46 +139,54 @@ pub(crate) struct JointBlock {
 }
 
 impl JointBlock {
-    pub(crate) fn new(config: JointConfig, scope: &Scope<'_>) -> Result<Self> {
+    /// `site`: for the image's tokens.
+    pub(crate) fn new(config: JointConfig, site: &Site<'_>) -> Result<Self> {
         let width = config.width();
         let JointConfig { dual, context_pre_only: last, .. } = config;
-        let attn = scope.at("attn");
-        let heads = config.heads_at(&attn);
-        let output =
-            |heads: Heads, scope: Scope<'_>| Linear::new(heads.value_width(), width, &scope);
-        let dual_attention = match dual {
-            true => {
-                let scope = scope.at("attn2");
-                let heads = config.heads_at(&scope);
-                let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &scope)?;
-                Some(DualAttention {
-                    projections,
-                    to_out: output(heads, scope.at("to_out.0"))?,
-                    heads,
-                })
-            }
-            false => None,
-        };
-        let text_output = match last {
-            true => None,
-            false => Some(TextOutput {
-                to_add_out: output(heads, attn.at("to_add_out"))?,
-                ff_context: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff_context"))?,
-            }),
-        };
+        // The parts of the modulations.
+        let modulations = if dual { 15 } else { 12 } * width;
+        let site = &site.beside([(Rows::Fixed(1), modulations)]);
+        let text = &site.over(Rows::Text);
         let modulation =
-            |count, name: &str| Linear::new(width, count * width, &scope.at(name).at("linear"));
-        Ok(Self {
-            norm1: modulation(if dual { 9 } else { 6 }, "norm1")?,
-            norm1_context: modulation(if last { 2 } else { 6 }, "norm1_context")?,
-            image: Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?,
-            text: Projections::new(config, TEXT, TEXT_NORMS, &attn)?,
-            to_out: output(heads, attn.at("to_out.0"))?,
-            dual: dual_attention,
-            ff: FeedForward::new(width, Gate::GeluTanh, &scope.at("ff"))?,
-            text_output,
-            heads,
-        })
+            |count, name: &str| site.once().at(name).at("linear").linear(width, count * width);
+        let norm1 = modulation(if dual { 9 } else { 6 }, "norm1")?;
+        let norm1_context = modulation(if last { 2 } else { 6 }, "norm1_context")?;
+        let (attn, attn_text) = (site.at("attn"), text.at("attn"));
+        let image = Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?;
+        let words = Projections::new(config, TEXT, TEXT_NORMS, &attn_text)?;
+        let heads = config.heads_at(&attn);
+        let of_text = stream(&attn, TEXT, if last { None } else { Some("to_add_out") });
+        let streams = vec![stream(&attn, IMAGE, Some("to_out.0")), of_text];
+        let both = attn.with_text();
+        heads.record(streams, both.rows(), config.between(), &both);
+        // Both streams, their queries, keys and values, and the result.
+        both.alive([(both.rows(), 5 * width)]);
+        let output = |heads: Heads, attn: &Site<'_>, name: &str| {
+            let site = attn.prunable(Role::AttentionOutput, name).at(name);
+            site.linear(heads.value_width(), width)
+        };
+        let to_out = output(heads, &attn, "to_out.0")?;
+        let to_add_out = (!last).then(|| output(heads, &attn_text, "to_add_out")).transpose()?;
+        let dual_attention = || -> Result<DualAttention> {
+            let attn = site.at("attn2");
+            let heads = config.heads_at(&attn);
+            let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?;
+            let streams = vec![stream(&attn, IMAGE, Some("to_out.0"))];
+            heads.record(streams, attn.rows(), config.between(), &attn);
+            Ok(DualAttention { projections, to_out: output(heads, &attn, "to_out.0")?, heads })
+        };
+        let dual = dual.then(dual_attention).transpose()?;
+        let feed_forward = |site: &Site<'_>, name: &str, other| {
+            FeedForward::new(width, Gate::GeluTanh, &site.beside([other]).at(name))
+        };
+        // Beside that of the image the text, and what attention left for it.
+        let ff = feed_forward(site, "ff", (Rows::Text, 2 * width))?;
+        let text_output = |to_add_out| -> Result<TextOutput> {
+            let ff_context = feed_forward(text, "ff_context", (site.rows(), width))?;
+            Ok(TextOutput { to_add_out, ff_context })
+        };
+        let text_output = to_add_out.map(text_output).transpose()?;
+        Ok(Self { norm1, norm1_context, image, text: words, to_out, dual, ff, text_output, heads })
     }
 
     /// One block over both streams; `time` is SiLU of the time and text embedding, `rotation` has

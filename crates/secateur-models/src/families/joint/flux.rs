@@ -8,12 +8,10 @@ use crate::families::joint::block::{
     EPS, IMAGE, IMAGE_NORMS, JointBlock, JointConfig, Projections,
 };
 use crate::files::{Options, check_heads};
-use crate::layers::{
-    Embedder, Heads, Modulation, Sinusoids, StreamLayers, embedder_layers, whole_grid,
-};
-use crate::structure::{Block, Geometry, Layer, NeuronGroup, Role, Slice, Structure};
+use crate::layers::{Embedder, Heads, Modulation, Sinusoids, stream, whole_grid};
+use crate::structure::{HeadStream, NeuronGroup, Role, Rows, Site, Slice};
 use candle_core::{DType, Device, Tensor};
-use secateur_nn::{Activation, Context, LayerName, Linear, Scope, ops};
+use secateur_nn::{Activation, Context, Linear, ops};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -120,44 +118,6 @@ impl FluxConfig {
         }
     }
 
-    /// The most numbers of one sample that are alive at once in a block of one stream of `tokens`:
-    /// the stream, and attention's result and the hidden layer four times as wide, both as they are
-    /// and joined.
-    fn single_activations(&self, tokens: usize) -> usize {
-        let modulations = 3;
-        (11 * tokens + modulations) * self.joint().width()
-    }
-
-    fn describe_single(&self, index: usize, tokens: usize) -> Block {
-        let prefix = format!("single_transformer_blocks.{index}");
-        let width = self.joint().width();
-        let name = |layer: &str| LayerName::from(format!("{prefix}.{layer}"));
-        let (q, mlp, out) = (name("attn.to_q"), name("proj_mlp"), name("proj_out"));
-        let modulation = Layer::linear(name("norm.linear"), 1, width, 3 * width);
-        let mut block = Block::new(&prefix, &[]).with([modulation]);
-        let stream = StreamLayers { tokens, projections: IMAGE, output: None };
-        let heads = (self.num_attention_heads, self.attention_head_dim);
-        block.joint_attention(&format!("{prefix}.attn"), &[stream], heads, self.joint().between());
-        block = block.with([
-            // It reads what the queries read: with them it needs no Hessian of its own.
-            Layer::linear(mlp.clone(), tokens, width, 4 * width).prunable(Role::QueryKeyValue, &q),
-            // Output projection of attention and down projection in one; four fifths of its columns
-            // are the latter.
-            Layer::linear(out.clone(), tokens, 5 * width, width)
-                .prunable(Role::FeedForwardDown, &out),
-        ]);
-        block.heads.iter_mut().flat_map(|heads| &mut heads.streams).for_each(|stream| {
-            stream.output = Some(Slice::whole(out.clone()));
-        });
-        block.neurons.push(NeuronGroup {
-            name: mlp.clone(),
-            count: 4 * width,
-            up: vec![Slice::whole(mlp)],
-            down: Slice { layer: out, start: width },
-        });
-        block
-    }
-
     /// `FluxPosEmbed`: for each image token, at (0, row, column), and then each text token, at (0,
     /// 0, 0), the cosines and sines of a head's angles: tokens x head size.
     fn rotations(&self, rows: usize, columns: usize, text: usize) -> Result<Tensor> {
@@ -177,8 +137,8 @@ impl FluxConfig {
 }
 
 impl DenoiserConfig for FluxConfig {
-    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>> {
-        Ok(Box::new(Flux::new(self, scope)?))
+    fn build(&self, site: &Site<'_>) -> Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Flux::new(self, site)?))
     }
 
     fn latent_shape(&self) -> [usize; 3] {
@@ -191,38 +151,6 @@ impl DenoiserConfig for FluxConfig {
 
     fn patch(&self) -> usize {
         PATCH
-    }
-
-    fn structure(&self, geometry: &Geometry) -> Structure {
-        let width = self.joint().width();
-        let (image, text) = (self.image_tokens(geometry.latent), geometry.text);
-        let embedder = |name: &str, inputs| {
-            embedder_layers(&format!("time_text_embed.{name}"), 1, inputs, width)
-        };
-        let mut embedders = Block::new("embedders", &[])
-            .with([Layer::linear("x_embedder", image, self.in_channels, width)])
-            .with(embedder("timestep_embedder", TIME.channels));
-        if self.guidance_embeds {
-            embedders = embedders.with(embedder("guidance_embedder", TIME.channels));
-        }
-        embedders = embedders
-            .with(embedder("text_embedder", self.pooled_projection_dim))
-            .with([Layer::linear("context_embedder", text, self.joint_attention_dim, width)]);
-        let joint =
-            |index| self.joint().describe(format!("transformer_blocks.{index}"), image, text);
-        let single = |index| self.describe_single(index, image + text);
-        let blocks = (0..self.num_layers)
-            .map(joint)
-            .chain((0..self.num_single_layers).map(single))
-            .collect();
-        let output = Block::new("output", &[]).with([
-            Layer::linear("norm_out.linear", 1, width, 2 * width),
-            Layer::linear("proj_out", image, width, self.out_channels()),
-        ]);
-        let joint = if self.num_layers > 0 { self.joint().activations(image, text) } else { 0 };
-        let single =
-            if self.num_single_layers > 0 { self.single_activations(image + text) } else { 0 };
-        Structure::chain(embedders, blocks, output, joint.max(single))
     }
 }
 
@@ -237,17 +165,37 @@ struct SingleBlock {
 }
 
 impl SingleBlock {
-    fn new(config: JointConfig, scope: &Scope<'_>) -> Result<Self> {
+    /// `site`: for all tokens.
+    fn new(config: JointConfig, site: &Site<'_>) -> Result<Self> {
         let width = config.width();
-        let attn = scope.at("attn");
+        let attn = site.at("attn");
         let heads = config.heads_at(&attn);
-        let proj_mlp = scope.at("proj_mlp");
-        let hidden = proj_mlp.size(4 * width);
+        let norm = site.once().at("norm.linear").linear(width, 3 * width)?;
+        let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?;
+        // It reads what the queries read: with them it needs no Hessian of its own.
+        let mlp = site.prunable(Role::QueryKeyValue, "attn.to_q").at("proj_mlp");
+        // Output projection of attention and down projection in one; four fifths of its columns are
+        // the latter.
+        let out = site.prunable(Role::FeedForwardDown, "proj_out").at("proj_out");
+        let output = Some(Slice::whole(out.layer_name()));
+        let streams = vec![HeadStream { output, ..stream(&attn, IMAGE, None) }];
+        heads.record(streams, attn.rows(), config.between(), &attn);
+        let whole = 4 * width;
+        let count = mlp.size(whole);
+        mlp.neurons(NeuronGroup {
+            name: mlp.layer_name(),
+            count,
+            up: vec![Slice::whole(mlp.layer_name())],
+            down: Slice { layer: out.layer_name(), start: heads.value_width() },
+        });
+        // The stream, and attention's result and the hidden layer, both as they are and joined; the
+        // modulation.
+        site.alive([(site.rows(), width + 2 * (width + whole)), (Rows::Fixed(1), 3 * width)]);
         Ok(Self {
-            norm: Linear::new(width, 3 * width, &scope.at("norm.linear"))?,
-            projections: Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?,
-            proj_mlp: Linear::new(width, hidden, &proj_mlp)?,
-            proj_out: Linear::new(heads.value_width() + hidden, width, &scope.at("proj_out"))?,
+            norm,
+            projections,
+            proj_mlp: mlp.linear(width, count)?,
+            proj_out: out.linear(heads.value_width() + count, width)?,
             heads,
         })
     }
@@ -302,36 +250,35 @@ impl Flux {
     ///
     /// # Errors
     /// If a placeholder cannot be made.
-    pub fn new(config: &FluxConfig, scope: &Scope<'_>) -> Result<Self> {
+    pub fn new(config: &FluxConfig, site: &Site<'_>) -> Result<Self> {
         let joint = config.joint();
         let width = joint.width();
-        let embedder = |name: &str, inputs| {
-            Embedder::new(inputs, width, &scope.at(format!("time_text_embed.{name}")))
-        };
-        let block =
-            |index| JointBlock::new(joint, &scope.at(format!("transformer_blocks.{index}")));
-        let single = |index| {
-            SingleBlock::new(joint, &scope.at(format!("single_transformer_blocks.{index}")))
-        };
+        let embedder =
+            |name, inputs| Embedder::new(inputs, width, &site.at("time_text_embed").at(name));
+        let tokens = &site.over(site.smaller(PATCH, PATCH, 0));
+        let x_embedder = tokens.at("x_embedder").linear(config.in_channels, width)?;
+        let timestep_embedder = embedder("timestep_embedder", TIME.channels)?;
+        let guidance = || embedder("guidance_embedder", TIME.channels);
+        let guidance_embedder = config.guidance_embeds.then(guidance).transpose()?;
+        let text_embedder = embedder("text_embedder", config.pooled_projection_dim)?;
+        let text = site.over(Rows::Text).at("context_embedder");
+        let context_embedder = text.linear(config.joint_attention_dim, width)?;
+        let block = |_, site: &Site<'_>| JointBlock::new(joint, site);
+        let transformer_blocks = tokens.chain("transformer_blocks", config.num_layers, block)?;
+        let (name, count) = ("single_transformer_blocks", config.num_single_layers);
+        let single = |_, site: &Site<'_>| SingleBlock::new(joint, site);
+        let single_transformer_blocks = tokens.with_text().chain(name, count, single)?;
+        let output = tokens.output();
         Ok(Self {
-            x_embedder: Linear::new(config.in_channels, width, &scope.at("x_embedder"))?,
-            timestep_embedder: embedder("timestep_embedder", TIME.channels)?,
-            guidance_embedder: match config.guidance_embeds {
-                true => Some(embedder("guidance_embedder", TIME.channels)?),
-                false => None,
-            },
-            text_embedder: embedder("text_embedder", config.pooled_projection_dim)?,
-            context_embedder: Linear::new(
-                config.joint_attention_dim,
-                width,
-                &scope.at("context_embedder"),
-            )?,
-            transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
-            single_transformer_blocks: (0..config.num_single_layers)
-                .map(single)
-                .collect::<Result<_>>()?,
-            norm_out: Linear::new(width, 2 * width, &scope.at("norm_out.linear"))?,
-            proj_out: Linear::new(width, config.out_channels(), &scope.at("proj_out"))?,
+            x_embedder,
+            timestep_embedder,
+            guidance_embedder,
+            text_embedder,
+            context_embedder,
+            transformer_blocks,
+            single_transformer_blocks,
+            norm_out: output.once().at("norm_out.linear").linear(width, 2 * width)?,
+            proj_out: output.at("proj_out").linear(width, config.out_channels())?,
             config: config.clone(),
         })
     }
@@ -453,7 +400,7 @@ mod tests {
         assert_eq!(config.problem(), None);
         assert_eq!(config.latent_shape(), [16, 128, 128]);
         assert_eq!(config.image_tokens((128, 96)), 64 * 48);
-        let structure = config.structure(&Geometry { latent: (128, 128), text: 512 });
+        let structure = config.structure(&Geometry { latent: (128, 128), text: 512 }).unwrap();
         let linear = |operation: Operation| match operation {
             Operation::Linear { inputs, outputs, .. } => (inputs + 1) * outputs,
             _ => 0,

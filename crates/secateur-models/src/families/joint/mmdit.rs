@@ -5,10 +5,10 @@ use crate::error::{Error, Result};
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::families::joint::block::{EPS, JointBlock, JointConfig};
 use crate::files::{Options, check_heads};
-use crate::layers::{Embedder, Modulation, PatchEmbed, Sinusoids, embedder_layers, grid};
-use crate::structure::{Block, Geometry, Layer, Structure};
+use crate::layers::{Embedder, Modulation, PatchEmbed, Sinusoids};
+use crate::structure::{Rows, Site};
 use candle_core::Tensor;
-use secateur_nn::{Activation, Context, Linear, Scope, ops};
+use secateur_nn::{Activation, Context, Linear, ops};
 use serde::Deserialize;
 
 /// How the timestep is encoded.
@@ -90,8 +90,8 @@ impl MmditConfig {
 }
 
 impl DenoiserConfig for MmditConfig {
-    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>> {
-        Ok(Box::new(Mmdit::new(self, scope)?))
+    fn build(&self, site: &Site<'_>) -> Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Mmdit::new(self, site)?))
     }
 
     fn latent_shape(&self) -> [usize; 3] {
@@ -108,34 +108,6 @@ impl DenoiserConfig for MmditConfig {
 
     fn largest_side(&self) -> usize {
         self.pos_embed_max_size * self.patch_size
-    }
-
-    fn structure(&self, geometry: &Geometry) -> Structure {
-        let width = self.width();
-        let patch = self.patch_size;
-        let size = grid(geometry.latent, patch);
-        let image = self.image_tokens(geometry.latent);
-        let text = geometry.text;
-        let embedders = Block::new("embedders", &[])
-            .with([Layer::convolution("pos_embed.proj", size, (self.in_channels, width), patch)])
-            .with(embedder_layers("time_text_embed.timestep_embedder", 1, TIME.channels, width))
-            .with(embedder_layers(
-                "time_text_embed.text_embedder",
-                1,
-                self.pooled_projection_dim,
-                width,
-            ))
-            .with([Layer::linear("context_embedder", text, self.joint_attention_dim, width)]);
-        let joint =
-            |index| self.joint(index).describe(format!("transformer_blocks.{index}"), image, text);
-        let output = Block::new("output", &[]).with([
-            Layer::linear("norm_out.linear", 1, width, 2 * width),
-            Layer::linear("proj_out", image, width, patch * patch * self.out_channels()),
-        ]);
-        let in_blocks =
-            (0..self.num_layers).map(|index| self.joint(index).activations(image, text)).max();
-        let activations = in_blocks.unwrap_or(0) + text * self.joint_attention_dim;
-        Structure::chain(embedders, (0..self.num_layers).map(joint).collect(), output, activations)
     }
 }
 
@@ -157,38 +129,30 @@ impl Mmdit {
     ///
     /// # Errors
     /// If a placeholder cannot be made.
-    pub fn new(config: &MmditConfig, scope: &Scope<'_>) -> Result<Self> {
+    pub fn new(config: &MmditConfig, site: &Site<'_>) -> Result<Self> {
         let (width, patch) = (config.width(), config.patch_size);
         let positions = config.pos_embed_max_size;
-        let pos_embed = scope.at("pos_embed");
-        let embedders = scope.at("time_text_embed");
-        let block =
-            |i| JointBlock::new(config.joint(i), &scope.at(format!("transformer_blocks.{i}")));
+        let pos_embed = site.at("pos_embed");
+        let (patches, tokens) = PatchEmbed::new((config.in_channels, width), patch, &pos_embed)?;
+        let embedder =
+            |name, inputs| Embedder::new(inputs, width, &site.at("time_text_embed").at(name));
+        let timestep_embedder = embedder("timestep_embedder", TIME.channels)?;
+        let text_embedder = embedder("text_embedder", config.pooled_projection_dim)?;
+        let text = site.over(Rows::Text).at("context_embedder");
+        let context_embedder = text.linear(config.joint_attention_dim, width)?;
+        let site = &site.over(tokens).beside([(Rows::Text, config.joint_attention_dim)]);
+        let block = |index, site: &Site<'_>| JointBlock::new(config.joint(index), site);
+        let transformer_blocks = site.chain("transformer_blocks", config.num_layers, block)?;
+        let output = site.output();
         Ok(Self {
-            patches: PatchEmbed::new((config.in_channels, width), patch, &pos_embed)?,
+            patches,
             pos_embed: pos_embed.constant("pos_embed", (1, positions * positions, width))?,
-            timestep_embedder: Embedder::new(
-                TIME.channels,
-                width,
-                &embedders.at("timestep_embedder"),
-            )?,
-            text_embedder: Embedder::new(
-                config.pooled_projection_dim,
-                width,
-                &embedders.at("text_embedder"),
-            )?,
-            context_embedder: Linear::new(
-                config.joint_attention_dim,
-                width,
-                &scope.at("context_embedder"),
-            )?,
-            transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
-            norm_out: Linear::new(width, 2 * width, &scope.at("norm_out.linear"))?,
-            proj_out: Linear::new(
-                width,
-                patch * patch * config.out_channels(),
-                &scope.at("proj_out"),
-            )?,
+            timestep_embedder,
+            text_embedder,
+            context_embedder,
+            transformer_blocks,
+            norm_out: output.once().at("norm_out.linear").linear(width, 2 * width)?,
+            proj_out: output.at("proj_out").linear(width, patch * patch * config.out_channels())?,
             config: config.clone(),
         })
     }

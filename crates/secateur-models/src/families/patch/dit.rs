@@ -6,11 +6,11 @@ use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::files::{Options, options};
 use crate::layers::{
     Attention, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions,
-    Sinusoids, embedder_layers,
+    Sinusoids,
 };
-use crate::structure::{Block, Geometry, Layer, Structure};
+use crate::structure::{Rows, Site};
 use candle_core::Tensor;
-use secateur_nn::{Activation, Context, Embedding, Linear, Scope, ops};
+use secateur_nn::{Activation, Context, Embedding, Linear, ops};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -63,31 +63,11 @@ impl DitConfig {
         options.finish(&supported(), &UNREAD)?;
         Ok(config)
     }
-
-    /// The layers of a block's own embedder of time.
-    fn embedder(&self, index: usize) -> [Layer; 2] {
-        let name = format!("transformer_blocks.{index}.norm1.emb.timestep_embedder");
-        embedder_layers(&name, 1, TIME.channels, self.transformer.width())
-    }
-
-    fn describe(&self, index: usize, tokens: usize) -> Block {
-        let width = self.transformer.width();
-        let name = format!("transformer_blocks.{index}");
-        let mut block = Block::new(&name, &[]);
-        if index > 0 {
-            block = block.with(self.embedder(index));
-        }
-        block = block.with([Layer::linear(format!("{name}.norm1.linear"), 1, width, 6 * width)]);
-        let heads = self.transformer.num_attention_heads;
-        block.attention(&format!("{name}.attn1"), tokens, (tokens, width), (heads, width), None);
-        block.feed_forward(&format!("{name}.ff"), tokens, width, self.transformer.gate);
-        block
-    }
 }
 
 impl DenoiserConfig for DitConfig {
-    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>> {
-        Ok(Box::new(Dit::new(self, scope)?))
+    fn build(&self, site: &Site<'_>) -> Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Dit::new(self, site)?))
     }
 
     fn latent_shape(&self) -> [usize; 3] {
@@ -100,25 +80,6 @@ impl DenoiserConfig for DitConfig {
 
     fn patch(&self) -> usize {
         self.transformer.patch_size
-    }
-
-    fn structure(&self, geometry: &Geometry) -> Structure {
-        let width = self.transformer.width();
-        let tokens = self.image_tokens(geometry.latent);
-        // The output reads the first block's embedding too, so that must be there without the
-        // block.
-        let embedders = Block::new("embedders", &[])
-            .with([self.transformer.pos_embed_layer(geometry.latent)])
-            .with(self.embedder(0));
-        let blocks =
-            (0..self.transformer.num_layers).map(|index| self.describe(index, tokens)).collect();
-        let output = Block::new("output", &[]).with([
-            Layer::linear("proj_out_1", 1, width, 2 * width),
-            Layer::linear("proj_out_2", tokens, width, self.transformer.outputs()),
-        ]);
-        // The embeddings of the first block and of one, and the modulation of one.
-        let activations = self.transformer.activations(tokens) + (2 + 6) * width;
-        Structure::chain(embedders, blocks, output, activations)
     }
 }
 
@@ -133,22 +94,23 @@ struct DitBlock {
 }
 
 impl DitBlock {
-    fn new(config: &DitConfig, scope: &Scope<'_>) -> Result<Self> {
+    /// `embedder`: the same place as a part of the block that its embedder of time belongs to.
+    fn new(config: &DitConfig, embedder: &Site<'_>, site: &Site<'_>) -> Result<Self> {
         let transformer = &config.transformer;
         let (width, heads, bias) =
             (transformer.width(), transformer.num_attention_heads, transformer.attention_bias);
-        let norm1 = scope.at("norm1");
-        let table = norm1.at("emb.class_embedder.embedding_table");
+        let embedder = embedder.once().at("norm1.emb");
+        let table = embedder.at("class_embedder.embedding_table");
         Ok(Self {
             timestep_embedder: Embedder::new(
                 TIME.channels,
                 width,
-                &norm1.at("emb.timestep_embedder"),
+                &embedder.at("timestep_embedder"),
             )?,
             class_embedder: Embedding::new(config.num_embeds_ada_norm + 1, width, &table)?,
-            norm1: Linear::new(width, 6 * width, &norm1.at("linear"))?,
-            attn1: Attention::new(width, width, heads, bias, &scope.at("attn1"))?,
-            ff: FeedForward::new(width, transformer.gate, &scope.at("ff"))?,
+            norm1: site.once().at("norm1.linear").linear(width, 6 * width)?,
+            attn1: Attention::new(width, None, heads, bias, &site.at("attn1"))?,
+            ff: FeedForward::new(width, transformer.gate, &site.at("ff"))?,
             norm_eps: config.norm_eps,
         })
     }
@@ -186,16 +148,26 @@ impl Dit {
     ///
     /// # Errors
     /// If a placeholder cannot be made.
-    pub fn new(config: &DitConfig, scope: &Scope<'_>) -> Result<Self> {
+    pub fn new(config: &DitConfig, site: &Site<'_>) -> Result<Self> {
         let transformer = &config.transformer;
         let width = transformer.width();
-        let block = |i| DitBlock::new(config, &scope.at(format!("transformer_blocks.{i}")));
+        let (pos_embed, tokens) = transformer.pos_embed(site)?;
+        // The embeddings of the first block and of one, and the modulation of one.
+        let site = &site.over(tokens).beside([(Rows::Fixed(1), (2 + 6) * width)]);
+        // The output reads the first block's embedding too, so that must be there without the
+        // block.
+        let first = site.at("transformer_blocks.0");
+        let block = |index, site: &Site<'_>| {
+            DitBlock::new(config, if index == 0 { &first } else { site }, site)
+        };
+        let transformer_blocks = site.chain("transformer_blocks", transformer.num_layers, block)?;
+        let output = site.output();
         Ok(Self {
-            pos_embed: transformer.pos_embed(scope)?,
+            pos_embed,
             positions: transformer.positions(1.0),
-            transformer_blocks: (0..transformer.num_layers).map(block).collect::<Result<_>>()?,
-            proj_out_1: Linear::new(width, 2 * width, &scope.at("proj_out_1"))?,
-            proj_out_2: Linear::new(width, transformer.outputs(), &scope.at("proj_out_2"))?,
+            transformer_blocks,
+            proj_out_1: output.once().at("proj_out_1").linear(width, 2 * width)?,
+            proj_out_2: output.at("proj_out_2").linear(width, transformer.outputs())?,
         })
     }
 }

@@ -6,11 +6,11 @@ use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::files::{Options, options};
 use crate::layers::{
     Attention, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions,
-    Sinusoids, embedder_layers,
+    Sinusoids,
 };
-use crate::structure::{Block, Geometry, Layer, Structure};
+use crate::structure::{Rows, Site};
 use candle_core::{DType, Tensor};
-use secateur_nn::{Activation, Context, Linear, Scope, ops};
+use secateur_nn::{Activation, Context, Linear, ops};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -102,59 +102,11 @@ impl PixartConfig {
     fn text(&self) -> usize {
         self.cross_attention_dim.unwrap_or_else(|| self.transformer.width())
     }
-
-    fn embedders(&self, geometry: &Geometry) -> Block {
-        let width = self.transformer.width();
-        let mut block = Block::new("embedders", &[])
-            .with([self.transformer.pos_embed_layer(geometry.latent)])
-            .with(embedder_layers("adaln_single.emb.timestep_embedder", 1, TIME.channels, width));
-        if self.sized() {
-            block = block
-                .with(embedder_layers(
-                    "adaln_single.emb.resolution_embedder",
-                    2,
-                    TIME.channels,
-                    width / 3,
-                ))
-                .with(embedder_layers(
-                    "adaln_single.emb.aspect_ratio_embedder",
-                    1,
-                    TIME.channels,
-                    width / 3,
-                ));
-        }
-        block = block.with([Layer::linear("adaln_single.linear", 1, width, 6 * width)]);
-        match self.caption_channels {
-            Some(channels) => {
-                block.with(embedder_layers("caption_projection", geometry.text, channels, width))
-            }
-            None => block,
-        }
-    }
-
-    fn describe(&self, index: usize, tokens: usize, text: usize) -> Block {
-        let width = self.transformer.width();
-        let heads = (self.transformer.num_attention_heads, width);
-        let name = format!("transformer_blocks.{index}");
-        // All blocks read the same text.
-        let first_of_text = "transformer_blocks.0.attn2.to_k".into();
-        let mut block = Block::new(&name, &[]);
-        block.attention(&format!("{name}.attn1"), tokens, (tokens, width), heads, None);
-        block.attention(
-            &format!("{name}.attn2"),
-            tokens,
-            (text, self.text()),
-            heads,
-            Some(&first_of_text),
-        );
-        block.feed_forward(&format!("{name}.ff"), tokens, width, self.transformer.gate);
-        block
-    }
 }
 
 impl DenoiserConfig for PixartConfig {
-    fn build(&self, scope: &Scope<'_>) -> Result<Box<dyn Denoiser>> {
-        Ok(Box::new(Pixart::new(self, scope)?))
+    fn build(&self, site: &Site<'_>) -> Result<Box<dyn Denoiser>> {
+        Ok(Box::new(Pixart::new(self, site)?))
     }
 
     fn latent_shape(&self) -> [usize; 3] {
@@ -168,22 +120,6 @@ impl DenoiserConfig for PixartConfig {
     fn patch(&self) -> usize {
         self.transformer.patch_size
     }
-
-    fn structure(&self, geometry: &Geometry) -> Structure {
-        let width = self.transformer.width();
-        let (tokens, text) = (self.image_tokens(geometry.latent), geometry.text);
-        let blocks = (0..self.transformer.num_layers)
-            .map(|index| self.describe(index, tokens, text))
-            .collect();
-        let proj_out = Layer::linear("proj_out", tokens, width, self.transformer.outputs());
-        let output = Block::new("output", &[]).with([proj_out]);
-        // Tokens, query and result, beside key and value of the text.
-        let of_text = (3 * tokens + 2 * text) * width;
-        let block = self.transformer.activations(tokens).max(of_text);
-        // The text, the embedding, the modulation that all blocks share and that of one.
-        let activations = block + text * self.text() + (1 + 6 + 6) * width;
-        Structure::chain(self.embedders(geometry), blocks, output, activations)
-    }
 }
 
 /// `BasicTransformerBlock` with `ada_norm_single`.
@@ -196,15 +132,15 @@ struct PixartBlock {
 }
 
 impl PixartBlock {
-    fn new(config: &PixartConfig, scope: &Scope<'_>) -> Result<Self> {
+    fn new(config: &PixartConfig, site: &Site<'_>) -> Result<Self> {
         let transformer = &config.transformer;
         let (width, heads, bias) =
             (transformer.width(), transformer.num_attention_heads, transformer.attention_bias);
         Ok(Self {
-            scale_shift_table: scope.get("scale_shift_table", (6, width))?,
-            attn1: Attention::new(width, width, heads, bias, &scope.at("attn1"))?,
-            attn2: Attention::new(width, config.text(), heads, bias, &scope.at("attn2"))?,
-            ff: FeedForward::new(width, transformer.gate, &scope.at("ff"))?,
+            scale_shift_table: site.get("scale_shift_table", (6, width))?,
+            attn1: Attention::new(width, None, heads, bias, &site.at("attn1"))?,
+            attn2: Attention::new(width, Some(config.text()), heads, bias, &site.at("attn2"))?,
+            ff: FeedForward::new(width, transformer.gate, &site.at("ff"))?,
             norm_eps: config.norm_eps,
         })
     }
@@ -244,21 +180,21 @@ struct SizeEmbedders {
 }
 
 impl AdaLayerNormSingle {
-    fn new(config: &PixartConfig, scope: &Scope<'_>) -> Result<Self> {
+    fn new(config: &PixartConfig, site: &Site<'_>) -> Result<Self> {
         let width = config.transformer.width();
-        let embedder =
-            |name: &str, width| Embedder::new(TIME.channels, width, &scope.at("emb").at(name));
-        let size = match config.sized() {
-            true => Some(SizeEmbedders {
-                resolution_embedder: embedder("resolution_embedder", width / 3)?,
-                aspect_ratio_embedder: embedder("aspect_ratio_embedder", width / 3)?,
-            }),
-            false => None,
+        let embedder = |name: &str, count, width| {
+            Embedder::new(TIME.channels, width, &site.over(Rows::Fixed(count)).at("emb").at(name))
         };
         Ok(Self {
-            timestep_embedder: embedder("timestep_embedder", width)?,
-            size,
-            linear: Linear::new(width, 6 * width, &scope.at("linear"))?,
+            timestep_embedder: embedder("timestep_embedder", 1, width)?,
+            size: match config.sized() {
+                true => Some(SizeEmbedders {
+                    resolution_embedder: embedder("resolution_embedder", 2, width / 3)?,
+                    aspect_ratio_embedder: embedder("aspect_ratio_embedder", 1, width / 3)?,
+                }),
+                false => None,
+            },
+            linear: site.once().at("linear").linear(width, 6 * width)?,
         })
     }
 
@@ -308,22 +244,28 @@ impl Pixart {
     ///
     /// # Errors
     /// If a placeholder cannot be made.
-    pub fn new(config: &PixartConfig, scope: &Scope<'_>) -> Result<Self> {
+    pub fn new(config: &PixartConfig, site: &Site<'_>) -> Result<Self> {
         let transformer = &config.transformer;
         let width = transformer.width();
-        let caption =
-            |channels| Embedder::of_text(channels, width, &scope.at("caption_projection"));
+        let (pos_embed, tokens) = transformer.pos_embed(site)?;
+        let adaln_single = AdaLayerNormSingle::new(config, &site.at("adaln_single"))?;
+        let caption = site.over(Rows::Text).at("caption_projection");
         // A caption for none, which the original code trains with.
-        scope.at("caption_projection").ignore("y_embedding");
-        let block = |i| PixartBlock::new(config, &scope.at(format!("transformer_blocks.{i}")));
+        caption.ignore("y_embedding");
+        let caption = |channels| Embedder::of_text(channels, width, &caption);
+        let caption_projection = config.caption_channels.map(caption).transpose()?;
+        // The text, the embedding, the modulation that all blocks share and that of one.
+        let beside = [(Rows::Text, config.text()), (Rows::Fixed(1), (1 + 6 + 6) * width)];
+        let site = &site.over(tokens).beside(beside);
+        let block = |_, site: &Site<'_>| PixartBlock::new(config, site);
         Ok(Self {
-            pos_embed: transformer.pos_embed(scope)?,
+            pos_embed,
             positions: transformer.positions(config.interpolation_scale()),
-            adaln_single: AdaLayerNormSingle::new(config, &scope.at("adaln_single"))?,
-            caption_projection: config.caption_channels.map(caption).transpose()?,
-            transformer_blocks: (0..transformer.num_layers).map(block).collect::<Result<_>>()?,
-            scale_shift_table: scope.get("scale_shift_table", (2, width))?,
-            proj_out: Linear::new(width, transformer.outputs(), &scope.at("proj_out"))?,
+            adaln_single,
+            caption_projection,
+            transformer_blocks: site.chain("transformer_blocks", transformer.num_layers, block)?,
+            scale_shift_table: site.get("scale_shift_table", (2, width))?,
+            proj_out: site.output().at("proj_out").linear(width, transformer.outputs())?,
         })
     }
 }

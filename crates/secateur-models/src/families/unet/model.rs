@@ -3,12 +3,13 @@
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
 use crate::families::denoiser::Denoiser;
-use crate::families::unet::config::{Level, LevelAttention, UnetConfig};
+use crate::families::unet::config::{Addition, Level, LevelAttention, UnetConfig};
 use crate::layers::{
     Embedder, Norm, PixelAttention, ResnetBlock, TransformerBlock, pixels_of, tokens_of,
 };
+use crate::structure::{Rows, Site};
 use candle_core::{DType, Tensor};
-use secateur_nn::{Activation, Context, Conv2d, GroupNorm, Linear, Scope, ops};
+use secateur_nn::{Activation, Context, Conv2d, GroupNorm, Linear, ops};
 
 /// `Transformer2DModel` over the pixels.
 struct TextAttention {
@@ -25,10 +26,10 @@ enum Projection {
 }
 
 impl Projection {
-    fn new(channels: usize, linear: bool, scope: &Scope<'_>) -> Result<Self> {
+    fn new(channels: usize, linear: bool, site: &Site<'_>) -> Result<Self> {
         Ok(match linear {
-            true => Self::Linear(Linear::new(channels, channels, scope)?),
-            false => Self::Convolution(Conv2d::new((channels, channels), 1, 1, (0, 0), scope)?),
+            true => Self::Linear(site.linear(channels, channels)?),
+            false => Self::Convolution(site.convolution((channels, channels), 1)?),
         })
     }
 }
@@ -36,27 +37,26 @@ impl Projection {
 impl TextAttention {
     fn new(
         config: &UnetConfig,
-        level: Level,
+        channels: usize,
         heads: usize,
         depth: usize,
-        scope: &Scope<'_>,
+        site: &Site<'_>,
     ) -> Result<Self> {
-        let channels = level.channels;
-        let block = |i| {
-            TransformerBlock::new(
-                channels,
-                config.text,
-                heads,
-                &scope.at(format!("transformer_blocks.{i}")),
-            )
+        // The input goes around all of it.
+        let around = site.last_block();
+        let site = site.beside([(site.rows(), channels)]);
+        let projection = |name: &str, also: &[usize]| {
+            Projection::new(channels, config.use_linear_projection, &site.at(name).block(also))
         };
-        let projection =
-            |name: &str| Projection::new(channels, config.use_linear_projection, &scope.at(name));
+        let block = |index| {
+            let site = site.at("transformer_blocks").at(index).block(&[]);
+            TransformerBlock::new(channels, config.text, heads, &site)
+        };
         Ok(Self {
-            norm: Norm { eps: 1e-6, ..config.norm }.over(channels, &scope.at("norm"))?,
-            proj_in: projection("proj_in")?,
+            norm: Norm { eps: 1e-6, ..config.norm }.over(channels, &site.at("norm"))?,
+            proj_in: projection("proj_in", &[])?,
             transformer_blocks: (0..depth).map(block).collect::<Result<_>>()?,
-            proj_out: projection("proj_out")?,
+            proj_out: projection("proj_out", &[around])?,
         })
     }
 
@@ -86,14 +86,15 @@ enum BlockAttention {
 }
 
 impl BlockAttention {
-    fn new(config: &UnetConfig, level: Level, scope: &Scope<'_>) -> Result<Self> {
+    fn new(config: &UnetConfig, level: Level, site: &Site<'_>) -> Result<Self> {
         Ok(match level.attention {
             LevelAttention::None => Self::None,
             LevelAttention::Pixels { heads } => {
-                Self::Pixels(PixelAttention::new(level.channels, heads, config.norm, scope)?)
+                let site = site.block(&[]);
+                Self::Pixels(PixelAttention::new(level.channels, heads, config.norm, &site)?)
             }
             LevelAttention::Text { heads, depth } => {
-                Self::Text(TextAttention::new(config, level, heads, depth, scope)?)
+                Self::Text(TextAttention::new(config, level.channels, heads, depth, site)?)
             }
         })
     }
@@ -196,6 +197,20 @@ struct MidBlock {
     second: ResnetBlock,
 }
 
+/// What is kept for the way up.
+#[derive(Clone, Copy)]
+struct Skip {
+    /// The block that it comes from.
+    block: usize,
+    channels: usize,
+    rows: Rows,
+}
+
+/// The numbers that are kept.
+fn kept(skips: &[Skip]) -> impl Iterator<Item = (Rows, usize)> {
+    skips.iter().map(|skip| (skip.rows, skip.channels))
+}
+
 /// `UNet2DConditionModel` or `UNet2DModel`.
 pub struct Unet {
     config: UnetConfig,
@@ -214,83 +229,101 @@ impl Unet {
     ///
     /// # Errors
     /// If a placeholder cannot be made.
-    pub fn new(config: &UnetConfig, scope: &Scope<'_>) -> Result<Self> {
-        let convolution = |inputs, outputs, scope: Scope<'_>| {
-            Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope)
+    pub fn new(config: &UnetConfig, site: &Site<'_>) -> Result<Self> {
+        let embedder = |name, inputs| Embedder::new(inputs, config.time, &site.at(name));
+        let time_embedding = embedder("time_embedding", config.time_proj.channels)?;
+        let addition = |addition: Addition| embedder("add_embedding", addition.inputs);
+        let add_embedding = config.addition.map(addition).transpose()?;
+        let latents = Rows::Pixels(0);
+        let mut width = config.down[0].channels;
+        let conv_in =
+            site.over(latents).at("conv_in").convolution((config.in_channels, width), 3)?;
+        let resnet = |inputs, outputs, site: Site<'_>| {
+            ResnetBlock::new(inputs, outputs, Some(config.time), config.norm, &site)
         };
-        let resnet = |inputs, outputs, scope: Scope<'_>| {
-            ResnetBlock::new(inputs, outputs, Some(config.time), config.norm, &scope)
-        };
-        let first = config.down[0].channels;
-        // What is kept for the way up.
-        let mut skips = vec![first];
-        let mut width = first;
+        let mut rows = latents;
+        let mut skips = vec![Skip { block: 0, channels: width, rows }];
         let mut down_blocks = Vec::new();
         for (index, level) in config.down.iter().enumerate() {
-            let scope = scope.at(format!("down_blocks.{index}"));
-            let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
-            for layer in 0..level.layers {
-                resnets.push(resnet(width, level.channels, scope.at(format!("resnets.{layer}")))?);
-                attentions.push(BlockAttention::new(
-                    config,
-                    *level,
-                    &scope.at(format!("attentions.{layer}")),
-                )?);
-                width = level.channels;
-                skips.push(width);
-            }
-            let resample = match index + 1 < config.down.len() {
-                true => {
-                    skips.push(width);
-                    let scope = scope.at("downsamplers.0.conv");
-                    Some(Conv2d::new((width, width), 3, 2, config.downsample_padding, &scope)?)
+            let unit = site.over(rows).at("down_blocks").at(index);
+            down_blocks.push(unit.unit(|unit| {
+                let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
+                for layer in 0..level.layers {
+                    let unit = unit.beside(kept(&skips));
+                    unit.at("resnets").at(layer).branch(|site| {
+                        resnets.push(resnet(width, level.channels, site.block(&[]))?);
+                        let site = unit.at("attentions").at(layer);
+                        attentions.push(BlockAttention::new(config, *level, &site)?);
+                        Ok(())
+                    })?;
+                    width = level.channels;
+                    skips.push(Skip { block: unit.last_block(), channels: width, rows });
                 }
-                false => None,
-            };
-            down_blocks.push(UnetBlock { resnets, attentions, resample });
+                let resample = |site: &Site<'_>| {
+                    let site = site.block(&[]).at("conv");
+                    site.strided((width, width), 3, 2, config.downsample_padding)
+                };
+                let resample = match index + 1 < config.down.len() {
+                    true => Some(unit.at("downsamplers.0").branch(resample)?),
+                    false => None,
+                };
+                let resample = resample.map(|(convolution, below)| {
+                    rows = below;
+                    skips.push(Skip { block: unit.last_block(), channels: width, rows });
+                    convolution
+                });
+                Ok(UnetBlock { resnets, attentions, resample })
+            })?);
         }
-        let middle = scope.at("mid_block");
-        let mid_block = MidBlock {
-            first: resnet(width, width, middle.at("resnets.0"))?,
-            attention: BlockAttention::new(config, config.middle, &middle.at("attentions.0"))?,
-            second: resnet(width, width, middle.at("resnets.1"))?,
+        let unit = site.over(rows).beside(kept(&skips)).at("mid_block");
+        let middle = |site: &Site<'_>| {
+            Ok(MidBlock {
+                first: resnet(width, width, site.at("resnets.0").block(&[]))?,
+                attention: BlockAttention::new(config, config.middle, &site.at("attentions.0"))?,
+                second: resnet(width, width, site.at("resnets.1").block(&[]))?,
+            })
         };
+        let mid_block = unit.unit(|site| site.branch(middle))?;
         let mut up_blocks = Vec::new();
         for (index, level) in config.up.iter().enumerate() {
-            let scope = scope.at(format!("up_blocks.{index}"));
-            let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
-            for layer in 0..level.layers {
-                let inputs = width + skips.pop().unwrap_or(0);
-                resnets.push(resnet(inputs, level.channels, scope.at(format!("resnets.{layer}")))?);
-                attentions.push(BlockAttention::new(
-                    config,
-                    *level,
-                    &scope.at(format!("attentions.{layer}")),
-                )?);
-                width = level.channels;
-            }
-            let resample = match index + 1 < config.up.len() {
-                true => Some(convolution(width, width, scope.at("upsamplers.0.conv"))?),
-                false => None,
-            };
-            up_blocks.push(UnetBlock { resnets, attentions, resample });
+            let unit = site.over(rows).at("up_blocks").at(index);
+            up_blocks.push(unit.unit(|unit| {
+                let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
+                let mut resample = None;
+                for layer in 0..level.layers {
+                    let skip = skips.pop();
+                    let more = skip.map_or(0, |skip| skip.channels);
+                    let also: Vec<usize> = skip.iter().map(|skip| skip.block).collect();
+                    let unit = unit.beside(kept(&skips));
+                    unit.at("resnets").at(layer).branch(|site| {
+                        resnets.push(resnet(width + more, level.channels, site.block(&also))?);
+                        let site = unit.at("attentions").at(layer);
+                        attentions.push(BlockAttention::new(config, *level, &site)?);
+                        width = level.channels;
+                        if layer + 1 == level.layers && index + 1 < config.up.len() {
+                            rows = skips.last().map_or(rows, |skip| skip.rows);
+                            let site = unit.over(rows).at("upsamplers.0").block(&[]);
+                            // What is enlarged, and the convolution's input and output.
+                            site.alive([(rows, 3 * width)]);
+                            resample = Some(site.at("conv").convolution((width, width), 3)?);
+                        }
+                        Ok(())
+                    })?;
+                }
+                Ok(UnetBlock { resnets, attentions, resample })
+            })?);
         }
-        let add_embedding = config.addition.map(|addition| {
-            Embedder::new(addition.inputs, config.time, &scope.at("add_embedding"))
-        });
+        let conv_norm_out = config.norm.over(width, &site.at("conv_norm_out"))?;
+        let output = site.over(rows).output();
         Ok(Self {
-            conv_in: convolution(config.in_channels, first, scope.at("conv_in"))?,
-            time_embedding: Embedder::new(
-                config.time_proj.channels,
-                config.time,
-                &scope.at("time_embedding"),
-            )?,
-            add_embedding: add_embedding.transpose()?,
+            conv_in,
+            time_embedding,
+            add_embedding,
             down_blocks,
             mid_block,
             up_blocks,
-            conv_norm_out: config.norm.over(width, &scope.at("conv_norm_out"))?,
-            conv_out: convolution(width, config.out_channels, scope.at("conv_out"))?,
+            conv_norm_out,
+            conv_out: output.at("conv_out").convolution((width, config.out_channels), 3)?,
             config: config.clone(),
         })
     }

@@ -1,0 +1,291 @@
+//! Where a model is built, and what its constructors record there.
+
+use crate::error::Result;
+use crate::structure::block::{Block, Layer, Operation, Prunable, Role};
+use crate::structure::group::{HeadGroup, NeuronGroup};
+use crate::structure::unit::Unit;
+use secateur_nn::{Conv2d, LayerName, Linear, Scope};
+use std::cell::RefCell;
+use std::ops::Deref;
+use std::rc::Rc;
+
+/// What the rows of a layer's input are, or the pixels of a convolution's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// As many for every geometry, such as one for the time.
+    Fixed(usize),
+    /// The text tokens.
+    Text,
+    /// The pixels of a picture, such as the latents (0) or their patches: its number.
+    Pixels(usize),
+    /// The pixels of a picture, and the text tokens.
+    Joint(usize),
+}
+
+/// A picture that is made of another one by a convolution.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Picture {
+    of: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+}
+
+/// All that the constructors of a model recorded of it. With a geometry it is a
+/// [`Structure`](crate::Structure).
+#[derive(Clone, Debug, Default)]
+pub struct Description {
+    /// Without their layers.
+    pub(super) blocks: Vec<Block>,
+    /// Each with its block, its rows, and the rows of its keys; their numbers are not known.
+    pub(super) layers: Vec<(usize, Layer, [Rows; 2])>,
+    pub(super) units: Vec<Unit>,
+    pub(super) branches: Vec<Unit>,
+    pub(super) residual: bool,
+    /// Numbers of one sample that are alive at once, by what they are of, in different places.
+    pub(super) alive: Vec<Vec<(Rows, usize)>>,
+    /// All but the latents.
+    pictures: Vec<Picture>,
+    /// The first layer that reads the text, which all others share with it.
+    first_of_text: Option<LayerName>,
+}
+
+impl Description {
+    /// Heights and widths of all pictures where the latents are of `size`.
+    pub(super) fn pictures(&self, size: (usize, usize)) -> Vec<(usize, usize)> {
+        let mut sizes = vec![size];
+        for picture in &self.pictures {
+            let side = |side: usize| {
+                (side + picture.padding).saturating_sub(picture.kernel) / picture.stride + 1
+            };
+            let (height, width) = sizes[picture.of];
+            sizes.push((side(height), side(width)));
+        }
+        sizes
+    }
+}
+
+/// A place where a part of a model is built: a scope, and what is recorded of the layers there.
+#[derive(Clone)]
+pub struct Site<'a> {
+    scope: Scope<'a>,
+    description: Rc<RefCell<Description>>,
+    /// The block that its layers belong to.
+    block: usize,
+    rows: Rows,
+    prunable: Option<Prunable>,
+    /// Numbers that are alive beside those of any layer here.
+    beside: Vec<(Rows, usize)>,
+}
+
+/// The root of a model, whose layers belong to its embedders.
+impl<'a> From<Scope<'a>> for Site<'a> {
+    fn from(scope: Scope<'a>) -> Self {
+        let embedders = Block { name: "embedders".into(), ..Block::default() };
+        let description = Description { blocks: vec![embedders], ..Description::default() };
+        Self {
+            scope,
+            description: Rc::new(RefCell::new(description)),
+            block: 0,
+            rows: Rows::Fixed(1),
+            prunable: None,
+            beside: Vec::new(),
+        }
+    }
+}
+
+impl<'a> Deref for Site<'a> {
+    type Target = Scope<'a>;
+
+    fn deref(&self) -> &Scope<'a> {
+        &self.scope
+    }
+}
+
+impl Site<'_> {
+    /// What was recorded here and anywhere else in the model.
+    pub(crate) fn description(&self) -> Description {
+        self.description.borrow().clone()
+    }
+
+    /// The site below `name`, which may hold dots.
+    pub(crate) fn at(&self, name: impl std::fmt::Display) -> Self {
+        Self { scope: self.scope.at(name), ..self.clone() }
+    }
+
+    /// The same for layers of these rows.
+    pub(crate) fn over(&self, rows: Rows) -> Self {
+        Self { rows, ..self.clone() }
+    }
+
+    /// The same for layers that have one row, such as those of the time.
+    pub(crate) fn once(&self) -> Self {
+        self.over(Rows::Fixed(1))
+    }
+
+    /// The same for layers of the rows here and the text tokens.
+    pub(crate) fn with_text(&self) -> Self {
+        match self.rows {
+            Rows::Pixels(picture) => self.over(Rows::Joint(picture)),
+            _ => self.clone(),
+        }
+    }
+
+    /// What the rows of layers here are.
+    pub(crate) fn rows(&self) -> Rows {
+        self.rows
+    }
+
+    /// The same where so many numbers are alive beside those of any layer.
+    pub(crate) fn beside(&self, numbers: impl IntoIterator<Item = (Rows, usize)>) -> Self {
+        let mut site = self.clone();
+        site.beside.extend(numbers);
+        site
+    }
+
+    /// The same for linears that methods may prune; `first` is the first below here that reads
+    /// their input.
+    pub(crate) fn prunable(&self, role: Role, first: &str) -> Self {
+        let input = self.at(first).layer_name();
+        Self { prunable: Some(Prunable { role, input }), ..self.clone() }
+    }
+
+    /// The same for keys and values of the text, which are prunable; `first` is the first below
+    /// here.
+    pub(crate) fn of_text(&self, first: &str) -> Self {
+        let mut site = self.over(Rows::Text).prunable(Role::QueryKeyValue, first);
+        if let Some(prunable) = &mut site.prunable {
+            let mut description = self.description.borrow_mut();
+            let first = description.first_of_text.get_or_insert_with(|| prunable.input.clone());
+            prunable.input = first.clone();
+        }
+        site
+    }
+
+    /// The linear of this place.
+    pub(crate) fn linear(&self, inputs: usize, outputs: usize) -> Result<Linear> {
+        self.layer(Operation::Linear { rows: 0, inputs, outputs }, self.rows);
+        Ok(Linear::new(inputs, outputs, &self.scope)?)
+    }
+
+    /// The same without a bias.
+    pub(crate) fn linear_without_bias(&self, inputs: usize, outputs: usize) -> Result<Linear> {
+        self.layer(Operation::Linear { rows: 0, inputs, outputs }, self.rows);
+        Ok(Linear::without_bias(inputs, outputs, &self.scope)?)
+    }
+
+    /// The convolution of this place to a picture of the same size, of that many channels in and
+    /// out.
+    pub(crate) fn convolution(&self, channels: (usize, usize), kernel: usize) -> Result<Conv2d> {
+        let ((inputs, outputs), around) = (channels, kernel / 2);
+        self.layer(Operation::Convolution { pixels: 0, inputs, outputs, kernel }, self.rows);
+        Ok(Conv2d::new(channels, kernel, 1, (around, around), &self.scope)?)
+    }
+
+    /// The convolution of this place to a smaller picture, and the pixels of that. `padding` counts
+    /// the zeros before and after.
+    pub(crate) fn strided(
+        &self,
+        channels: (usize, usize),
+        kernel: usize,
+        stride: usize,
+        padding: (usize, usize),
+    ) -> Result<(Conv2d, Rows)> {
+        let (inputs, outputs) = channels;
+        let rows = self.smaller(kernel, stride, padding.0 + padding.1);
+        let operation = Operation::Convolution { pixels: 0, inputs, outputs, kernel };
+        self.over(rows).layer(operation, rows);
+        Ok((Conv2d::new(channels, kernel, stride, padding, &self.scope)?, rows))
+    }
+
+    /// The pixels of a picture that is made of the one here, or of the latents.
+    pub(crate) fn smaller(&self, kernel: usize, stride: usize, padding: usize) -> Rows {
+        let of = match self.rows {
+            Rows::Pixels(picture) | Rows::Joint(picture) => picture,
+            Rows::Fixed(_) | Rows::Text => 0,
+        };
+        let pictures = &mut self.description.borrow_mut().pictures;
+        pictures.push(Picture { of, kernel, stride, padding });
+        Rows::Pixels(pictures.len())
+    }
+
+    fn layer(&self, operation: Operation, keys: Rows) {
+        let layer = Layer { name: self.layer_name(), operation, prunable: self.prunable.clone() };
+        self.description.borrow_mut().layers.push((self.block, layer, [self.rows, keys]));
+    }
+
+    /// Records the heads of the attention of this place and their products with `keys`.
+    pub(crate) fn heads(&self, heads: HeadGroup, keys: Rows) {
+        let (query_key, value) = (heads.count * heads.query_key, heads.count * heads.value);
+        self.layer(Operation::Attention { queries: 0, keys: 0, query_key, value }, keys);
+        self.description.borrow_mut().blocks[self.block].heads.push(heads);
+    }
+
+    /// Records the neurons of a feed-forward.
+    pub(crate) fn neurons(&self, neurons: NeuronGroup) {
+        self.description.borrow_mut().blocks[self.block].neurons.push(neurons);
+    }
+
+    /// Records that so many numbers are alive at once somewhere here.
+    pub(crate) fn alive(&self, numbers: impl IntoIterator<Item = (Rows, usize)>) {
+        let all = self.beside.iter().copied().chain(numbers).collect();
+        self.description.borrow_mut().alive.push(all);
+    }
+
+    /// The same for the layers of a new block, which reads the one before it and those of `also`.
+    pub(crate) fn block(&self, also: &[usize]) -> Self {
+        self.begin(self.layer_name().as_str(), also)
+    }
+
+    /// The same for the layers behind all blocks.
+    pub(crate) fn output(&self) -> Self {
+        self.begin("output", &[])
+    }
+
+    fn begin(&self, name: &str, also: &[usize]) -> Self {
+        let blocks = &mut self.description.borrow_mut().blocks;
+        let block = blocks.len();
+        let reads = std::iter::once(block - 1).chain(also.iter().copied()).collect();
+        blocks.push(Block { name: name.into(), reads, ..Block::default() });
+        Self { block, ..self.clone() }
+    }
+
+    /// The last block that was begun.
+    pub(crate) fn last_block(&self) -> usize {
+        self.description.borrow().blocks.len() - 1
+    }
+
+    /// Builds blocks `name.0`, `name.1` and so on, each of which reads the one before it, is a
+    /// unit, and gives tensors of its inputs' shapes.
+    pub(crate) fn chain<T>(
+        &self,
+        name: &str,
+        count: usize,
+        build: impl Fn(usize, &Self) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        self.description.borrow_mut().residual = true;
+        let block = |index| self.at(name).at(index).unit(|site| build(index, &site.block(&[])));
+        (0..count).map(block).collect()
+    }
+
+    /// Builds a unit of this place: all blocks that are begun in `build`.
+    pub(crate) fn unit<T>(&self, build: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        let (built, unit) = self.blocks_of(build)?;
+        self.description.borrow_mut().units.push(unit);
+        Ok(built)
+    }
+
+    /// The same for a finer part.
+    pub(crate) fn branch<T>(&self, build: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        let (built, branch) = self.blocks_of(build)?;
+        self.description.borrow_mut().branches.push(branch);
+        Ok(built)
+    }
+
+    fn blocks_of<T>(&self, build: impl FnOnce(&Self) -> Result<T>) -> Result<(T, Unit)> {
+        let start = self.last_block() + 1;
+        let built = build(self)?;
+        let name = self.layer_name().as_str().to_owned();
+        Ok((built, Unit { name, blocks: start..self.last_block() + 1 }))
+    }
+}
