@@ -87,60 +87,17 @@ impl Description {
             activations: self.alive.iter().map(alive).max().unwrap_or(0),
         }
     }
+
+    /// All heads, their dimensions, and neurons.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = Group> {
+        self.blocks.iter().flat_map(Block::groups)
+    }
 }
 
 impl Structure {
     /// All heads, their dimensions, and neurons.
     pub fn groups(&self) -> impl Iterator<Item = Group> {
         self.blocks.iter().flat_map(Block::groups)
-    }
-
-    /// The same without what is gone. The activations are those of before: blocks that are left
-    /// whole set them.
-    #[must_use]
-    pub fn without(mut self, removals: &Removals) -> Self {
-        if removals.is_empty() {
-            return self;
-        }
-        let (cuts, sizes) = (removals.cuts(self.groups()), removals.sizes());
-        for block in &mut self.blocks {
-            for layer in &mut block.layers {
-                if let Operation::Linear { inputs, outputs, .. } = &mut layer.operation {
-                    *inputs -= cuts.count(&layer.name, Axis::Columns, *inputs);
-                    *outputs -= cuts.count(&layer.name, Axis::Rows, *outputs);
-                }
-            }
-            for group in &mut block.heads {
-                let whole = group.clone();
-                group.count = sizes.get(&group.name).copied().unwrap_or(group.count);
-                for dimensions in whole.dimensions() {
-                    let width = match dimensions.pair {
-                        Pair::QueryKey => &mut group.query_key,
-                        Pair::ValueOutput => &mut group.value,
-                    };
-                    *width = sizes.get(&dimensions.name).copied().unwrap_or(*width);
-                }
-                let products = block.layers.iter_mut().filter(|layer| layer.name == group.name);
-                for layer in products {
-                    if let Operation::Attention { query_key, value, .. } = &mut layer.operation {
-                        (*query_key, *value) =
-                            (group.count * group.query_key, group.count * group.value);
-                    }
-                }
-                for stream in &mut group.streams {
-                    for slice in [&mut stream.query, &mut stream.key, &mut stream.value] {
-                        shift(slice, &cuts, Axis::Rows);
-                    }
-                    stream.output.iter_mut().for_each(|slice| shift(slice, &cuts, Axis::Columns));
-                }
-            }
-            for group in &mut block.neurons {
-                group.count = sizes.get(&group.name).copied().unwrap_or(group.count);
-                group.up.iter_mut().for_each(|slice| shift(slice, &cuts, Axis::Rows));
-                shift(&mut group.down, &cuts, Axis::Columns);
-            }
-        }
-        self
     }
 
     /// What reads the output of each of `units`, which stand in execution order.
@@ -285,9 +242,4 @@ fn is_read(readers: &BTreeSet<Reader>, computed: &[bool]) -> bool {
         Reader::Output => true,
         Reader::Unit(reader) => computed[reader],
     })
-}
-
-/// Where a slice starts once the rows or columns before it are fewer.
-fn shift(slice: &mut Slice, cuts: &Cuts, axis: Axis) {
-    slice.start -= cuts.count(&slice.layer, axis, slice.start);
 }

@@ -73,13 +73,13 @@ pub trait DenoiserConfig: Debug + Send + Sync {
         0
     }
 
-    /// What the model's constructors record of it.
+    /// What the constructors of a model without the heads and neurons that are gone record of it.
     ///
     /// # Errors
     /// As [`DenoiserConfig::build`].
-    fn describe(&self) -> Result<Description> {
+    fn describe(&self, removals: &Removals) -> Result<Description> {
         let mut description = Description::default();
-        Parameters::wanted(BTreeMap::new(), |scope| {
+        Parameters::wanted(removals.sizes(), |scope| {
             let site = Site::from(scope);
             self.build(&site)?;
             description = site.description();
@@ -88,11 +88,11 @@ pub trait DenoiserConfig: Debug + Send + Sync {
         Ok(description)
     }
 
-    /// Its layers, for pictures and texts of that size.
+    /// The layers of a model that lacks nothing, for pictures and texts of that size.
     ///
     /// # Errors
     /// As [`DenoiserConfig::build`].
     fn structure(&self, geometry: &Geometry) -> Result<Structure> {
-        Ok(self.describe()?.at(geometry))
+        Ok(self.describe(&Removals::default())?.at(geometry))
     }
 }

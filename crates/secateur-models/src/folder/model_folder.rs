@@ -34,8 +34,9 @@ pub struct ModelFolder {
     /// [`ModelFolder::check`] tells.
     pub(super) vae: Option<Arc<dyn AutoencoderConfig>>,
     pub(super) checkpoint: Checkpoint,
-    /// The denoiser, with all heads and neurons.
-    description: Arc<Description>,
+    /// The denoiser as its configuration describes it, and without what was removed.
+    pub(super) whole: Arc<Description>,
+    own: Arc<Description>,
     /// How the denoiser fits its checkpoint.
     pub(super) fit: Arc<Fit>,
 }
@@ -65,12 +66,11 @@ impl ModelFolder {
         let denoiser = denoiser_of(class, path, &index)?;
         let checkpoint = Checkpoint::open(&component, DIFFUSERS_STEM, variant)?;
         let manifest_path = path.join(MANIFEST);
-        let latent = denoiser.latent_shape();
-        let description = denoiser.describe()?;
-        let whole = description.at(&Geometry { latent: (latent[1], latent[2]), text: 0 });
+        let whole = denoiser.describe(&Removals::default())?;
         if let Some(problem) = manifest.removals().problem(whole.groups()) {
             return Err(Error::invalid(manifest_path, problem));
         }
+        let own = denoiser.describe(manifest.removals())?;
         // What does not fit is known before anything is read.
         let sizes = manifest.removals().sizes();
         let fit = checkpoint
@@ -86,7 +86,8 @@ impl ModelFolder {
                 denoiser,
             },
             checkpoint,
-            description: Arc::new(description),
+            whole: Arc::new(whole),
+            own: Arc::new(own),
             fit: Arc::new(fit),
             class,
             tree,
@@ -426,7 +427,7 @@ impl ModelFolder {
     /// computed, see [`Conditioning::multiplicity`](crate::Conditioning).
     #[must_use]
     pub fn computed_structure(&self, sampling: &Sampling) -> Structure {
-        self.description.at(&self.computed_geometry(sampling)).without(self.removals())
+        self.own.at(&self.computed_geometry(sampling))
     }
 
     /// [`ModelFolder::geometry`] without those text tokens.
@@ -445,12 +446,15 @@ impl ModelFolder {
     /// The denoiser's description of itself.
     #[must_use]
     pub fn structure(&self, sampling: &Sampling) -> Structure {
-        self.whole_structure(sampling).without(self.removals())
+        self.own.at(&self.geometry(sampling))
     }
 
-    /// The same of the model that its configuration describes, with all heads and neurons.
-    #[must_use]
-    pub fn whole_structure(&self, sampling: &Sampling) -> Structure {
-        self.description.at(&self.geometry(sampling))
+    /// The same of the model that its configuration describes without those heads, dimensions and
+    /// neurons.
+    ///
+    /// # Errors
+    /// If the configuration describes no model.
+    pub fn structure_without(&self, sampling: &Sampling, removals: &Removals) -> Result<Structure> {
+        Ok(self.denoiser().describe(removals)?.at(&self.geometry(sampling)))
     }
 }

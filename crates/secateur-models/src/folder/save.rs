@@ -77,7 +77,7 @@ impl ModelFolder {
             let problem = "nothing was removed from this model: it is dense as it is";
             return Err(Error::invalid(self.path(), problem));
         }
-        let cuts = self.removals().cuts(self.whole_structure(&self.sampling()).groups());
+        let cuts = self.removals().cuts(self.whole.groups());
         let restored =
             cuts.parameters().filter(|name| self.checkpoint().tensor(name).is_some()).count();
         let manifest = Manifest::with_removals(self.path(), &Removals::default(), BTreeMap::new())?;

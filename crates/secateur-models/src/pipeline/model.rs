@@ -9,7 +9,7 @@ use crate::folder::ModelFolder;
 use crate::observer::Observer;
 use crate::pipeline::noise::noise;
 use crate::pipeline::texts::Texts;
-use crate::structure::{Edits, Removals, Structure};
+use crate::structure::{Description, Edits, Removals, Site, Structure};
 use candle_core::Tensor;
 use secateur_nn::{Context, Parameters};
 use std::ops::Range;
@@ -20,6 +20,7 @@ pub struct Pipeline {
     parameters: Parameters,
     removals: Removals,
     denoiser: Box<dyn Denoiser>,
+    description: Description,
     texts: Texts,
     /// None where the denoiser works on pictures.
     vae: Option<Box<dyn Autoencoder>>,
@@ -35,8 +36,10 @@ impl Pipeline {
         folder.check_whole()?;
         let removals = folder.removals().clone();
         let parameters = folder.load()?.with_sizes(removals.sizes());
+        let (denoiser, description) = build(&folder, &parameters)?;
         Ok(Self {
-            denoiser: build(&folder, &parameters)?,
+            denoiser,
+            description,
             texts: Texts::new(folder.components().clone(), folder.class().conditioner),
             vae: folder.autoencoder()?,
             folder,
@@ -111,7 +114,7 @@ impl Pipeline {
     /// The denoiser's description of itself.
     #[must_use]
     pub fn structure(&self, sampling: &Sampling) -> Structure {
-        self.folder.whole_structure(sampling).without(&self.removals)
+        self.description.at(&self.folder.geometry(sampling))
     }
 
     /// Edits the denoiser, and builds it again.
@@ -123,7 +126,7 @@ impl Pipeline {
         for (name, weight) in &edits.weights {
             parameters.replace(name, weight.clone())?;
         }
-        self.denoiser = build(&self.folder, &parameters)?;
+        (self.denoiser, self.description) = build(&self.folder, &parameters)?;
         self.parameters = parameters;
         self.removals = edits.removals.clone();
         Ok(())
@@ -202,6 +205,13 @@ impl Pipeline {
     }
 }
 
-fn build(folder: &ModelFolder, parameters: &Parameters) -> Result<Box<dyn Denoiser>> {
-    parameters.build(|scope| folder.denoiser().build(&scope.into()))
+fn build(
+    folder: &ModelFolder,
+    parameters: &Parameters,
+) -> Result<(Box<dyn Denoiser>, Description)> {
+    parameters.build(|scope| {
+        let site = Site::from(scope);
+        let denoiser = folder.denoiser().build(&site)?;
+        Ok((denoiser, site.description()))
+    })
 }

@@ -1,7 +1,7 @@
 //! What a method changes of a denoiser, as plain data: new weights, and heads, dimensions of heads,
 //! and neurons that are gone for good.
 
-use crate::structure::group::{Axis, Group, Part};
+use crate::structure::group::{Group, Part};
 use candle_core::{Result as TensorResult, Tensor};
 use secateur_nn::LayerName;
 use serde::{Deserialize, Serialize};
@@ -139,11 +139,6 @@ impl Cuts {
         let cuts = self.of(parameter).filter(|_| self.changes(parameter))?;
         let cut = |axis: usize| cuts.get(axis).map_or(0, BTreeSet::len);
         Some(shape.iter().enumerate().map(|(axis, size)| size + cut(axis)).collect())
-    }
-
-    /// How many rows or columns of a layer go, all of them or those before the one at `before`.
-    pub(crate) fn count(&self, layer: &LayerName, axis: Axis, before: usize) -> usize {
-        self.0.get(layer).map_or(0, |cuts| cuts[axis as usize].range(..before).count())
     }
 
     /// The rows and columns of the parameter of that name, if it is one of these layers'.

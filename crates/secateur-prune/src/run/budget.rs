@@ -96,7 +96,7 @@ impl Amount {
     ) -> Result<f64> {
         Ok(match self {
             Self::Parameters => folder.parameters_without(removals)? as f64,
-            Self::Macs => folder.whole_structure(sampling).without(removals).macs() as f64,
+            Self::Macs => folder.structure_without(sampling, removals)?.macs() as f64,
         })
     }
 }

@@ -177,7 +177,7 @@ impl DryRun {
             parameters_after: folder.parameters_without(&removals)?,
             equal_shares: allocation == Allocation::Uniform,
             macs: structure.macs(),
-            macs_after: folder.whole_structure(sampling).without(&removals).macs(),
+            macs_after: folder.structure_without(sampling, &removals)?.macs(),
             calibration_samples: calibration.prompts.len(),
             calibration_steps: sampling.steps,
             weighting: calibration.weighting.to_string(),
