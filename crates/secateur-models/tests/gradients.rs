@@ -140,7 +140,7 @@ fn autoencoder() {
     let picture: Vec<f32> = (0..3 * 32 * 32).map(|i| (i as f32 * 0.613).sin()).collect();
     let picture = Tensor::from_vec(picture, (1, 3, 32, 32), &Device::Cpu).unwrap();
     every_gate("sd_vae", &parameters, |scope| {
-        let model = AutoencoderKl::new(&config, &scope)?;
+        let model = AutoencoderKl::new(&config, &scope.into())?;
         model.decode(&model.encode(&picture)?.0)
     });
 }

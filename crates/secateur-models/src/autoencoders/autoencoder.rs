@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::Checkpoint;
-use crate::structure::Operation;
+use crate::structure::{Description, Geometry, Operation};
 use candle_core::Tensor;
 use secateur_nn::Fit;
 use std::fmt::Debug;
@@ -51,8 +51,21 @@ pub trait AutoencoderConfig: Debug + Send + Sync {
     /// Channels of the latents.
     fn channels(&self) -> usize;
 
+    /// What the model's constructors record of it. The decoder is the last block.
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    fn describe(&self) -> Result<Description>;
+
     /// What a decoder computes of latents of that height and width, in execution order.
-    fn decoder(&self, latent: (usize, usize)) -> Vec<Operation>;
+    ///
+    /// # Errors
+    /// As [`AutoencoderConfig::describe`].
+    fn decoder(&self, latent: (usize, usize)) -> Result<Vec<Operation>> {
+        let decoder = self.describe()?.at(&Geometry { latent, text: 0 }).blocks.pop();
+        let layers = decoder.into_iter().flat_map(|block| block.layers);
+        Ok(layers.map(|layer| layer.operation).collect())
+    }
 
     /// How the model fits the files of its weights.
     ///

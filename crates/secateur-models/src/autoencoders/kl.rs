@@ -4,9 +4,9 @@ use crate::autoencoders::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros}
 use crate::error::{Error, Result};
 use crate::files::{Checkpoint, DIFFUSERS_STEM, check_layers, read_config};
 use crate::layers::{Norm, PixelAttention, ResnetBlock};
-use crate::structure::{Operation, Site};
+use crate::structure::{Description, Rows, Site};
 use candle_core::Tensor;
-use secateur_nn::{Context, Conv2d, Fit, GroupNorm, Parameters, Scope, Wanted, ops};
+use secateur_nn::{Context, Conv2d, Fit, GroupNorm, Parameters, Wanted, ops};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -118,7 +118,7 @@ impl AutoencoderKlConfig {
 
     /// What it asks a checkpoint for, by name.
     pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
-        Parameters::wanted(Default::default(), |scope| AutoencoderKl::new(self, &scope))
+        Parameters::wanted(Default::default(), |scope| AutoencoderKl::new(self, &scope.into()))
     }
 
     fn norm(&self) -> Norm {
@@ -135,45 +135,12 @@ impl AutoencoderConfig for AutoencoderKlConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
-    fn decoder(&self, (height, width): (usize, usize)) -> Vec<Operation> {
-        let channels = &self.block_out_channels;
-        let (first, last) = (channels[0], channels[channels.len() - 1]);
-        let convolution = |pixels, inputs, outputs, kernel| Operation::Convolution {
-            pixels,
-            inputs,
-            outputs,
-            kernel,
-        };
-        let resnet = |pixels, inputs, outputs| {
-            let shortcut = (inputs != outputs).then(|| convolution(pixels, inputs, outputs, 1));
-            [convolution(pixels, inputs, outputs, 3), convolution(pixels, outputs, outputs, 3)]
-                .into_iter()
-                .chain(shortcut)
-        };
-        let mut pixels = height * width;
-        let mut operations = vec![convolution(pixels, self.latent_channels, last, 3)];
-        operations.extend(resnet(pixels, last, last));
-        if self.mid_block_add_attention {
-            operations.extend([Operation::Linear { rows: pixels, inputs: last, outputs: last }; 4]);
-        }
-        operations.extend(resnet(pixels, last, last));
-        let mut inputs = last;
-        for (index, &outputs) in channels.iter().rev().enumerate() {
-            for _ in 0..=self.layers_per_block {
-                operations.extend(resnet(pixels, inputs, outputs));
-                inputs = outputs;
-            }
-            if index + 1 < channels.len() {
-                pixels *= 4;
-                operations.push(convolution(pixels, outputs, outputs, 3));
-            }
-        }
-        operations.push(convolution(pixels, first, self.out_channels, 3));
-        operations
+    fn describe(&self) -> Result<Description> {
+        Description::of(BTreeMap::new(), |site| AutoencoderKl::new(self, site))
     }
 
     fn fit(&self, checkpoint: &Checkpoint) -> Result<Fit> {
-        renamed(checkpoint.placeholders()?)?.fit(|scope| AutoencoderKl::new(self, &scope))
+        renamed(checkpoint.placeholders()?)?.fit(|scope| AutoencoderKl::new(self, &scope.into()))
     }
 
     fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
@@ -255,99 +222,81 @@ impl AutoencoderKl {
         let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
         let Fit { wanted, .. } = config.fit(&checkpoint)?;
         let parameters = checkpoint.load_where(|name| wanted.contains_key(&name_of_today(name)))?;
-        renamed(parameters)?.build(|scope| Self::new(config, &scope))
+        renamed(parameters)?.build(|scope| Self::new(config, &scope.into()))
     }
 
     /// Builds the model.
     ///
     /// # Errors
     /// If a placeholder cannot be made.
-    pub fn new(config: &AutoencoderKlConfig, scope: &Scope<'_>) -> Result<Self> {
+    pub fn new(config: &AutoencoderKlConfig, site: &Site<'_>) -> Result<Self> {
         let (norm, latent) = (config.norm(), config.latent_channels);
-        let scope = Site::from(scope.clone());
-        let convolution =
-            |inputs, outputs, scope: Site<'_>| Conv2d::new((inputs, outputs), 3, 1, (1, 1), &scope);
+        let convolution = |inputs, outputs, site: Site<'_>| site.convolution((inputs, outputs), 3);
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
-        let level = |inputs: usize,
-                     outputs: usize,
-                     count: usize,
-                     scope: &Site<'_>|
-         -> Result<Vec<ResnetBlock>> {
-            let block = |i| {
-                ResnetBlock::new(
-                    if i == 0 { inputs } else { outputs },
-                    outputs,
-                    None,
-                    norm,
-                    &scope.at(i),
-                )
-            };
+        let level = |inputs, outputs, count, site: Site<'_>| -> Result<Vec<ResnetBlock>> {
+            let inputs = |index| if index == 0 { inputs } else { outputs };
+            let block = |i| ResnetBlock::new(inputs(i), outputs, None, norm, &site.at(i));
             (0..count).map(block).collect()
         };
 
-        let scope_in = scope.at("encoder");
+        let encoder = site.at("encoder");
+        let conv_in = convolution(config.in_channels, first, encoder.at("conv_in"))?;
         let mut levels = Vec::new();
         let mut width = first;
         for (index, &outputs) in channels.iter().enumerate() {
-            let scope = scope_in.at(format!("down_blocks.{index}"));
-            let resnets = level(width, outputs, config.layers_per_block, &scope.at("resnets"))?;
-            let resample = match index + 1 == channels.len() {
+            let site = encoder.at("down_blocks").at(index);
+            let resnets = level(width, outputs, config.layers_per_block, site.at("resnets"))?;
+            let resample = || {
                 // diffusers pads right and below only.
-                false => Some(Conv2d::new(
-                    (outputs, outputs),
-                    3,
-                    2,
-                    (0, 1),
-                    &scope.at("downsamplers.0.conv"),
-                )?),
-                true => None,
+                let site = site.at("downsamplers.0.conv");
+                Conv2d::new((outputs, outputs), 3, 2, (0, 1), &site)
             };
+            let resample = (index + 1 < channels.len()).then(resample).transpose()?;
             levels.push(Level { resnets, resample });
             width = outputs;
         }
         let encoder = Encoder {
-            conv_in: convolution(config.in_channels, first, scope_in.at("conv_in"))?,
+            conv_in,
             levels,
-            mid_block: MidBlock::new(last, config, &scope_in.at("mid_block"))?,
-            conv_norm_out: norm.over(last, &scope_in.at("conv_norm_out"))?,
-            conv_out: convolution(last, 2 * latent, scope_in.at("conv_out"))?,
+            mid_block: MidBlock::new(last, config, &encoder.at("mid_block"))?,
+            conv_norm_out: norm.over(last, &encoder.at("conv_norm_out"))?,
+            conv_out: convolution(last, 2 * latent, encoder.at("conv_out"))?,
         };
 
-        let scope_out = scope.at("decoder");
+        let pointwise = |wanted: bool, channels: usize, name: &str| {
+            wanted.then(|| site.at(name).convolution((channels, channels), 1)).transpose()
+        };
+        let quant_conv = pointwise(config.use_quant_conv, 2 * latent, "quant_conv")?;
+        let post_quant_conv = pointwise(config.use_post_quant_conv, latent, "post_quant_conv")?;
+
+        let mut decoder = site.over(Rows::Pixels(0)).at("decoder").block(&[]);
+        let conv_in = convolution(latent, last, decoder.at("conv_in"))?;
+        let mid_block = MidBlock::new(last, config, &decoder.at("mid_block"))?;
         let mut levels = Vec::new();
         let mut width = last;
         for (index, &outputs) in channels.iter().rev().enumerate() {
-            let scope = scope_out.at(format!("up_blocks.{index}"));
-            let resnets = level(width, outputs, config.layers_per_block + 1, &scope.at("resnets"))?;
+            let site = decoder.at("up_blocks").at(index);
+            let resnets = level(width, outputs, config.layers_per_block + 1, site.at("resnets"))?;
             let resample = match index + 1 == channels.len() {
-                false => Some(convolution(outputs, outputs, scope.at("upsamplers.0.conv"))?),
+                false => {
+                    decoder = decoder.larger(2);
+                    let site = site.over(decoder.rows()).at("upsamplers.0.conv");
+                    Some(convolution(outputs, outputs, site)?)
+                }
                 true => None,
             };
             levels.push(Level { resnets, resample });
             width = outputs;
         }
         let decoder = Decoder {
-            conv_in: convolution(latent, last, scope_out.at("conv_in"))?,
-            mid_block: MidBlock::new(last, config, &scope_out.at("mid_block"))?,
+            conv_in,
+            mid_block,
             levels,
-            conv_norm_out: norm.over(first, &scope_out.at("conv_norm_out"))?,
-            conv_out: convolution(first, config.out_channels, scope_out.at("conv_out"))?,
+            conv_norm_out: norm.over(first, &decoder.at("conv_norm_out"))?,
+            conv_out: convolution(first, config.out_channels, decoder.at("conv_out"))?,
         };
-
-        let pointwise = |wanted: bool, channels: usize, name: &str| -> Result<Option<Conv2d>> {
-            Ok(match wanted {
-                true => Some(Conv2d::new((channels, channels), 1, 1, (0, 0), &scope.at(name))?),
-                false => None,
-            })
-        };
-        Ok(Self {
-            encoder,
-            decoder,
-            quant_conv: pointwise(config.use_quant_conv, 2 * latent, "quant_conv")?,
-            post_quant_conv: pointwise(config.use_post_quant_conv, latent, "post_quant_conv")?,
-            config: config.clone(),
-        })
+        Ok(Self { encoder, decoder, quant_conv, post_quant_conv, config: config.clone() })
     }
 
     /// Pictures in [-1, 1] (samples x 3 x height x width) to mean and log-variance of the latents

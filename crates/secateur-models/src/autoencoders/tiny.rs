@@ -3,11 +3,12 @@
 use crate::autoencoders::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
 use crate::error::{Error, Result};
 use crate::files::{Checkpoint, DIFFUSERS_STEM, check_layers, read_config};
-use crate::structure::Operation;
+use crate::structure::{Description, Rows, Site};
 use candle_core::Tensor;
-use secateur_nn::{Activation, Conv2d, Fit, Scope, ops};
+use secateur_nn::{Activation, Conv2d, Fit, ops};
 use serde::Deserialize;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// No autoencoder halves its pictures more often.
@@ -108,25 +109,12 @@ impl AutoencoderConfig for AutoencoderTinyConfig {
         self.upsampling_scaling_factor.saturating_pow(levels - 1)
     }
 
-    fn decoder(&self, (height, width): (usize, usize)) -> Vec<Operation> {
-        let channels = self.decoder_block_out_channels[0];
-        let mut pixels = height * width;
-        let convolution =
-            |pixels, inputs, outputs| Operation::Convolution { pixels, inputs, outputs, kernel: 3 };
-        let mut operations = vec![convolution(pixels, self.latent_channels, channels)];
-        for (stage, &blocks) in self.num_decoder_blocks.iter().enumerate() {
-            if stage > 0 {
-                pixels *= self.upsampling_scaling_factor * self.upsampling_scaling_factor;
-                operations.push(convolution(pixels, channels, channels));
-            }
-            operations.extend(vec![convolution(pixels, channels, channels); 3 * blocks]);
-        }
-        operations.push(convolution(pixels, channels, self.out_channels));
-        operations
+    fn describe(&self) -> Result<Description> {
+        Description::of(BTreeMap::new(), |site| AutoencoderTiny::new(self, site))
     }
 
     fn fit(&self, checkpoint: &Checkpoint) -> Result<Fit> {
-        checkpoint.fit(|scope| AutoencoderTiny::new(self, scope))
+        checkpoint.fit(|scope| AutoencoderTiny::new(self, &scope.clone().into()))
     }
 
     fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
@@ -141,9 +129,9 @@ struct Block {
 }
 
 impl Block {
-    fn new(channels: usize, scope: &Scope<'_>) -> Result<Self> {
+    fn new(channels: usize, site: &Site<'_>) -> Result<Self> {
         let convolution =
-            |place: usize| convolution(channels, channels, &scope.at("conv").at(place));
+            |place: usize| site.at("conv").at(place).convolution((channels, channels), 3);
         Ok(Self { convolutions: [convolution(0)?, convolution(2)?, convolution(4)?] })
     }
 
@@ -153,10 +141,6 @@ impl Block {
         let y = relu(&second.forward(&y)?)?;
         relu(&(third.forward(&y)? + x)?)
     }
-}
-
-fn convolution(inputs: usize, outputs: usize, scope: &Scope<'_>) -> Result<Conv2d> {
-    Ok(Conv2d::new((inputs, outputs), 3, 1, (1, 1), scope)?)
 }
 
 fn relu(x: &Tensor) -> Result<Tensor> {
@@ -183,50 +167,46 @@ fn run(layers: &[Layer], mut x: Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
-fn encoder(config: &AutoencoderTinyConfig, scope: &Scope<'_>) -> Result<Vec<Layer>> {
+fn encoder(config: &AutoencoderTinyConfig, site: &Site<'_>) -> Result<Vec<Layer>> {
     let channels = config.encoder_block_out_channels[0];
     let mut layers =
-        vec![Layer::Convolution(convolution(config.in_channels, channels, &scope.at(0))?)];
+        vec![Layer::Convolution(site.at(0).convolution((config.in_channels, channels), 3)?)];
     for (stage, &blocks) in config.num_encoder_blocks.iter().enumerate() {
         if stage > 0 {
             let halving =
-                Conv2d::without_bias((channels, channels), 3, 2, (1, 1), &scope.at(layers.len()))?;
+                Conv2d::without_bias((channels, channels), 3, 2, (1, 1), &site.at(layers.len()))?;
             layers.push(Layer::Convolution(halving));
         }
         for _ in 0..blocks {
-            layers.push(Layer::Block(Block::new(channels, &scope.at(layers.len()))?));
+            layers.push(Layer::Block(Block::new(channels, &site.at(layers.len()))?));
         }
     }
-    layers.push(Layer::Convolution(convolution(
-        channels,
-        config.latent_channels,
-        &scope.at(layers.len()),
-    )?));
+    let last = site.at(layers.len()).convolution((channels, config.latent_channels), 3)?;
+    layers.push(Layer::Convolution(last));
     Ok(layers)
 }
 
-fn decoder(config: &AutoencoderTinyConfig, scope: &Scope<'_>) -> Result<Vec<Layer>> {
+/// `site`: over the latents.
+fn decoder(config: &AutoencoderTinyConfig, mut site: Site<'_>) -> Result<Vec<Layer>> {
     let channels = config.decoder_block_out_channels[0];
     let mut layers = vec![
-        Layer::Convolution(convolution(config.latent_channels, channels, &scope.at(0))?),
+        Layer::Convolution(site.at(0).convolution((config.latent_channels, channels), 3)?),
         Layer::Relu,
     ];
     for (stage, &blocks) in config.num_decoder_blocks.iter().enumerate() {
         if stage > 0 {
             layers.push(Layer::Upsample(config.upsampling_scaling_factor));
-            let smoothing =
-                Conv2d::without_bias((channels, channels), 3, 1, (1, 1), &scope.at(layers.len()))?;
+            site = site.larger(config.upsampling_scaling_factor);
+            let smoothing = site.at(layers.len());
+            let smoothing = smoothing.convolution_without_bias((channels, channels), 3)?;
             layers.push(Layer::Convolution(smoothing));
         }
         for _ in 0..blocks {
-            layers.push(Layer::Block(Block::new(channels, &scope.at(layers.len()))?));
+            layers.push(Layer::Block(Block::new(channels, &site.at(layers.len()))?));
         }
     }
-    layers.push(Layer::Convolution(convolution(
-        channels,
-        config.out_channels,
-        &scope.at(layers.len()),
-    )?));
+    let last = site.at(layers.len()).convolution((channels, config.out_channels), 3)?;
+    layers.push(Layer::Convolution(last));
     Ok(layers)
 }
 
@@ -248,17 +228,17 @@ impl AutoencoderTiny {
 
     fn load(config: &AutoencoderTinyConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
-        checkpoint.build(|scope| Self::new(config, scope))
+        checkpoint.build(|scope| Self::new(config, &scope.clone().into()))
     }
 
     /// Builds the model.
     ///
     /// # Errors
     /// If a placeholder cannot be made.
-    pub fn new(config: &AutoencoderTinyConfig, scope: &Scope<'_>) -> Result<Self> {
+    pub fn new(config: &AutoencoderTinyConfig, site: &Site<'_>) -> Result<Self> {
         Ok(Self {
-            encoder: encoder(config, &scope.at("encoder.layers"))?,
-            decoder: decoder(config, &scope.at("decoder.layers"))?,
+            encoder: encoder(config, &site.at("encoder.layers"))?,
+            decoder: decoder(config, site.at("decoder.layers").over(Rows::Pixels(0)).block(&[]))?,
             config: config.clone(),
         })
     }

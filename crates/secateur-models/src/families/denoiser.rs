@@ -1,7 +1,7 @@
 //! What every denoiser is and tells about itself.
 
 use crate::conditioning::Conditioning;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::structure::{Description, Geometry, Removals, Site, Structure};
 use candle_core::Tensor;
 use secateur_nn::{Context, Parameters, Wanted};
@@ -78,14 +78,7 @@ pub trait DenoiserConfig: Debug + Send + Sync {
     /// # Errors
     /// As [`DenoiserConfig::build`].
     fn describe(&self, removals: &Removals) -> Result<Description> {
-        let mut description = Description::default();
-        Parameters::wanted(removals.sizes(), |scope| {
-            let site = Site::from(scope);
-            self.build(&site)?;
-            description = site.description();
-            Ok::<_, Error>(())
-        })?;
-        Ok(description)
+        Description::of(removals.sizes(), |site| self.build(site))
     }
 
     /// The layers of a model that lacks nothing, for pictures and texts of that size.

@@ -47,9 +47,11 @@ impl ModelFolder {
     /// none.
     #[must_use]
     pub fn autoencoder_memory(&self, sampling: &Sampling) -> Memory {
-        let Some(config) = &self.vae else { return Memory::default() };
+        if self.vae.is_none() {
+            return Memory::default();
+        }
         let elements = |c: Checkpoint| c.tensors().map(|(_, info)| info.elements()).sum::<usize>();
-        let decoder = config.decoder(sampling.latent);
+        let decoder = self.decoder(sampling);
         let bytes = size_of::<f32>() as u64;
         Memory {
             weights: bytes * self.component(&VAE).map_or(0, elements) as u64,
@@ -61,8 +63,14 @@ impl ModelFolder {
     /// Bytes that decoding one picture keeps for gradients.
     #[must_use]
     pub fn decoder_graph_bytes(&self, sampling: &Sampling) -> u64 {
-        let decoder = self.vae.iter().flat_map(|config| config.decoder(sampling.latent));
-        decoder.map(|operation| operation.graph_bytes()).sum()
+        self.decoder(sampling).iter().map(Operation::graph_bytes).sum()
+    }
+
+    /// What decoding one picture computes; nothing where there is no autoencoder, or none that can
+    /// be built, which [`ModelFolder::check`] tells.
+    fn decoder(&self, sampling: &Sampling) -> Vec<Operation> {
+        let decoder = self.vae.as_ref().and_then(|config| config.decoder(sampling.latent).ok());
+        decoder.unwrap_or_default()
     }
 
     /// The weight files of a component, where it has any.

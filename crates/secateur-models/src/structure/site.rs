@@ -1,11 +1,12 @@
 //! Where a model is built, and what its constructors record there.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::structure::block::{Block, Layer, Operation, Prunable, Role};
 use crate::structure::group::{HeadGroup, NeuronGroup};
 use crate::structure::unit::Unit;
-use secateur_nn::{Conv2d, LayerName, Linear, Scope};
+use secateur_nn::{Conv2d, LayerName, Linear, Parameters, Scope};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::rc::Rc;
 
@@ -22,10 +23,11 @@ pub(crate) enum Rows {
     Joint(usize),
 }
 
-/// A picture that is made of another one by a convolution.
+/// A picture that is made of another one, enlarged, by a convolution.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Picture {
+struct Picture {
     of: usize,
+    factor: usize,
     kernel: usize,
     stride: usize,
     padding: usize,
@@ -51,12 +53,29 @@ pub struct Description {
 }
 
 impl Description {
+    /// What `build` records of a model of which modules have other sizes than its configuration
+    /// says, see [`Scope::size`].
+    pub(crate) fn of<T>(
+        sizes: BTreeMap<LayerName, usize>,
+        build: impl FnOnce(&Site<'_>) -> Result<T>,
+    ) -> Result<Self> {
+        let mut description = Self::default();
+        Parameters::wanted(sizes, |scope| {
+            let site = Site::from(scope);
+            build(&site)?;
+            description = site.description();
+            Ok::<_, Error>(())
+        })?;
+        Ok(description)
+    }
+
     /// Heights and widths of all pictures where the latents are of `size`.
     pub(super) fn pictures(&self, size: (usize, usize)) -> Vec<(usize, usize)> {
         let mut sizes = vec![size];
         for picture in &self.pictures {
             let side = |side: usize| {
-                (side + picture.padding).saturating_sub(picture.kernel) / picture.stride + 1
+                let side = side.saturating_mul(picture.factor).saturating_add(picture.padding);
+                side.saturating_sub(picture.kernel) / picture.stride + 1
             };
             let (height, width) = sizes[picture.of];
             sizes.push((side(height), side(width)));
@@ -177,9 +196,18 @@ impl Site<'_> {
     /// The convolution of this place to a picture of the same size, of that many channels in and
     /// out.
     pub(crate) fn convolution(&self, channels: (usize, usize), kernel: usize) -> Result<Conv2d> {
-        let ((inputs, outputs), around) = (channels, kernel / 2);
-        self.layer(Operation::Convolution { pixels: 0, inputs, outputs, kernel }, self.rows);
-        Ok(Conv2d::new(channels, kernel, 1, (around, around), &self.scope)?)
+        self.convolution_layer(channels, kernel);
+        Ok(Conv2d::new(channels, kernel, 1, (kernel / 2, kernel / 2), &self.scope)?)
+    }
+
+    /// The same without a bias.
+    pub(crate) fn convolution_without_bias(
+        &self,
+        channels: (usize, usize),
+        kernel: usize,
+    ) -> Result<Conv2d> {
+        self.convolution_layer(channels, kernel);
+        Ok(Conv2d::without_bias(channels, kernel, 1, (kernel / 2, kernel / 2), &self.scope)?)
     }
 
     /// The convolution of this place to a smaller picture, and the pixels of that. `padding` counts
@@ -191,21 +219,32 @@ impl Site<'_> {
         stride: usize,
         padding: (usize, usize),
     ) -> Result<(Conv2d, Rows)> {
-        let (inputs, outputs) = channels;
         let rows = self.smaller(kernel, stride, padding.0 + padding.1);
-        let operation = Operation::Convolution { pixels: 0, inputs, outputs, kernel };
-        self.over(rows).layer(operation, rows);
+        self.over(rows).convolution_layer(channels, kernel);
         Ok((Conv2d::new(channels, kernel, stride, padding, &self.scope)?, rows))
     }
 
-    /// The pixels of a picture that is made of the one here, or of the latents.
+    fn convolution_layer(&self, (inputs, outputs): (usize, usize), kernel: usize) {
+        self.layer(Operation::Convolution { pixels: 0, inputs, outputs, kernel }, self.rows);
+    }
+
+    /// The pixels of a picture that a convolution makes of the one here, or of the latents.
     pub(crate) fn smaller(&self, kernel: usize, stride: usize, padding: usize) -> Rows {
+        self.picture(1, kernel, stride, padding)
+    }
+
+    /// The same for layers of a picture that is so many times as high and wide.
+    pub(crate) fn larger(&self, factor: usize) -> Self {
+        self.over(self.picture(factor, 1, 1, 0))
+    }
+
+    fn picture(&self, factor: usize, kernel: usize, stride: usize, padding: usize) -> Rows {
         let of = match self.rows {
             Rows::Pixels(picture) | Rows::Joint(picture) => picture,
             Rows::Fixed(_) | Rows::Text => 0,
         };
         let pictures = &mut self.description.borrow_mut().pictures;
-        pictures.push(Picture { of, kernel, stride, padding });
+        pictures.push(Picture { of, factor, kernel, stride, padding });
         Rows::Pixels(pictures.len())
     }
 
