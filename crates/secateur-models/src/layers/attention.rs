@@ -86,9 +86,9 @@ impl Attention {
             true => site.linear(inputs, outputs),
             false => site.linear_without_bias(inputs, outputs),
         };
-        let queries = site.prunable(Role::QueryKeyValue, "to_q");
+        let queries = site.prunable(Role::QueryKeyValue);
         let (keys, inputs) = match text {
-            Some(text) => (site.of_text("to_k"), text),
+            Some(text) => (site.of_text(), text),
             None => (queries.clone(), width),
         };
         let to_q = linear(queries.at("to_q"), width, query_key)?;
@@ -102,7 +102,7 @@ impl Attention {
             // Tokens and their norm, query and result, key and value.
             None => [(site.rows(), 4 * width), (site.rows(), 2 * width)],
         });
-        let out = site.prunable(Role::AttentionOutput, "to_out.0").at("to_out.0");
+        let out = site.prunable(Role::AttentionOutput).at("to_out.0");
         Ok(Self { to_q, to_k, to_v, to_out: out.linear(value, width)?, heads })
     }
 

@@ -64,8 +64,8 @@ impl FeedForward {
     pub(crate) fn new(width: usize, gate: Gate, site: &Site<'_>) -> Result<Self> {
         let whole = 4 * width;
         let count = site.size(whole);
-        let up = site.prunable(Role::FeedForwardUp, "net.0.proj").at("net.0.proj");
-        let down = site.prunable(Role::FeedForwardDown, "net.2").at("net.2");
+        let up = site.prunable(Role::FeedForwardUp).at("net.0.proj");
+        let down = site.prunable(Role::FeedForwardDown).at("net.2");
         let part = |part| Slice { layer: up.layer_name(), start: part * count };
         site.neurons(NeuronGroup {
             name: site.layer_name(),

@@ -5,7 +5,7 @@ use crate::structure::block::{Block, Layer, Operation, Prunable, Role};
 use crate::structure::group::{HeadGroup, NeuronGroup};
 use crate::structure::unit::Unit;
 use secateur_nn::{Conv2d, LayerName, Linear, Parameters, Scope};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -48,8 +48,6 @@ pub struct Description {
     pub(super) alive: Vec<Vec<(Rows, usize)>>,
     /// All but the latents.
     pictures: Vec<Picture>,
-    /// The first layer that reads the text, which all others share with it.
-    first_of_text: Option<LayerName>,
 }
 
 impl Description {
@@ -84,6 +82,9 @@ impl Description {
     }
 }
 
+/// The first of the layers that read one input.
+type First = Rc<OnceCell<LayerName>>;
+
 /// A place where a part of a model is built: a scope, and what is recorded of the layers there.
 #[derive(Clone)]
 pub struct Site<'a> {
@@ -92,7 +93,9 @@ pub struct Site<'a> {
     /// The block that its layers belong to.
     block: usize,
     rows: Rows,
-    prunable: Option<Prunable>,
+    prunable: Option<(Role, First)>,
+    /// Of those that read the text, whatever their block.
+    first_of_text: First,
     /// Numbers that are alive beside those of any layer here.
     beside: Vec<(Rows, usize)>,
 }
@@ -108,6 +111,7 @@ impl<'a> From<Scope<'a>> for Site<'a> {
             block: 0,
             rows: Rows::Fixed(1),
             prunable: None,
+            first_of_text: First::default(),
             beside: Vec::new(),
         }
     }
@@ -162,23 +166,15 @@ impl Site<'_> {
         site
     }
 
-    /// The same for linears that methods may prune; `first` is the first below here that reads
-    /// their input.
-    pub(crate) fn prunable(&self, role: Role, first: &str) -> Self {
-        let input = self.at(first).layer_name();
-        Self { prunable: Some(Prunable { role, input }), ..self.clone() }
+    /// The same for linears of one input that methods may prune.
+    pub(crate) fn prunable(&self, role: Role) -> Self {
+        Self { prunable: Some((role, First::default())), ..self.clone() }
     }
 
-    /// The same for keys and values of the text, which are prunable; `first` is the first below
-    /// here.
-    pub(crate) fn of_text(&self, first: &str) -> Self {
-        let mut site = self.over(Rows::Text).prunable(Role::QueryKeyValue, first);
-        if let Some(prunable) = &mut site.prunable {
-            let mut description = self.description.borrow_mut();
-            let first = description.first_of_text.get_or_insert_with(|| prunable.input.clone());
-            prunable.input = first.clone();
-        }
-        site
+    /// The same for keys and values of the text, which may be pruned too.
+    pub(crate) fn of_text(&self) -> Self {
+        let prunable = Some((Role::QueryKeyValue, Rc::clone(&self.first_of_text)));
+        Self { prunable, ..self.over(Rows::Text) }
     }
 
     /// The linear of this place.
@@ -249,7 +245,12 @@ impl Site<'_> {
     }
 
     fn layer(&self, operation: Operation, keys: Rows) {
-        let layer = Layer { name: self.layer_name(), operation, prunable: self.prunable.clone() };
+        let name = self.layer_name();
+        let prunable = self.prunable.as_ref().map(|(role, first)| {
+            let input = first.get_or_init(|| name.clone()).clone();
+            Prunable { role: *role, input }
+        });
+        let layer = Layer { name, operation, prunable };
         self.description.borrow_mut().layers.push((self.block, layer, [self.rows, keys]));
     }
 

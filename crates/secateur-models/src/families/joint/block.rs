@@ -48,7 +48,8 @@ pub(crate) struct Projections {
 }
 
 impl Projections {
-    /// `names`: of the three linears; `norms`: of the norms of the first two.
+    /// `names`: of the three linears; `norms`: of the norms of the first two; `site`: for what may
+    /// be pruned.
     pub(crate) fn new(
         config: JointConfig,
         names: [&str; 3],
@@ -56,8 +57,7 @@ impl Projections {
         site: &Site<'_>,
     ) -> Result<Self> {
         let heads = config.heads_at(site);
-        let prunable = site.prunable(Role::QueryKeyValue, names[0]);
-        let linear = |name: &str, outputs| prunable.at(name).linear(config.width(), outputs);
+        let linear = |name: &str, outputs| site.at(name).linear(config.width(), outputs);
         let norm = |name: &str| RmsNorm::new(config.head_dim, EPS, &site.at(name));
         let norms = match config.qk_norm {
             true => Some((norm(norms[0])?, norm(norms[1])?)),
@@ -152,8 +152,11 @@ impl JointBlock {
         let norm1 = modulation(if dual { 9 } else { 6 }, "norm1")?;
         let norm1_context = modulation(if last { 2 } else { 6 }, "norm1_context")?;
         let (attn, attn_text) = (site.at("attn"), text.at("attn"));
-        let image = Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?;
-        let words = Projections::new(config, TEXT, TEXT_NORMS, &attn_text)?;
+        let projections = |names, norms, attn: &Site<'_>| {
+            Projections::new(config, names, norms, &attn.prunable(Role::QueryKeyValue))
+        };
+        let image = projections(IMAGE, IMAGE_NORMS, &attn)?;
+        let words = projections(TEXT, TEXT_NORMS, &attn_text)?;
         let heads = config.heads_at(&attn);
         let of_text = stream(&attn, TEXT, if last { None } else { Some("to_add_out") });
         let streams = vec![stream(&attn, IMAGE, Some("to_out.0")), of_text];
@@ -162,7 +165,7 @@ impl JointBlock {
         // Both streams, their queries, keys and values, and the result.
         both.alive([(both.rows(), 5 * width)]);
         let output = |heads: Heads, attn: &Site<'_>, name: &str| {
-            let site = attn.prunable(Role::AttentionOutput, name).at(name);
+            let site = attn.prunable(Role::AttentionOutput).at(name);
             site.linear(heads.value_width(), width)
         };
         let to_out = output(heads, &attn, "to_out.0")?;
@@ -170,7 +173,7 @@ impl JointBlock {
         let dual_attention = || -> Result<DualAttention> {
             let attn = site.at("attn2");
             let heads = config.heads_at(&attn);
-            let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?;
+            let projections = projections(IMAGE, IMAGE_NORMS, &attn)?;
             let streams = vec![stream(&attn, IMAGE, Some("to_out.0"))];
             heads.record(streams, attn.rows(), config.between(), &attn);
             Ok(DualAttention { projections, to_out: output(heads, &attn, "to_out.0")?, heads })

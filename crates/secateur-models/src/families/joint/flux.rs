@@ -171,12 +171,13 @@ impl SingleBlock {
         let attn = site.at("attn");
         let heads = config.heads_at(&attn);
         let norm = site.once().at("norm.linear").linear(width, 3 * width)?;
-        let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &attn)?;
+        let queries = site.prunable(Role::QueryKeyValue);
+        let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &queries.at("attn"))?;
         // It reads what the queries read: with them it needs no Hessian of its own.
-        let mlp = site.prunable(Role::QueryKeyValue, "attn.to_q").at("proj_mlp");
+        let mlp = queries.at("proj_mlp");
         // Output projection of attention and down projection in one; four fifths of its columns are
         // the latter.
-        let out = site.prunable(Role::FeedForwardDown, "proj_out").at("proj_out");
+        let out = site.prunable(Role::FeedForwardDown).at("proj_out");
         let output = Some(Slice::whole(out.layer_name()));
         let streams = vec![HeadStream { output, ..stream(&attn, IMAGE, None) }];
         heads.record(streams, attn.rows(), config.between(), &attn);
