@@ -10,14 +10,9 @@ use secateur_nn::Conv2d;
 use serde::Deserialize;
 
 /// Rows and columns of tokens that latents of `size` (height, width) are cut into.
-pub(crate) fn grid(size: (usize, usize), patch: usize) -> (usize, usize) {
-    (size.0 / patch, size.1 / patch)
-}
-
-/// [`grid`] of latents that must divide into it.
 ///
 /// # Errors
-/// If they do not.
+/// If they do not divide into them.
 pub(crate) fn whole_grid(size: (usize, usize), patch: usize) -> Result<(usize, usize)> {
     let (height, width) = size;
     if height % patch != 0 || width % patch != 0 {
@@ -25,7 +20,7 @@ pub(crate) fn whole_grid(size: (usize, usize), patch: usize) -> Result<(usize, u
             "latents of {height} x {width} do not divide into patches of {patch}"
         )));
     }
-    Ok(grid(size, patch))
+    Ok((height / patch, width / patch))
 }
 
 /// `PatchEmbed` without its positions: squares of the latents become tokens.

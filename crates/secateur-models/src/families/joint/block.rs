@@ -143,14 +143,15 @@ impl JointBlock {
     pub(crate) fn new(config: JointConfig, site: &Site<'_>) -> Result<Self> {
         let width = config.width();
         let JointConfig { dual, context_pre_only: last, .. } = config;
-        // The parts of the modulations.
-        let modulations = if dual { 15 } else { 12 } * width;
-        let site = &site.beside([(Rows::Fixed(1), modulations)]);
+        // Shift, scale and gate of each attention and feed-forward; where the text ends, shift and
+        // scale of its norm.
+        let (of_image, of_text) = (if dual { 9 } else { 6 }, if last { 2 } else { 6 });
+        let site = &site.beside([(Rows::Fixed(1), (of_image + of_text) * width)]);
         let text = &site.over(Rows::Text);
         let modulation =
             |count, name: &str| site.once().at(name).at("linear").linear(width, count * width);
-        let norm1 = modulation(if dual { 9 } else { 6 }, "norm1")?;
-        let norm1_context = modulation(if last { 2 } else { 6 }, "norm1_context")?;
+        let norm1 = modulation(of_image, "norm1")?;
+        let norm1_context = modulation(of_text, "norm1_context")?;
         let (attn, attn_text) = (site.at("attn"), text.at("attn"));
         let projections = |names, norms, attn: &Site<'_>| {
             Projections::new(config, names, norms, &attn.prunable(Role::QueryKeyValue))
