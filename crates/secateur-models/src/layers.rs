@@ -1,6 +1,7 @@
 //! What several families, autoencoders and encoders are built of.
 
 pub(crate) mod attention;
+pub(crate) mod chain;
 pub(crate) mod embedder;
 pub(crate) mod feed_forward;
 pub(crate) mod modulation;
@@ -11,6 +12,7 @@ pub(crate) mod resnet;
 pub(crate) mod transformer_block;
 
 pub(crate) use attention::{Attention, Heads, stream};
+pub(crate) use chain::Chain;
 pub(crate) use embedder::{Embedder, Sinusoids};
 pub(crate) use feed_forward::{FeedForward, Gate};
 pub(crate) use modulation::Modulation;

@@ -295,17 +295,9 @@ impl Site<'_> {
         self.description.borrow().blocks.len() - 1
     }
 
-    /// Builds blocks `name.0`, `name.1` and so on, each of which reads the one before it, is a
-    /// unit, and gives tensors of its inputs' shapes.
-    pub(crate) fn chain<T>(
-        &self,
-        name: &str,
-        count: usize,
-        build: impl Fn(usize, &Self) -> Result<T>,
-    ) -> Result<Vec<T>> {
+    /// Records that each unit gives tensors of its inputs' shapes.
+    pub(crate) fn residual(&self) {
         self.description.borrow_mut().residual = true;
-        let block = |index| self.at(name).at(index).unit(|site| build(index, &site.block(&[])));
-        (0..count).map(block).collect()
     }
 
     /// Builds a unit of this place: all blocks that are begun in `build`.

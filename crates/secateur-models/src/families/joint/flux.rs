@@ -2,13 +2,13 @@
 //! first blocks.
 
 use crate::conditioning::{Conditioning, Multiplicity};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::families::joint::block::{
     EPS, IMAGE, IMAGE_NORMS, JointBlock, JointConfig, Projections,
 };
 use crate::files::{Options, check_heads};
-use crate::layers::{Embedder, Heads, Modulation, Sinusoids, stream, whole_grid};
+use crate::layers::{Chain, Embedder, Heads, Modulation, Sinusoids, stream, whole_grid};
 use crate::structure::{HeadStream, NeuronGroup, Role, Rows, Site, Slice};
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::{Activation, Context, Linear, ops};
@@ -240,8 +240,8 @@ pub struct Flux {
     guidance_embedder: Option<Embedder>,
     text_embedder: Embedder,
     context_embedder: Linear,
-    transformer_blocks: Vec<JointBlock>,
-    single_transformer_blocks: Vec<SingleBlock>,
+    transformer_blocks: Chain<JointBlock>,
+    single_transformer_blocks: Chain<SingleBlock>,
     norm_out: Linear,
     proj_out: Linear,
 }
@@ -265,10 +265,11 @@ impl Flux {
         let text = site.over(Rows::Text).at("context_embedder");
         let context_embedder = text.linear(config.joint_attention_dim, width)?;
         let block = |_, site: &Site<'_>| JointBlock::new(joint, site);
-        let transformer_blocks = tokens.chain("transformer_blocks", config.num_layers, block)?;
-        let (name, count) = ("single_transformer_blocks", config.num_single_layers);
+        let blocks = tokens.at("transformer_blocks");
+        let transformer_blocks = Chain::new(config.num_layers, &blocks, block)?;
         let single = |_, site: &Site<'_>| SingleBlock::new(joint, site);
-        let single_transformer_blocks = tokens.with_text().chain(name, count, single)?;
+        let blocks = tokens.with_text().at("single_transformer_blocks");
+        let single_transformer_blocks = Chain::new(config.num_single_layers, &blocks, single)?;
         let output = tokens.output();
         Ok(Self {
             x_embedder,
@@ -327,39 +328,16 @@ impl Denoiser for Flux {
         let rotations = self.config.rotations(rows, columns, text.dim(1)?)?;
         // The text is at 0 of all axes, where nothing turns.
         let image_rotations = rotations.narrow(0, 0, image)?;
-        for (index, block) in self.transformer_blocks.iter().enumerate() {
-            [x, text] = context.gated_array(
-                format_args!("transformer_blocks.{index}"),
-                [x, text],
-                |[x, text]| {
-                    block.forward(
-                        x,
-                        text,
-                        &time,
-                        Some(&image_rotations),
-                        multiplicity.as_ref(),
-                        context,
-                    )
-                },
-            )?;
-        }
+        let multiplicity = multiplicity.as_ref();
+        [x, text] =
+            self.transformer_blocks.forward([x, text], context, |_, block, [x, text]| {
+                block.forward(x, text, &time, Some(&image_rotations), multiplicity, context)
+            })?;
         // The text comes last, as in key biases: attention does not mind the order.
         x = Tensor::cat(&[x, text], 1)?;
-        for (index, block) in self.single_transformer_blocks.iter().enumerate() {
-            [x] = context.gated_array(
-                format_args!("single_transformer_blocks.{index}"),
-                [x],
-                |[x]| {
-                    Ok::<_, Error>([block.forward(
-                        x,
-                        &time,
-                        &rotations,
-                        multiplicity.as_ref(),
-                        context,
-                    )?])
-                },
-            )?;
-        }
+        [x] = self.single_transformer_blocks.forward([x], context, |_, block, [x]| {
+            Ok([block.forward(x, &time, &rotations, multiplicity, context)?])
+        })?;
         let output = Modulation::new(&self.norm_out, &time, context)?;
         let x = output.norm(&x.narrow(1, 0, image)?, 1, 0, EPS)?;
         let x = self.proj_out.forward(&x, context)?;

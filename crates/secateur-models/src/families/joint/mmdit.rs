@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::families::joint::block::{EPS, JointBlock, JointConfig};
 use crate::files::{Options, check_heads};
-use crate::layers::{Embedder, Modulation, PatchEmbed, Sinusoids};
+use crate::layers::{Chain, Embedder, Modulation, PatchEmbed, Sinusoids};
 use crate::structure::{Rows, Site};
 use candle_core::Tensor;
 use secateur_nn::{Activation, Context, Linear, ops};
@@ -119,7 +119,7 @@ pub struct Mmdit {
     timestep_embedder: Embedder,
     text_embedder: Embedder,
     context_embedder: Linear,
-    transformer_blocks: Vec<JointBlock>,
+    transformer_blocks: Chain<JointBlock>,
     norm_out: Linear,
     proj_out: Linear,
 }
@@ -142,7 +142,8 @@ impl Mmdit {
         let context_embedder = text.linear(config.joint_attention_dim, width)?;
         let site = &site.over(tokens).beside([(Rows::Text, config.joint_attention_dim)]);
         let block = |index, site: &Site<'_>| JointBlock::new(config.joint(index), site);
-        let transformer_blocks = site.chain("transformer_blocks", config.num_layers, block)?;
+        let blocks = site.at("transformer_blocks");
+        let transformer_blocks = Chain::new(config.num_layers, &blocks, block)?;
         let output = site.output();
         Ok(Self {
             patches,
@@ -190,14 +191,10 @@ impl Denoiser for Mmdit {
         let multiplicity = conditioning.multiplicity(x.dim(1)?)?;
         let text_context =
             Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
-        let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
-        for (index, block) in self.transformer_blocks.iter().enumerate() {
-            [x, text] = context.gated_array(
-                format_args!("transformer_blocks.{index}"),
-                [x, text],
-                |[x, text]| block.forward(x, text, &time, None, multiplicity.as_ref(), context),
-            )?;
-        }
+        let text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
+        [x, _] = self.transformer_blocks.forward([x, text], context, |_, block, [x, text]| {
+            block.forward(x, text, &time, None, multiplicity.as_ref(), context)
+        })?;
         let output = Modulation::new(&self.norm_out, &time, context)?;
         let x = self.proj_out.forward(&output.norm(&x, 1, 0, EPS)?, context)?;
         self.patches.unpatchify(&x, grid)

@@ -1,11 +1,11 @@
 //! DiTTransformer2DModel: the transformer of DiT, told a class.
 
 use crate::conditioning::Conditioning;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::files::{Options, options};
 use crate::layers::{
-    Attention, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions,
+    Attention, Chain, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions,
     Sinusoids,
 };
 use crate::structure::{Rows, Site};
@@ -138,7 +138,7 @@ impl DitBlock {
 pub struct Dit {
     pos_embed: PatchEmbed,
     positions: Positions,
-    transformer_blocks: Vec<DitBlock>,
+    transformer_blocks: Chain<DitBlock>,
     proj_out_1: Linear,
     proj_out_2: Linear,
 }
@@ -156,11 +156,12 @@ impl Dit {
         let site = &site.over(tokens).beside([(Rows::Fixed(1), (2 + 6) * width)]);
         // The output reads the first block's embedding too, so that must be there without the
         // block.
-        let first = site.at("transformer_blocks.0");
+        let blocks = site.at("transformer_blocks");
+        let first = blocks.at(0);
         let block = |index, site: &Site<'_>| {
             DitBlock::new(config, if index == 0 { &first } else { site }, site)
         };
-        let transformer_blocks = site.chain("transformer_blocks", transformer.num_layers, block)?;
+        let transformer_blocks = Chain::new(transformer.num_layers, &blocks, block)?;
         let output = site.output();
         Ok(Self {
             pos_embed,
@@ -185,13 +186,11 @@ impl Denoiser for Dit {
         let (time, labels) = (TIME.of(timesteps)?, conditioning.labels()?.unsqueeze(1)?);
         let embed = |block: &DitBlock| block.embed(&time, &labels, context);
         // The output has no embedder of its own.
-        let first = embed(&self.transformer_blocks[0])?;
-        for (index, block) in self.transformer_blocks.iter().enumerate() {
-            [x] = context.gated_array(format_args!("transformer_blocks.{index}"), [x], |[x]| {
-                let embedding = if index == 0 { first.clone() } else { embed(block)? };
-                Ok::<_, Error>([block.forward(x, &embedding, context)?])
-            })?;
-        }
+        let first = embed(&self.transformer_blocks.blocks[0])?;
+        [x] = self.transformer_blocks.forward([x], context, |index, block, [x]| {
+            let embedding = if index == 0 { first.clone() } else { embed(block)? };
+            Ok([block.forward(x, &embedding, context)?])
+        })?;
         let output = Modulation::new(&self.proj_out_1, &first, context)?;
         let x = self.proj_out_2.forward(&output.norm(&x, 0, 1, EPS)?, context)?;
         self.pos_embed.unpatchify(&x, grid)

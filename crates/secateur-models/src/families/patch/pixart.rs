@@ -1,11 +1,11 @@
 //! PixArtTransformer2DModel: the transformer of PixArt-alpha and PixArt-sigma, told a text.
 
 use crate::conditioning::{Conditioning, Multiplicity};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::files::{Options, options};
 use crate::layers::{
-    Attention, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions,
+    Attention, Chain, Embedder, FeedForward, Modulation, PatchEmbed, PatchTransformer, Positions,
     Sinusoids,
 };
 use crate::structure::{Rows, Site};
@@ -234,7 +234,7 @@ pub struct Pixart {
     positions: Positions,
     adaln_single: AdaLayerNormSingle,
     caption_projection: Option<Embedder>,
-    transformer_blocks: Vec<PixartBlock>,
+    transformer_blocks: Chain<PixartBlock>,
     scale_shift_table: Tensor,
     proj_out: Linear,
 }
@@ -257,13 +257,14 @@ impl Pixart {
         // The text, the embedding, the modulation that all blocks share and that of one.
         let beside = [(Rows::Text, config.text()), (Rows::Fixed(1), (1 + 6 + 6) * width)];
         let site = &site.over(tokens).beside(beside);
+        let blocks = site.at("transformer_blocks");
         let block = |_, site: &Site<'_>| PixartBlock::new(config, site);
         Ok(Self {
             pos_embed,
             positions: transformer.positions(config.interpolation_scale()),
             adaln_single,
             caption_projection,
-            transformer_blocks: site.chain("transformer_blocks", transformer.num_layers, block)?,
+            transformer_blocks: Chain::new(transformer.num_layers, &blocks, block)?,
             scale_shift_table: site.get("scale_shift_table", (2, width))?,
             proj_out: site.output().at("proj_out").linear(width, transformer.outputs())?,
         })
@@ -294,17 +295,9 @@ impl Denoiser for Pixart {
             }
             None => text.clone(),
         };
-        for (index, block) in self.transformer_blocks.iter().enumerate() {
-            [x] = context.gated_array(format_args!("transformer_blocks.{index}"), [x], |[x]| {
-                Ok::<_, Error>([block.forward(
-                    x,
-                    &text,
-                    &modulation,
-                    multiplicity.as_ref(),
-                    context,
-                )?])
-            })?;
-        }
+        [x] = self.transformer_blocks.forward([x], context, |_, block, [x]| {
+            Ok([block.forward(x, &text, &modulation, multiplicity.as_ref(), context)?])
+        })?;
         let output =
             Modulation::of_table(&self.scale_shift_table, &Modulation::of_part(&embedding)?)?;
         let x = self.proj_out.forward(&output.norm(&x, 0, 1, EPS)?, context)?;
