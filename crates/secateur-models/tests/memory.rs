@@ -5,7 +5,7 @@
 mod counting;
 
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Checkpoint, Conditioning, Geometry, Operation, denoiser_config};
+use secateur_models::{Checkpoint, Conditioning, Geometry, Operation, Removals, denoiser_config};
 use secateur_nn::{Context, Parameters};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -46,13 +46,8 @@ fn measure(config: &Path, checkpoint: &Checkpoint, samples: usize, text: usize) 
 }
 
 /// A wide, short model with random weights, whose activations are a good part of its memory: a
-/// configuration with some options changed, and the shapes of the parameters that are no layer's.
-fn wide(
-    folder: &Path,
-    config: &str,
-    options: &[(&str, usize)],
-    others: &[(&str, &[usize])],
-) -> PathBuf {
+/// configuration with some options changed.
+fn wide(folder: &Path, config: &str, options: &[(&str, usize)]) -> PathBuf {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(config);
     let mut config: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
@@ -63,27 +58,12 @@ fn wide(
     let path = folder.join("config.json");
     std::fs::write(&path, config.to_string()).unwrap();
     let config = denoiser_config(&path).unwrap();
-    let mut tensors: HashMap<String, Tensor> = HashMap::new();
-    let structure = config.structure(&Geometry { latent: (48, 48), text: 40 }).unwrap();
-    for layer in structure.layers() {
-        use Operation::{Attention, Convolution, Linear};
-        let (shape, outputs) = match layer.operation {
-            Linear { inputs, outputs, .. } => (vec![outputs, inputs], outputs),
-            Convolution { inputs, outputs, kernel, .. } => {
-                (vec![outputs, inputs, kernel, kernel], outputs)
-            }
-            Attention { .. } => continue,
-        };
-        tensors
-            .insert(layer.name.weight(), Tensor::randn(0f32, 0.02, shape, &Device::Cpu).unwrap());
-        tensors.insert(
-            format!("{}.bias", layer.name),
-            Tensor::zeros(outputs, DType::F32, &Device::Cpu).unwrap(),
-        );
-    }
-    for (name, shape) in others {
-        tensors.insert((*name).into(), Tensor::ones(*shape, DType::F32, &Device::Cpu).unwrap());
-    }
+    let wanted = config.parameters(&Removals::default()).unwrap().into_iter();
+    let tensors: HashMap<String, Tensor> = wanted
+        .map(|(name, wanted)| {
+            (name, Tensor::randn(0f32, 0.02, wanted.shape, &Device::Cpu).unwrap())
+        })
+        .collect();
     candle_core::safetensors::save(&tensors, folder.join("diffusion_pytorch_model.safetensors"))
         .unwrap();
     folder.into()
@@ -98,16 +78,7 @@ fn wide_mmdit(folder: &Path) -> PathBuf {
         ("num_attention_heads", 12),
         ("caption_projection_dim", WIDTH),
     ];
-    let norms: Vec<String> = ["norm_q", "norm_k", "norm_added_q", "norm_added_k"]
-        .iter()
-        .flat_map(|norm| {
-            (0..2).map(move |block| format!("transformer_blocks.{block}.attn.{norm}.weight"))
-        })
-        .collect();
-    let mut others: Vec<(&str, &[usize])> =
-        norms.iter().map(|name| (name.as_str(), &[32][..])).collect();
-    others.push(("pos_embed.pos_embed", &[1, 24 * 24, WIDTH]));
-    wide(folder, "models/emoji-mmdit/transformer/config.json", &options, &others)
+    wide(folder, "models/emoji-mmdit/transformer/config.json", &options)
 }
 
 fn wide_pixart(folder: &Path) -> PathBuf {
@@ -119,12 +90,7 @@ fn wide_pixart(folder: &Path) -> PathBuf {
         ("cross_attention_dim", WIDTH),
         ("caption_channels", 256),
     ];
-    let others: [(&str, &[usize]); 3] = [
-        ("transformer_blocks.0.scale_shift_table", &[6, WIDTH]),
-        ("transformer_blocks.1.scale_shift_table", &[6, WIDTH]),
-        ("scale_shift_table", &[2, WIDTH]),
-    ];
-    wide(folder, "tests/goldens/pixart_transformer/config.json", &options, &others)
+    wide(folder, "tests/goldens/pixart_transformer/config.json", &options)
 }
 
 #[test]
