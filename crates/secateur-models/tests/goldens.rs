@@ -556,7 +556,7 @@ fn text_encoder(name: &str, projected: bool, pooled: &str) {
     let config = ClipTextConfig::open(&folder.join("config.json")).unwrap();
     let weights = Checkpoint::open(&folder, "model", None).unwrap().load().unwrap();
     let encoder: ClipTextModel = weights
-        .build(|scope| ClipTextModel::new(&config, projected, &scope))
+        .build(|scope| ClipTextModel::new(&config, projected, &scope.into()))
         .map_err(|e: secateur_models::Error| e)
         .unwrap();
     let output = encoder.forward(&want["ids"].to_dtype(DType::U32).unwrap()).unwrap();

@@ -152,7 +152,7 @@ fn text_encoder() {
     let config = ClipTextConfig::open(&folder.join("config.json")).unwrap();
     let parameters = Checkpoint::open(&folder, "model", None).unwrap().load().unwrap();
     every_gate("clip_g_text", &parameters, |scope| {
-        let output = ClipTextModel::new(&config, true, &scope)?.forward(&ids)?;
+        let output = ClipTextModel::new(&config, true, &scope.into())?.forward(&ids)?;
         Ok(Tensor::cat(&[output.penultimate.flatten_all()?, output.pooled.flatten_all()?], 0)?)
     });
 }

@@ -114,7 +114,7 @@ impl AutoencoderConfig for AutoencoderTinyConfig {
     }
 
     fn fit(&self, checkpoint: &Checkpoint) -> Result<Fit> {
-        checkpoint.fit(|scope| AutoencoderTiny::new(self, &scope.clone().into()))
+        checkpoint.fit(|scope| AutoencoderTiny::new(self, &scope.into()))
     }
 
     fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
@@ -228,7 +228,7 @@ impl AutoencoderTiny {
 
     fn load(config: &AutoencoderTinyConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
         let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
-        checkpoint.build(|scope| Self::new(config, &scope.clone().into()))
+        checkpoint.build(|scope| Self::new(config, &scope.into()))
     }
 
     /// Builds the model.

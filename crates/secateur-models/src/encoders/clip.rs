@@ -9,10 +9,10 @@ use crate::files::{
     config_fields, digest_of_files, tree,
 };
 use crate::observer::Observer;
-use crate::structure::Memory;
+use crate::structure::{Description, Geometry, Memory, Rows, Site};
 use candle_core::{D, IndexOp, Tensor};
 use secateur_nn::{
-    Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Scope, Wanted, ops,
+    Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Wanted, ops,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -84,23 +84,26 @@ impl EncoderConfig {
 }
 
 impl Encoder {
-    fn new(config: &EncoderConfig, causal: bool, scope: &Scope<'_>) -> Result<Self> {
+    /// `site`: for the tokens.
+    fn new(config: &EncoderConfig, causal: bool, site: &Site<'_>) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         config.check().map_err(Error::Request)?;
         let activation = config.activation().map_err(Error::Request)?;
         let layers = (0..config.num_hidden_layers).map(|index| {
-            let scope = scope.at(format!("encoder.layers.{index}"));
-            let attention = scope.at("self_attn");
+            let site = site.at("encoder.layers").at(index);
+            let attention = site.at("self_attn");
+            // Tokens and their norm, query, key and value; the hidden layer.
+            site.alive([(site.rows(), 5 * width + inner)]);
             let eps = config.layer_norm_eps as f32;
             Ok(EncoderLayer {
-                layer_norm1: LayerNorm::new(width, eps, &scope.at("layer_norm1"))?,
-                layer_norm2: LayerNorm::new(width, eps, &scope.at("layer_norm2"))?,
-                q_proj: Linear::new(width, width, &attention.at("q_proj"))?,
-                k_proj: Linear::new(width, width, &attention.at("k_proj"))?,
-                v_proj: Linear::new(width, width, &attention.at("v_proj"))?,
-                out_proj: Linear::new(width, width, &attention.at("out_proj"))?,
-                fc1: Linear::new(width, inner, &scope.at("mlp.fc1"))?,
-                fc2: Linear::new(inner, width, &scope.at("mlp.fc2"))?,
+                layer_norm1: LayerNorm::new(width, eps, &site.at("layer_norm1"))?,
+                layer_norm2: LayerNorm::new(width, eps, &site.at("layer_norm2"))?,
+                q_proj: attention.at("q_proj").linear(width, width)?,
+                k_proj: attention.at("k_proj").linear(width, width)?,
+                v_proj: attention.at("v_proj").linear(width, width)?,
+                out_proj: attention.at("out_proj").linear(width, width)?,
+                fc1: site.at("mlp.fc1").linear(width, inner)?,
+                fc2: site.at("mlp.fc2").linear(inner, width)?,
             })
         });
         let layers = layers.collect::<Result<_>>()?;
@@ -213,7 +216,7 @@ impl ClipTextConfig {
     pub(crate) fn parameters(&self, projected: bool) -> Result<BTreeMap<String, Wanted>> {
         Parameters::wanted(Default::default(), |scope| {
             let scope = if projected { scope } else { scope.at("text_model") };
-            ClipTextModel::new(self, projected, &scope)
+            ClipTextModel::new(self, projected, &scope.into())
         })
     }
 }
@@ -248,31 +251,29 @@ impl ClipTextModel {
     pub fn open(folder: &Path, projected: bool, variant: Option<&str>) -> Result<Self> {
         let config = ClipTextConfig::open(&folder.join("config.json"))?;
         Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?
-            .build(|scope| Self::new(&config, projected, scope))
+            .build(|scope| Self::new(&config, projected, &scope.into()))
     }
 
     /// Builds the model; with `projected`, `text_projection` stands beside the encoder.
     ///
     /// # Errors
     /// If the configuration contradicts itself.
-    pub fn new(config: &ClipTextConfig, projected: bool, scope: &Scope<'_>) -> Result<Self> {
+    pub fn new(config: &ClipTextConfig, projected: bool, site: &Site<'_>) -> Result<Self> {
         let width = config.encoder.hidden_size;
         let text_projection = match projected {
             true => Some(Linear::without_bias(
                 width,
                 config.projection_dim,
-                &scope.at("text_projection"),
+                &site.at("text_projection"),
             )?),
             false => None,
         };
         // transformers 5 writes a bare CLIPTextModel without the prefix.
-        let named = scope.at("text_model");
-        let scope = if named.contains("final_layer_norm.weight") || projected {
-            named
-        } else {
-            scope.clone()
-        };
-        let embeddings = scope.at("embeddings");
+        let named = site.at("text_model");
+        let is_named = projected || named.contains("final_layer_norm.weight");
+        let site = if is_named { named } else { site.clone() };
+        let tokens = Rows::Fixed(config.max_position_embeddings);
+        let embeddings = site.at("embeddings");
         embeddings.ignore("position_ids");
         let positions = embeddings.at("position_embedding");
         Ok(Self {
@@ -282,11 +283,11 @@ impl ClipTextModel {
                 &embeddings.at("token_embedding"),
             )?,
             position_embedding: positions.get("weight", (config.max_position_embeddings, width))?,
-            encoder: Encoder::new(&config.encoder, true, &scope)?,
+            encoder: Encoder::new(&config.encoder, true, &site.over(tokens))?,
             final_layer_norm: LayerNorm::new(
                 width,
                 config.encoder.layer_norm_eps as f32,
-                &scope.at("final_layer_norm"),
+                &site.at("final_layer_norm"),
             )?,
             text_projection,
             eos_token_id: config.eos_token_id,
@@ -374,12 +375,12 @@ struct VisionModel {
 }
 
 impl VisionModel {
-    fn new(config: &VisionConfig, scope: &Scope<'_>) -> Result<Self> {
+    fn new(config: &VisionConfig, site: &Site<'_>) -> Result<Self> {
         let (width, patch, eps) =
             (config.encoder.hidden_size, config.patch_size, config.encoder.layer_norm_eps as f32);
         config.check().map_err(Error::Request)?;
         let tokens = (config.image_size / patch).pow(2) + 1;
-        let embeddings = scope.at("embeddings");
+        let embeddings = site.at("embeddings");
         embeddings.ignore("position_ids");
         Ok(Self {
             patch_embedding: Conv2d::without_bias(
@@ -393,9 +394,9 @@ impl VisionModel {
             position_embedding: embeddings
                 .at("position_embedding")
                 .get("weight", (tokens, width))?,
-            pre_layrnorm: LayerNorm::new(width, eps, &scope.at("pre_layrnorm"))?,
-            encoder: Encoder::new(&config.encoder, false, scope)?,
-            post_layernorm: LayerNorm::new(width, eps, &scope.at("post_layernorm"))?,
+            pre_layrnorm: LayerNorm::new(width, eps, &site.at("pre_layrnorm"))?,
+            encoder: Encoder::new(&config.encoder, false, &site.over(Rows::Fixed(tokens)))?,
+            post_layernorm: LayerNorm::new(width, eps, &site.at("post_layernorm"))?,
             config: config.clone(),
         })
     }
@@ -468,12 +469,13 @@ impl ClipModel {
             name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         Checkpoint::open(folder, TRANSFORMERS_STEM, None)?.build(|scope| {
             let width = vision.encoder.hidden_size;
-            let projection = scope.at("visual_projection");
+            let site = Site::from(scope);
+            let projection = site.at("visual_projection");
             Ok(Self {
-                text: ClipTextModel::new(&text, true, scope)?,
-                vision: VisionModel::new(&vision, &scope.at("vision_model"))?,
+                text: ClipTextModel::new(&text, true, &site)?,
+                vision: VisionModel::new(&vision, &site.at("vision_model"))?,
                 visual_projection: Linear::without_bias(width, projection_dim, &projection)?,
-                logit_scale: scope.get("logit_scale", ())?,
+                logit_scale: site.get("logit_scale", ())?,
                 tokenizer: tokenizer.clone(),
                 processor: processor.clone(),
                 name: name.clone(),
@@ -504,24 +506,17 @@ impl ClipModel {
         let path = folder.join("config.json");
         let ClipConfig { text, vision, .. } = ClipConfig::open(&path)?;
         let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
-        let packed = |config: &EncoderConfig| {
-            let EncoderConfig {
-                hidden_size: width,
-                intermediate_size: inner,
-                num_hidden_layers: layers,
-                ..
-            } = config;
-            layers * (4 * width * width + 2 * width * inner)
-        };
-        let alive = |config: &EncoderConfig| 5 * config.hidden_size + config.intermediate_size;
-        let patches = (vision.image_size / vision.patch_size.max(1)).pow(2) + 1;
-        let of_texts = texts.min(TEXTS) * text.max_position_embeddings * alive(&text.encoder);
-        let of_pictures = pictures.saturating_mul(patches * alive(&vision.encoder));
-        let bytes = |numbers: usize| numbers.saturating_mul(size_of::<f32>()) as u64;
+        let parameters = checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
+        let text = Description::of(BTreeMap::new(), |site| ClipTextModel::new(&text, true, site))?;
+        let vision = Description::of(BTreeMap::new(), |site| VisionModel::new(&vision, site))?;
+        // Both read as many tokens for every geometry.
+        let geometry = Geometry { latent: (0, 0), text: 0 };
+        let of_text = text.at(&geometry).memory(parameters, texts.min(TEXTS));
+        let of_pictures = vision.at(&geometry).memory(0, pictures);
         Ok(Memory {
-            weights: bytes(checkpoint.tensors().map(|(_, info)| info.elements()).sum()),
-            packed_weights: bytes(packed(&text.encoder) + packed(&vision.encoder)),
-            activations: bytes(of_texts.max(of_pictures)),
+            packed_weights: of_text.packed_weights + of_pictures.packed_weights,
+            activations: of_text.activations.max(of_pictures.activations),
+            ..of_text
         })
     }
 

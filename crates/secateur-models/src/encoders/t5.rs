@@ -237,7 +237,7 @@ impl T5Encoder {
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
         let config = T5Config::open(&folder.join("config.json"))?;
         Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?
-            .build(|scope| Self::new(&config, scope))
+            .build(|scope| Self::new(&config, &scope))
     }
 
     /// Builds the model.

@@ -418,17 +418,17 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If something is missing or of another shape.
-    pub(crate) fn fit<T>(&self, construct: impl Fn(&Scope<'_>) -> Result<T>) -> Result<Fit> {
-        self.placeholders()?.fit(|scope| construct(&scope))
+    pub(crate) fn fit<T>(&self, construct: impl Fn(Scope<'_>) -> Result<T>) -> Result<Fit> {
+        self.placeholders()?.fit(construct)
     }
 
     /// The model that `construct` makes of the weights. Others than it asks for are not read.
     ///
     /// # Errors
     /// As [`Checkpoint::fit`] and [`Checkpoint::load`].
-    pub(crate) fn build<T>(&self, construct: impl Fn(&Scope<'_>) -> Result<T>) -> Result<T> {
+    pub(crate) fn build<T>(&self, construct: impl Fn(Scope<'_>) -> Result<T>) -> Result<T> {
         let Fit { wanted, .. } = self.fit(&construct)?;
-        self.load_where(|name| wanted.contains_key(name))?.build(|scope| construct(&scope))
+        self.load_where(|name| wanted.contains_key(name))?.build(construct)
     }
 
     /// Reads all weights, as `f32`.

@@ -284,11 +284,12 @@ impl ModelFolder {
         Ok(match (class, &self.vae) {
             ("T5EncoderModel", _) => {
                 let config = T5Config::open(&config)?;
-                checkpoint.fit(|scope| T5Encoder::new(&config, scope))?
+                checkpoint.fit(|scope| T5Encoder::new(&config, &scope))?
             }
             ("CLIPTextModel" | PROJECTED, _) => {
                 let config = ClipTextConfig::open(&config)?;
-                checkpoint.fit(|scope| ClipTextModel::new(&config, class == PROJECTED, scope))?
+                checkpoint
+                    .fit(|scope| ClipTextModel::new(&config, class == PROJECTED, &scope.into()))?
             }
             (_, Some(vae)) => vae.fit(&checkpoint)?,
             (_, None) => return Ok(Vec::new()),
