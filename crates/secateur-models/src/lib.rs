@@ -1,6 +1,6 @@
 //! Diffusion model families in the diffusers layout: open, generate, describe, save.
 //!
-//! A family is a forward and a description of itself ([`Structure`]); it knows nothing of
+//! A family is constructors, which record its [`Structure`], and a forward; it knows nothing of
 //! compression.
 
 // In the order in which data passes them: a module imports only from those above it.
