@@ -71,8 +71,8 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// Queries and result of `width`; `text`: width of the text states, where keys and values are of
-    /// those; `bias`: of the first three linears.
+    /// Queries and result of `width`; `text`: width of the text states, where keys and values are
+    /// of those; `bias`: of the first three linears.
     pub(crate) fn new(
         width: usize,
         text: Option<usize>,

@@ -30,7 +30,8 @@ pub(crate) struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// Squares of side `patch`, of that many `channels` in and out; and the tokens that they become.
+    /// Squares of side `patch`, of that many `channels` in and out; and the tokens that they
+    /// become.
     pub(crate) fn new(
         channels: (usize, usize),
         patch: usize,
