@@ -224,6 +224,34 @@ fn the_dry_run_writes_nothing() {
     insta::assert_snapshot!(rest.join("\n"));
 }
 
+/// What is printed for people has the report's errors: of layers whose weights are pruned, of
+/// products and attentions that get smaller.
+#[test]
+fn the_errors_of_a_report_are_printed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let check = |command: &str, figures: &[(&str, &str, &str)]| {
+        let out = temporary.path().join(command);
+        let mut run = secateur();
+        run.args([command, "models/emoji-dit", "--samples", "2", "--steps", "2", "--quiet"]);
+        let printed = succeed(run.args(["--report-samples", "0", "--out"]).arg(&out));
+        let report = json(&std::fs::read_to_string(out.join("report.json")).unwrap());
+        for (title, list, figure) in figures {
+            let all = report[list].as_array().unwrap().iter();
+            let all: Vec<f64> = all.filter_map(|part| part[figure].as_f64()).collect();
+            let mean = format!("{:.4}", all.iter().sum::<f64>() / all.len() as f64);
+            let largest = format!("{:.4}", all.iter().copied().fold(0.0, f64::max));
+            let line = printed.lines().find(|line| line.trim_start().starts_with(title));
+            let has = |figure: &String| line.is_some_and(|line| line.contains(figure));
+            assert!(has(&mean) && has(&largest), "{title}, {mean}, {largest}: {printed}");
+        }
+        assert_eq!(printed.matches(" largest").count(), figures.len(), "{printed}");
+    };
+    check("prune", &[("layer error", "layers", "error")]);
+    let of_groups =
+        [("product error", "groups", "error"), ("attentions'", "groups", "module_error")];
+    check("slim", &of_groups);
+}
+
 #[test]
 fn inspect_counts_parameters_and_multiplications() {
     let text = succeed(secateur().args(["inspect", "--quiet"]));

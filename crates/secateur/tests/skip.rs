@@ -111,6 +111,26 @@ fn a_model_that_skips_lives_on() {
     assert!(at("both").join("reuse.json").is_file());
 }
 
+/// What is not done takes no memory: nothing is learned without iterations, and nothing is drawn
+/// for a report of no pictures.
+#[test]
+fn the_memory_is_of_the_stages_that_come() {
+    let temporary = tempfile::tempdir().unwrap();
+    let stages = |iterations: &str, pictures: &str| {
+        let options = ["--iterations", iterations, "--report-samples", pictures];
+        let mut dry = skip("emoji-dit", &temporary.path().join("no"), &options);
+        let memory = &json(&succeed(dry.args(["--dry-run", "--quiet", "--json"])))["memory"];
+        let stages = memory["stages"].as_array().unwrap();
+        let bytes = |stage: &Value| stage["bytes"].as_u64().unwrap();
+        assert_eq!(memory["total"].as_u64(), stages.iter().map(bytes).max());
+        stages.iter().map(|stage| stage["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(stages("4", "2"), ["encode", "plain", "learn", "evaluate"]);
+    assert_eq!(stages("4", "0"), ["encode", "plain", "learn"]);
+    assert_eq!(stages("0", "0"), ["encode", "plain"]);
+    assert_eq!(stages("0", "1"), ["encode", "plain", "evaluate"]);
+}
+
 #[test]
 fn what_cannot_be_met_is_refused() {
     let temporary = tempfile::tempdir().unwrap();
