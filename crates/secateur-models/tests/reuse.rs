@@ -360,7 +360,7 @@ fn another_number_of_steps() {
     assert_eq!(*skipping.reuse(&skipping.sampling(), false).unwrap().unwrap(), schedule);
     let error = skipping.reuse(&sampling(7), false).unwrap_err().to_string();
     assert!(
-        error.contains("with 5 steps") && error.contains("with 7") && error.contains("--adapt"),
+        error.contains("with 5 steps") && error.contains("with 7") && error.contains("`adapt`"),
         "{error}"
     );
     assert_eq!(skipping.reuse(&sampling(7), true).unwrap().unwrap().steps, 7);

@@ -161,13 +161,13 @@ fn a_target_out_of_reach_tells_the_most_that_can_go() {
         told(Amount::Parameters, 0.75),
         "75.0 % of the parameters cannot go: 80 % of what can be made smaller, the most, is 37.6 % \
          of all: \
-         --budget 0.376 is the largest"
+         `budget 0.376` is the largest"
     );
     assert_eq!(
         told(Amount::Macs, 0.9),
         "10.00 times fewer multiply-accumulates cannot be had: 80 % of what can be made smaller, \
          the most, \
-         is 80.1 % of all: --speedup 5.02 is the largest"
+         is 80.1 % of all: `speedup 5.02` is the largest"
     );
     // What is the largest can be had, by the most of every group.
     let largest = Target::new(&folder, &sampling, Amount::Parameters, 0.375).unwrap();

@@ -115,5 +115,5 @@ fn several_packages_carry_nothing() {
     let task = Task::Structured { method: &Obs, portion: Portion { neurons: true, ..NONE } };
     let mut plan = Plan::new(&structure, &Selection::default(), Packages::Count(2), &task).unwrap();
     let error = plan.carry(&structure).unwrap_err().to_string();
-    assert!(error.contains("--packages 1"), "{error}");
+    assert!(error.contains("`packages 1`"), "{error}");
 }

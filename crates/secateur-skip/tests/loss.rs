@@ -55,5 +55,5 @@ fn equal_and_too_small() {
     }
     let (a, b) = pictures(10, 12);
     let error = Loss::Ssim.of(&a, &b).unwrap_err().to_string();
-    assert!(error.contains("12 x 10") && error.contains("--loss l1"), "{error}");
+    assert!(error.contains("12 x 10") && error.contains("`loss l1`"), "{error}");
 }
