@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use std::cell::Cell;
 
 /// The shape of one attention call.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// Samples.
     pub batch: usize,

@@ -19,6 +19,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// A device was asked for that cannot be used.
+    #[error("{device} cannot be used: {missing}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// What is missing.
+        missing: String,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -7,14 +7,18 @@
 // In the order in which data passes them: a module imports only from those above it.
 mod name;
 mod error;
+mod devices;
+mod placement;
 mod context;
 mod weights;
 pub mod ops;
 mod layers;
 
 pub use context::{Context, Gates, Passage, Probe, Step};
+pub use devices::{DeviceChoice, description, devices, to_device};
 pub use error::{Error, Result};
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm};
 pub use name::LayerName;
+pub use placement::Placement;
 pub use secateur_kernels::Activation;
 pub use weights::{Fit, Mismatch, Parameters, Scope, Wanted, Weight};

@@ -1,12 +1,14 @@
-//! The operations of all models on tensors (`f32`), each with gradients of its inputs.
+//! The operations of all models on tensors, each with gradients of its inputs.
 //!
 //! An operation checks the shapes and asks in one place for the device; nothing above this module
 //! does.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::weights::Weight;
-use candle_core::{D, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use secateur_kernels::Activation;
 use secateur_kernels::attention::Shape as AttentionShape;
 use std::sync::Arc;
@@ -48,6 +50,8 @@ pub fn linear(
     let (fused, after) = if is_tracked { (None, kind) } else { (kind, None) };
     let y = match x.device() {
         Device::Cpu => cpu::linear(x, weight, bias, fused),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::linear(x, weight, bias, fused),
         device => no_kernel("linear", device),
     }?;
     after.map_or(Ok(y.clone()), |kind| activation(kind, &y))
@@ -75,6 +79,8 @@ pub fn conv2d(
     same_width("conv2d", bias, outputs)?;
     match x.device() {
         Device::Cpu => cpu::conv2d(x, weight, bias, stride, padding),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::conv2d(x, weight, bias, stride, padding),
         device => no_kernel("conv2d", device),
     }
 }
@@ -83,6 +89,8 @@ pub fn conv2d(
 pub fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     match x.device() {
         Device::Cpu => cpu::activation(kind, x),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::activation(kind, x),
         device => no_kernel("activation", device),
     }
 }
@@ -95,6 +103,8 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     };
     match x.device() {
         Device::Cpu => cpu::geglu(x, width),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::geglu(x, width),
         device => no_kernel("geglu", device),
     }
 }
@@ -103,6 +113,8 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     match x.device() {
         Device::Cpu => cpu::softmax(x),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::softmax(x),
         device => no_kernel("softmax", device),
     }
 }
@@ -111,6 +123,8 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 pub fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     match x.device() {
         Device::Cpu => cpu::upsample_nearest(x, factor),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::upsample_nearest(x, factor),
         device => no_kernel("upsample_nearest", device),
     }
 }
@@ -122,6 +136,8 @@ pub fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     same_width("layer_norm", bias, width)?;
     match x.device() {
         Device::Cpu => cpu::layer_norm_affine(x, weight, bias, eps),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::layer_norm_affine(x, weight, bias, eps),
         device => no_kernel("layer_norm", device),
     }
 }
@@ -140,6 +156,8 @@ pub fn layer_norm_modulated(
     }
     match x.device() {
         Device::Cpu => cpu::layer_norm_modulated(x, scale, shift, eps),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::layer_norm_modulated(x, scale, shift, eps),
         device => no_kernel("layer_norm", device),
     }
 }
@@ -156,6 +174,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     }
     match x.device() {
         Device::Cpu => cpu::rms_norm(x, weight, eps),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::rms_norm(x, weight, eps),
         device => no_kernel("rms_norm", device),
     }
 }
@@ -179,6 +199,8 @@ pub fn group_norm(
     same_width("group_norm", bias, channels)?;
     match x.device() {
         Device::Cpu => cpu::group_norm(x, weight, bias, groups, eps, silu),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::group_norm(x, weight, bias, groups, eps, silu),
         device => no_kernel("group_norm", device),
     }
 }
@@ -194,6 +216,8 @@ pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     }
     match x.device() {
         Device::Cpu => cpu::rope(x, table),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::rope(x, table),
         device => no_kernel("rope", device),
     }
 }
@@ -246,6 +270,10 @@ pub fn attention(
     let shape = AttentionShape { batch, heads: heads.count, queries, keys, head_dim, value_dim };
     match q.device() {
         Device::Cpu => cpu::attention([q, k, v], shape, heads.scale, key_bias, causal),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            cuda::attention([q, k, v], shape, heads.scale, key_bias.as_deref(), causal)
+        }
         device => no_kernel("attention", device),
     }
 }
@@ -269,16 +297,6 @@ pub fn joint_attention(
     key_bias: Option<Arc<[f32]>>,
 ) -> Result<Vec<Tensor>> {
     let tokens = streams.iter().map(|[q, ..]| q.dim(1)).collect::<Result<Vec<_>>>()?;
-    let all = |index: usize| streams.iter().map(|stream| stream[index]).collect::<Vec<_>>();
-    if streams.iter().flatten().any(|tensor| tensor.track_op()) {
-        // Through the graph, whose nodes take three inputs.
-        let join = |index| Tensor::cat(&all(index), 1);
-        let joined = attention(&join(0)?, &join(1)?, &join(2)?, heads, key_bias, false)?;
-        let start = |stream: usize| tokens[..stream].iter().sum();
-        return (0..streams.len())
-            .map(|stream| joined.narrow(1, start(stream), tokens[stream]))
-            .collect();
-    }
     let Some([first, _, value]) = streams.first() else { return Ok(Vec::new()) };
     let ((batch, _, width), value_width) = (first.dims3()?, value.dim(D::Minus1)?);
     let keys = tokens.iter().sum();
@@ -295,12 +313,22 @@ pub fn joint_attention(
         }
     }
     check_key_bias("joint_attention", key_bias.as_deref(), batch, keys)?;
-    let shape = AttentionShape { batch, heads: heads.count, queries: 0, keys, head_dim, value_dim };
+    // A node of the graph takes three inputs.
+    let is_tracked = streams.iter().flatten().any(|tensor| tensor.track_op());
     match first.device() {
-        Device::Cpu => {
+        Device::Cpu if !is_tracked => {
+            let shape =
+                AttentionShape { batch, heads: heads.count, queries: 0, keys, head_dim, value_dim };
             cpu::joint_attention(streams, &tokens, shape, heads.scale, key_bias.as_deref())
         }
-        device => no_kernel("joint_attention", device),
+        _ => {
+            let all = |index: usize| streams.iter().map(|stream| stream[index]).collect::<Vec<_>>();
+            let join = |index| Tensor::cat(&all(index), 1);
+            let joined = attention(&join(0)?, &join(1)?, &join(2)?, heads, key_bias, false)?;
+            let start = |stream: usize| tokens[..stream].iter().sum();
+            let part = |stream| joined.narrow(1, start(stream), tokens[stream]);
+            (0..streams.len()).map(part).collect()
+        }
     }
 }
 
@@ -313,6 +341,8 @@ pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     }
     match x.device() {
         Device::Cpu => cpu::gated_add(x, gate, y),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::gated_add(x, gate, y),
         device => no_kernel("gated_add", device),
     }
 }
@@ -321,6 +351,7 @@ pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
 pub fn with_values<R>(x: &Tensor, body: impl FnOnce(&[f32]) -> R) -> Result<R> {
     match x.device() {
         Device::Cpu => cpu::with_values(x, body),
-        device => no_kernel("reading", device),
+        _ if x.elem_count() == 0 => Ok(body(&[])),
+        _ => Ok(body(&x.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)),
     }
 }

@@ -1,10 +1,10 @@
-//! The gradient of every op with respect to every input, against central differences of a plain f64
-//! version: odd sizes, one row, no rows, several samples, views, and inputs that no gradient is
-//! wanted of.
+//! Every op, and its gradient with respect to every input, against a plain f64 version and its
+//! central differences, on every device: odd sizes, one row, no rows, several samples, views, and
+//! inputs that no gradient is wanted of.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use secateur_nn::Activation;
 use secateur_nn::ops::{self, Heads};
+use secateur_nn::{Activation, devices, to_device};
 use std::sync::Arc;
 
 /// Greatest difference, relative to the largest element of the gradient, or to [`LEAST`] where that
@@ -48,6 +48,9 @@ fn randoms(shapes: &[&[usize]]) -> Vec<Tensor> {
 }
 
 fn wide(tensor: &Tensor) -> Vec<f64> {
+    if tensor.elem_count() == 0 {
+        return Vec::new();
+    }
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -61,7 +64,7 @@ fn largest(values: &[f64]) -> f64 {
 
 /// The cotangent that an output is multiplied with: the loss is the sum of the products.
 fn cotangent(output: &Tensor) -> Tensor {
-    random(output.dims(), 99)
+    random(output.dims(), 99).to_device(output.device()).unwrap()
 }
 
 /// The gradient of every one of `sources`, where it has one, for inputs that stem from them.
@@ -86,8 +89,24 @@ fn check(
     check_at(&format!("{what} {shapes:?}"), &randoms(shapes), op, plain);
 }
 
-/// [`check`] at given inputs.
+/// [`check`] at given inputs, on every device.
 fn check_at(
+    what: &str,
+    inputs: &[Tensor],
+    op: impl Fn(&[Tensor]) -> Result<Tensor>,
+    plain: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+) {
+    for device in devices() {
+        let what = format!("{what} on {:?}", device.location());
+        check_there(&what, &on(&device, inputs), &op, &plain);
+    }
+}
+
+fn on(device: &Device, tensors: &[Tensor]) -> Vec<Tensor> {
+    tensors.iter().map(|tensor| to_device(tensor, device).unwrap()).collect()
+}
+
+fn check_there(
     what: &str,
     inputs: &[Tensor],
     op: impl Fn(&[Tensor]) -> Result<Tensor>,
@@ -672,10 +691,20 @@ fn inputs_of(shapes: &[Vec<usize>]) -> Vec<Tensor> {
     randoms(&shapes.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 
+/// Every op with the inputs that it takes, on every device.
+fn every_op_and_device() -> Vec<(String, Vec<Tensor>, Op)> {
+    let on_device = |device: Device| {
+        every_op().into_iter().map(move |(what, shapes, op)| {
+            let inputs = on(&device, &inputs_of(&shapes));
+            (format!("{what} on {:?}", device.location()), inputs, op)
+        })
+    };
+    devices().into_iter().flat_map(on_device).collect()
+}
+
 #[test]
 fn inputs_that_are_not_tracked_get_no_gradient() {
-    for (what, shapes, op) in every_op() {
-        let inputs = inputs_of(&shapes);
+    for (what, inputs, op) in every_op_and_device() {
         let tracked = variables(&inputs);
         let all = gradients(&op, &tracked, &tracked).unwrap();
         for which in 1..1 << inputs.len() {
@@ -707,21 +736,21 @@ fn views_have_the_gradients_of_copies() {
     /// A tensor that `strided` sees `values` in, and other numbers beside them.
     fn spread(values: &Tensor) -> Result<Tensor> {
         let reversed = values.permute((0..values.rank()).rev().collect::<Vec<_>>())?;
-        Tensor::stack(&[&random(reversed.dims(), 55), &reversed], D::Minus1)?.contiguous()
+        let other = random(reversed.dims(), 55).to_device(values.device())?;
+        Tensor::stack(&[&other, &reversed], D::Minus1)?.contiguous()
     }
     /// A contiguous view that starts behind the first element of the source.
     fn inner(source: &Tensor) -> Result<Tensor> {
         source.narrow(0, 1, source.dim(0)? - 2)
     }
     fn surrounded(values: &Tensor) -> Result<Tensor> {
-        let edge = random(values.narrow(0, 0, 1)?.dims(), 55);
+        let edge = random(values.narrow(0, 0, 1)?.dims(), 55).to_device(values.device())?;
         Tensor::cat(&[&edge, values, &edge], 0)
     }
     type Change = fn(&Tensor) -> Result<Tensor>;
     let views: [(&str, Change, Change); 2] =
         [("strided", spread, strided), ("inner", surrounded, inner)];
-    for (what, shapes, op) in every_op() {
-        let inputs = inputs_of(&shapes);
+    for (what, inputs, op) in every_op_and_device() {
         let copies = variables(&inputs);
         let want = gradients(&op, &copies, &copies).unwrap();
         for (name, source, view) in views {
@@ -746,8 +775,8 @@ fn views_have_the_gradients_of_copies() {
 
 #[test]
 fn gradients_of_the_output_may_have_any_layout() {
-    for (what, shapes, op) in every_op() {
-        let variables = variables(&inputs_of(&shapes));
+    for (what, inputs, op) in every_op_and_device() {
+        let variables = variables(&inputs);
         let want = gradients(&op, &variables, &variables).unwrap();
         let turned = |t: &[Tensor]| op(t)?.transpose(0, 1);
         let output = op(&variables).unwrap();
@@ -823,4 +852,90 @@ fn chain() {
             plain_linear(&shares, &p[13], None, 5)
         },
     );
+}
+
+/// In 16 bits, on the devices that compute so: against `f32` on the CPU, with the same inputs.
+#[test]
+fn half_precision() {
+    for device in devices().into_iter().filter(|device| !device.is_cpu()) {
+        for (dtype, tolerance) in [(DType::BF16, 2e-2), (DType::F16, 3e-3)] {
+            for (what, shapes, op) in every_op().into_iter().chain(larger_ops()) {
+                let halves: Vec<Tensor> =
+                    inputs_of(&shapes).iter().map(|input| input.to_dtype(dtype).unwrap()).collect();
+                let whole: Vec<Tensor> =
+                    halves.iter().map(|input| input.to_dtype(DType::F32).unwrap()).collect();
+                let (want, got) = (op(&whole).unwrap(), op(&on(&device, &halves)).unwrap());
+                assert_eq!((got.dtype(), got.dims()), (dtype, want.dims()), "{what}");
+                let (want, got) = (wide(&want), wide(&got));
+                let scale = largest(&want).max(LEAST);
+                for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                    let error = (g - w).abs() / scale;
+                    assert!(error <= tolerance, "{what} in {dtype:?}, [{i}]: {g} against {w}");
+                }
+            }
+        }
+    }
+}
+
+/// Ops of sizes that whole accesses divide, and of rows that a block holds in several.
+fn larger_ops() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
+    fn op(f: impl Fn(&[Tensor]) -> Result<Tensor> + 'static) -> Op {
+        Box::new(f)
+    }
+    let mut ops = Vec::new();
+    for width in [64, 72, 320, 2432, 20_000] {
+        let tokens = || vec![2, 3, width];
+        ops.push((
+            "layer norm",
+            vec![tokens(), vec![width], vec![width]],
+            op(|t| ops::layer_norm_affine(&t[0], &t[1], &t[2], EPS)),
+        ));
+        ops.push((
+            "adaptive layer norm",
+            vec![tokens(), vec![2, width], vec![2, width]],
+            op(|t| ops::layer_norm_modulated(&t[0], &t[1], &t[2], EPS)),
+        ));
+        ops.push((
+            "RMS norm",
+            vec![tokens(), vec![width]],
+            op(|t| ops::rms_norm(&t[0], &t[1], EPS)),
+        ));
+        ops.push(("softmax", vec![tokens()], op(|t| ops::softmax(&t[0]))));
+        ops.push(("geglu", vec![tokens()], op(|t| ops::geglu(&t[0]))));
+        ops.push((
+            "gated residual",
+            vec![tokens(), vec![2, width], tokens()],
+            op(|t| ops::gated_add(&t[0], &t[1], &t[2])),
+        ));
+        ops.push((
+            "linear with an activation",
+            vec![tokens(), vec![40, width], vec![40]],
+            op(|t| linear_activated_op(Activation::GeluTanh, t)),
+        ));
+    }
+    ops.push((
+        "rotary positions",
+        vec![vec![2, 48, 256], vec![48, 64]],
+        op(|t| ops::rope(&t[0], &t[1])),
+    ));
+    for silu in [false, true] {
+        ops.push((
+            "group norm",
+            vec![vec![2, 64, 33, 64], vec![64], vec![64]],
+            op(move |t| ops::group_norm(&t[0], &t[1], &t[2], 32, EPS, silu)),
+        ));
+    }
+    ops.push((
+        "conv2d",
+        vec![vec![2, 32, 16, 16], vec![40, 32, 3, 3], vec![40]],
+        op(|t| conv2d_op((1, (1, 1)), t)),
+    ));
+    for width in [8, 40, 64, 72, 80, 96, 128, 160, 256] {
+        ops.push((
+            "attention",
+            vec![vec![2, 70, 2 * width], vec![2, 130, 2 * width], vec![2, 130, 2 * width]],
+            op(move |t| ops::attention(&t[0], &t[1], &t[2], Heads::new(2, width), None, false)),
+        ));
+    }
+    ops
 }

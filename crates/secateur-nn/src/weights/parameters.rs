@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::name::LayerName;
+use crate::placement::Placement;
 use crate::weights::weight::Weight;
 use candle_core::{DType, Device, Shape, Tensor};
 use std::cell::RefCell;
@@ -21,13 +22,22 @@ pub struct Parameters {
     /// By module: of how many equal parts it is made, where that is not what its configuration
     /// says.
     sizes: BTreeMap<LayerName, usize>,
+    placement: Placement,
 }
 
 impl Parameters {
     /// `origin` (a folder or file) is named in errors.
     pub fn new(origin: impl Into<String>, tensors: BTreeMap<String, Tensor>) -> Self {
         let weights = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
-        Self { origin: origin.into(), weights, sizes: BTreeMap::new() }
+        let (sizes, placement) = (BTreeMap::new(), Placement::cpu());
+        Self { origin: origin.into(), weights, sizes, placement }
+    }
+
+    /// The same, whose tensors are at `placement`: the models that are built of them make others
+    /// there.
+    #[must_use]
+    pub fn at(self, placement: Placement) -> Self {
+        Self { placement, ..self }
     }
 
     /// The same for a model of which modules have other sizes than its configuration says, see
@@ -43,14 +53,14 @@ impl Parameters {
         self.weights.get(name).map(Weight::tensor)
     }
 
-    /// Puts `tensor` in place of the parameter `name`, which must exist. A shape that does not
+    /// Puts `tensor`, brought to where they are, in place of the parameter `name`, which must exist. A shape that does not
     /// fit is an error of the next [`Parameters::build`].
     ///
     /// # Errors
     /// If there is no such parameter.
     pub fn replace(&mut self, name: &str, tensor: Tensor) -> Result<()> {
         match self.weights.get_mut(name) {
-            Some(old) => *old = tensor.into(),
+            Some(old) => *old = self.placement.bring(&tensor)?.into(),
             None => {
                 return Err(Error::Layer {
                     layer: name.into(),
@@ -272,6 +282,12 @@ impl Scope<'_> {
     #[must_use]
     pub fn size(&self, whole: usize) -> usize {
         self.parameters.sizes.get(self.prefix.as_str()).copied().unwrap_or(whole)
+    }
+
+    /// Where the parameters are, and the model computes.
+    #[must_use]
+    pub fn placement(&self) -> &Placement {
+        &self.parameters.placement
     }
 
     /// Whether the checkpoint holds a parameter `name` here.

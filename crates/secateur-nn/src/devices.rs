@@ -1,0 +1,238 @@
+//! The devices of this machine.
+
+use crate::error::{Error, Result};
+use candle_core::{Device, Tensor};
+use std::fmt;
+use std::str::FromStr;
+
+/// Which device computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU that can be used, or else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The NVIDIA GPU of that number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let wrong = || format!("{text:?} is no device: auto, cpu, cuda or cuda:NUMBER");
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) => number.parse().map(Self::Cuda).map_err(|_| wrong()),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// The device.
+    ///
+    /// # Errors
+    /// If a GPU is asked for and cannot be used: [`Error::Device`] tells what is missing.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto => Ok(gpu(0).unwrap_or(Device::Cpu)),
+            Self::Cuda(number) => {
+                gpu(number).map_err(|missing| Error::Device { device: self.to_string(), missing })
+            }
+        }
+    }
+}
+
+/// All devices that can be used: the CPU, and the first GPU where there is one.
+#[must_use]
+pub fn devices() -> Vec<Device> {
+    [Device::Cpu].into_iter().chain(gpu(0)).collect()
+}
+
+/// Name, memory and libraries of a GPU; None of the CPU.
+#[must_use]
+pub fn description(device: &Device) -> Option<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Some(cuda::description(device)),
+        _ => None,
+    }
+}
+
+/// The same tensor on `device`.
+///
+/// # Errors
+/// If there is no room.
+pub fn to_device(tensor: &Tensor, device: &Device) -> candle_core::Result<Tensor> {
+    match device {
+        // candle makes no empty tensors there.
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) if tensor.elem_count() == 0 => cuda::empty(device, tensor),
+        device => tensor.to_device(device),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(_: usize) -> std::result::Result<Device, String> {
+    Err("this program was built without CUDA (docs/gpu.md)".to_owned())
+}
+
+/// The NVIDIA GPU of that number, or what is missing. It is opened once: tensors of two handles do
+/// not mix.
+#[cfg(feature = "cuda")]
+fn gpu(number: usize) -> std::result::Result<Device, String> {
+    use std::collections::HashMap;
+    use std::sync::{LazyLock, Mutex, PoisonError};
+    static OPENED: LazyLock<Mutex<HashMap<usize, std::result::Result<Device, String>>>> =
+        LazyLock::new(Mutex::default);
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    opened.entry(number).or_insert_with(|| cuda::open(number)).clone()
+}
+
+#[cfg(feature = "cudnn")]
+pub(crate) use cuda::is_there;
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use candle_core::cuda_backend::cudarc::driver::{CudaContext, sys};
+    use candle_core::cuda_backend::cudarc::get_lib_name_candidates;
+    use candle_core::cuda_backend::{CudaDType, WrapErr};
+    use candle_core::op::BackpropOp;
+    use candle_core::{CudaDevice, CudaStorage, DType, Device, Storage, Tensor, bail};
+    use half::{bf16, f16};
+
+    /// Older ones compute no bf16.
+    const LEAST_CAPABILITY: i32 = 8;
+
+    /// Libraries that are opened with a device; the first comes with the driver.
+    const NEEDED: [&str; 4] = ["cuda", "cublas", "cublasLt", "curand"];
+
+    /// Whether a library of CUDA can be opened.
+    pub(crate) fn is_there(library: &str) -> bool {
+        // SAFETY: these are NVIDIA's libraries, which do nothing when they are loaded.
+        #[expect(unsafe_code, reason = "opening a library runs its code")]
+        get_lib_name_candidates(library)
+            .iter()
+            .any(|name| unsafe { libloading::Library::new(name) }.is_ok())
+    }
+
+    pub(super) fn open(number: usize) -> Result<Device, String> {
+        if let Some(missing) = NEEDED.iter().find(|library| !is_there(library)) {
+            return Err(match *missing {
+                "cuda" => "there is no NVIDIA driver (libcuda.so)".to_owned(),
+                missing => format!("lib{missing}.so is not found (LD_LIBRARY_PATH)"),
+            });
+        }
+        let told = |error: &dyn std::fmt::Display| error.to_string();
+        let count = CudaContext::device_count().map_err(|error| told(&error))?;
+        if number as i32 >= count {
+            return Err(format!("there are {count} GPUs, numbered from 0"));
+        }
+        // Not the stream of a thread: tensors go from one to another.
+        let device = Device::new_cuda_with_stream(number).map_err(|error| told(&error))?;
+        let cuda = device.as_cuda_device().map_err(|error| told(&error))?;
+        let stream = cuda.cuda_stream();
+        let context = stream.context();
+        let (major, minor) = context.compute_capability().map_err(|error| told(&error))?;
+        if major < LEAST_CAPABILITY {
+            return Err(format!(
+                "its compute capability is {major}.{minor}, and {LEAST_CAPABILITY}.0 the least"
+            ));
+        }
+        // SAFETY: all work is on one stream, in whose order memory is freed.
+        #[expect(unsafe_code, reason = "events of every tensor take longer than small kernels")]
+        unsafe {
+            cuda.disable_event_tracking();
+        }
+        keep_freed_memory(context.cu_device()).map_err(|error| told(&error))?;
+        Ok(device)
+    }
+
+    pub(super) fn description(device: &CudaDevice) -> String {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let name = context.name().unwrap_or_else(|_| "an NVIDIA GPU".to_owned());
+        let memory = context.total_mem().unwrap_or_default() as f64 / f64::from(1 << 30);
+        format!("{name} ({memory:.0} GiB), {}", libraries())
+    }
+
+    fn libraries() -> String {
+        #[cfg(feature = "cudnn")]
+        if is_there("cudnn") {
+            // SAFETY: the library is there.
+            #[expect(unsafe_code, reason = "a call of the library")]
+            let version = unsafe { cudarc::cudnn::sys::cudnnGetVersion() };
+            return format!("cuDNN {}.{}.{}", version / 10_000, version / 100 % 100, version % 100);
+        }
+        "without cuDNN".to_owned()
+    }
+
+    /// A tensor without elements, of the type and shape of `tensor`.
+    pub(super) fn empty(device: &CudaDevice, tensor: &Tensor) -> candle_core::Result<Tensor> {
+        fn storage<T: CudaDType>(device: &CudaDevice) -> candle_core::Result<CudaStorage> {
+            let slice = device.cuda_stream().null::<T>().w()?;
+            Ok(CudaStorage::wrap_cuda_slice(slice, device.clone()))
+        }
+        let storage = match tensor.dtype() {
+            DType::F32 => storage::<f32>(device)?,
+            DType::F16 => storage::<f16>(device)?,
+            DType::BF16 => storage::<bf16>(device)?,
+            DType::U32 => storage::<u32>(device)?,
+            DType::I64 => storage::<i64>(device)?,
+            dtype => bail!("no empty tensor of type {dtype:?}"),
+        };
+        let storage = Storage::Cuda(storage);
+        Ok(Tensor::from_storage(storage, tensor.shape(), BackpropOp::none(), false))
+    }
+
+    /// Memory that is freed stays with the program, for the next tensor.
+    fn keep_freed_memory(
+        device: sys::CUdevice,
+    ) -> Result<(), candle_core::cuda_backend::cudarc::driver::DriverError> {
+        let mut all = u64::MAX;
+        let mut pool = std::ptr::null_mut();
+        // SAFETY: the device is open, and the attribute's value a u64.
+        #[expect(unsafe_code, reason = "calls of the driver")]
+        unsafe {
+            sys::cuDeviceGetDefaultMemPool(&raw mut pool, device).result()?;
+            let name = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            sys::cuMemPoolSetAttribute(pool, name, (&raw mut all).cast()).result()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DeviceChoice;
+
+    #[test]
+    fn names_of_devices() {
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("cpu", DeviceChoice::Cpu),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+        ] {
+            assert_eq!(text.parse(), Ok(choice));
+            assert_eq!(choice.to_string(), text);
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "CUDA"] {
+            assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
+        }
+    }
+}

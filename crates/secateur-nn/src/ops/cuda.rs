@@ -1,0 +1,303 @@
+//! The operations on NVIDIA GPUs as nodes of candle's graph, in `f32`, `f16` or `bf16` with sums in
+//! `f32`: inputs of any layout, contiguous outputs, and gradients of all inputs.
+
+mod attention;
+mod convolution;
+#[cfg(feature = "cudnn")]
+mod cudnn;
+mod gradients;
+mod launch;
+mod node;
+mod products;
+
+pub(super) use attention::attention;
+pub(super) use convolution::conv2d;
+
+use crate::weights::Weight;
+use candle_core::{D, DType, Result, Shape, Tensor};
+use launch::{
+    Launch, Scalar, THREADS, blocks_over, numbers_an_access, run, threads_over, with_addresses,
+};
+use node::Output;
+use products::{Operands, Product};
+use secateur_kernels::Activation;
+
+/// The same tensors outside of the graph, contiguous.
+fn plain(inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    inputs.iter().map(|input| input.detach().contiguous()).collect()
+}
+
+/// `launch` of `inputs` to numbers of the first one's type.
+fn made(launch: &Launch<'_>, inputs: &[&Tensor], shape: impl Into<Shape>) -> Result<Output> {
+    let inputs = plain(inputs)?;
+    run(launch, &inputs.iter().collect::<Vec<_>>(), (inputs[0].dtype(), shape))
+}
+
+/// The shape of `x` with another last dimension.
+fn with_last(x: &Tensor, last: usize) -> Shape {
+    let mut shape = x.dims().to_vec();
+    shape.pop();
+    shape.push(last);
+    shape.into()
+}
+
+pub(super) fn linear(
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    kind: Option<Activation>,
+) -> Result<Tensor> {
+    let weight = weight.tensor();
+    let (outputs, inputs) = weight.dims2()?;
+    let shape = with_last(x, outputs);
+    let tensors: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+    if inputs == 0 && shape.elem_count() > 0 {
+        // Nothing but the bias.
+        let zeros = Tensor::zeros(shape, x.dtype(), x.device())?;
+        let y = bias.map_or(Ok(zeros.clone()), |bias| zeros.broadcast_add(bias))?;
+        return kind.map_or(Ok(y.clone()), |kind| activation(kind, &y));
+    }
+    let fused = kind == Some(Activation::GeluTanh);
+    let product = Product {
+        dtype: x.dtype(),
+        rows: x.elem_count() / inputs.max(1),
+        inputs,
+        outputs,
+        bias: bias.is_some(),
+        gelu_tanh: fused,
+    };
+    let contiguous = plain(&tensors)?;
+    let y = with_addresses(&contiguous.iter().collect::<Vec<_>>(), |device, addresses| {
+        launch::filled(device, x.dtype(), shape, |y| {
+            let (x, weight, bias) = (addresses[0], addresses[1], addresses.get(2).copied());
+            launch::Gpu::of(device)?.products.start(product, &Operands { x, weight, bias, y })
+        })
+    })?;
+    let y = y.tracked("linear", &tensors, gradients::linear)?;
+    match kind {
+        Some(kind) if !fused => activation(kind, &y),
+        _ => Ok(y),
+    }
+}
+
+pub(super) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    let count = x.elem_count();
+    let launch = Launch {
+        name: "activation",
+        width: count,
+        blocks: blocks_over(count / numbers_an_access(x.dtype())),
+        threads: THREADS,
+        scalars: &[Scalar::Size(count), Scalar::Int(kind as i32)],
+    };
+    made(&launch, &[x], x.shape())?.tracked("activation", &[x], move |given| {
+        Ok(vec![Some(activation_gradient(kind, &given.inputs[0], given.gradient)?)])
+    })
+}
+
+/// The gradient of the input `x` of an activation.
+fn activation_gradient(kind: Activation, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let count = x.elem_count();
+    let launch = Launch {
+        name: "activation_gradient",
+        width: count,
+        blocks: blocks_over(count / numbers_an_access(x.dtype())),
+        threads: THREADS,
+        scalars: &[Scalar::Size(count), Scalar::Int(kind as i32)],
+    };
+    Ok(made(&launch, &[x, gradient], x.shape())?.untracked())
+}
+
+/// `width`: of the result.
+pub(super) fn geglu(x: &Tensor, width: usize) -> Result<Tensor> {
+    let count = x.elem_count() / 2;
+    let launch = Launch {
+        name: "geglu",
+        width,
+        blocks: blocks_over(count / numbers_an_access(x.dtype())),
+        threads: THREADS,
+        scalars: &[Scalar::Size(count / width.max(1)), Scalar::Int(width as i32)],
+    };
+    made(&launch, &[x], with_last(x, width))?.tracked("geglu", &[x], move |given| {
+        let [x] = given.inputs else { return Ok(Vec::new()) };
+        let gate = x.narrow(D::Minus1, width, width)?.contiguous()?;
+        let of_x = (given.gradient * activation(Activation::Gelu, &gate)?)?;
+        let of_gate = (given.gradient * x.narrow(D::Minus1, 0, width)?)?;
+        let of_gate = activation_gradient(Activation::Gelu, &gate, &of_gate)?;
+        Ok(vec![Some(Tensor::cat(&[of_x, of_gate], D::Minus1)?)])
+    })
+}
+
+pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    let launch = Launch {
+        name: "softmax",
+        width,
+        blocks: (x.elem_count() / width.max(1), 1),
+        threads: threads_over(width, 2 * numbers_an_access(x.dtype())),
+        scalars: &[Scalar::Int(width as i32)],
+    };
+    made(&launch, &[x], x.shape())?.tracked("softmax", &[x], gradients::softmax)
+}
+
+pub(super) fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
+    let (samples, channels, height, width) = x.dims4()?;
+    let shape = (samples, channels, height * factor, width * factor);
+    let count = x.elem_count() * factor * factor;
+    let launch = Launch {
+        name: "upsample",
+        width: 1,
+        blocks: blocks_over(count),
+        threads: THREADS,
+        scalars: &[Scalar::Size(count), Scalar::Int(width as i32), Scalar::Int(factor as i32)],
+    };
+    made(&launch, &[x], shape)?
+        .tracked("upsample_nearest", &[x], move |given| gradients::upsample_nearest(given, factor))
+}
+
+/// `rows`: successive rows of one scale and shift; 0 if they are all rows', and the scale is the
+/// weight itself.
+fn layer_norm(
+    x: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    (width, rows): (usize, usize),
+    eps: f32,
+) -> Result<Output> {
+    let launch = Launch {
+        name: "layer_norm",
+        width,
+        blocks: (x.elem_count() / width.max(1), 1),
+        threads: threads_over(width, 2 * numbers_an_access(x.dtype())).min(512),
+        scalars: &[Scalar::Int(width as i32), Scalar::Int(rows as i32), Scalar::Float(eps)],
+    };
+    made(&launch, &[x, scale, shift], x.shape())
+}
+
+pub(super) fn layer_norm_affine(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+) -> Result<Tensor> {
+    layer_norm(x, weight, bias, (weight.elem_count(), 0), eps)?.tracked(
+        "layer_norm",
+        &[x, weight, bias],
+        move |given| gradients::layer_norm_affine(given, eps),
+    )
+}
+
+pub(super) fn layer_norm_modulated(
+    x: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    eps: f32,
+) -> Result<Tensor> {
+    let (_, rows, width) = x.dims3()?;
+    layer_norm(x, scale, shift, (width, rows), eps)?.tracked(
+        "layer_norm",
+        &[x, scale, shift],
+        move |given| gradients::layer_norm_modulated(given, eps),
+    )
+}
+
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let width = weight.elem_count();
+    let rows = x.elem_count() / width;
+    let launch = Launch {
+        name: "rms_norm",
+        width,
+        blocks: (rows.div_ceil(THREADS / 32), 1),
+        threads: THREADS,
+        scalars: &[Scalar::Size(rows), Scalar::Int(width as i32), Scalar::Float(eps)],
+    };
+    made(&launch, &[x, weight], x.shape())?
+        .tracked("rms_norm", &[x, weight], move |given| gradients::rms_norm(given, eps))
+}
+
+/// A piece of a group that a block sums up has about so many numbers.
+const PIECE: usize = 8192;
+
+pub(super) fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+) -> Result<Tensor> {
+    let (samples, channels) = (x.dim(0)?, x.dim(1)?);
+    let area: usize = x.dims().iter().skip(2).product();
+    let size = channels / groups * area;
+    let pieces = size.div_ceil(PIECE).clamp(1, 64);
+    let of_groups = Launch {
+        name: "group_moments",
+        width: size,
+        blocks: (samples * groups, pieces),
+        threads: THREADS,
+        scalars: &[Scalar::Size(size)],
+    };
+    let plain = plain(&[x, weight, bias])?;
+    let shape = match x.elem_count() {
+        0 => (0, 0, 0),
+        _ => (samples * groups, pieces, 3),
+    };
+    let moments = run(&of_groups, &[&plain[0]], (DType::F32, shape))?.untracked();
+    let of_channels = Launch {
+        name: "group_norm",
+        width: area,
+        blocks: (samples * channels, area.div_ceil(8 * PIECE).clamp(1, 64)),
+        threads: threads_over(area, 2 * numbers_an_access(x.dtype())).min(THREADS),
+        scalars: &[
+            Scalar::Int(area as i32),
+            Scalar::Int(channels as i32),
+            Scalar::Int(groups as i32),
+            Scalar::Int(pieces as i32),
+            Scalar::Float(eps),
+            Scalar::Int(i32::from(silu)),
+        ],
+    };
+    let inputs = [&plain[0], &plain[1], &plain[2], &moments];
+    let y = run(&of_channels, &inputs, (x.dtype(), x.shape()))?;
+    y.tracked("group_norm", &[x, weight, bias], move |given| {
+        let slope = |x: &Tensor, gradient: &Tensor| {
+            activation_gradient(Activation::Silu, x, &gradient.contiguous()?)
+        };
+        gradients::group_norm(given, groups, eps, silu.then_some(&slope))
+    })
+}
+
+pub(super) fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
+    let (_, tokens, row) = x.dims3()?;
+    let pairs = x.elem_count() / 2;
+    let launch = Launch {
+        name: "rope",
+        width: 1,
+        blocks: blocks_over(pairs),
+        threads: THREADS,
+        scalars: &[
+            Scalar::Size(pairs),
+            Scalar::Int(row as i32),
+            Scalar::Int(table.dim(1)? as i32),
+            Scalar::Int(tokens as i32),
+        ],
+    };
+    let angles = table.to_dtype(DType::F32)?;
+    made(&launch, &[x, &angles], x.shape())?.tracked("rope", &[x, table], gradients::rope)
+}
+
+pub(super) fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let (_, rows, width) = x.dims3()?;
+    let count = x.elem_count();
+    let launch = Launch {
+        name: "gated_add",
+        width,
+        blocks: blocks_over(count / numbers_an_access(x.dtype())),
+        threads: THREADS,
+        scalars: &[Scalar::Size(count), Scalar::Int(rows as i32), Scalar::Int(width as i32)],
+    };
+    made(&launch, &[x, gate, y], x.shape())?.tracked(
+        "gated_add",
+        &[x, gate, y],
+        gradients::gated_add,
+    )
+}

@@ -1,0 +1,486 @@
+// The operations between products, on f32, f16 and bf16: sums and functions in f32.
+//
+// A kernel is a template over T, the type of the numbers, and N, how many of them one access moves:
+// 16 bytes where pointers and widths allow it, otherwise one number. Its entry points are named
+// NAME_TYPE_N, see the end.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+template <typename T> __device__ float to_float(T x);
+template <> __device__ inline float to_float(float x) { return x; }
+template <> __device__ inline float to_float(__half x) { return __half2float(x); }
+template <> __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T> __device__ T from_float(float x);
+template <> __device__ inline float from_float(float x) { return x; }
+template <> __device__ inline __half from_float(float x) { return __float2half_rn(x); }
+template <> __device__ inline __nv_bfloat16 from_float(float x) { return __float2bfloat16_rn(x); }
+
+template <typename T, int N> struct alignas(sizeof(T) * N) Vector {
+  T at[N];
+};
+
+// Element i of N numbers each.
+template <typename T, int N> __device__ inline void load(const T *from, size_t i, float (&to)[N]) {
+  const Vector<T, N> v = reinterpret_cast<const Vector<T, N> *>(from)[i];
+#pragma unroll
+  for (int k = 0; k < N; k++) to[k] = to_float(v.at[k]);
+}
+
+template <typename T, int N> __device__ inline void store(T *to, size_t i, const float (&from)[N]) {
+  Vector<T, N> v;
+#pragma unroll
+  for (int k = 0; k < N; k++) v.at[k] = from_float<T>(from[k]);
+  reinterpret_cast<Vector<T, N> *>(to)[i] = v;
+}
+
+// The sum of x over all threads of a block, for all of them, in the same order every time.
+__device__ inline float block_sum(float x) {
+  __shared__ float of_warp[33];
+  for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+  const int warps = (blockDim.x + 31) / 32;
+  __syncthreads();
+  if ((threadIdx.x & 31) == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    x = threadIdx.x < warps ? of_warp[threadIdx.x] : 0.f;
+    for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+    if (threadIdx.x == 0) of_warp[32] = x;
+  }
+  __syncthreads();
+  return of_warp[32];
+}
+
+// The greater one, NaN if either is.
+__device__ inline float greater(float a, float b) { return a > b || isnan(a) ? a : b; }
+
+__device__ inline float block_maximum(float x) {
+  __shared__ float of_warp[33];
+  for (int o = 16; o; o >>= 1) x = greater(x, __shfl_xor_sync(~0u, x, o));
+  const int warps = (blockDim.x + 31) / 32;
+  __syncthreads();
+  if ((threadIdx.x & 31) == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    x = threadIdx.x < warps ? of_warp[threadIdx.x] : -INFINITY;
+    for (int o = 16; o; o >>= 1) x = greater(x, __shfl_xor_sync(~0u, x, o));
+    if (threadIdx.x == 0) of_warp[32] = x;
+  }
+  __syncthreads();
+  return of_warp[32];
+}
+
+__device__ inline float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+__device__ inline float silu(float x) { return x * sigmoid(x); }
+__device__ inline float gelu(float x) { return 0.5f * x * (1.f + erff(x * 0.70710678f)); }
+
+// In the order of `Activation`.
+__device__ inline float activate(int kind, float x) {
+  switch (kind) {
+  case 0: return silu(x);
+  case 1: return gelu(x);
+  case 2: return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
+  case 3: return x * sigmoid(1.702f * x);
+  default: return x > 0.f || isnan(x) ? x : 0.f;
+  }
+}
+
+template <typename T, int N>
+__device__ void activation(const T *x, T *y, size_t count, int kind) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride) {
+    float v[N];
+    load<T, N>(x, i, v);
+#pragma unroll
+    for (int k = 0; k < N; k++) v[k] = activate(kind, v[k]);
+    store<T, N>(y, i, v);
+  }
+}
+
+// Rows of 2 * width to rows of width.
+template <typename T, int N>
+__device__ void geglu(const T *x, T *y, size_t rows, int width) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x, across = width / N;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < rows * across; i += stride) {
+    const size_t row = i / across, column = i % across;
+    float a[N], b[N];
+    load<T, N>(x, 2 * row * across + column, a);
+    load<T, N>(x, (2 * row + 1) * across + column, b);
+#pragma unroll
+    for (int k = 0; k < N; k++) a[k] *= gelu(b[k]);
+    store<T, N>(y, i, a);
+  }
+}
+
+// A block a row.
+template <typename T, int N>
+__device__ void softmax(const T *x, T *y, int width) {
+  const T *from = x + blockIdx.x * (size_t)width;
+  T *to = y + blockIdx.x * (size_t)width;
+  const int across = width / N;
+  float v[N], most = -INFINITY, sum = 0.f;
+  for (int i = threadIdx.x; i < across; i += blockDim.x) {
+    load<T, N>(from, i, v);
+#pragma unroll
+    for (int k = 0; k < N; k++) most = greater(most, v[k]);
+  }
+  most = block_maximum(most);
+  for (int i = threadIdx.x; i < across; i += blockDim.x) {
+    load<T, N>(from, i, v);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += expf(v[k] - most);
+  }
+  const float inverse = 1.f / block_sum(sum);
+  for (int i = threadIdx.x; i < across; i += blockDim.x) {
+    load<T, N>(from, i, v);
+#pragma unroll
+    for (int k = 0; k < N; k++) v[k] = expf(v[k] - most) * inverse;
+    store<T, N>(to, i, v);
+  }
+}
+
+// y[plane][row][column] = x[plane][row / factor][column / factor]
+template <typename T>
+__device__ void upsample(const T *x, T *y, size_t count, int width, int factor) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x, wide = (size_t)width * factor;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += stride) {
+    const size_t row = i / wide / factor, column = i % wide / factor;
+    y[i] = x[row * width + column];
+  }
+}
+
+// A block a row, of at most 512 threads; what of the row a thread holds stays in its registers, up
+// to HELD accesses.
+// `rows`: successive rows with one scale and shift; 0: all, and the scale is the weight itself.
+template <typename T, int N>
+__device__ void layer_norm(const T *x, const T *scale, const T *shift, T *y, int width, int rows,
+                           float eps) {
+  const int HELD = 4;
+  const T *from = x + blockIdx.x * (size_t)width;
+  const int across = width / N;
+  float v[HELD][N], sum = 0.f;
+#pragma unroll
+  for (int h = 0; h < HELD; h++) {
+    const int i = threadIdx.x + h * blockDim.x;
+    if (i < across) {
+      load<T, N>(from, i, v[h]);
+#pragma unroll
+      for (int k = 0; k < N; k++) sum += v[h][k];
+    }
+  }
+  for (int i = threadIdx.x + HELD * blockDim.x; i < across; i += blockDim.x) {
+    float more[N];
+    load<T, N>(from, i, more);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += more[k];
+  }
+  const float mean = block_sum(sum) / width;
+  sum = 0.f;
+#pragma unroll
+  for (int h = 0; h < HELD; h++)
+    if (threadIdx.x + h * blockDim.x < across)
+#pragma unroll
+      for (int k = 0; k < N; k++) sum += (v[h][k] - mean) * (v[h][k] - mean);
+  for (int i = threadIdx.x + HELD * blockDim.x; i < across; i += blockDim.x) {
+    float more[N];
+    load<T, N>(from, i, more);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += (more[k] - mean) * (more[k] - mean);
+  }
+  const float inverse = rsqrtf(block_sum(sum) / width + eps), one = rows ? 1.f : 0.f;
+  const size_t sample = rows ? blockIdx.x / rows : 0;
+  const T *scales = scale + sample * width, *shifts = shift + sample * width;
+  T *to = y + blockIdx.x * (size_t)width;
+#pragma unroll
+  for (int h = 0; h < HELD; h++) {
+    const int i = threadIdx.x + h * blockDim.x;
+    if (i < across) {
+      float a[N], b[N];
+      load<T, N>(scales, i, a);
+      load<T, N>(shifts, i, b);
+#pragma unroll
+      for (int k = 0; k < N; k++) v[h][k] = (v[h][k] - mean) * inverse * (one + a[k]) + b[k];
+      store<T, N>(to, i, v[h]);
+    }
+  }
+  for (int i = threadIdx.x + HELD * blockDim.x; i < across; i += blockDim.x) {
+    float more[N], a[N], b[N];
+    load<T, N>(from, i, more);
+    load<T, N>(scales, i, a);
+    load<T, N>(shifts, i, b);
+#pragma unroll
+    for (int k = 0; k < N; k++) more[k] = (more[k] - mean) * inverse * (one + a[k]) + b[k];
+    store<T, N>(to, i, more);
+  }
+}
+
+// A warp a row of `width`.
+template <typename T, int N>
+__device__ void rms_norm(const T *x, const T *weight, T *y, size_t rows, int width, float eps) {
+  const size_t row = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
+  if (row >= rows) return;
+  const int lane = threadIdx.x & 31, across = width / N;
+  const T *from = x + row * width;
+  T *to = y + row * width;
+  float v[N], w[N], sum = 0.f;
+  for (int i = lane; i < across; i += 32) {
+    load<T, N>(from, i, v);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += v[k] * v[k];
+  }
+  for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
+  const float inverse = rsqrtf(sum / width + eps);
+  for (int i = lane; i < across; i += 32) {
+    load<T, N>(from, i, v);
+    load<T, N>(weight, i, w);
+#pragma unroll
+    for (int k = 0; k < N; k++) v[k] *= inverse * w[k];
+    store<T, N>(to, i, v);
+  }
+}
+
+// Mean, and sum of squared deviations from it, of piece blockIdx.y of group blockIdx.x, whose
+// numbers follow each other: `size` of them, in gridDim.y pieces of a multiple of N.
+template <typename T, int N>
+__device__ void group_moments(const T *x, float *moments, size_t size) {
+  const size_t piece = (size / N + gridDim.y - 1) / gridDim.y;
+  const size_t start = min(piece * blockIdx.y, size / N), end = min(start + piece, size / N);
+  const T *from = x + blockIdx.x * size;
+  const float count = (float)(end - start) * N;
+  float v[N], sum = 0.f;
+  for (size_t i = start + threadIdx.x; i < end; i += blockDim.x) {
+    load<T, N>(from, i, v);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += v[k];
+  }
+  const float mean = count > 0.f ? block_sum(sum) / count : 0.f;
+  sum = 0.f;
+  for (size_t i = start + threadIdx.x; i < end; i += blockDim.x) {
+    load<T, N>(from, i, v);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += (v[k] - mean) * (v[k] - mean);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) {
+    float *to = moments + 3 * ((size_t)blockIdx.x * gridDim.y + blockIdx.y);
+    to[0] = count;
+    to[1] = mean;
+    to[2] = sum;
+  }
+}
+
+// Of channel blockIdx.x (samples x channels), piece blockIdx.y of its `area` pixels; the moments of
+// its group are put together from `pieces` (Chan et al.).
+template <typename T, int N>
+__device__ void group_norm(const T *x, const T *weight, const T *bias, const float *moments, T *y,
+                           int area, int channels, int groups, int pieces, float eps, int with_silu) {
+  const int channel = blockIdx.x % channels, per_group = channels / groups;
+  const size_t group = (size_t)(blockIdx.x / channels) * groups + channel / per_group;
+  float count = 0.f, mean = 0.f, square = 0.f;
+  for (int p = 0; p < pieces; p++) {
+    const float *of = moments + 3 * (group * pieces + p);
+    const float both = count + of[0], delta = of[1] - mean;
+    if (of[0] > 0.f) {
+      mean += delta * of[0] / both;
+      square += of[2] + delta * delta * count * of[0] / both;
+      count = both;
+    }
+  }
+  const float factor = rsqrtf(square / count + eps) * to_float(weight[channel]);
+  const float offset = to_float(bias[channel]) - mean * factor;
+  const int across = area / N;
+  const T *from = x + blockIdx.x * (size_t)area;
+  T *to = y + blockIdx.x * (size_t)area;
+  for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < across; i += gridDim.y * blockDim.x) {
+    float v[N];
+    load<T, N>(from, i, v);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      v[k] = v[k] * factor + offset;
+      if (with_silu) v[k] = silu(v[k]);
+    }
+    store<T, N>(to, i, v);
+  }
+}
+
+// Pairs of numbers of rows of `row`, turned by the table's angles (tokens x width).
+template <typename T>
+__device__ void rope(const T *x, const float *table, T *y, size_t pairs, int row, int width,
+                     int tokens) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < pairs; i += stride) {
+    const size_t token = i / (row / 2) % tokens, pair = i % (row / 2) % (width / 2);
+    const Vector<T, 2> v = reinterpret_cast<const Vector<T, 2> *>(x)[i];
+    const float2 angle = reinterpret_cast<const float2 *>(table)[token * (width / 2) + pair];
+    const float a = to_float(v.at[0]), b = to_float(v.at[1]), cosine = angle.x, sine = angle.y;
+    Vector<T, 2> turned;
+    turned.at[0] = from_float<T>(a * cosine - b * sine);
+    turned.at[1] = from_float<T>(a * sine + b * cosine);
+    reinterpret_cast<Vector<T, 2> *>(y)[i] = turned;
+  }
+}
+
+// x + gate * y: `rows` successive rows of `width` have one gate.
+template <typename T, int N>
+__device__ void gated_add(const T *x, const T *gate, const T *y, T *out, size_t count, int rows,
+                          int width) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x, across = width / N;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride) {
+    const size_t sample = i / across / rows, column = i % across;
+    float a[N], b[N], g[N];
+    load<T, N>(x, i, a);
+    load<T, N>(y, i, b);
+    load<T, N>(gate, sample * across + column, g);
+#pragma unroll
+    for (int k = 0; k < N; k++) a[k] += g[k] * b[k];
+    store<T, N>(out, i, a);
+  }
+}
+
+// The derivative of `activate`.
+__device__ inline float slope_of(int kind, float x) {
+  switch (kind) {
+  case 0: {
+    const float s = sigmoid(x), bend = s * (1.f - s);
+    return s + (bend != 0.f ? x * bend : bend);
+  }
+  case 1: return 0.5f * (1.f + erff(x * 0.70710678f)) + x * expf(-0.5f * x * x) * 0.39894228f;
+  case 2: {
+    // Farther out it is 0, while x^3 grows beyond what a float holds.
+    x = x < -1e3f ? -1e3f : x;
+    const float s = sigmoid(1.5957691216f * (x + 0.044715f * x * x * x)), bend = s * (1.f - s);
+    return s + (bend != 0.f ? x * 1.5957691216f * (1.f + 0.134145f * x * x) * bend : bend);
+  }
+  case 3: {
+    const float s = sigmoid(1.702f * x), bend = s * (1.f - s);
+    return s + (bend != 0.f ? 1.702f * x * bend : bend);
+  }
+  default: return x > 0.f ? 1.f : isnan(x) ? x : 0.f;
+  }
+}
+
+template <typename T, int N>
+__device__ void activation_gradient(const T *x, const T *gy, T *gx, size_t count, int kind) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride) {
+    float v[N], g[N];
+    load<T, N>(x, i, v);
+    load<T, N>(gy, i, g);
+#pragma unroll
+    for (int k = 0; k < N; k++) g[k] *= slope_of(kind, v[k]);
+    store<T, N>(gx, i, g);
+  }
+}
+
+// A picture (channels x height x width) as the columns that a convolution multiplies: (channels x
+// kernel x kernel) x pixels, of the output's pixels from `first` on, `pixels` of them.
+struct Window {
+  int height, width, kernel, stride, padding, out_width;
+};
+
+template <typename T>
+__device__ void columns(const T *x, T *y, size_t count, int first, int pixels, Window w) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += stride) {
+    const int pixel = i % pixels + first;
+    const size_t tap = i / pixels;
+    const int dx = tap % w.kernel, dy = tap / w.kernel % w.kernel;
+    const size_t channel = tap / w.kernel / w.kernel;
+    const int row = pixel / w.out_width * w.stride + dy - w.padding;
+    const int column = pixel % w.out_width * w.stride + dx - w.padding;
+    const bool inside = row >= 0 && row < w.height && column >= 0 && column < w.width;
+    y[i] = inside ? x[(channel * w.height + row) * w.width + column] : from_float<T>(0.f);
+  }
+}
+
+// The way back of `columns` of all pixels: every number of the picture is the sum of those that
+// were made of it.
+template <typename T>
+__device__ void picture(const T *y, T *x, size_t count, int out_height, Window w) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x;
+  const size_t pixels = (size_t)out_height * w.out_width;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += stride) {
+    const int column = i % w.width, row = i / w.width % w.height;
+    const size_t channel = i / w.width / w.height;
+    float sum = 0.f;
+    for (int dy = 0; dy < w.kernel; dy++) {
+      const int down = row + w.padding - dy;
+      if (down < 0 || down % w.stride || down / w.stride >= out_height) continue;
+      for (int dx = 0; dx < w.kernel; dx++) {
+        const int across = column + w.padding - dx;
+        if (across < 0 || across % w.stride || across / w.stride >= w.out_width) continue;
+        const size_t tap = (channel * w.kernel + dy) * w.kernel + dx;
+        sum += to_float(y[tap * pixels + down / w.stride * w.out_width + across / w.stride]);
+      }
+    }
+    x[i] = from_float<T>(sum);
+  }
+}
+
+#define ENTRIES(T, TYPE, N)                                                                        \
+  extern "C" __global__ void activation_##TYPE##_##N(const T *x, T *y, size_t count, int kind) {   \
+    activation<T, N>(x, y, count, kind);                                                           \
+  }                                                                                                \
+  extern "C" __global__ void activation_gradient_##TYPE##_##N(const T *x, const T *gy, T *gx,      \
+                                                              size_t count, int kind) {            \
+    activation_gradient<T, N>(x, gy, gx, count, kind);                                             \
+  }                                                                                                \
+  extern "C" __global__ void geglu_##TYPE##_##N(const T *x, T *y, size_t rows, int width) {        \
+    geglu<T, N>(x, y, rows, width);                                                                \
+  }                                                                                                \
+  extern "C" __global__ void softmax_##TYPE##_##N(const T *x, T *y, int width) {                   \
+    softmax<T, N>(x, y, width);                                                                    \
+  }                                                                                                \
+  extern "C" __global__ void __launch_bounds__(512)                                                \
+      layer_norm_##TYPE##_##N(const T *x, const T *scale, const T *shift, T *y, int width,         \
+                              int rows, float eps) {                                               \
+    layer_norm<T, N>(x, scale, shift, y, width, rows, eps);                                        \
+  }                                                                                                \
+  extern "C" __global__ void rms_norm_##TYPE##_##N(const T *x, const T *weight, T *y, size_t rows, \
+                                                   int width, float eps) {                         \
+    rms_norm<T, N>(x, weight, y, rows, width, eps);                                                \
+  }                                                                                                \
+  extern "C" __global__ void group_moments_##TYPE##_##N(const T *x, float *moments, size_t size) { \
+    group_moments<T, N>(x, moments, size);                                                         \
+  }                                                                                                \
+  extern "C" __global__ void group_norm_##TYPE##_##N(                                              \
+      const T *x, const T *weight, const T *bias, const float *moments, T *y, int area,            \
+      int channels, int groups, int pieces, float eps, int with_silu) {                            \
+    group_norm<T, N>(x, weight, bias, moments, y, area, channels, groups, pieces, eps, with_silu); \
+  }                                                                                                \
+  extern "C" __global__ void gated_add_##TYPE##_##N(const T *x, const T *gate, const T *y, T *out, \
+                                                    size_t count, int rows, int width) {           \
+    gated_add<T, N>(x, gate, y, out, count, rows, width);                                          \
+  }
+
+#define ENTRIES_OF_ONE(T, TYPE)                                                                    \
+  extern "C" __global__ void columns_##TYPE##_1(                                                   \
+      const T *x, T *y, size_t count, int first, int pixels, int height, int width, int kernel,    \
+      int stride, int padding, int out_width) {                                                    \
+    columns<T>(x, y, count, first, pixels, {height, width, kernel, stride, padding, out_width});   \
+  }                                                                                                \
+  extern "C" __global__ void picture_##TYPE##_1(const T *y, T *x, size_t count, int out_height,    \
+                                                int height, int width, int kernel, int stride,     \
+                                                int padding, int out_width) {                      \
+    picture<T>(y, x, count, out_height, {height, width, kernel, stride, padding, out_width});      \
+  }                                                                                                \
+  extern "C" __global__ void upsample_##TYPE##_1(const T *x, T *y, size_t count, int width,        \
+                                                 int factor) {                                     \
+    upsample<T>(x, y, count, width, factor);                                                       \
+  }                                                                                                \
+  extern "C" __global__ void rope_##TYPE##_1(const T *x, const float *table, T *y, size_t pairs,       \
+                                             int row, int width, int tokens) {                     \
+    rope<T>(x, table, y, pairs, row, width, tokens);                                               \
+  }
+
+ENTRIES(float, f32, 1)
+ENTRIES(float, f32, 4)
+ENTRIES(__half, f16, 1)
+ENTRIES(__half, f16, 8)
+ENTRIES(__nv_bfloat16, bf16, 1)
+ENTRIES(__nv_bfloat16, bf16, 8)
+ENTRIES_OF_ONE(float, f32)
+ENTRIES_OF_ONE(__half, f16)
+ENTRIES_OF_ONE(__nv_bfloat16, bf16)

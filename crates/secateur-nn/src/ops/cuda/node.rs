@@ -1,0 +1,223 @@
+//! What kernels make as nodes of candle's graph.
+
+use candle_core::backend::BackendStorage;
+use candle_core::op::BackpropOp;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage,
+    Tensor, bail,
+};
+use std::sync::{Mutex, PoisonError};
+
+/// What a kernel made.
+pub(super) struct Output {
+    pub(super) storage: CudaStorage,
+    pub(super) shape: Shape,
+}
+
+impl Output {
+    /// `y`, which is not tracked, as the result of `inputs`, as [`Output::tracked`].
+    pub(super) fn of(
+        y: Tensor,
+        name: &'static str,
+        inputs: &[&Tensor],
+        backward: impl Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+    ) -> Result<Tensor> {
+        if !inputs.iter().any(|input| input.track_op()) {
+            return Ok(y);
+        }
+        let y = y.force_contiguous()?;
+        let (storage, layout) = y.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else { bail!("{name}: a tensor of the CPU") };
+        let storage = storage.try_clone(layout)?;
+        Self { storage, shape: y.shape().clone() }.tracked(name, inputs, backward)
+    }
+
+    /// A tensor outside of the graph.
+    pub(super) fn untracked(self) -> Tensor {
+        Tensor::from_storage(Storage::Cuda(self.storage), self.shape, BackpropOp::none(), false)
+    }
+
+    /// The result of `inputs`: one to three. `backward` is given them, the result, its gradient,
+    /// and which inputs a gradient is wanted of; neither the result nor its gradient is empty.
+    pub(super) fn tracked(
+        self,
+        name: &'static str,
+        inputs: &[&Tensor],
+        backward: impl Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+    ) -> Result<Tensor> {
+        if !inputs.iter().any(|input| input.track_op()) {
+            return Ok(self.untracked());
+        }
+        let node = Node { name, output: Mutex::new(Some(self)), backward };
+        match inputs {
+            [x] => x.apply_op1(node),
+            [x, y] => x.apply_op2(y, node),
+            [x, y, z] => x.apply_op3(y, z, node),
+            _ => bail!("{name}: {} inputs", inputs.len()),
+        }
+    }
+}
+
+/// What a backward pass is given, none of it tracked.
+pub(super) struct Backward<'a> {
+    pub(super) inputs: &'a [Tensor],
+    pub(super) output: &'a Tensor,
+    pub(super) gradient: &'a Tensor,
+    pub(super) wanted: &'a [bool],
+}
+
+impl Backward<'_> {
+    /// The gradient of input `index`, where it is wanted.
+    pub(super) fn of(
+        &self,
+        index: usize,
+        gradient: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Option<Tensor>> {
+        self.wanted.get(index).copied().unwrap_or(false).then(gradient).transpose()
+    }
+}
+
+struct Node<B> {
+    name: &'static str,
+    /// What was made, until it is put into the graph.
+    output: Mutex<Option<Output>>,
+    backward: B,
+}
+
+impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> Node<B> {
+    fn forward(&self) -> Result<(CudaStorage, Shape)> {
+        match self.output.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(Output { storage, shape }) => Ok((storage, shape)),
+            None => bail!("{}: a node is put into the graph once", self.name),
+        }
+    }
+
+    fn backward<const N: usize>(
+        &self,
+        inputs: [&Tensor; N],
+        output: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; N]> {
+        let wanted = inputs.map(Tensor::track_op);
+        let detached = inputs.map(Tensor::detach);
+        if output.elem_count() == 0 {
+            let mut zeros = [const { None }; N];
+            for (zero, (input, wanted)) in zeros.iter_mut().zip(inputs.into_iter().zip(wanted)) {
+                if wanted && input.elem_count() > 0 {
+                    *zero = Some(input.zeros_like()?);
+                } else if wanted {
+                    *zero = Some(input.detach());
+                }
+            }
+            return Ok(zeros);
+        }
+        let gradients = (self.backward)(&Backward {
+            inputs: &detached,
+            output: &output.detach(),
+            gradient: &gradient.detach().contiguous()?,
+            wanted: &wanted,
+        })?;
+        let mut gradients = gradients.into_iter();
+        Ok(std::array::from_fn(|_| gradients.next().flatten()))
+    }
+
+    fn on_cpu<T>(&self) -> Result<T> {
+        bail!("{}: this node is of a GPU", self.name)
+    }
+}
+
+impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> CustomOp1 for Node<B> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.on_cpu()
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.forward()
+    }
+
+    fn bwd(&self, x: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let [x] = self.backward([x], output, gradient)?;
+        Ok(x)
+    }
+}
+
+impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> CustomOp2 for Node<B> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.on_cpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.forward()
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        output: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok(self.backward([x, y], output, gradient)?.into())
+    }
+}
+
+impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> CustomOp3 for Node<B> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.on_cpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.forward()
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        z: &Tensor,
+        output: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Ok(self.backward([x, y, z], output, gradient)?.into())
+    }
+}

@@ -1,0 +1,219 @@
+//! Products by cuBLASLt, with a bias and an activation in the same pass.
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use candle_core::{DType, Result, bail};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// More makes no product faster.
+const WORKSPACE: usize = 32 << 20;
+
+/// y (rows x outputs) = x (rows x inputs) W^T + bias, W outputs x inputs, of one type of numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Product {
+    pub(super) dtype: DType,
+    pub(super) rows: usize,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) bias: bool,
+    /// Ends with GELU's tanh approximation.
+    pub(super) gelu_tanh: bool,
+}
+
+/// The addresses of a product's tensors.
+pub(super) struct Operands {
+    pub(super) x: u64,
+    pub(super) weight: u64,
+    pub(super) bias: Option<u64>,
+    pub(super) y: u64,
+}
+
+impl Operands {
+    /// The greatest power of two, up to 256, that divides all addresses.
+    fn alignment(&self) -> u32 {
+        let all = self.x | self.weight | self.y | self.bias.unwrap_or(0) | 256;
+        1 << all.trailing_zeros()
+    }
+}
+
+/// The handle of a stream's products, and how they are best computed.
+pub(super) struct Products {
+    handle: sys::cublasLtHandle_t,
+    workspace: CudaSlice<u8>,
+    stream: Arc<CudaStream>,
+    plans: Mutex<HashMap<(Product, u32), Plan>>,
+}
+
+// SAFETY: the library's handles may be used by any thread; plans are behind a lock.
+#[expect(unsafe_code, reason = "handles are pointers")]
+unsafe impl Send for Products {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "handles are pointers")]
+unsafe impl Sync for Products {}
+
+/// Kept as long as the program runs.
+struct Plan {
+    description: sys::cublasLtMatmulDesc_t,
+    weight: sys::cublasLtMatrixLayout_t,
+    x: sys::cublasLtMatrixLayout_t,
+    y: sys::cublasLtMatrixLayout_t,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Products {
+    pub(super) fn new(stream: Arc<CudaStream>) -> Result<Self> {
+        Ok(Self {
+            handle: result::create_handle().map_err(told)?,
+            workspace: stream.alloc_zeros(WORKSPACE).w()?,
+            stream,
+            plans: Mutex::default(),
+        })
+    }
+
+    /// Starts a product of at least one row, input and output.
+    pub(super) fn start(&self, product: Product, operands: &Operands) -> Result<()> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = match plans.entry((product, operands.alignment())) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(self.plan(product, operands)?),
+        };
+        if let Some(bias) = operands.bias {
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+        }
+        let (one, zero) = (1f32, 0f32);
+        let (workspace, _guard) = self.workspace.device_ptr(&self.stream);
+        // SAFETY: the descriptors are alive, and the addresses those of live tensors of the shapes
+        // that they describe.
+        #[expect(unsafe_code, reason = "a call of the library")]
+        unsafe {
+            result::matmul(
+                self.handle,
+                plan.description,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                operands.weight as *const c_void,
+                plan.weight,
+                operands.x as *const c_void,
+                plan.x,
+                operands.y as *const c_void,
+                plan.y,
+                operands.y as *mut c_void,
+                plan.y,
+                &raw const plan.algorithm,
+                workspace as *mut c_void,
+                WORKSPACE,
+                self.stream.cu_stream().cast(),
+            )
+        }
+        .map_err(told)
+    }
+
+    /// The library's matrices lie column by column: of ours it sees the transposes, y^T = W x^T.
+    fn plan(&self, product: Product, operands: &Operands) -> Result<Plan> {
+        let Product { rows, inputs, outputs, .. } = product;
+        let dtype = match product.dtype {
+            DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
+            dtype => bail!("there is no product of numbers of type {dtype:?}"),
+        };
+        // Without TF32, which keeps 10 bits of 23.
+        let precision = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let matrix = |rows: usize, columns: usize| {
+            result::create_matrix_layout(dtype, rows as u64, columns as u64, rows as i64)
+                .map_err(told)
+        };
+        let preference = result::create_matmul_pref().map_err(told)?;
+        let alignment = operands.alignment();
+        let mut preferences = vec![(
+            Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+            (&raw const WORKSPACE_BYTES).cast::<c_void>(),
+            size_of::<usize>(),
+        )];
+        for name in [
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            preferences.push((name, (&raw const alignment).cast(), size_of::<u32>()));
+        }
+        for (name, value, size) in preferences {
+            // SAFETY: the value is alive and of the size that the library expects of that name.
+            #[expect(unsafe_code, reason = "a call of the library")]
+            unsafe { result::set_matmul_pref_attribute(preference, name, value, size) }
+                .map_err(told)?;
+        }
+        let description =
+            result::create_matmul_desc(precision, sys::cudaDataType_t::CUDA_R_32F).map_err(told)?;
+        let (weight, x, y) =
+            (matrix(inputs, outputs)?, matrix(inputs, rows)?, matrix(outputs, rows)?);
+        let mut plan = Plan {
+            description,
+            weight,
+            x,
+            y,
+            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+        };
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1i32)?;
+        let epilogue = match (product.bias, product.gelu_tanh) {
+            (false, false) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+            (false, true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU,
+            (true, false) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            (true, true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
+        };
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &(epilogue as u32))?;
+        if let Some(bias) = operands.bias {
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+        }
+        // SAFETY: all descriptors were made above.
+        #[expect(unsafe_code, reason = "a call of the library")]
+        let best = unsafe {
+            result::get_matmul_algo_heuristic(
+                self.handle,
+                plan.description,
+                plan.weight,
+                plan.x,
+                plan.y,
+                plan.y,
+                preference,
+            )
+        }
+        .map_err(told)?;
+        plan.algorithm = best.algo;
+        // SAFETY: it is not used any more.
+        #[expect(unsafe_code, reason = "a call of the library")]
+        unsafe { result::destroy_matmul_pref(preference) }.map_err(told)?;
+        Ok(plan)
+    }
+}
+
+static WORKSPACE_BYTES: usize = WORKSPACE;
+
+use sys::cublasLtMatmulDescAttributes_t as Attribute;
+use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+
+impl Plan {
+    /// `T` is the type that the library expects of that attribute.
+    fn set<T>(&self, attribute: Attribute, value: &T) -> Result<()> {
+        // SAFETY: the value is alive and as large as said.
+        #[expect(unsafe_code, reason = "a call of the library")]
+        unsafe {
+            result::set_matmul_desc_attribute(
+                self.description,
+                attribute,
+                (&raw const *value).cast(),
+                size_of::<T>(),
+            )
+        }
+        .map_err(told)
+    }
+}
+
+fn told(error: result::CublasError) -> candle_core::Error {
+    candle_core::Error::Cuda(format!("cuBLASLt: {:?}", error.0).into())
+}

@@ -1,0 +1,72 @@
+//! Where a model lives, and in which numbers it computes.
+
+use crate::devices::to_device;
+use crate::error::Result;
+use candle_core::{DType, Device, Shape, Tensor, WithDType};
+
+/// A device, and the type of the numbers that are computed there.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    device: Device,
+    dtype: DType,
+}
+
+impl Placement {
+    /// On `device`, in `dtype` (`F32`, `F16` or `BF16`; on the CPU, `F32`).
+    #[must_use]
+    pub fn new(device: Device, dtype: DType) -> Self {
+        Self { device, dtype }
+    }
+
+    /// The CPU, in `f32`.
+    #[must_use]
+    pub fn cpu() -> Self {
+        Self::new(Device::Cpu, DType::F32)
+    }
+
+    /// The same device in `f32`.
+    #[must_use]
+    pub fn in_f32(&self) -> Self {
+        Self::new(self.device.clone(), DType::F32)
+    }
+
+    /// The same device in `f32` where it is `f16`, of numbers that may be larger than that holds.
+    #[must_use]
+    pub fn beyond_f16(&self) -> Self {
+        if self.dtype == DType::F16 { self.in_f32() } else { self.clone() }
+    }
+
+    /// A tensor there: of `f32` values in the type that is computed in, of others in their own.
+    ///
+    /// # Errors
+    /// If the shape does not fit the values, or the device has no room.
+    pub fn tensor<T: WithDType>(&self, values: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.bring(&Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
+    }
+
+    /// The tensor of that type whose bytes, in the order of its elements, are `bytes`, as
+    /// [`Placement::tensor`].
+    ///
+    /// # Errors
+    /// As [`Placement::tensor`].
+    pub fn from_bytes(&self, bytes: &[u8], dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        if shape.contains(&0) {
+            return self.bring(&Tensor::zeros(shape, dtype, &Device::Cpu)?);
+        }
+        // Converted there: that takes the fewest bytes across.
+        let tensor = Tensor::from_raw_buffer(bytes, dtype, shape, &self.device)?;
+        Ok(if dtype.is_float() { tensor.to_dtype(self.dtype)? } else { tensor })
+    }
+
+    /// The same tensor there, its floating point numbers in the type that is computed in.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn bring(&self, tensor: &Tensor) -> Result<Tensor> {
+        let tensor = match tensor.dtype().is_float() {
+            true => tensor.to_dtype(self.dtype)?,
+            false => tensor.clone(),
+        };
+        Ok(to_device(&tensor, &self.device)?)
+    }
+}
