@@ -5,17 +5,18 @@
 //! header, which takes no space, and is enough for `inspect` and `prune --dry-run`. With `--random`
 //! they are random numbers of a scale that keeps activations finite.
 //!
-//! `full_size forward MODEL` calls the denoiser of such a folder once, on noise, and tells the time
-//! beside its multiply-accumulates and the memory beside what was foretold.
+//! `full_size forward MODEL [DEVICE [TYPE [PIXELS [SAMPLES]]]]` calls the denoiser of such a folder on
+//! noise, and tells the time of a call beside its multiply-accumulates and the memory beside what was
+//! foretold.
 
-use anyhow::{Context as _, Result, bail};
-use candle_core::DType;
+use anyhow::{Context as _, Result, anyhow, bail};
+use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use secateur_models::{Conditioning, ModelFolder, denoiser_config, noise};
-use secateur_nn::{Context, Wanted};
-use serde_json::{Map, json};
+use secateur_nn::{Context, DeviceChoice, Placement, Wanted};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -29,8 +30,10 @@ fn main() -> Result<()> {
         ["write", configuration, out, "--random"] => {
             write(Path::new(configuration), Path::new(out), true)
         }
-        ["forward", model] => forward(Path::new(model)),
-        _ => bail!("write CONFIGURATION OUT [--random], or forward MODEL"),
+        ["forward", model, options @ ..] => forward(Path::new(model), options),
+        _ => bail!(
+            "write CONFIGURATION OUT [--random], or forward MODEL [DEVICE [TYPE [PIXELS [SAMPLES]]]]"
+        ),
     }
 }
 
@@ -72,59 +75,119 @@ fn write(configuration: &Path, out: &Path, random: bool) -> Result<()> {
     print(&format!("{}: {parameters} parameters", out.display()))
 }
 
-/// Weights of variance 1 / inputs, norms of 1, biases of 0, in the order of their names.
+/// Weights of variance 1 / inputs, norms of 1, biases of 0, in the order of their names. The random
+/// numbers repeat, from another one on in every tensor.
 fn write_random(wanted: &BTreeMap<String, Wanted>, file: &mut impl Write) -> Result<()> {
+    const DIFFERENT: usize = 1 << 20;
     let mut random = ChaCha8Rng::seed_from_u64(0);
+    let numbers: Vec<f32> = (0..DIFFERENT).map(|_| StandardNormal.sample(&mut random)).collect();
+    let mut from = 0;
     for (name, Wanted { shape, .. }) in wanted {
         let inputs: usize = shape.iter().skip(1).product();
-        for _ in 0..shape.iter().product() {
-            let value = match (shape.len(), name.ends_with("weight")) {
-                (1, true) => 1.0,
-                (1, false) => 0.0,
-                _ => {
-                    let normal: f32 = StandardNormal.sample(&mut random);
-                    normal / (inputs as f32).sqrt()
-                }
-            };
+        let scale = 1.0 / (inputs as f32).sqrt();
+        let count = shape.iter().product();
+        let value = |index: usize| match (shape.len(), name.ends_with("weight")) {
+            (1, true) => 1.0,
+            (1, false) => 0.0,
+            _ => numbers[(from + index) % DIFFERENT] * scale,
+        };
+        for start in (0..count).step_by(DIFFERENT) {
             // The upper half of a float is a bfloat16.
-            file.write_all(&((value.to_bits() >> 16) as u16).to_le_bytes())?;
+            let halves = (start..count.min(start + DIFFERENT))
+                .flat_map(|index| ((value(index).to_bits() >> 16) as u16).to_le_bytes());
+            file.write_all(&halves.collect::<Vec<u8>>())?;
         }
+        from = (from + count + 12_345) % DIFFERENT;
     }
     Ok(())
 }
 
-fn forward(model: &Path) -> Result<()> {
+/// Calls of a denoiser are timed so often.
+const CALLS: usize = 7;
+
+/// `options`: device, type, pixels of a side, and samples, in this order, each with a default.
+fn forward(model: &Path, options: &[&str]) -> Result<()> {
+    let option = |index: usize| options.get(index).copied();
     let folder = ModelFolder::open(model, None)?;
-    let sampling = folder.sampling();
-    let (macs, memory) = (folder.structure(&sampling).macs(), folder.memory(&sampling, 1));
-    let start = Instant::now();
-    let denoiser =
-        folder.checkpoint().load()?.build(|scope| folder.denoiser().build(&scope.into()))?;
-    print(&format!("{} loaded in {:.1} s", folder.name(), start.elapsed().as_secs_f64()))?;
-    let text =
-        noise(1, 0..1, 0, &[folder.geometry(&sampling).text, folder.denoiser().text_width()])?;
-    let conditioning = Conditioning { text: Some(text), ..Conditioning::default() };
-    let latents = noise(0, 0..1, 0, &folder.denoiser().latent_shape())?;
-    // The first call packs the weights.
-    for call in ["first", "second"] {
-        let start = Instant::now();
-        let output = denoiser.forward(&latents, &[500.0], &conditioning, &Context::default())?;
-        let seconds = start.elapsed().as_secs_f64();
-        let rate = 2e-9 * macs as f64 / seconds;
-        print(&format!(
-            "{call} call: {seconds:.2} s for {:.1} G MACs: {rate:.0} GFLOPS",
-            macs as f64 / 1e9
-        ))?;
-        let size = output.sqr()?.mean_all()?.sqrt()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        if !size.is_finite() {
-            bail!("the output is not finite");
-        }
-        print(&format!("  output {:?}, root mean square {size:.3}", output.dims()))?;
+    let device: DeviceChoice =
+        option(0).unwrap_or("cpu").parse().map_err(|problem: String| anyhow!(problem))?;
+    let device = device.open()?;
+    let dtype = match option(1) {
+        None | Some("f32") => DType::F32,
+        Some("bf16") => DType::BF16,
+        Some("f16") => DType::F16,
+        Some(other) => bail!("{other}: f32, f16 or bf16"),
+    };
+    let placement = Placement::new(device, dtype);
+    let samples = option(3).map_or(Ok(1), str::parse)?;
+    let mut sampling = folder.sampling();
+    if let Some(side) = option(2) {
+        sampling.latent = (side.parse::<usize>()? / 8, side.parse::<usize>()? / 8);
     }
+    let macs = folder.structure(&sampling).macs() * samples as u64;
+    let memory = folder.memory(&sampling, samples);
+    let start = Instant::now();
+    let denoiser = folder
+        .checkpoint()
+        .clone()
+        .at(&placement)
+        .load()?
+        .build(|scope| folder.denoiser().build(&scope.into()))?;
+    print(&format!("{} loaded in {:.1} s", folder.name(), start.elapsed().as_secs_f64()))?;
+
+    let config = model.join(folder.denoiser_component()).join("config.json");
+    let config: Value = serde_json::from_slice(&std::fs::read(config)?)?;
+    let size = |name: &str| config[name].as_u64().map(|size| size as usize);
+    // SDXL's takes six sinusoids of 256 numbers beside the pooled text.
+    let pooled = size("pooled_projection_dim")
+        .or(size("projection_class_embeddings_input_dim").map(|width| width - 6 * 256));
+    let random = |shape: &[usize]| -> Result<Tensor> {
+        Ok(placement.bring(&noise(1, 0..samples, 0, shape)?)?)
+    };
+    let conditioning = Conditioning {
+        text: Some(random(&[folder.geometry(&sampling).text, folder.denoiser().text_width()])?),
+        pooled: pooled.map(|width| random(&[width])).transpose()?,
+        time_ids: Some(Tensor::full(1024f32, (samples, 6), &Device::Cpu)?),
+        guidance: Some(Tensor::full(3.5f32, samples, &Device::Cpu)?),
+        ..Conditioning::default()
+    };
+    let (height, width) = sampling.latent;
+    let latents = random(&[folder.denoiser().latent_shape()[0], height, width])?;
+    let times = vec![500.0; samples];
+    let call = || {
+        let start = Instant::now();
+        let output = denoiser.forward(&latents, &times, &conditioning, &Context::default())?;
+        // The call has ended when one of its numbers is read.
+        let square = output.to_dtype(DType::F32)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
+        anyhow::ensure!(square.is_finite(), "the output is not finite");
+        Ok((start.elapsed().as_secs_f64(), square.sqrt()))
+    };
+    // The first calls pack weights, load kernels and choose algorithms.
+    for _ in 0..2 {
+        call()?;
+    }
+    let mut seconds = Vec::new();
+    let mut size = 0.0;
+    for _ in 0..CALLS {
+        let (time, square) = call()?;
+        seconds.push(time);
+        size = square;
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[CALLS / 2];
+    print(&format!(
+        "{samples} x {} x {}, {dtype:?}: {:.2} ms a call of {:.1} G MACs: {:.1} TFLOPS; root mean \
+         square {size:.3}",
+        8 * height,
+        8 * width,
+        1e3 * median,
+        macs as f64 / 1e9,
+        2e-12 * macs as f64 / median
+    ))?;
     let peak = peak_bytes().context("no peak memory on this system")?;
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     print(&format!(
-        "peak memory {:.2} GiB, a call was said to take {:.2} GiB",
+        "peak memory of the process {:.2} GiB, a call was said to take {:.2} GiB",
         gib(peak),
         gib(memory.total())
     ))

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use secateur_nn::Placement;
 use std::sync::Arc;
 
 /// What a denoiser is conditioned on beside the latents and the time; each family takes what it
@@ -107,6 +108,18 @@ impl Conditioning {
         let tokens = Tensor::from_iter(tokens, &Device::Cpu)?;
         let text = self.text.as_ref().map(|text| text.index_select(&tokens, 1)).transpose()?;
         Ok(Self { text, multiplicity: None, ..self.clone() })
+    }
+
+    /// The same for a denoiser at `placement`: what it computes with is brought there, and what it
+    /// is told as numbers stays on the CPU.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub(crate) fn at(self, placement: &Placement) -> Result<Self> {
+        let there = |tensor: Option<Tensor>| {
+            tensor.map(|tensor| Ok::<_, Error>(placement.bring(&tensor)?)).transpose()
+        };
+        Ok(Self { text: there(self.text)?, pooled: there(self.pooled)?, ..self })
     }
 
     /// All one after another; they hold the same things.

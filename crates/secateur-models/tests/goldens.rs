@@ -13,7 +13,7 @@ use secateur_models::{
     ClipTextConfig, ClipTextModel, ClipTokenizer, Conditioning, Denoising, ModelFolder, Pipeline,
     Sampler, Sampling, T5Encoder, T5Tokenizer, autoencoder_config,
 };
-use secateur_nn::Context;
+use secateur_nn::{Context, Placement, devices};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -61,9 +61,24 @@ fn prompts() -> Vec<String> {
     cases()["prompts"].as_array().unwrap().iter().map(|p| p.as_str().unwrap().to_owned()).collect()
 }
 
+/// Everywhere that a model can be, and how far a result may differ there, where `tolerance` is
+/// allowed in `f32`.
+fn placements(tolerance: f64) -> Vec<(Placement, f64)> {
+    let of = |device: Device| match device {
+        Device::Cpu => vec![(Placement::cpu(), tolerance)],
+        device => vec![
+            (Placement::new(device.clone(), DType::F32), tolerance),
+            (Placement::new(device.clone(), DType::BF16), tolerance.max(2e-2)),
+            (Placement::new(device, DType::F16), tolerance.max(1e-2)),
+        ],
+    };
+    devices().into_iter().flat_map(of).collect()
+}
+
 /// Relative difference in the Frobenius norm, in f64.
 fn close(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
     assert_eq!(got.dims(), want.dims(), "{what}: shape");
+    let (got, want) = (&Placement::cpu().bring(got).unwrap(), want);
     let values = |t: &Tensor| {
         t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
     };
@@ -296,8 +311,21 @@ fn size_of(latents: &Tensor) -> (usize, usize) {
 
 /// A whole run; not every fixture holds all of what is compared.
 fn run(folder: &Path, fixture: &Path, prompts: &[String], sampling: &Sampling) {
+    for device in devices() {
+        run_at(&Placement::new(device, DType::F32), folder, fixture, prompts, sampling);
+    }
+}
+
+fn run_at(
+    placement: &Placement,
+    folder: &Path,
+    fixture: &Path,
+    prompts: &[String],
+    sampling: &Sampling,
+) {
     let want = tensors(fixture);
-    let pipeline = Pipeline::open(ModelFolder::open(folder, None).unwrap()).unwrap();
+    let folder = ModelFolder::open(folder, None).unwrap().at(placement.clone());
+    let pipeline = Pipeline::open(folder).unwrap();
     let mut seen = Vec::new();
     let noise = &want["noise"];
     let told = pipeline.guided_conditioning(prompts, size_of(noise), sampling).unwrap();
@@ -319,7 +347,7 @@ fn run(folder: &Path, fixture: &Path, prompts: &[String], sampling: &Sampling) {
     let mut compared = 0;
     for (name, found) in found {
         if let Some(want) = want.get(name) {
-            close(name, found, want, 1e-3);
+            close(&format!("{name}, {placement:?}"), found, want, 1e-3);
             compared += 1;
         }
     }
@@ -503,8 +531,13 @@ fn tiny_vae() {
     close("encoded", &vae.encode(&want["image"]).unwrap(), &want["encoded"], 1e-4);
     close("decoded", &vae.decode(&want["latent"]).unwrap(), &want["decoded"], 1e-4);
     let config = autoencoder_config(&folder.join("config.json")).unwrap();
-    let vae = config.load(&folder, None).unwrap();
-    close("pictures", &vae.pictures(&want["latent"], true).unwrap(), &want["pictures"], 1e-4);
+    for (placement, tolerance) in placements(1e-4) {
+        let checkpoint = Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap();
+        let vae = config.load(&checkpoint.at(&placement)).unwrap();
+        let latents = placement.bring(&want["latent"]).unwrap();
+        let pictures = vae.pictures(&latents, true).unwrap();
+        close(&format!("pictures, {placement:?}"), &pictures, &want["pictures"], tolerance);
+    }
     assert_eq!(config.factor(), want["image"].dim(3).unwrap() / want["latent"].dim(3).unwrap());
 }
 
@@ -554,15 +587,21 @@ fn text_encoder(name: &str, projected: bool, pooled: &str) {
     let Some(folder) = fixture(name) else { return };
     let want = tensors(&folder.join("io.safetensors"));
     let config = ClipTextConfig::open(&folder.join("config.json")).unwrap();
-    let weights = Checkpoint::open(&folder, "model", None).unwrap().load().unwrap();
-    let encoder: ClipTextModel = weights
-        .build(|scope| ClipTextModel::new(&config, projected, &scope.into()))
-        .map_err(|e: secateur_models::Error| e)
-        .unwrap();
-    let output = encoder.forward(&want["ids"].to_dtype(DType::U32).unwrap()).unwrap();
-    close("last", &output.last, &want["last"], 1e-4);
-    close("penultimate", &output.penultimate, &want["penultimate"], 1e-4);
-    close("pooled", &output.pooled, &want[pooled], 1e-4);
+    for (placement, tolerance) in placements(1e-4) {
+        let checkpoint = Checkpoint::open(&folder, "model", None).unwrap();
+        let weights = checkpoint.at(&placement).load().unwrap();
+        let encoder: ClipTextModel = weights
+            .build(|scope| ClipTextModel::new(&config, projected, &scope.into()))
+            .map_err(|e: secateur_models::Error| e)
+            .unwrap();
+        let output = encoder.forward(&want["ids"].to_dtype(DType::U32).unwrap()).unwrap();
+        let close = |what: &str, got: &Tensor, want: &Tensor| {
+            close(&format!("{what}, {placement:?}"), got, want, tolerance);
+        };
+        close("last", &output.last, &want["last"]);
+        close("penultimate", &output.penultimate, &want["penultimate"]);
+        close("pooled", &output.pooled, &want[pooled]);
+    }
 }
 
 #[test]
@@ -579,18 +618,26 @@ fn clip_g_text() {
 fn t5_encoder() {
     let Some(folder) = fixture("t5_encoder") else { return };
     let want = tensors(&folder.join("io.safetensors"));
-    let encoder = T5Encoder::open(&folder, None).unwrap();
     let ids = want["ids"].to_dtype(DType::U32).unwrap();
-    close("with a mask", &encoder.forward(&ids, Some(&want["mask"])).unwrap(), &want["out"], 1e-4);
-    close("without", &encoder.forward(&ids, None).unwrap(), &want["out_nomask"], 1e-4);
+    for (placement, tolerance) in placements(1e-4) {
+        let encoder = T5Encoder::open(&folder, None, &placement).unwrap();
+        let close = |what: &str, mask: Option<&Tensor>, want: &Tensor| {
+            let got = encoder.forward(&ids, mask).unwrap();
+            close(&format!("{what}, {placement:?}"), &got, want, tolerance);
+        };
+        close("with a mask", Some(&want["mask"]), &want["out"]);
+        close("without", None, &want["out_nomask"]);
+    }
 }
 
 /// One call of a denoiser, with the inputs of a fixture.
 fn compare_denoiser(what: &str, folder: &Path, want: &Tensors, tolerance: f64) {
-    let parameters =
-        Checkpoint::open(folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
-    let out = parameters.build(common::call(folder, want, None, Context::default())).unwrap();
-    close(what, &out, &want["out"], tolerance);
+    for (placement, tolerance) in placements(tolerance) {
+        let checkpoint = Checkpoint::open(folder, "diffusion_pytorch_model", None).unwrap();
+        let parameters = checkpoint.at(&placement).load().unwrap();
+        let out = parameters.build(common::call(folder, want, None, Context::default())).unwrap();
+        close(&format!("{what}, {placement:?}"), &out, &want["out"], tolerance);
+    }
 }
 
 /// One call of a family's small model.

@@ -3,6 +3,7 @@
 
 mod number;
 mod text;
+mod device;
 mod model;
 mod methods;
 mod commands;
@@ -11,6 +12,7 @@ pub use commands::{
     BenchSettings, CompareSettings, ConvertSettings, ExportSettings, GenerateSettings,
     InspectSettings,
 };
+pub use device::{DeviceSettings, DtypeName};
 pub use methods::{
     CalibrationSettings, GroupName, LossName, ModuleName, NeuronsName, PruneSettings, RowsName,
     RuleName, SkipSettings, SlimSettings,

@@ -73,11 +73,11 @@ pub trait AutoencoderConfig: Debug + Send + Sync {
     /// If something is missing or of another shape.
     fn fit(&self, checkpoint: &Checkpoint) -> Result<Fit>;
 
-    /// Loads the model from its folder.
+    /// Loads the model.
     ///
     /// # Errors
     /// If its files cannot be read or do not fit each other.
-    fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>>;
+    fn load(&self, checkpoint: &Checkpoint) -> Result<Box<dyn Autoencoder>>;
 }
 
 /// Refuses a configuration that has a 0 for one of its `sizes` or its `scaling_factor`.

@@ -143,8 +143,8 @@ impl AutoencoderConfig for AutoencoderKlConfig {
         renamed(checkpoint.placeholders()?)?.fit(|scope| AutoencoderKl::new(self, &scope.into()))
     }
 
-    fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
-        Ok(Box::new(AutoencoderKl::load(self, folder, variant)?))
+    fn load(&self, checkpoint: &Checkpoint) -> Result<Box<dyn Autoencoder>> {
+        Ok(Box::new(AutoencoderKl::load(self, checkpoint)?))
     }
 }
 
@@ -215,12 +215,12 @@ impl AutoencoderKl {
     /// # Errors
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
-        Self::load(&AutoencoderKlConfig::open(&folder.join("config.json"))?, folder, variant)
+        let config = AutoencoderKlConfig::open(&folder.join("config.json"))?;
+        Self::load(&config, &Checkpoint::open(folder, DIFFUSERS_STEM, variant)?)
     }
 
-    fn load(config: &AutoencoderKlConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
-        let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
-        let Fit { wanted, .. } = config.fit(&checkpoint)?;
+    fn load(config: &AutoencoderKlConfig, checkpoint: &Checkpoint) -> Result<Self> {
+        let Fit { wanted, .. } = config.fit(checkpoint)?;
         let parameters = checkpoint.load_where(|name| wanted.contains_key(&name_of_today(name)))?;
         renamed(parameters)?.build(|scope| Self::new(config, &scope.into()))
     }

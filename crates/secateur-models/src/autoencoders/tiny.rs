@@ -117,8 +117,8 @@ impl AutoencoderConfig for AutoencoderTinyConfig {
         checkpoint.fit(|scope| AutoencoderTiny::new(self, &scope.into()))
     }
 
-    fn load(&self, folder: &Path, variant: Option<&str>) -> Result<Box<dyn Autoencoder>> {
-        Ok(Box::new(AutoencoderTiny::load(self, folder, variant)?))
+    fn load(&self, checkpoint: &Checkpoint) -> Result<Box<dyn Autoencoder>> {
+        Ok(Box::new(AutoencoderTiny::load(self, checkpoint)?))
     }
 }
 
@@ -223,11 +223,11 @@ impl AutoencoderTiny {
     /// # Errors
     /// If its files cannot be read or do not fit each other.
     pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
-        Self::load(&AutoencoderTinyConfig::open(&folder.join("config.json"))?, folder, variant)
+        let config = AutoencoderTinyConfig::open(&folder.join("config.json"))?;
+        Self::load(&config, &Checkpoint::open(folder, DIFFUSERS_STEM, variant)?)
     }
 
-    fn load(config: &AutoencoderTinyConfig, folder: &Path, variant: Option<&str>) -> Result<Self> {
-        let checkpoint = Checkpoint::open(folder, DIFFUSERS_STEM, variant)?;
+    fn load(config: &AutoencoderTinyConfig, checkpoint: &Checkpoint) -> Result<Self> {
         checkpoint.build(|scope| Self::new(config, &scope.into()))
     }
 

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::families::DenoiserConfig;
+use secateur_nn::Placement;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,6 +20,8 @@ pub(crate) struct Components {
     pub(crate) variant: Option<String>,
     /// `model_index.json`.
     pub(crate) index: Map<String, Value>,
+    /// Where they are loaded.
+    pub(crate) placement: Placement,
     /// The denoiser's configuration.
     pub(crate) denoiser: Arc<dyn DenoiserConfig>,
 }

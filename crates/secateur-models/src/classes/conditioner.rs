@@ -36,8 +36,12 @@ impl ClipEncoder {
         let path = folder.path.join(tokenizer);
         let tokenizer = ClipTokenizer::open(&path)?;
         let projected = folder.class_of(encoder) == Some(PROJECTED);
-        let encoder =
-            ClipTextModel::open(&folder.path.join(encoder), projected, folder.variant.as_deref())?;
+        let encoder = ClipTextModel::open(
+            &folder.path.join(encoder),
+            projected,
+            folder.variant.as_deref(),
+            &folder.placement,
+        )?;
         let (length, positions) = (tokenizer.length(), encoder.positions());
         if length > positions {
             let problem = format!(
@@ -64,7 +68,11 @@ impl T5 {
     pub(crate) fn open(folder: &Components, tokenizer: &str, encoder: &str) -> Result<Self> {
         Ok(Self {
             tokenizer: T5Tokenizer::open(&folder.path.join(tokenizer))?,
-            encoder: T5Encoder::open(&folder.path.join(encoder), folder.variant.as_deref())?,
+            encoder: T5Encoder::open(
+                &folder.path.join(encoder),
+                folder.variant.as_deref(),
+                &folder.placement.beyond_f16(),
+            )?,
         })
     }
 

@@ -93,7 +93,7 @@ impl Conditioner for StableDiffusion3 {
             // Zeros in place of T5 are equal and stay so, as the text has no positions: one
             // token stands for all.
             None => {
-                let zeros = Tensor::zeros((samples, 1, self.width), DType::F32, &Device::Cpu)?;
+                let zeros = clip.narrow(1, 0, 1)?.zeros_like()?;
                 let ones = Tensor::ones((samples, tokens), DType::F32, &Device::Cpu)?;
                 let times = Tensor::full(length as f32, (samples, 1), &Device::Cpu)?;
                 (Tensor::cat(&[&clip, &zeros], 1)?, Some(Tensor::cat(&[&ones, &times], 1)?))

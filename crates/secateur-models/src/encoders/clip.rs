@@ -12,7 +12,7 @@ use crate::observer::Observer;
 use crate::structure::{Description, Geometry, Memory, Rows, Site};
 use candle_core::{D, IndexOp, Tensor};
 use secateur_nn::{
-    Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Wanted, ops,
+    Activation, Context, Conv2d, Embedding, LayerNorm, Linear, Parameters, Placement, Wanted, ops,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -235,6 +235,7 @@ pub struct ClipTextOutput {
 
 /// `CLIPTextModel` and `CLIPTextModelWithProjection`.
 pub struct ClipTextModel {
+    placement: Placement,
     token_embedding: Embedding,
     position_embedding: Tensor,
     encoder: Encoder,
@@ -248,9 +249,15 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// If its files cannot be read or do not fit each other.
-    pub fn open(folder: &Path, projected: bool, variant: Option<&str>) -> Result<Self> {
+    pub fn open(
+        folder: &Path,
+        projected: bool,
+        variant: Option<&str>,
+        placement: &Placement,
+    ) -> Result<Self> {
         let config = ClipTextConfig::open(&folder.join("config.json"))?;
         Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?
+            .at(placement)
             .build(|scope| Self::new(&config, projected, &scope.into()))
     }
 
@@ -277,6 +284,7 @@ impl ClipTextModel {
         embeddings.ignore("position_ids");
         let positions = embeddings.at("position_embedding");
         Ok(Self {
+            placement: site.placement().clone(),
             token_embedding: Embedding::new(
                 config.vocab_size,
                 width,
@@ -311,7 +319,7 @@ impl ClipTextModel {
                 "{tokens} tokens, and the text encoder has {positions} positions"
             )));
         }
-        let x = self.token_embedding.forward(ids)?;
+        let x = self.token_embedding.forward(&self.placement.bring(ids)?)?;
         let x = x.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
         let (penultimate, last) = self.encoder.forward(x)?;
         let last = self.final_layer_norm.forward(&last)?;

@@ -5,9 +5,9 @@ use crate::files::{
     ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, TRANSFORMERS_STEM, activation, check_eps,
     check_heads, read_config,
 };
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use secateur_nn::{
-    Activation, Context, Embedding, Linear, Parameters, RmsNorm, Scope, Wanted, ops,
+    Activation, Context, Embedding, Linear, Parameters, Placement, RmsNorm, Scope, Wanted, ops,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -221,6 +221,7 @@ impl Block {
 
 /// `T5EncoderModel`, of T5 v1.0 and v1.1.
 pub struct T5Encoder {
+    placement: Placement,
     shared: Embedding,
     /// The first layer's, which all layers add: buckets x heads.
     relative_attention_bias: Embedding,
@@ -234,9 +235,10 @@ impl T5Encoder {
     ///
     /// # Errors
     /// If its files cannot be read or do not fit each other.
-    pub fn open(folder: &Path, variant: Option<&str>) -> Result<Self> {
+    pub fn open(folder: &Path, variant: Option<&str>, placement: &Placement) -> Result<Self> {
         let config = T5Config::open(&folder.join("config.json"))?;
         Checkpoint::open(folder, TRANSFORMERS_STEM, variant)?
+            .at(placement)
             .build(|scope| Self::new(&config, &scope))
     }
 
@@ -254,6 +256,7 @@ impl T5Encoder {
         let blocks = (0..config.num_layers)
             .map(|index| Block::new(config, &encoder.at(format!("block.{index}"))));
         Ok(Self {
+            placement: scope.placement().clone(),
             shared: Embedding::new(config.vocab_size, config.d_model, &table)?,
             relative_attention_bias: Embedding::new(
                 config.relative_attention_num_buckets,
@@ -280,13 +283,15 @@ impl T5Encoder {
         let mut bias = self.position_bias(tokens)?;
         if let Some(mask) = mask {
             const HIDDEN: f64 = f32::MIN as f64;
-            let keys = mask
-                .to_dtype(DType::F32)?
-                .reshape((samples, 1, 1, tokens))?
-                .affine(-HIDDEN, HIDDEN)?;
+            let keys = self.placement.bring(
+                &mask
+                    .to_dtype(DType::F32)?
+                    .reshape((samples, 1, 1, tokens))?
+                    .affine(-HIDDEN, HIDDEN)?,
+            )?;
             bias = bias.broadcast_add(&keys)?;
         }
-        let mut x = self.shared.forward(ids)?;
+        let mut x = self.shared.forward(&self.placement.bring(ids)?)?;
         for block in &self.blocks {
             x = block.forward(x, &bias)?;
         }
@@ -297,7 +302,7 @@ impl T5Encoder {
     fn position_bias(&self, tokens: usize) -> Result<Tensor> {
         let pairs = (0..tokens)
             .flat_map(|query| (0..tokens).map(move |key| self.config.bucket(query, key)));
-        let buckets = Tensor::from_iter(pairs, &Device::Cpu)?.reshape((tokens, tokens))?;
+        let buckets = self.placement.tensor(pairs.collect::<Vec<u32>>(), (tokens, tokens))?;
         Ok(self
             .relative_attention_bias
             .forward(&buckets)?

@@ -2,10 +2,10 @@
 
 use crate::error::{Error, Result, shown};
 use crate::files::read::{Limit, Unique, lfs_pointer, open, read_json};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::{self, Metadata};
-use secateur_nn::{Fit, Parameters, Scope};
+use secateur_nn::{Fit, Parameters, Placement, Scope};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -242,19 +242,15 @@ impl TensorFile {
         }
     }
 
-    /// A tensor in `f32`; integers keep their type.
-    fn read(&self, name: &str, info: &TensorInfo) -> Result<Tensor> {
+    /// A tensor at `placement`; integers keep their type.
+    fn read(&self, name: &str, info: &TensorInfo, placement: &Placement) -> Result<Tensor> {
         let dtype = match info.dtype {
             Dtype::I64 => DType::I64,
             _ => self.weight_type(name, info)?,
         };
         let data = self.raw(info)?;
-        let tensor = Tensor::from_raw_buffer(&data, dtype, &info.shape, &Device::Cpu)?;
-        if dtype == DType::I64 {
-            return Ok(tensor);
-        }
-        let tensor = tensor.to_dtype(DType::F32)?;
-        if !is_finite(&tensor)? {
+        let tensor = placement.from_bytes(&data, dtype, &info.shape)?;
+        if dtype != DType::I64 && !is_finite(&tensor)? {
             let problem =
                 format!("tensor {name} holds NaN or infinite values: the checkpoint is damaged");
             return Err(Error::invalid(&self.path, problem));
@@ -266,7 +262,12 @@ impl TensorFile {
 /// Whether every element is a number.
 pub(crate) fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
     // x * 0 is 0 for every finite x and NaN otherwise.
-    let sum = tensor.flatten_all()?.affine(0.0, 0.0)?.sum_all()?.to_scalar::<f32>()?;
+    let sum = tensor
+        .flatten_all()?
+        .affine(0.0, 0.0)?
+        .sum_all()?
+        .to_dtype(DType::F32)?
+        .to_scalar::<f32>()?;
     Ok(sum == 0.0)
 }
 
@@ -277,6 +278,7 @@ pub struct Checkpoint {
     /// The index of a sharded checkpoint.
     pub(crate) index: Option<PathBuf>,
     pub(crate) files: Vec<TensorFile>,
+    placement: Placement,
 }
 
 #[derive(Deserialize)]
@@ -325,7 +327,8 @@ impl Checkpoint {
         // Where both are there, transformers reads the single file, and diffusers the shards.
         let Some(index) = index.filter(|_| stem != TRANSFORMERS_STEM || !single.is_file()) else {
             let files = vec![TensorFile::open(&single)?];
-            return Ok(Self { folder: folder.to_owned(), index: None, files });
+            let (folder, placement) = (folder.to_owned(), Placement::cpu());
+            return Ok(Self { folder, index: None, files, placement });
         };
         let Unique(map) = read_json::<Index>(&index, Limit::Config)?.weight_map;
         let mut names: Vec<&String> = map.iter().map(|(_, name)| name).collect();
@@ -359,7 +362,8 @@ impl Checkpoint {
                 ));
             }
         }
-        Ok(Self { folder: folder.to_owned(), index: Some(index), files })
+        let (folder, placement) = (folder.to_owned(), Placement::cpu());
+        Ok(Self { folder, index: Some(index), files, placement })
     }
 
     /// The component's folder.
@@ -401,14 +405,33 @@ impl Checkpoint {
         Ok(Parameters::placeholders(self.folder.display().to_string(), shapes)?)
     }
 
-    /// Reads one tensor as `f32`.
+    /// The type of most of its numbers.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        let bytes = |dtype: Dtype| -> usize {
+            let of_type = |(_, info): &(&str, &TensorInfo)| info.dtype == dtype;
+            self.tensors().filter(of_type).map(|(_, info)| info.length).sum()
+        };
+        let types =
+            [(Dtype::F32, DType::F32), (Dtype::F16, DType::F16), (Dtype::BF16, DType::BF16)];
+        let most = types.into_iter().max_by_key(|(dtype, _)| bytes(*dtype));
+        most.map_or(DType::F32, |(_, dtype)| dtype)
+    }
+
+    /// The same, whose tensors are read to `placement`.
+    #[must_use]
+    pub fn at(self, placement: &Placement) -> Self {
+        Self { placement: placement.clone(), ..self }
+    }
+
+    /// Reads one tensor.
     ///
     /// # Errors
     /// If it cannot be read, or holds values that are not finite.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         for file in &self.files {
             if let Some(info) = file.tensors.get(name) {
-                return file.read(name, info);
+                return file.read(name, info, &self.placement);
             }
         }
         Err(Error::invalid(&self.folder, format!("no tensor {name}")))
@@ -431,7 +454,7 @@ impl Checkpoint {
         self.load_where(|name| wanted.contains_key(name))?.build(construct)
     }
 
-    /// Reads all weights, as `f32`.
+    /// Reads all weights.
     ///
     /// # Errors
     /// If a tensor cannot be read, is of a type that is not supported, or holds values that are not
@@ -448,10 +471,11 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         for file in &self.files {
             for (name, info) in file.tensors.iter().filter(|(name, _)| wanted(name)) {
-                tensors.insert(name.clone(), file.read(name, info)?);
+                tensors.insert(name.clone(), file.read(name, info, &self.placement)?);
             }
         }
-        Ok(Parameters::new(self.folder.display().to_string(), tensors))
+        let origin = self.folder.display().to_string();
+        Ok(Parameters::new(origin, tensors).at(self.placement.clone()))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::folder::index::{autoencoder_of, check_variant, denoiser_of, read_inde
 use crate::folder::manifest::{MANIFEST, Manifest};
 use crate::observer::Observer;
 use crate::structure::{Description, Geometry, Removals, Structure};
-use secateur_nn::{Fit, Parameters};
+use secateur_nn::{Fit, Parameters, Placement};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,6 +83,7 @@ impl ModelFolder {
                 path: path.to_owned(),
                 variant: variant.map(str::to_owned),
                 index,
+                placement: Placement::cpu(),
                 denoiser,
             },
             checkpoint,
@@ -179,13 +180,31 @@ impl ModelFolder {
     /// Loads its autoencoder, where it has one.
     pub(crate) fn autoencoder(&self) -> Result<Option<Box<dyn Autoencoder>>> {
         let vae = autoencoder_of(self.class, &self.components.path, &self.components.index)?;
-        vae.map(|vae| vae.load(&self.components.path.join(VAE.name), self.variant())).transpose()
+        let load = |vae: Arc<dyn AutoencoderConfig>| {
+            let folder = self.components.path.join(VAE.name);
+            let checkpoint = Checkpoint::open(&folder, DIFFUSERS_STEM, self.variant())?;
+            vae.load(&checkpoint.at(&self.placement().beyond_f16()))
+        };
+        vae.map(load).transpose()
     }
 
     /// What it draws.
     #[must_use]
     pub fn subject(&self) -> Subject {
         self.class.subject
+    }
+
+    /// The same folder, whose components are loaded to `placement`.
+    #[must_use]
+    pub fn at(mut self, placement: Placement) -> Self {
+        self.components.placement = placement;
+        self
+    }
+
+    /// Where its components are loaded.
+    #[must_use]
+    pub fn placement(&self) -> &Placement {
+        &self.components.placement
     }
 
     /// Its components, without their weights.
@@ -242,7 +261,8 @@ impl ModelFolder {
 
     /// Reads the weights of the denoiser, and no tensors that it does not know.
     pub(crate) fn load(&self) -> Result<Parameters> {
-        self.checkpoint.load_where(|name| self.fit.wanted.contains_key(name))
+        let checkpoint = self.checkpoint.clone().at(self.placement());
+        checkpoint.load_where(|name| self.fit.wanted.contains_key(name))
     }
 
     /// What a user should know: tensors that no component reads, in a line for each of them, and a

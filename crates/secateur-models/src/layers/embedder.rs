@@ -2,8 +2,8 @@
 
 use crate::error::Result;
 use crate::structure::Site;
-use candle_core::{Device, Tensor};
-use secateur_nn::{Activation, Context, Linear};
+use candle_core::Tensor;
+use secateur_nn::{Activation, Context, Linear, Placement};
 
 /// `TimestepEmbedding`: two linears with an activation between.
 pub(crate) struct Embedder {
@@ -44,8 +44,8 @@ pub(crate) struct Sinusoids {
 }
 
 impl Sinusoids {
-    /// Each of `values` as a row: values x channels.
-    pub(crate) fn of(self, values: &[f32]) -> Result<Tensor> {
+    /// Each of `values` as a row, at `placement`: values x channels.
+    pub(crate) fn of(self, values: &[f32], placement: &Placement) -> Result<Tensor> {
         let half = self.channels / 2;
         let slope = -(10000f32.ln()) / (half as f32 - self.freq_shift as f32);
         let frequencies: Vec<f32> = (0..half).map(|i| (slope * i as f32).exp()).collect();
@@ -60,6 +60,6 @@ impl Sinusoids {
             }
             rows.resize(rows.len() + self.channels % 2, 0.0);
         }
-        Ok(Tensor::from_vec(rows, (values.len(), self.channels), &Device::Cpu)?)
+        Ok(placement.tensor(rows, (values.len(), self.channels))?)
     }
 }

@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::files::check_heads;
 use crate::layers::feed_forward::Gate;
 use crate::structure::{Rows, Site};
-use candle_core::{Device, Tensor};
-use secateur_nn::Conv2d;
+use candle_core::Tensor;
+use secateur_nn::{Conv2d, Placement};
 use serde::Deserialize;
 
 /// Rows and columns of tokens that latents of `size` (height, width) are cut into.
@@ -74,21 +74,28 @@ pub(crate) struct Positions {
 }
 
 impl Positions {
-    /// 1 x tokens x width: the first half of each tells the column, the second the row.
-    pub(crate) fn of(self, (rows, columns): (usize, usize)) -> Result<Tensor> {
+    /// 1 x tokens x width, at `placement`: the first half of each tells the column, the second the
+    /// row.
+    pub(crate) fn of(
+        self,
+        (rows, columns): (usize, usize),
+        placement: &Placement,
+    ) -> Result<Tensor> {
         let half = self.width / 2;
         let across = self
-            .along(columns)?
+            .along(columns, placement)?
             .reshape((1, columns, half))?
             .broadcast_as((rows, columns, half))?;
-        let down =
-            self.along(rows)?.reshape((rows, 1, half))?.broadcast_as((rows, columns, half))?;
+        let down = self
+            .along(rows, placement)?
+            .reshape((rows, 1, half))?
+            .broadcast_as((rows, columns, half))?;
         Ok(Tensor::cat(&[across, down], 2)?.reshape((1, rows * columns, self.width))?)
     }
 
     /// `count` places along one side, half the width each. Places are of f32, their angles of f64,
     /// as in diffusers.
-    fn along(self, count: usize) -> Result<Tensor> {
+    fn along(self, count: usize, placement: &Placement) -> Result<Tensor> {
         let quarter = self.width / 4;
         let frequencies: Vec<f64> =
             (0..quarter).map(|i| 1.0 / 10000f64.powf(i as f64 / quarter as f64)).collect();
@@ -98,7 +105,7 @@ impl Positions {
             let angles = frequencies.iter().map(move |frequency| place * frequency);
             angles.clone().map(f64::sin).chain(angles.map(f64::cos)).map(|value| value as f32)
         });
-        Ok(Tensor::from_iter(rows, &Device::Cpu)?)
+        Ok(placement.tensor(rows.collect(), count * self.width / 2)?)
     }
 }
 

@@ -47,7 +47,7 @@ impl<'a> Denoising<'a> {
     ) -> Result<Self> {
         let (_, _, height, width) = noise.dims4()?;
         let schedule = pipeline.folder().schedule((height, width), sampling)?;
-        let latents = noise.affine(schedule.initial_scale(), 0.0)?;
+        let latents = pipeline.latents(noise)?.affine(schedule.initial_scale(), 0.0)?;
         let reuse = match &sampling.reuse {
             Some(reuse) => {
                 reuse.check(sampling.sampler, sampling.steps, schedule.calls().len())?;
@@ -133,12 +133,8 @@ impl<'a> Denoising<'a> {
             let (_, channels, height, width) = self.latents.dims4()?;
             let mut draw = || {
                 self.draws += 1;
-                noise(
-                    self.sampling.seed,
-                    self.images.clone(),
-                    self.draws,
-                    &[channels, height, width],
-                )
+                let (images, shape) = (self.images.clone(), [channels, height, width]);
+                self.pipeline.latents(&noise(self.sampling.seed, images, self.draws, &shape)?)
             };
             self.latents = self.schedule.step(self.calls, &self.latents, &output, &mut draw)?;
             self.calls += 1;

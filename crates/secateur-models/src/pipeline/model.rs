@@ -11,7 +11,7 @@ use crate::pipeline::noise::noise;
 use crate::pipeline::texts::Texts;
 use crate::structure::{Description, Edits, Removals, Site, Structure};
 use candle_core::Tensor;
-use secateur_nn::{Context, Parameters};
+use secateur_nn::{Context, Parameters, Placement};
 use std::ops::Range;
 
 /// A pipeline with its weights.
@@ -82,8 +82,10 @@ impl Pipeline {
         let (samples, channels, _, _) = input.dims4()?;
         let guided = self.folder.passes(guidance) == 2;
         let input = if guided { Tensor::cat(&[input, input], 0)? } else { input.clone() };
-        let output =
-            self.denoiser.forward(&input, &vec![timestep; input.dim(0)?], conditioning, context)?;
+        let (placement, times) = (self.folder.placement(), vec![timestep; input.dim(0)?]);
+        let input = placement.bring(&input)?;
+        let output = self.denoiser.forward(&input, &times, conditioning, context)?;
+        let output = placement.in_f32().bring(&output)?;
         // More channels than the latents' are a variance, which no sampler here asks for.
         let output = output.narrow(1, 0, channels)?;
         if !guided {
@@ -93,16 +95,20 @@ impl Pipeline {
         Ok((&free + ((told - &free)? * guidance)?)?)
     }
 
-    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x
-    /// channels.
+    /// Latents as the denoiser gives them to pictures in [0, 1] on the CPU, samples x height x width
+    /// x channels.
     ///
     /// # Errors
     /// If the shape does not fit.
     pub fn pictures(&self, latents: &Tensor) -> Result<Tensor> {
-        match &self.vae {
-            Some(vae) => vae.pictures(latents, self.folder.class().shifts),
-            None => pictures(latents),
-        }
+        let pictures = match &self.vae {
+            Some(vae) => {
+                let latents = self.folder.placement().beyond_f16().bring(latents)?;
+                vae.pictures(&latents, self.folder.class().shifts)?
+            }
+            None => pictures(latents)?,
+        };
+        Ok(Placement::cpu().bring(&pictures)?)
     }
 
     /// The heads and neurons that the denoiser lacks.
@@ -159,11 +165,14 @@ impl Pipeline {
         sampling: &Sampling,
     ) -> Result<Conditioning> {
         let conditioning = self.conditioning(prompts, size, sampling)?;
-        if self.folder.passes(sampling.guidance) == 1 {
-            return Ok(conditioning);
-        }
-        let negative = self.texts.negative(self.pixels(size), sampling)?;
-        Conditioning::cat(&[&negative.repeat(prompts.len())?, &conditioning])
+        let conditioning = match self.folder.passes(sampling.guidance) {
+            1 => conditioning,
+            _ => {
+                let negative = self.texts.negative(self.pixels(size), sampling)?;
+                Conditioning::cat(&[&negative.repeat(prompts.len())?, &conditioning])?
+            }
+        };
+        conditioning.at(self.folder.placement())
     }
 
     /// Encodes the prompts of a job, and lets the text encoders go. A prompt that was not encoded
@@ -201,7 +210,13 @@ impl Pipeline {
     /// If the tensor cannot be made.
     pub fn noise(&self, images: Range<usize>, sampling: &Sampling) -> Result<Tensor> {
         let (height, width) = sampling.latent;
-        noise(sampling.seed, images, 0, &[self.folder.denoiser().latent_shape()[0], height, width])
+        let shape = [self.folder.denoiser().latent_shape()[0], height, width];
+        self.latents(&noise(sampling.seed, images, 0, &shape)?)
+    }
+
+    /// The same numbers where the denoiser is, in `f32`, in which samplers compute.
+    pub(crate) fn latents(&self, numbers: &Tensor) -> Result<Tensor> {
+        Ok(self.folder.placement().in_f32().bring(numbers)?)
     }
 }
 

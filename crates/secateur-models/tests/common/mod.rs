@@ -35,6 +35,16 @@ pub(crate) fn call<'a>(
         .to_vec1::<f32>()
         .unwrap();
     move |scope| {
+        let placement = scope.placement().clone();
+        let there = |tensor: &Option<Tensor>| {
+            tensor.as_ref().map(|tensor| placement.bring(tensor)).transpose()
+        };
+        let conditioning = Conditioning {
+            text: there(&conditioning.text)?,
+            pooled: there(&conditioning.pooled)?,
+            ..conditioning.clone()
+        };
+        let x = placement.bring(&x)?;
         let model = config.build(&scope.into())?;
         let forward = |x: &Tensor| model.forward(x, &timesteps, &conditioning, &context);
         match size {

@@ -6,7 +6,9 @@ use crate::error::{Result, refuse};
 use crate::format::{bytes, count, table};
 use crate::machine::Product;
 use crate::memory;
-use crate::settings::{BenchSettings, Positive, SamplingSettings, SkippingSettings};
+use crate::settings::{
+    BenchSettings, DeviceSettings, Positive, SamplingSettings, SkippingSettings,
+};
 use secateur_eval::{ModelSummary, Spread};
 use secateur_models::files::shown;
 use secateur_models::{
@@ -110,14 +112,14 @@ pub fn bench(
     if folders.len() > 1 {
         observer.begin("memory", folders.len(), "models");
         for (folder, sampling) in folders.iter().zip(&samplings) {
-            peaks.push(peak_alone(&alone(folder, sampling)?)?);
+            peaks.push(peak_alone(&alone(folder, sampling, &args.device)?)?);
             observer.advance(1)?;
         }
     }
     observer.begin("load", folders.len(), "models");
     let mut pipelines = Vec::new();
     for (folder, sampling) in folders.into_iter().zip(&samplings) {
-        let pipeline = Pipeline::open(folder)?;
+        let pipeline = Pipeline::open(args.device.at(folder, observer)?)?;
         warm_up(&pipeline, sampling)?;
         pipelines.push(pipeline);
         observer.advance(1)?;
@@ -190,7 +192,11 @@ fn check_alike(
 }
 
 /// What a process does whose peak is that of one model: a few steps, as many as any sampler needs.
-fn alone(folder: &ModelFolder, sampling: &Sampling) -> Result<BenchSettings> {
+fn alone(
+    folder: &ModelFolder,
+    sampling: &Sampling,
+    device: &DeviceSettings,
+) -> Result<BenchSettings> {
     let (height, width) = sampling.latent;
     let number = |number: usize| Positive::try_from(number).map(Some);
     Ok(BenchSettings {
@@ -208,6 +214,7 @@ fn alone(folder: &ModelFolder, sampling: &Sampling) -> Result<BenchSettings> {
             batch: number(sampling.batch)?,
         },
         skipping: SkippingSettings { adapt: sampling.reuse.is_some() },
+        device: device.clone(),
     })
 }
 

@@ -10,6 +10,7 @@ use crate::settings::{CompareSettings, Positive};
 use secateur_eval::{ModelSummary, Report, Samples};
 use secateur_models::files::shown;
 use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure, Subject};
+use secateur_nn::Placement;
 use std::path::Path;
 
 /// Pictures of each model where no number is given.
@@ -59,7 +60,7 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
     for ((folder, name), sampling) in [reference, candidate].into_iter().zip(&names).zip(&samplings)
     {
         progress.begin("load", 0, "");
-        let pipeline = Pipeline::open(folder)?;
+        let pipeline = Pipeline::open(settings.device.at(folder, &progress)?)?;
         models.push(model_summary(&pipeline, name, sampling)?);
         pipeline.encode(&prompts, sampling, &progress)?;
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
@@ -142,7 +143,7 @@ pub(super) fn model_summary(
             let gone = info.elements().saturating_sub(tensor.elem_count());
             file_bytes -= (gone * info.bytes_each()) as u64;
         }
-        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        let values = Placement::cpu().bring(&tensor.flatten_all()?)?.to_vec1::<f32>()?;
         parameters += values.len() as u64;
         zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
     }

@@ -1,15 +1,18 @@
 //! What jobs make of their settings: models, samplings, outputs and scores.
 
-use crate::error::{Result, refuse};
+use crate::error::{Error, Result, refuse};
 use crate::format::bytes;
 use crate::memory;
 use crate::settings::{
-    ModelSettings, Positive, PromptSettings, SamplingSettings, ScoreSettings, SharedSettings,
+    DeviceSettings, DtypeName, ModelSettings, Positive, PromptSettings, SamplingSettings,
+    ScoreSettings, SharedSettings,
 };
+use candle_core::DType;
 use secateur_models::files::shown;
 use secateur_models::{
     ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject,
 };
+use secateur_nn::{Placement, description};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -70,6 +73,28 @@ pub(crate) fn open_model(
     let folder = ModelFolder::open(path, variant)?;
     folder.warnings().iter().for_each(|warning| observer.warn(warning));
     Ok(folder)
+}
+
+impl DeviceSettings {
+    /// The folder, to be loaded where these settings say.
+    pub(crate) fn at(&self, folder: ModelFolder, observer: &dyn Observer) -> Result<ModelFolder> {
+        let device = self.device.unwrap_or_default().open();
+        let device = device.map_err(|error| Error::Request(error.to_string()))?;
+        let own = folder.checkpoint().dtype();
+        let dtype = match (description(&device), self.dtype.unwrap_or_default()) {
+            (None, DtypeName::Auto | DtypeName::F32) => return Ok(folder),
+            (None, _) => refuse!("the CPU computes in f32: leave `dtype` out, or give a `device`"),
+            (Some(_), DtypeName::Auto) if own == DType::F16 => DType::BF16,
+            (Some(_), DtypeName::Auto) => own,
+            (Some(_), DtypeName::F32) => DType::F32,
+            (Some(_), DtypeName::F16) => DType::F16,
+            (Some(_), DtypeName::Bf16) => DType::BF16,
+        };
+        if let Some(gpu) = description(&device) {
+            observer.say(&format!("computing in {} on {gpu}", dtype.as_str()));
+        }
+        Ok(folder.at(Placement::new(device, dtype)))
+    }
 }
 
 /// What may have been meant by the name of a folder that is not there.

@@ -87,7 +87,7 @@ pub fn generate(settings: &GenerateSettings, observer: &dyn Observer) -> Result<
     let output = output(&settings.out, settings.force, &inputs, observer)?;
     progress.begin("load", 0, "");
     let model = folder.path().to_owned();
-    let pipeline = Pipeline::open(folder)?;
+    let pipeline = Pipeline::open(settings.device.at(folder, &progress)?)?;
     pipeline.encode(&prompts, &sampling, &progress)?;
     let profile = settings.profile.then(Profile::start);
 

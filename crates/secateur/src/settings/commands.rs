@@ -1,5 +1,6 @@
 //! Settings of the jobs that are no methods.
 
+use super::device::DeviceSettings;
 use super::model::{ModelSettings, SamplingSettings, ScoreSettings, SkippingSettings};
 use super::number::Positive;
 use clap::Args;
@@ -34,6 +35,10 @@ pub struct GenerateSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub skipping: SkippingSettings,
+    /// Where to compute.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub device: DeviceSettings,
     /// Print each operation's share of the time
     #[arg(long)]
     pub profile: bool,
@@ -87,6 +92,10 @@ pub struct CompareSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub score: ScoreSettings,
+    /// Where to compute.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub device: DeviceSettings,
     /// Replace a folder that secateur wrote.
     #[arg(skip)]
     pub force: bool,
@@ -117,6 +126,10 @@ pub struct BenchSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub skipping: SkippingSettings,
+    /// Where to compute.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub device: DeviceSettings,
 }
 
 /// Make a model folder of a checkpoint in one file.

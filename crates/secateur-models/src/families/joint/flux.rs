@@ -10,8 +10,8 @@ use crate::families::joint::block::{
 use crate::files::{Options, check_heads};
 use crate::layers::{Chain, Embedder, Heads, Modulation, Sinusoids, stream, whole_grid};
 use crate::structure::{HeadStream, NeuronGroup, Role, Rows, Site, Slice};
-use candle_core::{DType, Device, Tensor};
-use secateur_nn::{Activation, Context, Linear, ops};
+use candle_core::{DType, Tensor};
+use secateur_nn::{Activation, Context, Linear, Placement, ops};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -119,8 +119,13 @@ impl FluxConfig {
     }
 
     /// `FluxPosEmbed`: for each image token, at (0, row, column), and then each text token, at (0,
-    /// 0, 0), the cosines and sines of a head's angles: tokens x head size.
-    fn rotations(&self, rows: usize, columns: usize, text: usize) -> Result<Tensor> {
+    /// 0, 0), the cosines and sines of a head's angles: tokens x head size, in `f32`.
+    fn rotations(
+        &self,
+        (rows, columns): (usize, usize),
+        text: usize,
+        placement: &Placement,
+    ) -> Result<Tensor> {
         let image = (0..rows).flat_map(|row| (0..columns).map(move |column| [0, row, column]));
         let places = image.chain(std::iter::repeat_n([0; 3], text));
         let mut table = Vec::with_capacity((rows * columns + text) * self.attention_head_dim);
@@ -132,7 +137,8 @@ impl FluxConfig {
                 }
             }
         }
-        Ok(Tensor::from_vec(table, (rows * columns + text, self.attention_head_dim), &Device::Cpu)?)
+        let shape = (rows * columns + text, self.attention_head_dim);
+        Ok(placement.in_f32().tensor(table, shape)?)
     }
 }
 
@@ -234,6 +240,7 @@ impl SingleBlock {
 
 /// `FluxTransformer2DModel`.
 pub struct Flux {
+    placement: Placement,
     config: FluxConfig,
     x_embedder: Linear,
     timestep_embedder: Embedder,
@@ -281,6 +288,7 @@ impl Flux {
             single_transformer_blocks,
             norm_out: output.once().at("norm_out.linear").linear(width, 2 * width)?,
             proj_out: output.at("proj_out").linear(width, config.out_channels())?,
+            placement: site.placement().clone(),
             config: config.clone(),
         })
     }
@@ -292,11 +300,12 @@ impl Flux {
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
-        let mut time = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
+        let mut time =
+            self.timestep_embedder.forward(&TIME.of(timesteps, &self.placement)?, context)?;
         if let Some(embedder) = &self.guidance_embedder {
             let scales =
                 (conditioning.guidance()?.to_dtype(DType::F32)? * GUIDANCE)?.to_vec1::<f32>()?;
-            time = (time + embedder.forward(&TIME.of(&scales)?, context)?)?;
+            time = (time + embedder.forward(&TIME.of(&scales, &self.placement)?, context)?)?;
         }
         time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
         Ok(ops::activation(Activation::Silu, &time)?)
@@ -325,7 +334,7 @@ impl Denoiser for Flux {
         let text_context =
             Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
         let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
-        let rotations = self.config.rotations(rows, columns, text.dim(1)?)?;
+        let rotations = self.config.rotations((rows, columns), text.dim(1)?, &self.placement)?;
         // The text is at 0 of all axes, where nothing turns.
         let image_rotations = rotations.narrow(0, 0, image)?;
         let multiplicity = multiplicity.as_ref();

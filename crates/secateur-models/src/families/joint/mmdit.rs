@@ -8,7 +8,7 @@ use crate::files::{Options, check_heads};
 use crate::layers::{Chain, Embedder, Modulation, PatchEmbed, Sinusoids};
 use crate::structure::{Rows, Site};
 use candle_core::Tensor;
-use secateur_nn::{Activation, Context, Linear, ops};
+use secateur_nn::{Activation, Context, Linear, Placement, ops};
 use serde::Deserialize;
 
 /// How the timestep is encoded.
@@ -113,6 +113,7 @@ impl DenoiserConfig for MmditConfig {
 
 /// `SD3Transformer2DModel`.
 pub struct Mmdit {
+    placement: Placement,
     config: MmditConfig,
     patches: PatchEmbed,
     pos_embed: Tensor,
@@ -154,6 +155,7 @@ impl Mmdit {
             transformer_blocks,
             norm_out: output.once().at("norm_out.linear").linear(width, 2 * width)?,
             proj_out: output.at("proj_out").linear(width, patch * patch * config.out_channels())?,
+            placement: site.placement().clone(),
             config: config.clone(),
         })
     }
@@ -185,7 +187,8 @@ impl Denoiser for Mmdit {
     ) -> Result<Tensor> {
         let (mut x, grid) = self.patches.forward(latents)?;
         x = x.broadcast_add(&self.positions(grid)?)?;
-        let time = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
+        let time =
+            self.timestep_embedder.forward(&TIME.of(timesteps, &self.placement)?, context)?;
         let time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
         let time = ops::activation(Activation::Silu, &time)?;
         let multiplicity = conditioning.multiplicity(x.dim(1)?)?;

@@ -10,7 +10,7 @@ use crate::layers::{
 };
 use crate::structure::{Rows, Site};
 use candle_core::Tensor;
-use secateur_nn::{Activation, Context, Embedding, Linear, ops};
+use secateur_nn::{Activation, Context, Embedding, Linear, Placement, ops};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -138,6 +138,7 @@ impl DitBlock {
 pub struct Dit {
     pos_embed: PatchEmbed,
     positions: Positions,
+    placement: Placement,
     transformer_blocks: Chain<DitBlock>,
     proj_out_1: Linear,
     proj_out_2: Linear,
@@ -166,6 +167,7 @@ impl Dit {
         Ok(Self {
             pos_embed,
             positions: transformer.positions(1.0),
+            placement: site.placement().clone(),
             transformer_blocks,
             proj_out_1: output.once().at("proj_out_1").linear(width, 2 * width)?,
             proj_out_2: output.at("proj_out_2").linear(width, transformer.outputs())?,
@@ -182,8 +184,11 @@ impl Denoiser for Dit {
         context: &Context<'_>,
     ) -> Result<Tensor> {
         let (mut x, grid) = self.pos_embed.forward(latents)?;
-        x = x.broadcast_add(&self.positions.of(grid)?)?;
-        let (time, labels) = (TIME.of(timesteps)?, conditioning.labels()?.unsqueeze(1)?);
+        x = x.broadcast_add(&self.positions.of(grid, &self.placement)?)?;
+        let (time, labels) = (
+            TIME.of(timesteps, &self.placement)?,
+            self.placement.bring(&conditioning.labels()?.unsqueeze(1)?)?,
+        );
         let embed = |block: &DitBlock| block.embed(&time, &labels, context);
         // The output has no embedder of its own.
         let first = embed(&self.transformer_blocks.blocks[0])?;

@@ -10,7 +10,7 @@ use crate::layers::{
 };
 use crate::structure::{Rows, Site};
 use candle_core::{DType, Tensor};
-use secateur_nn::{Activation, Context, Linear, ops};
+use secateur_nn::{Activation, Context, Linear, Placement, ops};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -168,6 +168,7 @@ impl PixartBlock {
 
 /// `AdaLayerNormSingle`: the time, and the size where it is given, for all blocks.
 struct AdaLayerNormSingle {
+    placement: Placement,
     timestep_embedder: Embedder,
     size: Option<SizeEmbedders>,
     linear: Linear,
@@ -175,6 +176,7 @@ struct AdaLayerNormSingle {
 
 /// Two thirds of the embedding's width tell the sides, one their ratio.
 struct SizeEmbedders {
+    placement: Placement,
     resolution_embedder: Embedder,
     aspect_ratio_embedder: Embedder,
 }
@@ -186,9 +188,11 @@ impl AdaLayerNormSingle {
             Embedder::new(TIME.channels, width, &site.over(Rows::Fixed(count)).at("emb").at(name))
         };
         Ok(Self {
+            placement: site.placement().clone(),
             timestep_embedder: embedder("timestep_embedder", 1, width)?,
             size: match config.sized() {
                 true => Some(SizeEmbedders {
+                    placement: site.placement().clone(),
                     resolution_embedder: embedder("resolution_embedder", 2, width / 3)?,
                     aspect_ratio_embedder: embedder("aspect_ratio_embedder", 1, width / 3)?,
                 }),
@@ -205,7 +209,8 @@ impl AdaLayerNormSingle {
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<(Tensor, Modulation)> {
-        let mut embedding = self.timestep_embedder.forward(&TIME.of(timesteps)?, context)?;
+        let mut embedding =
+            self.timestep_embedder.forward(&TIME.of(timesteps, &self.placement)?, context)?;
         if let Some(size) = &self.size {
             embedding = (embedding + size.forward(conditioning.resolution()?, context)?)?;
         }
@@ -221,9 +226,12 @@ impl SizeEmbedders {
         let sides = resolution.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let ratios: Vec<f32> = sides.chunks_exact(2).map(|sides| sides[0] / sides[1]).collect();
         let samples = resolution.dim(0)?;
-        let resolution =
-            self.resolution_embedder.forward(&TIME.of(&sides)?, context)?.reshape((samples, ()))?;
-        let ratio = self.aspect_ratio_embedder.forward(&TIME.of(&ratios)?, context)?;
+        let resolution = self
+            .resolution_embedder
+            .forward(&TIME.of(&sides, &self.placement)?, context)?
+            .reshape((samples, ()))?;
+        let ratio =
+            self.aspect_ratio_embedder.forward(&TIME.of(&ratios, &self.placement)?, context)?;
         Ok(Tensor::cat(&[resolution, ratio], 1)?)
     }
 }
@@ -232,6 +240,7 @@ impl SizeEmbedders {
 pub struct Pixart {
     pos_embed: PatchEmbed,
     positions: Positions,
+    placement: Placement,
     adaln_single: AdaLayerNormSingle,
     caption_projection: Option<Embedder>,
     transformer_blocks: Chain<PixartBlock>,
@@ -262,6 +271,7 @@ impl Pixart {
         Ok(Self {
             pos_embed,
             positions: transformer.positions(config.interpolation_scale()),
+            placement: site.placement().clone(),
             adaln_single,
             caption_projection,
             transformer_blocks: Chain::new(transformer.num_layers, &blocks, block)?,
@@ -280,7 +290,7 @@ impl Denoiser for Pixart {
         context: &Context<'_>,
     ) -> Result<Tensor> {
         let (mut x, grid) = self.pos_embed.forward(latents)?;
-        x = x.broadcast_add(&self.positions.of(grid)?)?;
+        x = x.broadcast_add(&self.positions.of(grid, &self.placement)?)?;
         let (embedding, modulation) =
             self.adaln_single.forward(timesteps, conditioning, context)?;
         let multiplicity = conditioning.multiplicity(0)?;

@@ -9,7 +9,7 @@ use crate::layers::{
 };
 use crate::structure::{Rows, Site};
 use candle_core::{DType, Tensor};
-use secateur_nn::{Activation, Context, Conv2d, GroupNorm, Linear, ops};
+use secateur_nn::{Activation, Context, Conv2d, GroupNorm, Linear, Placement, ops};
 
 /// `Transformer2DModel` over the pixels.
 struct TextAttention {
@@ -213,6 +213,7 @@ fn kept(skips: &[Skip]) -> impl Iterator<Item = (Rows, usize)> {
 
 /// `UNet2DConditionModel` or `UNet2DModel`.
 pub struct Unet {
+    placement: Placement,
     config: UnetConfig,
     conv_in: Conv2d,
     time_embedding: Embedder,
@@ -323,6 +324,7 @@ impl Unet {
             mid_block,
             up_blocks,
             conv_norm_out,
+            placement: site.placement().clone(),
             conv_out: output.at("conv_out").convolution((width, config.out_channels), 3)?,
             config: config.clone(),
         })
@@ -335,15 +337,16 @@ impl Unet {
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
-        let mut time =
-            self.time_embedding.forward(&self.config.time_proj.of(timesteps)?, context)?;
+        let mut time = self
+            .time_embedding
+            .forward(&self.config.time_proj.of(timesteps, &self.placement)?, context)?;
         if let (Some(embedding), Some(addition)) = (&self.add_embedding, self.config.addition) {
             let (pooled, time_ids) = (conditioning.pooled()?, conditioning.time_ids()?);
             let (samples, count) = time_ids.dims2()?;
             let ids = time_ids.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             let ids = addition
                 .time_proj
-                .of(&ids)?
+                .of(&ids, &self.placement)?
                 .reshape((samples, count * addition.time_proj.channels))?;
             time = (time + embedding.forward(&Tensor::cat(&[pooled, &ids], 1)?, context)?)?;
         }
