@@ -5,9 +5,9 @@
 //! header, which takes no space, and is enough for `inspect` and `prune --dry-run`. With `--random`
 //! they are random numbers of a scale that keeps activations finite.
 //!
-//! `full_size forward MODEL [DEVICE [TYPE [PIXELS [SAMPLES]]]]` calls the denoiser of such a folder on
-//! noise, and tells the time of a call beside its multiply-accumulates and the memory beside what was
-//! foretold.
+//! `full_size forward MODEL [DEVICE [TYPE [PIXELS [SAMPLES]]]]` calls the denoiser of such a folder
+//! on noise, and tells the time of a call beside its multiply-accumulates and the memory beside what
+//! was foretold.
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
@@ -32,7 +32,8 @@ fn main() -> Result<()> {
         }
         ["forward", model, options @ ..] => forward(Path::new(model), options),
         _ => bail!(
-            "write CONFIGURATION OUT [--random], or forward MODEL [DEVICE [TYPE [PIXELS [SAMPLES]]]]"
+            "write CONFIGURATION OUT [--random], or forward MODEL [DEVICE [TYPE [PIXELS \
+             [SAMPLES]]]]"
         ),
     }
 }

@@ -95,8 +95,8 @@ impl Pipeline {
         Ok((&free + ((told - &free)? * guidance)?)?)
     }
 
-    /// Latents as the denoiser gives them to pictures in [0, 1] on the CPU, samples x height x width
-    /// x channels.
+    /// Latents as the denoiser gives them to pictures in [0, 1] on the CPU, samples x height x
+    /// width x channels.
     ///
     /// # Errors
     /// If the shape does not fit.

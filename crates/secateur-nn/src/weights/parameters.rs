@@ -53,8 +53,8 @@ impl Parameters {
         self.weights.get(name).map(Weight::tensor)
     }
 
-    /// Puts `tensor`, brought to where they are, in place of the parameter `name`, which must exist. A shape that does not
-    /// fit is an error of the next [`Parameters::build`].
+    /// Puts `tensor`, brought to where they are, in place of the parameter `name`, which must
+    /// exist. A shape that does not fit is an error of the next [`Parameters::build`].
     ///
     /// # Errors
     /// If there is no such parameter.

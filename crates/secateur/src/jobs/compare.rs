@@ -10,7 +10,7 @@ use crate::settings::{CompareSettings, Positive};
 use secateur_eval::{ModelSummary, Report, Samples};
 use secateur_models::files::shown;
 use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure, Subject};
-use secateur_nn::Placement;
+use secateur_nn::ops;
 use std::path::Path;
 
 /// Pictures of each model where no number is given.
@@ -143,9 +143,10 @@ pub(super) fn model_summary(
             let gone = info.elements().saturating_sub(tensor.elem_count());
             file_bytes -= (gone * info.bytes_each()) as u64;
         }
-        let values = Placement::cpu().bring(&tensor.flatten_all()?)?.to_vec1::<f32>()?;
-        parameters += values.len() as u64;
-        zeros += values.iter().filter(|value| **value == 0.0).count() as u64;
+        parameters += tensor.elem_count() as u64;
+        zeros += ops::with_values(tensor, |values| {
+            values.iter().filter(|value| **value == 0.0).count() as u64
+        })?;
     }
     let macs = macs_a_call(&pipeline.structure(sampling), sampling)?;
     Ok(ModelSummary {
