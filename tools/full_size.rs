@@ -6,8 +6,8 @@
 //! they are random numbers of a scale that keeps activations finite.
 //!
 //! `full_size forward MODEL [DEVICE [TYPE [PIXELS [SAMPLES]]]]` calls the denoiser of such a folder
-//! on noise, and tells the time of a call beside its multiply-accumulates and the memory beside what
-//! was foretold.
+//! on noise, and tells the time of a call beside its multiply-accumulates, and the memory beside
+//! what was foretold.
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
