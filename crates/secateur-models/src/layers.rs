@@ -18,6 +18,6 @@ pub(crate) use feed_forward::{FeedForward, Gate};
 pub(crate) use modulation::Modulation;
 pub(crate) use norm::Norm;
 pub(crate) use patches::{PatchEmbed, PatchTransformer, Positions, whole_grid};
-pub(crate) use pixel_attention::{PixelAttention, pixels_of, tokens_of};
+pub(crate) use pixel_attention::PixelAttention;
 pub(crate) use resnet::ResnetBlock;
 pub(crate) use transformer_block::TransformerBlock;

@@ -129,6 +129,52 @@ pub fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     }
 }
 
+/// Sums of pictures of one shape, samples x channels x height x width.
+pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::add(x, y),
+        _ => x + y,
+    }
+}
+
+/// `y` (samples x channels) added to every pixel of `x` (samples x channels x height x width).
+pub fn add_to_channels(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::add_to_channels(x, y),
+        _ => x.broadcast_add(&y.unsqueeze(2)?.unsqueeze(3)?),
+    }
+}
+
+/// The channels of all `pictures`, one after another.
+pub fn cat_channels(pictures: &[Tensor]) -> Result<Tensor> {
+    match pictures.first().map(Tensor::device) {
+        #[cfg(feature = "cuda")]
+        Some(Device::Cuda(_)) => cuda::cat_channels(pictures),
+        _ => Tensor::cat(pictures, 1),
+    }
+}
+
+/// Samples x channels x height x width to samples x pixels x channels.
+pub fn tokens(pictures: &Tensor) -> Result<Tensor> {
+    let (samples, channels, height, width) = pictures.dims4()?;
+    pictures.permute((0, 2, 3, 1))?.reshape((samples, height * width, channels))
+}
+
+/// Samples x pixels x channels to samples x channels x height x width.
+pub fn pixels(tokens: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    let (samples, pixels, channels) = tokens.dims3()?;
+    if pixels != size.0 * size.1 {
+        bail!("pixels: {pixels} tokens are no picture of {size:?}");
+    }
+    match tokens.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::pixels(tokens, size),
+        _ => tokens.transpose(1, 2)?.contiguous()?.reshape((samples, channels, size.0, size.1)),
+    }
+}
+
 /// Layer norm over the last dimension, times `weight` plus `bias`.
 pub fn layer_norm_affine(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
     let width = weight.elem_count();

@@ -675,6 +675,16 @@ fn every_op() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
             op(|t| ops::group_norm(&t[0], &t[1], &t[2], 2, EPS, true)),
         ),
         (
+            "group norm, channels last",
+            vec![image(), vec![4], vec![4]],
+            op(|t| ops::group_norm(&channels_last(&t[0])?, &t[1], &t[2], 2, EPS, true)),
+        ),
+        (
+            "upsampling, channels last",
+            vec![image()],
+            op(|t| ops::upsample_nearest(&channels_last(&t[0])?, 2)),
+        ),
+        (
             "attention",
             vec![tokens(), vec![2, 4, 6], vec![2, 4, 6]],
             op(|t| ops::attention(&t[0], &t[1], &t[2], Heads::new(2, 3), None, false)),
@@ -685,6 +695,41 @@ fn every_op() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
             op(|t| ops::gated_add(&t[0], &t[1], &t[2])),
         ),
     ]
+}
+
+/// What is made of candle's operations, whatever the layout: these give gradients that nobody asks
+/// for.
+fn layouts() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
+    fn op(f: impl Fn(&[Tensor]) -> Result<Tensor> + 'static) -> Op {
+        Box::new(f)
+    }
+    let image = || vec![2, 4, 5, 3];
+    vec![
+        ("sum", vec![image(), image()], op(|t| ops::add(&t[0], &t[1]))),
+        (
+            "sum, channels last",
+            vec![image(), image()],
+            op(|t| ops::add(&channels_last(&t[0])?, &channels_last(&t[1])?)),
+        ),
+        (
+            "sum to channels, channels last",
+            vec![image(), vec![2, 4]],
+            op(|t| ops::add_to_channels(&channels_last(&t[0])?, &t[1])),
+        ),
+        ("sum to channels", vec![image(), vec![2, 4]], op(|t| ops::add_to_channels(&t[0], &t[1]))),
+        (
+            "channels of all, channels last",
+            vec![image(), image()],
+            op(|t| ops::cat_channels(&[channels_last(&t[0])?, channels_last(&t[1])?])),
+        ),
+        ("tokens", vec![image()], op(|t| ops::tokens(&channels_last(&t[0])?))),
+        ("pixels", vec![vec![2, 3, 6]], op(|t| ops::pixels(&t[0], (1, 3)))),
+    ]
+}
+
+/// The same picture with its channels together in memory.
+fn channels_last(x: &Tensor) -> Result<Tensor> {
+    x.permute((0, 2, 3, 1))?.contiguous()?.permute((0, 3, 1, 2))
 }
 
 fn inputs_of(shapes: &[Vec<usize>]) -> Vec<Tensor> {
@@ -793,6 +838,30 @@ fn gradients_of_the_output_may_have_any_layout() {
     }
 }
 
+/// Pictures of either layout have the same sums, channels and tokens.
+#[test]
+fn layouts_do_not_matter() {
+    type Plain = fn(&[Tensor]) -> Result<Tensor>;
+    let plain: [Plain; 7] = [
+        |t| &t[0] + &t[1],
+        |t| &t[0] + &t[1],
+        |t| t[0].broadcast_add(&t[1].reshape((2, 4, 1, 1))?),
+        |t| t[0].broadcast_add(&t[1].reshape((2, 4, 1, 1))?),
+        |t| Tensor::cat(t, 1),
+        |t| t[0].flatten_from(2)?.transpose(1, 2),
+        |t| t[0].transpose(1, 2)?.reshape((2, 6, 1, 3)),
+    ];
+    for device in devices() {
+        assert_eq!(layouts().len(), plain.len());
+        for ((what, shapes, op), plain) in layouts().into_iter().zip(plain) {
+            let inputs = inputs_of(&shapes);
+            let (want, got) = (plain(&inputs).unwrap(), op(&on(&device, &inputs)).unwrap());
+            assert_eq!(got.dims(), want.dims(), "{what}");
+            assert_eq!(wide(&got), wide(&want), "{what} on {:?}", device.location());
+        }
+    }
+}
+
 #[test]
 fn chain() {
     // An image through a convolution and group norm to tokens, adaptive norm, attention, a gated
@@ -859,7 +928,8 @@ fn chain() {
 fn half_precision() {
     for device in devices().into_iter().filter(|device| !device.is_cpu()) {
         for (dtype, tolerance) in [(DType::BF16, 2e-2), (DType::F16, 3e-3)] {
-            for (what, shapes, op) in every_op().into_iter().chain(larger_ops()) {
+            let ops = every_op().into_iter().chain(larger_ops()).chain(layouts());
+            for (what, shapes, op) in ops {
                 let halves: Vec<Tensor> =
                     inputs_of(&shapes).iter().map(|input| input.to_dtype(dtype).unwrap()).collect();
                 let whole: Vec<Tensor> =
@@ -918,13 +988,40 @@ fn larger_ops() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
         vec![vec![2, 48, 256], vec![48, 64]],
         op(|t| ops::rope(&t[0], &t[1])),
     ));
-    for silu in [false, true] {
+    for (channels, groups) in [(64, 32), (320, 32), (2560, 32), (36, 4)] {
+        for silu in [false, true] {
+            let shapes = || vec![vec![2, channels, 33, 16], vec![channels], vec![channels]];
+            ops.push((
+                "group norm",
+                shapes(),
+                op(move |t| ops::group_norm(&t[0], &t[1], &t[2], groups, EPS, silu)),
+            ));
+            ops.push((
+                "group norm, channels last",
+                shapes(),
+                op(move |t| {
+                    ops::group_norm(&channels_last(&t[0])?, &t[1], &t[2], groups, EPS, silu)
+                }),
+            ));
+        }
+    }
+    ops.push((
+        "upsampling, channels last",
+        vec![vec![2, 64, 5, 7]],
+        op(|t| ops::upsample_nearest(&channels_last(&t[0])?, 2)),
+    ));
+    for steps in [(1, (1, 1)), (2, (1, 1)), (2, (0, 1)), (1, (0, 0))] {
         ops.push((
-            "group norm",
-            vec![vec![2, 64, 33, 64], vec![64], vec![64]],
-            op(move |t| ops::group_norm(&t[0], &t[1], &t[2], 32, EPS, silu)),
+            "conv2d",
+            vec![vec![2, 24, 13, 10], vec![40, 24, 3, 3], vec![40]],
+            op(move |t| conv2d_op(steps, t)),
         ));
     }
+    ops.push((
+        "conv2d of few channels",
+        vec![vec![1, 4, 16, 16], vec![3, 4, 3, 3], vec![3]],
+        op(|t| conv2d_op((1, (1, 1)), t)),
+    ));
     ops.push((
         "conv2d",
         vec![vec![2, 32, 16, 16], vec![40, 32, 3, 3], vec![40]],

@@ -139,7 +139,7 @@ impl Block {
         let [first, second, third] = &self.convolutions;
         let y = relu(&first.forward(x)?)?;
         let y = relu(&second.forward(&y)?)?;
-        relu(&(third.forward(&y)? + x)?)
+        relu(&ops::add(&third.forward(&y)?, x)?)
     }
 }
 

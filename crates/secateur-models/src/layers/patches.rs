@@ -6,7 +6,7 @@ use crate::files::check_heads;
 use crate::layers::feed_forward::Gate;
 use crate::structure::{Rows, Site};
 use candle_core::Tensor;
-use secateur_nn::{Conv2d, Placement};
+use secateur_nn::{Conv2d, Placement, ops};
 use serde::Deserialize;
 
 /// Rows and columns of tokens that latents of `size` (height, width) are cut into.
@@ -46,7 +46,7 @@ impl PatchEmbed {
     pub(crate) fn forward(&self, latents: &Tensor) -> Result<(Tensor, (usize, usize))> {
         let (_, _, height, width) = latents.dims4()?;
         let grid = whole_grid((height, width), self.patch)?;
-        Ok((self.proj.forward(latents)?.flatten_from(2)?.transpose(1, 2)?, grid))
+        Ok((ops::tokens(&self.proj.forward(latents)?)?, grid))
     }
 
     /// Samples x tokens x (patch * patch * channels) to samples x channels x height x width.

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::layers::norm::Norm;
 use crate::structure::Site;
 use candle_core::Tensor;
-use secateur_nn::{Context, Conv2d, GroupNorm, Linear};
+use secateur_nn::{Context, Conv2d, GroupNorm, Linear, ops};
 
 /// `ResnetBlock2D`: two convolutions around which the input goes, with the time added between them
 /// where there is one.
@@ -49,14 +49,12 @@ impl ResnetBlock {
     ) -> Result<Tensor> {
         let mut y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         if let (Some(proj), Some(time)) = (&self.time_emb_proj, time) {
-            let (samples, channels, ..) = y.dims4()?;
-            y =
-                y.broadcast_add(&proj.forward(time, context)?.reshape((samples, channels, 1, 1))?)?;
+            y = ops::add_to_channels(&y, &proj.forward(time, context)?)?;
         }
         let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
         match &self.conv_shortcut {
-            Some(shortcut) => Ok((shortcut.forward(x)? + y)?),
-            None => Ok((x + y)?),
+            Some(shortcut) => Ok(ops::add(&shortcut.forward(x)?, &y)?),
+            None => Ok(ops::add(x, &y)?),
         }
     }
 }

@@ -241,7 +241,7 @@ fn packed_linear(weight: &Weight) -> Result<Arc<LinearWeight>> {
     })?;
     match packed {
         Packed::Linear(packed) => Ok(Arc::clone(packed)),
-        Packed::Convolution(_) => bail!("linear: the weight was packed for a convolution"),
+        _ => bail!("linear: the weight was packed for something else"),
     }
 }
 
@@ -258,7 +258,7 @@ fn packed_convolution(weight: &Weight) -> Result<Arc<ConvolutionWeight>> {
     })?;
     match packed {
         Packed::Convolution(packed) => Ok(Arc::clone(packed)),
-        Packed::Linear(_) => bail!("conv2d: the weight was packed for a linear"),
+        _ => bail!("conv2d: the weight was packed for something else"),
     }
 }
 

@@ -80,13 +80,51 @@ pub(super) fn linear(
     }
 }
 
+/// Sums of pictures of one shape. Channels that lie together in both do so in the sum.
+pub(super) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    match (channels_last(x), channels_last(y)) {
+        (Some(x), Some(y)) => (x + y)?.permute((0, 3, 1, 2)),
+        _ => x.contiguous()? + y.contiguous()?,
+    }
+}
+
+/// `y` (samples x channels) added to every pixel of `x`.
+pub(super) fn add_to_channels(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let (samples, channels) = y.dims2()?;
+    match channels_last(x) {
+        Some(x) => {
+            let y = y.reshape((samples, 1, 1, channels))?;
+            x.broadcast_add(&y)?.permute((0, 3, 1, 2))
+        }
+        None => x.broadcast_add(&y.reshape((samples, channels, 1, 1))?),
+    }
+}
+
+/// Pictures of one size with the channels of all.
+pub(super) fn cat_channels(pictures: &[Tensor]) -> Result<Tensor> {
+    match pictures.iter().map(channels_last).collect::<Option<Vec<_>>>() {
+        Some(pictures) => Tensor::cat(&pictures, 3)?.permute((0, 3, 1, 2)),
+        None => Tensor::cat(pictures, 1),
+    }
+}
+
+/// Tokens (samples x pixels x channels) as pictures, whose channels lie together.
+pub(super) fn pixels(tokens: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
+    let (samples, _, channels) = tokens.dims3()?;
+    tokens.reshape((samples, height, width, channels))?.permute((0, 3, 1, 2))
+}
+
 pub(super) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    if let Some(last) = channels_last(x) {
+        return activation(kind, &last)?.permute((0, 3, 1, 2));
+    }
     let count = x.elem_count();
     let launch = Launch {
         name: "activation",
         width: count,
         blocks: blocks_over(count / numbers_an_access(x.dtype())),
         threads: THREADS,
+        shared: 0,
         scalars: &[Scalar::Size(count), Scalar::Int(kind as i32)],
     };
     made(&launch, &[x], x.shape())?.tracked("activation", &[x], move |given| {
@@ -102,6 +140,7 @@ fn activation_gradient(kind: Activation, x: &Tensor, gradient: &Tensor) -> Resul
         width: count,
         blocks: blocks_over(count / numbers_an_access(x.dtype())),
         threads: THREADS,
+        shared: 0,
         scalars: &[Scalar::Size(count), Scalar::Int(kind as i32)],
     };
     Ok(made(&launch, &[x, gradient], x.shape())?.untracked())
@@ -115,6 +154,7 @@ pub(super) fn geglu(x: &Tensor, width: usize) -> Result<Tensor> {
         width,
         blocks: blocks_over(count / numbers_an_access(x.dtype())),
         threads: THREADS,
+        shared: 0,
         scalars: &[Scalar::Size(count / width.max(1)), Scalar::Int(width as i32)],
     };
     made(&launch, &[x], with_last(x, width))?.tracked("geglu", &[x], move |given| {
@@ -134,24 +174,50 @@ pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
         width,
         blocks: (x.elem_count() / width.max(1), 1),
         threads: threads_over(width, 2 * numbers_an_access(x.dtype())),
+        shared: 0,
         scalars: &[Scalar::Int(width as i32)],
     };
     made(&launch, &[x], x.shape())?.tracked("softmax", &[x], gradients::softmax)
 }
 
+/// The tensor of samples x height x width x channels that a picture lies in memory as, if it is not
+/// channels first.
+fn channels_last(x: &Tensor) -> Option<Tensor> {
+    let view = x.permute((0, 2, 3, 1)).ok()?;
+    (view.is_contiguous() && !x.is_contiguous()).then_some(view)
+}
+
 pub(super) fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     let (samples, channels, height, width) = x.dims4()?;
-    let shape = (samples, channels, height * factor, width * factor);
     let count = x.elem_count() * factor * factor;
+    let (height, width) = (Scalar::Int(height as i32), Scalar::Int(width as i32));
+    let (across, times) = (Scalar::Int(channels as i32), Scalar::Int(factor as i32));
+    let backward = move |given: &node::Backward<'_>| gradients::upsample_nearest(given, factor);
+    if let Some(last) = channels_last(x) {
+        let (_, rows, columns, _) = last.dims4()?;
+        let launch = Launch {
+            name: "upsample_last",
+            width: channels,
+            blocks: blocks_over(count / numbers_an_access(x.dtype())),
+            threads: THREADS,
+            shared: 0,
+            scalars: &[Scalar::Size(count), height, width, across, times],
+        };
+        let shape = (samples, rows * factor, columns * factor, channels);
+        let y = made(&launch, &[&last], shape)?.untracked().permute((0, 3, 1, 2))?;
+        return Output::of(y, "upsample_nearest", &[x], backward);
+    }
+    let (_, _, rows, columns) = x.dims4()?;
     let launch = Launch {
         name: "upsample",
         width: 1,
         blocks: blocks_over(count),
         threads: THREADS,
-        scalars: &[Scalar::Size(count), Scalar::Int(width as i32), Scalar::Int(factor as i32)],
+        shared: 0,
+        scalars: &[Scalar::Size(count), width, times],
     };
-    made(&launch, &[x], shape)?
-        .tracked("upsample_nearest", &[x], move |given| gradients::upsample_nearest(given, factor))
+    let shape = (samples, channels, rows * factor, columns * factor);
+    made(&launch, &[x], shape)?.tracked("upsample_nearest", &[x], backward)
 }
 
 /// `rows`: successive rows of one scale and shift; 0 if they are all rows', and the scale is the
@@ -168,6 +234,7 @@ fn layer_norm(
         width,
         blocks: (x.elem_count() / width.max(1), 1),
         threads: threads_over(width, 2 * numbers_an_access(x.dtype())).min(512),
+        shared: 0,
         scalars: &[Scalar::Int(width as i32), Scalar::Int(rows as i32), Scalar::Float(eps)],
     };
     made(&launch, &[x, scale, shift], x.shape())
@@ -208,6 +275,7 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> 
         width,
         blocks: (rows.div_ceil(THREADS / 32), 1),
         threads: THREADS,
+        shared: 0,
         scalars: &[Scalar::Size(rows), Scalar::Int(width as i32), Scalar::Float(eps)],
     };
     made(&launch, &[x, weight], x.shape())?
@@ -225,6 +293,17 @@ pub(super) fn group_norm(
     eps: f32,
     silu: bool,
 ) -> Result<Tensor> {
+    let backward = move |given: &node::Backward<'_>| {
+        let slope = |x: &Tensor, gradient: &Tensor| {
+            activation_gradient(Activation::Silu, x, &gradient.contiguous()?)
+        };
+        gradients::group_norm(given, groups, eps, silu.then_some(&slope))
+    };
+    if let Some(last) = channels_last(x).filter(|x| x.elem_count() > 0) {
+        let y = group_norm_last(&last, weight, bias, groups, eps, silu)?;
+        let y = y.permute((0, 3, 1, 2))?;
+        return Output::of(y, "group_norm", &[x, weight, bias], backward);
+    }
     let (samples, channels) = (x.dim(0)?, x.dim(1)?);
     let area: usize = x.dims().iter().skip(2).product();
     let size = channels / groups * area;
@@ -234,6 +313,7 @@ pub(super) fn group_norm(
         width: size,
         blocks: (samples * groups, pieces),
         threads: THREADS,
+        shared: 0,
         scalars: &[Scalar::Size(size)],
     };
     let plain = plain(&[x, weight, bias])?;
@@ -247,6 +327,7 @@ pub(super) fn group_norm(
         width: area,
         blocks: (samples * channels, area.div_ceil(8 * PIECE).clamp(1, 64)),
         threads: threads_over(area, 2 * numbers_an_access(x.dtype())).min(THREADS),
+        shared: 0,
         scalars: &[
             Scalar::Int(area as i32),
             Scalar::Int(channels as i32),
@@ -258,12 +339,74 @@ pub(super) fn group_norm(
     };
     let inputs = [&plain[0], &plain[1], &plain[2], &moments];
     let y = run(&of_channels, &inputs, (x.dtype(), x.shape()))?;
-    y.tracked("group_norm", &[x, weight, bias], move |given| {
-        let slope = |x: &Tensor, gradient: &Tensor| {
-            activation_gradient(Activation::Silu, x, &gradient.contiguous()?)
-        };
-        gradients::group_norm(given, groups, eps, silu.then_some(&slope))
-    })
+    y.tracked("group_norm", &[x, weight, bias], backward)
+}
+
+/// Of pictures whose channels lie together: samples x height x width x channels.
+fn group_norm_last(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+) -> Result<Tensor> {
+    /// Pixels that a thread sums up.
+    const PIXELS: usize = 16;
+    let (samples, height, width, channels) = x.dims4()?;
+    let area = height * width;
+    let numbers = numbers_an_access(x.dtype());
+    let vectors = if channels.is_multiple_of(numbers) { channels / numbers } else { channels };
+    let across = vectors.clamp(1, THREADS);
+    let rows = (THREADS / across).max(1);
+    let pieces = area.div_ceil(rows * PIXELS).clamp(1, 256);
+    let of_channels = Launch {
+        name: "channel_moments",
+        width: channels,
+        blocks: (samples, pieces),
+        threads: across * rows,
+        shared: 2 * across * rows * numbers,
+        scalars: &[
+            Scalar::Int(area as i32),
+            Scalar::Int(channels as i32),
+            Scalar::Int(across as i32),
+        ],
+    };
+    let plain = plain(&[x, weight, bias])?;
+    let shape = (samples, pieces, channels, 2);
+    let moments = run(&of_channels, &[&plain[0]], (DType::F32, shape))?.untracked();
+    let of_groups = Launch {
+        name: "moments_of_groups",
+        width: 1,
+        blocks: (samples * groups, 1),
+        threads: THREADS,
+        shared: 0,
+        scalars: &[
+            Scalar::Int(area as i32),
+            Scalar::Int(channels as i32),
+            Scalar::Int(groups as i32),
+            Scalar::Int(pieces as i32),
+        ],
+    };
+    let moments = run(&of_groups, &[&moments], (DType::F32, (samples * groups, 3)))?.untracked();
+    let count = x.elem_count();
+    let apply = Launch {
+        name: "group_norm_last",
+        width: channels,
+        blocks: blocks_over(count / numbers),
+        threads: THREADS,
+        shared: 0,
+        scalars: &[
+            Scalar::Size(count),
+            Scalar::Int(area as i32),
+            Scalar::Int(channels as i32),
+            Scalar::Int(groups as i32),
+            Scalar::Float(eps),
+            Scalar::Int(i32::from(silu)),
+        ],
+    };
+    let inputs = [&plain[0], &plain[1], &plain[2], &moments];
+    Ok(run(&apply, &inputs, (x.dtype(), x.shape()))?.untracked())
 }
 
 pub(super) fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
@@ -274,6 +417,7 @@ pub(super) fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
         width: 1,
         blocks: blocks_over(pairs),
         threads: THREADS,
+        shared: 0,
         scalars: &[
             Scalar::Size(pairs),
             Scalar::Int(row as i32),
@@ -293,6 +437,7 @@ pub(super) fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor>
         width,
         blocks: blocks_over(count / numbers_an_access(x.dtype())),
         threads: THREADS,
+        shared: 0,
         scalars: &[Scalar::Size(count), Scalar::Int(rows as i32), Scalar::Int(width as i32)],
     };
     made(&launch, &[x, gate, y], x.shape())?.tracked(

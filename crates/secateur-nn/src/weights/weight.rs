@@ -21,6 +21,9 @@ struct Shared {
 pub(crate) enum Packed {
     Linear(Arc<LinearWeight>),
     Convolution(Arc<ConvolutionWeight>),
+    /// Outputs x kernel x kernel x channels.
+    #[cfg(feature = "cudnn")]
+    ChannelsLast(Tensor),
 }
 
 impl Weight {

@@ -4,9 +4,7 @@ use crate::conditioning::Conditioning;
 use crate::error::{Error, Result};
 use crate::families::denoiser::Denoiser;
 use crate::families::unet::config::{Addition, Level, LevelAttention, UnetConfig};
-use crate::layers::{
-    Embedder, Norm, PixelAttention, ResnetBlock, TransformerBlock, pixels_of, tokens_of,
-};
+use crate::layers::{Embedder, Norm, PixelAttention, ResnetBlock, TransformerBlock};
 use crate::structure::{Rows, Site};
 use candle_core::{DType, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, Linear, Placement, ops};
@@ -61,21 +59,25 @@ impl TextAttention {
     }
 
     fn forward(&self, x: &Tensor, text: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let (_, _, height, width) = x.dims4()?;
+        let size = (height, width);
         let mut tokens = {
             let y = self.norm.forward(x)?;
             match &self.proj_in {
-                Projection::Convolution(convolution) => tokens_of(&convolution.forward(&y)?)?,
-                Projection::Linear(linear) => linear.forward(&tokens_of(&y)?, context)?,
+                Projection::Convolution(convolution) => ops::tokens(&convolution.forward(&y)?)?,
+                Projection::Linear(linear) => linear.forward(&ops::tokens(&y)?, context)?,
             }
         };
         for block in &self.transformer_blocks {
             tokens = block.forward(tokens, text, context)?;
         }
         let y = match &self.proj_out {
-            Projection::Convolution(convolution) => convolution.forward(&pixels_of(&tokens, x)?)?,
-            Projection::Linear(linear) => pixels_of(&linear.forward(&tokens, context)?, x)?,
+            Projection::Convolution(convolution) => {
+                convolution.forward(&ops::pixels(&tokens, size)?)?
+            }
+            Projection::Linear(linear) => ops::pixels(&linear.forward(&tokens, context)?, size)?,
         };
-        Ok((x + y)?)
+        Ok(ops::add(x, &y)?)
     }
 }
 
@@ -163,7 +165,7 @@ impl UnetBlock {
             let name = format!("{name}.resnets.{layer}");
             x.extend(skips.pop());
             x = call.context.gated(&name, x, |inputs| {
-                let joined = Tensor::cat(&inputs, 1)?;
+                let joined = ops::cat_channels(&inputs)?;
                 drop(inputs);
                 let mut x = resnet.forward(&joined, Some(call.time), call.context)?;
                 drop(joined);
@@ -173,9 +175,7 @@ impl UnetBlock {
                 {
                     // A side that was odd before it was halved is one less than twice its half.
                     let larger = ops::upsample_nearest(&x, 2)?;
-                    x = convolution.forward(
-                        &larger.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()?,
-                    )?;
+                    x = convolution.forward(&larger.narrow(2, 0, height)?.narrow(3, 0, width)?)?;
                 }
                 Ok::<_, Error>(vec![x])
             })?;

@@ -1,4 +1,5 @@
-//! Attention by cuDNN's SDPA node, in 16 bits, without a bias or a mask.
+//! What cuDNN computes, in 16 bits: attention without a bias or a mask, by its SDPA node, and
+//! convolutions of pictures whose channels lie together.
 
 use crate::devices::is_there;
 use candle_core::cuda_backend::WrapErr;
@@ -17,15 +18,37 @@ use sys::cudnnBackendDescriptorType_t as Kind;
 /// The first that has the node.
 const LEAST_VERSION: usize = 91_301;
 
-/// The numbers by which the node's tensors are known.
+/// The numbers by which the tensors of a graph are known: four that are given, and one inside of it
+/// or on the host.
 const TENSORS: [i64; 5] = [1, 2, 3, 4, 5];
+
+/// A convolution with a bias: samples x height x width x channels to the same of the outputs, with
+/// weights of outputs x kernel x kernel x channels.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Convolution {
+    pub(super) samples: usize,
+    pub(super) channels: usize,
+    pub(super) size: (usize, usize),
+    pub(super) outputs: usize,
+    pub(super) out_size: (usize, usize),
+    pub(super) kernel: usize,
+    pub(super) stride: usize,
+    pub(super) padding: (usize, usize),
+}
+
+/// What is computed, by which a plan is found.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Work {
+    Attention(Shape),
+    Convolution(Convolution),
+}
 
 /// cuDNN on a stream.
 pub(super) struct Cudnn {
     handle: sys::cudnnHandle_t,
     stream: Arc<CudaStream>,
     /// None where cuDNN has no way.
-    plans: Mutex<HashMap<(DType, Shape), Option<Plan>>>,
+    plans: Mutex<HashMap<(DType, Work), Option<Plan>>>,
 }
 
 // SAFETY: the handle and the plans are used behind a lock.
@@ -35,7 +58,7 @@ unsafe impl Send for Cudnn {}
 #[expect(unsafe_code, reason = "handles are pointers")]
 unsafe impl Sync for Cudnn {}
 
-/// How an attention of a shape is computed. Kept as long as the program runs.
+/// How a work is computed. Kept as long as the program runs.
 #[derive(Clone, Copy)]
 struct Plan {
     plan: Descriptor,
@@ -75,32 +98,44 @@ impl Cudnn {
     pub(super) fn attention(
         &self,
         (dtype, shape, mut scale): (DType, Shape, f32),
+        [q, k, v, y]: [u64; 4],
+    ) -> Result<bool> {
+        let scale = ptr::from_mut(&mut scale) as u64;
+        self.start(dtype, Work::Attention(shape), &[q, k, v, y, scale])
+    }
+
+    /// Starts a convolution of tensors at the addresses of the picture, the weights, the bias and
+    /// the result, or tells that cuDNN cannot.
+    pub(super) fn convolution(
+        &self,
+        dtype: DType,
+        convolution: Convolution,
         tensors: [u64; 4],
     ) -> Result<bool> {
+        self.start(dtype, Work::Convolution(convolution), &tensors)
+    }
+
+    fn start(&self, dtype: DType, work: Work, tensors: &[u64]) -> Result<bool> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = plans.entry((dtype, shape)).or_insert_with(|| self.plan(dtype, shape).ok());
+        let plan = plans.entry((dtype, work)).or_insert_with(|| {
+            match work {
+                Work::Attention(shape) => self.plan(dtype, shape),
+                Work::Convolution(convolution) => self.plan_of_convolution(dtype, convolution),
+            }
+            .ok()
+        });
         let Some(plan) = *plan else { return Ok(false) };
         // SAFETY: the work on it is ordered before its memory is used again.
         #[expect(unsafe_code, reason = "memory that is not cleared first")]
         let workspace = unsafe { self.stream.alloc::<u8>(plan.workspace.max(1)) }.w()?;
-        let scale = ptr::from_mut(&mut scale) as u64;
-        let [q, k, v, y] = tensors;
         let run = || {
             let pack = make(Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)?;
-            set(pack, Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, Type::CUDNN_TYPE_INT64, &TENSORS)?;
-            set(
-                pack,
-                Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
-                Type::CUDNN_TYPE_VOID_PTR,
-                &[q, k, v, y, scale],
-            )?;
+            let ids = &TENSORS[..tensors.len()];
+            set(pack, Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, Type::CUDNN_TYPE_INT64, ids)?;
+            let pointer = Type::CUDNN_TYPE_VOID_PTR;
+            set(pack, Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, pointer, tensors)?;
             let (address, _guard) = workspace.device_ptr(&self.stream);
-            set(
-                pack,
-                Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE,
-                Type::CUDNN_TYPE_VOID_PTR,
-                &[address],
-            )?;
+            set(pack, Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, pointer, &[address])?;
             finish(pack)?;
             // SAFETY: all descriptors are finished, and the tensors alive.
             #[expect(unsafe_code, reason = "calls of the library")]
@@ -113,18 +148,82 @@ impl Cudnn {
         Ok(true)
     }
 
-    fn plan(&self, dtype: DType, shape: Shape) -> std::result::Result<Plan, Refusal> {
-        let kind = match dtype {
-            DType::F16 => sys::cudnnDataType_t::CUDNN_DATA_HALF,
-            DType::BF16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
-            dtype => return Err(Refusal(format!("no attention in {dtype:?}"))),
+    /// The convolution, and the sum of its result in `f32` with the bias.
+    fn plan_of_convolution(
+        &self,
+        dtype: DType,
+        convolution: Convolution,
+    ) -> std::result::Result<Plan, Refusal> {
+        let Convolution { samples, channels, size, outputs, out_size, kernel, stride, padding } =
+            convolution;
+        let (kind, float) = (half_type(dtype)?, sys::cudnnDataType_t::CUDNN_DATA_FLOAT);
+        // Sizes with the channels second, in memory last.
+        let tensor = |id: usize, sizes: [usize; 4], kind, place| {
+            let [_, channels, height, width] = sizes;
+            let strides = [height * width * channels, 1, width * channels, channels];
+            let numbers = |sizes: [usize; 4]| sizes.map(|size| size as i64);
+            described(TENSORS[id], kind, numbers(sizes), numbers(strides), place)
         };
+        let x = tensor(0, [samples, channels, size.0, size.1], kind, Place::Device)?;
+        let w = tensor(1, [outputs, channels, kernel, kernel], kind, Place::Device)?;
+        let b = tensor(2, [1, outputs, 1, 1], kind, Place::Device)?;
+        let result = [samples, outputs, out_size.0, out_size.1];
+        let y = tensor(3, result, kind, Place::Device)?;
+        let sum = tensor(4, result, float, Place::Inside)?;
+
+        let (int, descriptor) = (Type::CUDNN_TYPE_INT64, Type::CUDNN_TYPE_BACKEND_DESCRIPTOR);
+        let each = |size: usize| [size as i64; 2];
+        let how = make(Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR)?;
+        let data = Type::CUDNN_TYPE_DATA_TYPE;
+        set(how, Name::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, data, &[float])?;
+        let mode = [sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION];
+        set(how, Name::CUDNN_ATTR_CONVOLUTION_CONV_MODE, Type::CUDNN_TYPE_CONVOLUTION_MODE, &mode)?;
+        set(how, Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, int, &[2i64])?;
+        set(how, Name::CUDNN_ATTR_CONVOLUTION_DILATIONS, int, &each(1))?;
+        set(how, Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, int, &each(stride))?;
+        set(how, Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, int, &each(padding.0))?;
+        set(how, Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, int, &each(padding.1))?;
+        finish(how)?;
+        let node = make(Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR)?;
+        for (name, value) in [
+            (Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, how),
+            (Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, x),
+            (Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, w),
+            (Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, sum),
+        ] {
+            set(node, name, descriptor, &[value])?;
+        }
+        let number = Type::CUDNN_TYPE_FLOAT;
+        set(node, Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, number, &[1f32])?;
+        set(node, Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, number, &[0f32])?;
+        finish(node)?;
+
+        let add = make(Kind::CUDNN_BACKEND_POINTWISE_DESCRIPTOR)?;
+        let mode = [sys::cudnnPointwiseMode_t::CUDNN_POINTWISE_ADD];
+        set(add, Name::CUDNN_ATTR_POINTWISE_MODE, Type::CUDNN_TYPE_POINTWISE_MODE, &mode)?;
+        set(add, Name::CUDNN_ATTR_POINTWISE_MATH_PREC, data, &[float])?;
+        finish(add)?;
+        let with_bias = make(Kind::CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)?;
+        for (name, value) in [
+            (Name::CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, add),
+            (Name::CUDNN_ATTR_OPERATION_POINTWISE_XDESC, sum),
+            (Name::CUDNN_ATTR_OPERATION_POINTWISE_BDESC, b),
+            (Name::CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y),
+        ] {
+            set(with_bias, name, descriptor, &[value])?;
+        }
+        finish(with_bias)?;
+        self.plan_of(&[node, with_bias])
+    }
+
+    fn plan(&self, dtype: DType, shape: Shape) -> std::result::Result<Plan, Refusal> {
+        let kind = half_type(dtype)?;
         let Shape { batch, heads, queries, keys, head_dim, value_dim } = shape;
         // Samples x tokens x heads x width of a head, in memory.
         let tensor = |id: usize, tokens: usize, width: usize| {
             let sizes = [batch, heads, tokens, width].map(|size| size as i64);
             let strides = [tokens * heads * width, width, heads * width, 1].map(|s| s as i64);
-            described(TENSORS[id], kind, sizes, strides, false)
+            described(TENSORS[id], kind, sizes, strides, Place::Device)
         };
         let float = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
         let node = make(Kind::CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR)?;
@@ -135,15 +234,20 @@ impl Cudnn {
             (Name::CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, tensor(3, queries, value_dim)?),
             (
                 Name::CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC,
-                described(TENSORS[4], float, [1; 4], [1; 4], true)?,
+                described(TENSORS[4], float, [1; 4], [1; 4], Place::Host)?,
             ),
         ] {
             set(node, name, Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, &[tensor])?;
         }
         finish(node)?;
+        self.plan_of(&[node])
+    }
+
+    /// The best way to compute these nodes together.
+    fn plan_of(&self, nodes: &[Descriptor]) -> std::result::Result<Plan, Refusal> {
         let graph = make(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?;
         let descriptor = Type::CUDNN_TYPE_BACKEND_DESCRIPTOR;
-        set(graph, Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, descriptor, &[node])?;
+        set(graph, Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, descriptor, nodes)?;
         let handle = [self.handle];
         set(graph, Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, Type::CUDNN_TYPE_HANDLE, &handle)?;
         finish(graph)?;
@@ -169,28 +273,47 @@ impl Cudnn {
             get(plan, name, Type::CUDNN_TYPE_INT64, &mut workspace)?;
             return Ok(Plan { plan, workspace: workspace[0] as usize });
         }
-        Err(Refusal(format!("none of its {count} ways of an attention works here")))
+        Err(Refusal(format!("none of its {count} ways works here")))
     }
 }
 
-/// A tensor of four dimensions; `by_value`: a number that lies on the host.
+fn half_type(dtype: DType) -> std::result::Result<sys::cudnnDataType_t, Refusal> {
+    match dtype {
+        DType::F16 => Ok(sys::cudnnDataType_t::CUDNN_DATA_HALF),
+        DType::BF16 => Ok(sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16),
+        dtype => Err(Refusal(format!("{dtype:?} is left to others"))),
+    }
+}
+
+/// Where a tensor of a graph lies.
+#[derive(Clone, Copy)]
+enum Place {
+    Device,
+    /// A number on the host.
+    Host,
+    /// Between two nodes, nowhere.
+    Inside,
+}
+
+/// A tensor of four dimensions.
 fn described(
     id: i64,
     kind: sys::cudnnDataType_t,
     sizes: [i64; 4],
     strides: [i64; 4],
-    by_value: bool,
+    place: Place,
 ) -> std::result::Result<Descriptor, Refusal> {
     let tensor = make(Kind::CUDNN_BACKEND_TENSOR_DESCRIPTOR)?;
-    let int = Type::CUDNN_TYPE_INT64;
+    let (int, boolean) = (Type::CUDNN_TYPE_INT64, Type::CUDNN_TYPE_BOOLEAN);
     set(tensor, Name::CUDNN_ATTR_TENSOR_DATA_TYPE, Type::CUDNN_TYPE_DATA_TYPE, &[kind])?;
     set(tensor, Name::CUDNN_ATTR_TENSOR_DIMENSIONS, int, &sizes)?;
     set(tensor, Name::CUDNN_ATTR_TENSOR_STRIDES, int, &strides)?;
     set(tensor, Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, int, &[id])?;
     set(tensor, Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, int, &[16i64])?;
-    if by_value {
-        let name = Name::CUDNN_ATTR_TENSOR_IS_BY_VALUE;
-        set(tensor, name, Type::CUDNN_TYPE_BOOLEAN, &[true])?;
+    match place {
+        Place::Device => {}
+        Place::Host => set(tensor, Name::CUDNN_ATTR_TENSOR_IS_BY_VALUE, boolean, &[true])?,
+        Place::Inside => set(tensor, Name::CUDNN_ATTR_TENSOR_IS_VIRTUAL, boolean, &[true])?,
     }
     finish(tensor)?;
     Ok(tensor)

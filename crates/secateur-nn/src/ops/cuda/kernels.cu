@@ -305,6 +305,125 @@ __device__ void group_norm(const T *x, const T *weight, const T *bias, const flo
   }
 }
 
+// The same for pictures whose channels lie together (samples x pixels x channels), in three steps.
+// Here: mean and sum of squared deviations of every channel over a piece of the pixels. Block
+// (sample, piece); `across` threads share the channels, and the rows of them the pixels. The sums
+// are of what differs from the piece's first pixel.
+template <typename T, int N>
+__device__ void channel_moments(const T *x, float *moments, int area, int channels, int across) {
+  extern __shared__ float sums[]; // 2 x threads x N
+  const int lane = threadIdx.x % across, row = threadIdx.x / across, rows = blockDim.x / across;
+  const int piece = (area + gridDim.y - 1) / gridDim.y;
+  const int start = min(piece * (int)blockIdx.y, area), end = min(start + piece, area);
+  const int vectors = channels / N;
+  const T *from = x + blockIdx.x * (size_t)area * channels;
+  // All threads go round as often, for those that wait for each other.
+  for (int base = 0; base < vectors; base += across) {
+    const int v = base + lane;
+    const bool is_there = v < vectors && start < end;
+    float origin[N] = {}, sum[N] = {}, square[N] = {}, value[N];
+    if (is_there) load<T, N>(from, (size_t)start * vectors + v, origin);
+    for (int p = start + row; is_there && p < end; p += rows) {
+      load<T, N>(from, (size_t)p * vectors + v, value);
+#pragma unroll
+      for (int k = 0; k < N; k++) {
+        const float d = value[k] - origin[k];
+        sum[k] += d;
+        square[k] += d * d;
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      sums[(2 * threadIdx.x) * N + k] = sum[k];
+      sums[(2 * threadIdx.x + 1) * N + k] = square[k];
+    }
+    __syncthreads();
+    if (row == 0 && v < vectors) {
+      for (int r = 1; r < rows; r++)
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+          sum[k] += sums[(2 * (r * across + lane)) * N + k];
+          square[k] += sums[(2 * (r * across + lane) + 1) * N + k];
+        }
+      const float count = end - start;
+      float *to = moments + 2 * (((size_t)blockIdx.x * gridDim.y + blockIdx.y) * channels + v * N);
+#pragma unroll
+      for (int k = 0; k < N; k++) {
+        to[2 * k] = count > 0.f ? origin[k] + sum[k] / count : 0.f;
+        to[2 * k + 1] = count > 0.f ? square[k] - sum[k] * (sum[k] / count) : 0.f;
+      }
+    }
+  }
+}
+
+// Of group blockIdx.x (samples x groups), from the moments of its channels in all pieces: count,
+// mean and sum of squared deviations.
+__device__ void moments_of_groups(const float *moments, float *groups, int area, int channels,
+                                  int count_of_groups, int pieces) {
+  const int per_group = channels / count_of_groups, piece = (area + pieces - 1) / pieces;
+  const int sample = blockIdx.x / count_of_groups, first = blockIdx.x % count_of_groups * per_group;
+  const float count = (float)area * per_group;
+  float sum = 0.f;
+  for (int i = threadIdx.x; i < pieces * per_group; i += blockDim.x) {
+    const int p = i / per_group, n = min(piece, area - min(p * piece, area));
+    const float *of = moments + 2 * (((size_t)sample * pieces + p) * channels + first + i % per_group);
+    sum += n * of[0];
+  }
+  const float mean = block_sum(sum) / count;
+  sum = 0.f;
+  for (int i = threadIdx.x; i < pieces * per_group; i += blockDim.x) {
+    const int p = i / per_group, n = min(piece, area - min(p * piece, area));
+    const float *of = moments + 2 * (((size_t)sample * pieces + p) * channels + first + i % per_group);
+    sum += of[1] + n * (of[0] - mean) * (of[0] - mean);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) {
+    groups[3 * blockIdx.x] = count;
+    groups[3 * blockIdx.x + 1] = mean;
+    groups[3 * blockIdx.x + 2] = sum;
+  }
+}
+
+template <typename T, int N>
+__device__ void group_norm_last(const T *x, const T *weight, const T *bias, const float *moments,
+                                T *y, size_t count, int area, int channels, int groups, float eps,
+                                int with_silu) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x;
+  const int vectors = channels / N, per_group = channels / groups;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride) {
+    const int v = i % vectors;
+    const size_t sample = i / vectors / area;
+    float value[N], w[N], b[N];
+    load<T, N>(x, i, value);
+    load<T, N>(weight, v, w);
+    load<T, N>(bias, v, b);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      const float *of = moments + 3 * (sample * groups + (v * N + k) / per_group);
+      const float inverse = rsqrtf(of[2] / of[0] + eps);
+      value[k] = (value[k] - of[1]) * inverse * w[k] + b[k];
+      if (with_silu) value[k] = silu(value[k]);
+    }
+    store<T, N>(y, i, value);
+  }
+}
+
+template <typename T, int N>
+__device__ void upsample_last(const T *x, T *y, size_t count, int height, int width, int channels,
+                              int factor) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x, vectors = channels / N;
+  const size_t wide = (size_t)width * factor, high = (size_t)height * factor;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride) {
+    const size_t v = i % vectors, column = i / vectors % wide, row = i / vectors / wide % high;
+    const size_t sample = i / vectors / wide / high;
+    float value[N];
+    const size_t pixel = (sample * height + row / factor) * width + column / factor;
+    load<T, N>(x, pixel * vectors + v, value);
+    store<T, N>(y, i, value);
+  }
+}
+
 // Pairs of numbers of rows of `row`, turned by the table's angles (tokens x width).
 template <typename T>
 __device__ void rope(const T *x, const float *table, T *y, size_t pairs, int row, int width,
@@ -450,6 +569,21 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
       int channels, int groups, int pieces, float eps, int with_silu) {                            \
     group_norm<T, N>(x, weight, bias, moments, y, area, channels, groups, pieces, eps, with_silu); \
   }                                                                                                \
+  extern "C" __global__ void channel_moments_##TYPE##_##N(const T *x, float *moments, int area,    \
+                                                          int channels, int across) {              \
+    channel_moments<T, N>(x, moments, area, channels, across);                                     \
+  }                                                                                                \
+  extern "C" __global__ void group_norm_last_##TYPE##_##N(                                         \
+      const T *x, const T *weight, const T *bias, const float *moments, T *y, size_t count,        \
+      int area, int channels, int groups, float eps, int with_silu) {                              \
+    group_norm_last<T, N>(x, weight, bias, moments, y, count, area, channels, groups, eps,         \
+                          with_silu);                                                              \
+  }                                                                                                \
+  extern "C" __global__ void upsample_last_##TYPE##_##N(const T *x, T *y, size_t count,            \
+                                                        int height, int width, int channels,       \
+                                                        int factor) {                              \
+    upsample_last<T, N>(x, y, count, height, width, channels, factor);                             \
+  }                                                                                                \
   extern "C" __global__ void gated_add_##TYPE##_##N(const T *x, const T *gate, const T *y, T *out, \
                                                     size_t count, int rows, int width) {           \
     gated_add<T, N>(x, gate, y, out, count, rows, width);                                          \
@@ -474,6 +608,11 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
                                              int row, int width, int tokens) {                     \
     rope<T>(x, table, y, pairs, row, width, tokens);                                               \
   }
+
+extern "C" __global__ void moments_of_groups_f32_1(const float *moments, float *groups, int area,
+                                                   int channels, int count_of_groups, int pieces) {
+  moments_of_groups(moments, groups, area, channels, count_of_groups, pieces);
+}
 
 ENTRIES(float, f32, 1)
 ENTRIES(float, f32, 4)

@@ -73,6 +73,8 @@ pub(super) struct Launch<'a> {
     pub(super) width: usize,
     pub(super) blocks: (usize, usize),
     pub(super) threads: usize,
+    /// Floats of shared memory, beside what the kernel declares.
+    pub(super) shared: usize,
     pub(super) scalars: &'a [Scalar],
 }
 
@@ -197,7 +199,7 @@ pub(super) fn run(
             let config = LaunchConfig {
                 grid_dim: (launch.blocks.0 as u32, launch.blocks.1 as u32, 1),
                 block_dim: (launch.threads as u32, 1, 1),
-                shared_mem_bytes: 0,
+                shared_mem_bytes: (launch.shared * size_of::<f32>()) as u32,
             };
             // SAFETY: the addresses are those of live tensors, the shapes were checked by the
             // operation, and the kernel's parameters are in this order.
