@@ -129,8 +129,11 @@ pub fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     }
 }
 
-/// Sums of pictures of one shape, samples x channels x height x width.
+/// The sum of tensors of one shape.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if x.dims() != y.dims() {
+        bail!("add: {:?} and {:?} are not of one shape", x.dims(), y.dims());
+    }
     match x.device() {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => cuda::add(x, y),
@@ -144,6 +147,15 @@ pub fn add_to_channels(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => cuda::add_to_channels(x, y),
         _ => x.broadcast_add(&y.unsqueeze(2)?.unsqueeze(3)?),
+    }
+}
+
+/// Tensors one after another along a dimension.
+pub fn cat(tensors: &[&Tensor], dim: usize) -> Result<Tensor> {
+    match tensors.first().map(|tensor| tensor.device()) {
+        #[cfg(feature = "cuda")]
+        Some(Device::Cuda(_)) => cuda::cat(tensors, dim),
+        _ => Tensor::cat(tensors, dim),
     }
 }
 
@@ -369,7 +381,7 @@ pub fn joint_attention(
         }
         _ => {
             let all = |index: usize| streams.iter().map(|stream| stream[index]).collect::<Vec<_>>();
-            let join = |index| Tensor::cat(&all(index), 1);
+            let join = |index| cat(&all(index), 1);
             let joined = attention(&join(0)?, &join(1)?, &join(2)?, heads, key_bias, false)?;
             let start = |stream: usize| tokens[..stream].iter().sum();
             let part = |stream| joined.narrow(1, start(stream), tokens[stream]);

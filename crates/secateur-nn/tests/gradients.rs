@@ -1010,6 +1010,30 @@ fn larger_ops() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
         vec![vec![2, 64, 5, 7]],
         op(|t| ops::upsample_nearest(&channels_last(&t[0])?, 2)),
     ));
+    // Parts of what another operation made, as they lie.
+    for (width, parts) in [(64, 6), (36, 3)] {
+        ops.push((
+            "adaptive layer norm by parts",
+            vec![vec![2, 3, width], vec![2, parts, width]],
+            op(move |t| {
+                let part = |index| t[1].narrow(1, index, 1)?.squeeze(1);
+                let y = ops::layer_norm_modulated(&t[0], &part(0)?, &part(2)?, EPS)?;
+                ops::gated_add(&t[0], &part(1)?, &y)
+            }),
+        ));
+        ops.push((
+            "linear of a part",
+            vec![vec![2, 9, width], vec![40, width], vec![40]],
+            op(|t| linear_op(&[t[0].narrow(1, 2, 5)?, t[1].clone(), t[2].clone()])),
+        ));
+        for dim in 0..3 {
+            ops.push((
+                "joined",
+                vec![vec![2, 3, width], vec![2, 3, width]],
+                op(move |t| ops::cat(&[&t[0], &t[1], &t[0]], dim)),
+            ));
+        }
+    }
     for steps in [(1, (1, 1)), (2, (1, 1)), (2, (0, 1)), (1, (0, 0))] {
         ops.push((
             "conv2d",

@@ -121,13 +121,13 @@ impl Encoder {
             let (q, k) = (layer.q_proj.forward(&y, &context)?, layer.k_proj.forward(&y, &context)?);
             let v = layer.v_proj.forward(&y, &context)?;
             let y = ops::attention(&q, &k, &v, self.heads, None, self.causal)?;
-            x = (x + layer.out_proj.forward(&y, &context)?)?;
+            x = ops::add(&x, &layer.out_proj.forward(&y, &context)?)?;
             let y = layer.fc1.forward_activated(
                 &layer.layer_norm2.forward(&x)?,
                 self.activation,
                 &context,
             )?;
-            x = (x + layer.fc2.forward(&y, &context)?)?;
+            x = ops::add(&x, &layer.fc2.forward(&y, &context)?)?;
         }
         Ok((penultimate, x))
     }

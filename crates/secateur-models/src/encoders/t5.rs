@@ -213,9 +213,9 @@ impl Block {
 
     fn forward(&self, x: Tensor, bias: &Tensor) -> Result<Tensor> {
         let y = self.attention.forward(&self.attention_norm.forward(&x)?, bias)?;
-        let x = (x + y)?;
+        let x = ops::add(&x, &y)?;
         let y = self.feed_forward.forward(&self.feed_forward_norm.forward(&x)?)?;
-        Ok((x + y)?)
+        Ok(ops::add(&x, &y)?)
     }
 }
 

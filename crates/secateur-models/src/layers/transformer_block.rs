@@ -5,7 +5,7 @@ use crate::layers::attention::Attention;
 use crate::layers::feed_forward::{FeedForward, Gate};
 use crate::structure::Site;
 use candle_core::Tensor;
-use secateur_nn::{Context, LayerNorm};
+use secateur_nn::{Context, LayerNorm, ops};
 
 /// `BasicTransformerBlock` with layer norms: attention of tokens to themselves and to the text,
 /// feed-forward.
@@ -41,13 +41,13 @@ impl TransformerBlock {
     ) -> Result<Tensor> {
         x = {
             let y = self.norm1.forward(&x)?;
-            (x + self.attn1.forward(&y, &y, None, context)?)?
+            ops::add(&x, &self.attn1.forward(&y, &y, None, context)?)?
         };
         x = {
             let y = self.norm2.forward(&x)?;
-            (x + self.attn2.forward(&y, text, None, context)?)?
+            ops::add(&x, &self.attn2.forward(&y, text, None, context)?)?
         };
         let y = self.norm3.forward(&x)?;
-        Ok((x + self.ff.forward(y, context)?)?)
+        Ok(ops::add(&x, &self.ff.forward(y, context)?)?)
     }
 }

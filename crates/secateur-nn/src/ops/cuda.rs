@@ -33,6 +33,21 @@ fn made(launch: &Launch<'_>, inputs: &[&Tensor], shape: impl Into<Shape>) -> Res
     run(launch, &inputs.iter().collect::<Vec<_>>(), (inputs[0].dtype(), shape))
 }
 
+/// Samples x width outside of the graph, whose rows may lie apart, and how many numbers apart.
+fn rows_apart(x: &Tensor) -> Result<(Tensor, usize)> {
+    let x = x.detach();
+    match x.stride() {
+        &[stride, 1] => Ok((x, stride)),
+        _ => Ok((x.contiguous()?, x.dim(1)?)),
+    }
+}
+
+/// What an access may not cross, where rows of `width` lie `strides` apart: see [`Launch::width`].
+fn common_width(dtype: DType, width: usize, strides: &[usize]) -> usize {
+    let numbers = numbers_an_access(dtype);
+    if strides.iter().all(|stride| stride.is_multiple_of(numbers)) { width } else { 1 }
+}
+
 /// The shape of `x` with another last dimension.
 fn with_last(x: &Tensor, last: usize) -> Shape {
     let mut shape = x.dims().to_vec();
@@ -58,16 +73,28 @@ pub(super) fn linear(
         return kind.map_or(Ok(y.clone()), |kind| activation(kind, &y));
     }
     let fused = kind == Some(Activation::GeluTanh);
+    // Samples that lie apart, as parts of a joint attention's result do, are multiplied as they lie.
+    let apart = match (x.dims(), x.stride()) {
+        (&[samples, rows, _], &[stride, row, 1]) if row == inputs && !x.is_contiguous() => {
+            Some((samples, rows, stride))
+        }
+        _ => None,
+    };
+    let rows = x.elem_count() / inputs.max(1);
+    let (samples, rows, stride) = apart.unwrap_or((1, rows, rows * inputs));
     let product = Product {
         dtype: x.dtype(),
-        rows: x.elem_count() / inputs.max(1),
+        rows,
+        samples,
+        stride,
         inputs,
         outputs,
         bias: bias.is_some(),
         gelu_tanh: fused,
     };
-    let contiguous = plain(&tensors)?;
-    let y = with_addresses(&contiguous.iter().collect::<Vec<_>>(), |device, addresses| {
+    let mut plain = plain(&tensors[1..])?;
+    plain.insert(0, if apart.is_some() { x.detach() } else { x.detach().contiguous()? });
+    let y = with_addresses(&plain.iter().collect::<Vec<_>>(), |device, addresses| {
         launch::filled(device, x.dtype(), shape, |y| {
             let (x, weight, bias) = (addresses[0], addresses[1], addresses.get(2).copied());
             launch::Gpu::of(device)?.products.start(product, &Operands { x, weight, bias, y })
@@ -80,31 +107,92 @@ pub(super) fn linear(
     }
 }
 
-/// Sums of pictures of one shape. Channels that lie together in both do so in the sum.
+/// Tensors of one shape. Channels that lie together in both do so in the sum.
 pub(super) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    match (channels_last(x), channels_last(y)) {
-        (Some(x), Some(y)) => (x + y)?.permute((0, 3, 1, 2)),
-        _ => x.contiguous()? + y.contiguous()?,
+    if let (Some(x), Some(y)) = (channels_last(x), channels_last(y)) {
+        return add(&x, &y)?.permute((0, 3, 1, 2));
     }
+    if x.track_op() || y.track_op() {
+        return x + y;
+    }
+    let count = x.elem_count();
+    let launch = Launch {
+        name: "add",
+        width: count,
+        blocks: blocks_over(count / numbers_an_access(x.dtype())),
+        threads: THREADS,
+        shared: 0,
+        scalars: &[Scalar::Size(count)],
+    };
+    Ok(made(&launch, &[x, y], x.shape())?.untracked())
 }
 
 /// `y` (samples x channels) added to every pixel of `x`.
 pub(super) fn add_to_channels(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let (samples, channels) = y.dims2()?;
     match channels_last(x) {
-        Some(x) => {
-            let y = y.reshape((samples, 1, 1, channels))?;
-            x.broadcast_add(&y)?.permute((0, 3, 1, 2))
+        Some(x) if !x.track_op() && !y.track_op() => {
+            let count = x.elem_count();
+            let rows = count / (samples * channels).max(1);
+            let launch = Launch {
+                name: "add_to_rows",
+                width: channels,
+                blocks: blocks_over(count / numbers_an_access(x.dtype())),
+                threads: THREADS,
+                shared: 0,
+                scalars: &[
+                    Scalar::Size(count),
+                    Scalar::Int(rows as i32),
+                    Scalar::Int(channels as i32),
+                ],
+            };
+            made(&launch, &[&x, y], x.shape())?.untracked().permute((0, 3, 1, 2))
         }
-        None => x.broadcast_add(&y.reshape((samples, channels, 1, 1))?),
+        _ => x.broadcast_add(&y.reshape((samples, channels, 1, 1))?),
     }
+}
+
+/// Tensors one after another along a dimension.
+pub(super) fn cat(tensors: &[&Tensor], dim: usize) -> Result<Tensor> {
+    let [first, ..] = tensors else { return Tensor::cat(tensors, dim) };
+    if tensors.iter().any(|tensor| tensor.track_op()) || !first.dtype().is_float() {
+        return Tensor::cat(tensors, dim);
+    }
+    let plain = plain(tensors)?;
+    let mut shape = first.dims().to_vec();
+    shape[dim] = plain.iter().map(|tensor| tensor.dims()[dim]).sum();
+    let run_of = |dims: &[usize]| dims[dim..].iter().product::<usize>();
+    let pitch = run_of(&shape);
+    let y = with_addresses(&plain.iter().collect::<Vec<_>>(), |device, addresses| {
+        launch::filled(device, first.dtype(), shape, |y| {
+            let mut offset = 0;
+            for (tensor, address) in plain.iter().zip(addresses) {
+                let (count, run) = (tensor.elem_count(), run_of(tensor.dims()));
+                let scalars = [count, run, pitch, offset].map(Scalar::Size);
+                let launch = Launch {
+                    name: "copy_runs",
+                    width: common_width(first.dtype(), run, &[pitch, offset]),
+                    blocks: blocks_over(count / numbers_an_access(first.dtype())),
+                    threads: THREADS,
+                    shared: 0,
+                    scalars: &scalars,
+                };
+                if count > 0 {
+                    launch::start(&launch, device, first.dtype(), &[*address], y)?;
+                }
+                offset += run;
+            }
+            Ok(())
+        })
+    })?;
+    Ok(y.untracked())
 }
 
 /// Pictures of one size with the channels of all.
 pub(super) fn cat_channels(pictures: &[Tensor]) -> Result<Tensor> {
     match pictures.iter().map(channels_last).collect::<Option<Vec<_>>>() {
-        Some(pictures) => Tensor::cat(&pictures, 3)?.permute((0, 3, 1, 2)),
-        None => Tensor::cat(pictures, 1),
+        Some(last) => cat(&last.iter().collect::<Vec<_>>(), 3)?.permute((0, 3, 1, 2)),
+        None => cat(&pictures.iter().collect::<Vec<_>>(), 1),
     }
 }
 
@@ -224,20 +312,26 @@ pub(super) fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
 /// weight itself.
 fn layer_norm(
     x: &Tensor,
-    scale: &Tensor,
-    shift: &Tensor,
+    (scale, scale_stride): (&Tensor, usize),
+    (shift, shift_stride): (&Tensor, usize),
     (width, rows): (usize, usize),
     eps: f32,
 ) -> Result<Output> {
     let launch = Launch {
         name: "layer_norm",
-        width,
+        width: common_width(x.dtype(), width, &[scale_stride, shift_stride]),
         blocks: (x.elem_count() / width.max(1), 1),
         threads: threads_over(width, 2 * numbers_an_access(x.dtype())).min(512),
         shared: 0,
-        scalars: &[Scalar::Int(width as i32), Scalar::Int(rows as i32), Scalar::Float(eps)],
+        scalars: &[
+            Scalar::Int(width as i32),
+            Scalar::Int(rows as i32),
+            Scalar::Int(scale_stride as i32),
+            Scalar::Int(shift_stride as i32),
+            Scalar::Float(eps),
+        ],
     };
-    made(&launch, &[x, scale, shift], x.shape())
+    run(&launch, &[&x.detach().contiguous()?, scale, shift], (x.dtype(), x.shape()))
 }
 
 pub(super) fn layer_norm_affine(
@@ -246,7 +340,8 @@ pub(super) fn layer_norm_affine(
     bias: &Tensor,
     eps: f32,
 ) -> Result<Tensor> {
-    layer_norm(x, weight, bias, (weight.elem_count(), 0), eps)?.tracked(
+    let affine = plain(&[weight, bias])?;
+    layer_norm(x, (&affine[0], 0), (&affine[1], 0), (weight.elem_count(), 0), eps)?.tracked(
         "layer_norm",
         &[x, weight, bias],
         move |given| gradients::layer_norm_affine(given, eps),
@@ -260,7 +355,8 @@ pub(super) fn layer_norm_modulated(
     eps: f32,
 ) -> Result<Tensor> {
     let (_, rows, width) = x.dims3()?;
-    layer_norm(x, scale, shift, (width, rows), eps)?.tracked(
+    let ((a, a_stride), (b, b_stride)) = (rows_apart(scale)?, rows_apart(shift)?);
+    layer_norm(x, (&a, a_stride), (&b, b_stride), (width, rows), eps)?.tracked(
         "layer_norm",
         &[x, scale, shift],
         move |given| gradients::layer_norm_modulated(given, eps),
@@ -432,17 +528,21 @@ pub(super) fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
 pub(super) fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     let (_, rows, width) = x.dims3()?;
     let count = x.elem_count();
+    let (gates, stride) = rows_apart(gate)?;
     let launch = Launch {
         name: "gated_add",
-        width,
+        width: common_width(x.dtype(), width, &[stride]),
         blocks: blocks_over(count / numbers_an_access(x.dtype())),
         threads: THREADS,
         shared: 0,
-        scalars: &[Scalar::Size(count), Scalar::Int(rows as i32), Scalar::Int(width as i32)],
+        scalars: &[
+            Scalar::Size(count),
+            Scalar::Int(rows as i32),
+            Scalar::Int(width as i32),
+            Scalar::Int(stride as i32),
+        ],
     };
-    made(&launch, &[x, gate, y], x.shape())?.tracked(
-        "gated_add",
-        &[x, gate, y],
-        gradients::gated_add,
-    )
+    let inputs = plain(&[x, y])?;
+    let made = run(&launch, &[&inputs[0], &gates, &inputs[1]], (x.dtype(), x.shape()))?;
+    made.tracked("gated_add", &[x, gate, y], gradients::gated_add)
 }

@@ -233,7 +233,7 @@ impl SingleBlock {
         };
         let hidden = self.proj_mlp.forward_activated(&normal, Activation::GeluTanh, context)?;
         drop(normal);
-        let joined = Tensor::cat(&[attention, hidden], 2)?;
+        let joined = ops::cat(&[&attention, &hidden], 2)?;
         modulation.gated(x, 2, self.proj_out.forward(&joined, context)?)
     }
 }
@@ -343,7 +343,7 @@ impl Denoiser for Flux {
                 block.forward(x, text, &time, Some(&image_rotations), multiplicity, context)
             })?;
         // The text comes last, as in key biases: attention does not mind the order.
-        x = Tensor::cat(&[x, text], 1)?;
+        x = ops::cat(&[&x, &text], 1)?;
         [x] = self.single_transformer_blocks.forward([x], context, |_, block, [x]| {
             Ok([block.forward(x, &time, &rotations, multiplicity, context)?])
         })?;

@@ -160,7 +160,7 @@ impl PixartBlock {
             let y = self.attn1.forward(&y, &y, None, context)?;
             modulation.gated(x, 2, y)?
         };
-        x = (&x + self.attn2.forward(&x, text, multiplicity, context)?)?;
+        x = ops::add(&x, &self.attn2.forward(&x, text, multiplicity, context)?)?;
         let y = self.ff.forward(modulation.norm(&x, 3, 4, self.norm_eps)?, context)?;
         modulation.gated(x, 5, y)
     }

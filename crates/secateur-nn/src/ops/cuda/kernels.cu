@@ -153,10 +153,11 @@ __device__ void upsample(const T *x, T *y, size_t count, int width, int factor) 
 
 // A block a row, of at most 512 threads; what of the row a thread holds stays in its registers, up
 // to HELD accesses.
-// `rows`: successive rows with one scale and shift; 0: all, and the scale is the weight itself.
+// `rows`: successive rows with one scale and shift, which lie `scale_stride` and `shift_stride`
+// numbers after those before; 0: all, and the scale is the weight itself.
 template <typename T, int N>
 __device__ void layer_norm(const T *x, const T *scale, const T *shift, T *y, int width, int rows,
-                           float eps) {
+                           int scale_stride, int shift_stride, float eps) {
   const int HELD = 4;
   const T *from = x + blockIdx.x * (size_t)width;
   const int across = width / N;
@@ -191,7 +192,7 @@ __device__ void layer_norm(const T *x, const T *scale, const T *shift, T *y, int
   }
   const float inverse = rsqrtf(block_sum(sum) / width + eps), one = rows ? 1.f : 0.f;
   const size_t sample = rows ? blockIdx.x / rows : 0;
-  const T *scales = scale + sample * width, *shifts = shift + sample * width;
+  const T *scales = scale + sample * scale_stride, *shifts = shift + sample * shift_stride;
   T *to = y + blockIdx.x * (size_t)width;
 #pragma unroll
   for (int h = 0; h < HELD; h++) {
@@ -441,21 +442,59 @@ __device__ void rope(const T *x, const float *table, T *y, size_t pairs, int row
   }
 }
 
-// x + gate * y: `rows` successive rows of `width` have one gate.
+// x + gate * y: `rows` successive rows of `width` have one gate, `gate_stride` numbers after the one
+// before.
 template <typename T, int N>
 __device__ void gated_add(const T *x, const T *gate, const T *y, T *out, size_t count, int rows,
-                          int width) {
+                          int width, int gate_stride) {
   const size_t stride = (size_t)gridDim.x * blockDim.x, across = width / N;
   for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride) {
     const size_t sample = i / across / rows, column = i % across;
     float a[N], b[N], g[N];
     load<T, N>(x, i, a);
     load<T, N>(y, i, b);
-    load<T, N>(gate, sample * across + column, g);
+    load<T, N>(gate + sample * gate_stride, column, g);
 #pragma unroll
     for (int k = 0; k < N; k++) a[k] += g[k] * b[k];
     store<T, N>(out, i, a);
   }
+}
+
+template <typename T, int N>
+__device__ void add(const T *x, const T *y, T *out, size_t count) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride) {
+    float a[N], b[N];
+    load<T, N>(x, i, a);
+    load<T, N>(y, i, b);
+#pragma unroll
+    for (int k = 0; k < N; k++) a[k] += b[k];
+    store<T, N>(out, i, a);
+  }
+}
+
+// x + y: `rows` successive rows of `width` have one y.
+template <typename T, int N>
+__device__ void add_to_rows(const T *x, const T *y, T *out, size_t count, int rows, int width) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x, across = width / N;
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride) {
+    float a[N], b[N];
+    load<T, N>(x, i, a);
+    load<T, N>(y, i / across / rows * across + i % across, b);
+#pragma unroll
+    for (int k = 0; k < N; k++) a[k] += b[k];
+    store<T, N>(out, i, a);
+  }
+}
+
+// Runs of `run` numbers that follow each other, to places `pitch` apart, from `offset` on.
+template <typename T, int N>
+__device__ void copy_runs(const T *x, T *y, size_t count, size_t run, size_t pitch, size_t offset) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x, across = run / N;
+  const Vector<T, N> *from = reinterpret_cast<const Vector<T, N> *>(x);
+  Vector<T, N> *to = reinterpret_cast<Vector<T, N> *>(y + offset);
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride)
+    to[i / across * (pitch / N) + i % across] = from[i];
 }
 
 // The derivative of `activate`.
@@ -554,8 +593,8 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
   }                                                                                                \
   extern "C" __global__ void __launch_bounds__(512)                                                \
       layer_norm_##TYPE##_##N(const T *x, const T *scale, const T *shift, T *y, int width,         \
-                              int rows, float eps) {                                               \
-    layer_norm<T, N>(x, scale, shift, y, width, rows, eps);                                        \
+                              int rows, int scale_stride, int shift_stride, float eps) {           \
+    layer_norm<T, N>(x, scale, shift, y, width, rows, scale_stride, shift_stride, eps);            \
   }                                                                                                \
   extern "C" __global__ void rms_norm_##TYPE##_##N(const T *x, const T *weight, T *y, size_t rows, \
                                                    int width, float eps) {                         \
@@ -585,8 +624,20 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
     upsample_last<T, N>(x, y, count, height, width, channels, factor);                             \
   }                                                                                                \
   extern "C" __global__ void gated_add_##TYPE##_##N(const T *x, const T *gate, const T *y, T *out, \
-                                                    size_t count, int rows, int width) {           \
-    gated_add<T, N>(x, gate, y, out, count, rows, width);                                          \
+                                                    size_t count, int rows, int width,             \
+                                                    int gate_stride) {                             \
+    gated_add<T, N>(x, gate, y, out, count, rows, width, gate_stride);                             \
+  }                                                                                                \
+  extern "C" __global__ void add_##TYPE##_##N(const T *x, const T *y, T *out, size_t count) {      \
+    add<T, N>(x, y, out, count);                                                                   \
+  }                                                                                                \
+  extern "C" __global__ void add_to_rows_##TYPE##_##N(const T *x, const T *y, T *out,              \
+                                                      size_t count, int rows, int width) {         \
+    add_to_rows<T, N>(x, y, out, count, rows, width);                                              \
+  }                                                                                                \
+  extern "C" __global__ void copy_runs_##TYPE##_##N(const T *x, T *y, size_t count, size_t run,    \
+                                                    size_t pitch, size_t offset) {                 \
+    copy_runs<T, N>(x, y, count, run, pitch, offset);                                              \
   }
 
 #define ENTRIES_OF_ONE(T, TYPE)                                                                    \

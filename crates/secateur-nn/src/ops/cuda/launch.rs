@@ -98,11 +98,8 @@ pub(super) fn numbers_an_access(dtype: DType) -> usize {
     16 / dtype.size_in_bytes()
 }
 
-/// The address of the first number of a contiguous tensor.
+/// The address of the first number of a tensor.
 pub(super) fn address(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
-    let Some((start, _)) = layout.contiguous_offsets() else {
-        bail!("a kernel was given a tensor that is not contiguous");
-    };
     let stream = storage.device.cuda_stream();
     let base = match &storage.slice {
         CudaStorageSlice::F32(slice) => slice.device_ptr(&stream).0,
@@ -110,7 +107,7 @@ pub(super) fn address(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
         CudaStorageSlice::BF16(slice) => slice.device_ptr(&stream).0,
         _ => bail!("there is no kernel for numbers of type {:?}", storage.dtype()),
     };
-    Ok(base + (start * storage.dtype().size_in_bytes()) as u64)
+    Ok(base + (layout.start_offset() * storage.dtype().size_in_bytes()) as u64)
 }
 
 /// Runs `body` with the addresses of tensors, whose device is `device`.
@@ -163,49 +160,60 @@ pub(super) fn filled(
     Ok(Output { storage, shape })
 }
 
-/// What a kernel makes of contiguous `inputs`, all of the first one's type unless the kernel says
-/// otherwise: a tensor of `dtype` and `shape`.
+/// What a kernel makes of `inputs`, which lie as it expects them, all of the first one's type unless
+/// the kernel says otherwise: numbers of `dtype` in `shape`.
 pub(super) fn run(
     launch: &Launch<'_>,
     inputs: &[&Tensor],
     (dtype, shape): (DType, impl Into<Shape>),
 ) -> Result<Output> {
-    let of_type = match inputs.first().map(|input| input.dtype()) {
-        Some(DType::F32) => "f32",
-        Some(DType::F16) => "f16",
-        Some(DType::BF16) => "bf16",
-        other => bail!("{}: there is no kernel for {other:?}", launch.name),
-    };
-    let whole = numbers_an_access(inputs[0].dtype());
+    let Some(first) = inputs.first() else { bail!("{}: no inputs", launch.name) };
     with_addresses(inputs, |device, addresses| {
-        let gpu = Gpu::of(device)?;
         filled(device, dtype, shape, |output| {
-            let aligned = addresses.iter().chain([&output]).all(|address| address % 16 == 0);
-            let numbers = if aligned && launch.width.is_multiple_of(whole) { whole } else { 1 };
-            let function = gpu.function(format!("{}_{of_type}_{numbers}", launch.name))?;
-            let stream = device.cuda_stream();
-            let mut builder = stream.launch_builder(&function);
-            for address in addresses {
-                builder.arg(address);
-            }
-            builder.arg(&output);
-            for scalar in launch.scalars {
-                match scalar {
-                    Scalar::Int(value) => builder.arg(value),
-                    Scalar::Size(value) => builder.arg(value),
-                    Scalar::Float(value) => builder.arg(value),
-                };
-            }
-            let config = LaunchConfig {
-                grid_dim: (launch.blocks.0 as u32, launch.blocks.1 as u32, 1),
-                block_dim: (launch.threads as u32, 1, 1),
-                shared_mem_bytes: (launch.shared * size_of::<f32>()) as u32,
-            };
-            // SAFETY: the addresses are those of live tensors, the shapes were checked by the
-            // operation, and the kernel's parameters are in this order.
-            #[expect(unsafe_code, reason = "the one place that starts our kernels")]
-            unsafe { builder.launch(config) }.w()?;
-            Ok(())
+            start(launch, device, first.dtype(), addresses, output)
         })
     })
+}
+
+/// Starts a kernel on numbers of `dtype` at the addresses of its inputs and its output.
+pub(super) fn start(
+    launch: &Launch<'_>,
+    device: &CudaDevice,
+    dtype: DType,
+    inputs: &[u64],
+    output: u64,
+) -> Result<()> {
+    let of_type = match dtype {
+        DType::F32 => "f32",
+        DType::F16 => "f16",
+        DType::BF16 => "bf16",
+        other => bail!("{}: there is no kernel for {other:?}", launch.name),
+    };
+    let whole = numbers_an_access(dtype);
+    let aligned = inputs.iter().chain([&output]).all(|address| address % 16 == 0);
+    let numbers = if aligned && launch.width.is_multiple_of(whole) { whole } else { 1 };
+    let function = Gpu::of(device)?.function(format!("{}_{of_type}_{numbers}", launch.name))?;
+    let stream = device.cuda_stream();
+    let mut builder = stream.launch_builder(&function);
+    for address in inputs {
+        builder.arg(address);
+    }
+    builder.arg(&output);
+    for scalar in launch.scalars {
+        match scalar {
+            Scalar::Int(value) => builder.arg(value),
+            Scalar::Size(value) => builder.arg(value),
+            Scalar::Float(value) => builder.arg(value),
+        };
+    }
+    let config = LaunchConfig {
+        grid_dim: (launch.blocks.0 as u32, launch.blocks.1 as u32, 1),
+        block_dim: (launch.threads as u32, 1, 1),
+        shared_mem_bytes: (launch.shared * size_of::<f32>()) as u32,
+    };
+    // SAFETY: the addresses are those of live tensors, the shapes were checked by the operation,
+    // and the kernel's parameters are in this order.
+    #[expect(unsafe_code, reason = "the one place that starts our kernels")]
+    unsafe { builder.launch(config) }.w()?;
+    Ok(())
 }

@@ -16,7 +16,11 @@ const WORKSPACE: usize = 32 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Product {
     pub(super) dtype: DType,
+    /// Of each sample.
     pub(super) rows: usize,
+    pub(super) samples: usize,
+    /// Numbers from one sample of x to the next.
+    pub(super) stride: usize,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) bias: bool,
@@ -152,6 +156,13 @@ impl Products {
             result::create_matmul_desc(precision, sys::cudaDataType_t::CUDA_R_32F).map_err(told)?;
         let (weight, x, y) =
             (matrix(inputs, outputs)?, matrix(inputs, rows)?, matrix(outputs, rows)?);
+        if product.samples > 1 {
+            for (layout, stride) in [(weight, 0), (x, product.stride), (y, rows * outputs)] {
+                let (samples, stride) = (product.samples as i32, stride as i64);
+                set(layout, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &samples)?;
+                set(layout, Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride)?;
+            }
+        }
         let mut plan = Plan {
             description,
             weight,
@@ -196,6 +207,22 @@ static WORKSPACE_BYTES: usize = WORKSPACE;
 
 use sys::cublasLtMatmulDescAttributes_t as Attribute;
 use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+use sys::cublasLtMatrixLayoutAttribute_t as Layout;
+
+/// `T` is the type that the library expects of that attribute.
+fn set<T>(layout: sys::cublasLtMatrixLayout_t, attribute: Layout, value: &T) -> Result<()> {
+    // SAFETY: the value is alive and as large as said.
+    #[expect(unsafe_code, reason = "a call of the library")]
+    unsafe {
+        result::set_matrix_layout_attribute(
+            layout,
+            attribute,
+            (&raw const *value).cast(),
+            size_of::<T>(),
+        )
+    }
+    .map_err(told)
+}
 
 impl Plan {
     /// `T` is the type that the library expects of that attribute.
