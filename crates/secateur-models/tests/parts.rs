@@ -3,7 +3,9 @@
 use candle_core::{Device, Tensor};
 use safetensors::View;
 use secateur_models::files::{Array, Values};
-use secateur_models::{ClipImageProcessor, ClipModel, Made, ModelFolder, Past, T5Tokenizer};
+use secateur_models::{
+    ClipImageProcessor, ClipModel, Edits, Made, ModelFolder, Past, Pipeline, Sampling, T5Tokenizer,
+};
 use std::path::{Path, PathBuf};
 
 fn model(name: &str) -> PathBuf {
@@ -37,6 +39,32 @@ fn the_memory_of_an_autoencoder() {
     let folder = ModelFolder::open(&model("emoji-unet"), None).unwrap();
     let memory = folder.autoencoder_memory(&folder.sampling());
     assert_eq!(memory.activations, 4 * 3 * 64 * 64 * 64);
+}
+
+/// The first layer, linear or convolution, that reads what a NaN in a weight spoils. Nothing reads
+/// what the last layer makes.
+#[test]
+fn the_first_layer_of_a_spoiled_input_is_named() {
+    let folder = ModelFolder::open(&model("emoji-unet"), None).unwrap();
+    let sampling = Sampling { steps: 2, ..folder.sampling() };
+    let prompts = ["red apple, noto style emoji".to_owned()];
+    let mut pipeline = Pipeline::open(folder).unwrap();
+    for (spoiled, named) in [
+        ("conv_in", "layer down_blocks.0.resnets.0.conv1: its input holds NaN"),
+        ("down_blocks.0.resnets.0.conv1", "layer down_blocks.0.resnets.0.conv2: its input holds"),
+        ("time_embedding.linear_2", "layer down_blocks.0.resnets.0.time_emb_proj: its input holds"),
+        ("conv_out", "the denoiser's output is not finite"),
+    ] {
+        let weight = format!("{spoiled}.weight");
+        let whole = pipeline.parameters().get(&weight).unwrap().clone();
+        let nan = (&whole * f64::NAN).unwrap();
+        let with =
+            |tensor| Edits { weights: [(weight.clone(), tensor)].into(), ..Edits::default() };
+        pipeline.apply(&with(nan)).unwrap();
+        let error = pipeline.sample(&prompts, 0..1, &sampling, None, &()).unwrap_err().to_string();
+        assert!(error.contains(named) && error.contains("denoising step 1"), "{spoiled}: {error}");
+        pipeline.apply(&with(whole)).unwrap();
+    }
 }
 
 /// Black on the left and white on the right, of 4 x 8 pixels.

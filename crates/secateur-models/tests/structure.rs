@@ -19,8 +19,9 @@ struct Input {
     weighted: bool,
 }
 
+/// The inputs of linear layers, and the channels of those of convolutions.
 #[derive(Default)]
-struct Inputs(RefCell<BTreeMap<LayerName, Input>>);
+struct Inputs(RefCell<BTreeMap<LayerName, Input>>, RefCell<BTreeMap<LayerName, usize>>);
 
 impl Probe for Inputs {
     fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> Result<()> {
@@ -36,6 +37,12 @@ impl Probe for Inputs {
             self.0.borrow_mut().insert(layer.clone(), input).is_none(),
             "{layer} is called twice"
         );
+        Ok(())
+    }
+
+    fn convolution_input(&self, layer: &LayerName, x: &Tensor, _: &Context<'_>) -> Result<()> {
+        let twice = self.1.borrow_mut().insert(layer.clone(), x.dim(1)?).is_some();
+        assert!(!twice, "{layer} is called twice");
         Ok(())
     }
 }
@@ -69,7 +76,7 @@ fn compare(name: &str, text: &[&str]) {
     let parameters =
         Checkpoint::open(&folder, "diffusion_pytorch_model", None).unwrap().load().unwrap();
     parameters.build(common::call(&folder, &given, Some(&ones), context)).unwrap();
-    let mut inputs = inputs.0.into_inner();
+    let (mut inputs, mut channels) = (inputs.0.into_inner(), inputs.1.into_inner());
 
     let config = denoiser_config(&folder.join("config.json")).unwrap();
     let structure = config.structure(&Geometry { latent: (height, width), text: tokens }).unwrap();
@@ -104,11 +111,13 @@ fn compare(name: &str, text: &[&str]) {
             }
             Operation::Convolution { inputs, outputs, kernel, .. } => {
                 assert_eq!(shape, Some(&[outputs, inputs, kernel, kernel][..]), "{}", layer.name);
+                assert_eq!(channels.remove(&layer.name), Some(inputs), "{}", layer.name);
             }
             Operation::Attention { .. } => assert_eq!(shape, None, "{}", layer.name),
         }
     }
     assert!(inputs.is_empty(), "not described: {:?}", inputs.keys());
+    assert!(channels.is_empty(), "not described: {:?}", channels.keys());
 }
 
 #[test]

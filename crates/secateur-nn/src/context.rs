@@ -15,10 +15,27 @@ pub struct Step {
     pub count: usize,
 }
 
-/// Watches the inputs of linear layers; calibration is one implementation.
+/// Watches the inputs of linear layers and convolutions; calibration is one implementation.
 pub trait Probe {
-    /// `x` (... x inputs) is about to go through `layer`. An error ends the forward pass.
+    /// Called before the linear `layer` reads `x` (... x inputs).
+    ///
+    /// # Errors
+    /// Ends the forward pass.
     fn linear_input(&self, layer: &LayerName, x: &Tensor, context: &Context<'_>) -> Result<()>;
+
+    /// Called before the convolution `layer` reads `x` (samples x inputs x height x width). Does
+    /// nothing unless implemented.
+    ///
+    /// # Errors
+    /// Ends the forward pass.
+    fn convolution_input(
+        &self,
+        _layer: &LayerName,
+        _x: &Tensor,
+        _context: &Context<'_>,
+    ) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Stands before stretches of a model, by the common prefix of their names in the checkpoint: some

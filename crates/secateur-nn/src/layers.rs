@@ -80,6 +80,7 @@ impl Linear {
 /// A square convolution, weight outputs x inputs x kernel x kernel, with bias.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
+    name: LayerName,
     weight: Weight,
     bias: Tensor,
     stride: usize,
@@ -115,16 +116,28 @@ impl Conv2d {
     ) -> Result<Self> {
         let weight = scope.weight("weight", (outputs, inputs, kernel, kernel))?;
         let bias = Tensor::zeros(outputs, weight.tensor().dtype(), weight.tensor().device())?;
-        Ok(Self { weight, bias, stride, padding })
+        Ok(Self { name: scope.layer_name(), weight, bias, stride, padding })
     }
 
     /// `x` samples x inputs x height x width.
     ///
     /// # Errors
-    /// If the shape does not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// If the shape does not fit, or the probe objects.
+    pub fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        self.watch(x, context)?;
         let _span = trace_span!("convolution").entered();
         Ok(ops::conv2d(x, &self.weight, &self.bias, self.stride, self.padding)?)
+    }
+
+    fn watch(&self, x: &Tensor, context: &Context<'_>) -> Result<()> {
+        let Some(probe) = context.probe else { return Ok(()) };
+        let inputs = self.weight.tensor().dim(1)?;
+        if x.rank() != 4 || x.dim(1)? != inputs {
+            let problem =
+                format!("an input of {:?}, and {inputs} channels in its weight", x.dims());
+            return Err(Error::Layer { layer: self.name.clone(), problem });
+        }
+        probe.convolution_input(&self.name, x, context)
     }
 }
 

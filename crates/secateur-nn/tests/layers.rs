@@ -55,12 +55,16 @@ fn layers_use_their_parameters() {
     let convolution =
         layer(&[taps, ("bias", &[0.5], &[1])], |scope| Conv2d::new((1, 1), 2, 1, (0, 1), scope));
     for _ in 0..2 {
-        close("convolution", &convolution.forward(&picture).unwrap(), &[10.5, 6.5, 7.5, 4.5]);
+        close(
+            "convolution",
+            &convolution.forward(&picture, &none).unwrap(),
+            &[10.5, 6.5, 7.5, 4.5],
+        );
     }
     let convolution = layer(&[taps], |scope| Conv2d::without_bias((1, 1), 2, 2, (1, 1), scope));
     close(
         "convolution without bias",
-        &convolution.forward(&picture).unwrap(),
+        &convolution.forward(&picture, &none).unwrap(),
         &[1.0, 2.0, 3.0, 4.0],
     );
 
@@ -92,6 +96,11 @@ impl Probe for Watching {
         self.0.borrow_mut().push((layer.clone(), x.dims().to_vec()));
         Ok(())
     }
+
+    fn convolution_input(&self, layer: &LayerName, x: &Tensor, _: &Context<'_>) -> Result<()> {
+        self.0.borrow_mut().push((format!("convolution {layer}").into(), x.dims().to_vec()));
+        Ok(())
+    }
 }
 
 #[test]
@@ -108,6 +117,46 @@ fn inputs_of_linear_layers_are_watched() {
         watching.0.into_inner(),
         [("layer".into(), vec![4, 2]), ("layer".into(), vec![1, 2])]
     );
+}
+
+#[test]
+fn inputs_of_convolutions_are_watched() {
+    let convolution = layer(&[("weight", &[1.0; 8], &[1, 2, 2, 2]), ("bias", &[0.0], &[1])], |s| {
+        Conv2d::new((2, 1), 2, 1, (0, 1), s)
+    });
+    let x = tensor(&[1.0; 12], &[1, 2, 2, 3]);
+    let watching = Watching::default();
+    let context = Context { probe: Some(&watching), ..Context::default() };
+    convolution.forward(&x, &context).unwrap();
+    for (dims, words) in [(&[1, 3, 2, 2][..], "[1, 3, 2, 2]"), (&[3, 4], "[3, 4]")] {
+        let error = convolution.forward(&tensor(&[1.0; 12], dims), &context).unwrap_err();
+        let want = format!("layer layer: an input of {words}, and 2 channels in its weight");
+        assert_eq!(error.to_string(), want);
+    }
+    assert_eq!(watching.0.into_inner(), [("convolution layer".into(), vec![1, 2, 2, 3])]);
+
+    // A probe of linear layers alone does not see it; one that objects ends the forward.
+    struct Linears;
+    impl Probe for Linears {
+        fn linear_input(&self, _: &LayerName, _: &Tensor, _: &Context<'_>) -> Result<()> {
+            panic!("a convolution is no linear layer")
+        }
+    }
+    struct Objecting;
+    impl Probe for Objecting {
+        fn linear_input(&self, _: &LayerName, _: &Tensor, _: &Context<'_>) -> Result<()> {
+            Ok(())
+        }
+
+        fn convolution_input(&self, layer: &LayerName, _: &Tensor, _: &Context<'_>) -> Result<()> {
+            Err(Error::Layer { layer: layer.clone(), problem: "objection".into() })
+        }
+    }
+    let forward = |probe: &dyn Probe| {
+        convolution.forward(&x, &Context { probe: Some(probe), ..Context::default() })
+    };
+    assert_eq!(forward(&Linears).unwrap().dims(), [1, 1, 2, 3]);
+    assert_eq!(forward(&Objecting).unwrap_err().to_string(), "layer layer: objection");
 }
 
 /// Doubles what goes in and adds 1 to what comes out, or gives so many zeros in its place.

@@ -168,13 +168,12 @@ impl MidBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let context = Context::default();
-        let mut x = self.first.forward(x, None, &context)?;
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let mut x = self.first.forward(x, None, context)?;
         if let Some(attention) = &self.attention {
-            x = attention.forward(&x, &context)?;
+            x = attention.forward(&x, context)?;
         }
-        self.second.forward(&x, None, &context)
+        self.second.forward(&x, None, context)
     }
 }
 
@@ -305,19 +304,23 @@ impl AutoencoderKl {
     /// # Errors
     /// If the shape does not fit.
     pub fn encode(&self, pictures: &Tensor) -> Result<(Tensor, Tensor)> {
-        let mut x = self.encoder.conv_in.forward(pictures)?;
+        let context = &Context::default();
+        let mut x = self.encoder.conv_in.forward(pictures, context)?;
         for level in &self.encoder.levels {
             for resnet in &level.resnets {
-                x = resnet.forward(&x, None, &Context::default())?;
+                x = resnet.forward(&x, None, context)?;
             }
             if let Some(convolution) = &level.resample {
-                x = convolution.forward(&x)?;
+                x = convolution.forward(&x, context)?;
             }
         }
-        x = self.encoder.mid_block.forward(&x)?;
-        x = self.encoder.conv_out.forward(&self.encoder.conv_norm_out.forward_silu(&x)?)?;
+        x = self.encoder.mid_block.forward(&x, context)?;
+        x = self
+            .encoder
+            .conv_out
+            .forward(&self.encoder.conv_norm_out.forward_silu(&x)?, context)?;
         if let Some(convolution) = &self.quant_conv {
-            x = convolution.forward(&x)?;
+            x = convolution.forward(&x, context)?;
         }
         let latent = self.config.latent_channels;
         Ok((x.narrow(1, 0, latent)?, x.narrow(1, latent, latent)?.clamp(-30f32, 20f32)?))
@@ -326,20 +329,21 @@ impl AutoencoderKl {
 
 impl Autoencoder for AutoencoderKl {
     fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let context = &Context::default();
         let mut x = match &self.post_quant_conv {
-            Some(convolution) => convolution.forward(latents)?,
+            Some(convolution) => convolution.forward(latents, context)?,
             None => latents.clone(),
         };
-        x = self.decoder.mid_block.forward(&self.decoder.conv_in.forward(&x)?)?;
+        x = self.decoder.mid_block.forward(&self.decoder.conv_in.forward(&x, context)?, context)?;
         for level in &self.decoder.levels {
             for resnet in &level.resnets {
-                x = resnet.forward(&x, None, &Context::default())?;
+                x = resnet.forward(&x, None, context)?;
             }
             if let Some(convolution) = &level.resample {
-                x = convolution.forward(&ops::upsample_nearest(&x, 2)?)?;
+                x = convolution.forward(&ops::upsample_nearest(&x, 2)?, context)?;
             }
         }
-        Ok(self.decoder.conv_out.forward(&self.decoder.conv_norm_out.forward_silu(&x)?)?)
+        Ok(self.decoder.conv_out.forward(&self.decoder.conv_norm_out.forward_silu(&x)?, context)?)
     }
 
     fn scale_and_shift(&self) -> (f64, f64) {

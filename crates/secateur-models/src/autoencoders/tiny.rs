@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::files::{Checkpoint, DIFFUSERS_STEM, check_layers, read_config};
 use crate::structure::{Description, Rows, Site};
 use candle_core::Tensor;
-use secateur_nn::{Activation, Conv2d, Fit, ops};
+use secateur_nn::{Activation, Context, Conv2d, Fit, ops};
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -135,11 +135,11 @@ impl Block {
         Ok(Self { convolutions: [convolution(0)?, convolution(2)?, convolution(4)?] })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         let [first, second, third] = &self.convolutions;
-        let y = relu(&first.forward(x)?)?;
-        let y = relu(&second.forward(&y)?)?;
-        relu(&ops::add(&third.forward(&y)?, x)?)
+        let y = relu(&first.forward(x, context)?)?;
+        let y = relu(&second.forward(&y, context)?)?;
+        relu(&ops::add(&third.forward(&y, context)?, x)?)
     }
 }
 
@@ -156,11 +156,12 @@ enum Layer {
 }
 
 fn run(layers: &[Layer], mut x: Tensor) -> Result<Tensor> {
+    let context = &Context::default();
     for layer in layers {
         x = match layer {
-            Layer::Convolution(convolution) => convolution.forward(&x)?,
+            Layer::Convolution(convolution) => convolution.forward(&x, context)?,
             Layer::Relu => relu(&x)?,
-            Layer::Block(block) => block.forward(&x)?,
+            Layer::Block(block) => block.forward(&x, context)?,
             Layer::Upsample(factor) => ops::upsample_nearest(&x, *factor)?,
         };
     }

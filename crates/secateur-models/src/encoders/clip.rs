@@ -413,7 +413,8 @@ impl VisionModel {
     fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         let samples = pixels.dim(0)?;
         let width = self.config.encoder.hidden_size;
-        let patches = self.patch_embedding.forward(pixels)?.flatten_from(2)?.transpose(1, 2)?;
+        let patches = self.patch_embedding.forward(pixels, &Context::default())?;
+        let patches = patches.flatten_from(2)?.transpose(1, 2)?;
         let class =
             self.class_embedding.reshape((1, 1, width))?.broadcast_as((samples, 1, width))?;
         let x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.position_embedding)?;

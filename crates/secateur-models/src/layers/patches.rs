@@ -6,7 +6,7 @@ use crate::files::check_heads;
 use crate::layers::feed_forward::Gate;
 use crate::structure::{Rows, Site};
 use candle_core::Tensor;
-use secateur_nn::{Conv2d, Placement, ops};
+use secateur_nn::{Context, Conv2d, Placement, ops};
 use serde::Deserialize;
 
 /// Rows and columns of tokens that latents of `size` (height, width) are cut into.
@@ -43,10 +43,14 @@ impl PatchEmbed {
 
     /// Samples x channels x height x width to samples x tokens x channels, and the grid of the
     /// tokens.
-    pub(crate) fn forward(&self, latents: &Tensor) -> Result<(Tensor, (usize, usize))> {
+    pub(crate) fn forward(
+        &self,
+        latents: &Tensor,
+        context: &Context<'_>,
+    ) -> Result<(Tensor, (usize, usize))> {
         let (_, _, height, width) = latents.dims4()?;
         let grid = whole_grid((height, width), self.patch)?;
-        Ok((ops::tokens(&self.proj.forward(latents)?)?, grid))
+        Ok((ops::tokens(&self.proj.forward(latents, context)?)?, grid))
     }
 
     /// Samples x tokens x (patch * patch * channels) to samples x channels x height x width.

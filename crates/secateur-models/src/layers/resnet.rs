@@ -47,13 +47,13 @@ impl ResnetBlock {
         time: Option<&Tensor>,
         context: &Context<'_>,
     ) -> Result<Tensor> {
-        let mut y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        let mut y = self.conv1.forward(&self.norm1.forward_silu(x)?, context)?;
         if let (Some(proj), Some(time)) = (&self.time_emb_proj, time) {
             y = ops::add_to_channels(&y, &proj.forward(time, context)?)?;
         }
-        let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
+        let y = self.conv2.forward(&self.norm2.forward_silu(&y)?, context)?;
         match &self.conv_shortcut {
-            Some(shortcut) => Ok(ops::add(&shortcut.forward(x)?, &y)?),
+            Some(shortcut) => Ok(ops::add(&shortcut.forward(x, context)?, &y)?),
             None => Ok(ops::add(x, &y)?),
         }
     }

@@ -164,11 +164,20 @@ impl<'a> Denoising<'a> {
     }
 }
 
-/// Names the first layer whose input is not finite.
+/// Names the first linear layer or convolution whose input is not finite.
 struct FiniteProbe;
 
 impl Probe for FiniteProbe {
     fn linear_input(
+        &self,
+        layer: &LayerName,
+        x: &Tensor,
+        context: &Context<'_>,
+    ) -> secateur_nn::Result<()> {
+        self.convolution_input(layer, x, context)
+    }
+
+    fn convolution_input(
         &self,
         layer: &LayerName,
         x: &Tensor,

@@ -185,7 +185,7 @@ impl Denoiser for Mmdit {
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
-        let (mut x, grid) = self.patches.forward(latents)?;
+        let (mut x, grid) = self.patches.forward(latents, context)?;
         x = x.broadcast_add(&self.positions(grid)?)?;
         let time =
             self.timestep_embedder.forward(&TIME.of(timesteps, &self.placement)?, context)?;

@@ -183,7 +183,7 @@ impl Denoiser for Dit {
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
-        let (mut x, grid) = self.pos_embed.forward(latents)?;
+        let (mut x, grid) = self.pos_embed.forward(latents, context)?;
         x = x.broadcast_add(&self.positions.of(grid, &self.placement)?)?;
         let (time, labels) = (
             TIME.of(timesteps, &self.placement)?,

@@ -289,7 +289,7 @@ impl Denoiser for Pixart {
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
-        let (mut x, grid) = self.pos_embed.forward(latents)?;
+        let (mut x, grid) = self.pos_embed.forward(latents, context)?;
         x = x.broadcast_add(&self.positions.of(grid, &self.placement)?)?;
         let (embedding, modulation) =
             self.adaln_single.forward(timesteps, conditioning, context)?;

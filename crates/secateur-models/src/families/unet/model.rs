@@ -64,7 +64,9 @@ impl TextAttention {
         let mut tokens = {
             let y = self.norm.forward(x)?;
             match &self.proj_in {
-                Projection::Convolution(convolution) => ops::tokens(&convolution.forward(&y)?)?,
+                Projection::Convolution(convolution) => {
+                    ops::tokens(&convolution.forward(&y, context)?)?
+                }
                 Projection::Linear(linear) => linear.forward(&ops::tokens(&y)?, context)?,
             }
         };
@@ -73,7 +75,7 @@ impl TextAttention {
         }
         let y = match &self.proj_out {
             Projection::Convolution(convolution) => {
-                convolution.forward(&ops::pixels(&tokens, size)?)?
+                convolution.forward(&ops::pixels(&tokens, size)?, context)?
             }
             Projection::Linear(linear) => ops::pixels(&linear.forward(&tokens, context)?, size)?,
         };
@@ -139,7 +141,8 @@ impl UnetBlock {
             made.push(x.clone());
         }
         if let Some(convolution) = &self.resample {
-            let halved = |[x]: [Tensor; 1]| Ok::<_, Error>([convolution.forward(&x)?]);
+            let halved =
+                |[x]: [Tensor; 1]| Ok::<_, Error>([convolution.forward(&x, call.context)?]);
             made.extend(call.context.gated_array(
                 format_args!("{name}.downsamplers.0"),
                 [x],
@@ -175,7 +178,8 @@ impl UnetBlock {
                 {
                     // A side that was odd before it was halved is one less than twice its half.
                     let larger = ops::upsample_nearest(&x, 2)?;
-                    x = convolution.forward(&larger.narrow(2, 0, height)?.narrow(3, 0, width)?)?;
+                    let enlarged = larger.narrow(2, 0, height)?.narrow(3, 0, width)?;
+                    x = convolution.forward(&enlarged, call.context)?;
                 }
                 Ok::<_, Error>(vec![x])
             })?;
@@ -364,7 +368,7 @@ impl Denoiser for Unet {
     ) -> Result<Tensor> {
         let time = self.time(timesteps, conditioning, context)?;
         let call = Call { time: &time, conditioning, context };
-        let mut x = self.conv_in.forward(latents)?;
+        let mut x = self.conv_in.forward(latents, context)?;
         // What is kept for the way up: all that the way down makes.
         let mut skips = vec![x.clone()];
         for (index, block) in self.down_blocks.iter().enumerate() {
@@ -393,6 +397,6 @@ impl Denoiser for Unet {
                 context.gated(&name, inputs, |inputs| block.up(&name, inputs, size, &call))?,
             )?;
         }
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?)
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?, context)?)
     }
 }
