@@ -53,7 +53,7 @@ impl TryFrom<String> for Gate {
     }
 }
 
-/// `FeedForward`: four times as wide between its linears, unless neurons were removed.
+/// `FeedForward`: two linears with a gate between them.
 pub(crate) struct FeedForward {
     proj: Linear,
     out: Linear,
@@ -61,9 +61,9 @@ pub(crate) struct FeedForward {
 }
 
 impl FeedForward {
-    pub(crate) fn new(width: usize, gate: Gate, site: &Site<'_>) -> Result<Self> {
-        let whole = 4 * width;
-        let count = site.size(whole);
+    /// Over tokens of `width` numbers, with `inner` hidden neurons unless some were removed.
+    pub(crate) fn new(width: usize, inner: usize, gate: Gate, site: &Site<'_>) -> Result<Self> {
+        let count = site.size(inner);
         let up = site.prunable(Role::FeedForwardUp).at("net.0.proj");
         let down = site.prunable(Role::FeedForwardDown).at("net.2");
         let part = |part| Slice { layer: up.layer_name(), start: part * count };
@@ -74,7 +74,7 @@ impl FeedForward {
             down: Slice::whole(down.layer_name()),
         });
         // Its tokens, and their norm or what is added to them.
-        site.alive([(site.rows(), 2 * width + gate.alive() * whole)]);
+        site.alive([(site.rows(), 2 * width + gate.alive() * inner)]);
         let proj = up.linear(width, gate.parts() * count)?;
         Ok(Self { proj, out: down.linear(count, width)?, gate })
     }

@@ -113,6 +113,9 @@ impl Positions {
     }
 }
 
+/// Hidden neurons of a feed-forward, per number of a token; no configuration says otherwise.
+const MLP_RATIO: usize = 4;
+
 /// What the configurations of `DiTTransformer2DModel` and `PixArtTransformer2DModel` have in
 /// common.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -159,6 +162,11 @@ impl PatchTransformer {
 
     pub(crate) fn width(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim
+    }
+
+    /// Hidden neurons of a feed-forward.
+    pub(crate) fn ff_inner_dim(&self) -> usize {
+        MLP_RATIO * self.width()
     }
 
     pub(crate) fn out_channels(&self) -> usize {

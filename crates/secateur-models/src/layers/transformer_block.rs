@@ -19,8 +19,14 @@ pub(crate) struct TransformerBlock {
 }
 
 impl TransformerBlock {
-    /// `text`: width of the text states.
-    pub(crate) fn new(width: usize, text: usize, heads: usize, site: &Site<'_>) -> Result<Self> {
+    /// `text`: width of the text states; `inner`: hidden neurons of the feed-forward.
+    pub(crate) fn new(
+        width: usize,
+        text: usize,
+        heads: usize,
+        inner: usize,
+        site: &Site<'_>,
+    ) -> Result<Self> {
         const EPS: f32 = 1e-5;
         let norm = |name: &str| LayerNorm::new(width, EPS, &site.at(name));
         Ok(Self {
@@ -29,7 +35,7 @@ impl TransformerBlock {
             norm2: norm("norm2")?,
             attn2: Attention::new(width, Some(text), heads, false, &site.at("attn2"))?,
             norm3: norm("norm3")?,
-            ff: FeedForward::new(width, Gate::Geglu, &site.at("ff"))?,
+            ff: FeedForward::new(width, inner, Gate::Geglu, &site.at("ff"))?,
         })
     }
 

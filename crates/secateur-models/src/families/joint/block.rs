@@ -14,6 +14,8 @@ use std::sync::Arc;
 pub(crate) struct JointConfig {
     pub(crate) heads: usize,
     pub(crate) head_dim: usize,
+    /// Hidden neurons of a feed-forward, per number of a token.
+    pub(crate) mlp_ratio: usize,
     /// RMS norms of query and key.
     pub(crate) qk_norm: bool,
     /// Rotary positions of the image.
@@ -27,6 +29,11 @@ pub(crate) struct JointConfig {
 impl JointConfig {
     pub(crate) fn width(self) -> usize {
         self.heads * self.head_dim
+    }
+
+    /// Hidden neurons of a feed-forward.
+    pub(crate) fn ff_inner_dim(self) -> usize {
+        self.mlp_ratio * self.width()
     }
 
     /// The heads of the attention at `scope`.
@@ -181,7 +188,8 @@ impl JointBlock {
         };
         let dual = dual.then(dual_attention).transpose()?;
         let feed_forward = |site: &Site<'_>, name: &str, other| {
-            FeedForward::new(width, Gate::GeluTanh, &site.beside([other]).at(name))
+            let site = site.beside([other]).at(name);
+            FeedForward::new(width, config.ff_inner_dim(), Gate::GeluTanh, &site)
         };
         // Beside that of the image the text, and what attention left for it.
         let ff = feed_forward(site, "ff", (Rows::Text, 2 * width))?;

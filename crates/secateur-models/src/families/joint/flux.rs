@@ -25,6 +25,8 @@ const SIDE: usize = 128;
 const PATCH: usize = 2;
 /// The longest wave of the rotary positions, over 2 pi.
 const THETA: f64 = 10_000.0;
+/// Hidden neurons of a feed-forward, per number of a token; no configuration says otherwise.
+const MLP_RATIO: usize = 4;
 
 /// Configuration of a `FluxTransformer2DModel`.
 #[derive(Clone, Debug, Deserialize)]
@@ -111,6 +113,7 @@ impl FluxConfig {
         JointConfig {
             heads: self.num_attention_heads,
             head_dim: self.attention_head_dim,
+            mlp_ratio: MLP_RATIO,
             qk_norm: true,
             rotary: true,
             dual: false,
@@ -181,14 +184,14 @@ impl SingleBlock {
         let projections = Projections::new(config, IMAGE, IMAGE_NORMS, &queries.at("attn"))?;
         // It reads what the queries read: with them it needs no Hessian of its own.
         let mlp = queries.at("proj_mlp");
-        // Output projection of attention and down projection in one; four fifths of its columns are
-        // the latter.
+        // Output projection of attention and down projection in one: first the columns of the
+        // former, then those of the latter.
         let out = site.prunable(Role::FeedForwardDown).at("proj_out");
         let output = Some(Slice::whole(out.layer_name()));
         let streams = vec![HeadStream { output, ..stream(&attn, IMAGE, None) }];
         heads.record(streams, attn.rows(), config.between(), &attn);
-        let whole = 4 * width;
-        let count = mlp.size(whole);
+        let inner = config.ff_inner_dim();
+        let count = mlp.size(inner);
         mlp.neurons(NeuronGroup {
             name: mlp.layer_name(),
             count,
@@ -197,7 +200,7 @@ impl SingleBlock {
         });
         // The stream, and attention's result and the hidden layer, both as they are and joined; the
         // modulation.
-        site.alive([(site.rows(), width + 2 * (width + whole)), (Rows::Fixed(1), 3 * width)]);
+        site.alive([(site.rows(), width + 2 * (width + inner)), (Rows::Fixed(1), 3 * width)]);
         Ok(Self {
             norm,
             projections,

@@ -13,6 +13,8 @@ use serde::Deserialize;
 
 /// How the timestep is encoded.
 const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
+/// Hidden neurons of a feed-forward, per number of a token; no configuration says otherwise.
+const MLP_RATIO: usize = 4;
 
 /// Configuration of an `SD3Transformer2DModel`.
 #[derive(Clone, Debug, Deserialize)]
@@ -80,6 +82,7 @@ impl MmditConfig {
         JointConfig {
             heads: self.num_attention_heads,
             head_dim: self.attention_head_dim,
+            mlp_ratio: MLP_RATIO,
             qk_norm: self.qk_norm.is_some(),
             rotary: false,
             dual: self.dual_attention_layers.contains(&block),

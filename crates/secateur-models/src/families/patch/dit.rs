@@ -97,8 +97,8 @@ impl DitBlock {
     /// `embedder`: the same place as a part of the block that its embedder of time belongs to.
     fn new(config: &DitConfig, embedder: &Site<'_>, site: &Site<'_>) -> Result<Self> {
         let transformer = &config.transformer;
-        let (width, heads, bias) =
-            (transformer.width(), transformer.num_attention_heads, transformer.attention_bias);
+        let (width, inner) = (transformer.width(), transformer.ff_inner_dim());
+        let (heads, bias) = (transformer.num_attention_heads, transformer.attention_bias);
         let embedder = embedder.once().at("norm1.emb");
         let table = embedder.at("class_embedder.embedding_table");
         Ok(Self {
@@ -110,7 +110,7 @@ impl DitBlock {
             class_embedder: Embedding::new(config.num_embeds_ada_norm + 1, width, &table)?,
             norm1: site.once().at("norm1.linear").linear(width, 6 * width)?,
             attn1: Attention::new(width, None, heads, bias, &site.at("attn1"))?,
-            ff: FeedForward::new(width, transformer.gate, &site.at("ff"))?,
+            ff: FeedForward::new(width, inner, transformer.gate, &site.at("ff"))?,
             norm_eps: config.norm_eps,
         })
     }

@@ -134,13 +134,13 @@ struct PixartBlock {
 impl PixartBlock {
     fn new(config: &PixartConfig, site: &Site<'_>) -> Result<Self> {
         let transformer = &config.transformer;
-        let (width, heads, bias) =
-            (transformer.width(), transformer.num_attention_heads, transformer.attention_bias);
+        let (width, inner) = (transformer.width(), transformer.ff_inner_dim());
+        let (heads, bias) = (transformer.num_attention_heads, transformer.attention_bias);
         Ok(Self {
             scale_shift_table: site.get("scale_shift_table", (6, width))?,
             attn1: Attention::new(width, None, heads, bias, &site.at("attn1"))?,
             attn2: Attention::new(width, Some(config.text()), heads, bias, &site.at("attn2"))?,
-            ff: FeedForward::new(width, transformer.gate, &site.at("ff"))?,
+            ff: FeedForward::new(width, inner, transformer.gate, &site.at("ff"))?,
             norm_eps: config.norm_eps,
         })
     }

@@ -9,6 +9,9 @@ use crate::structure::{Rows, Site};
 use candle_core::{DType, Tensor};
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, Linear, Placement, ops};
 
+/// Hidden neurons of a feed-forward, per channel; no configuration says otherwise.
+const MLP_RATIO: usize = 4;
+
 /// `Transformer2DModel` over the pixels.
 struct TextAttention {
     norm: GroupNorm,
@@ -48,7 +51,7 @@ impl TextAttention {
         };
         let block = |index| {
             let site = site.at("transformer_blocks").at(index).block(&[]);
-            TransformerBlock::new(channels, config.text, heads, &site)
+            TransformerBlock::new(channels, config.text, heads, MLP_RATIO * channels, &site)
         };
         Ok(Self {
             norm: Norm { eps: 1e-6, ..config.norm }.over(channels, &site.at("norm"))?,
