@@ -1,5 +1,5 @@
-//! The pipeline classes of diffusers, as data: what each is made of, and how it samples where a
-//! model does not say.
+//! The pipeline classes of diffusers, as data: their components, and how they sample where a
+//! model's files do not say.
 
 mod class;
 mod components;

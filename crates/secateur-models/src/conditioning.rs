@@ -1,47 +1,47 @@
-//! What a denoiser is conditioned on beside the latents and the time.
+//! The conditioning of a denoiser: all inputs besides the latents and the time.
 
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::Placement;
 use std::sync::Arc;
 
-/// What a denoiser is conditioned on beside the latents and the time; each family takes what it
-/// needs. Every tensor's first dimension counts samples.
+/// The conditioning of a denoiser: all inputs besides the latents and the time. Each family reads
+/// the fields that it needs. The first dimension of every tensor counts samples.
 #[derive(Clone, Debug, Default)]
 pub struct Conditioning {
     /// Text states: samples x tokens x width.
     pub text: Option<Tensor>,
     /// Pooled text: samples x width.
     pub pooled: Option<Tensor>,
-    /// The sizes that SDXL is conditioned on: samples x 6, height and width before cropping, top
-    /// and left of the crop, height and width asked for, in pixels.
+    /// Sizes for SDXL, in pixels: samples x 6. They are height and width before cropping, top and
+    /// left of the crop, and the wanted height and width.
     pub time_ids: Option<Tensor>,
-    /// The sizes that PixArt is conditioned on: samples x 2, height and width in pixels.
+    /// Sizes for PixArt, in pixels: samples x 2, height and width.
     pub resolution: Option<Tensor>,
     /// Class labels: samples (u32).
     pub labels: Option<Tensor>,
     /// Guidance scales, for a model that was trained to follow them by itself: samples.
     pub guidance: Option<Tensor>,
-    /// For how many equal text tokens each one stands, samples x tokens, where any is not 1; 0 for
-    /// one that is not to be read. A family whose text has no positions gives the same result for
-    /// one token of multiplicity m as for m equal tokens.
+    /// For each text token the number of equal tokens that it stands for, or 0 if it must not be
+    /// read: samples x tokens. `None` if all are 1. If the text has no positions, one token of
+    /// multiplicity m gives the same result as m equal tokens.
     pub multiplicity: Option<Tensor>,
 }
 
-/// What is added to the score of a key that is not to be read: its weight becomes 0 beside any
-/// other key's. It is finite so that where no key may be read all are, equally, as in diffusers.
+/// Score bias of a key that must not be read: its weight becomes 0 beside any other key. It is
+/// finite, so that if no key may be read all keys weigh the same, as in diffusers.
 const HIDDEN: f32 = -10_000.0;
 
 impl Conditioning {
-    /// Text states.
+    /// The text states.
     ///
     /// # Errors
-    /// If there are none.
+    /// If there are none: the model needs a text.
     pub fn text(&self) -> Result<&Tensor> {
         needed(&self.text, "text states")
     }
 
-    /// Pooled text.
+    /// The pooled text.
     ///
     /// # Errors
     /// If there is none.
@@ -49,7 +49,7 @@ impl Conditioning {
         needed(&self.pooled, "pooled text")
     }
 
-    /// Sizes.
+    /// The sizes for SDXL.
     ///
     /// # Errors
     /// If there are none.
@@ -57,7 +57,7 @@ impl Conditioning {
         needed(&self.time_ids, "sizes (time_ids)")
     }
 
-    /// Size in pixels.
+    /// The size for PixArt.
     ///
     /// # Errors
     /// If there is none.
@@ -65,7 +65,7 @@ impl Conditioning {
         needed(&self.resolution, "a resolution")
     }
 
-    /// Class labels.
+    /// The class labels.
     ///
     /// # Errors
     /// If there are none.
@@ -73,7 +73,7 @@ impl Conditioning {
         needed(&self.labels, "class labels")
     }
 
-    /// Guidance scales.
+    /// The guidance scales.
     ///
     /// # Errors
     /// If there are none.
@@ -81,11 +81,11 @@ impl Conditioning {
         needed(&self.guidance, "guidance scales")
     }
 
-    /// The multiplicity of the text tokens, where any is not 1, for attention whose keys are
-    /// `others` tokens that stand for themselves and then the text.
+    /// The multiplicity of the keys of an attention: of `others` tokens with multiplicity 1, then
+    /// of the text tokens. `None` if all are 1.
     ///
     /// # Errors
-    /// If it is not of samples x tokens numbers.
+    /// If the multiplicity is not samples x tokens numbers.
     pub(crate) fn multiplicity(&self, others: usize) -> Result<Option<Multiplicity>> {
         self.multiplicity
             .as_ref()
@@ -93,11 +93,11 @@ impl Conditioning {
             .transpose()
     }
 
-    /// The same with every text token as often as it stands, for multiplicities that are the same
-    /// in all samples.
+    /// Repeats every text token as often as its multiplicity says, which must be the same in all
+    /// samples.
     ///
     /// # Errors
-    /// If the multiplicity is not of as many tokens.
+    /// If the multiplicity has another number of tokens than the text.
     pub fn spelled_out(&self) -> Result<Self> {
         let Some(multiplicity) = &self.multiplicity else { return Ok(self.clone()) };
         let of_sample = multiplicity.get(0)?.to_vec1::<f32>()?;
@@ -110,11 +110,11 @@ impl Conditioning {
         Ok(Self { text, multiplicity: None, ..self.clone() })
     }
 
-    /// The same for a denoiser at `placement`: what it computes with is brought there, and what it
-    /// is told as numbers stays on the CPU.
+    /// Moves the tensors that a denoiser computes with to `placement`. Those that it reads as
+    /// numbers stay on the CPU.
     ///
     /// # Errors
-    /// If there is no room.
+    /// If there is not enough memory.
     pub(crate) fn at(self, placement: &Placement) -> Result<Self> {
         let there = |tensor: Option<Tensor>| {
             tensor.map(|tensor| Ok::<_, Error>(placement.bring(&tensor)?)).transpose()
@@ -122,7 +122,7 @@ impl Conditioning {
         Ok(Self { text: there(self.text)?, pooled: there(self.pooled)?, ..self })
     }
 
-    /// All one after another; they hold the same things.
+    /// Joins conditionings along their samples. All must hold the same fields.
     ///
     /// # Errors
     /// If the shapes differ.
@@ -142,19 +142,19 @@ impl Conditioning {
         })
     }
 
-    /// One of its samples.
+    /// The sample `index`.
     ///
     /// # Errors
-    /// If there are fewer.
+    /// If there is no such sample.
     pub(crate) fn sample(&self, index: usize) -> Result<Self> {
         // A copy: what is narrowed keeps all samples alive.
         self.map(|tensor| Ok(tensor.narrow(0, index, 1)?.force_contiguous()?))
     }
 
-    /// The same single sample several times.
+    /// Repeats a single sample.
     ///
     /// # Errors
-    /// If it is not a single one.
+    /// If there is not exactly one sample.
     pub(crate) fn repeat(&self, samples: usize) -> Result<Self> {
         self.map(|tensor| {
             let mut shape = tensor.dims().to_vec();
@@ -163,7 +163,7 @@ impl Conditioning {
         })
     }
 
-    /// `change` of every tensor.
+    /// Applies `change` to every tensor.
     fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
         let changed = |tensor: &Option<Tensor>| tensor.as_ref().map(&change).transpose();
         Ok(Self {
@@ -184,15 +184,15 @@ fn needed<'a>(tensor: &'a Option<Tensor>, what: &str) -> Result<&'a Tensor> {
         .ok_or_else(|| Error::Request(format!("this model needs {what}, and was given none")))
 }
 
-/// Text tokens that stand for several equal ones, or for none.
+/// The multiplicity of text tokens: each stands for several equal ones, or for none.
 #[derive(Clone, Debug)]
 pub(crate) struct Multiplicity {
-    /// Of each text token of each sample.
+    /// For each text token of each sample.
     pub(crate) of_text: Arc<[f32]>,
-    /// Of each key of each sample, text last.
+    /// For each key of each sample. The text comes last.
     pub(crate) of_keys: Arc<[f32]>,
-    /// What is added to the score of each key of each sample: ln m, as m equal keys weigh as much
-    /// as one with ln m added to its score.
+    /// Score bias of each key of each sample: ln m, as m equal keys weigh as much as one key with
+    /// ln m added to its score.
     pub(crate) key_bias: Arc<[f32]>,
 }
 

@@ -1,4 +1,4 @@
-//! Text encoders, CLIP, and what prepares their inputs.
+//! Text encoders, CLIP, and the preparation of their inputs.
 
 pub(crate) mod clip;
 mod image_processor;

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// What can go wrong with a model's files, its configuration, or while it runs.
+/// An error in a model's files or configuration, or while the model runs.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder could not be read or written.
@@ -9,10 +9,10 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A file holds something that cannot be used.
+    /// The content of a file cannot be used.
     #[error("{}: {problem}", shown(path))]
     Invalid {
         /// The file or folder.
@@ -20,19 +20,19 @@ pub enum Error {
         /// What is wrong, and what to do.
         problem: String,
     },
-    /// A part of a model folder is missing or cannot be used; names the file.
+    /// A part of a model folder is missing or cannot be used. The error names the file.
     #[error("{0}")]
     Folder(String),
-    /// The model overflowed.
+    /// The denoiser's output is not finite.
     #[error("the denoiser's output is not finite at denoising step {step}")]
     NotFinite {
-        /// From 1.
+        /// The denoising step, from 1.
         step: usize,
     },
     /// A request that the model cannot serve.
     #[error("{0}")]
     Request(String),
-    /// The user asked to stop.
+    /// The user stopped the work.
     #[error("interrupted")]
     Interrupted,
     /// A layer failed, or the weights do not fit the configuration.
@@ -58,8 +58,8 @@ impl Error {
     }
 }
 
-/// A path as it is printed: control characters in its names are escaped, so that a name cannot
-/// steer a terminal or end a line.
+/// Displays a path with control characters escaped, so that a file's name cannot steer a terminal
+/// or end a line.
 pub fn shown(path: &Path) -> impl fmt::Display + use<'_> {
     Shown(path)
 }

@@ -1,4 +1,5 @@
-//! Model folders in the diffusers layout: opened, described, saved, and made of single files.
+//! Model folders in the diffusers layout: opening, describing, saving, and conversion from single
+//! files.
 
 mod index;
 mod manifest;

@@ -1,4 +1,4 @@
-//! What several families, autoencoders and encoders are built of.
+//! Layers that several families, autoencoders and encoders share.
 
 pub(crate) mod attention;
 pub(crate) mod chain;

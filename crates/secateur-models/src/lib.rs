@@ -1,7 +1,7 @@
 //! Diffusion model families in the diffusers layout: open, generate, describe, save.
 //!
-//! A family is constructors, which record its [`Structure`], and a forward; it knows nothing of
-//! compression.
+//! A family is a set of constructors, which record the model's [`Structure`], and a forward pass.
+//! It knows nothing of compression.
 
 // In the order in which data passes them: a module imports only from those above it.
 mod error;

@@ -1,21 +1,21 @@
-//! Progress of long work, and its end on request.
+//! Observers of long work, who see its progress and can stop it.
 
 use crate::error::Result;
 
-/// Told about progress; may end the work.
+/// Observes the progress of long work, and can stop it.
 pub trait Observer {
-    /// Work begins that leaves its files in order when it is told to stop. These stages are
-    /// expected, in order: the first word of each one's name, and its seconds.
+    /// Begins work that can be stopped with its files in order. `stages` are the expected stages in
+    /// order, each with the first word of its name and its duration in seconds.
     fn start(&self, stages: &[(&str, f64)]) {
         let _ = stages;
     }
 
-    /// A stage of `total` units begins.
+    /// Begins a stage of `total` units.
     fn begin(&self, stage: &str, total: usize, unit: &str) {
         let _ = (stage, total, unit);
     }
 
-    /// `amount` more units are done; with 0, only asks whether to go on.
+    /// Reports that `amount` more units are done. With 0, asks only whether to go on.
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted) to stop.
@@ -24,29 +24,29 @@ pub trait Observer {
         Ok(())
     }
 
-    /// How the stage stands, in a few words.
+    /// Reports the state of the stage, in a few words.
     fn tell(&self, state: &str) {
         let _ = state;
     }
 
-    /// The last stage is over.
+    /// Ends the last stage.
     fn finish(&self) {}
 
-    /// A line about the work, for those who watch it.
+    /// Passes on a line about the work, for those who watch it.
     fn note(&self, line: &str) {
         let _ = line;
     }
 
-    /// A line that whoever started the work must see.
+    /// Passes on a line that the user must see.
     fn say(&self, line: &str) {
         let _ = line;
     }
 
-    /// A line about what may not be as wanted.
+    /// Passes on a warning.
     fn warn(&self, text: &str) {
         let _ = text;
     }
 }
 
-/// Nobody is interested.
+/// The observer that ignores everything.
 impl Observer for () {}

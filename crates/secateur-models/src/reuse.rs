@@ -1,5 +1,5 @@
-//! Stretches of a denoiser that are not computed at some calls of a run, but taken over from the
-//! calls before (DiP-GO, Zhu et al. 2024, arXiv 2410.16942).
+//! Reuse of the outputs of a denoiser's units: at some calls of a run a unit does not run, and
+//! outputs of earlier calls replace its own (DiP-GO, Zhu et al. 2024, arXiv 2410.16942).
 
 mod forecast;
 mod gates;

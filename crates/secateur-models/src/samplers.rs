@@ -1,4 +1,4 @@
-//! Samplers: at which noise levels the model is called, and what becomes of the latents.
+//! Samplers: the noise levels at which the model is called, and the updates of the latents.
 
 mod ddim;
 mod ddpm;
@@ -26,8 +26,8 @@ pub use schedule::{Call, Run, Schedule, SchedulerConfig};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Reads a `scheduler_config.json` for a sampler, which takes from it what it knows. `instead`:
-/// options that have these values, whatever the file says.
+/// Reads a `scheduler_config.json` for a sampler, which takes the options that it knows. The
+/// options of `instead` have their values whatever the file says.
 ///
 /// # Errors
 /// If it cannot be read, contradicts itself, or asks for something that is not supported.

@@ -1,4 +1,4 @@
-//! What a family tells the methods about itself.
+//! The description of a denoiser: its blocks, layers, heads, neurons and units.
 
 mod block;
 mod edits;
@@ -21,33 +21,33 @@ pub use unit::{Reader, Unit, UnitKind};
 /// The blocks of a denoiser in execution order, with every layer that multiplies.
 #[derive(Clone, Debug, Default)]
 pub struct Structure {
-    /// Embedders first, output last.
+    /// All blocks. The embedders come first, the output last.
     pub blocks: Vec<Block>,
-    /// The stretches of blocks that a denoising step may take over from the step before (DiP-GO's
-    /// blocks), in execution order.
+    /// The units whose outputs a denoising step may reuse from an earlier step (DiP-GO's blocks),
+    /// in execution order.
     pub units: Vec<Unit>,
-    /// The same in finer parts (DiP-GO's branches), where a family has any.
+    /// Finer units (DiP-GO's branches). The same as `units` if the family has none.
     pub branches: Vec<Unit>,
-    /// Whether each unit gives tensors of its inputs' shapes, so that what it adds to them can be
-    /// told.
+    /// Whether the outputs of each unit have the shapes of its inputs, so that their difference can
+    /// be reused.
     pub residual: bool,
-    /// The most numbers of one sample that are alive at once in a call, beside the weights.
+    /// Peak number of activations of one sample in a call, without the weights.
     pub activations: usize,
 }
 
-/// Bytes that a call of a denoiser takes, in f32.
+/// Memory of a call of a denoiser, in bytes, for numbers in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
-    /// The parameters.
+    /// Bytes of the parameters.
     pub weights: u64,
-    /// The weights of linears and convolutions once more, as products read them.
+    /// Bytes of the packed copies of the weights of linears and convolutions, which products read.
     pub packed_weights: u64,
-    /// What is computed, at its most.
+    /// Peak bytes of the activations.
     pub activations: u64,
 }
 
 impl Memory {
-    /// All of it.
+    /// Sum of all parts, in bytes.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.weights + self.packed_weights + self.activations
@@ -55,7 +55,7 @@ impl Memory {
 }
 
 impl Description {
-    /// The structure for pictures and texts of that size.
+    /// Computes the structure for latents and texts of the sizes in `geometry`.
     #[must_use]
     pub fn at(&self, geometry: &Geometry) -> Structure {
         let pixels: Vec<usize> = self
@@ -88,19 +88,19 @@ impl Description {
         }
     }
 
-    /// All heads, their dimensions, and neurons.
+    /// All groups of heads, dimensions of heads, and neurons.
     pub(crate) fn groups(&self) -> impl Iterator<Item = Group> {
         self.blocks.iter().flat_map(Block::groups)
     }
 }
 
 impl Structure {
-    /// All heads, their dimensions, and neurons.
+    /// All groups of heads, dimensions of heads, and neurons.
     pub fn groups(&self) -> impl Iterator<Item = Group> {
         self.blocks.iter().flat_map(Block::groups)
     }
 
-    /// What reads the output of each of `units`, which stand in execution order.
+    /// The readers of the output of each of `units`, which are in execution order.
     #[must_use]
     pub fn readers(&self, units: &[Unit]) -> Vec<BTreeSet<Reader>> {
         let unit_of = |block: usize| units.iter().position(|unit| unit.blocks.contains(&block));
@@ -119,7 +119,7 @@ impl Structure {
         readers
     }
 
-    /// Multiply-accumulates of a unit for one sample.
+    /// Multiply-accumulates of `unit` for one sample.
     #[must_use]
     pub fn unit_macs(&self, unit: &Unit) -> u64 {
         saturating_sum(self.blocks[unit.blocks.clone()].iter().map(Block::macs))
@@ -130,7 +130,8 @@ impl Structure {
         self.blocks.iter().flat_map(|block| &block.layers)
     }
 
-    /// Memory of a call for `samples` samples, of a model of `parameters` parameters.
+    /// Memory of a call with `samples` samples. `parameters` is the number of the model's
+    /// parameters.
     #[must_use]
     pub fn memory(&self, parameters: u64, samples: usize) -> Memory {
         let packed: u64 = self.layers().map(|layer| layer.operation.weights()).sum();
@@ -143,22 +144,22 @@ impl Structure {
         }
     }
 
-    /// Bytes that one sample's call keeps for gradients: the inputs and outputs of all layers, in
-    /// f32.
+    /// Bytes, in f32, that a call keeps for gradients for one sample: the inputs and outputs of all
+    /// layers.
     #[must_use]
     pub fn graph_bytes(&self) -> u64 {
         self.layers().map(|layer| layer.operation.graph_bytes()).sum()
     }
 
-    /// Bytes of the weights that are packed once more when gradients go back through a call: those
-    /// of all layers but the ones that read the time alone.
+    /// Bytes of the weights that are packed a second time when gradients go back through a call:
+    /// the weights of all layers except those that read only the time.
     #[must_use]
     pub fn backward_bytes(&self) -> u64 {
         let through = self.layers().filter(|layer| layer.operation.rows() > 1);
         size_of::<f32>() as u64 * through.map(|layer| layer.operation.weights()).sum::<u64>()
     }
 
-    /// Bytes that the units of a kind hand on to later units in one sample's call, in f32.
+    /// Bytes, in f32, that the units of a kind pass to later units in a call for one sample.
     ///
     /// # Errors
     /// As [`Structure::units_of`].
@@ -175,8 +176,8 @@ impl Structure {
         Ok((size_of::<f32>() * self.units_of(kind)?.iter().map(of_unit).sum::<usize>()) as u64)
     }
 
-    /// Multiply-accumulates of one call for one sample, without the doubling of guidance: linears,
-    /// convolutions and both attention products.
+    /// Multiply-accumulates of one call for one sample: linears, convolutions and both products of
+    /// attention. Guidance, which doubles the samples, is not counted.
     #[must_use]
     pub fn macs(&self) -> u64 {
         saturating_sum(self.layers().map(|layer| layer.operation.macs()))
@@ -193,7 +194,7 @@ impl Structure {
     /// The units of a kind, in execution order.
     ///
     /// # Errors
-    /// If the model has none.
+    /// If the model has no units of the kind.
     pub fn units_of(&self, kind: UnitKind) -> Result<&[Unit]> {
         let units = match kind {
             UnitKind::Residual if !self.residual => &[],
@@ -208,8 +209,8 @@ impl Structure {
         }
     }
 
-    /// Which units of a kind have to be computed where those of `wanted` are not to be taken over:
-    /// not those that feed only units that are not computed.
+    /// Which units of a kind must run if those with `wanted` true are wanted. A wanted unit need
+    /// not run if only units that do not run read its output.
     ///
     /// # Errors
     /// As [`Structure::units_of`].
@@ -225,7 +226,8 @@ impl Structure {
         Ok(live)
     }
 
-    /// Of which units of a kind anything reads the output where those of `computed` are computed.
+    /// For each unit of a kind, whether any layer reads its output in a call that runs the units
+    /// with `computed` true.
     pub(crate) fn read(&self, kind: UnitKind, computed: &[bool]) -> Result<Vec<bool>> {
         let units = self.units_of(kind)?;
         Ok(match kind {

@@ -1,17 +1,16 @@
-//! What is passed down a forward: the step, who watches, and gates.
+//! The context of a forward pass: the denoising step, the probe that watches, and the gates.
 
 use crate::error::{Error, Result};
 use crate::name::LayerName;
 use candle_core::Tensor;
 use std::fmt;
 
-/// A denoising step: of the sampler, not of the model calls, of which some samplers make several a
-/// step.
+/// A denoising step of the sampler. Some samplers call the model several times a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// 0 is the first, noisiest one.
+    /// Index of the step; 0 is the first and noisiest.
     pub index: usize,
-    /// Steps of the whole run.
+    /// Number of steps of the run.
     pub count: usize,
 }
 
@@ -38,50 +37,53 @@ pub trait Probe {
     }
 }
 
-/// Stands before stretches of a model, by the common prefix of their names in the checkpoint: some
-/// are not computed, and what they made before is used again.
+/// Decides of each gated block whether it runs or is replaced, for example by its earlier outputs.
+/// A block is named by the common prefix of its layers' names in the checkpoint (`stretch`).
 pub trait Gates {
-    /// `inputs` are about to go through `stretch`.
+    /// Called before the block `stretch` runs on `inputs`.
     ///
     /// # Errors
     /// Ends the forward pass.
     fn enter(&self, stretch: &str, inputs: &[Tensor]) -> Result<Passage>;
 
-    /// It made `outputs` of what went in; what goes on.
+    /// Called after the block `stretch` ran, and made `outputs`. Returns the outputs that the model
+    /// goes on with. `inputs` are those of [`Gates::enter`].
     ///
     /// # Errors
     /// Ends the forward pass.
     fn leave(&self, stretch: &str, inputs: &[Tensor], outputs: Vec<Tensor>) -> Result<Vec<Tensor>>;
 }
 
-/// What becomes of a stretch.
+/// Whether a gated block runs or is replaced.
 #[derive(Clone, Debug)]
 pub enum Passage {
-    /// It is computed, of these.
+    /// The block runs, on these inputs.
     Compute(Vec<Tensor>),
-    /// It is not, and these stand in for its outputs.
+    /// The block does not run. These tensors replace its outputs.
     Instead(Vec<Tensor>),
 }
 
-/// What is passed down a forward; empty, it costs nothing.
+/// The context of a forward pass. The default one watches nothing, gates nothing, and costs
+/// nothing.
 #[derive(Clone, Copy, Default)]
 pub struct Context<'a> {
-    /// The denoising step under way.
+    /// The denoising step.
     pub step: Step,
-    /// Who watches, if anybody.
+    /// The probe that watches the inputs of layers, if any.
     pub probe: Option<&'a dyn Probe>,
-    /// For how many equal tokens each token of the layers' input stands, 0 for one that nothing
-    /// reads: samples x tokens numbers, where any is not 1.
+    /// For each token of the layers' input, the number of equal tokens that it stands for, or 0 if
+    /// no layer reads it: samples x tokens numbers. `None` if all are 1.
     pub multiplicity: Option<&'a [f32]>,
-    /// What stands before its stretches, if anything.
+    /// The gates, if any.
     pub gates: Option<&'a dyn Gates>,
 }
 
 impl Context<'_> {
-    /// What `compute` makes of `inputs`, or what gates put in its place.
+    /// Runs the block `compute` on `inputs`, or lets the gates replace its outputs. `stretch` names
+    /// the block.
     ///
     /// # Errors
-    /// If `compute` fails, or a gate.
+    /// If `compute` or a gate fails.
     pub fn gated<E: From<Error>>(
         &self,
         stretch: impl fmt::Display,
@@ -99,10 +101,10 @@ impl Context<'_> {
         }
     }
 
-    /// The same of a stretch that gives as many tensors as it takes.
+    /// As [`Context::gated`], for a block with as many outputs as inputs.
     ///
     /// # Errors
-    /// If `compute` fails, or a gate.
+    /// If `compute` or a gate fails, or a gate gives another number of tensors.
     pub fn gated_array<const N: usize, E: From<Error>>(
         &self,
         stretch: impl fmt::Display,

@@ -1,9 +1,9 @@
 use crate::name::LayerName;
 
-/// What can go wrong in a layer or while building one.
+/// The errors of layers, and of building them.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The tensors of a component are not those its configuration asks for.
+    /// The tensors of a component are not those of its configuration.
     #[error("{origin}: the weights do not fit the configuration: {problems}")]
     Parameters {
         /// The component's folder or file.
@@ -11,7 +11,7 @@ pub enum Error {
         /// Missing, unexpected and misshapen parameters, at most ten of each, with counts.
         problems: String,
     },
-    /// A layer met something it cannot work with.
+    /// A layer's input or parameter cannot be used.
     #[error("layer {layer}: {problem}")]
     Layer {
         /// The layer's checkpoint name.
@@ -19,10 +19,10 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-    /// A device was asked for that cannot be used.
+    /// The requested device cannot be used.
     #[error("{device} cannot be used: {missing}")]
     Device {
-        /// Its name.
+        /// Name of the device.
         device: String,
         /// What is missing.
         missing: String,

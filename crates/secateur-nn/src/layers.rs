@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use secateur_kernels::Activation;
 use tracing::trace_span;
 
-/// y = x W^T + b, the weight outputs x inputs.
+/// A linear layer: y = x W^T + b, with a weight of outputs x inputs.
 #[derive(Clone, Debug)]
 pub struct Linear {
     name: LayerName,
@@ -18,7 +18,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// A layer with bias.
+    /// Takes `weight` (outputs x inputs) and `bias` (outputs) from `scope`.
     ///
     /// # Errors
     /// See [`Scope::get`].
@@ -29,7 +29,7 @@ impl Linear {
         })
     }
 
-    /// A layer without bias.
+    /// Takes `weight` (outputs x inputs) from `scope`. The layer has no bias.
     ///
     /// # Errors
     /// See [`Scope::get`].
@@ -41,7 +41,7 @@ impl Linear {
         })
     }
 
-    /// `x` (... x inputs) to ... x outputs.
+    /// Maps `x` (... x inputs) to ... x outputs.
     ///
     /// # Errors
     /// If the shape does not fit, or the probe objects.
@@ -51,7 +51,7 @@ impl Linear {
         Ok(ops::linear(x, &self.weight, self.bias.as_ref(), None)?)
     }
 
-    /// [`Linear::forward`], then an activation.
+    /// Computes [`Linear::forward`], then applies `activation`.
     ///
     /// # Errors
     /// As [`Linear::forward`].
@@ -77,7 +77,7 @@ impl Linear {
     }
 }
 
-/// A square convolution, weight outputs x inputs x kernel x kernel, with bias.
+/// A convolution with a square kernel: a weight of outputs x inputs x kernel x kernel, and a bias.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     name: LayerName,
@@ -88,7 +88,8 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// `padding` counts the zeros before (top, left) and after (bottom, right).
+    /// Takes `weight` and `bias` (outputs) from `scope`. `padding` is the number of zeros, in
+    /// pixels, before (top and left) and after (bottom and right) the input.
     ///
     /// # Errors
     /// See [`Scope::get`].
@@ -103,7 +104,7 @@ impl Conv2d {
         Ok(Self { bias, ..Self::without_bias((inputs, outputs), kernel, stride, padding, scope)? })
     }
 
-    /// [`Conv2d::new`] for a checkpoint without a bias.
+    /// As [`Conv2d::new`], for a checkpoint without a bias.
     ///
     /// # Errors
     /// See [`Scope::get`].
@@ -119,7 +120,8 @@ impl Conv2d {
         Ok(Self { name: scope.layer_name(), weight, bias, stride, padding })
     }
 
-    /// `x` samples x inputs x height x width.
+    /// Maps `x` (samples x inputs x height x width) to samples x outputs x height' x width'. A side
+    /// of n pixels becomes one of (n + padding - kernel) / stride + 1.
     ///
     /// # Errors
     /// If the shape does not fit, or the probe objects.
@@ -150,7 +152,8 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Over the last `width` elements.
+    /// Takes `weight` and `bias` (`width` each) from `scope`. The norm is over the last dimension,
+    /// of `width` elements.
     ///
     /// # Errors
     /// See [`Scope::get`].
@@ -158,7 +161,7 @@ impl LayerNorm {
         Ok(Self { weight: scope.get("weight", width)?, bias: scope.get("bias", width)?, eps })
     }
 
-    /// `x` ... x width.
+    /// Normalises `x` (... x width). The shape stays.
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -168,7 +171,8 @@ impl LayerNorm {
     }
 }
 
-/// RMS norm with weight, over successive groups of its width: one head each in a qk-norm.
+/// RMS norm with weight, over successive groups of as many elements as the weight has. In a qk-norm
+/// each group is one head.
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     weight: Tensor,
@@ -176,7 +180,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Over groups of `width` elements.
+    /// Takes `weight` (`width`) from `scope`. Each group has `width` elements.
     ///
     /// # Errors
     /// See [`Scope::get`].
@@ -184,7 +188,7 @@ impl RmsNorm {
         Ok(Self { weight: scope.get("weight", width)?, eps })
     }
 
-    /// `x` ... x a multiple of width.
+    /// Normalises `x`, whose last dimension is a multiple of `width`. The shape stays.
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -204,7 +208,8 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// `channels` in `groups`.
+    /// Takes `weight` and `bias` (`channels` each) from `scope`. The channels are normalised in
+    /// `groups` groups.
     ///
     /// # Errors
     /// See [`Scope::get`].
@@ -217,7 +222,7 @@ impl GroupNorm {
         })
     }
 
-    /// `x` samples x channels x height x width.
+    /// Normalises `x` (samples x channels x height x width). The shape stays.
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -225,7 +230,7 @@ impl GroupNorm {
         self.run(x, false)
     }
 
-    /// Group norm, then SiLU.
+    /// Computes [`GroupNorm::forward`], then applies SiLU.
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -246,7 +251,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// `count` vectors of `width`.
+    /// Takes `weight` (`count` x `width`) from `scope`.
     ///
     /// # Errors
     /// See [`Scope::get`].
@@ -254,7 +259,7 @@ impl Embedding {
         Ok(Self { weight: scope.get("weight", (count, width))? })
     }
 
-    /// `ids` samples x tokens (u32) to samples x tokens x width.
+    /// Looks up the vectors of `ids` (samples x tokens, u32): samples x tokens x width.
     ///
     /// # Errors
     /// If an index is out of range.

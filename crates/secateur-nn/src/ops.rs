@@ -1,7 +1,7 @@
 //! The operations of all models on tensors, each with gradients of its inputs.
 //!
-//! An operation checks the shapes and asks in one place for the device; nothing above this module
-//! does.
+//! An operation checks the shapes, then picks the kernel for the tensors' device. No code above
+//! this module depends on the device.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -31,8 +31,8 @@ fn same_width(name: &str, bias: &Tensor, width: usize) -> Result<()> {
     bail!("{name}: a bias of {:?} does not fit {width} outputs", bias.dims())
 }
 
-/// x W^T + bias over the last dimension of `x`, then an activation; `weight` is outputs x inputs,
-/// `bias` outputs.
+/// Linear layer over the last dimension of `x`: x W^T + bias, then an activation. `weight` is
+/// outputs x inputs, `bias` is outputs.
 pub fn linear(
     x: &Tensor,
     weight: &Weight,
@@ -58,7 +58,8 @@ pub fn linear(
 }
 
 /// Convolution of `x` (samples x channels x height x width) with `weight` (outputs x channels x
-/// kernel x kernel) and `bias` (outputs); `padding` zeros before and after in both directions.
+/// kernel x kernel) and `bias` (outputs). `padding` is the number of zeros before and after, in
+/// both directions.
 pub fn conv2d(
     x: &Tensor,
     weight: &Weight,
@@ -95,8 +96,8 @@ pub fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// GEGLU over the last dimension: its first half times GELU (with the error function) of its
-/// second.
+/// GEGLU over the last dimension: the first half, times GELU (with the error function) of the
+/// second half.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let Some(width) = x.dims().last().filter(|last| **last % 2 == 0).map(|last| last / 2) else {
         bail!("geglu: the last dimension of the input {:?} should be even", x.dims());
@@ -119,7 +120,8 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `x` (samples x channels x height x width) with every pixel `factor` x `factor` times.
+/// Enlarges `x` (samples x channels x height x width): every pixel becomes `factor` x `factor`
+/// pixels.
 pub fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     match x.device() {
         Device::Cpu => cpu::upsample_nearest(x, factor),
@@ -129,7 +131,7 @@ pub fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     }
 }
 
-/// The sum of tensors of one shape.
+/// Adds tensors of one shape.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if x.dims() != y.dims() {
         bail!("add: {:?} and {:?} are not of one shape", x.dims(), y.dims());
@@ -141,7 +143,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `y` (samples x channels) added to every pixel of `x` (samples x channels x height x width).
+/// Adds `y` (samples x channels) to every pixel of `x` (samples x channels x height x width).
 pub fn add_to_channels(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     match x.device() {
         #[cfg(feature = "cuda")]
@@ -150,7 +152,7 @@ pub fn add_to_channels(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Tensors one after another along a dimension.
+/// Joins tensors along the dimension `dim`.
 pub fn cat(tensors: &[&Tensor], dim: usize) -> Result<Tensor> {
     match tensors.first().map(|tensor| tensor.device()) {
         #[cfg(feature = "cuda")]
@@ -159,7 +161,7 @@ pub fn cat(tensors: &[&Tensor], dim: usize) -> Result<Tensor> {
     }
 }
 
-/// The channels of all `pictures`, one after another.
+/// Joins `pictures` (samples x channels x height x width) along their channels.
 pub fn cat_channels(pictures: &[Tensor]) -> Result<Tensor> {
     match pictures.first().map(Tensor::device) {
         #[cfg(feature = "cuda")]
@@ -168,13 +170,13 @@ pub fn cat_channels(pictures: &[Tensor]) -> Result<Tensor> {
     }
 }
 
-/// Samples x channels x height x width to samples x pixels x channels.
+/// Turns pictures (samples x channels x height x width) into tokens (samples x pixels x channels).
 pub fn tokens(pictures: &Tensor) -> Result<Tensor> {
     let (samples, channels, height, width) = pictures.dims4()?;
     pictures.permute((0, 2, 3, 1))?.reshape((samples, height * width, channels))
 }
 
-/// Samples x pixels x channels to samples x channels x height x width.
+/// Turns tokens (samples x pixels x channels) into pictures (samples x channels x height x width).
 pub fn pixels(tokens: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     let (samples, pixels, channels) = tokens.dims3()?;
     if pixels != size.0 * size.1 {
@@ -263,9 +265,9 @@ pub fn group_norm(
     }
 }
 
-/// Rotary positions: `x` (samples x tokens x heads' width) with the elements 2i and 2i + 1 of every
-/// head as a point that is turned. `table` (tokens x width of a head) holds the cosine of the
-/// pair's angle at 2i, its sine at 2i + 1.
+/// Rotary positions. In every head of `x` (samples x tokens x (heads * head width)) the elements 2i
+/// and 2i + 1 are a point, which is turned about the origin. `table` (tokens x head width) holds
+/// the cosine of the pair's angle at 2i, and its sine at 2i + 1.
 pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (_, tokens, row) = x.dims3()?;
     let (places, width) = table.dims2()?;
@@ -283,30 +285,32 @@ pub fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
 /// The heads of an attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
-    /// How many there are.
+    /// Number of heads.
     pub count: usize,
-    /// What their scores are multiplied by.
+    /// Factor of the scores Q K^T.
     pub scale: f32,
 }
 
 impl Heads {
-    /// Heads that are, or were when they were trained, `head_dim` wide: the scale is 1 /
-    /// sqrt(head_dim).
+    /// `count` heads with the scale 1 / sqrt(`head_dim`). For heads that became narrower,
+    /// `head_dim` is the width with which they were trained.
     #[must_use]
     pub fn new(count: usize, head_dim: usize) -> Self {
         Self { count, scale: 1.0 / (head_dim as f32).sqrt() }
     }
 
-    /// Width of a head in rows of that width, if they divide.
+    /// Width of a head, if rows of `row` elements divide into the heads.
     fn width(self, row: usize) -> Option<usize> {
         (self.count > 0 && row.is_multiple_of(self.count)).then(|| row / self.count)
     }
 }
 
-/// softmax(scale * Q K^T + bias) V for every head: `q` samples x queries x (heads * head width),
-/// `k` samples x keys x the same, `v` samples x keys x (heads * width of a head of values), as the
-/// result is; `key_bias`, where given, has one number a key, or one a key of each sample; with
-/// `causal`, token i sees the keys 0..=i.
+/// Attention, softmax(scale * Q K^T + bias) V, for every head.
+///
+/// `q` is samples x queries x (heads * head width), `k` is samples x keys x (heads * head width),
+/// and `v` is samples x keys x (heads * value width). The result is samples x queries x (heads *
+/// value width). `key_bias` has one number per key, or one per key of each sample. With `causal`,
+/// token i sees the keys 0..=i only.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -346,9 +350,9 @@ fn check_key_bias(name: &str, key_bias: Option<&[f32]>, batch: usize, keys: usiz
     }
 }
 
-/// Self-attention over the tokens of several streams together, each with its own query, key and
-/// value (samples x tokens x (heads * head width)): the result for the tokens of each. As
-/// [`attention()`] of the streams joined, without joining them.
+/// Self-attention over the tokens of several streams together: [`attention()`] of the joined
+/// streams, without joining them. Each stream has its own query, key and value (samples x tokens x
+/// (heads * head width)). The result has one tensor for each stream.
 pub fn joint_attention(
     streams: &[[&Tensor; 3]],
     heads: Heads,
@@ -390,8 +394,8 @@ pub fn joint_attention(
     }
 }
 
-/// `x` + `gate` * `y`: `x` and `y` samples x tokens x width, `gate` samples x width (gated
-/// residual).
+/// Gated residual, `x` + `gate` * `y`. `x` and `y` are samples x tokens x width, `gate` is samples
+/// x width.
 pub fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     let (samples, _, width) = x.dims3()?;
     if y.dims() != x.dims() || gate.dims() != [samples, width] {

@@ -1,4 +1,4 @@
-//! What every autoencoder is and tells about itself.
+//! The interface of autoencoders and of their configurations.
 
 use crate::error::{Error, Result};
 use crate::files::Checkpoint;
@@ -8,21 +8,21 @@ use secateur_nn::Fit;
 use std::fmt::Debug;
 use std::path::Path;
 
-/// What makes pictures of latents.
+/// A model that decodes latents to pictures.
 pub trait Autoencoder: Send + Sync {
-    /// Latents without scaling (samples x channels x height x width) to pictures in [-1, 1]
+    /// Decodes unscaled latents (samples x channels x height x width) to pictures in [-1, 1]
     /// (samples x 3 x height x width).
     ///
     /// # Errors
     /// If the shape does not fit.
     fn decode(&self, latents: &Tensor) -> Result<Tensor>;
 
-    /// `scaling_factor` and `shift_factor`: the denoiser's latents are (latents - shift) * scale.
+    /// `scaling_factor` and `shift_factor`. The denoiser's latents are (latents - shift) * scale.
     fn scale_and_shift(&self) -> (f64, f64);
 
-    /// Latents as the denoiser gives them to pictures in [0, 1], samples x height x width x 3;
-    /// `shifted`, unless the pipeline does not know of a `shift_factor`. They are decoded one at a
-    /// time: at full size a picture takes gigabytes on its way.
+    /// Decodes latents of the denoiser to pictures in [0, 1], samples x height x width x 3.
+    /// `shifted` says whether the pipeline class uses `shift_factor`. Samples are decoded one at a
+    /// time, as a full-size picture takes gigabytes.
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -45,19 +45,19 @@ pub(crate) fn pictures(decoded: &Tensor) -> Result<Tensor> {
 
 /// The configuration of an autoencoder.
 pub trait AutoencoderConfig: Debug + Send + Sync {
-    /// Pixels that a latent is high and wide.
+    /// Height and width, in pixels, of the square that one latent becomes.
     fn factor(&self) -> usize;
 
     /// Channels of the latents.
     fn channels(&self) -> usize;
 
-    /// What the model's constructors record of it. The decoder is the last block.
+    /// Records the model's structure. The decoder is the last block.
     ///
     /// # Errors
     /// If a placeholder cannot be made.
     fn describe(&self) -> Result<Description>;
 
-    /// What a decoder computes of latents of that height and width, in execution order.
+    /// The operations of the decoder for latents of that height and width, in execution order.
     ///
     /// # Errors
     /// As [`AutoencoderConfig::describe`].
@@ -67,7 +67,7 @@ pub trait AutoencoderConfig: Debug + Send + Sync {
         Ok(layers.map(|layer| layer.operation).collect())
     }
 
-    /// How the model fits the files of its weights.
+    /// Checks how the model fits the weights.
     ///
     /// # Errors
     /// If something is missing or of another shape.

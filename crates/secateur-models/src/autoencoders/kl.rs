@@ -1,4 +1,4 @@
-//! AutoencoderKL: between pictures and latents.
+//! AutoencoderKL, which maps pictures to latents and back.
 
 use crate::autoencoders::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use std::path::Path;
 /// No autoencoder halves its pictures more often.
 const MOST_LEVELS: usize = 16;
 
-/// Configuration of an `AutoencoderKL`; what a file does not say is as in diffusers.
+/// Configuration of an `AutoencoderKL`. Fields that a file lacks have diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct AutoencoderKlConfig {
@@ -116,7 +116,7 @@ impl AutoencoderKlConfig {
         Ok(config)
     }
 
-    /// What it asks a checkpoint for, by name.
+    /// The parameters that the model takes from a checkpoint, by name.
     pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
         Parameters::wanted(Default::default(), |scope| AutoencoderKl::new(self, &scope.into()))
     }
@@ -177,7 +177,7 @@ impl MidBlock {
     }
 }
 
-/// Residual blocks, then a change of resolution on all levels but the last.
+/// Residual blocks of one resolution, then a change of the resolution on all levels but the last.
 struct Level {
     resnets: Vec<ResnetBlock>,
     resample: Option<Conv2d>,
@@ -298,8 +298,8 @@ impl AutoencoderKl {
         Ok(Self { encoder, decoder, quant_conv, post_quant_conv, config: config.clone() })
     }
 
-    /// Pictures in [-1, 1] (samples x 3 x height x width) to mean and log-variance of the latents
-    /// (samples x channels x height / factor x width / factor each), without scaling.
+    /// Encodes pictures in [-1, 1] (samples x 3 x height x width) to the mean and the log-variance
+    /// of the unscaled latents (samples x channels x height / factor x width / factor each).
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -351,7 +351,7 @@ impl Autoencoder for AutoencoderKl {
     }
 }
 
-/// The name of today of a parameter: older files have others for the attention's linears.
+/// The current name of a parameter. Older files have other names for the attention's linears.
 fn name_of_today(name: &str) -> String {
     const NAMES: [(&str, &str); 4] = [
         (".query.", ".to_q."),
@@ -365,7 +365,8 @@ fn name_of_today(name: &str) -> String {
     }
 }
 
-/// The attention's linears as those of today: some older files hold 1x1 convolutions.
+/// Renames and reshapes the attention's linears to their current form. Some older files hold 1x1
+/// convolutions.
 fn renamed(parameters: Parameters) -> Result<Parameters> {
     let parameters = parameters.map(|name, tensor| {
         if !name.contains(".attentions.") {

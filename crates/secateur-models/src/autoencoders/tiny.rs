@@ -16,7 +16,7 @@ const MOST_LEVELS: usize = 16;
 /// No latent is higher or wider in pixels.
 const LARGEST_FACTOR: usize = 1 << 15;
 
-/// Configuration of an `AutoencoderTiny`; what a file does not say is as in diffusers.
+/// Configuration of an `AutoencoderTiny`. Fields that a file lacks have diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct AutoencoderTinyConfig {
@@ -122,8 +122,8 @@ impl AutoencoderConfig for AutoencoderTinyConfig {
     }
 }
 
-/// `AutoencoderTinyBlock` of as many channels on both sides: three convolutions around which the
-/// input goes.
+/// `AutoencoderTinyBlock` with as many channels in as out: three convolutions, and the input added
+/// to their output.
 struct Block {
     convolutions: [Conv2d; 3],
 }
@@ -147,7 +147,7 @@ fn relu(x: &Tensor) -> Result<Tensor> {
     Ok(ops::activation(Activation::Relu, x)?)
 }
 
-/// A layer of `EncoderTiny` or `DecoderTiny`, whose place among the others is its name.
+/// A layer of `EncoderTiny` or `DecoderTiny`, named by its index among the others.
 enum Layer {
     Convolution(Conv2d),
     Relu,
@@ -187,7 +187,7 @@ fn encoder(config: &AutoencoderTinyConfig, site: &Site<'_>) -> Result<Vec<Layer>
     Ok(layers)
 }
 
-/// `site`: over the latents.
+/// Builds the decoder. `site` is over the latents.
 fn decoder(config: &AutoencoderTinyConfig, mut site: Site<'_>) -> Result<Vec<Layer>> {
     let channels = config.decoder_block_out_channels[0];
     let mut layers = vec![
@@ -244,8 +244,8 @@ impl AutoencoderTiny {
         })
     }
 
-    /// Pictures in [-1, 1] (samples x 3 x height x width) to latents (samples x channels x height /
-    /// factor x width / factor), without scaling.
+    /// Encodes pictures in [-1, 1] (samples x 3 x height x width) to unscaled latents (samples x
+    /// channels x height / factor x width / factor).
     ///
     /// # Errors
     /// If the shape does not fit.

@@ -1,4 +1,4 @@
-//! What a pipeline class of diffusers is made of.
+//! The description of a pipeline class of diffusers.
 
 use super::components::Components;
 use crate::classes::conditioner::Conditioner;
@@ -7,33 +7,32 @@ use crate::files::{DIFFUSERS_STEM, TRANSFORMERS_STEM};
 use crate::samplers::Instead;
 use serde_json::{Map, Value};
 
-/// A class that `model_index.json` may name.
+/// A class that `model_index.json` can name.
 #[derive(Debug)]
 pub(crate) struct PipelineClass {
     /// Its name in diffusers.
     pub(crate) name: &'static str,
-    /// The component that is called at every step.
+    /// The component that a sampler calls at every step.
     pub(crate) denoiser: &'static str,
-    /// All components that are read, the denoiser and the scheduler among them.
+    /// All components that are read, including the denoiser and the scheduler.
     pub(crate) components: &'static [Component],
     /// The defaults of diffusers.
     pub(crate) generation: Generation,
-    /// What it draws.
+    /// The kind of prompt that the model takes.
     pub(crate) subject: Subject,
-    /// Whether CLIP's tokens are part of the text that the denoiser reads, beside T5's
-    /// `max_sequence_length`.
+    /// Whether the denoiser reads CLIP's tokens besides the `max_sequence_length` tokens of T5.
     pub(crate) reads_clip_tokens: bool,
-    /// Whether guidance is a second call of the model, without the prompt.
+    /// Whether guidance takes a second sample of every image, without the prompt.
     pub(crate) classifier_free: bool,
-    /// Options of the scheduler that it corrects in outdated files.
+    /// Options of the scheduler that the class sets, whatever the file says.
     pub(crate) scheduler_options: &'static [Instead],
     /// See [`Run`](crate::Run).
     pub(crate) even_levels: bool,
-    /// Whether it adds the autoencoder's `shift_factor` to latents, which the others ignore.
+    /// Whether the class adds the autoencoder's `shift_factor` to latents. Others ignore it.
     pub(crate) shifts: bool,
     /// Corrects the denoiser's configuration in outdated files.
     pub(crate) repair: fn(&mut Map<String, Value>),
-    /// Loads what turns prompts into conditioning.
+    /// Loads the text encoders, and returns the conditioner.
     pub(crate) conditioner: fn(&Components) -> Result<Box<dyn Conditioner>>,
 }
 
@@ -41,41 +40,41 @@ pub(crate) struct PipelineClass {
 #[derive(Debug)]
 pub(crate) struct Component {
     pub(crate) name: &'static str,
-    /// The classes that are supported; none where the component's own configuration decides.
+    /// The supported classes. Empty if the component's own configuration decides.
     pub(crate) classes: &'static [&'static str],
-    /// May be absent: `[null, null]` in `model_index.json`.
+    /// Whether the component may be absent: `[null, null]` in `model_index.json`.
     pub(crate) optional: bool,
 }
 
-/// What a model draws.
+/// The kind of prompt that a model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A text.
     Text,
-    /// One of the classes that it was trained on.
+    /// A class that the model was trained on.
     Label,
-    /// Nothing: it draws what it likes.
+    /// None: the model is unconditional.
     Nothing,
 }
 
 impl Component {
-    /// One that must be there, of one of `classes`; of any where there are none, as its
-    /// configuration is checked when it is read.
+    /// A component that must be present. It must be of one of `classes`. With none, any class
+    /// passes here, and is checked when the configuration is read.
     pub(crate) const fn new(name: &'static str, classes: &'static [&'static str]) -> Self {
         Self { name, classes, optional: false }
     }
 
-    /// One that may be absent.
+    /// A component that may be absent.
     pub(crate) const fn optional(name: &'static str, classes: &'static [&'static str]) -> Self {
         Self { name, classes, optional: true }
     }
 
-    /// Whether it has weights.
+    /// Whether the component has weights.
     pub(crate) fn has_weights(&self) -> bool {
         !self.name.starts_with("tokenizer") && self.name != "scheduler"
     }
 
-    /// The name of its weight files without their ending: transformers' or diffusers' own.
+    /// The stem of its weight files: the name in transformers or in diffusers.
     pub(crate) fn stem(&self) -> &'static str {
         if self.name.starts_with("text_encoder") { TRANSFORMERS_STEM } else { DIFFUSERS_STEM }
     }
@@ -87,13 +86,13 @@ pub(crate) const VAE: Component = Component::new("vae", &["AutoencoderKL", "Auto
 
 pub(crate) const CLIP_TOKENIZER: &[&str] = &["CLIPTokenizer"];
 
-/// How a model wants to be sampled.
+/// The defaults of sampling.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Generation {
-    /// Denoising steps.
+    /// Number of denoising steps.
     pub steps: usize,
     /// Guidance scale; 1 or less switches guidance off.
     pub guidance: f64,
-    /// Text tokens of T5, or that stand for them.
+    /// Number of text tokens for T5, including those that are zeros if there is no T5.
     pub max_sequence_length: usize,
 }

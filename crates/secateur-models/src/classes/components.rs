@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Where a model says what it is made of.
+/// The file that lists a model's components.
 pub(crate) const INDEX: &str = "model_index.json";
 
 /// The components of a model folder, as `model_index.json` lists them.
@@ -16,18 +16,18 @@ pub(crate) const INDEX: &str = "model_index.json";
 pub(crate) struct Components {
     /// The folder.
     pub(crate) path: PathBuf,
-    /// The variant of weight files that was requested.
+    /// The requested variant of the weight files.
     pub(crate) variant: Option<String>,
     /// `model_index.json`.
     pub(crate) index: Map<String, Value>,
-    /// Where they are loaded.
+    /// The device and type that the components are loaded to.
     pub(crate) placement: Placement,
     /// The denoiser's configuration.
     pub(crate) denoiser: Arc<dyn DenoiserConfig>,
 }
 
 impl Components {
-    /// The classes that it knows by name.
+    /// The names of the model's classes.
     ///
     /// # Errors
     /// If `id2label` is not a table of numbers and names.
@@ -53,37 +53,36 @@ impl Components {
         self.index.get(key)
     }
 
-    /// Whether a component is there.
+    /// Whether a component is present.
     pub(crate) fn has(&self, component: &str) -> bool {
         self.class_of(component).is_some()
     }
 
-    /// The class of a component that is there.
+    /// The class of a component that is present.
     pub(crate) fn class_of(&self, component: &str) -> Option<&str> {
         class_of(&self.index, component)
     }
 }
 
-/// The class of a component that is there.
+/// The class of a component that is present.
 pub(crate) fn class_of<'a>(index: &'a Map<String, Value>, component: &str) -> Option<&'a str> {
     let class = index.get(component)?.get(1)?.as_str()?;
     Some(class.strip_suffix("Fast").unwrap_or(class))
 }
 
-/// The classes that a model knows, from `id2label` of `model_index.json`.
+/// The class labels of a model, from `id2label` of `model_index.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels {
     names: BTreeMap<u32, String>,
-    /// How many classes there are; not all may have names.
+    /// Number of classes. Some may have no name.
     classes: usize,
 }
 
 impl Labels {
-    /// The number of a label, given by its number, its name, or one of several names that commas
-    /// set apart.
+    /// The number of a label, from its number, its name, or one of its comma-separated names.
     ///
     /// # Errors
-    /// If no label is called so.
+    /// If no label has this name.
     pub fn find(&self, text: &str) -> Result<u32> {
         if let Ok(number) = text.parse::<u32>() {
             return match (number as usize) < self.classes {
@@ -113,12 +112,12 @@ impl Labels {
         }
     }
 
-    /// Whether none has a name.
+    /// Whether no class has a name.
     pub(crate) fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
 
-    /// Number and name of each.
+    /// Number and name of each named class.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
         self.names.iter().map(|(number, name)| (*number, name.as_str()))
     }

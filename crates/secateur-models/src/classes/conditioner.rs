@@ -1,4 +1,4 @@
-//! How a pipeline class tells its denoiser what to draw.
+//! The conversion of prompts to the conditioning of a pipeline class.
 
 use super::components::Components;
 use crate::classes::sampling::Sampling;
@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 
 /// Turns prompts into conditioning for the denoiser.
 pub(crate) trait Conditioner: Send + Sync {
-    /// For each of `prompts`, for pictures of `size` (height, width) in pixels.
+    /// The conditioning of each of `prompts`, for pictures of `size` (height, width) in pixels.
     fn positive(
         &self,
         prompts: &[String],
@@ -19,7 +19,7 @@ pub(crate) trait Conditioner: Send + Sync {
         sampling: &Sampling,
     ) -> Result<Conditioning>;
 
-    /// What guidance leads away from, as one sample, where it is classifier-free.
+    /// The conditioning of the negative prompt as one sample, for classifier-free guidance.
     fn negative(&self, size: (usize, usize), sampling: &Sampling) -> Result<Conditioning> {
         self.positive(std::slice::from_ref(&sampling.negative_prompt), size, sampling)
     }
@@ -76,14 +76,14 @@ impl T5 {
         })
     }
 
-    /// Text states of `length` tokens, padding read as text.
+    /// Text states of `length` tokens. Padding is read as text.
     pub(crate) fn encode(&self, prompts: &[String], length: usize) -> Result<Tensor> {
         let (ids, _) = self.tokenizer.encode_batch(prompts, length)?;
         self.encoder.forward(&ids, None)
     }
 
-    /// Text states of `length` tokens, and 1 for each token of text, 0 for each of padding, which
-    /// is not read.
+    /// Text states of `length` tokens, and their mask: 1 for a token of text, 0 for one of padding,
+    /// which is not read.
     pub(crate) fn encode_masked(
         &self,
         prompts: &[String],
@@ -94,7 +94,7 @@ impl T5 {
     }
 }
 
-/// `values` for each of `samples` samples: samples x values.
+/// Repeats `values` for each of `samples` samples: samples x values.
 pub(crate) fn each<const N: usize>(samples: usize, values: [f32; N]) -> Result<Tensor> {
     Ok(Tensor::new(&values, &Device::Cpu)?.broadcast_as((samples, N))?.contiguous()?)
 }

@@ -29,7 +29,7 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     },
 };
 
-/// Class labels; guidance leads away from the one behind the last.
+/// Conditioning: class labels. The negative prompt is the label behind the last class.
 struct Dit {
     labels: Labels,
     classes: usize,

@@ -33,8 +33,8 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     conditioner: |folder| Ok(Box::new(Flux::open(folder)?)),
 };
 
-/// T5's states, CLIP's pooled state, and the guidance scale, which the model was trained to follow
-/// by itself.
+/// Conditioning: T5's states, CLIP's pooled state, and the guidance scale, which the model was
+/// trained to follow.
 struct Flux {
     clip: ClipEncoder,
     t5: T5,

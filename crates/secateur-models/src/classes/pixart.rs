@@ -32,7 +32,7 @@ pub(crate) const SIGMA: PipelineClass = PipelineClass {
     ..ALPHA
 };
 
-/// T5's states, of which padding is not read, and the size.
+/// Conditioning: T5's states, whose padding is not read, and the size of the image.
 struct PixArt(T5);
 
 impl Conditioner for PixArt {

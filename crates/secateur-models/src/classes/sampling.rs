@@ -1,35 +1,35 @@
-//! How a model is sampled.
+//! The settings of sampling.
 
 use crate::reuse::ReuseSchedule;
 use crate::samplers::Sampler;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// How to sample.
+/// The settings of sampling.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Denoising steps.
+    /// Number of denoising steps.
     pub steps: usize,
     /// Height and width of the latents.
     pub latent: (usize, usize),
     /// Guidance scale; 1 or less switches guidance off.
     pub guidance: f64,
-    /// What guidance leads away from.
+    /// The negative prompt, away from which guidance leads.
     pub negative_prompt: String,
-    /// Text tokens of T5, or that stand for them.
+    /// Number of text tokens for T5, including those that are zeros if there is no T5.
     pub max_sequence_length: usize,
-    /// The model's own sampler, or another one.
+    /// The sampler: the model's own, or another one.
     pub sampler: Sampler,
     /// Seed of the noise.
     pub seed: u64,
-    /// Images at a time.
+    /// Number of images in a batch.
     pub batch: usize,
-    /// What is not computed at every step.
+    /// The units that do not run at every step, if any.
     pub reuse: Option<Arc<ReuseSchedule>>,
 }
 
 impl Sampling {
-    /// The images 0 to `count` in batches.
+    /// Splits the images 0 to `count` into batches.
     pub fn batches(&self, count: usize) -> impl Iterator<Item = Range<usize>> + Clone + use<> {
         let batch = self.batch.max(1);
         (0..count).step_by(batch).map(move |start| start..(start + batch).min(count))

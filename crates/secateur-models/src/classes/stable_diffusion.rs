@@ -46,7 +46,7 @@ fn latents_of_64(unet: &mut Map<String, Value>) {
     }
 }
 
-/// CLIP's last states.
+/// Conditioning: CLIP's last states.
 struct StableDiffusion(ClipEncoder);
 
 impl Conditioner for StableDiffusion {

@@ -35,8 +35,9 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     conditioner: |folder| Ok(Box::new(StableDiffusion3::open(folder)?)),
 };
 
-/// Both CLIPs' states before their last layers side by side in width, padded with zeros to the
-/// denoiser's, then T5's states, or zeros where there is no T5; both CLIPs' projections.
+/// Conditioning: text states and pooled text. The text states are first those of both CLIPs before
+/// their last layers, side by side and padded with zeros to the denoiser's width. T5's states
+/// follow them, or zeros if there is no T5. The pooled text is both CLIPs' projections.
 struct StableDiffusion3 {
     encoders: [ClipEncoder; 2],
     t5: Option<T5>,

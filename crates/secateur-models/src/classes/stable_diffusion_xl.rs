@@ -34,10 +34,11 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     conditioner: |folder| Ok(Box::new(StableDiffusionXl::open(folder)?)),
 };
 
-/// Both CLIPs' states before their last layers, side by side; the second one's projection; sizes.
+/// Conditioning: both CLIPs' states before their last layers, side by side; the second CLIP's
+/// projection; sizes.
 struct StableDiffusionXl {
     encoders: [ClipEncoder; 2],
-    /// Whether an empty negative prompt is zeros and not what the encoders make of it.
+    /// Whether an empty negative prompt becomes zeros, and is not encoded.
     force_zeros_for_empty_prompt: bool,
 }
 

@@ -20,7 +20,7 @@ pub(crate) const CLASS: PipelineClass = PipelineClass {
     conditioner: |_| Ok(Box::new(Unconditional)),
 };
 
-/// The model is unconditional.
+/// Conditioning: nothing.
 struct Unconditional;
 
 impl Conditioner for Unconditional {

@@ -61,7 +61,7 @@ struct Encoder {
 }
 
 impl EncoderConfig {
-    /// Whether it contradicts itself or asks for something that is not supported, and how.
+    /// Checks that the configuration does not contradict itself, and that it is supported.
     fn check(&self) -> std::result::Result<(), String> {
         let (width, heads) = (self.hidden_size, self.num_attention_heads);
         if width == 0 || heads == 0 || width % heads != 0 {
@@ -192,8 +192,7 @@ fn part(name: &str, config: &Map<String, Value>) -> Map<String, Value> {
 }
 
 impl ClipTextConfig {
-    /// Reads a component's `config.json`, of which the text's part counts where it is of a whole
-    /// CLIP.
+    /// Reads a component's `config.json`. From that of a whole CLIP, it takes the text's part.
     ///
     /// # Errors
     /// If it cannot be read, or is not that of a text encoder.
@@ -212,7 +211,8 @@ impl ClipTextConfig {
         Ok(Self { encoder, ..config })
     }
 
-    /// What it asks a checkpoint for, by the names that every version of transformers reads.
+    /// The parameters that the model takes from a checkpoint, under the names that every version of
+    /// transformers reads.
     pub(crate) fn parameters(&self, projected: bool) -> Result<BTreeMap<String, Wanted>> {
         Parameters::wanted(Default::default(), |scope| {
             let scope = if projected { scope } else { scope.at("text_model") };
@@ -221,15 +221,14 @@ impl ClipTextConfig {
     }
 }
 
-/// What a text encoder gives.
+/// The result of a text encoder.
 #[derive(Debug)]
 pub struct ClipTextOutput {
     /// Hidden states before the last layer: samples x tokens x width.
     pub penultimate: Tensor,
     /// Hidden states after the final norm: samples x tokens x width.
     pub last: Tensor,
-    /// The final state at the end token, projected where the model has a projection: samples x
-    /// width.
+    /// The final state at the end token, projected if the model has a projection: samples x width.
     pub pooled: Tensor,
 }
 
@@ -245,7 +244,7 @@ pub struct ClipTextModel {
 }
 
 impl ClipTextModel {
-    /// Opens a component folder; with `projected`, `text_projection` stands beside the encoder.
+    /// Opens a component folder. `projected` says whether `text_projection` is beside the encoder.
     ///
     /// # Errors
     /// If its files cannot be read or do not fit each other.
@@ -261,7 +260,7 @@ impl ClipTextModel {
             .build(|scope| Self::new(&config, projected, &scope.into()))
     }
 
-    /// Builds the model; with `projected`, `text_projection` stands beside the encoder.
+    /// Builds the model. `projected` says whether `text_projection` is beside the encoder.
     ///
     /// # Errors
     /// If the configuration contradicts itself.
@@ -302,12 +301,12 @@ impl ClipTextModel {
         })
     }
 
-    /// Tokens that it has positions for.
+    /// Number of tokens that the model has positions for.
     pub(crate) fn positions(&self) -> usize {
         self.position_embedding.dims()[0]
     }
 
-    /// `ids` samples x tokens (u32).
+    /// Encodes `ids` (samples x tokens, u32).
     ///
     /// # Errors
     /// If there are more tokens than positions, or a token number is out of range.
@@ -359,7 +358,7 @@ impl VisionConfig {
         Ok(config)
     }
 
-    /// Whether it contradicts itself, and how.
+    /// Checks that the configuration does not contradict itself.
     fn check(&self) -> std::result::Result<(), String> {
         let (size, patch) = (self.image_size, self.patch_size);
         if patch == 0 || size == 0 || !size.is_multiple_of(patch) {
@@ -409,7 +408,7 @@ impl VisionModel {
         })
     }
 
-    /// `pixels` samples x channels x size x size to samples x width.
+    /// Encodes `pixels` (samples x channels x size x size): samples x width.
     fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         let samples = pixels.dim(0)?;
         let width = self.config.encoder.hidden_size;
@@ -451,12 +450,13 @@ impl ClipConfig {
     }
 }
 
-/// `CLIPModel`: embeds texts and pictures in one space, where the cosine tells how well they fit.
+/// `CLIPModel`: embeds texts and pictures in one space, where the cosine measures how well they
+/// fit.
 pub struct ClipModel {
     text: ClipTextModel,
     vision: VisionModel,
     visual_projection: Linear,
-    /// ln of the factor between cosines and logits.
+    /// ln of the factor from cosines to logits.
     logit_scale: Tensor,
     tokenizer: ClipTokenizer,
     processor: ClipImageProcessor,
@@ -492,7 +492,7 @@ impl ClipModel {
         })
     }
 
-    /// SHA-256 of all that it is opened from.
+    /// SHA-256 of all files that the model is opened from.
     ///
     /// # Errors
     /// If a file cannot be read, or the observer interrupts.
@@ -506,8 +506,8 @@ impl ClipModel {
         digest_of_files(folder, &files, observer)
     }
 
-    /// What the model of a folder takes that scores `pictures` pictures at a time against `texts`
-    /// texts in all, as [`ClipModel::open`] would load it.
+    /// Memory of the model of a folder, loaded as by [`ClipModel::open`], that scores `pictures`
+    /// pictures at a time against `texts` texts in all.
     ///
     /// # Errors
     /// If its configuration or the headers of its weights cannot be read.
@@ -529,13 +529,13 @@ impl ClipModel {
         })
     }
 
-    /// The name of its folder.
+    /// The name of the folder.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Unit vectors of token rows (samples x tokens, u32): samples x projection.
+    /// Embeds rows of tokens (samples x tokens, u32) as unit vectors: samples x projection.
     ///
     /// # Errors
     /// See [`ClipTextModel::forward`].
@@ -543,7 +543,7 @@ impl ClipModel {
         unit(&self.text.forward(ids)?.pooled)
     }
 
-    /// Unit vectors of texts: texts x projection.
+    /// Embeds texts as unit vectors: texts x projection.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -552,7 +552,8 @@ impl ClipModel {
         Ok(Tensor::cat(&texts.chunks(TEXTS).map(some).collect::<Result<Vec<_>>>()?, 0)?)
     }
 
-    /// Unit vectors of prepared pixels (samples x channels x size x size): samples x projection.
+    /// Embeds prepared pixels (samples x channels x size x size) as unit vectors: samples x
+    /// projection.
     ///
     /// # Errors
     /// If the size is not the model's.
@@ -560,8 +561,8 @@ impl ClipModel {
         unit(&self.visual_projection.forward(&self.vision.forward(pixels)?, &Context::default())?)
     }
 
-    /// Unit vectors of pictures in [0, 1] (samples x height x width x 3), resized and normalised as
-    /// the model wants.
+    /// Embeds pictures in [0, 1] (samples x height x width x 3) as unit vectors: samples x
+    /// projection. The pictures are resized and normalised first.
     ///
     /// # Errors
     /// If the pictures are not RGB.
@@ -569,7 +570,8 @@ impl ClipModel {
         self.embed_pixels(&self.processor.prepare(pictures)?)
     }
 
-    /// Logits of every text for every picture: texts x pictures, from unit vectors.
+    /// Logits of every text for every picture: texts x pictures. `texts` and `pictures` are unit
+    /// vectors.
     ///
     /// # Errors
     /// If the widths differ.

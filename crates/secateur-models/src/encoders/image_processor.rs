@@ -1,4 +1,4 @@
-//! From pictures to what CLIP's vision tower reads.
+//! The preparation of pictures for CLIP's vision tower.
 
 use crate::error::{Error, Result};
 use crate::files::read_config;
@@ -62,7 +62,7 @@ pub struct ClipImageProcessor {
     image_std: Option<[f32; 3]>,
 }
 
-/// What colours are shifted by and divided by where the file does not say.
+/// The default mean and standard deviation of colours.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
@@ -111,7 +111,7 @@ impl ClipImageProcessor {
         Ok(processor)
     }
 
-    /// What the shortest edge becomes.
+    /// The length of the shortest edge after resizing.
     fn edge(&self) -> u32 {
         let Size { height, width } = self.size.unwrap_or_default();
         height.min(width)
@@ -121,7 +121,8 @@ impl ClipImageProcessor {
         self.crop_size.unwrap_or_default()
     }
 
-    /// Pictures in [0, 1], samples x height x width x 3, to samples x 3 x crop height x crop width.
+    /// Prepares pictures in [0, 1] (samples x height x width x 3): samples x 3 x crop height x crop
+    /// width.
     ///
     /// # Errors
     /// If the pictures are not of that shape.

@@ -81,8 +81,8 @@ impl T5Config {
         Ok(config)
     }
 
-    /// What a feed-forward does between its linears, and whether that is multiplied with another
-    /// linear's outputs.
+    /// The activation of the feed-forward, and whether its result is multiplied by another linear's
+    /// output.
     fn feed_forward(&self) -> std::result::Result<(Activation, bool), String> {
         let (name, gated) = match self.feed_forward_proj.strip_prefix("gated-") {
             // By tanh, for all its name.
@@ -103,7 +103,7 @@ impl T5Config {
         Ok((activation(name).ok_or_else(problem)?, self.is_gated_act.unwrap_or(gated)))
     }
 
-    /// What it asks a checkpoint for, by name.
+    /// The parameters that the model takes from a checkpoint, by name.
     pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
         Parameters::wanted(Default::default(), |scope| T5Encoder::new(self, &scope))
     }
@@ -273,8 +273,8 @@ impl T5Encoder {
         })
     }
 
-    /// `ids` samples x tokens (u32) to states, samples x tokens x width. `mask`, of the shape of
-    /// `ids`, is 0 for tokens that no other reads, else 1.
+    /// Encodes `ids` (samples x tokens, u32): samples x tokens x width. `mask`, of the shape of
+    /// `ids`, is 0 for tokens that no other token reads, else 1.
     ///
     /// # Errors
     /// If a token number is out of range, or the mask has another shape.
@@ -298,7 +298,7 @@ impl T5Encoder {
         Ok(self.final_layer_norm.forward(&x)?)
     }
 
-    /// What positions add to the scores: 1 x heads x tokens x tokens.
+    /// Score bias of the relative positions: 1 x heads x tokens x tokens.
     fn position_bias(&self, tokens: usize) -> Result<Tensor> {
         let pairs = (0..tokens)
             .flat_map(|query| (0..tokens).map(move |key| self.config.bucket(query, key)));

@@ -1,4 +1,4 @@
-//! From prompts to token numbers: CLIP's byte pairs and T5's unigrams.
+//! Tokenizers, from prompts to token numbers: CLIP's byte pairs and T5's unigrams.
 
 mod clip;
 mod sentencepiece;
@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, Tokenizer};
 
-/// What a tokenizer folder says: the tokenizer itself, which here neither cuts nor pads, and its
-/// configuration.
+/// The content of a tokenizer folder: its configuration, and the tokenizer, which here neither cuts
+/// nor pads.
 #[derive(Clone, Debug)]
 struct Vocabulary {
     tokenizer: Tokenizer,
@@ -238,8 +238,8 @@ fn content(token: &Value) -> Option<&str> {
     token.get("content").unwrap_or(token).as_str()
 }
 
-/// Tokens of a row of CLIP, by `model_max_length` in the configuration that `path` holds; 77 where
-/// it does not say.
+/// Number of tokens in a row of CLIP: `model_max_length` of the configuration, which was read from
+/// `path`, or else 77.
 ///
 /// # Errors
 /// If it is a number that cannot be used.

@@ -1,4 +1,4 @@
-//! What every denoiser is and tells about itself.
+//! The interface of denoisers and of their configurations.
 
 use crate::conditioning::Conditioning;
 use crate::error::Result;
@@ -8,13 +8,14 @@ use secateur_nn::{Context, Parameters, Wanted};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-/// The network that is called at every step.
+/// The network that a sampler calls at every step.
 pub trait Denoiser: Send + Sync {
     /// Predicts noise or velocity for `latents` (samples x channels x height x width) at
-    /// `timesteps` (one a sample).
+    /// `timesteps` (one per sample). The result may have more channels than `latents`: a variance
+    /// follows them.
     ///
     /// # Errors
-    /// If the shapes do not fit, or the context's probe objects.
+    /// If the shapes do not fit, or the probe or the gates of the context fail.
     fn forward(
         &self,
         latents: &Tensor,
@@ -24,7 +25,7 @@ pub trait Denoiser: Send + Sync {
     ) -> Result<Tensor>;
 }
 
-/// The configuration of a denoiser: all that can be known of it without its weights.
+/// The configuration of a denoiser: all that is known of it without its weights.
 pub trait DenoiserConfig: Debug + Send + Sync {
     /// Builds the model, in execution order.
     ///
@@ -32,7 +33,7 @@ pub trait DenoiserConfig: Debug + Send + Sync {
     /// If a placeholder cannot be made.
     fn build(&self, site: &Site<'_>) -> Result<Box<dyn Denoiser>>;
 
-    /// What a model without the heads and neurons that are gone asks a checkpoint for, by name.
+    /// The parameters that the model takes from a checkpoint, by name. The model lacks `removals`.
     ///
     /// # Errors
     /// As [`DenoiserConfig::build`].
@@ -40,40 +41,41 @@ pub trait DenoiserConfig: Debug + Send + Sync {
         Parameters::wanted(removals.sizes(), |scope| self.build(&scope.into()))
     }
 
-    /// Shape of one image's latents at the size it was trained for: channels x height x width.
+    /// Shape of one image's latents at the training size: channels x height x width.
     fn latent_shape(&self) -> [usize; 3];
 
-    /// Whether its configuration does not say that size.
+    /// Whether the configuration does not give the training size.
     fn is_of_unknown_size(&self) -> bool {
         false
     }
 
-    /// Side of the squares that it cuts latents into.
+    /// Side of the square of latents that becomes one token; 1 if the model has no patches.
     fn patch(&self) -> usize {
         1
     }
 
-    /// The most latents that an image is high or wide.
+    /// The largest height and width of latents.
     fn largest_side(&self) -> usize {
         4096
     }
 
-    /// Image tokens of latents of `size` (height, width): their squares.
+    /// Number of image tokens for latents of `size` (height, width).
     fn image_tokens(&self, size: (usize, usize)) -> usize {
         (size.0 / self.patch()) * (size.1 / self.patch())
     }
 
-    /// Width of the text states that it reads.
+    /// Width of the text states that the model reads; 0 if it reads no text.
     fn text_width(&self) -> usize {
         0
     }
 
-    /// The classes that it knows; the label behind the last one stands for none of them.
+    /// Number of classes; 0 if the model has none. The label behind the last class stands for no
+    /// class.
     fn classes(&self) -> usize {
         0
     }
 
-    /// What the constructors of a model without the heads and neurons that are gone record of it.
+    /// Records the structure of the model, which lacks `removals`.
     ///
     /// # Errors
     /// As [`DenoiserConfig::build`].
@@ -81,7 +83,7 @@ pub trait DenoiserConfig: Debug + Send + Sync {
         Description::of(removals.sizes(), |site| self.build(site))
     }
 
-    /// The layers of a model that lacks nothing, for pictures and texts of that size.
+    /// The structure of the whole model, for latents and text of these sizes.
     ///
     /// # Errors
     /// As [`DenoiserConfig::build`].

@@ -1,4 +1,5 @@
-//! The safetensors files of one component: found, checked, read tensor by tensor.
+//! The safetensors files of one component: finding and checking them, and reading them tensor by
+//! tensor.
 
 use crate::error::{Error, Result, shown};
 use crate::files::read::{Limit, Unique, lfs_pointer, open, read_json};
@@ -16,31 +17,31 @@ use std::path::{Path, PathBuf};
 
 /// Headers above this are refused.
 const LARGEST_HEADER: u64 = 32 << 20;
-/// No file has more tensors.
+/// The most tensors of a file.
 const MOST_TENSORS: usize = 1 << 17;
-/// No tensor has more dimensions.
+/// The most dimensions of a tensor.
 const MOST_DIMENSIONS: usize = 16;
 
-/// The name of diffusers' weight files without their ending.
+/// The stem of diffusers' weight files.
 pub(crate) const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
-/// The same of transformers'.
+/// The stem of transformers' weight files.
 pub(crate) const TRANSFORMERS_STEM: &str = "model";
 
-/// Where a tensor is, and what.
+/// The type, shape and place of a tensor in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Type of the elements in the file.
     pub dtype: Dtype,
     /// Dimensions.
     pub shape: Vec<usize>,
-    /// First byte, from the start of the file.
+    /// Offset of the first byte from the start of the file.
     offset: u64,
-    /// Bytes.
+    /// Length in bytes.
     length: usize,
 }
 
 impl TensorInfo {
-    /// First byte and length in the file.
+    /// Offset of the first byte, and length in bytes.
     pub(crate) fn position(&self) -> (u64, u64) {
         (self.offset, self.length as u64)
     }
@@ -65,7 +66,7 @@ pub(crate) struct TensorFile {
     pub(crate) tensors: BTreeMap<String, TensorInfo>,
     /// Bytes before the data.
     pub(crate) header_bytes: u64,
-    /// What its header says beside the tensors.
+    /// The metadata of the header besides the tensors.
     pub(crate) metadata: Option<HashMap<String, String>>,
     pub(crate) bytes: u64,
 }
@@ -259,7 +260,7 @@ impl TensorFile {
     }
 }
 
-/// Whether every element is a number.
+/// Whether all elements are finite.
 pub(crate) fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
     // x * 0 is 0 for every finite x and NaN otherwise.
     let sum = tensor
@@ -275,7 +276,7 @@ pub(crate) fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
-    /// The index of a sharded checkpoint.
+    /// The index file of a sharded checkpoint.
     pub(crate) index: Option<PathBuf>,
     pub(crate) files: Vec<TensorFile>,
     placement: Placement,
@@ -287,13 +288,13 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Finds and checks the files of a component, without reading weights: `stem` is
-    /// `diffusion_pytorch_model` or `model`; `variant` the part of the file name between it and the
-    /// ending (`fp16`). Where there is no such variant, or none is asked for, the plain files are
-    /// taken, or else those of the only variant there is.
+    /// Finds and checks the files of a component, without reading weights. `stem` is
+    /// `diffusion_pytorch_model` or `model`. `variant` is the part of the file name between the
+    /// stem and the ending, such as `fp16`. If that variant does not exist or none is given, the
+    /// plain files are taken, or else those of the only variant.
     ///
     /// # Errors
-    /// If there are no such files, more than one variant to choose from, or files that are damaged.
+    /// If there are no such files, several variants to choose from, or damaged files.
     pub fn open(folder: &Path, stem: &str, variant: Option<&str>) -> Result<Self> {
         let variants = variants(folder, stem)?;
         let chosen = match variant {
@@ -372,31 +373,31 @@ impl Checkpoint {
         &self.folder
     }
 
-    /// Name and whereabouts of every tensor.
+    /// Name, type, shape and place of every tensor.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.files
             .iter()
             .flat_map(|file| file.tensors.iter().map(|(name, info)| (name.as_str(), info)))
     }
 
-    /// The tensor of that name.
+    /// The tensor `name`, if there is one.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.files.iter().find_map(|file| file.tensors.get(name))
     }
 
-    /// The weight files.
+    /// The paths of the weight files.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())
     }
 
-    /// Bytes of all files.
+    /// Size of all files in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
-    /// Parameters of the shapes in the files, without their values.
+    /// Makes parameters of the shapes in the files, without their values.
     ///
     /// # Errors
     /// If a placeholder cannot be made.
@@ -405,7 +406,7 @@ impl Checkpoint {
         Ok(Parameters::placeholders(self.folder.display().to_string(), shapes)?)
     }
 
-    /// The type of most of its numbers.
+    /// The type of most elements.
     #[must_use]
     pub fn dtype(&self) -> DType {
         let bytes = |dtype: Dtype| -> usize {
@@ -418,7 +419,7 @@ impl Checkpoint {
         most.map_or(DType::F32, |(_, dtype)| dtype)
     }
 
-    /// The same, whose tensors are read to `placement`.
+    /// The checkpoint, with its tensors read to `placement` from now on.
     #[must_use]
     pub fn at(self, placement: &Placement) -> Self {
         Self { placement: placement.clone(), ..self }
@@ -437,7 +438,7 @@ impl Checkpoint {
         Err(Error::invalid(&self.folder, format!("no tensor {name}")))
     }
 
-    /// How the model that `construct` makes fits the files.
+    /// Checks how the model of `construct` fits the files, without reading weights.
     ///
     /// # Errors
     /// If something is missing or of another shape.
@@ -445,7 +446,7 @@ impl Checkpoint {
         self.placeholders()?.fit(construct)
     }
 
-    /// The model that `construct` makes of the weights. Others than it asks for are not read.
+    /// Builds the model of `construct`. Tensors that it does not take are not read.
     ///
     /// # Errors
     /// As [`Checkpoint::fit`] and [`Checkpoint::load`].
@@ -463,7 +464,7 @@ impl Checkpoint {
         self.load_where(|_| true)
     }
 
-    /// Reads the weights of some names.
+    /// Reads the weights whose names `wanted` accepts.
     ///
     /// # Errors
     /// As [`Checkpoint::load`].
@@ -479,7 +480,7 @@ impl Checkpoint {
     }
 }
 
-/// The variants of a component's weights, "" for none.
+/// The variants of a component's weights. "" is none.
 pub(crate) fn variants(folder: &Path, stem: &str) -> Result<std::collections::BTreeSet<String>> {
     let mut found = std::collections::BTreeSet::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// The SHA-256 of what is added.
+/// The SHA-256 of a sequence of bytes, which are added part by part.
 #[derive(Default)]
 pub(crate) struct Hash(Sha256);
 
@@ -41,7 +41,7 @@ pub fn digest_of_texts(texts: &[String]) -> String {
 /// The SHA-256 of a file.
 ///
 /// # Errors
-/// The file cannot be read, or the observer interrupts.
+/// If the file cannot be read, or the observer stops the work.
 pub fn digest_of_file(path: &Path, observer: &dyn Observer) -> Result<String> {
     let mut hash = Hash::default();
     let mut file = open(path)?;
@@ -60,7 +60,7 @@ pub fn digest_of_file(path: &Path, observer: &dyn Observer) -> Result<String> {
 /// The SHA-256 of the names and contents of all files in a folder and the folders inside.
 ///
 /// # Errors
-/// A file cannot be read, or is none, or the observer interrupts.
+/// If a file cannot be read or is no regular file, or the observer stops the work.
 pub fn digest_of_folder(folder: &Path, observer: &dyn Observer) -> Result<String> {
     let mut files: Vec<_> = tree::all(folder)?.into_iter().map(|entry| entry.path).collect();
     files.retain(|path| !folder.join(path).is_dir());
@@ -71,7 +71,7 @@ pub fn digest_of_folder(folder: &Path, observer: &dyn Observer) -> Result<String
 /// The SHA-256 of the names and contents of files of a folder, named relative to it.
 ///
 /// # Errors
-/// A file cannot be read, or is none, or the observer interrupts.
+/// If a file cannot be read or is no regular file, or the observer stops the work.
 pub fn digest_of_files(
     folder: &Path,
     files: &[PathBuf],

@@ -12,7 +12,7 @@ const ENDING: &str = ".secateur";
 /// Names longer than this are cut, so that more can be added.
 const LONGEST: usize = 180;
 
-/// What hidden names beside a folder called `name` have in common.
+/// The beginning of all hidden names beside a folder called `name`.
 fn stem(name: &std::ffi::OsStr) -> String {
     match name.to_str() {
         Some(text) if text.len() <= LONGEST && !is_cut(text) => format!(".{text}"),

@@ -1,4 +1,5 @@
-//! Options of a configuration: what they mean, which are known, and the bounds of their numbers.
+//! The options of a configuration: their meaning, the supported ones, and the bounds of their
+//! numbers.
 
 use crate::error;
 use crate::error::Error;
@@ -11,22 +12,22 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// No size of a model is larger.
+/// The largest size in a model.
 pub(crate) const LARGEST: usize = 65535;
 
-/// No stack of layers is higher, all levels of a model together.
+/// The most layers of a model, all levels together.
 pub(crate) const MOST_LAYERS: usize = 1024;
 
-/// No latents, pictures or tables of positions are higher or wider.
+/// The largest height and width of latents, pictures and tables of positions.
 const LARGEST_SIDE: usize = 4096;
 
-/// No square that becomes a token has longer sides.
+/// The largest side of a square that becomes a token.
 const LARGEST_PATCH: usize = 256;
 
-/// No vocabulary is larger.
+/// The largest vocabulary.
 const LARGEST_VOCABULARY: usize = 1 << 20;
 
-/// No list of a configuration is longer.
+/// The longest list in a configuration.
 const LONGEST_LIST: usize = 4096;
 
 /// A configuration on its way into the structures of a component.
@@ -135,7 +136,7 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// What [`activation`] knows.
+/// The names that [`activation`] knows.
 pub(crate) const ACTIVATIONS: &str = "silu, relu, gelu, gelu_new and quick_gelu";
 
 /// Options of any model of transformers that change nothing here: what it is for and was trained

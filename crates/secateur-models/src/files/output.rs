@@ -1,5 +1,5 @@
-//! An output folder: it appears under its name when it is complete, and replaces nothing that was
-//! not to be replaced.
+//! Output folders. One appears under its name when it is complete, and replaces only what may be
+//! replaced.
 
 use crate::error::{Error, Result, shown};
 use crate::files::digest::digest_of_file;
@@ -21,13 +21,13 @@ use std::time::UNIX_EPOCH;
 /// How an output is made.
 #[derive(Clone, Copy)]
 pub struct OutputOptions<'a> {
-    /// Replace what is there at the end, if it was written like this and has not changed.
+    /// Whether to replace an existing output at the end. It must be as it was written.
     pub replace: bool,
-    /// Go on with a run that was stopped.
+    /// Whether to resume a run that was stopped.
     pub resume: bool,
-    /// It is part of another output, in the progress of that.
+    /// Whether the output is a part of another output, and lies in the progress of that.
     pub part: bool,
-    /// Is told what the user must know.
+    /// Receives the messages that the user must see.
     pub observer: &'a dyn Observer,
 }
 
@@ -37,30 +37,31 @@ impl Default for OutputOptions<'_> {
     }
 }
 
-/// A folder that appears under its name only when it is complete.
+/// An output folder, which appears under its name only when it is complete.
 ///
-/// All work on it is in one hidden folder beside it, `.NAME.secateur`, which is locked: no two
-/// processes work on one output. When this is dropped the hidden folder goes, unless something in
-/// [`OutputFolder::progress`] is worth to go on with.
+/// All work on it is in one hidden folder beside it, `.NAME.secateur`. A lock keeps other processes
+/// from working on the same output. When this is dropped, the hidden folder is removed, unless
+/// [`OutputFolder::progress`] holds work that a later run can resume.
 pub struct OutputFolder<'a> {
     target: PathBuf,
     options: OutputOptions<'a>,
     inputs: Inputs,
-    /// None once it is done.
+    /// `None` once the output is finished.
     work: Option<WorkFolder>,
-    /// What the run that goes on had come to when it was stopped: it may be replaced.
+    /// The output of the resumed run at the time when it was stopped. It may be replaced.
     own: Option<Identity>,
-    /// An earlier run has made the output, and was killed before it could clean up.
+    /// An output that an earlier run finished, before it was killed while cleaning up.
     finished: Option<Published>,
-    /// What the output depends on, where a run may go on with it.
+    /// Everything that the output depends on, if a run can resume it.
     request: Option<String>,
     /// Folders above the target that were made for it.
     parents: Parents,
 }
 
-/// The folder that is filled, in the work folder; after an exchange what was replaced.
+/// The folder that is filled. After an exchange it holds the replaced folder.
 const CONTENT: &str = "content";
-/// Where there is no exchange, what is replaced while the new folder moves to its place.
+/// The replaced folder while the new one moves to its place, on systems that cannot exchange
+/// folders.
 const REPLACED: &str = "replaced";
 /// A folder that was replaced and is being removed.
 const DISCARDED: &str = "discarded";
@@ -68,38 +69,39 @@ const DISCARDED: &str = "discarded";
 const COMPLETE: &str = "complete";
 /// The identity of the folder that is about to appear.
 const PUBLISHED: &str = "published.json";
-/// What a run has finished.
+/// The finished parts of a run.
 const PROGRESS: &str = "progress";
-/// What a run depends on: no progress by itself.
+/// Everything that a run depends on. This file alone is no progress.
 const RUN: &str = "run.json";
 
-/// A folder of a file system, whatever its name: its number, where folders have one, and the
-/// nanoseconds since 1970 when it was made.
+/// The identity of a folder whatever its name: its inode number, if there is one, and its creation
+/// time in nanoseconds since 1970.
 type Identity = (u64, u64);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Published {
     identity: Identity,
-    /// The folder that it takes the place of.
+    /// The folder that the new one replaces.
     replaced: Option<Identity>,
-    /// Whether that is what the same run came to before it was stopped.
+    /// Whether the replaced folder is an earlier output of the same run, from before it was
+    /// stopped.
     goes_on: bool,
-    /// What it depends on, if that was said.
+    /// Everything that the output depends on, if known.
     request: Option<String>,
     /// SHA-256 of the record in it.
     record: String,
-    /// Otherwise a run was stopped and may go on; the folder is what it came to until then.
+    /// Whether the run is complete. Otherwise it was stopped and can be resumed, and the folder is
+    /// its output so far.
     complete: bool,
 }
 
 impl<'a> OutputFolder<'a> {
-    /// Prepares `target`, before any long work: whatever stands in its way is known now. `inputs`
-    /// are the files and folders that are read; they are never replaced, nor is anything that they
-    /// link to.
+    /// Prepares `target` before any long work, so that problems are found early. `inputs` are the
+    /// files and folders that are read. They are never replaced, nor is anything that they link to.
     ///
     /// # Errors
-    /// If the folder exists and is not to be replaced, holds or lies in an input, is being written
-    /// by another process, has an unfinished run, or cannot be written.
+    /// If the folder exists and may not be replaced, holds or lies in an input, is being written by
+    /// another process, has an unfinished run, or cannot be written.
     pub fn create(target: &Path, options: OutputOptions<'a>, inputs: &[&Path]) -> Result<Self> {
         let inputs = Self::checked(target, options, inputs)?;
         let (parent, name) = split(target)?;
@@ -126,16 +128,16 @@ impl<'a> OutputFolder<'a> {
         prepared.map(|()| output)
     }
 
-    /// Fails where [`OutputFolder::create`] would, but for what only that finds out: whether
-    /// another process is at work, and what an unfinished run left. Nothing is made.
+    /// Checks what [`OutputFolder::create`] checks, and makes nothing. Only `create` finds another
+    /// process at work, and an unfinished run.
     ///
     /// # Errors
-    /// As told.
+    /// As [`OutputFolder::create`].
     pub fn check(target: &Path, options: OutputOptions<'_>, inputs: &[&Path]) -> Result<()> {
         Self::checked(target, options, inputs).map(drop)
     }
 
-    /// The same, with the inputs.
+    /// As [`OutputFolder::check`], and returns the inputs.
     fn checked(target: &Path, options: OutputOptions<'_>, inputs: &[&Path]) -> Result<Inputs> {
         let target = std::path::absolute(target).map_err(Error::io(target))?;
         let (parent, name) = split(&target)?;
@@ -181,7 +183,7 @@ impl<'a> OutputFolder<'a> {
         Ok(inputs)
     }
 
-    /// Where to write.
+    /// The folder to write into.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.at(CONTENT)
@@ -193,25 +195,25 @@ impl<'a> OutputFolder<'a> {
         &self.target
     }
 
-    /// A folder for what is worth keeping until the output is complete: a run that is resumed finds
-    /// it again. What is there beside a file `run.json` is progress, and stays when the run is
+    /// A folder for work that is worth keeping until the output is complete. A resumed run finds it
+    /// again. Anything in it besides a file `run.json` is progress, and stays when the run is
     /// stopped.
     #[must_use]
     pub fn progress(&self) -> PathBuf {
         self.at(PROGRESS)
     }
 
-    /// Where [`OutputFolder::progress`] of an output is while it is made.
+    /// The path of [`OutputFolder::progress`] for an output in the making.
     #[must_use]
     pub fn progress_of(target: &Path) -> PathBuf {
         target.with_file_name(work_name(target.file_name().unwrap_or_default())).join(PROGRESS)
     }
 
-    /// Fails where what is kept has other names than the command gives: it is another one's, and
+    /// Checks by its file names that the progress belongs to this command. That of another command
     /// stays as it is.
     ///
     /// # Errors
-    /// As told.
+    /// If `is_own` is false for a name.
     pub fn check_progress(&self, is_own: impl Fn(&str) -> bool) -> Result<()> {
         match progress_names(&self.progress()).find(|name| !is_own(name)) {
             None => Ok(()),
@@ -223,10 +225,10 @@ impl<'a> OutputFolder<'a> {
         }
     }
 
-    /// Fails where the file system of an output has no room for that many bytes.
+    /// Checks that the file system of an output has room for `bytes` bytes.
     ///
     /// # Errors
-    /// As told: the error says how many there are.
+    /// If it has not. The error gives both numbers of bytes.
     pub fn check_space(target: &Path, bytes: u64) -> Result<()> {
         let absolute = std::path::absolute(target).map_err(Error::io(target))?;
         // The folders above it may have to be made.
@@ -241,11 +243,11 @@ impl<'a> OutputFolder<'a> {
         }
     }
 
-    /// Whether a run that is resumed had come to its end: the output is there, and nothing is left
-    /// to do. `request` is all that it depends on.
+    /// Whether a resumed run was complete: the output is there, and nothing is left to do.
+    /// `request` is everything that the output depends on.
     ///
     /// # Errors
-    /// If it is of another request, or was changed since; it stays as it is.
+    /// If the output belongs to another request, or was changed since. It stays as it is.
     pub fn is_finished(&mut self, request: &str) -> Result<bool> {
         self.request = Some(request.to_owned());
         let Some(finished) = &self.finished else { return Ok(false) };
@@ -267,16 +269,16 @@ impl<'a> OutputFolder<'a> {
         ))
     }
 
-    /// Lets the folder appear under its name.
+    /// Moves the folder to its name.
     ///
     /// # Errors
-    /// If it cannot be renamed, or something is in its place by now that is not to be replaced;
-    /// that is then still there.
+    /// If it cannot be renamed, or something else took its name that may not be replaced, and
+    /// stays.
     pub fn finish(self) -> Result<()> {
         self.publish(true)
     }
 
-    /// Lets what there is until now appear, and keeps the progress, so that the run can be resumed.
+    /// Moves the output so far to its name, and keeps the progress, so that the run can be resumed.
     ///
     /// # Errors
     /// See [`OutputFolder::finish`].
@@ -292,7 +294,7 @@ impl<'a> OutputFolder<'a> {
         self.work.as_ref().ok_or_else(|| Error::invalid(&self.target, "is finished already"))
     }
 
-    /// Looks at what an earlier run left, and at the target.
+    /// Examines the target, and what an earlier run left.
     fn prepare(&mut self, was_there: bool) -> Result<()> {
         let work = self.work()?;
         if !work.is_locked() {
@@ -365,7 +367,8 @@ impl<'a> OutputFolder<'a> {
         Ok(())
     }
 
-    /// Removes what is no file in the progress and called as one: what it stands for is made again.
+    /// Removes links, pipes and empty folders in the progress that have the name of a file. The
+    /// file is made again.
     fn clear_misplaced(&self) -> Result<()> {
         let entries = std::fs::read_dir(self.progress()).into_iter().flatten().flatten();
         let called = |path: &Path| {
@@ -497,7 +500,7 @@ impl<'a> OutputFolder<'a> {
         Ok(())
     }
 
-    /// Keeps what is about to happen; whether something at the target is replaced.
+    /// Records the folder that is about to appear. Returns whether it replaces one at the target.
     fn announce(&mut self, content: &Path, complete: bool) -> Result<bool> {
         // Inputs may be elsewhere by now, and something else at the target.
         self.inputs = self.inputs.again()?;

@@ -1,23 +1,24 @@
-//! Lists of prompts: plain text, and the tables that data sets come as.
+//! Lists of prompts: plain text, and the table formats of data sets.
 
 use crate::error::{Error, Result};
 use crate::files::read::{Limit, parse_json, read_bytes};
 use serde_json::Value;
 use std::path::Path;
 
-/// What is longer is no prompt.
+/// The most bytes of a prompt.
 const LONGEST: usize = 1 << 16;
-/// What has more is no list of prompts.
+/// The most prompts of a list.
 const MOST: usize = 1_000_000;
-/// The columns that hold prompts, the first that is there.
+/// The names of columns that hold prompts. The first that exists is read.
 const COLUMNS: [&str; 3] = ["prompt", "caption", "text"];
 
-/// Prompts of a file: one a line of a text file, without the empty lines; or, by the ending of its
-/// name, the column `prompt`, `caption` or `text` of CSV, TSV, JSON (an array) or JSONL, in which
-/// an entry may also be the prompt itself. A byte order mark is no part of a prompt.
+/// Reads the prompts of a file. A text file has one prompt per line; empty lines are left out. CSV,
+/// TSV, JSON (an array) and JSONL files, by the ending of the name, have them in a column `prompt`,
+/// `caption` or `text`. An entry of JSON may also be the prompt itself. A byte order mark is not
+/// part of a prompt.
 ///
 /// # Errors
-/// The file cannot be read, is not text of that kind, or holds no prompt.
+/// If the file cannot be read, is not text of that format, or holds no prompt.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
     let text = decoded(read_bytes(path, Limit::Prompts)?)
         .map_err(|problem| Error::invalid(path, problem))?;

@@ -1,5 +1,5 @@
-//! Opening and reading files of unknown origin: regular files alone, and no more of a text than its
-//! kind needs.
+//! Opening and reading files of unknown origin. Only regular files are read, and each kind of text
+//! has a size limit.
 
 use crate::error::{Error, Result};
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
@@ -11,7 +11,7 @@ use std::io::Read;
 use std::marker::PhantomData;
 use std::path::Path;
 
-/// The most bytes that a kind of file may have.
+/// The largest size for a kind of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// Configurations, indices, manifests and schedules.
@@ -22,12 +22,13 @@ pub enum Limit {
     Prompts,
     /// Recipes.
     Recipe,
-    /// Reports, and what a run writes for itself.
+    /// Reports, and the files that a run writes for itself.
     Report,
 }
 
 impl Limit {
-    /// In bytes. What a text stands for can take 70 times its bytes in memory: 1 GiB holds all.
+    /// The limit in bytes. The content of a text can take 70 times its bytes in memory: 1 GiB is
+    /// enough for every kind.
     #[must_use]
     pub fn bytes(self) -> u64 {
         const MIB: u64 = 1 << 20;
@@ -40,11 +41,11 @@ impl Limit {
     }
 }
 
-/// Opens a regular file to read; links are followed. Pipes, devices and folders are refused without
-/// waiting for them.
+/// Opens a regular file for reading. Links are followed. Pipes, devices and folders are refused
+/// without waiting for them.
 ///
 /// # Errors
-/// The file is none, or cannot be opened.
+/// If the file is not regular, or cannot be opened.
 pub fn open(path: &Path) -> Result<File> {
     let regular = |kind: FileType| match kind.is_file() {
         true => Ok(()),
@@ -81,10 +82,10 @@ fn spelled(kind: FileType) -> &'static str {
     if kind.is_dir() { "a folder" } else { "a device" }
 }
 
-/// Reads a file whole.
+/// Reads a whole file.
 ///
 /// # Errors
-/// The file is no regular file, larger than `limit` allows, or cannot be read.
+/// If the file is not regular, is larger than `limit`, or cannot be read.
 pub fn read_bytes(path: &Path, limit: Limit) -> Result<Vec<u8>> {
     let most = limit.bytes();
     let mut bytes = Vec::new();
@@ -106,7 +107,7 @@ pub fn read_bytes(path: &Path, limit: Limit) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What is wrong with a file that begins so, if it stands for another one.
+/// Describes what is wrong with a file that begins with these bytes, if it stands for another file.
 pub(crate) fn lfs_pointer(bytes: &[u8]) -> Option<&'static str> {
     let pointer = bytes.starts_with(b"version https://git-lfs.github.com/spec/");
     pointer.then_some(
@@ -118,7 +119,7 @@ pub(crate) fn lfs_pointer(bytes: &[u8]) -> Option<&'static str> {
 /// Reads a text file.
 ///
 /// # Errors
-/// As [`read_bytes`], or the file is not UTF-8.
+/// As [`read_bytes`], or if the file is not UTF-8.
 pub fn read_text(path: &Path, limit: Limit) -> Result<String> {
     String::from_utf8(read_bytes(path, limit)?).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
@@ -132,8 +133,8 @@ pub fn read_text(path: &Path, limit: Limit) -> Result<String> {
 /// Reads a JSON file.
 ///
 /// # Errors
-/// As [`read_text`], or the file is not the JSON that is wanted, or a name stands in an object
-/// twice: other readers take the first, or the last.
+/// As [`read_text`], if the file is not JSON of the wanted form, or if an object has a name twice,
+/// as some readers take the first and others the last.
 pub fn read_json<T: DeserializeOwned>(path: &Path, limit: Limit) -> Result<T> {
     parse_json(&read_bytes(path, limit)?).map_err(|error| Error::invalid(path, error))
 }

@@ -1,4 +1,4 @@
-//! Which folders `--force` may replace: those that hold what was written there, and nothing else.
+//! Which folders `--force` may replace: those that hold only files of an earlier run, unchanged.
 
 use crate::error::{Error, Result, shown};
 use crate::files::read::{Limit, read_json};
@@ -11,10 +11,10 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-/// What a run reads, with all that links in it lead to.
+/// The files and folders that a run reads, and all that links in them lead to.
 #[derive(Debug, Default)]
 pub(crate) struct Inputs {
-    /// As they were given.
+    /// The paths as they were given.
     given: Vec<PathBuf>,
     /// The files and folders that these are, resolved, and the places of the links on the way.
     places: Vec<PathBuf>,
@@ -38,12 +38,12 @@ impl Inputs {
         Ok(inputs)
     }
 
-    /// The same, as they are now.
+    /// Resolves the paths anew.
     pub(crate) fn again(&self) -> Result<Self> {
         Self::new(&self.given.iter().map(PathBuf::as_path).collect::<Vec<_>>())
     }
 
-    /// A path, each link that it is, and where they lead.
+    /// Adds a path, each link on its way, and the end of the way.
     fn add(&mut self, path: &Path) {
         let mut path = path.to_owned();
         for _ in 0..MOST_LINKS {
@@ -58,7 +58,7 @@ impl Inputs {
         }
     }
 
-    /// Fails where `folder` holds one of them, or lies in one.
+    /// Fails if `folder` holds an input, or lies in one.
     pub(crate) fn check(&self, folder: &Path) -> Result<()> {
         let overlaps = |place: &&PathBuf| {
             let by_name = folder.starts_with(place) || place.starts_with(folder);
@@ -134,18 +134,18 @@ fn placed(path: &Path) -> Option<PathBuf> {
 /// The file in every output that says what else is in it.
 pub(crate) const RECORD: &str = ".secateur.json";
 
-/// What an output holds beside the record itself.
+/// The content of an output, without the record itself.
 #[derive(Serialize, Deserialize)]
 struct Record {
     /// [`Record::TEXT`].
     folder: String,
     format_version: u32,
-    /// By path with `/` between folders.
+    /// The files, by their path with `/` between folders.
     files: BTreeMap<String, Written>,
     folders: Vec<String>,
 }
 
-/// A file as it was when it was written.
+/// The size and time of a file when it was written.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Written {
     bytes: u64,
@@ -158,7 +158,7 @@ impl Record {
         "written by secateur: `force` replaces this folder as long as it holds nothing else";
     const VERSION: u32 = 1;
 
-    /// Of what is in a folder now, links left out.
+    /// The record of a folder's current content, without links.
     fn of(folder: &Path) -> Result<Self> {
         let mut record = Self {
             folder: Self::TEXT.into(),
@@ -188,7 +188,8 @@ impl Written {
     }
 }
 
-/// A path in a record. No two are spelled alike: what is no text has a character that no name has.
+/// Spells a path for a record. Different paths are spelled differently: a part that is no text gets
+/// a character that no name has.
 fn spelled(path: &Path) -> String {
     let spelled = |part: &OsStr| match part.to_str() {
         Some(part) => part.to_owned(),
@@ -197,13 +198,13 @@ fn spelled(path: &Path) -> String {
     path.iter().map(spelled).collect::<Vec<_>>().join("/")
 }
 
-/// Writes what a folder holds into it.
+/// Writes the record of a folder into it.
 pub(crate) fn write_record(folder: &Path) -> Result<()> {
     write_sealed(&folder.join(RECORD), &Record::of(folder)?)
 }
 
-/// Fails unless `folder` may be replaced: it is as it was written, holds no other file system, and
-/// not the current folder.
+/// Checks that `folder` may be replaced: it is as it was written, holds no other file system, and
+/// is not the current folder.
 pub(crate) fn check_replaceable(folder: &Path) -> Result<()> {
     let refuse =
         |problem: String| Err(Error::invalid(folder, format!("is not replaced: {problem}")));
@@ -240,7 +241,7 @@ pub(crate) fn check_replaceable(folder: &Path) -> Result<()> {
     }
 }
 
-/// What in a folder is not as it was written, in words.
+/// Describes what in a folder is not as it was written.
 pub(crate) fn foreign(folder: &Path) -> Result<Option<String>> {
     let entries = tree::all(folder)?;
     if entries.is_empty() {

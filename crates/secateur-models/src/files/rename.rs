@@ -3,11 +3,11 @@
 use std::io::{Error, ErrorKind, Result};
 use std::path::Path;
 
-/// Renames, and fails with [`ErrorKind::AlreadyExists`] where there is anything at `to`.
+/// Renames a file or folder. Fails with [`ErrorKind::AlreadyExists`] if anything is at `to`.
 ///
-/// On Linux and macOS the system sees to that. Elsewhere, and on file systems that cannot, it is
-/// looked up first: what appears between the look and the rename is replaced if it is an empty
-/// folder, and nothing else.
+/// On Linux and macOS the system guarantees this. Elsewhere, and on file systems that cannot, `to`
+/// is looked up first. Only an empty folder that appears between the look and the rename is
+/// replaced.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     {
@@ -23,7 +23,7 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
-/// Lets two folders change places at once; false where the system cannot.
+/// Exchanges two folders at once. Returns false if the system cannot.
 pub(crate) fn exchange(one: &Path, other: &Path) -> Result<bool> {
     #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     {

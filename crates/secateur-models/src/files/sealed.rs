@@ -1,4 +1,4 @@
-//! JSON files with a checksum, for what a run writes for itself.
+//! JSON files with a checksum, which a run writes for itself.
 
 use crate::error::{Error, Result};
 use crate::files::digest::digest;
@@ -19,7 +19,7 @@ struct Sealed {
 /// Writes a value as JSON with a checksum, whole or not at all.
 ///
 /// # Errors
-/// The file cannot be written.
+/// If the file cannot be written.
 pub fn write_sealed(path: &Path, value: &impl Serialize) -> Result<()> {
     let failed = |error| Error::invalid(path, error);
     let content = serde_json::value::to_raw_value(value).map_err(failed)?;
@@ -27,10 +27,10 @@ pub fn write_sealed(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomically(path, &serde_json::to_vec(&sealed).map_err(failed)?)
 }
 
-/// Reads what [`write_sealed`] wrote.
+/// Reads a file of [`write_sealed`].
 ///
 /// # Errors
-/// The file cannot be read or is not as it was written.
+/// If the file cannot be read, or is not as it was written.
 pub fn read_sealed<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let damaged =
         |problem: &dyn std::fmt::Display| Error::invalid(path, format!("is damaged: {problem}"));

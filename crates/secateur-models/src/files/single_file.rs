@@ -1,10 +1,10 @@
-//! Checkpoints in one file, as ComfyUI and A1111 read them: the kinds that are known.
+//! Checkpoints in one file, as ComfyUI and A1111 read them: the supported kinds.
 
 use crate::error::{Error, Result};
 use crate::files::checkpoint::TensorFile;
 use std::path::Path;
 
-/// A checkpoint in one file, of a kind that is known.
+/// A checkpoint in one file, of a supported kind.
 #[derive(Debug)]
 pub struct SingleFile {
     pub(crate) file: TensorFile,
@@ -12,10 +12,10 @@ pub struct SingleFile {
 }
 
 impl SingleFile {
-    /// Opens a file: reads its header.
+    /// Opens a file, and reads its header.
     ///
     /// # Errors
-    /// If it is no safetensors file, is damaged, or is of no kind that is known.
+    /// If it is not a safetensors file, is damaged, or is of no supported kind.
     pub fn open(path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
         match Kind::of(&file) {
@@ -44,11 +44,11 @@ impl SingleFile {
 #[derive(Debug)]
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
-    /// The class that its model folders have.
+    /// The pipeline class of its model folders.
     pub(crate) pipeline: &'static str,
     /// A tensor of the denoiser that no kind before this one has.
     mark: &'static str,
-    /// Of the pieces of one component, the first that is there counts.
+    /// The pieces of the file. Of those for one component, the first that exists counts.
     pieces: &'static [Piece],
 }
 

@@ -1,4 +1,5 @@
-//! Files of tensors: their header, and those that a run writes for itself, known by their SHA-256.
+//! Files of tensors: their headers, and files that a run writes for itself, identified by their
+//! SHA-256.
 
 use crate::error::{Error, Result};
 use crate::files::digest::{Hash, digest_of_file};
@@ -13,15 +14,15 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::Path;
 
-/// Numbers in memory that are written as a tensor.
+/// An array in memory that can be written as a tensor.
 pub struct Array<'a> {
-    /// Of the tensor.
+    /// The shape of the tensor.
     pub shape: Vec<usize>,
-    /// Row-major.
+    /// The elements, row-major.
     pub values: Values<'a>,
 }
 
-/// Numbers of a tensor.
+/// The elements of a tensor.
 pub enum Values<'a> {
     /// Single precision.
     F32(&'a [f32]),
@@ -56,11 +57,11 @@ impl View for Array<'_> {
     }
 }
 
-/// Writes tensors as a safetensors file, whole or not at all, and returns its SHA-256. One at a
-/// time is held a second time.
+/// Writes tensors as a safetensors file, whole or not at all, and returns its SHA-256. One tensor
+/// at a time is copied in memory.
 ///
 /// # Errors
-/// The file cannot be written; what was there before is then still there.
+/// If the file cannot be written. An old file is then still there.
 pub fn write_tensors<T: View>(path: &Path, tensors: &HashMap<String, T>) -> Result<String> {
     let mut sorted: Vec<_> = tensors.iter().collect();
     sorted.sort_by_key(|(name, _)| *name);
@@ -80,10 +81,10 @@ pub fn write_tensors<T: View>(path: &Path, tensors: &HashMap<String, T>) -> Resu
     Ok(hash.finish())
 }
 
-/// Reads what [`write_tensors`] wrote.
+/// Reads a file of [`write_tensors`].
 ///
 /// # Errors
-/// The file cannot be read, or is not the one with that SHA-256, or the observer interrupts.
+/// If the file cannot be read, does not have this SHA-256, or the observer stops the work.
 pub fn read_tensors(
     path: &Path,
     sha256: &str,
@@ -97,10 +98,10 @@ pub fn read_tensors(
     Ok(tensors)
 }
 
-/// Reads what [`write_tensors`] wrote, one tensor after the other.
+/// Reads a file of [`write_tensors`], one tensor after the other.
 ///
 /// # Errors
-/// Those of [`read_tensors`], and of `take`.
+/// As [`read_tensors`], or if `take` fails.
 pub fn read_each_tensor<E: From<Error>>(
     path: &Path,
     sha256: &str,
@@ -130,10 +131,10 @@ pub fn read_each_tensor<E: From<Error>>(
     Ok(())
 }
 
-/// Fails if a file of tensors is not the one with that SHA-256.
+/// Checks that a file of tensors has this SHA-256.
 ///
 /// # Errors
-/// As told, or the file cannot be read, or the observer interrupts.
+/// If it has not, cannot be read, or the observer stops the work.
 pub fn check_digest(path: &Path, sha256: &str, observer: &dyn Observer) -> Result<()> {
     match has_its_length(path)? && digest_of_file(path, observer)? == sha256 {
         true => Ok(()),

@@ -1,8 +1,8 @@
 //! The files of a model folder, and which links in it are followed.
 //!
-//! A link is followed where it leads to a regular file in one step, and that lies in the model
-//! folder or in the blobs of the hub's cache that the folder is a snapshot of, or the link is
-//! called as files of models are. A component's folder may be a link to one that stands elsewhere.
+//! A link is followed if it leads to a regular file in one step. That file must lie in the model
+//! folder, or in the blobs of the hub's cache that the folder is a snapshot of, or the link must
+//! have the name of a model's file. A component's folder may be a link to a folder elsewhere.
 //! Nothing else is read or copied.
 
 use crate::error::{Error, Result, shown};
@@ -26,7 +26,7 @@ pub(crate) struct Entry {
     pub(crate) is_file: bool,
 }
 
-/// What a model folder holds.
+/// The content of a model folder.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tree {
     /// Folders, each after the one that holds it, relative to the model's.
@@ -102,8 +102,8 @@ impl Tree {
         Ok(())
     }
 
-    /// A component that is a link to a folder elsewhere: only what is called as a model's files
-    /// are.
+    /// Walks a component that is a link to a folder elsewhere, of which only files with the names
+    /// of a model's are read.
     fn linked_component(&mut self, root: &Path, path: &Path) -> Result<()> {
         let folder = root.join(path);
         let real = folder.canonicalize().map_err(Error::io(&folder))?;
@@ -249,7 +249,7 @@ pub(crate) fn is_weights(path: &Path) -> bool {
     weights.contains(&ending) || (name.contains(".index") && ending == "json")
 }
 
-/// All that a folder holds, without following links.
+/// The content of a folder, without following links.
 pub(crate) fn all(folder: &Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut left = vec![PathBuf::new()];

@@ -1,4 +1,4 @@
-//! The hidden folder beside an output that holds all work on it, and who works on it.
+//! The hidden folder beside an output that holds all work on it, and the lock on it.
 
 use crate::error::{Error, Result, shown};
 use crate::files::mounts;
@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug)]
 pub(crate) struct WorkFolder {
     path: PathBuf,
-    /// Of the output.
+    /// Name of the output.
     name: OsString,
     /// Held while this lives; `None` where the file system knows no locks.
     lock: Option<File>,
@@ -26,7 +26,7 @@ pub(crate) struct WorkFolder {
     pub(crate) was_there: bool,
 }
 
-/// What shows that a folder is ours.
+/// The file that marks a folder as ours.
 const MARKER: &str = "secateur.json";
 const LOCK: &str = "lock";
 
@@ -377,10 +377,10 @@ fn remove_contents(folder: &Path) -> bool {
     }
 }
 
-/// Removes a file, a link, or a folder with all in it; nothing where there is nothing.
+/// Removes a file, a link, or a folder with its content, if it exists.
 ///
 /// # Errors
-/// It cannot be removed, or another file system is mounted in it.
+/// If it cannot be removed, or another file system is mounted in it.
 pub fn remove(path: &Path) -> Result<()> {
     if let Some(point) = mounts::within(path) {
         return Err(Error::invalid(

@@ -1,4 +1,4 @@
-//! Writing a file whole or not at all.
+//! Writing files whole or not at all.
 
 use crate::error::{Error, Result};
 use crate::files::read::open;
@@ -8,17 +8,17 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
-/// Writes a file beside `path` and renames it, so that nobody ever sees half of it, and so that it
-/// is on the disk when this returns.
+/// Writes a file beside `path` and renames it, so that nobody ever sees half of it. It is on the
+/// disk when this returns.
 ///
 /// # Errors
-/// The file cannot be written or replaced; what was there before is then still there, unless only
-/// the folder could not be put on the disk.
+/// If the file cannot be written or replaced. The old file is then still there, unless only the
+/// folder could not be written to the disk.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |file| file.write_all(bytes).map_err(Error::io(path)))
 }
 
-/// The same for what is written piece by piece.
+/// As [`write_atomically`], for content that is written piece by piece.
 pub(crate) fn replace(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
@@ -86,11 +86,11 @@ pub(crate) fn copy_file(from: &Path, to: &Path, observer: &dyn Observer) -> Resu
     new_file(to, |output| copy((from, &mut input), bytes, (to, output), observer))
 }
 
-/// Gives the files of a folder a second name in an existing folder, or copies them where the file
-/// system has no links.
+/// Links the files of a folder into an existing folder, or copies them if the file system has no
+/// links.
 ///
 /// # Errors
-/// A file cannot be read, or one of its name is there, or the observer interrupts.
+/// If a file cannot be read, its name exists already, or the observer stops the work.
 pub fn link_files(
     source: &Path,
     destination: &Path,

@@ -1,4 +1,4 @@
-//! `model_index.json`: which class a folder is of, and its components.
+//! `model_index.json`: the class of a model folder, and its components.
 
 use crate::autoencoders::{AutoencoderConfig, autoencoder_config_of};
 use crate::classes::{CLASSES, Component, INDEX, PipelineClass, VAE, class_of};
@@ -13,7 +13,8 @@ use std::sync::Arc;
 /// Where a model's sampler is described.
 pub(crate) const SCHEDULER_CONFIG: &str = "scheduler/scheduler_config.json";
 
-/// What a model folder is, and its `model_index.json`, whose components have been checked.
+/// Reads the `model_index.json` of a model folder and checks its components. Returns the pipeline
+/// class, too.
 pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<String, Value>)> {
     if path.is_file() {
         let kind = SingleFile::open(path)?.kind();
@@ -47,7 +48,7 @@ pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<Str
     Ok((class, index))
 }
 
-/// A model folder above a folder, or in it: as it stands there, or as the hub's cache keeps it.
+/// Finds a model folder near `folder`: above it, in it, or in a snapshot of the hub's cache.
 fn nearby(folder: &Path) -> Option<PathBuf> {
     let inside = |folder: &Path| {
         std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
@@ -79,7 +80,7 @@ fn check_component(component: &Component, path: &Path, index: &Map<String, Value
     Ok(())
 }
 
-/// What is said of tensors of a file or folder that nothing reads.
+/// Warnings about tensors of a file or folder that nothing reads.
 pub(crate) fn unread(origin: &str, names: &[String]) -> Option<String> {
     match names {
         [] => None,

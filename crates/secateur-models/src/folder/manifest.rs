@@ -1,4 +1,4 @@
-//! `secateur.json`: what a model says of itself beyond the diffusers layout.
+//! `secateur.json`: the facts about a model that the diffusers layout has no place for.
 
 use crate::classes::Generation;
 use crate::error::{Error, Result, shown};
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-/// What a model changes of its pipeline class's [`Generation`].
+/// The defaults of sampling that a model sets in place of its class's [`Generation`].
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct GenerationChanges {
@@ -23,7 +23,7 @@ struct GenerationChanges {
 }
 
 impl GenerationChanges {
-    /// What is wrong with its numbers.
+    /// Describes a problem of its numbers, if there is one.
     fn problem(&self) -> Option<String> {
         let within = |name: &str, number: Option<usize>, range: RangeInclusive<usize>| {
             let number = number.filter(|number| !range.contains(number))?;
@@ -39,17 +39,17 @@ impl GenerationChanges {
     }
 }
 
-/// Prompt lists that come with a model, relative to its folder. Of a model that knows classes they
-/// hold labels.
+/// Prompt lists that come with a model, relative to its folder. For a model with classes they hold
+/// labels.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Prompts {
-    /// To calibrate with.
+    /// The prompts for calibration.
     pub calibration: PathBuf,
-    /// Never seen in training or calibration.
+    /// Prompts that neither training nor calibration used.
     pub held_out: PathBuf,
 }
 
-/// What of a denoiser is smaller than its `config.json` says.
+/// How a denoiser is smaller than its `config.json` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Compressed {
     removals: Removals,
@@ -57,16 +57,16 @@ struct Compressed {
     shapes: BTreeMap<String, ChangedShape>,
 }
 
-/// A parameter's shape.
+/// The two shapes of a parameter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangedShape {
-    /// By the configuration.
+    /// The shape by the configuration.
     pub was: Vec<usize>,
-    /// In the weight files.
+    /// The shape in the weight files.
     pub is: Vec<usize>,
 }
 
-/// The file. Keys that are not known are left alone: a saved model gets a copy of it.
+/// The file. Unknown keys are kept: a saved model gets a copy of it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Manifest {
@@ -77,8 +77,9 @@ pub struct Manifest {
     pub prompts: Option<Prompts>,
     /// A CLIP folder that scores this model's domain, relative to the model folder.
     pub clip: Option<PathBuf>,
-    /// For a model that knows classes: what pictures of each label are scored against, in the
-    /// labels' order, one a line, relative to its folder; without it that is the label's name.
+    /// For a model with classes: a file, relative to its folder, with the text that pictures of
+    /// each label are scored against, one per line, in the order of the labels. Without it the
+    /// label's name is the text.
     pub captions: Option<PathBuf>,
     /// A [`ReuseSchedule`](crate::ReuseSchedule), relative to its folder.
     pub reuse: Option<PathBuf>,
@@ -164,14 +165,14 @@ impl Manifest {
         }
     }
 
-    /// The heads and neurons that the model lacks.
+    /// The heads, dimensions and neurons that the model lacks.
     #[must_use]
     pub fn removals(&self) -> &Removals {
         &self.compressed.removals
     }
 
-    /// The text of the file of a folder, whether there is one or not, for a model that lacks
-    /// `removals` and whose parameters have those `shapes`; all else is kept, known or not.
+    /// The content of the file for a model that lacks `removals`, and whose parameters have
+    /// `shapes`. All else that the folder's file holds is kept, whether it is known or not.
     ///
     /// # Errors
     /// If the file is damaged.
@@ -201,7 +202,7 @@ impl Manifest {
         Ok(Some(text + "\n"))
     }
 
-    /// The text of the file of a folder, for a model that skips what the file `name` says.
+    /// The content of the file for a model that skips units by the schedule in the file `name`.
     ///
     /// # Errors
     /// If the file is damaged.
@@ -221,13 +222,13 @@ impl Manifest {
         Ok(text + "\n")
     }
 
-    /// The sampler that the model wants, where it is not its scheduler's.
+    /// The sampler that the model sets, if it is not its scheduler's.
     #[must_use]
     pub fn sampler(&self) -> Option<Sampler> {
         self.generation.sampler.as_ref().and_then(|name| name.parse().ok())
     }
 
-    /// How the model wants to be sampled, where its class says `class`.
+    /// The defaults of sampling, with those of the class in `class`.
     #[must_use]
     pub fn generation(&self, class: Generation) -> Generation {
         let own = &self.generation;

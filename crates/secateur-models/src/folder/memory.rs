@@ -1,4 +1,4 @@
-//! What a model takes in memory.
+//! The memory that a model takes.
 
 use crate::classes::{Component, Sampling, VAE};
 use crate::files::Checkpoint;
@@ -6,23 +6,23 @@ use crate::folder::model_folder::ModelFolder;
 use crate::structure::{Memory, Operation};
 
 impl ModelFolder {
-    /// What a call takes for `samples` samples.
+    /// Memory of a call of the denoiser with `samples` samples.
     #[must_use]
     pub fn memory(&self, sampling: &Sampling, samples: usize) -> Memory {
         let parameters = self.checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
         self.computed_structure(sampling).memory(parameters, samples)
     }
 
-    /// Bytes of one encoded prompt.
+    /// Bytes of the conditioning of one prompt.
     #[must_use]
     pub fn encoded_bytes(&self, sampling: &Sampling) -> u64 {
         (size_of::<f32>() * self.computed_geometry(sampling).text * self.denoiser().text_width())
             as u64
     }
 
-    /// What the text encoders take until the prompts are encoded. Those without files count as
-    /// nothing; activations are not counted, as the denoiser's or the encoders' own weights are
-    /// more.
+    /// Memory of the text encoders while prompts are encoded. Encoders without files count as
+    /// nothing. Activations are not counted: the weights of the denoiser or of the encoders are
+    /// larger.
     #[must_use]
     pub fn text_encoder_memory(&self) -> Memory {
         let is_encoder =
@@ -43,8 +43,8 @@ impl ModelFolder {
         memory
     }
 
-    /// What the autoencoder takes, which decodes one picture at a time; nothing where there is
-    /// none.
+    /// Memory of the autoencoder, which decodes one picture at a time. Zero if there is no
+    /// autoencoder.
     #[must_use]
     pub fn autoencoder_memory(&self, sampling: &Sampling) -> Memory {
         if self.vae.is_none() {
@@ -60,20 +60,20 @@ impl ModelFolder {
         }
     }
 
-    /// Bytes that decoding one picture keeps for gradients.
+    /// Bytes kept for gradients while one picture is decoded.
     #[must_use]
     pub fn decoder_graph_bytes(&self, sampling: &Sampling) -> u64 {
         self.decoder(sampling).iter().map(Operation::graph_bytes).sum()
     }
 
-    /// What decoding one picture computes; nothing where there is no autoencoder, or none that can
-    /// be built, which [`ModelFolder::check`] tells.
+    /// The operations that decode one picture. Empty if there is no autoencoder, or none that can
+    /// be built, which [`ModelFolder::check`] reports.
     fn decoder(&self, sampling: &Sampling) -> Vec<Operation> {
         let decoder = self.vae.as_ref().and_then(|config| config.decoder(sampling.latent).ok());
         decoder.unwrap_or_default()
     }
 
-    /// The weight files of a component, where it has any.
+    /// The weight files of a component, if it has any.
     fn component(&self, component: &Component) -> Option<Checkpoint> {
         Checkpoint::open(
             &self.components.path.join(component.name),

@@ -1,4 +1,4 @@
-//! A model folder in the diffusers layout: what it holds, without loading weights.
+//! A model folder in the diffusers layout, without its weights.
 
 use crate::autoencoders::{Autoencoder, AutoencoderConfig};
 use crate::classes::{
@@ -28,13 +28,13 @@ pub struct ModelFolder {
     pub(super) class: &'static PipelineClass,
     pub(super) tree: Tree,
     pub(super) manifest: Manifest,
-    /// CLIP's tokens, where the denoiser reads them.
+    /// CLIP's tokens, if the denoiser reads them.
     pub(super) clip_tokens: usize,
-    /// None where the denoiser works on pictures, or it cannot be read, which
-    /// [`ModelFolder::check`] tells.
+    /// `None` if the denoiser works on pictures, or if the autoencoder cannot be read, which
+    /// [`ModelFolder::check`] reports.
     pub(super) vae: Option<Arc<dyn AutoencoderConfig>>,
     pub(super) checkpoint: Checkpoint,
-    /// The denoiser as its configuration describes it, and without what was removed.
+    /// The denoiser's description by its configuration, and that without the removals.
     pub(super) whole: Arc<Description>,
     own: Arc<Description>,
     /// How the denoiser fits its checkpoint.
@@ -42,12 +42,12 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Opens a folder: reads the denoiser's configuration and the headers of its weights. What else
-    /// sampling takes is checked by [`ModelFolder::check`].
+    /// Opens a folder: reads the denoiser's configuration and the headers of its weights.
+    /// [`ModelFolder::check`] checks all else that sampling needs.
     ///
     /// # Errors
-    /// If it is not a diffusers folder, misses a component, is of a class that is not supported, or
-    /// is damaged.
+    /// If it is not a diffusers folder, lacks a component, is of an unsupported class, or is
+    /// damaged.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
         let (class, index) = read_index(path)?;
         let tree = Tree::of(path, &tree::components(&index))?;
@@ -97,13 +97,13 @@ impl ModelFolder {
         })
     }
 
-    /// The folder.
+    /// The path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.components.path
     }
 
-    /// The last part of its path.
+    /// The last part of the folder's path.
     #[must_use]
     pub fn name(&self) -> String {
         let path =
@@ -111,15 +111,15 @@ impl ModelFolder {
         path.file_name().map_or_else(|| "model".into(), |name| shown(name.as_ref()).to_string())
     }
 
-    /// Its files, as they were when it was opened.
+    /// The files of the folder, as they were when it was opened.
     pub(crate) fn tree(&self) -> &Tree {
         &self.tree
     }
 
-    /// The bytes of all files but the denoiser's weights: a new model has copies of them.
+    /// Bytes of all files that are copied to a new model: all but the denoiser's weights.
     ///
     /// # Errors
-    /// If one cannot be copied: the error names it.
+    /// If a file cannot be copied. The error names it.
     pub fn copied_bytes(&self) -> Result<u64> {
         self.tree.check()?;
         let bytes =
@@ -127,11 +127,11 @@ impl ModelFolder {
         Ok(self.tree.without(&[self.class.denoiser]).map(bytes).sum())
     }
 
-    /// SHA-256 of all files that a new model is made of: the denoiser's weights as they were
-    /// opened, and what is copied.
+    /// SHA-256 of all files that a new model is made from: the denoiser's opened weights, and the
+    /// files that are copied.
     ///
     /// # Errors
-    /// If one cannot be read, or the observer interrupts.
+    /// If a file cannot be read, or the observer stops the work.
     pub fn digest(&self, observer: &dyn Observer) -> Result<String> {
         let denoiser = Path::new(self.class.denoiser);
         let weights =
@@ -141,31 +141,31 @@ impl ModelFolder {
         digest_of_files(&self.components.path, &files, observer)
     }
 
-    /// Links in the folder that are neither read nor copied: they lead out of it, nowhere, to a
-    /// folder or to another link.
+    /// Links in the folder that are neither read nor copied. They lead outside the folder, nowhere,
+    /// to a folder or to another link.
     pub fn links_left_out(&self) -> impl Iterator<Item = &Path> {
         self.tree.links.iter().map(PathBuf::as_path)
     }
 
-    /// The variant of weight files that was requested.
+    /// The requested variant of the weight files.
     #[must_use]
     pub fn variant(&self) -> Option<&str> {
         self.components.variant.as_deref()
     }
 
-    /// What the model says of itself.
+    /// The model's `secateur.json`.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The heads and neurons that its denoiser lacks.
+    /// The heads, dimensions and neurons that the denoiser lacks.
     #[must_use]
     pub fn removals(&self) -> &Removals {
         self.manifest.removals()
     }
 
-    /// Pixels that a latent is high and wide.
+    /// Height and width, in pixels, of the square that one latent becomes.
     #[must_use]
     pub fn factor(&self) -> usize {
         self.vae.as_ref().map_or(1, |vae| vae.factor())
@@ -177,7 +177,7 @@ impl ModelFolder {
         self.class.name
     }
 
-    /// Loads its autoencoder, where it has one.
+    /// Loads the autoencoder, if there is one.
     pub(crate) fn autoencoder(&self) -> Result<Option<Box<dyn Autoencoder>>> {
         let vae = autoencoder_of(self.class, &self.components.path, &self.components.index)?;
         let load = |vae: Arc<dyn AutoencoderConfig>| {
@@ -188,31 +188,31 @@ impl ModelFolder {
         vae.map(load).transpose()
     }
 
-    /// What it draws.
+    /// The kind of prompt that the model takes.
     #[must_use]
     pub fn subject(&self) -> Subject {
         self.class.subject
     }
 
-    /// The same folder, whose components are loaded to `placement`.
+    /// The folder, with its components loaded to `placement` from now on.
     #[must_use]
     pub fn at(mut self, placement: Placement) -> Self {
         self.components.placement = placement;
         self
     }
 
-    /// Where its components are loaded.
+    /// The device and type that components are loaded to.
     #[must_use]
     pub fn placement(&self) -> &Placement {
         &self.components.placement
     }
 
-    /// Its components, without their weights.
+    /// The components, without their weights.
     pub(crate) fn components(&self) -> &Components {
         &self.components
     }
 
-    /// The classes that it knows by name.
+    /// The names of the model's classes.
     ///
     /// # Errors
     /// If `id2label` is not a table of numbers and names.
@@ -224,13 +224,13 @@ impl ModelFolder {
         self.class
     }
 
-    /// Configuration of the denoiser.
+    /// The configuration of the denoiser.
     #[must_use]
     pub fn denoiser(&self) -> &dyn DenoiserConfig {
         &*self.components.denoiser
     }
 
-    /// Name of the denoiser's component folder.
+    /// The name of the denoiser's component folder.
     #[must_use]
     pub fn denoiser_component(&self) -> &'static str {
         self.class.denoiser
@@ -242,7 +242,7 @@ impl ModelFolder {
         &self.checkpoint
     }
 
-    /// How many parameters the denoiser has without those heads, dimensions and neurons.
+    /// Number of parameters of the denoiser without `removals`.
     ///
     /// # Errors
     /// If the configuration describes no model.
@@ -252,21 +252,21 @@ impl ModelFolder {
         Ok(learned.map(|wanted| wanted.shape.iter().product::<usize>() as u64).sum())
     }
 
-    /// Whether a tensor of the denoiser's checkpoint is one of its parameters, and not a constant
-    /// stored with them.
+    /// Whether a tensor of the denoiser's checkpoint is a parameter. Constants that are stored with
+    /// the weights are not.
     #[must_use]
     pub fn is_parameter(&self, name: &str) -> bool {
         self.fit.wanted.get(name).is_some_and(|wanted| !wanted.constant)
     }
 
-    /// Reads the weights of the denoiser, and no tensors that it does not know.
+    /// Reads the denoiser's weights. Tensors that the model does not take are not read.
     pub(crate) fn load(&self) -> Result<Parameters> {
         let checkpoint = self.checkpoint.clone().at(self.placement());
         checkpoint.load_where(|name| self.fit.wanted.contains_key(name))
     }
 
-    /// What a user should know: tensors that no component reads, in a line for each of them, and a
-    /// size that is not given.
+    /// Warnings for the user, one per line: an unknown training size, components that lack weights
+    /// or a vocabulary, and tensors that no component reads.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -294,8 +294,8 @@ impl ModelFolder {
         warnings
     }
 
-    /// The names of the tensors of a text encoder or an autoencoder that it does not know; none of
-    /// what is not there.
+    /// Names of the tensors that a text encoder or the autoencoder does not take. Empty for an
+    /// absent component.
     fn unread_of(&self, component: &Component) -> Result<Vec<String>> {
         let Some(class) = self.components.class_of(component.name) else { return Ok(Vec::new()) };
         let folder = self.components.path.join(component.name);
@@ -317,8 +317,8 @@ impl ModelFolder {
         .unexpected)
     }
 
-    /// Components of which there are configurations alone, without weights or vocabulary, and what
-    /// they lack: such a model can be planned for.
+    /// Components with a configuration but without weights or a vocabulary, and the parts that they
+    /// lack. Such a model can be planned for, but not run.
     fn lacking(&self) -> impl Iterator<Item = (&'static Component, String)> {
         self.class
             .components
@@ -340,7 +340,7 @@ impl ModelFolder {
             })
     }
 
-    /// Those of the others that are there.
+    /// The same for the components besides the denoiser.
     pub(super) fn whole_components(&self) -> impl Iterator<Item = &'static Component> {
         let lacking: BTreeSet<&str> = self.lacking().map(|(component, _)| component.name).collect();
         let components =
@@ -348,15 +348,15 @@ impl ModelFolder {
         components.filter(move |component| !lacking.contains(component.name))
     }
 
-    /// Fails where weights or a vocabulary are missing, before any are read.
+    /// Fails if weights or a vocabulary are missing, before any are read.
     ///
     /// # Errors
-    /// As told.
+    /// If something is missing. The error names it.
     pub fn check_whole(&self) -> Result<()> {
         self.lacking().next().map_or(Ok(()), |(_, problem)| Err(Error::Folder(problem)))
     }
 
-    /// Whether the components beside the denoiser can be used, and fit it, before weights are read.
+    /// Checks, before weights are read, that the other components can be used and fit the denoiser.
     pub(super) fn check_components(&self) -> Result<()> {
         let channels = self.components.denoiser.latent_shape()[0];
         if let Some(vae) =
@@ -387,10 +387,10 @@ impl ModelFolder {
         Ok(())
     }
 
-    /// Whether its pictures can be drawn and compared.
+    /// Checks that the model's pictures can be drawn and compared.
     ///
     /// # Errors
-    /// If they are not of three channels.
+    /// If the pictures do not have three channels.
     pub fn check_pictures(&self) -> Result<()> {
         match self.components.denoiser.latent_shape()[0] {
             channels if self.vae.is_none() && channels != 3 => {
@@ -407,8 +407,8 @@ impl ModelFolder {
         }
     }
 
-    /// Every file that the denoiser's activations depend on, relative to the folder: of all
-    /// components but the autoencoder those that are read.
+    /// All files that the denoiser's activations depend on, relative to the folder: those that are
+    /// read of all components but the autoencoder.
     ///
     /// # Errors
     /// If the weights of a text encoder cannot be opened.
@@ -438,20 +438,20 @@ impl ModelFolder {
         Ok(files)
     }
 
-    /// What is computed at a call.
+    /// The sizes of latents and text in `sampling`.
     #[must_use]
     pub fn geometry(&self, sampling: &Sampling) -> Geometry {
         Geometry { latent: sampling.latent, text: self.clip_tokens + sampling.max_sequence_length }
     }
 
-    /// [`ModelFolder::structure`] without the text tokens that are equal to others and not
-    /// computed, see [`Conditioning::multiplicity`](crate::Conditioning).
+    /// As [`ModelFolder::structure`], without the text tokens that are equal to others and are not
+    /// computed: see [`Conditioning::multiplicity`](crate::Conditioning).
     #[must_use]
     pub fn computed_structure(&self, sampling: &Sampling) -> Structure {
         self.own.at(&self.computed_geometry(sampling))
     }
 
-    /// [`ModelFolder::geometry`] without those text tokens.
+    /// The sizes of latents and text, without the text tokens that are equal to others.
     pub(super) fn computed_geometry(&self, sampling: &Sampling) -> Geometry {
         let absent = |component: &&Component| {
             component.has_weights() && !self.components.has(component.name)
@@ -464,17 +464,16 @@ impl ModelFolder {
         Geometry { text: geometry.text - idle, ..geometry }
     }
 
-    /// The denoiser's description of itself.
+    /// The structure of the denoiser, for the sizes of `sampling`.
     #[must_use]
     pub fn structure(&self, sampling: &Sampling) -> Structure {
         self.own.at(&self.geometry(sampling))
     }
 
-    /// The same of the model that its configuration describes without those heads, dimensions and
-    /// neurons.
+    /// The description of the configuration's model without `removals`.
     ///
     /// # Errors
-    /// If the configuration describes no model.
+    /// If the configuration does not describe a model.
     pub fn structure_without(&self, sampling: &Sampling, removals: &Removals) -> Result<Structure> {
         Ok(self.denoiser().describe(removals)?.at(&self.geometry(sampling)))
     }

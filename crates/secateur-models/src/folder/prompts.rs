@@ -1,5 +1,5 @@
-//! Prompts of a model: the lists that come with it, what its encoders read, and what pictures are
-//! scored against.
+//! The prompts of a model: its prompt lists, the texts that its encoders cut, and the captions for
+//! scores.
 
 use crate::classes::{Labels, Sampling, Subject};
 use crate::encoders::{ClipTokenizer, T5Tokenizer};
@@ -12,17 +12,18 @@ use std::path::PathBuf;
 /// Characters of a prompt that are shown where it is too long.
 const LONGEST_SHOWN: usize = 60;
 
-/// What pictures are scored against.
+/// The texts that pictures are scored against.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captions {
     /// All texts.
     pub choices: Vec<String>,
-    /// For each prompt, which of them is its own.
+    /// For each prompt, the index of its own text.
     pub own: Vec<usize>,
 }
 
 impl ModelFolder {
-    /// What text encoders do not read of prompts that are too long, in a line for each of them.
+    /// Describes, in a line per prompt, the end of each prompt that is too long for the text
+    /// encoders.
     ///
     /// # Errors
     /// If a tokenizer cannot be opened, or fails.
@@ -73,7 +74,7 @@ impl ModelFolder {
         Ok(lines)
     }
 
-    /// The prompts of a list that comes with the model.
+    /// Reads a prompt list that comes with the model.
     ///
     /// # Errors
     /// If the model has none, or the file cannot be read.
@@ -86,10 +87,10 @@ impl ModelFolder {
         own.transpose()?.map(|path| read_prompts(&path)).transpose()
     }
 
-    /// Whether the model can be told these, before anything is loaded.
+    /// Checks that the model takes these prompts, before anything is loaded.
     ///
     /// # Errors
-    /// If one is no label of a model that knows classes.
+    /// If the model has classes, and a prompt is no label.
     pub fn check_prompts(&self, prompts: &[String]) -> Result<()> {
         if self.class.subject != Subject::Label {
             return Ok(());
@@ -98,12 +99,13 @@ impl ModelFolder {
         prompts.iter().try_for_each(|prompt| labels.find(prompt).map(drop))
     }
 
-    /// What pictures of each of `prompts` are scored against, and all that there is to choose from:
-    /// one caption a label for a model that knows classes, else the prompts themselves; nothing for
-    /// a model that takes none or names no classes.
+    /// The texts that pictures of `prompts` are scored against. For a model with classes they are
+    /// one caption per label, else the prompts themselves. `None` for an unconditional model, or
+    /// for classes without names.
     ///
     /// # Errors
-    /// If a prompt is no label, or the captions cannot be read or are not as many as the labels.
+    /// If a prompt is no label, or if the captions cannot be read or differ in number from the
+    /// labels.
     pub fn captions(&self, prompts: &[String]) -> Result<Option<Captions>> {
         match self.class.subject {
             Subject::Nothing => Ok(None),

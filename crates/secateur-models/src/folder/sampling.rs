@@ -1,4 +1,4 @@
-//! How a model is sampled: its sampler, its schedule, and whether it can be.
+//! The sampling of a model: its settings, its sampler and its schedule.
 
 use crate::classes::{Generation, INDEX, SCHEDULER, Sampling, Subject};
 use crate::error::{Error, Result};
@@ -11,8 +11,8 @@ use crate::structure::UnitKind;
 use std::sync::Arc;
 
 impl ModelFolder {
-    /// How it wants to be sampled: at the size it was trained for, by [`ModelFolder::sampler`] or,
-    /// where that is not supported, another one, with seed 0 and eight images at a time.
+    /// The model's default settings: its training size, its sampler ([`ModelFolder::sampler`], or
+    /// another one if that is not supported), seed 0, and batches of eight images.
     #[must_use]
     pub fn sampling(&self) -> Sampling {
         let Generation { steps, guidance, max_sequence_length } =
@@ -31,8 +31,8 @@ impl ModelFolder {
         }
     }
 
-    /// What it does not compute at every step of that run, if it was made to skip. For a sampler or
-    /// a number of steps that this was not learned for it is an error, or with `adapt`
+    /// The model's reuse schedule, if it has one. It is learned for one sampler and number of
+    /// steps. With other ones it is an error, or, with `adapt`, adapted by
     /// [`ReuseSchedule::adapted`].
     ///
     /// # Errors
@@ -53,10 +53,10 @@ impl ModelFolder {
         Ok(Some(Arc::new(reuse)))
     }
 
-    /// The sampler that `secateur.json` names, or else the one of `model_index.json`.
+    /// The sampler of `secateur.json`, or else that of `model_index.json`.
     ///
     /// # Errors
-    /// If that is not supported.
+    /// If the sampler is not supported.
     pub fn sampler(&self) -> Result<Sampler> {
         let found = self.components.class_of(SCHEDULER.name).unwrap_or_default();
         let sampler = self.manifest.sampler().or_else(|| Sampler::of_class(found));
@@ -69,7 +69,7 @@ impl ModelFolder {
         })
     }
 
-    /// A sampler that goes with a model of one that is not supported.
+    /// A supported sampler for a model whose own sampler is not supported.
     fn stand_in(&self) -> Sampler {
         match self.is_of_flow() {
             true => Sampler::FlowMatchEuler,
@@ -77,12 +77,12 @@ impl ModelFolder {
         }
     }
 
-    /// Whether its own sampler follows the velocity of a flow.
+    /// Whether the model's own sampler is one of flow models.
     fn is_of_flow(&self) -> bool {
         self.components.class_of(SCHEDULER.name).is_some_and(|class| class.starts_with("FlowMatch"))
     }
 
-    /// The sampler asked for, with the configuration of its own.
+    /// The configuration of the sampler `asked`, from the model's scheduler file.
     ///
     /// # Errors
     /// See [`scheduler_config`].
@@ -102,7 +102,7 @@ impl ModelFolder {
         )
     }
 
-    /// A run of its sampler, or of the one asked for, for latents of `size` (height, width).
+    /// Plans a run for latents of `size` (height, width).
     ///
     /// # Errors
     /// See [`ModelFolder::scheduler`] and
@@ -115,10 +115,10 @@ impl ModelFolder {
         })
     }
 
-    /// Whether the model can be sampled so, before anything is loaded.
+    /// Checks that the model can be sampled with these settings, before anything is loaded.
     ///
     /// # Errors
-    /// If not: the error says why.
+    /// If it cannot. The error says why.
     pub fn check(&self, sampling: &Sampling) -> Result<()> {
         self.check_components()?;
         let (step, largest) = (
@@ -149,14 +149,14 @@ impl ModelFolder {
         self.schedule(sampling.latent, sampling).map(|_| ())
     }
 
-    /// Samples that the denoiser computes for one image at every call: two where guidance asks what
-    /// it would draw without the prompt.
+    /// Number of samples that the denoiser computes for one image at every call: two with
+    /// classifier-free guidance, else one.
     #[must_use]
     pub fn passes(&self, guidance: f64) -> usize {
         if self.class.classifier_free && guidance > 1.0 { 2 } else { 1 }
     }
 
-    /// A schedule of that run with every unit of a kind computed at every call.
+    /// The reuse schedule of a run in which every unit of `kind` runs at every call.
     ///
     /// # Errors
     /// If the model has no such units, or the sampler cannot make that many steps.
@@ -171,7 +171,7 @@ impl ModelFolder {
         )
     }
 
-    /// Samples that the denoiser computes for one image in a whole run.
+    /// Number of samples that the denoiser computes for one image in a whole run.
     ///
     /// # Errors
     /// As [`ModelFolder::schedule`].

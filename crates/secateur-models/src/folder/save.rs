@@ -20,22 +20,19 @@ use std::path::Path;
 
 /// The name of the file of a [`ReuseSchedule`].
 const REUSE: &str = "reuse.json";
-/// A tensor with its values rounded to `dtype` (F32, F16 or BF16), in f32: what comes back after
-/// saving.
-///
-/// A value out of the range of `dtype` becomes infinite.
+/// Rounds a tensor to `dtype` (F32, F16 or BF16), and returns it in f32, as it is after saving and
+/// loading. A value outside the range of `dtype` becomes infinite.
 ///
 /// # Errors
-/// If `dtype` is none of these.
+/// If `dtype` is none of these types.
 pub fn cast(tensor: &Tensor, dtype: Dtype) -> Result<Tensor> {
     Ok(tensor.to_dtype(candle_dtype(dtype)?)?.to_dtype(DType::F32)?)
 }
 
 impl ModelFolder {
-    /// Writes the whole pipeline folder into the existing folder `destination`, with the denoiser
-    /// edited: same files, names and types, tensor by tensor, so that one tensor at a time is in
-    /// memory. Weight files other than those that were opened stay behind. The observer is advanced
-    /// by every tensor.
+    /// Writes the whole pipeline into the existing folder `destination`, with the denoiser edited.
+    /// Files, names and types stay the same. One tensor at a time is in memory. Other weight files
+    /// than the opened ones are not copied. The observer advances by one for each tensor.
     ///
     /// # Errors
     /// If something cannot be read or written, a weight does not fit, or the observer interrupts.
@@ -66,12 +63,12 @@ impl ModelFolder {
         self.write_with(destination, manifest, &edits.weights, observer)
     }
 
-    /// Writes the folder as a model with all that its configuration describes, which any tool
-    /// loads: with zeros in place of the heads and neurons that it lacks. Gives the number of
-    /// tensors that are larger now.
+    /// Writes the folder as a model of its configuration's size, which any tool loads: zeros
+    /// replace the heads and neurons that the model lacks. Returns the number of tensors that
+    /// became larger.
     ///
     /// # Errors
-    /// As [`ModelFolder::write`]; if it lacks none.
+    /// As [`ModelFolder::write`], or if the model lacks nothing.
     pub fn densify(&self, destination: &Path, observer: &dyn Observer) -> Result<usize> {
         if self.removals().is_empty() {
             let problem = "nothing was removed from this model: it is dense as it is";
@@ -90,7 +87,7 @@ impl ModelFolder {
         Ok(restored)
     }
 
-    /// Writes the folder as a model that skips what `reuse` says.
+    /// Writes the folder as a model that skips units by `reuse`.
     ///
     /// # Errors
     /// As [`ModelFolder::write`].
@@ -121,12 +118,12 @@ impl ModelFolder {
     }
 }
 
-/// Tensors in place of some of a checkpoint's.
+/// New tensors that replace some of a checkpoint's.
 trait NewTensors {
-    /// The shape of the one in place of that tensor, if there is one.
+    /// The shape of the tensor that replaces `name`, if there is one.
     fn shape(&self, name: &str, info: &TensorInfo) -> Option<Vec<usize>>;
 
-    /// The one in place of that tensor.
+    /// The tensor that replaces `name`, if there is one.
     fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
 }
 
@@ -140,7 +137,7 @@ impl NewTensors for BTreeMap<String, Tensor> {
     }
 }
 
-/// Those of a checkpoint, with zeros where something was removed.
+/// The tensors of a checkpoint, with zeros for the removed rows and columns.
 struct Densified<'a> {
     checkpoint: &'a Checkpoint,
     cuts: Cuts,
@@ -189,7 +186,7 @@ impl Checkpoint {
 }
 
 impl TensorFile {
-    /// Writes the file with some tensors replaced, and tells the bytes of all.
+    /// Writes the file with some tensors replaced, and returns the bytes of all tensors.
     fn write(
         &self,
         destination: &Path,

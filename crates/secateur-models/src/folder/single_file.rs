@@ -1,10 +1,10 @@
 //! Checkpoints of whole pipelines in one file, under the names of the original code, as ComfyUI and
 //! A1111 read them.
 //!
-//! What a component asks for follows from its configuration, and each name that it asks for says
-//! where its numbers are in such a file: a [`Source`], as in `loaders/single_file_utils.py` of
-//! diffusers 0.42.1. From these follow the names and shapes that the file must have, so that what
-//! does not fit is known before any weight is read.
+//! A component's configuration gives the names and shapes of its parameters. For each name a
+//! [`Source`] says where its elements are in the file, as `loaders/single_file_utils.py` of
+//! diffusers 0.42.1 does. This gives the names and shapes that the file must have, so that a file
+//! that does not fit is known before any weight is read.
 
 mod clip;
 mod flux;
@@ -34,19 +34,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// What a file must hold.
+/// The tensors that a file must hold.
 #[derive(Default)]
 struct Expected {
     shapes: BTreeMap<String, Vec<usize>>,
-    /// How the names of tensors begin that may be there, and are not read.
+    /// Prefixes of the names of tensors that the file may hold, but that are not read.
     unread: Vec<String>,
 }
 
-/// A parameter's name and shape, and where it is.
+/// A parameter's name, its shape, and its source.
 type Sourced = (String, Vec<usize>, Source);
 
 impl Expected {
-    /// Adds what a component takes from the file.
+    /// Adds the parameters of a component.
     fn add(&mut self, piece: &Piece, parameters: &Parameters, file: &TensorFile) -> Vec<Sourced> {
         self.unread.extend(piece.unread(parameters));
         let sourced = parameters.iter().map(|(name, wanted)| {
@@ -57,8 +57,8 @@ impl Expected {
         sourced.collect()
     }
 
-    /// Fails if the file lacks what the configurations of `like` ask for; gives the names of
-    /// tensors that are not known.
+    /// Checks that the file holds the tensors of `like`'s configurations, and returns the names of
+    /// unknown tensors.
     fn check(&self, file: &TensorFile, like: &Path) -> Result<Vec<String>> {
         for (name, info) in file.tensors.iter().filter(|(name, _)| self.shapes.contains_key(*name))
         {
@@ -99,9 +99,9 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    /// Plans a model folder of a file's weights, with what the file lacks from the folder `like`: a
-    /// diffusers folder of the same kind of model, which needs no weights of the components that
-    /// the file holds.
+    /// Plans a model folder with the weights of a file. The rest comes from the folder `like`: a
+    /// diffusers folder of the same kind of model. It needs no weights of the components that the
+    /// file holds.
     ///
     /// # Errors
     /// If the folder cannot be read, or is of another kind of model; if the file's tensors are not
@@ -164,8 +164,8 @@ impl Conversion {
         })
     }
 
-    /// What a user should know: tensors that nothing reads, and options of the scheduler that the
-    /// file tells.
+    /// Notes for the user: tensors that nothing reads, and options of the scheduler that the file
+    /// sets.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         let file = shown(&self.file.path).to_string();
         let unread = unread(&file, &self.unread);
@@ -186,14 +186,15 @@ impl Conversion {
         &self.copied
     }
 
-    /// Tensors to be converted.
+    /// Number of tensors to convert.
     #[must_use]
     pub fn tensors(&self) -> usize {
         self.converted.iter().map(|converted| converted.tensors.len()).sum()
     }
 
     /// Writes the whole model folder into the existing folder `destination`. Tensors keep their
-    /// types, and one at a time is in memory. The observer is advanced by every converted tensor.
+    /// types, and one at a time is in memory. The observer advances by one for each converted
+    /// tensor.
     ///
     /// # Errors
     /// If something cannot be read or written, or the observer interrupts.
@@ -252,7 +253,7 @@ struct ConvertedTensor {
 }
 
 impl Converted {
-    /// All of `sourced` must be in the file.
+    /// Plans the parameters of `sourced`, all of which must be in the file.
     fn new(component: &Component, sourced: &[Sourced], file: &TensorFile) -> Self {
         let tensor = |(name, shape, source): &Sourced| {
             let info = file.tensors.get(&source.name)?.clone();

@@ -7,18 +7,18 @@ use candle_core::Tensor;
 use secateur_nn::{Context, Linear, Scope, ops};
 use std::sync::Arc;
 
-/// The heads of an attention, as they are left of what its configuration says.
+/// The heads of an attention, after removals.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Heads {
     count: usize,
-    /// By the configuration: scores keep their scale when heads become narrower.
+    /// Width by the configuration: scores keep their scale when heads become narrower.
     head_dim: usize,
     query_key: usize,
     value: usize,
 }
 
 impl Heads {
-    /// Of the module at `scope`, with `count` heads of `head_dim` by its configuration.
+    /// The heads of the module at `scope`, with `count` heads of `head_dim` by its configuration.
     pub(crate) fn new(count: usize, head_dim: usize, scope: &Scope<'_>) -> Self {
         let dimensions = |pair: Pair| scope.at(pair.suffix()).size(head_dim);
         let (query_key, value) = (dimensions(Pair::QueryKey), dimensions(Pair::ValueOutput));
@@ -35,7 +35,7 @@ impl Heads {
         self.count * self.value
     }
 
-    /// Records them for the module at `site` and the rows there, which attend to `keys`.
+    /// Records the heads for the module at `site`, whose rows attend to `keys`.
     pub(crate) fn record(
         self,
         streams: Vec<HeadStream>,
@@ -48,13 +48,13 @@ impl Heads {
         site.heads(HeadGroup { name, count, query_key, value, streams, between }, keys);
     }
 
-    /// As attention sees them.
+    /// The heads as [`ops::attention`] takes them.
     pub(crate) fn scaled(self) -> ops::Heads {
         ops::Heads::new(self.count, self.head_dim)
     }
 }
 
-/// The stream of those projections of the module at `site`.
+/// The stream with these projections in the module at `site`.
 pub(crate) fn stream(site: &Site<'_>, projections: [&str; 3], output: Option<&str>) -> HeadStream {
     let slice = |name: &str| Slice::whole(site.at(name).layer_name());
     let [query, key, value] = projections.map(slice);
@@ -71,8 +71,9 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// Queries and result of `width`; `text`: width of the text states, where keys and values are
-    /// of those; `bias`: of the first three linears.
+    /// `width` is that of the queries and of the result. `text` is the width of the text states, if
+    /// keys and values are projected from those. `bias` is for the projections of query, key and
+    /// value.
     pub(crate) fn new(
         width: usize,
         text: Option<usize>,

@@ -5,8 +5,8 @@ use crate::structure::Site;
 use candle_core::Tensor;
 use secateur_nn::{Context, LayerName};
 
-/// Blocks `name.0`, `name.1` and so on, each of which reads the one before it, is a unit, and gives
-/// tensors of its inputs' shapes.
+/// Blocks `name.0`, `name.1` and so on. Each reads the one before it and is a unit, and its outputs
+/// have the shapes of its inputs.
 pub(crate) struct Chain<T> {
     name: LayerName,
     pub(crate) blocks: Vec<T>,
@@ -24,7 +24,7 @@ impl<T> Chain<T> {
         Ok(Self { name: site.layer_name(), blocks: (0..count).map(block).collect::<Result<_>>()? })
     }
 
-    /// What they make of `tensors`, where `forward` is what the one of a number makes.
+    /// Computes all blocks in a row on `tensors`. `forward` computes one of them.
     pub(crate) fn forward<const N: usize>(
         &self,
         mut tensors: [Tensor; N],

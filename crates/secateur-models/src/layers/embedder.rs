@@ -35,7 +35,7 @@ impl Embedder {
 /// `Timesteps`: how numbers become sines and cosines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sinusoids {
-    /// Numbers for each one.
+    /// Sines and cosines for each number.
     pub(crate) channels: usize,
     /// Cosines first.
     pub(crate) flip_sin_to_cos: bool,
@@ -44,7 +44,7 @@ pub(crate) struct Sinusoids {
 }
 
 impl Sinusoids {
-    /// Each of `values` as a row, at `placement`: values x channels.
+    /// Encodes each of `values` as a row, at `placement`: values x channels.
     pub(crate) fn of(self, values: &[f32], placement: &Placement) -> Result<Tensor> {
         let half = self.channels / 2;
         let slope = -(10000f32.ln()) / (half as f32 - self.freq_shift as f32);

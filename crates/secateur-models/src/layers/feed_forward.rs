@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use secateur_nn::{Activation, Context, Linear, ops};
 use serde::Deserialize;
 
-/// What a feed-forward does between its linears.
+/// The operation between the linears of a feed-forward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) enum Gate {
@@ -20,7 +20,7 @@ pub(crate) enum Gate {
 }
 
 impl Gate {
-    /// Outputs of the first linear a hidden neuron.
+    /// Outputs of the first linear for each hidden neuron.
     pub(crate) fn parts(self) -> usize {
         match self {
             Self::Gelu | Self::GeluTanh => 1,
@@ -28,7 +28,7 @@ impl Gate {
         }
     }
 
-    /// Numbers of a hidden neuron that are alive at once.
+    /// Activations that are alive at once for each hidden neuron.
     fn alive(self) -> usize {
         match self {
             Self::Gelu | Self::GeluTanh => 1,
@@ -37,7 +37,7 @@ impl Gate {
     }
 }
 
-/// By the name that configurations give it, `activation_fn`.
+/// Parses `activation_fn` of a configuration.
 impl TryFrom<String> for Gate {
     type Error = String;
 
@@ -79,7 +79,7 @@ impl FeedForward {
         Ok(Self { proj, out: down.linear(count, width)?, gate })
     }
 
-    /// The input is dropped as soon as it is projected.
+    /// Computes the feed-forward. The input is dropped as soon as it is projected.
     pub(crate) fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<Tensor> {
         let hidden = match self.gate {
             Gate::Gelu => self.proj.forward_activated(&x, Activation::Gelu, context)?,

@@ -1,25 +1,25 @@
-//! Adaptive layer norm: what shifts, scales and gates the tokens of each sample.
+//! Adaptive layer norm: shifts, scales and gates for the tokens of each sample.
 
 use crate::error::Result;
 use candle_core::Tensor;
 use secateur_nn::{Context, Linear, ops};
 
-/// Parts of one width, by index: samples x parts x width.
+/// Shifts, scales and gates by index: samples x parts x width.
 pub(crate) struct Modulation(Tensor);
 
 impl Modulation {
-    /// Of a linear over `time` (samples x width).
+    /// Computes the parts by a linear over `time` (samples x width).
     pub(crate) fn new(linear: &Linear, time: &Tensor, context: &Context<'_>) -> Result<Self> {
         let (samples, width) = time.dims2()?;
         Ok(Self(linear.forward(time, context)?.reshape((samples, (), width))?))
     }
 
-    /// Of a `table` (parts x width) of constants plus what all tables share.
+    /// Adds a `table` (parts x width) of constants to the parts that all tables share.
     pub(crate) fn of_table(table: &Tensor, shared: &Self) -> Result<Self> {
         Ok(Self(table.broadcast_add(&shared.0)?))
     }
 
-    /// Of a single part (samples x width), which every row of a table shares.
+    /// The single part (samples x width) that every row of a table shares.
     pub(crate) fn of_part(part: &Tensor) -> Result<Self> {
         Ok(Self(part.unsqueeze(1)?))
     }

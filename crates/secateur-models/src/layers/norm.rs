@@ -3,7 +3,7 @@
 use crate::error::Result;
 use secateur_nn::{GroupNorm, Scope};
 
-/// How group norms are made.
+/// The settings of group norms.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Norm {
     pub(crate) groups: usize,

@@ -9,10 +9,10 @@ use candle_core::Tensor;
 use secateur_nn::{Context, Conv2d, Placement, ops};
 use serde::Deserialize;
 
-/// Rows and columns of tokens that latents of `size` (height, width) are cut into.
+/// Rows and columns of the tokens that latents of `size` (height, width) become.
 ///
 /// # Errors
-/// If they do not divide into them.
+/// If the size is not a multiple of `patch`.
 pub(crate) fn whole_grid(size: (usize, usize), patch: usize) -> Result<(usize, usize)> {
     let (height, width) = size;
     if height % patch != 0 || width % patch != 0 {
@@ -30,8 +30,8 @@ pub(crate) struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// Squares of side `patch`, of that many `channels` in and out; and the tokens that they
-    /// become.
+    /// Maps squares of side `patch` to tokens. `channels` are those of the latents and of the
+    /// tokens. Also returns the rows of the tokens.
     pub(crate) fn new(
         channels: (usize, usize),
         patch: usize,
@@ -41,8 +41,8 @@ impl PatchEmbed {
         Ok((Self { proj, patch }, tokens))
     }
 
-    /// Samples x channels x height x width to samples x tokens x channels, and the grid of the
-    /// tokens.
+    /// Maps latents (samples x channels x height x width) to tokens (samples x tokens x channels).
+    /// Also returns the rows and columns of the tokens.
     pub(crate) fn forward(
         &self,
         latents: &Tensor,
@@ -53,7 +53,8 @@ impl PatchEmbed {
         Ok((ops::tokens(&self.proj.forward(latents, context)?)?, grid))
     }
 
-    /// Samples x tokens x (patch * patch * channels) to samples x channels x height x width.
+    /// Maps tokens (samples x tokens x (patch * patch * channels)) to latents (samples x channels x
+    /// height x width).
     pub(crate) fn unpatchify(&self, x: &Tensor, (rows, columns): (usize, usize)) -> Result<Tensor> {
         let (samples, _, values) = x.dims3()?;
         let patch = self.patch;
@@ -133,7 +134,7 @@ pub(crate) struct PatchTransformer {
 }
 
 impl PatchTransformer {
-    /// Whether it contradicts itself, and how.
+    /// Checks that the configuration does not contradict itself.
     pub(crate) fn check(&self) -> std::result::Result<(), String> {
         let sizes = [
             ("num_attention_heads", self.num_attention_heads),
@@ -173,7 +174,7 @@ impl PatchTransformer {
         self.out_channels.unwrap_or(self.in_channels)
     }
 
-    /// Numbers of a token of the output.
+    /// Width of an output token.
     pub(crate) fn outputs(&self) -> usize {
         self.patch_size * self.patch_size * self.out_channels()
     }

@@ -1,4 +1,4 @@
-//! From noise to latents.
+//! The denoising loop, from noise to latents.
 
 use crate::classes::Sampling;
 use crate::conditioning::Conditioning;
@@ -14,7 +14,7 @@ use secateur_nn::{Context, Gates, LayerName, Probe, Step};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Images on their way from noise to latents, step by step.
+/// A run in progress: the latents of some images, denoised step by step.
 pub struct Denoising<'a> {
     pipeline: &'a Pipeline,
     conditioning: &'a Conditioning,
@@ -26,17 +26,17 @@ pub struct Denoising<'a> {
     latents: Tensor,
     /// Calls of the denoiser so far.
     calls: usize,
-    /// How often a sampler has drawn noise so far.
+    /// Number of times that the sampler has drawn noise so far.
     draws: usize,
 }
 
 impl<'a> Denoising<'a> {
-    /// Starts with `noise` (samples x channels x height x width), for the images `images` of a run;
-    /// the denoiser is given what [`Pipeline::guided_conditioning`] gives for their prompts. What
-    /// noise a sampler adds on its way depends on the seed and the image's number alone.
+    /// Starts the images `images` of a run with `noise` (samples x channels x height x width).
+    /// `conditioning` comes from [`Pipeline::guided_conditioning`]. The noise that a sampler adds
+    /// later depends only on the seed and on the image's number.
     ///
     /// # Errors
-    /// If the pipeline cannot be sampled so.
+    /// If the pipeline cannot be sampled with these settings.
     pub fn new(
         pipeline: &'a Pipeline,
         noise: &Tensor,
@@ -70,11 +70,11 @@ impl<'a> Denoising<'a> {
         })
     }
 
-    /// The same moment of a run that goes on with another schedule of what is computed, which has
-    /// been the same so far.
+    /// Copies the run at this moment, to go on with another reuse schedule. Both schedules must
+    /// agree on the calls so far.
     ///
     /// # Errors
-    /// If the pipeline cannot be sampled so.
+    /// If the pipeline cannot be sampled with this schedule.
     pub fn fork(&self, reuse: &Arc<ReuseSchedule>) -> Result<Self> {
         let sampling = Sampling { reuse: Some(reuse.clone()), ..self.sampling.clone() };
         reuse.check(sampling.sampler, sampling.steps, self.schedule.calls().len())?;
@@ -93,7 +93,7 @@ impl<'a> Denoising<'a> {
         })
     }
 
-    /// The calls of the denoiser in the next step; none after the last.
+    /// The calls of the denoiser in the next step. Empty after the last step.
     #[must_use]
     pub fn next_calls(&self) -> Range<usize> {
         let calls = self.schedule.calls();
@@ -103,21 +103,21 @@ impl<'a> Denoising<'a> {
         self.calls..end.unwrap_or(self.calls)
     }
 
-    /// The latents so far: samples x channels x height x width.
+    /// The current latents: samples x channels x height x width.
     #[must_use]
     pub fn latents(&self) -> &Tensor {
         &self.latents
     }
 
-    /// Takes the next step, or tells that there is none.
+    /// Takes the next step. Returns false if there is none.
     ///
     /// # Errors
-    /// If a shape does not fit, the denoiser gives what is not finite, or the probe objects.
+    /// If a shape does not fit, the denoiser's output is not finite, or the probe fails.
     pub fn step(&mut self) -> Result<bool> {
         self.step_with(&mut |_, _, _| Ok(()))
     }
 
-    /// Takes the next step; `change` is [`Pipeline::sample_with`]'s.
+    /// Takes the next step, with `change` as in [`Pipeline::sample_with`].
     pub(crate) fn step_with(
         &mut self,
         change: &mut impl FnMut(usize, Call, &mut Tensor) -> Result<()>,
@@ -142,7 +142,7 @@ impl<'a> Denoising<'a> {
         Ok(true)
     }
 
-    /// What the denoiser makes of the latents, guided.
+    /// The guided output of the denoiser at a call.
     fn call(&self, call: Call) -> Result<Tensor> {
         let step = Step { index: call.step, count: self.sampling.steps };
         let gates = self.reuse.as_ref().map(|reuse| {
@@ -195,9 +195,9 @@ impl Probe for FiniteProbe {
 }
 
 impl Pipeline {
-    /// Final latents of the images `images` of a run: image i is made of prompt i and of noise that
-    /// depends on the seed and i alone. `observer` is advanced by the samples of a batch at every
-    /// step.
+    /// Samples the images `images` of a run, and returns their final latents. Image i belongs to
+    /// prompt i, and its noise depends only on the seed and on i. At every step `observer` advances
+    /// by the number of images.
     ///
     /// # Errors
     /// As [`Pipeline::guided_conditioning`] and [`Denoising`], or if `observer` ends the work.
@@ -212,9 +212,9 @@ impl Pipeline {
         self.sample_with(prompts, images, sampling, probe, observer, |_, _, _| Ok(()))
     }
 
-    /// As [`Pipeline::sample`], with what `change` makes of the denoiser's outputs: it gets the
-    /// number of the call in the run, of which some samplers make several a step, the call, and the
-    /// output, after guidance.
+    /// As [`Pipeline::sample`], but lets `change` edit the denoiser's outputs. It gets the number
+    /// of the call in the run, the call, and the guided output. Some samplers make several calls a
+    /// step.
     ///
     /// # Errors
     /// As [`Pipeline::sample`], or if `change` fails.

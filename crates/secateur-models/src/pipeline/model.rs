@@ -22,7 +22,7 @@ pub struct Pipeline {
     denoiser: Box<dyn Denoiser>,
     description: Description,
     texts: Texts,
-    /// None where the denoiser works on pictures.
+    /// `None` if the denoiser works on pictures.
     vae: Option<Box<dyn Autoencoder>>,
 }
 
@@ -48,7 +48,7 @@ impl Pipeline {
         })
     }
 
-    /// The folder it came from.
+    /// The folder that the pipeline was opened from.
     #[must_use]
     pub fn folder(&self) -> &ModelFolder {
         &self.folder
@@ -66,11 +66,11 @@ impl Pipeline {
         &*self.denoiser
     }
 
-    /// What the denoiser makes of `input` (samples x channels x height x width), guided;
-    /// `conditioning` is [`Pipeline::guided_conditioning`]'s.
+    /// The guided output of the denoiser for `input` (samples x channels x height x width).
+    /// `conditioning` comes from [`Pipeline::guided_conditioning`].
     ///
     /// # Errors
-    /// If a shape does not fit, or the context's probe or gates object.
+    /// If a shape does not fit, or the probe or the gates of the context fail.
     pub fn predict(
         &self,
         input: &Tensor,
@@ -95,8 +95,8 @@ impl Pipeline {
         Ok((&free + ((told - &free)? * guidance)?)?)
     }
 
-    /// Latents as the denoiser gives them to pictures in [0, 1] on the CPU, samples x height x
-    /// width x channels.
+    /// Turns latents of the denoiser into pictures in [0, 1] on the CPU, samples x height x width x
+    /// channels.
     ///
     /// # Errors
     /// If the shape does not fit.
@@ -111,19 +111,19 @@ impl Pipeline {
         Ok(Placement::cpu().bring(&pictures)?)
     }
 
-    /// The heads and neurons that the denoiser lacks.
+    /// The heads, dimensions and neurons that the denoiser lacks.
     #[must_use]
     pub fn removals(&self) -> &Removals {
         &self.removals
     }
 
-    /// The denoiser's description of itself.
+    /// The denoiser's structure, for the sizes of `sampling`.
     #[must_use]
     pub fn structure(&self, sampling: &Sampling) -> Structure {
         self.description.at(&self.folder.geometry(sampling))
     }
 
-    /// Edits the denoiser, and builds it again.
+    /// Applies edits to the denoiser's weights, and builds it again.
     ///
     /// # Errors
     /// If a parameter is unknown or of a shape that does not fit.
@@ -138,8 +138,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// What the denoiser is conditioned on for each prompt (a text, or a label's name or number),
-    /// for latents of `size` (height, width).
+    /// The conditioning for each prompt (a text, or the name or number of a label), for latents of
+    /// `size` (height, width).
     ///
     /// # Errors
     /// If a prompt cannot be tokenized, or is no label of the model.
@@ -152,9 +152,8 @@ impl Pipeline {
         self.texts.positive(prompts, self.pixels(size), sampling)
     }
 
-    /// What the denoiser is conditioned on at every call of a run: [`Pipeline::conditioning`],
-    /// behind as many samples of what guidance leads away from where guidance takes a second sample
-    /// of every image.
+    /// The conditioning of all calls of a run. With classifier-free guidance, as many samples of
+    /// the negative prompt come before those of [`Pipeline::conditioning`].
     ///
     /// # Errors
     /// As [`Pipeline::conditioning`].
@@ -175,8 +174,8 @@ impl Pipeline {
         conditioning.at(self.folder.placement())
     }
 
-    /// Encodes the prompts of a job, and lets the text encoders go. A prompt that was not encoded
-    /// is encoded where it is first asked for. `observer` is advanced by the prompts.
+    /// Encodes the prompts of a job, then drops the text encoders. A prompt that was not encoded
+    /// here is encoded on first use. `observer` advances by the number of prompts.
     ///
     /// # Errors
     /// As [`Pipeline::guided_conditioning`], or if `observer` ends the work.
@@ -204,7 +203,7 @@ impl Pipeline {
         (height * factor, width * factor)
     }
 
-    /// The noise that the images `images` of a run start from.
+    /// The initial noise of the images `images` of a run: images x channels x height x width.
     ///
     /// # Errors
     /// If the tensor cannot be made.
@@ -214,7 +213,7 @@ impl Pipeline {
         self.latents(&noise(sampling.seed, images, 0, &shape)?)
     }
 
-    /// The same numbers where the denoiser is, in `f32`, in which samplers compute.
+    /// Moves numbers to the denoiser's device in `f32`, in which samplers compute.
     pub(crate) fn latents(&self, numbers: &Tensor) -> Result<Tensor> {
         Ok(self.folder.placement().in_f32().bring(numbers)?)
     }

@@ -7,9 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use std::ops::Range;
 
-/// Standard normal noise for the images `images` of a run: images x `shape`, f32. It is `draw` 0
-/// that they start from; later ones are what a sampler adds. An image's noise depends on the seed,
-/// its own number and the draw alone, never on the batch it is in.
+/// Standard normal noise in f32 for the images `images` of a run: images x `shape`. Draw 0 is the
+/// initial noise, and later draws are those that a sampler adds. An image's noise depends only on
+/// the seed, its own number and the draw, and not on the batch.
 ///
 /// # Errors
 /// If the tensor cannot be made.

@@ -6,10 +6,10 @@ use crate::error::Result;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// All that an encoded prompt depends on.
+/// The key of an encoded prompt: everything that its encoding depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    /// None for what guidance leads away from.
+    /// `None` for the negative prompt.
     prompt: Option<String>,
     negative_prompt: String,
     /// Height and width in pixels.
@@ -39,13 +39,13 @@ impl Key {
 pub(super) struct Texts {
     open: fn(&Components) -> Result<Box<dyn Conditioner>>,
     components: Components,
-    /// None before the first prompt is encoded, and once they were let go.
+    /// `None` before the first prompt is encoded, and after the encoders were dropped.
     encoders: Mutex<Option<Arc<dyn Conditioner>>>,
     encoded: Mutex<HashMap<Key, Conditioning>>,
 }
 
 impl Texts {
-    /// Without encoders yet: `open` makes them of `components`.
+    /// Starts without encoders. `open` makes them from `components`.
     pub(super) fn new(
         components: Components,
         open: fn(&Components) -> Result<Box<dyn Conditioner>>,
@@ -65,7 +65,7 @@ impl Texts {
         }
     }
 
-    /// Drops the encoders. They are opened again for a prompt that was not encoded yet.
+    /// Drops the encoders. A prompt that was not encoded yet opens them again.
     pub(super) fn let_go(&self) {
         *self.encoders.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -93,7 +93,7 @@ impl Texts {
         Conditioning::cat(&samples)
     }
 
-    /// What guidance leads away from, as one sample.
+    /// The conditioning of the negative prompt, as one sample.
     pub(super) fn negative(
         &self,
         size: (usize, usize),

@@ -1,30 +1,30 @@
-//! What stands in for a unit that is not computed: a polynomial through what it made before.
+//! Forecasts of the outputs of a unit that does not run: a polynomial through its earlier outputs.
 
 use candle_core::Tensor;
 
-/// What a unit made when it was last computed, the latest first.
+/// The latest outputs of a unit, the last one first.
 #[derive(Clone, Debug, Default)]
 pub struct Past(Vec<Made>);
 
-/// What a unit made at a call.
+/// The outputs of a unit at one call.
 #[derive(Clone, Debug)]
 pub struct Made {
-    /// The call, by its number.
+    /// Number of the call.
     pub call: usize,
-    /// Its timestep.
+    /// Timestep of the call.
     pub timestep: f64,
-    /// What was made.
+    /// The reused tensors.
     pub tensors: Vec<Tensor>,
 }
 
 impl Past {
-    /// What the polynomial through it goes through, the latest first.
+    /// The outputs that the polynomial goes through, the last one first.
     #[must_use]
     pub fn made(&self) -> &[Made] {
         &self.0
     }
 
-    /// What is known of it after something more was made, for a polynomial of degree `order`.
+    /// Adds new outputs, and keeps as many as a polynomial of degree `order` needs.
     pub fn push(&mut self, made: Made, order: usize) {
         // Some samplers call the denoiser twice at a timestep.
         self.0.retain(|earlier| earlier.timestep != made.timestep);
@@ -32,13 +32,13 @@ impl Past {
         self.0.truncate(order + 1);
     }
 
-    /// What all that was made is multiplied by in a forecast.
+    /// Factors of the kept outputs in the forecast at `timestep`.
     #[must_use]
     pub fn weights(&self, timestep: f64) -> Vec<f64> {
         lagrange(&self.0.iter().map(|made| made.timestep).collect::<Vec<_>>(), timestep)
     }
 
-    /// The polynomial at a timestep; nothing where nothing was made.
+    /// The forecast at `timestep`. Empty if no outputs are kept.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -61,8 +61,7 @@ impl Past {
     }
 }
 
-/// What the values at `places` are multiplied by to give that of the polynomial through them at
-/// `place`.
+/// Factors of the values at `places` in the value at `place` of the polynomial through them.
 fn lagrange(places: &[f64], place: f64) -> Vec<f64> {
     let factor = |(own, &at): (usize, &f64)| {
         let others = places.iter().enumerate().filter(|(other, _)| *other != own);

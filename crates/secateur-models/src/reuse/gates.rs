@@ -1,4 +1,4 @@
-//! Takes over what a schedule says, while a model runs.
+//! Gates that follow a reuse schedule while a model runs.
 
 use crate::error::Result;
 use crate::reuse::forecast::{Made, Past};
@@ -9,19 +9,19 @@ use secateur_nn::{Gates, Passage};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-/// Takes over what the schedule of a run says.
+/// Gates of one run, which skip units by a schedule and replace their outputs by forecasts.
 pub struct Reuse {
     schedule: Arc<ReuseSchedule>,
-    /// Of each call, whose output is read.
+    /// For each call and unit, whether any layer reads the unit's output.
     read: Vec<Row>,
     call: Cell<usize>,
     timestep: Cell<f64>,
-    /// Of each unit.
+    /// Earlier outputs of each unit.
     past: RefCell<Vec<Past>>,
 }
 
 impl Reuse {
-    /// For a run of that schedule, of a model with that structure.
+    /// Makes the gates for a run by `schedule`, of a model with that structure.
     ///
     /// # Errors
     /// If the model has no such units.
@@ -35,18 +35,18 @@ impl Reuse {
         Ok(Self { schedule, read, call: Cell::new(0), timestep: Cell::new(0.0), past })
     }
 
-    /// With what units made in another run.
+    /// Takes over the earlier outputs from another run.
     pub(crate) fn remembering(self, other: &Self) -> Self {
         Self { past: other.past.clone(), ..self }
     }
 
-    /// The next forward is that of call `call`.
+    /// Announces the next forward pass: call number `call`, at `timestep`.
     pub fn begin(&self, call: usize, timestep: f32) {
         self.call.set(call);
         self.timestep.set(timestep.into());
     }
 
-    /// What each unit made so far.
+    /// The earlier outputs of each unit.
     #[must_use]
     pub fn past(&self) -> Vec<Past> {
         self.past.borrow().clone()
@@ -56,7 +56,7 @@ impl Reuse {
         self.schedule.units.iter().position(|unit| unit == stretch)
     }
 
-    /// What stands in for what a unit would make now.
+    /// The forecast that replaces the output of a unit.
     fn taken_over(&self, unit: usize, past: &Past) -> candle_core::Result<Vec<Tensor>> {
         match past.made() {
             [last, ..] if !self.read[self.call.get()][unit] => Ok(last.tensors.clone()),

@@ -1,4 +1,4 @@
-//! Which units are computed at which call of a run.
+//! Schedules of reuse: which units run at which call of a run.
 
 use crate::error::{Error, Result};
 use crate::files::{Limit, read_fields, read_json};
@@ -7,29 +7,30 @@ use crate::structure::{Structure, UnitKind};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Of each unit, whether it is computed.
+/// For each unit, whether it runs.
 pub(crate) type Row = Vec<bool>;
 
-/// Which units are computed at which call of a run, for one sampler and number of steps.
+/// Which units run at which call of a run, for one sampler and number of steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReuseSchedule {
-    /// What is taken over.
+    /// What a unit that does not run reuses.
     pub kind: UnitKind,
     /// The sampler.
     pub sampler: Sampler,
-    /// Its steps.
+    /// Number of denoising steps.
     pub steps: usize,
     /// Names of the units, in execution order.
     pub units: Vec<String>,
-    /// Of what is taken over: 0 is what was made last, n the polynomial of degree n in the timestep
-    /// through the last n + 1 that were made, or as many as there are (after TaylorSeer, Liu et al.
-    /// 2025, arXiv 2503.06923, and at order 1 the same).
+    /// Order of the forecast that replaces a unit's output. Order 0 repeats the last output. Order
+    /// n extrapolates the last n + 1 outputs, or as many as there are, by a polynomial of degree n
+    /// in the timestep. This is after TaylorSeer (Liu et al. 2025, arXiv 2503.06923), and equals it
+    /// at order 1.
     pub order: usize,
-    /// Calls of the denoiser x units. At the first call all are computed.
+    /// Whether each unit runs: calls of the denoiser x units. All units run at the first call.
     pub computed: Vec<Row>,
 }
 
-/// The file.
+/// The file of a schedule.
 #[derive(Serialize, Deserialize)]
 struct File {
     format_version: u32,
@@ -39,17 +40,17 @@ struct File {
     units: Vec<String>,
     #[serde(default)]
     order: usize,
-    /// A digit a unit, 1 where it is computed.
+    /// For each call, one digit per unit: 1 if it runs.
     calls: Vec<String>,
 }
 
 const FORMAT_VERSION: u32 = 2;
 
-/// Polynomials of a higher degree say nothing of what comes next.
+/// A polynomial of a higher degree does not predict the next outputs.
 const HIGHEST_ORDER: usize = 3;
 
 impl ReuseSchedule {
-    /// With everything computed at each of `calls` calls of the denoiser.
+    /// The schedule that runs every unit at each of `calls` calls of the denoiser.
     ///
     /// # Errors
     /// If the model has no such units.
@@ -66,7 +67,7 @@ impl ReuseSchedule {
         Ok(Self { kind, sampler, steps, units, order: 0, computed })
     }
 
-    /// Without the units that feed only such as are not computed.
+    /// Also skips the units that only skipped units read.
     ///
     /// # Errors
     /// As [`Structure::live`].
@@ -77,7 +78,8 @@ impl ReuseSchedule {
         Ok(self)
     }
 
-    /// Multiply-accumulates of a run for one sample, without the doubling of guidance.
+    /// Multiply-accumulates of a run for one sample. Guidance, which doubles the samples, is not
+    /// counted.
     ///
     /// # Errors
     /// If the model has no such units.
@@ -97,8 +99,9 @@ impl ReuseSchedule {
         Ok(self.computed.iter().map(of_row).sum())
     }
 
-    /// For another number of steps or another sampler: each call is like the one at the same place
-    /// of the run, from 0 for the first to 1 for the last, the earlier one of two that are as near.
+    /// Adapts the schedule to another sampler or number of steps. Each new call takes the row of
+    /// the call at the nearest place in the run, from 0 for the first call to 1 for the last. Of
+    /// two that are equally near it takes the earlier.
     #[must_use]
     pub fn adapted(&self, sampler: Sampler, steps: usize, calls: usize) -> Self {
         let (last, last_of_ours) =
@@ -110,10 +113,10 @@ impl ReuseSchedule {
         Self { sampler, steps, computed, ..self.clone() }
     }
 
-    /// Reads the file of a model with that structure.
+    /// Reads the schedule of a model with that structure from a file.
     ///
     /// # Errors
-    /// If it cannot be read, or does not fit the model or itself.
+    /// If the file cannot be read, contradicts itself, or does not fit the model.
     pub fn open(path: &Path, structure: &Structure) -> Result<Self> {
         let file: File = read_fields(path, &read_json(path, Limit::Config)?)?;
         let invalid = |problem: String| Error::invalid(path, problem);
@@ -166,10 +169,10 @@ impl ReuseSchedule {
         })
     }
 
-    /// The text of the file.
+    /// The content of the file of this schedule.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If it cannot be serialised.
     pub fn to_json(&self) -> Result<String> {
         let digits =
             |row: &Row| row.iter().map(|&computed| if computed { '1' } else { '0' }).collect();
@@ -187,7 +190,7 @@ impl ReuseSchedule {
             .map_err(|error| Error::Request(error.to_string()))
     }
 
-    /// Fails where it is for another sampler or number of calls.
+    /// Fails if the schedule is for another sampler or number of calls.
     pub(crate) fn check(&self, sampler: Sampler, steps: usize, calls: usize) -> Result<()> {
         if self.sampler == sampler && self.computed.len() == calls {
             return Ok(());

@@ -27,7 +27,7 @@ struct Ddim {
     limit: Limit,
 }
 
-/// What a step does.
+/// The coefficients of a step.
 #[derive(Clone, Copy, Debug)]
 struct Move {
     image: Mix,

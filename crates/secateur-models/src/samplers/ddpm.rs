@@ -9,8 +9,8 @@ use crate::samplers::training::Training;
 use candle_core::Tensor;
 use serde::Deserialize;
 
-/// Variance of the noise that a step adds. Learned ones need more channels of the model's output
-/// than a sampler is given.
+/// Variance of the noise that a step adds. Learned variances are not supported: they are additional
+/// channels of the model's output.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 enum Variance {
@@ -39,7 +39,8 @@ struct Ddpm {
     limit: Limit,
 }
 
-/// What a step does: the factors of the predicted image, the latents and the noise that it adds.
+/// The coefficients of a step: the factors of the predicted image, of the latents and of the added
+/// noise.
 #[derive(Clone, Copy, Debug)]
 struct Move {
     predicted: Mix,

@@ -28,7 +28,8 @@ enum Solver {
 enum Source {
     /// They are those of spaced timesteps.
     Spacing(Spacing),
-    /// Karras levels, told to the model as whole timesteps: rounded, or cut for the squared cosine.
+    /// Karras levels. The model gets whole timesteps for them: rounded, or cut for the squared
+    /// cosine.
     Karras { round: bool },
     /// Evenly spread and then shifted, with alpha = 1 - sigma.
     Flow { shift: f64 },
@@ -112,7 +113,7 @@ struct DpmSolver {
     images: Vec<Tensor>,
 }
 
-/// What a step does.
+/// The coefficients of a step.
 #[derive(Clone, Debug)]
 struct Move {
     /// The predicted image.

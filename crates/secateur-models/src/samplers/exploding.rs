@@ -1,6 +1,6 @@
-//! What the Euler and Heun samplers share: latents x0 + sigma e, whose variance explodes (Karras et
-//! al. 2022, <https://arxiv.org/abs/2206.00364>), for models that were trained with latents of
-//! constant variance.
+//! The parts that the Euler and Heun samplers share. Their latents are x0 + sigma e, whose variance
+//! explodes (Karras et al. 2022, <https://arxiv.org/abs/2206.00364>). The models were trained with
+//! latents of constant variance.
 
 use crate::error::{Error, Result};
 use crate::samplers::options::Options;
@@ -35,7 +35,7 @@ pub(crate) struct Levels {
     pub(crate) sigmas: Vec<f64>,
     pub(crate) timesteps: Vec<f32>,
     pub(crate) prediction: Prediction,
-    /// What noise is multiplied by to start with.
+    /// Factor of the initial noise.
     pub(crate) initial_scale: f64,
 }
 

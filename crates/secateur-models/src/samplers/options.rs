@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 /// No option is a larger number.
 const LARGEST: f64 = 1e6;
 
-/// What a `scheduler_config.json` says. Options that it does not have take the defaults of the
-/// class in diffusers; those that the class does not know are ignored, as diffusers does: files
-/// often hold the options of several classes.
+/// The options of a `scheduler_config.json`. Missing ones have the defaults of the class in
+/// diffusers. Unknown ones are ignored, as in diffusers, since files often hold the options of
+/// several classes.
 pub(crate) struct Options {
     path: PathBuf,
     sampler: Sampler,

@@ -35,7 +35,7 @@ pub(crate) struct PndmConfig {
 #[derive(Clone, Debug)]
 struct Pndm {
     calls: Vec<Call>,
-    /// What becomes of the latents that a call starts from and the output that it steps along.
+    /// The latents that a call starts from, and the output that it steps along.
     moves: Vec<Mix>,
     runge_kutta_calls: usize,
     /// While the calls of a step last: the latents that it starts from and the outputs so far.
@@ -65,7 +65,7 @@ impl PndmConfig {
         })
     }
 
-    /// All calls: Runge-Kutta ones in place of the first steps, or two for the first step.
+    /// Plans all calls: Runge-Kutta calls for the first steps, or two calls for the first step.
     fn plans(&self, steps: usize) -> Result<Vec<Plan>> {
         let trained = self.training.len();
         let timesteps = self.spacing.whole_timesteps(steps, trained);

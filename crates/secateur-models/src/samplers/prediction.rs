@@ -1,4 +1,4 @@
-//! What a model predicts, and what follows from it for the image and the noise in the latents.
+//! The quantities that models predict, and how the image and the noise follow from them.
 
 use crate::error::{Error, Result};
 use crate::samplers::options::Options;
@@ -6,7 +6,7 @@ use crate::samplers::training::Level;
 use candle_core::{D, Tensor};
 use serde::Deserialize;
 
-/// What a model predicts (`prediction_type`).
+/// The quantity that a model predicts (`prediction_type`).
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub(crate) enum Prediction {
     /// The noise e.
@@ -57,8 +57,8 @@ impl Prediction {
         }
     }
 
-    /// The predicted image in latents alpha x0 + sigma e. Predicted noise tells nothing of it where
-    /// all is noise.
+    /// The predicted image in latents alpha x0 + sigma e. With alpha 0, predicted noise does not
+    /// determine it.
     pub(crate) fn image(self, Level { alpha, sigma }: Level) -> Result<Mix> {
         match self {
             Self::Noise if alpha == 0.0 => {
@@ -74,7 +74,7 @@ impl Prediction {
         }
     }
 
-    /// Latents alpha x0 + sigma e, and what the model should give for them.
+    /// Latents alpha x0 + sigma e, and the output that the model should give for them.
     pub(crate) fn pair(
         self,
         level: Level,
@@ -102,15 +102,15 @@ impl Prediction {
     }
 }
 
-/// What keeps a predicted image in range.
+/// How a predicted image is kept in range.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Limit {
     None,
     /// Values are cut at this magnitude (`clip_sample`).
     Clip(f64),
-    /// Values are cut at this quantile of a sample's magnitudes, itself within 1 and `most`, and
-    /// divided by it (`thresholding`): Saharia et al. 2022, section 2.3,
-    /// <https://arxiv.org/abs/2205.11487>.
+    /// Values are cut at a quantile of each sample's magnitudes, and then divided by it. The
+    /// quantile itself is clamped to [1, `most`] (`thresholding`): Saharia et al. 2022, section
+    /// 2.3, <https://arxiv.org/abs/2205.11487>.
     Quantile {
         share: f64,
         most: f64,

@@ -1,10 +1,10 @@
-//! The samplers that are known, by name.
+//! The supported samplers, by name.
 
 use crate::error::{Error, Result};
 use std::fmt::{self, Debug};
 use std::str::FromStr;
 
-/// The samplers that are known.
+/// The supported samplers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sampler {
     /// `DDIMScheduler`, without added noise.
@@ -38,18 +38,19 @@ const SAMPLERS: [(Sampler, &str, &str); 8] = [
 ];
 
 impl Sampler {
-    /// Whether it follows the velocity of a flow, and not a noise that was added.
+    /// Whether it samples flow models, which predict a velocity, and not models that predict noise.
     pub(crate) fn is_of_flow(self) -> bool {
         self == Self::FlowMatchEuler
     }
 
-    /// All that follow the flow, or do not, each with its class in diffusers.
+    /// The names of all samplers of flow models, or of all others, each with its class in
+    /// diffusers.
     pub(crate) fn known(of_flow: bool) -> Vec<String> {
         let known = SAMPLERS.iter().filter(|(sampler, ..)| sampler.is_of_flow() == of_flow);
         known.map(|(_, name, class)| format!("{name} ({class})")).collect()
     }
 
-    /// The one of that class of diffusers.
+    /// The sampler of a class in diffusers.
     #[must_use]
     pub fn of_class(class: &str) -> Option<Self> {
         SAMPLERS.into_iter().find(|(.., name)| *name == class).map(|(sampler, ..)| sampler)

@@ -1,4 +1,4 @@
-//! A run of a sampler: its calls of the model, and what becomes of the latents.
+//! The interface of samplers: the calls of the model, and the updates of the latents.
 
 use crate::error::{Error, Result};
 use candle_core::Tensor;
@@ -7,22 +7,22 @@ use std::fmt::Debug;
 /// One call of the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Call {
-    /// the timestep given to the model.
+    /// The timestep passed to the model.
     pub timestep: f32,
-    /// The step of the sampler that it belongs to; some samplers call the model more than once a
-    /// step.
+    /// Index of the sampler's step. Some samplers call the model several times a step.
     pub step: usize,
 }
 
-/// What is asked of a sampler.
+/// The settings of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Denoising steps.
     pub steps: usize,
-    /// Image tokens of the denoiser, on which FLUX's shift of the noise levels depends.
+    /// Number of image tokens of the denoiser, from which FLUX derives the shift of its noise
+    /// levels.
     pub tokens: usize,
-    /// Noise levels evenly spread from 1 to 1 / steps before any shift, as FLUX's pipeline wants
-    /// them, in place of the scheduler's own spread. Only for samplers of flow models.
+    /// Whether the noise levels before the shift are spread evenly from 1 to 1 / steps, as in
+    /// FLUX's pipeline, and not as the scheduler says. Only for samplers of flow models.
     pub even_levels: bool,
 }
 
@@ -61,14 +61,14 @@ impl Run {
 
 /// The configuration of a sampler.
 pub trait SchedulerConfig: Debug + Send + Sync {
-    /// One run.
+    /// Plans a run.
     ///
     /// # Errors
-    /// If it cannot make that many steps.
+    /// If the sampler cannot make that number of steps.
     fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>>;
 
-    /// What the model was trained on at `timestep`: the latents `clean` with so much of the
-    /// standard normal `noise`, and what the model should give for them.
+    /// The model's input and target in training at `timestep`: the latents `clean` mixed with
+    /// standard normal `noise`, and the output that the model should give for them.
     ///
     /// # Errors
     /// If the timestep is beyond the training, or the shapes differ.
@@ -80,9 +80,9 @@ pub trait SchedulerConfig: Debug + Send + Sync {
     ) -> Result<(Tensor, Tensor)>;
 }
 
-/// What can go on twice from the same moment.
+/// A run that can be copied, to go on in two ways.
 pub trait Fork {
-    /// Another one that remembers the same.
+    /// Copies the run with all that it remembers.
     fn fork(&self) -> Box<dyn Schedule>;
 }
 
@@ -92,18 +92,18 @@ impl<S: Schedule + Clone + 'static> Fork for S {
     }
 }
 
-/// One run of a sampler, with what it remembers of earlier calls. All that is done to latents is
+/// One run of a sampler, with what it remembers of earlier calls. All its operations on latents are
 /// differentiable.
 pub trait Schedule: Fork {
     /// The calls of the model, in order.
     fn calls(&self) -> &[Call];
 
-    /// What standard normal noise is multiplied by to start with (diffusers' `init_noise_sigma`).
+    /// Factor of the standard normal noise that a run starts with (diffusers' `init_noise_sigma`).
     fn initial_scale(&self) -> f64 {
         1.0
     }
 
-    /// What the model is given in place of the latents at a call (diffusers' `scale_model_input`).
+    /// The model's input at a call, from the latents (diffusers' `scale_model_input`).
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -112,8 +112,8 @@ pub trait Schedule: Fork {
         Ok(latents.clone())
     }
 
-    /// The latents after a call, from those before it and what the model gave. `noise` draws
-    /// standard normal noise in the latents' shape, anew each time it is called.
+    /// The latents after a call, from the latents before it and the model's output. `noise` draws
+    /// new standard normal noise of the latents' shape at each use.
     ///
     /// # Errors
     /// If the shapes differ.

@@ -1,22 +1,22 @@
-//! Which of the training's timesteps a run calls the model at.
+//! The spacing of a run's timesteps among those of the training.
 
 use crate::error::Result;
 use crate::samplers::options::Options;
 use serde::Deserialize;
 
-/// How timesteps are spread: Lin et al. 2023, table 2, <https://arxiv.org/abs/2305.08891>.
+/// How timesteps are spaced: Lin et al. 2023, table 2, <https://arxiv.org/abs/2305.08891>.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Spread {
-    /// Evenly from the last to the first of all.
+    /// Evenly from the last to the first timestep of the training.
     Linspace,
-    /// At the beginning of each of as many equal parts.
+    /// At the beginning of each of `count` equal parts.
     Leading,
-    /// At the end of each of as many equal parts.
+    /// At the end of each of `count` equal parts.
     Trailing,
 }
 
-/// The spread of timesteps and what is added to those of [`Spread::Leading`].
+/// The spread of timesteps, and the offset that is added to those of [`Spread::Leading`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spacing {
     pub(crate) spread: Spread,

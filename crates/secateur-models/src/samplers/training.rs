@@ -27,12 +27,12 @@ pub(crate) struct Level {
 }
 
 impl Level {
-    /// Of constant variance, by the square of alpha.
+    /// The level of constant variance with this square of alpha.
     pub(crate) fn from_square(square: f64) -> Self {
         Self { alpha: square.sqrt(), sigma: (1.0 - square).sqrt() }
     }
 
-    /// Of constant variance, by sigma / alpha.
+    /// The level of constant variance with this ratio sigma / alpha.
     pub(crate) fn from_ratio(ratio: f64) -> Self {
         let alpha = 1.0 / (ratio * ratio + 1.0).sqrt();
         Self { alpha, sigma: ratio * alpha }

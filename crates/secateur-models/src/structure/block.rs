@@ -4,16 +4,15 @@ use super::group::{Group, HeadGroup, NeuronGroup};
 use secateur_nn::LayerName;
 use std::collections::BTreeSet;
 
-/// A stretch of layers that stand together: a transformer block, or the layers before or after all
-/// of them.
+/// Consecutive layers of a denoiser: a transformer block, or the layers before or after all blocks.
 #[derive(Clone, Debug, Default)]
 pub struct Block {
-    /// The common prefix of the layers' names, such as `transformer_blocks.0`; a description where
-    /// there is none.
+    /// The common prefix of the layers' names, such as `transformer_blocks.0`, or a description
+    /// such as `embedders`.
     pub name: String,
-    /// In execution order.
+    /// Layers in execution order.
     pub layers: Vec<Layer>,
-    /// The blocks whose outputs it reads, beside the embedders'.
+    /// Indices of the blocks whose outputs it reads, besides the embedders'.
     pub reads: Vec<usize>,
     /// The heads of its attentions.
     pub heads: Vec<HeadGroup>,
@@ -21,21 +20,22 @@ pub struct Block {
     pub neurons: Vec<NeuronGroup>,
 }
 
-/// A layer that multiplies.
+/// A layer that multiplies: a linear, a convolution, or the products of an attention.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// Its checkpoint name; for an attention product the name of its module.
+    /// The layer's name in the checkpoint. For the products of an attention, the name of its
+    /// module.
     pub name: LayerName,
-    /// What it computes, for one sample.
+    /// The computation for one sample.
     pub operation: Operation,
-    /// Present where the methods may prune its weight.
+    /// How the methods may prune the weight; `None` if they may not.
     pub prunable: Option<Prunable>,
 }
 
-/// A computation for one sample.
+/// The computation of a layer for one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// `rows` (tokens) times a weight of outputs x inputs, plus bias.
+    /// A linear: `rows` tokens times a weight of outputs x inputs, plus a bias.
     Linear {
         /// Rows of the input.
         rows: usize,
@@ -61,23 +61,23 @@ pub enum Operation {
         queries: usize,
         /// Key tokens.
         keys: usize,
-        /// Heads x width of a head of queries and keys.
+        /// Number of heads x width of a head of queries and keys.
         query_key: usize,
-        /// Heads x width of a head of values.
+        /// Number of heads x width of a head of values.
         value: usize,
     },
 }
 
-/// How the methods see a prunable linear.
+/// How the methods prune a linear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prunable {
-    /// Its role in the block: layers of one role are pruned together.
+    /// The role in the block. Layers of one role are pruned together.
     pub role: Role,
-    /// The first layer that reads the same input: layers of one input share one Hessian.
+    /// The first layer that reads the same input. Layers with one input share one Hessian.
     pub input: LayerName,
 }
 
-/// What a prunable layer does in its block, in execution order.
+/// The role of a prunable layer in its block, in execution order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Query, key and value projections of all streams.
@@ -90,12 +90,12 @@ pub enum Role {
     FeedForwardDown,
 }
 
-/// The size of what is generated, on which the number of multiplications depends.
+/// The sizes of latents and text, which determine the number of multiplications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Height and width of the latents.
     pub latent: (usize, usize),
-    /// Text tokens.
+    /// Number of text tokens.
     pub text: usize,
 }
 
@@ -106,8 +106,8 @@ impl Block {
         saturating_sum(self.layers.iter().map(|layer| layer.operation.macs()))
     }
 
-    /// Numbers of one sample that it hands on: what its feed-forwards give, one a stream, or else
-    /// its last layer.
+    /// Number of output elements for one sample: the outputs of its feed-forwards, one per stream,
+    /// or those of its last layer if it has none.
     pub(crate) fn outputs(&self) -> usize {
         let downs: BTreeSet<&LayerName> =
             self.neurons.iter().map(|neurons| &neurons.down.layer).collect();
@@ -123,7 +123,7 @@ impl Block {
         }
     }
 
-    /// Its heads, the dimensions of these, and its neurons.
+    /// The groups of its heads, dimensions of heads, and neurons.
     pub fn groups(&self) -> impl Iterator<Item = Group> {
         let heads = self.heads.iter().cloned().map(Group::Heads);
         let dimensions = self.heads.iter().flat_map(HeadGroup::dimensions).map(Group::Dimensions);
@@ -132,7 +132,7 @@ impl Block {
 }
 
 impl Operation {
-    /// Numbers of its weight.
+    /// Number of elements of the weight.
     #[must_use]
     pub fn weights(&self) -> u64 {
         let weights = match *self {
@@ -143,7 +143,7 @@ impl Operation {
         weights as u64
     }
 
-    /// The same of so many rows, pixels or queries, and so many keys.
+    /// The same operation with `rows` rows, pixels or queries, and `keys` keys.
     pub(crate) fn over(mut self, count: usize, of_keys: usize) -> Self {
         match &mut self {
             Self::Linear { rows, .. } => *rows = count,
@@ -153,7 +153,7 @@ impl Operation {
         self
     }
 
-    /// Rows of the input, or pixels of the output.
+    /// Rows of the input of a linear, output pixels of a convolution, or queries of an attention.
     pub(crate) fn rows(&self) -> usize {
         match *self {
             Self::Linear { rows, .. } => rows,
@@ -162,7 +162,7 @@ impl Operation {
         }
     }
 
-    /// Numbers of the output for one sample.
+    /// Number of output elements for one sample.
     fn outputs(&self) -> usize {
         match *self {
             Self::Linear { outputs, .. } | Self::Convolution { outputs, .. } => {
@@ -172,7 +172,7 @@ impl Operation {
         }
     }
 
-    /// Numbers of a picture of the output's size with the channels of the input.
+    /// Number of elements of a picture with the size of the output and the channels of the input.
     fn inputs(&self) -> usize {
         match *self {
             Self::Linear { inputs, .. } | Self::Convolution { inputs, .. } => self.rows() * inputs,
@@ -180,8 +180,8 @@ impl Operation {
         }
     }
 
-    /// Bytes that one sample keeps for gradients: of a linear its input and output, of a
-    /// convolution the output of the sum behind it too. What attention keeps is an input of the
+    /// Bytes kept for gradients for one sample. A linear keeps its input and output, and a
+    /// convolution also the output of the sum that follows it. What attention keeps belongs to the
     /// layers around it.
     pub(crate) fn graph_bytes(&self) -> u64 {
         let numbers = match self {
@@ -192,8 +192,8 @@ impl Operation {
         (size_of::<f32>() * numbers) as u64
     }
 
-    /// Bytes that are alive at once where one sample passes it: its input before and after a norm,
-    /// and its output.
+    /// Bytes alive at once while one sample passes the operation: its input before and after a
+    /// norm, and its output.
     pub(crate) fn alive_bytes(&self) -> u64 {
         (size_of::<f32>() * (2 * self.inputs() + self.outputs())) as u64
     }

@@ -1,5 +1,5 @@
-//! What a method changes of a denoiser, as plain data: new weights, and heads, dimensions of heads,
-//! and neurons that are gone for good.
+//! The changes that a method makes to a denoiser, as plain data: new weights, and the heads,
+//! dimensions of heads and neurons that it removes.
 
 use crate::structure::group::{Group, Part};
 use candle_core::{Result as TensorResult, Tensor};
@@ -7,42 +7,42 @@ use secateur_nn::LayerName;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// New weights, and what is gone.
+/// New weights, and all that is removed.
 #[derive(Clone, Debug, Default)]
 pub struct Edits {
-    /// New tensors by parameter name, in f32.
+    /// New tensors in f32, by parameter name.
     pub weights: BTreeMap<String, Tensor>,
-    /// All heads, dimensions and neurons that the model then lacks, those that it lacked before
-    /// included.
+    /// All heads, dimensions and neurons that the model lacks afterwards, including those that it
+    /// lacked before.
     pub removals: Removals,
 }
 
-/// What is gone of one group.
+/// What is removed from one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {
-    /// Heads, dimensions or neurons that its configuration gives it.
+    /// Number of heads, dimensions or neurons by the configuration.
     pub of: usize,
-    /// Which of them are gone, ascending.
+    /// Indices of the removed ones, ascending.
     pub removed: Vec<usize>,
 }
 
-/// What is gone of a model, by the name of the group ([`Group::name`]).
+/// What is removed from a model, by the name of the group ([`Group::name`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removals(BTreeMap<LayerName, Removal>);
 
 impl Removals {
-    /// Whether the model is as its configuration says.
+    /// Whether nothing is removed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What is gone of each group that lost something.
+    /// What is removed from each group that lost something.
     pub fn iter(&self) -> impl Iterator<Item = (&LayerName, &Removal)> {
         self.0.iter()
     }
 
-    /// Takes out the heads, dimensions or neurons at `positions` of a group that has `count` left.
+    /// Removes the heads, dimensions or neurons at `positions` of a group that has `count` left.
     pub fn remove(&mut self, group: &LayerName, count: usize, positions: &[usize]) {
         if positions.is_empty() {
             return;
@@ -56,7 +56,7 @@ impl Removals {
         removal.removed.sort_unstable();
     }
 
-    /// How many heads, dimensions or neurons are left of each group that lost some.
+    /// Number of heads, dimensions or neurons left in each group that lost some.
     #[must_use]
     pub fn sizes(&self) -> BTreeMap<LayerName, usize> {
         self.0
@@ -65,7 +65,8 @@ impl Removals {
             .collect()
     }
 
-    /// What is wrong with them for a model of these `groups`, as its configuration describes them.
+    /// Checks the removals against the `groups` of the model's configuration, and describes a
+    /// problem.
     #[must_use]
     pub fn problem(&self, groups: impl Iterator<Item = Group>) -> Option<String> {
         let groups: BTreeMap<LayerName, Group> =
@@ -92,7 +93,8 @@ impl Removals {
         })
     }
 
-    /// The rows and columns that are gone of each layer of a model of these `groups`, all of them.
+    /// The removed rows and columns of each layer. `groups` are all groups of the model's
+    /// configuration.
     #[must_use]
     pub fn cuts(&self, groups: impl Iterator<Item = Group>) -> Cuts {
         let gone = groups.filter_map(|group| Some(group.parts(&self.0.get(group.name())?.removed)));
@@ -100,18 +102,18 @@ impl Removals {
     }
 }
 
-/// Those of 0..`count` that are not in `removed`.
+/// The numbers of 0..`count` that are not in `removed`.
 fn kept(count: usize, removed: &[usize]) -> Vec<usize> {
     let removed: BTreeSet<usize> = removed.iter().copied().collect();
     (0..count).filter(|index| !removed.contains(index)).collect()
 }
 
-/// Rows and columns of layers' weights, to be taken out or put back in.
+/// Rows and columns of layers' weights that are cut out, or put back as zeros.
 #[derive(Clone, Debug, Default)]
 pub struct Cuts(BTreeMap<LayerName, [BTreeSet<usize>; 2]>);
 
 impl Cuts {
-    /// All rows and columns of `parts`.
+    /// Collects the rows and columns of `parts`.
     pub fn new(parts: impl IntoIterator<Item = Part>) -> Self {
         let mut cuts = Self::default();
         for Part { layer, axis, indices } in parts {
@@ -120,7 +122,7 @@ impl Cuts {
         cuts
     }
 
-    /// The parameters that change; a bias where the layer has one.
+    /// Names of the parameters that change, including those of biases, which a layer may lack.
     pub fn parameters(&self) -> impl Iterator<Item = String> {
         self.0.iter().flat_map(|(layer, [rows, _])| {
             let bias = (!rows.is_empty()).then(|| layer.bias());
@@ -128,20 +130,20 @@ impl Cuts {
         })
     }
 
-    /// Whether the parameter of that name changes.
+    /// Whether the parameter `name` changes.
     pub(crate) fn changes(&self, parameter: &str) -> bool {
         self.of(parameter).is_some_and(|cuts| cuts.iter().any(|cuts| !cuts.is_empty()))
     }
 
-    /// The shape of the parameter of that name and `shape` with the cut rows and columns, if it
-    /// changes.
+    /// The shape of the parameter `name` after the cut rows and columns are put back into one of
+    /// `shape`. `None` if it does not change.
     pub(crate) fn whole(&self, parameter: &str, shape: &[usize]) -> Option<Vec<usize>> {
         let cuts = self.of(parameter).filter(|_| self.changes(parameter))?;
         let cut = |axis: usize| cuts.get(axis).map_or(0, BTreeSet::len);
         Some(shape.iter().enumerate().map(|(axis, size)| size + cut(axis)).collect())
     }
 
-    /// The rows and columns of the parameter of that name, if it is one of these layers'.
+    /// The cut rows and columns of the parameter `name`, if it belongs to one of these layers.
     fn of(&self, parameter: &str) -> Option<&[BTreeSet<usize>]> {
         let (layer, kind) = parameter.rsplit_once('.')?;
         let cuts = self.0.get(layer)?;
@@ -152,10 +154,10 @@ impl Cuts {
         }
     }
 
-    /// The parameter without its cut rows and columns; as it is where it has none.
+    /// Cuts the rows and columns out of the parameter. A parameter without cuts stays as it is.
     ///
     /// # Errors
-    /// If they are not there.
+    /// If the parameter does not have these rows and columns.
     pub fn take_out(&self, parameter: &str, tensor: &Tensor) -> TensorResult<Tensor> {
         self.select(parameter, tensor, |tensor, axis, cuts| {
             let cuts: Vec<usize> = cuts.iter().copied().collect();
@@ -166,7 +168,7 @@ impl Cuts {
         })
     }
 
-    /// The parameter with zeros in place of the cut rows and columns, which it does not have.
+    /// Puts zeros into the parameter, which lacks the cut rows and columns, at their places.
     ///
     /// # Errors
     /// If the places do not fit.

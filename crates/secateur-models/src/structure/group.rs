@@ -1,10 +1,11 @@
-//! Heads, neurons and dimensions of heads: what stands or falls together.
+//! Groups of heads, of neurons, and of dimensions of heads. Each member is kept or removed as a
+//! whole.
 
 use secateur_nn::LayerName;
 use serde::Serialize;
 use std::ops::Range;
 
-/// Successive rows of a layer's weight, with the entries of its bias; or successive columns of one.
+/// Successive rows of a layer's weight with the entries of its bias, or successive columns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Slice {
     /// The layer.
@@ -13,12 +14,12 @@ pub struct Slice {
     pub start: usize,
 }
 
-/// The heads of one attention. Head h is made of the `query_key` rows from `start + h * query_key`
+/// The heads of one attention. Head h consists of the `query_key` rows from `start + h * query_key`
 /// of each query and key, of the `value` rows from `start + h * value` of each value, and of as
-/// many columns of each output: they stand or fall together, over all streams.
+/// many columns of each output. It is kept or removed over all streams together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HeadGroup {
-    /// The module's name.
+    /// Name of the module.
     pub name: LayerName,
     /// Number of heads.
     pub count: usize,
@@ -26,32 +27,32 @@ pub struct HeadGroup {
     pub query_key: usize,
     /// Width of a head of values.
     pub value: usize,
-    /// One; two where text and image attend jointly.
+    /// The streams: one, or two if text and image attend jointly.
     pub streams: Vec<HeadStream>,
-    /// What stands between the projections of query and key and their product.
+    /// The operations between the projections of query and key, and their product.
     pub between: Between,
 }
 
 /// The projections of one stream of an attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HeadStream {
-    /// Rows.
+    /// Query projection (rows).
     pub query: Slice,
-    /// Rows.
+    /// Key projection (rows).
     pub key: Slice,
-    /// Rows.
+    /// Value projection (rows).
     pub value: Slice,
-    /// Columns; none where nothing reads the stream after its attention.
+    /// Output projection (columns). `None` if nothing reads the stream after this attention.
     pub output: Option<Slice>,
 }
 
-/// What stands between the projections of query and key and their product. Without any, Q K^T is a
-/// product of the projections, and low rank can be had for both together.
+/// The operations between the projections of query and key, and their product. Without any, Q K^T
+/// is a product of the projections, and both can be replaced by one low-rank product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Between {
-    /// A norm over each head.
+    /// Whether there is a norm over each head.
     pub norm: bool,
-    /// Rotary positions, which turn pairs of columns.
+    /// Whether there are rotary positions, which turn pairs of columns.
     pub rotary: bool,
 }
 
@@ -59,17 +60,17 @@ pub struct Between {
 /// projection and column `start + i` of its down projection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NeuronGroup {
-    /// The module's name.
+    /// Name of the module.
     pub name: LayerName,
     /// Number of neurons.
     pub count: usize,
-    /// Rows: of one part, or of two that are multiplied (GEGLU).
+    /// Up projections (rows): one, or two that are multiplied (GEGLU).
     pub up: Vec<Slice>,
-    /// Columns.
+    /// Down projection (columns).
     pub down: Slice,
 }
 
-/// What can be removed of one module, one by one.
+/// The parts of one module that can be removed one by one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Group {
     /// The heads of an attention.
@@ -80,12 +81,12 @@ pub enum Group {
     Dimensions(DimensionGroup),
 }
 
-/// Dimensions of two projections of an attention, which have a product: the one of number i is row
-/// (or column) i of each head of both. In another basis the last of them can be done without: this
-/// is how low rank is stored.
+/// The dimensions that two projections of an attention share in their product. Dimension i is row
+/// (or column) i of each head of both projections. Low rank is stored by a change of basis, after
+/// which the last dimensions can be removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DimensionGroup {
-    /// The module's name, and which projections.
+    /// Name of the module, with a suffix for the two projections.
     pub name: LayerName,
     /// Which projections.
     pub pair: Pair,
@@ -93,17 +94,17 @@ pub struct DimensionGroup {
     pub heads: HeadGroup,
 }
 
-/// Projections of an attention with a product in which their dimensions are summed over.
+/// Two projections of an attention whose product sums over their dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Pair {
-    /// Q K^T.
+    /// Q K^T: query and key.
     QueryKey,
-    /// V W_o.
+    /// V W_o: value and output.
     ValueOutput,
 }
 
 impl Pair {
-    /// What the group's name has behind the module's.
+    /// The suffix of the group's name after the module's.
     #[must_use]
     pub(crate) fn suffix(self) -> &'static str {
         match self {
@@ -120,7 +121,7 @@ impl Pair {
 }
 
 impl HeadGroup {
-    /// Why queries and keys have no low rank together, if so.
+    /// The reason why queries and keys have no common low rank, if so.
     #[must_use]
     pub fn barred(&self) -> Option<&'static str> {
         match self.between {
@@ -130,8 +131,8 @@ impl HeadGroup {
         }
     }
 
-    /// The dimensions of its heads that low rank can take: those of values and outputs, and of
-    /// queries and keys where nothing stands between them.
+    /// The groups of dimensions that low rank can remove: those of values and outputs, and those of
+    /// queries and keys if nothing is between them.
     pub(crate) fn dimensions(&self) -> impl Iterator<Item = DimensionGroup> + use<> {
         let pairs = match self.barred() {
             Some(_) => &[Pair::ValueOutput][..],
@@ -145,18 +146,18 @@ impl HeadGroup {
     }
 }
 
-/// Rows or columns of a layer's weight; rows with the entries of its bias.
+/// Rows of a layer's weight with the entries of its bias, or columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The layer.
     pub layer: LayerName,
     /// Rows or columns.
     pub axis: Axis,
-    /// Which ones.
+    /// Indices of the rows or columns.
     pub indices: Vec<usize>,
 }
 
-/// Of a weight, outputs x inputs.
+/// A dimension of a weight, which is outputs x inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
     /// Outputs.
@@ -166,7 +167,7 @@ pub enum Axis {
 }
 
 impl Group {
-    /// The module's name; with that of the projections, where it is of dimensions.
+    /// The module's name. For a group of dimensions, with the suffix of the two projections.
     #[must_use]
     pub fn name(&self) -> &LayerName {
         match self {
@@ -187,7 +188,7 @@ impl Group {
         }
     }
 
-    /// What they are.
+    /// The kind of its members: heads, neurons or dimensions.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -200,12 +201,12 @@ impl Group {
         }
     }
 
-    /// The layers whose rows feed them.
+    /// The parts of weights whose rows produce the members.
     pub fn inputs(&self) -> impl Iterator<Item = LayerName> + use<> {
         self.layers(Axis::Rows)
     }
 
-    /// The layers whose columns read them; queries and keys are read by no layer.
+    /// The parts of weights whose columns read the members. No layer reads queries and keys.
     pub fn outputs(&self) -> impl Iterator<Item = LayerName> + use<> {
         self.layers(Axis::Columns)
     }
@@ -214,7 +215,7 @@ impl Group {
         self.parts(&[]).into_iter().filter(move |part| part.axis == axis).map(|part| part.layer)
     }
 
-    /// All rows and columns of those heads, neurons or dimensions.
+    /// All rows and columns of the heads, neurons or dimensions at those indices.
     #[must_use]
     pub fn parts(&self, which: &[usize]) -> Vec<Part> {
         let part = |slice: &Slice, axis, indices: &dyn Fn(usize) -> Vec<usize>| Part {
@@ -276,7 +277,7 @@ impl Slice {
         start..start + width
     }
 
-    /// From the first row or column on.
+    /// The slice of `layer` that begins with the first row or column.
     pub(crate) fn whole(layer: impl Into<LayerName>) -> Self {
         Self { layer: layer.into(), start: 0 }
     }

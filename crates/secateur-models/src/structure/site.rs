@@ -1,4 +1,4 @@
-//! Where a model is built, and what its constructors record there.
+//! Sites: the places where a model is built, and where its constructors record its structure.
 
 use crate::error::{Error, Result};
 use crate::structure::block::{Block, Layer, Operation, Prunable, Role};
@@ -10,20 +10,20 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::rc::Rc;
 
-/// What the rows of a layer's input are, or the pixels of a convolution's output.
+/// What the rows of a layer's input are, or the output pixels of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rows {
-    /// As many for every geometry, such as one for the time.
+    /// A number that no geometry changes, such as one row for the time.
     Fixed(usize),
     /// The text tokens.
     Text,
-    /// The pixels of a picture, such as the latents (0) or their patches: its number.
+    /// The pixels of a picture by its number, such as 0 for the latents.
     Pixels(usize),
-    /// The pixels of a picture, and the text tokens.
+    /// The pixels of a picture by its number, and the text tokens.
     Joint(usize),
 }
 
-/// A picture that is made of another one, enlarged, by a convolution.
+/// A picture that is made from another one, by enlarging it and by a convolution.
 #[derive(Clone, Copy, Debug)]
 struct Picture {
     of: usize,
@@ -33,26 +33,27 @@ struct Picture {
     padding: usize,
 }
 
-/// All that the constructors of a model recorded of it. With a geometry it is a
+/// All that the constructors of a model recorded. With a geometry it becomes a
 /// [`Structure`](crate::Structure).
 #[derive(Clone, Debug, Default)]
 pub struct Description {
-    /// Without their layers.
+    /// The blocks, without their layers.
     pub(super) blocks: Vec<Block>,
-    /// Each with its block, its rows, and the rows of its keys; their numbers are not known.
+    /// Each layer with the index of its block, its rows, and the rows of its keys. The operations
+    /// have no sizes yet.
     pub(super) layers: Vec<(usize, Layer, [Rows; 2])>,
     pub(super) units: Vec<Unit>,
     pub(super) branches: Vec<Unit>,
     pub(super) residual: bool,
-    /// Numbers of one sample that are alive at once, by what they are of, in different places.
+    /// Activations of one sample that are alive at once: one list for each place in the model.
     pub(super) alive: Vec<Vec<(Rows, usize)>>,
-    /// All but the latents.
+    /// All pictures but the latents.
     pictures: Vec<Picture>,
 }
 
 impl Description {
-    /// What `build` records of a model of which modules have other sizes than its configuration
-    /// says, see [`Scope::size`].
+    /// Records the model that `build` builds. `sizes` are those of the modules that differ from
+    /// their configuration, see [`Scope::size`].
     pub(crate) fn of<T>(
         sizes: BTreeMap<LayerName, usize>,
         build: impl FnOnce(&Site<'_>) -> Result<T>,
@@ -67,7 +68,7 @@ impl Description {
         Ok(description)
     }
 
-    /// Heights and widths of all pictures where the latents are of `size`.
+    /// Heights and widths of all pictures, for latents of `size`.
     pub(super) fn pictures(&self, size: (usize, usize)) -> Vec<(usize, usize)> {
         let mut sizes = vec![size];
         for picture in &self.pictures {
@@ -85,22 +86,23 @@ impl Description {
 /// The first of the layers that read one input.
 type First = Rc<OnceCell<LayerName>>;
 
-/// A place where a part of a model is built: a scope, and what is recorded of the layers there.
+/// A place where a part of a model is built: a scope, and a record of the layers that are built
+/// there.
 #[derive(Clone)]
 pub struct Site<'a> {
     scope: Scope<'a>,
     description: Rc<RefCell<Description>>,
-    /// The block that its layers belong to.
+    /// Index of the block that its layers belong to.
     block: usize,
     rows: Rows,
     prunable: Option<(Role, First)>,
-    /// Of those that read the text, whatever their block.
+    /// The first layer that reads the text, in any block.
     first_of_text: First,
-    /// Numbers that are alive beside those of any layer here.
+    /// Activations that are alive beside those of any layer here.
     beside: Vec<(Rows, usize)>,
 }
 
-/// The root of a model, whose layers belong to its embedders.
+/// The root of a model. Layers built there belong to the embedders.
 impl<'a> From<Scope<'a>> for Site<'a> {
     fn from(scope: Scope<'a>) -> Self {
         let embedders = Block { name: "embedders".into(), ..Block::default() };
@@ -126,7 +128,7 @@ impl<'a> Deref for Site<'a> {
 }
 
 impl Site<'_> {
-    /// What was recorded here and anywhere else in the model.
+    /// All that was recorded, here and anywhere else in the model.
     pub(crate) fn description(&self) -> Description {
         self.description.borrow().clone()
     }
@@ -136,17 +138,17 @@ impl Site<'_> {
         Self { scope: self.scope.at(name), ..self.clone() }
     }
 
-    /// The same for layers of these rows.
+    /// This site, for layers of `rows`.
     pub(crate) fn over(&self, rows: Rows) -> Self {
         Self { rows, ..self.clone() }
     }
 
-    /// The same for layers that have one row, such as those of the time.
+    /// This site, for layers of one row, such as those of the time.
     pub(crate) fn once(&self) -> Self {
         self.over(Rows::Fixed(1))
     }
 
-    /// The same for layers of the rows here and the text tokens.
+    /// This site, for layers of the rows here and of the text tokens.
     pub(crate) fn with_text(&self) -> Self {
         match self.rows {
             Rows::Pixels(picture) => self.over(Rows::Joint(picture)),
@@ -154,49 +156,49 @@ impl Site<'_> {
         }
     }
 
-    /// What the rows of layers here are.
+    /// The rows of the layers here.
     pub(crate) fn rows(&self) -> Rows {
         self.rows
     }
 
-    /// The same where so many numbers are alive beside those of any layer.
+    /// This site, where `numbers` are alive beside the activations of any layer.
     pub(crate) fn beside(&self, numbers: impl IntoIterator<Item = (Rows, usize)>) -> Self {
         let mut site = self.clone();
         site.beside.extend(numbers);
         site
     }
 
-    /// The same for linears of one input that methods may prune.
+    /// This site, for linears that read one input and may be pruned.
     pub(crate) fn prunable(&self, role: Role) -> Self {
         Self { prunable: Some((role, First::default())), ..self.clone() }
     }
 
-    /// The same for keys and values of the text, which may be pruned too.
+    /// This site, for prunable projections of keys and values of the text.
     pub(crate) fn of_text(&self) -> Self {
         let prunable = Some((Role::QueryKeyValue, Rc::clone(&self.first_of_text)));
         Self { prunable, ..self.over(Rows::Text) }
     }
 
-    /// The linear of this place.
+    /// Builds and records the linear of this place.
     pub(crate) fn linear(&self, inputs: usize, outputs: usize) -> Result<Linear> {
         self.layer(Operation::Linear { rows: 0, inputs, outputs }, self.rows);
         Ok(Linear::new(inputs, outputs, &self.scope)?)
     }
 
-    /// The same without a bias.
+    /// As [`Site::linear`], without a bias.
     pub(crate) fn linear_without_bias(&self, inputs: usize, outputs: usize) -> Result<Linear> {
         self.layer(Operation::Linear { rows: 0, inputs, outputs }, self.rows);
         Ok(Linear::without_bias(inputs, outputs, &self.scope)?)
     }
 
-    /// The convolution of this place to a picture of the same size, of that many channels in and
-    /// out.
+    /// Builds and records the convolution of this place, which keeps the picture's size. `channels`
+    /// are those of the input and of the output.
     pub(crate) fn convolution(&self, channels: (usize, usize), kernel: usize) -> Result<Conv2d> {
         self.convolution_layer(channels, kernel);
         Ok(Conv2d::new(channels, kernel, 1, (kernel / 2, kernel / 2), &self.scope)?)
     }
 
-    /// The same without a bias.
+    /// As [`Site::convolution`], without a bias.
     pub(crate) fn convolution_without_bias(
         &self,
         channels: (usize, usize),
@@ -206,8 +208,8 @@ impl Site<'_> {
         Ok(Conv2d::without_bias(channels, kernel, 1, (kernel / 2, kernel / 2), &self.scope)?)
     }
 
-    /// The convolution of this place to a smaller picture, and the pixels of that. `padding` counts
-    /// the zeros before and after.
+    /// Builds and records the convolution of this place, which makes a smaller picture, and returns
+    /// the rows of that. `padding` is the number of zeros before and after.
     pub(crate) fn strided(
         &self,
         channels: (usize, usize),
@@ -224,12 +226,13 @@ impl Site<'_> {
         self.layer(Operation::Convolution { pixels: 0, inputs, outputs, kernel }, self.rows);
     }
 
-    /// The pixels of a picture that a convolution makes of the one here, or of the latents.
+    /// The pixels that a convolution makes from the picture here, or from the latents if there is
+    /// none.
     pub(crate) fn smaller(&self, kernel: usize, stride: usize, padding: usize) -> Rows {
         self.picture(1, kernel, stride, padding)
     }
 
-    /// The same for layers of a picture that is so many times as high and wide.
+    /// This site, for layers of a picture `factor` times as high and wide.
     pub(crate) fn larger(&self, factor: usize) -> Self {
         self.over(self.picture(factor, 1, 1, 0))
     }
@@ -254,7 +257,7 @@ impl Site<'_> {
         self.description.borrow_mut().layers.push((self.block, layer, [self.rows, keys]));
     }
 
-    /// Records the heads of the attention of this place and their products with `keys`.
+    /// Records the heads of the attention of this place, and its products with `keys`.
     pub(crate) fn heads(&self, heads: HeadGroup, keys: Rows) {
         let (query_key, value) = (heads.count * heads.query_key, heads.count * heads.value);
         self.layer(Operation::Attention { queries: 0, keys: 0, query_key, value }, keys);
@@ -266,18 +269,19 @@ impl Site<'_> {
         self.description.borrow_mut().blocks[self.block].neurons.push(neurons);
     }
 
-    /// Records that so many numbers are alive at once somewhere here.
+    /// Records that `numbers` of activations are alive at once here.
     pub(crate) fn alive(&self, numbers: impl IntoIterator<Item = (Rows, usize)>) {
         let all = self.beside.iter().copied().chain(numbers).collect();
         self.description.borrow_mut().alive.push(all);
     }
 
-    /// The same for the layers of a new block, which reads the one before it and those of `also`.
+    /// Begins a block, and returns its site. The block reads the one before it, and those of
+    /// `also`.
     pub(crate) fn block(&self, also: &[usize]) -> Self {
         self.begin(self.layer_name().as_str(), also)
     }
 
-    /// The same for the layers behind all blocks.
+    /// Begins the block of the layers after all others, and returns its site.
     pub(crate) fn output(&self) -> Self {
         self.begin("output", &[])
     }
@@ -290,24 +294,24 @@ impl Site<'_> {
         Self { block, ..self.clone() }
     }
 
-    /// The last block that was begun.
+    /// Index of the last block that was begun.
     pub(crate) fn last_block(&self) -> usize {
         self.description.borrow().blocks.len() - 1
     }
 
-    /// Records that each unit gives tensors of its inputs' shapes.
+    /// Records that the outputs of each unit have the shapes of its inputs.
     pub(crate) fn residual(&self) {
         self.description.borrow_mut().residual = true;
     }
 
-    /// Builds a unit of this place: all blocks that are begun in `build`.
+    /// Builds a unit at this place: all blocks that `build` begins.
     pub(crate) fn unit<T>(&self, build: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
         let (built, unit) = self.blocks_of(build)?;
         self.description.borrow_mut().units.push(unit);
         Ok(built)
     }
 
-    /// The same for a finer part.
+    /// As [`Site::unit`], for a finer unit.
     pub(crate) fn branch<T>(&self, build: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
         let (built, branch) = self.blocks_of(build)?;
         self.description.borrow_mut().branches.push(branch);

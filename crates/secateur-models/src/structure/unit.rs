@@ -1,5 +1,5 @@
-//! Units: the stretches of blocks that a denoising step may take over from the step before (DiP-GO,
-//! Zhu et al. 2024, arXiv 2410.16942).
+//! Units: runs of blocks whose outputs a denoising step may reuse from an earlier step (DiP-GO, Zhu
+//! et al. 2024, arXiv 2410.16942).
 
 use crate::error::{Error, Result};
 use candle_core::Tensor;
@@ -8,34 +8,34 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-/// A stretch of blocks.
+/// A run of blocks whose output can be reused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
-    /// The common prefix of their names.
+    /// The common prefix of the blocks' names.
     pub name: String,
-    /// Where they stand among the structure's blocks.
+    /// Indices of the blocks in [`Structure::blocks`](crate::Structure::blocks).
     pub blocks: Range<usize>,
 }
 
-/// What reads a unit's output.
+/// A reader of a unit's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reader {
-    /// Another unit.
+    /// Another unit, by its index.
     Unit(usize),
-    /// The layers behind all units.
+    /// The layers after all units.
     Output,
 }
 
-/// What is taken over.
+/// What a reusing call takes from an earlier call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnitKind {
-    /// The output of a block, with all that is kept of it for later blocks. What feeds only such
-    /// blocks is not computed either.
+    /// The output of a block, and the tensors that it passes to later blocks. Blocks that only
+    /// reusing blocks read do not run either.
     Block,
-    /// The output of a finer part of a UNet: a residual block with its attention.
+    /// The output of a part of a UNet block: a residual block with its attention.
     Branch,
-    /// What a transformer block adds to its input.
+    /// The difference between the output and the input of a transformer block.
     Residual,
 }
 
@@ -50,7 +50,7 @@ impl fmt::Display for UnitKind {
 }
 
 impl UnitKind {
-    /// What later calls take over of a unit with these inputs and outputs.
+    /// The tensors that later calls reuse, for a unit with these inputs and outputs.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -61,7 +61,7 @@ impl UnitKind {
         }
     }
 
-    /// The outputs of a unit with these inputs that takes over what was kept.
+    /// The outputs of a unit that reuses `kept` for these inputs.
     ///
     /// # Errors
     /// If a tensor operation fails.

@@ -15,7 +15,7 @@ use secateur_kernels::norm::{self, Affine};
 use secateur_kernels::rope;
 use std::sync::Arc;
 
-/// What a backward pass is given.
+/// The arguments of a backward pass.
 struct Backward<'a> {
     /// The inputs of the forward pass.
     inputs: &'a [&'a [f32]],
@@ -23,7 +23,7 @@ struct Backward<'a> {
     output: &'a [f32],
     /// The gradient of the output.
     gradient: &'a [f32],
-    /// Which inputs a gradient is wanted of.
+    /// Which inputs need a gradient.
     wanted: &'a [bool],
 }
 
@@ -55,7 +55,8 @@ fn slice<'a>(name: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
-/// Zeros, written by all threads: for a large output that takes as long as many a kernel.
+/// Makes zeros, written by all threads: for a large output, one thread takes as long as a whole
+/// kernel.
 fn zeros(count: usize) -> Vec<f32> {
     const LARGE: usize = 64 * 1024;
     const PIECE: usize = 256;
@@ -575,7 +576,8 @@ pub(super) fn attention(
     )
 }
 
-/// Without a gradient. `shape` has the keys of all streams, and the queries of none.
+/// Attention over several streams, without a gradient. `shape` has the keys of all streams; its
+/// number of queries is not used.
 pub(super) fn joint_attention(
     streams: &[[&Tensor; 3]],
     tokens: &[usize],

@@ -13,48 +13,47 @@ const MOST_ELEMENTS: usize = 1 << 40;
 
 /// The named tensors of one component of a pipeline, as its checkpoint names them.
 ///
-/// Tensors are shared, not copied, with the models built from them: replacing one and building
-/// again is cheap.
+/// Models share the tensors, and do not copy them: replacing one and building the model again is
+/// cheap.
 #[derive(Clone, Debug)]
 pub struct Parameters {
     origin: String,
     weights: BTreeMap<String, Weight>,
-    /// By module: of how many equal parts it is made, where that is not what its configuration
-    /// says.
+    /// Number of equal parts (heads, neurons) of each module that differs from its configuration.
     sizes: BTreeMap<LayerName, usize>,
     placement: Placement,
 }
 
 impl Parameters {
-    /// `origin` (a folder or file) is named in errors.
+    /// Wraps tensors by name. Errors name `origin`, the folder or file that the tensors come from.
     pub fn new(origin: impl Into<String>, tensors: BTreeMap<String, Tensor>) -> Self {
         let weights = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
         let (sizes, placement) = (BTreeMap::new(), Placement::cpu());
         Self { origin: origin.into(), weights, sizes, placement }
     }
 
-    /// The same, whose tensors are at `placement`: the models that are built of them make others
-    /// there.
+    /// Says that the tensors are at `placement`. Models that are built from them make their own
+    /// tensors there, too.
     #[must_use]
     pub fn at(self, placement: Placement) -> Self {
         Self { placement, ..self }
     }
 
-    /// The same for a model of which modules have other sizes than its configuration says, see
+    /// Sets the number of equal parts of the modules that differ from their configuration: see
     /// [`Scope::size`].
     #[must_use]
     pub fn with_sizes(self, sizes: BTreeMap<LayerName, usize>) -> Self {
         Self { sizes, ..self }
     }
 
-    /// The tensor of that name.
+    /// The tensor `name`, if there is one.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.weights.get(name).map(Weight::tensor)
     }
 
-    /// Puts `tensor`, brought to where they are, in place of the parameter `name`, which must
-    /// exist. A shape that does not fit is an error of the next [`Parameters::build`].
+    /// Replaces the parameter `name`, which must exist, by `tensor`, copied to where the parameters
+    /// are. A shape that does not fit is an error of the next [`Parameters::build`].
     ///
     /// # Errors
     /// If there is no such parameter.
@@ -71,7 +70,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// The same parameters under the names and in the shapes that `change` gives them.
+    /// Renames and reshapes every parameter by `change`.
     ///
     /// # Errors
     /// If `change` fails.
@@ -91,8 +90,8 @@ impl Parameters {
         self.weights.iter().map(|(name, weight)| (name.as_str(), weight.tensor()))
     }
 
-    /// Parameters of these shapes without values, which take no memory: to check a file against a
-    /// model before it is read.
+    /// Makes parameters of these shapes without values. They take no memory, and serve to check a
+    /// file against a model before it is read.
     ///
     /// # Errors
     /// If a placeholder cannot be made.
@@ -105,10 +104,11 @@ impl Parameters {
         Ok(Self::new(origin, tensors.collect::<Result<_>>()?))
     }
 
-    /// All that `construct` asks for, by name, for modules of those sizes ([`Scope::size`]).
+    /// Runs `construct` on placeholders, and returns the parameters that it takes, by name. For
+    /// `sizes` see [`Scope::size`].
     ///
     /// # Errors
-    /// What `construct` returns.
+    /// The error of `construct`.
     pub fn wanted<T, E>(
         sizes: BTreeMap<LayerName, usize>,
         construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
@@ -118,12 +118,12 @@ impl Parameters {
         Ok(ledger.into_inner().wanted)
     }
 
-    /// Builds a model. Parameters that `construct` wanted and did not find, or found in another
-    /// shape, are gathered into one error, which names those it never asked for as well. These
-    /// alone are none.
+    /// Builds a model. Parameters that are missing or of another shape are gathered into one error,
+    /// which also names those that `construct` did not take. Parameters that were not taken are no
+    /// error by themselves.
     ///
     /// # Errors
-    /// [`Error::Parameters`], or what `construct` returns.
+    /// [`Error::Parameters`], or the error of `construct`.
     pub fn build<T, E: From<Error>>(
         &self,
         construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
@@ -131,7 +131,8 @@ impl Parameters {
         Ok(self.construct(construct)?.0)
     }
 
-    /// [`Parameters::build`], for what `construct` asks for and not for what it makes of it.
+    /// Checks the parameters as [`Parameters::build`] does, and returns how they fit. The model is
+    /// dropped.
     ///
     /// # Errors
     /// As [`Parameters::build`].
@@ -159,13 +160,13 @@ impl Parameters {
 /// How a model fits its parameters.
 #[derive(Debug)]
 pub struct Fit {
-    /// What the model asks for, by name.
+    /// The parameters that the model takes, by name.
     pub wanted: BTreeMap<String, Wanted>,
-    /// The names of those that it does not know.
+    /// Names of parameters that the model does not take.
     pub unexpected: Vec<String>,
 }
 
-/// How the tensors of a file differ from those that are wanted.
+/// How the tensors of a file differ from those of a model.
 #[derive(Debug, Default)]
 pub struct Mismatch {
     missing: Vec<String>,
@@ -205,11 +206,12 @@ impl Mismatch {
         &self.unexpected
     }
 
-    /// Fails if something is missing or of another shape. `origin` is where the tensors are.
+    /// Fails if a tensor is missing or of another shape. `origin` is the file or folder of the
+    /// tensors.
     ///
     /// # Errors
-    /// [`Error::Parameters`], which names what is not expected as well: it may be the same under
-    /// another name.
+    /// [`Error::Parameters`], which also names the unexpected tensors: one of them may be a missing
+    /// one under another name.
     pub fn check(&self, origin: impl Into<String>) -> Result<()> {
         if self.missing.is_empty() && self.misshapen.is_empty() {
             return Ok(());
@@ -240,12 +242,13 @@ fn list(kind: &str, names: &[String]) -> String {
     format!("{} {kind} ({shown}{more})", names.len())
 }
 
-/// What a model asks its checkpoint for.
+/// The shape of a parameter that a model takes from its checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Dimensions.
     pub shape: Vec<usize>,
-    /// Stored with the weights, but never learned, and so not counted among the parameters.
+    /// Whether it is a constant that is stored with the weights. Constants do not count as
+    /// parameters.
     pub constant: bool,
 }
 
@@ -271,20 +274,20 @@ impl Scope<'_> {
         Self { prefix: self.path(&name.to_string()), ..self.clone() }
     }
 
-    /// The name of this place: the name of the layer built here.
+    /// The name of this place in the tree: the name of the layer that is built here.
     #[must_use]
     pub fn layer_name(&self) -> LayerName {
         self.prefix.as_str().into()
     }
 
-    /// Of how many equal parts (heads, neurons) the module of this place is made: `whole`, where
-    /// its configuration alone tells, and fewer where some were removed.
+    /// Number of equal parts (heads, neurons) of the module that is built here: `whole`, as its
+    /// configuration says, or fewer if some were removed.
     #[must_use]
     pub fn size(&self, whole: usize) -> usize {
         self.parameters.sizes.get(self.prefix.as_str()).copied().unwrap_or(whole)
     }
 
-    /// Where the parameters are, and the model computes.
+    /// Where the parameters are, and where the model computes.
     #[must_use]
     pub fn placement(&self) -> &Placement {
         &self.parameters.placement
@@ -296,8 +299,8 @@ impl Scope<'_> {
         self.parameters.weights.contains_key(&self.path(name))
     }
 
-    /// The parameter `name` of that shape. One that is missing or misshapen is noted, and a
-    /// placeholder returned, so that [`Parameters::build`] can tell about all of them at once.
+    /// Takes the parameter `name` of `shape`. One that is missing or of another shape is recorded
+    /// and replaced by a placeholder, so that [`Parameters::build`] reports all problems at once.
     ///
     /// # Errors
     /// If the shape is larger than any tensor, or a placeholder cannot be made.
@@ -305,7 +308,7 @@ impl Scope<'_> {
         Ok(self.take(name, shape.into(), false)?.tensor().clone())
     }
 
-    /// [`Scope::get`] for a weight of products.
+    /// As [`Scope::get`], for the weight of a linear layer or a convolution.
     ///
     /// # Errors
     /// As [`Scope::get`].
@@ -313,7 +316,8 @@ impl Scope<'_> {
         self.take(name, shape.into(), false)
     }
 
-    /// [`Scope::get`] for a constant that is stored with the weights, such as a table of positions.
+    /// As [`Scope::get`], for a constant that is stored with the weights, such as a table of
+    /// positions.
     ///
     /// # Errors
     /// As [`Scope::get`].
@@ -343,7 +347,7 @@ impl Scope<'_> {
         Ok(placeholder(&shape)?.into())
     }
 
-    /// Accepts a parameter that the model does not need, such as a stored constant.
+    /// Accepts a parameter that the model does not take, such as a stored constant.
     pub fn ignore(&self, name: &str) {
         self.ledger.borrow_mut().used.insert(self.path(name));
     }

@@ -4,8 +4,8 @@ use candle_core::Tensor;
 use secateur_kernels::{ConvolutionWeight, LinearWeight};
 use std::sync::{Arc, OnceLock};
 
-/// A parameter: its numbers, and the form in which products read them, made when first needed.
-/// Clones share both, so a model that is built again from the same weights packs none of them
+/// A parameter: its numbers, and the packed form in which products read them, made on first use.
+/// Clones share both, so that a model that is built again from the same weights packs none of them
 /// twice.
 #[derive(Clone, Debug)]
 pub struct Weight(Arc<Shared>);
@@ -16,7 +16,7 @@ struct Shared {
     packed: OnceLock<Packed>,
 }
 
-/// How products read a weight.
+/// The packed form of a weight.
 #[derive(Debug)]
 pub(crate) enum Packed {
     Linear(Arc<LinearWeight>),
@@ -27,14 +27,14 @@ pub(crate) enum Packed {
 }
 
 impl Weight {
-    /// Its numbers.
+    /// The numbers of the parameter.
     #[must_use]
     pub fn tensor(&self) -> &Tensor {
         &self.0.tensor
     }
 
-    /// The packed form, which `pack` makes when it is first asked for. As much memory again as the
-    /// weight, and once more where a gradient goes back through it.
+    /// Returns the packed form, which `pack` makes on first use. It takes as much memory as the
+    /// weight, and twice as much once a gradient has gone back through it.
     pub(crate) fn packed(
         &self,
         pack: impl FnOnce(&Tensor) -> candle_core::Result<Packed>,

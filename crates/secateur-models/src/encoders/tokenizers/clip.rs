@@ -7,7 +7,8 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Turns prompts into rows of token numbers of one length: start, text cut to fit, end, padding.
+/// Turns prompts into rows of token numbers of one length: the start, the text cut to fit, the end,
+/// and padding.
 #[derive(Clone, Debug)]
 pub struct ClipTokenizer {
     vocabulary: Vocabulary,
@@ -43,13 +44,13 @@ impl ClipTokenizer {
         Ok(Self { vocabulary, start, end, padding, length })
     }
 
-    /// Tokens a row.
+    /// Number of tokens in a row.
     #[must_use]
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// What is cut of a text that is too long.
+    /// The end of a text that is cut because it is too long. `None` if it fits.
     ///
     /// # Errors
     /// If the tokenizer fails.

@@ -72,7 +72,7 @@ impl<'a> Iterator for Message<'a> {
     }
 }
 
-/// What a `spiece.model` says.
+/// The content of a `spiece.model`.
 struct Model {
     /// Text and score of each piece.
     pieces: Vec<(String, f32)>,
@@ -82,7 +82,7 @@ struct Model {
     model_type: u64,
     unk_id: u64,
     byte_fallback: bool,
-    /// The table of what characters become.
+    /// The table that maps characters before the text is split.
     charsmap: Vec<u8>,
     add_dummy_prefix: bool,
     remove_extra_whitespaces: bool,
@@ -147,7 +147,7 @@ impl Model {
         Some(())
     }
 
-    /// What is not supported of it.
+    /// Describes an option that is not supported, if there is one.
     fn problem(&self) -> Option<String> {
         let flags = [
             ("add_dummy_prefix", self.add_dummy_prefix),

@@ -10,7 +10,8 @@ use std::path::Path;
 /// The most tokens that stand for gaps in a text.
 const MOST_EXTRA_IDS: u64 = 1000;
 
-/// Turns prompts into rows of token numbers of one length: text cut to fit, end, padding.
+/// Turns prompts into rows of token numbers of one length: the text cut to fit, the end, and
+/// padding.
 #[derive(Clone, Debug)]
 pub struct T5Tokenizer {
     vocabulary: Vocabulary,
@@ -41,7 +42,7 @@ impl T5Tokenizer {
         Ok(Self { vocabulary, end, padding })
     }
 
-    /// What is cut of a text that is too long for `length` tokens.
+    /// The end of a text that is cut because it is too long for `length` tokens. `None` if it fits.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -49,8 +50,8 @@ impl T5Tokenizer {
         self.vocabulary.cut(text, length.saturating_sub(1))
     }
 
-    /// Token numbers of several texts (u32), and 1 for each that is not padding, else 0 (f32):
-    /// texts x `length` both.
+    /// Token numbers of several texts (u32), and their mask (f32): 1 for a token that is not
+    /// padding, else 0. Both are texts x `length`.
     ///
     /// # Errors
     /// If there is no room for the end token, or the tokenizer fails.

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use secateur_nn::{Context, Linear, RmsNorm, Scope, ops};
 use std::sync::Arc;
 
-/// What a block is like.
+/// The options of a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct JointConfig {
     pub(crate) heads: usize,
@@ -22,7 +22,7 @@ pub(crate) struct JointConfig {
     pub(crate) rotary: bool,
     /// A second attention, of the image alone.
     pub(crate) dual: bool,
-    /// The text stream ends with it.
+    /// Whether it is the last block of the text stream.
     pub(crate) context_pre_only: bool,
 }
 
@@ -201,9 +201,9 @@ impl JointBlock {
         Ok(Self { norm1, norm1_context, image, text: words, to_out, dual, ff, text_output, heads })
     }
 
-    /// One block over both streams; `time` is SiLU of the time and text embedding, `rotation` has
-    /// the angles of the image tokens where they have any. A text stream that ends here comes back
-    /// as it went in.
+    /// Computes the block over both streams. `time` is SiLU of the embedding of time and text;
+    /// `rotation` has the angles of the image tokens, if there are any. If the text stream ends
+    /// here, its tokens are returned unchanged.
     pub(crate) fn forward(
         &self,
         x: Tensor,
@@ -244,7 +244,7 @@ impl JointBlock {
         Ok([x, words.gated(text, 5, y)?])
     }
 
-    /// Joint attention of both streams, which are dropped as soon as they are projected.
+    /// Joint attention of both streams. Each input is dropped as soon as it is projected.
     fn attend(
         &self,
         x: Tensor,

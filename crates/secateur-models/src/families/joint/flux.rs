@@ -47,7 +47,7 @@ pub struct FluxConfig {
     pooled_projection_dim: usize,
     #[serde(default)]
     guidance_embeds: bool,
-    /// Shares of a head that tell the text's place, the row and the column.
+    /// Elements of a head that encode the text's place, the row and the column.
     #[serde(default = "axes_dims_rope")]
     axes_dims_rope: [usize; 3],
 }
@@ -68,7 +68,7 @@ impl FluxConfig {
         }
     }
 
-    /// What is wrong with it, if anything.
+    /// Describes a problem of the configuration, if there is one.
     fn problem(&self) -> Option<String> {
         if self.patch_size != 1 {
             return Some(format!("patch_size {} is not supported; 1 is", self.patch_size));

@@ -1,4 +1,4 @@
-//! DiTTransformer2DModel: the transformer of DiT, told a class.
+//! DiTTransformer2DModel: the transformer of DiT, conditioned on a class.
 
 use crate::conditioning::Conditioning;
 use crate::error::Result;

@@ -1,4 +1,5 @@
-//! PixArtTransformer2DModel: the transformer of PixArt-alpha and PixArt-sigma, told a text.
+//! PixArtTransformer2DModel: the transformer of PixArt-alpha and PixArt-sigma, conditioned on a
+//! text.
 
 use crate::conditioning::{Conditioning, Multiplicity};
 use crate::error::Result;
@@ -25,7 +26,7 @@ pub struct PixartConfig {
     #[serde(skip)]
     transformer: PatchTransformer,
     cross_attention_dim: Option<usize>,
-    /// Width of the text states where they are projected first.
+    /// Width of the text states, if they are projected to the model's width first.
     caption_channels: Option<usize>,
     use_additional_conditions: Option<bool>,
     interpolation_scale: Option<f64>,
@@ -88,7 +89,7 @@ impl PixartConfig {
         Ok(())
     }
 
-    /// Whether it is conditioned on the size of the image.
+    /// Whether the model is conditioned on the size of the image.
     fn sized(&self) -> bool {
         self.use_additional_conditions.unwrap_or(self.transformer.sample_size == 128)
     }
@@ -174,7 +175,8 @@ struct AdaLayerNormSingle {
     linear: Linear,
 }
 
-/// Two thirds of the embedding's width tell the sides, one their ratio.
+/// Embedders of the size. Two thirds of the embedding's width encode the sides, one third their
+/// ratio.
 struct SizeEmbedders {
     placement: Placement,
     resolution_embedder: Embedder,

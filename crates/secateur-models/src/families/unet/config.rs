@@ -6,7 +6,7 @@ use crate::layers::{Norm, Sinusoids};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The sizes that SDXL is conditioned on: its size, its corner, the size that is wanted.
+/// The number of SDXL's sizes: the original size, the corner of the crop, and the wanted size.
 const SIZES: usize = 6;
 /// No UNet halves its latents more often.
 const MOST_LEVELS: usize = 16;
@@ -21,10 +21,10 @@ pub struct UnetConfig {
     /// Width of the time embedding.
     pub(crate) time: usize,
     pub(crate) time_proj: Sinusoids,
-    /// What SDXL is conditioned on beside the text.
+    /// SDXL's conditioning besides the text.
     pub(crate) addition: Option<Addition>,
     pub(crate) norm: Norm,
-    /// Zeros around what is halved.
+    /// Zeros before and after the input of a convolution that halves the resolution.
     pub(crate) downsample_padding: (usize, usize),
     pub(crate) down: Vec<Level>,
     pub(crate) middle: Level,

@@ -115,7 +115,7 @@ impl BlockAttention {
     }
 }
 
-/// What all blocks of a call are given.
+/// The arguments that all blocks of a call share.
 struct Call<'a> {
     /// SiLU of the time embedding.
     time: &'a Tensor,
@@ -131,7 +131,8 @@ struct UnetBlock {
 }
 
 impl UnetBlock {
-    /// All that it makes of `inputs`, its only input: the last is what goes on.
+    /// Computes the block on its only input. Returns all tensors that are kept for the way up; the
+    /// last one is the next block's input.
     fn down(&self, name: &str, inputs: Vec<Tensor>, call: &Call<'_>) -> Result<Vec<Tensor>> {
         let mut x = one(name, inputs)?;
         let mut made = Vec::with_capacity(self.resnets.len() + 1);
@@ -155,9 +156,9 @@ impl UnetBlock {
         Ok(made)
     }
 
-    /// `inputs`: what comes from below, and what was kept on the way down for its layers, that of
-    /// the last layer first. What it makes is of `size` (height, width), where that of the next
-    /// block differs.
+    /// Computes the block. `inputs` are the output of the block before, then the tensors kept on
+    /// the way down for its layers, in reverse order of the layers. `size` (height, width) is that
+    /// of the output, if the next block has another size.
     fn up(
         &self,
         name: &str,
@@ -191,7 +192,7 @@ impl UnetBlock {
     }
 }
 
-/// The only one of the tensors at a stretch.
+/// The only one of `tensors`.
 fn one(stretch: &str, tensors: Vec<Tensor>) -> Result<Tensor> {
     let count = tensors.len();
     let problem = || Error::Request(format!("{stretch}: {count} tensors where one was expected"));
@@ -204,16 +205,16 @@ struct MidBlock {
     second: ResnetBlock,
 }
 
-/// What is kept for the way up.
+/// A tensor that is kept for the way up.
 #[derive(Clone, Copy)]
 struct Skip {
-    /// The block that it comes from.
+    /// Index of the block that makes it.
     block: usize,
     channels: usize,
     rows: Rows,
 }
 
-/// The numbers that are kept.
+/// The activations that are kept.
 fn kept(skips: &[Skip]) -> impl Iterator<Item = (Rows, usize)> {
     skips.iter().map(|skip| (skip.rows, skip.channels))
 }
@@ -337,7 +338,7 @@ impl Unet {
         })
     }
 
-    /// SiLU of the embedding of the time and of what SDXL is conditioned on beside the text.
+    /// SiLU of the embedding of the time, plus that of SDXL's sizes and pooled text.
     fn time(
         &self,
         timesteps: &[f32],

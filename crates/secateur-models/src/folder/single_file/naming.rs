@@ -66,7 +66,7 @@ impl Piece {
 }
 
 impl Naming {
-    /// What the component `component` of the model folder `like` asks for.
+    /// The parameters that the component `component` of the model folder `like` takes.
     pub(crate) fn parameters(
         self,
         component: &str,

@@ -1,4 +1,4 @@
-//! Where a parameter's numbers are in a file of other names.
+//! The place of a parameter's elements in a file with other names.
 
 use crate::error::Result;
 use crate::files::{TensorFile, TensorInfo, encode};
@@ -9,42 +9,42 @@ use std::collections::BTreeMap;
 /// The parameters of a component, under diffusers' names.
 pub(super) type Parameters = BTreeMap<String, Wanted>;
 
-/// A tensor of the file, and which of its numbers.
+/// A tensor of the file, and the part of it that makes a parameter.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) name: String,
     pub(crate) part: Excerpt,
 }
 
-/// Which numbers of a tensor make a parameter.
+/// The part of a tensor that makes a parameter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Excerpt {
-    /// All, as they are.
+    /// The whole tensor.
     Whole,
-    /// Of a tensor of several parameters' rows: those behind that many parameters of the same size.
+    /// Rows of a tensor that joins several parameters. The number is that of the parameters of the
+    /// same size before this one.
     Rows(usize),
-    /// Of a tensor of several parameters' rows: the last ones.
+    /// The last rows of a tensor that joins several parameters.
     LastRows,
     /// The second half of the rows, then the first: the original has shift before scale
     /// (`swap_scale_shift`).
     Swapped,
-    /// All, rows as columns.
+    /// The whole tensor, transposed.
     Transposed,
-    /// None: an identity of the tensor's type.
+    /// Nothing: the parameter is an identity of the tensor's type.
     Identity,
 }
 
-/// A line of a table: a layer or parameter of diffusers, the original one, and which of its
-/// numbers.
+/// A line of a table: a layer or parameter of diffusers, the original one, and the part of it.
 pub(crate) type Line = (&'static str, &'static str, Excerpt);
 
 impl Source {
-    /// All of a tensor.
+    /// The whole tensor `name`.
     pub(crate) fn whole(name: impl Into<String>) -> Self {
         Self { name: name.into(), part: Excerpt::Whole }
     }
 
-    /// What a table says of a name: a line holds for the layer and all that is in it.
+    /// Looks up `name` in a table. A line holds for a layer and for all names below it.
     pub(crate) fn look_up(name: &str, table: &[Line]) -> Option<Self> {
         table.iter().find_map(|(ours, theirs, part)| {
             let rest =
@@ -53,7 +53,7 @@ impl Source {
         })
     }
 
-    /// The same in a place of the tree of names.
+    /// The same source below `prefix`.
     pub(crate) fn below(self, prefix: impl std::fmt::Display) -> Self {
         Self { name: format!("{prefix}{}", self.name), ..self }
     }
