@@ -141,7 +141,7 @@ mod cuda {
         let told = |error: &dyn std::fmt::Display| error.to_string();
         let count = CudaContext::device_count().map_err(|error| told(&error))?;
         if number as i32 >= count {
-            return Err(format!("there are {count} GPUs, numbered from 0"));
+            return Err(format!("GPUs are numbered from 0, and this machine has {count}"));
         }
         // Not the stream of a thread: tensors go from one to another.
         let device = Device::new_cuda_with_stream(number).map_err(|error| told(&error))?;

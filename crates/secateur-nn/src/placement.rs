@@ -1,6 +1,6 @@
 //! Where a model lives, and in which numbers it computes.
 
-use crate::devices::to_device;
+use crate::devices::{description, to_device};
 use crate::error::Result;
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
 
@@ -22,6 +22,12 @@ impl Placement {
     #[must_use]
     pub fn cpu() -> Self {
         Self::new(Device::Cpu, DType::F32)
+    }
+
+    /// Name, memory and libraries of the GPU; None on the CPU.
+    #[must_use]
+    pub fn description(&self) -> Option<String> {
+        description(&self.device)
     }
 
     /// The same device in `f32`.

@@ -73,7 +73,7 @@ pub(super) fn linear(
         return kind.map_or(Ok(y.clone()), |kind| activation(kind, &y));
     }
     let fused = kind == Some(Activation::GeluTanh);
-    // Samples that lie apart, as parts of a joint attention's result do, are multiplied as they lie.
+    // Samples that lie apart, as parts of a joint attention's result, are multiplied as they lie.
     let apart = match (x.dims(), x.stride()) {
         (&[samples, rows, _], &[stride, row, 1]) if row == inputs && !x.is_contiguous() => {
             Some((samples, rows, stride))

@@ -32,7 +32,9 @@ pub struct Bench {
     batch: usize,
     repeats: usize,
     threads: usize,
-    /// Floating-point operations of a matrix product.
+    /// Name, memory and libraries of the GPU; None on the CPU.
+    gpu: Option<String>,
+    /// Floating-point operations of a matrix product on the CPU.
     product_operations_per_second: Spread,
     models: Vec<Row>,
 }
@@ -54,8 +56,8 @@ struct Row {
     images_per_second: f64,
     /// Floating-point operations of a step.
     operations_per_second: f64,
-    /// A step at the product's rate.
-    floor_seconds: f64,
+    /// A step at the product's rate; None on a GPU.
+    floor_seconds: Option<f64>,
     /// None for the first model.
     gain: Option<Gain>,
 }
@@ -160,6 +162,7 @@ pub fn bench(
         batch: sampling.batch,
         repeats,
         threads: rayon::current_num_threads(),
+        gpu: pipelines.first().and_then(|one| one.folder().placement().description()),
         product_operations_per_second: product_rate,
         models,
     })
@@ -332,7 +335,10 @@ impl Row {
             image_seconds,
             images_per_second: 1.0 / image_seconds.median,
             operations_per_second: operations / step_seconds.median,
-            floor_seconds: operations / product_rate,
+            floor_seconds: match folder.placement().description() {
+                Some(_) => None,
+                None => Some(operations / product_rate),
+            },
             gain: None,
         })
     }
@@ -388,7 +394,9 @@ impl Bench {
             row("decoding, ms", &|model| milliseconds(&model.decode_seconds)),
             row("an image, ms", &|model| milliseconds(&model.image_seconds)),
             row("images a second", &|model| format!("{:.3}", model.images_per_second)),
-            row("floor of a step, ms", &|model| format!("{:.1}", 1e3 * model.floor_seconds)),
+            row("floor of a step, ms", &|model| {
+                model.floor_seconds.map_or_else(none, |floor| format!("{:.1}", 1e3 * floor))
+            }),
             row("GFLOPS", &|model| format!("{:.1}", 1e-9 * model.operations_per_second)),
         ];
         if self.models.len() > 1 {
@@ -400,17 +408,22 @@ impl Bench {
             rows.push(row("time saved / MACs saved", &gain(share)));
             rows.push(row("speed-up of an image", &gain(|gain| gain.image_speed_up.show(1.0, 2))));
         }
+        let where_computed = match &self.gpu {
+            Some(gpu) => format!("on {gpu}"),
+            None => format!(
+                "a product of {side} x {side} x {side}: {} GFLOPS",
+                self.product_operations_per_second.show(1e-9, 1),
+                side = Product::SIDE,
+            ),
+        };
         format!(
             "{}\n\nmedians (quartiles) of {} rounds of {} steps, {} image(s) at a time, {} \
-             threads\n\
-             a product of {side} x {side} x {side}: {} GFLOPS",
+             threads\n{where_computed}",
             table(&header.collect::<Vec<_>>(), &rows),
             self.repeats,
             self.steps,
             self.batch,
             self.threads,
-            self.product_operations_per_second.show(1e-9, 1),
-            side = Product::SIDE,
         )
     }
 }

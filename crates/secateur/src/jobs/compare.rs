@@ -57,10 +57,14 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
     let names = names(&[&settings.reference, &settings.candidate]);
     let mut samples = Vec::new();
     let mut models = Vec::new();
+    let mut told = serde_json::Map::new();
     for ((folder, name), sampling) in [reference, candidate].into_iter().zip(&names).zip(&samplings)
     {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(settings.device.at(folder, &progress)?)?;
+        if let Some(gpu) = pipeline.folder().placement().description() {
+            told.insert("device".to_owned(), gpu.into());
+        }
         models.push(model_summary(&pipeline, name, sampling)?);
         pipeline.encode(&prompts, sampling, &progress)?;
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
@@ -84,7 +88,7 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
         command: settings.command.clone(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: sampling.seed,
-        settings: serde_json::Map::new(),
+        settings: told,
         models,
         comparison: Some(comparison),
         layers: Vec::new(),

@@ -160,8 +160,8 @@ pub(super) fn filled(
     Ok(Output { storage, shape })
 }
 
-/// What a kernel makes of `inputs`, which lie as it expects them, all of the first one's type unless
-/// the kernel says otherwise: numbers of `dtype` in `shape`.
+/// What a kernel makes of `inputs`, which lie as it expects them, all of the first one's type
+/// unless the kernel says otherwise: numbers of `dtype` in `shape`.
 pub(super) fn run(
     launch: &Launch<'_>,
     inputs: &[&Tensor],
