@@ -28,6 +28,9 @@ pub struct Generated {
     pub guidance: f64,
     /// Of the noise.
     pub seed: u64,
+    /// Name, memory and libraries of the GPU that drew; None on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
     /// From the first noise to the last file.
     pub seconds: f64,
     /// Their number over that time.
@@ -116,6 +119,7 @@ pub fn generate(settings: &GenerateSettings, observer: &dyn Observer) -> Result<
         steps: sampling.steps,
         guidance: sampling.guidance,
         seed: sampling.seed,
+        gpu: pipeline.folder().placement().description(),
         seconds,
         images_per_second: images.len() as f64 / seconds,
         images,
