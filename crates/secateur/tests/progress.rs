@@ -70,10 +70,11 @@ fn drawn_by(command: &Command, last: Option<&str>) -> Vec<Told> {
             } else if let Some(now) = of_bar(&String::from_utf8_lossy(&std::mem::take(&mut line))) {
                 stopped = last.is_some_and(|last| now.stage.starts_with(last));
                 told.push(now);
+                if stopped {
+                    // Once: with keys that nobody reads any more, `script` does not end.
+                    keys.write_all(b"\x03").unwrap();
+                }
             }
-        }
-        if stopped {
-            let _ = keys.write_all(b"\x03");
         }
     }
     let code = if stopped { 130 } else { 0 };
