@@ -83,10 +83,10 @@ pub enum Error {
         /// Length of the second buffer.
         second: usize,
     },
-    /// A summary of no values was asked for.
+    /// A summary of no values was requested.
     #[error("there are no values to summarise: evaluate at least one prompt")]
     NoValues,
-    /// The folder for the report is not there.
+    /// The folder for the report does not exist.
     #[error("cannot write the report: {path} is not a folder; create it first", path = shown(path))]
     NotAFolder {
         /// The path given as the folder.
@@ -95,7 +95,7 @@ pub enum Error {
     /// A report is not valid JSON or lacks a field.
     #[error("cannot read the report: {source}; write it again with this version")]
     Json {
-        /// Where and why the JSON was refused.
+        /// Where and why the JSON is invalid.
         source: serde_json::Error,
     },
     /// The model failed.

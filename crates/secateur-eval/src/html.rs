@@ -12,11 +12,11 @@ use crate::report::Report;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 pub use pictures::PicturePair;
 
-/// Forbids the page to load anything that is not in it.
+/// Forbids the page to load anything from outside the file.
 const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";
 
-/// The report as an HTML page in one file. `pictures` are shown in the order given, which should be
-/// that of the prompts; the metrics under a pair are measured on that pair.
+/// Renders the report as an HTML page in one file. `pictures` are shown in their order, which
+/// should be the order of the prompts. The metrics under a pair are computed from that pair.
 pub fn html(report: &Report, pictures: &[PicturePair]) -> String {
     markup! {
         (DOCTYPE)

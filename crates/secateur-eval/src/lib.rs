@@ -1,10 +1,10 @@
-//! What compression cost: image metrics, text-image scores, and the report.
+//! The cost of compression: image metrics, text-image scores, and the report.
 //!
-//! Two models make pictures from the same prompts and the same noise. [`psnr`] and [`ssim`] say how
-//! far the pictures of the second (the *candidate*) are from those of the first (the *reference*),
-//! [`relative_error`] says the same of their latents, and [`Summary`] gathers a metric over the
-//! prompts. A [`Report`] holds these figures with the layers, the stages and the settings of the
-//! run as plain data; [`Report::write`] leaves `report.html` and `report.json`.
+//! Two models make pictures from the same prompts and the same noise. [`psnr`] and [`ssim`] measure
+//! how far the pictures of the second (the *candidate*) are from those of the first (the
+//! *reference*). [`relative_error`] measures the same for their latents. [`Summary`] summarises a
+//! metric over the prompts. A [`Report`] has these figures, the layers, the stages and the settings
+//! of the run as plain data. [`Report::write`] writes `report.html` and `report.json`.
 
 // In the order in which data passes them: a module imports only from those above it.
 mod error;

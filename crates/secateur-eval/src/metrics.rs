@@ -1,4 +1,4 @@
-//! How far pictures and latents are from a reference: one file a metric.
+//! Distances of pictures and latents from a reference: one file per metric.
 
 mod psnr;
 mod relative_error;

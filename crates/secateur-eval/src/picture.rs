@@ -9,25 +9,25 @@ use image::{ImageFormat, RgbImage};
 
 use secateur_models::files::write_atomically;
 
-/// The largest side a picture may have. Within it, encoding cannot overflow the limits of PNG.
+/// The largest side of a picture. Up to it, PNG encoding cannot overflow.
 const LARGEST_SIDE: usize = 65_536;
 
-/// One RGB picture: values in \[0, 1\], height x width x 3, row by row.
+/// An RGB picture: values in \[0, 1\], height x width x 3, row by row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Picture {
     width: usize,
     height: usize,
-    /// Shared by all that show it.
+    /// The pixels, which clones share.
     pixels: Arc<Vec<f32>>,
 }
 
 impl Picture {
-    /// Wraps `pixels` (height x width x 3, row by row, RGB). Values outside \[0, 1\] are clamped,
-    /// as diffusers does after the VAE.
+    /// Creates a picture of `pixels` (height x width x 3, row by row, RGB). Values outside \[0, 1\]
+    /// are clamped, as in diffusers after the VAE.
     ///
     /// # Errors
-    /// A side that is zero or above 65536, a buffer of another length than `height * width * 3`, or
-    /// a value that is NaN or infinite.
+    /// A side is zero or above 65536, the length of the buffer is not `height * width * 3`, or a
+    /// value is NaN or infinite.
     pub fn new(width: usize, height: usize, mut pixels: Vec<f32>) -> Result<Self> {
         if !(1..=LARGEST_SIDE).contains(&width) || !(1..=LARGEST_SIDE).contains(&height) {
             return Err(Error::PictureSide { width, height });
@@ -55,19 +55,18 @@ impl Picture {
         self.height
     }
 
-    /// The values: height x width x 3, row by row, in \[0, 1\].
+    /// The values in \[0, 1\]: height x width x 3, row by row.
     pub fn pixels(&self) -> &[f32] {
         &self.pixels
     }
 
-    /// The picture as an 8-bit PNG file. Values are rounded as diffusers' `numpy_to_pil` does:
-    /// `round(255 x)`, where numpy rounds halves to even.
+    /// Encodes the picture as an 8-bit PNG file. Values are rounded as in diffusers'
+    /// `numpy_to_pil`: `round(255 x)`, where numpy rounds halves to even.
     pub fn to_png(&self) -> Vec<u8> {
         encode_png(&self.to_rgb8())
     }
 
-    /// Writes the picture as an 8-bit PNG file (see [`Picture::to_png`]). The file appears whole or
-    /// not at all.
+    /// Writes the picture as an 8-bit PNG file (see [`Picture::to_png`]), atomically.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -89,7 +88,7 @@ impl Picture {
     }
 }
 
-/// `image` as the bytes of a PNG file.
+/// Encodes `image` as a PNG file.
 pub(crate) fn encode_png(image: &RgbImage) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     image

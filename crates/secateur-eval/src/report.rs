@@ -1,5 +1,4 @@
-//! What a run says about itself, as plain data. Numbers that are not finite are stored as `null`
-//! and read as NaN.
+//! The data of a run's report. Numbers that are not finite are stored as `null` and read as NaN.
 
 use crate::error::{Error, Result};
 use crate::summary::Summary;
@@ -7,31 +6,31 @@ use crate::summary::null_is_nan;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Everything a run reports. `report.json` is this, and `report.html` shows it.
+/// The report of a run. `report.json` is this structure, and `report.html` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Version of this layout: [`Report::FORMAT_VERSION`].
+    /// Version of this format: [`Report::FORMAT_VERSION`].
     pub format_version: u32,
-    /// Heading of the page.
+    /// Title of the page.
     pub title: String,
     /// The exact command line.
     pub command: String,
     /// Version of secateur that wrote the report.
     pub secateur_version: String,
-    /// Seed of every random number of the run.
+    /// Seed of all random numbers of the run.
     pub seed: u64,
-    /// The settings of the run, by name, in the order in which they are to be shown.
+    /// The settings of the run by name, in the order in which they are shown.
     pub settings: Map<String, Value>,
     /// The models, the reference first.
     pub models: Vec<ModelSummary>,
-    /// The pictures of two models compared, where that was done.
+    /// The comparison of two models' pictures, if it was made.
     pub comparison: Option<Comparison>,
-    /// The layers that were changed, in the order of the model.
+    /// The layers that were changed, in the model's order.
     pub layers: Vec<LayerReport>,
-    /// The heads and neurons, some of which were removed, in the order of the model.
+    /// The groups of heads or neurons that lost some, in the model's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupReport>,
-    /// What is not computed at every step, where a model was made to skip.
+    /// The schedule of a model that skips, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipping: Option<SkippingReport>,
     /// The stages of the run, in order.
@@ -42,32 +41,32 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// One model in figures. Parameters, zeros and multiply-adds are those of the denoiser.
+/// Figures of one model. Parameters, zeros and multiply-accumulates are those of the denoiser.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelSummary {
-    /// Name, as in [`Comparison::reference`] and [`Comparison::candidate`].
+    /// Name of the model, as in [`Comparison::reference`] and [`Comparison::candidate`].
     pub name: String,
-    /// Stored parameters, zeros included.
+    /// Stored parameters, including zeros.
     pub parameters: u64,
     /// Parameters that are exactly zero.
     pub zeros: u64,
-    /// Multiply-accumulate operations of one forward of one sample, as if zeros were computed.
+    /// Multiply-accumulates of one forward pass for one sample, including those with zeros.
     pub macs: u64,
     /// Size of the model's files in bytes.
     pub file_bytes: u64,
     /// Median processor time of a denoising step for one of the report's pictures, over all
-    /// threads, in seconds; where some were drawn and the system tells. Unlike the time on the
-    /// clock it is hardly moved by what else the machine does.
+    /// threads, in seconds. `None` if no pictures were drawn or the system does not report the
+    /// time. Unlike wall-clock time, it hardly depends on other load of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step_seconds: Option<f64>,
 }
 
-/// The pictures of two models from the same prompts and the same noise.
+/// The comparison of two models' pictures from the same prompts and the same noise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// Name of the model that sets the standard.
+    /// Name of the reference model.
     pub reference: String,
-    /// Name of the model that is judged.
+    /// Name of the candidate model.
     pub candidate: String,
     /// Denoising steps.
     pub steps: usize,
@@ -79,13 +78,13 @@ pub struct Comparison {
     pub ssim: Summary,
     /// [`relative_error`](crate::relative_error) of the latents after the last step.
     pub latent_error: Summary,
-    /// Text-image scores, where a scoring model was given.
+    /// Text-image scores, if a scoring model was given.
     pub text_image: Option<TextImage>,
-    /// The prompts one by one, in the order in which they were given.
+    /// The metrics of each prompt, in the order of the prompts.
     pub prompts: Vec<PromptRow>,
 }
 
-/// How well the pictures fit their prompts.
+/// Text-image scores, which measure how well the pictures fit their prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TextImage {
     /// Name of the scoring model.
@@ -94,12 +93,13 @@ pub struct TextImage {
     pub score_reference: Summary,
     /// Cosine similarity of prompt and picture, for the candidate.
     pub score_candidate: Summary,
-    /// Share of the reference's pictures, in \[0, 1\], whose own text scores highest among all
-    /// choices: of a model that knows classes, how often the picture is taken for one of its class.
+    /// Share of the reference's pictures, in \[0, 1\], whose own text has the highest score among
+    /// all choices. For a class-conditional model, that is how often a picture is recognised as its
+    /// class.
     pub top1_reference: f64,
-    /// The same for the candidate.
+    /// The same share for the candidate.
     pub top1_candidate: f64,
-    /// Number of texts to choose from: the prompts, or one a class.
+    /// Number of texts to choose from: the prompts, or one text per class.
     pub choices: usize,
 }
 
@@ -123,7 +123,7 @@ pub struct PromptRow {
     pub score_candidate: Option<f64>,
 }
 
-/// What was done to one layer.
+/// The changes of one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
     /// Name of the layer in the checkpoint.
@@ -132,70 +132,70 @@ pub struct LayerReport {
     pub rows: usize,
     /// Input features.
     pub columns: usize,
-    /// Share of the weights, in \[0, 1\], that are zero or gone.
+    /// Share of the weights, in \[0, 1\], that are zero or removed.
     #[serde(deserialize_with = "null_is_nan")]
     pub sparsity: f64,
     /// Squared error of the layer's output on the calibration data, relative to the squared output:
-    /// `tr(D H D^T) / tr(W H W^T)` with `D` the change of the weight `W` and `H` the Hessian.
+    /// `tr(D H D^T) / tr(W H W^T)`, where `D` is the change of the weight `W`, and `H` the Hessian.
     #[serde(deserialize_with = "null_is_nan")]
     pub error: f64,
-    /// Damping of the Hessian relative to the mean of its diagonal; 0 where none was used.
+    /// Damping of the Hessian, relative to the mean of its diagonal; 0 if none was used.
     #[serde(deserialize_with = "null_is_nan")]
     pub damping: f64,
     /// Number of the module package in which the layer was compressed.
     pub package: usize,
 }
 
-/// Heads, neurons or dimensions of one module, some of which were removed.
+/// The changes of a group: heads, neurons or dimensions of one module.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GroupReport {
     /// Name of the module.
     pub name: String,
     /// `heads`, `neurons`, or which dimensions of heads.
     pub kind: String,
-    /// How many there were.
+    /// How many the group had.
     pub count: usize,
-    /// How many went.
+    /// How many were removed.
     pub removed: usize,
-    /// Relative squared error of the product that they are a part of, over the calibration, where
-    /// it is not in the layers'.
+    /// Relative squared error over the calibration of the product that they are a part of, or
+    /// `None` if the layers' errors contain it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<f64>,
-    /// The same of the whole attention, after the softmax and the output projection, where it was
-    /// measured.
+    /// Relative squared error of the whole attention, after the softmax and the output projection,
+    /// if it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub module_error: Option<f64>,
 }
 
-/// What a model computes at which call of a run, and other ways to as little work.
+/// The schedule of a model that skips, and other ways to sample with as little work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SkippingReport {
-    /// `block`, `branch` or `residual`: what is used again.
+    /// The output that is reused: of a `block`, of a `branch`, or of a `residual`.
     pub kind: String,
     /// Names of the units, in execution order.
     pub units: Vec<String>,
-    /// Calls of the denoiser x units: whether it is computed.
+    /// Whether each unit is computed at each call: calls of the denoiser x units.
     pub computed: Vec<Vec<bool>>,
-    /// Of the forecast of what is not computed; 0 where it is used again as it was.
+    /// The order of the forecasts; 0 if outputs are reused unchanged.
     #[serde(default)]
     pub order: usize,
-    /// Share of the multiply-accumulates of a run that is left.
+    /// Share of the multiply-accumulates of a run that is kept, in \[0, 1\].
     pub kept: f64,
-    /// The loss, and the share that was kept, of each iteration in which it was learned.
+    /// Loss and kept share of each iteration of learning.
     pub history: Vec<(f64, f64)>,
-    /// This and other ways.
+    /// The comparison of this schedule with other ways.
     pub ways: Vec<WayReport>,
 }
 
-/// A way to do less, against the whole run.
+/// A way to sample with less work, compared with the whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WayReport {
-    /// What it is.
+    /// Its name.
     pub name: String,
-    /// Share of the multiply-accumulates of the whole run.
+    /// Share of the multiply-accumulates of the whole run, in \[0, 1\].
     pub kept: f64,
-    /// How many times faster its runs were, from noise to latents: the median over batches that
-    /// were drawn by turns.
+    /// Speed-up of its runs, from noise to latents, as a factor: the median over batches that were
+    /// drawn in turns.
     pub speed_up: Option<f64>,
     /// [`psnr_capped`](crate::psnr_capped) of the pictures in dB.
     pub psnr: f64,
@@ -203,14 +203,14 @@ pub struct WayReport {
     pub ssim: f64,
     /// [`relative_error`](crate::relative_error) of the latents.
     pub latent_error: f64,
-    /// Text-image score.
+    /// Mean text-image score.
     pub score: Option<f64>,
-    /// Share of the pictures whose own text scores highest.
+    /// Share of the pictures, in \[0, 1\], whose own text has the highest score.
     pub top1: Option<f64>,
 }
 
 impl WayReport {
-    /// Of a comparison with the whole run.
+    /// Creates the row of a way from its comparison with the whole run.
     #[must_use]
     pub fn new(comparison: &Comparison, kept: f64, speed_up: Option<f64>) -> Self {
         let scores = comparison.text_image.as_ref();
@@ -230,24 +230,24 @@ impl WayReport {
 /// One stage of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
-    /// Name.
+    /// Name of the stage.
     pub name: String,
     /// Wall-clock time in seconds.
     pub seconds: f64,
-    /// What the products of the stage would take at the machine's rate, in seconds, where it is
+    /// Time in seconds that the matrix products of the stage would take at the machine's rate, if
     /// known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor_seconds: Option<f64>,
-    /// Peak memory of the process during the stage, in bytes; up to its end where the system cannot
-    /// tell more.
+    /// Peak memory of the process during the stage, in bytes. If the system cannot tell, the peak
+    /// from the start of the process to the end of the stage.
     pub peak_bytes: u64,
 }
 
 impl Report {
-    /// The layout that this version writes and reads.
+    /// The format version that this crate writes and reads.
     pub const FORMAT_VERSION: u32 = 1;
 
-    /// The report as indented JSON, ending in a line feed.
+    /// Returns the report as indented JSON, ending in a line feed.
     pub fn to_json(&self) -> String {
         let mut json =
             serde_json::to_string_pretty(self).expect("every field of a report has a JSON form");
@@ -255,10 +255,10 @@ impl Report {
         json
     }
 
-    /// Reads what [`Report::to_json`] wrote.
+    /// Parses the output of [`Report::to_json`].
     ///
     /// # Errors
-    /// The text is not JSON, a field is missing, or the format version is another one.
+    /// The text is not JSON, a field is missing, or the format version is different.
     pub fn from_json(json: &str) -> Result<Self> {
         // The version first: the fields of another version may differ, and would hide the real
         // cause.

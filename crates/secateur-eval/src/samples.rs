@@ -1,4 +1,4 @@
-//! Pictures of a model over a list of prompts, and what sets two such sets apart.
+//! Pictures of a model for a list of prompts, and their comparison with those of another.
 
 use crate::error::Result;
 use crate::html::PicturePair;
@@ -11,31 +11,31 @@ use candle_core::Tensor;
 use secateur_models::{ClipModel, Observer, Pipeline, Sampling};
 use std::cell::{Cell, RefCell};
 
-/// What a model makes of a list of prompts. Two models with the same prompts and sampling start
+/// Pictures of a model for a list of prompts. Two models with the same prompts and sampling start
 /// from the same noise.
 pub struct Samples {
     model: String,
     prompts: Vec<String>,
     sampling: Sampling,
-    /// Final latents of each picture.
+    /// Final latents of each picture, flattened.
     latents: Vec<Vec<f32>>,
     pictures: Vec<Picture>,
     scores: Option<Scores>,
-    /// Processor time of each step of a full batch, for one picture.
+    /// Processor time in seconds of each step of a full batch, per picture.
     step_seconds: Vec<f64>,
 }
 
-/// How well pictures fit texts.
+/// Text-image scores of pictures.
 struct Scores {
-    /// Name of the model that tells.
+    /// Name of the scoring model.
     model: String,
-    /// Cosines of every text (row) with every picture (column).
+    /// Cosine similarity of every text (row) with every picture (column).
     cosines: Vec<Vec<f32>>,
-    /// The text that is each picture's own.
+    /// For each picture, the index of its own text.
     own: Vec<usize>,
 }
 
-/// Processor time of this process so far, over all threads, in seconds.
+/// Returns the processor time of this process so far, over all threads, in seconds.
 #[cfg(unix)]
 fn processor_seconds() -> Option<f64> {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -47,10 +47,10 @@ fn processor_seconds() -> Option<f64> {
     None
 }
 
-/// Times the steps of full batches on their way to an observer.
+/// Passes progress on to an observer, and times the steps of full batches.
 struct Timed<'a> {
     observer: &'a dyn Observer,
-    /// Images of a full batch.
+    /// Number of images of a full batch.
     full: usize,
     last: Cell<Option<f64>>,
     steps: RefCell<Vec<f64>>,
@@ -75,11 +75,11 @@ impl Observer for Timed<'_> {
 }
 
 impl Samples {
-    /// Generates one picture a prompt, and scores them where there is a `clip`. The observer is
-    /// advanced by the samples of a batch at every step: prompts x steps in all.
+    /// Generates one picture per prompt, and scores the pictures if there is a `clip`. The observer
+    /// advances by the samples of a batch at every step: by prompts x steps in all.
     ///
     /// # Errors
-    /// If the model fails, makes values that are not finite, or the observer interrupts.
+    /// If the model fails or makes values that are not finite, or the observer interrupts.
     pub fn generate(
         pipeline: &Pipeline,
         model: &str,
@@ -101,7 +101,7 @@ impl Samples {
         Ok(Self { step_seconds: timed.steps.into_inner(), ..samples })
     }
 
-    /// The same of final latents that were drawn before, batch by batch.
+    /// Decodes and scores final latents that were drawn before, batch by batch.
     ///
     /// # Errors
     /// If the model makes values that are not finite.
@@ -148,8 +148,8 @@ impl Samples {
         Ok(samples)
     }
 
-    /// The median processor time of a denoising step for one picture, in seconds, over all threads,
-    /// in full batches; none where the system does not tell, and for latents that were drawn
+    /// Returns the median processor time of a denoising step for one picture, in seconds, over all
+    /// threads, in full batches. `None` if the system does not report it, or the latents were drawn
     /// before.
     #[must_use]
     pub fn step_seconds(&self) -> Option<f64> {
@@ -157,13 +157,13 @@ impl Samples {
             .then(|| Spread::of(self.step_seconds.iter().copied()).median)
     }
 
-    /// The pictures, in the order of the prompts.
+    /// Returns the pictures, in the order of the prompts.
     #[must_use]
     pub fn pictures(&self) -> &[Picture] {
         &self.pictures
     }
 
-    /// Compares `candidate` with `self`, picture by picture.
+    /// Compares `candidate` with `self`, the reference, picture by picture.
     ///
     /// # Errors
     /// If there are no pictures, or their sizes differ.
@@ -217,8 +217,8 @@ impl Samples {
 }
 
 impl Scores {
-    /// Cosine of each picture with its own text, and the share of pictures whose own text fits best
-    /// among all.
+    /// Returns the cosine similarity of each picture with its own text, and the share of pictures
+    /// whose own text has the highest score.
     fn of_pictures(&self) -> (Vec<f64>, f64) {
         let own: Vec<f64> = self
             .own
@@ -240,10 +240,10 @@ impl Scores {
     }
 }
 
-/// Pictures of a tensor, samples x height x width x 3, in [0, 1].
+/// Splits a tensor (samples x height x width x 3, in [0, 1]) into pictures.
 ///
 /// # Errors
-/// If the tensor is of another shape, or holds values that are not finite.
+/// If the tensor has another shape, or holds values that are not finite.
 pub fn split(pictures: &Tensor) -> Result<Vec<Picture>> {
     let (samples, height, width, _) = pictures.dims4()?;
     let picture = |i| Picture::new(width, height, pictures.get(i)?.flatten_all()?.to_vec1()?);

@@ -2,20 +2,21 @@
 
 use serde::Serialize;
 
-/// Of several measurements, in their unit: unlike a mean, it is not moved by the few that something
-/// else on the machine made slow.
+/// Median and quartiles of several measurements, in their unit. Unlike a mean, a median hardly
+/// changes if other load of the machine slows a few measurements down.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
-    /// Half of them are no larger.
+    /// The median: half of the values are no larger.
     pub median: f64,
-    /// A fourth of them are no larger.
+    /// The lower quartile: a fourth of the values are no larger.
     pub lower_quartile: f64,
-    /// A fourth of them are no smaller.
+    /// The upper quartile: a fourth of the values are no smaller.
     pub upper_quartile: f64,
 }
 
 impl Spread {
-    /// Between two values, linearly so. Of none, NaN.
+    /// Computes the quantiles, interpolated linearly between two values. All are NaN if there are
+    /// no values.
     #[must_use]
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
@@ -32,7 +33,7 @@ impl Spread {
         }
     }
 
-    /// In a unit that is `scale` times smaller: the median, and the quartiles in parentheses.
+    /// Formats the median, and the quartiles in parentheses, multiplied by `scale`.
     #[must_use]
     pub fn show(&self, scale: f64, decimals: usize) -> String {
         let show = |value: f64| format!("{:.decimals$}", scale * value);

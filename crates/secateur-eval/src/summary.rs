@@ -1,4 +1,4 @@
-//! The spread of one metric.
+//! Summary statistics of one metric.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -49,7 +49,7 @@ impl Summary {
     }
 }
 
-/// Reads a number, or `null` (as JSON has no other form for a value that is not finite) as NaN.
+/// Reads a number. Reads `null` as NaN, as JSON has no other form for a value that is not finite.
 pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<f64, D::Error> {

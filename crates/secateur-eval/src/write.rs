@@ -1,4 +1,4 @@
-//! Puts a report on disk. A file appears whole or not at all.
+//! Writing of reports, each file atomically.
 
 use crate::error::{Error, Result};
 use crate::html::{PicturePair, html};
@@ -8,7 +8,7 @@ use std::path::Path;
 
 impl Report {
     /// Writes `report.html` (one self-contained page, with `pictures`) and `report.json` into
-    /// `folder`, which must exist. Older reports there are replaced.
+    /// `folder`, which must exist. Existing reports there are replaced.
     ///
     /// # Errors
     /// The folder does not exist, or a file cannot be written.

@@ -1,4 +1,4 @@
-//! Running a model to gather the statistics of its layers' inputs.
+//! Calibration: running a model to gather the statistics of the inputs of its layers.
 
 mod weighting;
 mod settings;

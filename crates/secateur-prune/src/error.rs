@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 /// What can go wrong while compressing.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request cannot be served; says what to change.
+    /// The request cannot be served. The text says what to change.
     #[error("{0}")]
     Request(String),
-    /// A layer cannot be pruned as asked.
+    /// A layer cannot be pruned as requested.
     #[error("layer {layer}: {problem}")]
     Layer {
         /// The layer's checkpoint name.

@@ -1,11 +1,12 @@
 //! Training-free compression of diffusion models: calibration, Hessians, OBS-Diff and its
 //! baselines.
 //!
-//! Data flows one way: a [`Plan`] says which layers, in which packages; calibration runs the model
-//! and gathers one [`InputStatistics`] per distinct layer input; a [`Method`] turns weights and
-//! statistics into pruned weights. A method never runs a model, and nothing here names one.
+//! Data flows one way. A [`Plan`] lists the layers to prune, in packages. Calibration runs the
+//! model and gathers one [`InputStatistics`] per distinct layer input. A [`Method`] turns weights
+//! and statistics into pruned weights. A method never runs a model, and no code here depends on a
+//! model family.
 //!
-//! The main job, on one prompt and two steps to be quick:
+//! An example, with one prompt and two steps to be quick:
 //!
 //! ```
 //! use secateur_models::{ModelFolder, OutputFolder, OutputOptions, Pipeline, Sampling};

@@ -1,4 +1,4 @@
-//! The methods: statistics and weights in, weights out.
+//! The methods: functions from statistics and weights to new weights.
 
 mod method;
 mod low_rank;

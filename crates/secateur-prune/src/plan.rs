@@ -1,4 +1,4 @@
-//! Which layers are pruned, in which order, and what that takes.
+//! The plan: which layers are pruned, in which order, and the memory and work that this takes.
 
 mod demand;
 mod package;
@@ -18,29 +18,31 @@ pub use selection::Selection;
 use serde::Serialize;
 use std::collections::HashMap;
 
-/// How many module packages: each one is calibrated with the model as pruned by those before it.
+/// The number of module packages. Each package is calibrated on the model as pruned in the packages
+/// before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packages {
-    /// That many, or as many as there are units if fewer.
+    /// That many packages, or one per unit if there are fewer units.
     Count(usize),
-    /// As few as fit: statistics and solver of one package in that many bytes.
+    /// As few packages as possible, so that the statistics and the solver of one package take at
+    /// most that many bytes.
     Memory(u64),
 }
 
-/// The whole plan.
+/// The layers and groups to prune, in packages.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
-    /// In execution order.
+    /// The packages, in execution order.
     pub packages: Vec<Package>,
 }
 
 impl Plan {
-    /// Cuts what the task changes of the chosen layers into packages of near-equal numbers of
-    /// units.
+    /// Splits the parts of the chosen layers that the task changes into packages with nearly equal
+    /// numbers of units.
     ///
     /// # Errors
-    /// If nothing is chosen, a layer cannot have the pattern, or the memory does not hold even one
-    /// unit.
+    /// If nothing is chosen, a layer cannot have the pattern, or even one unit does not fit into
+    /// the memory.
     pub fn new(
         structure: &Structure,
         selection: &Selection,
@@ -99,7 +101,7 @@ impl Plan {
         Self { packages: (0..count).map(join).collect() }
     }
 
-    /// Has the inputs of all attentions and feed-forwards watched as well, for
+    /// Adds the inputs of all attentions and feed-forwards to the watched inputs, for
     /// [`Source::carried`](crate::Source::carried).
     ///
     /// # Errors
@@ -122,24 +124,24 @@ impl Plan {
         Ok(())
     }
 
-    /// All layers in execution order.
+    /// Returns all layers in execution order.
     pub fn layers(&self) -> impl Iterator<Item = &PlannedLayer> {
         self.packages.iter().flat_map(Package::layers)
     }
 
-    /// Bytes of the largest package.
+    /// Returns the bytes of the largest package.
     #[must_use]
     pub fn bytes(&self, task: &dyn Demand) -> u64 {
         self.packages.iter().map(|package| package.bytes(task)).max().unwrap_or(0)
     }
 
-    /// All groups of heads and neurons, in execution order.
+    /// Returns all groups of heads and neurons, in execution order.
     pub fn groups(&self) -> impl Iterator<Item = &PlannedGroup> {
         self.packages.iter().flat_map(|package| package.coupled.iter().flatten())
     }
 
-    /// All that a model lacks once the groups have lost what the plan says, if `before` is what it
-    /// lacks now. Which ones go is not known yet: the first ones stand for them.
+    /// Returns all parts that a model lacks once the groups are pruned, if it lacks `before` now.
+    /// Which parts go is not known yet, so the first ones stand for them.
     #[must_use]
     pub fn removals(&self, before: &Removals) -> Removals {
         let mut removals = before.clone();
@@ -149,8 +151,8 @@ impl Plan {
         removals
     }
 
-    /// Multiply-accumulates of all Hessians for one sample of one step, where layers have as many
-    /// tokens as in `structure`; symmetric products counted at half.
+    /// Returns the multiply-accumulates of all Hessians for one sample at one step, if layers have
+    /// as many tokens as in `structure`. Products with a symmetric result count half.
     #[must_use]
     pub fn hessian_macs(&self, structure: &Structure) -> u64 {
         let inputs = self.packages.iter().flat_map(Package::watched_inputs);
@@ -168,8 +170,8 @@ impl Plan {
         inputs.map(|input| input.layers.first().map_or(0, of) as u64).sum()
     }
 
-    /// Multiply-accumulates of an OBS solver: of an input of width d, d^3 for the factors of its
-    /// Hessian, and half of rows x d^2 for a layer that reads it.
+    /// Returns the multiply-accumulates of an OBS solver: d^3 for the factors of the Hessian of an
+    /// input of width d, and half of rows x d^2 for each layer that reads the input.
     #[must_use]
     pub fn solver_macs(&self) -> u64 {
         let of = |input: &SharedInput| {
@@ -181,7 +183,8 @@ impl Plan {
     }
 }
 
-/// OBS-Diff's units in block order: per block {QKV}, {out}, {ff up}, {ff down}, over all streams.
+/// Returns OBS-Diff's units in block order: per block {QKV}, {out}, {ff up}, {ff down}, over all
+/// streams.
 fn weight_units(
     structure: &Structure,
     selection: &Selection,
@@ -214,8 +217,8 @@ fn weight_units(
     units
 }
 
-/// The units of structured removal in block order: per block its {heads} and {neurons}, over all
-/// streams; those that one layer reads (FLUX's single blocks) are one unit.
+/// Returns the units of structured removal in block order: per block its {heads} and {neurons},
+/// over all streams. Groups that one layer reads (FLUX's single blocks) are one unit.
 fn structured_units(
     structure: &Structure,
     selection: &Selection,
@@ -259,7 +262,7 @@ fn structured_units(
     units
 }
 
-/// The input of a layer that is watched.
+/// Returns the input of a layer, to watch it, or `None` if the layer is no prunable linear.
 fn watched_input(layer: &Layer) -> Option<SharedInput> {
     let (Operation::Linear { rows, inputs, outputs }, Some(prunable)) =
         (layer.operation, &layer.prunable)
@@ -276,7 +279,7 @@ fn watched_input(layer: &Layer) -> Option<SharedInput> {
     Some(SharedInput { name: prunable.input.clone(), layers: vec![planned] })
 }
 
-/// What to say where a selection leaves nothing to do.
+/// Returns the error's text for a selection that chooses nothing.
 fn nothing_chosen(structure: &Structure, change: Change) -> String {
     let (what, known): (&str, Vec<LayerName>) = match change {
         Change::Weights(_) => (

@@ -1,4 +1,4 @@
-//! Doing what a plan says to a model, package after package.
+//! Executing a plan on a model, package after package.
 
 mod setting;
 mod budget;

@@ -1,4 +1,4 @@
-//! Plain rules of the same multiply-accumulates.
+//! Plain rules with the same number of multiply-accumulates.
 
 use crate::error::Result;
 use crate::rules::{changes, evenly, first_unit, random};
@@ -8,19 +8,20 @@ use crate::settings::Learning;
 use secateur_models::{Observer, Pipeline, ReuseSchedule, Sampling, UnitKind};
 use std::sync::Arc;
 
-/// A way to little work.
+/// A way to sample with less work.
 #[derive(Clone, Debug)]
 pub struct Way {
-    /// What it is.
+    /// Its name in the report.
     pub name: String,
-    /// The share of the whole run's multiply-accumulates.
+    /// Its share of the multiply-accumulates of the whole run, in (0, 1].
     pub kept: f64,
-    /// How to sample so.
+    /// The sampling that does so.
     pub sampling: Sampling,
 }
 
-/// The schedules that were tried, the same as they are without a forecast, and what else needs no
-/// learning, with no more than the share of the multiply-accumulates that is to be kept.
+/// Returns the ways to compare, each with at most the share of the multiply-accumulates in
+/// `learning`: the schedules that were tried, the same schedules without a forecast, and others
+/// that need no learning.
 ///
 /// # Errors
 /// If the model fails, or the observer interrupts.
@@ -78,11 +79,11 @@ pub fn ways(
     Ok(ways)
 }
 
-/// What the field caches by rules of its own, to be taken over as it was: what is behind the first
-/// block of a transformer (FBCache of ParaAttention and diffusers, which has no warm-up), or below
-/// the outermost skip connection of a UNet, so that only its last branch is computed (DeepCache, Ma
-/// et al. 2024, arXiv 2312.00858). More than the share that is to be kept, where these alone are
-/// more.
+/// Caches of other tools, with their own rules of what to compute. Cached outputs are reused
+/// without a forecast: all behind the first block of a transformer (FBCache of ParaAttention and
+/// diffusers, which has no warm-up), or all below the outermost skip connection of a UNet, so that
+/// only its last branch is computed (DeepCache, Ma et al. 2024, arXiv 2312.00858). The share is
+/// above the requested one if these parts alone need more.
 fn cache(
     pipeline: &Pipeline,
     learning: &Learning,

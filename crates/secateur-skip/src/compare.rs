@@ -1,4 +1,4 @@
-//! Ways to do less, held against the whole run on pictures that nothing was learned from.
+//! Comparison of ways to sample with the whole run, on pictures that were not used for learning.
 
 use crate::baselines::Way;
 use crate::error::Result;
@@ -6,19 +6,19 @@ use secateur_eval::{Comparison, PicturePair, Samples, Spread, WayReport};
 use secateur_models::{ClipModel, Denoising, Observer, Pipeline, Sampling};
 use std::time::Instant;
 
-/// What a way comes to.
+/// The result for one way.
 pub struct Compared {
-    /// In short.
+    /// The summary.
     pub report: WayReport,
-    /// Picture by picture.
+    /// The comparison of its pictures with those of the whole run.
     pub comparison: Comparison,
-    /// The pictures of the whole run and its own.
+    /// Pairs of a picture of the whole run and its own.
     pub pictures: Vec<PicturePair>,
 }
 
-/// Draws a picture a prompt by the whole run `whole`, which is called `name`, and by each way, from
-/// its noise. The ways take turns batch by batch, so that a machine that gets faster or slower does
-/// so for all; what is timed begins after the text encoders, and ends before the autoencoder.
+/// Draws one picture per prompt by the whole run `whole`, which the report calls `name`, and by
+/// each way, from the same noise. The ways take turns batch by batch, so that a change of the
+/// machine's speed affects all of them. The timing excludes the text encoders and the autoencoder.
 ///
 /// # Errors
 /// If the model fails, or the observer interrupts.

@@ -1,13 +1,13 @@
 use secateur_models::files::shown;
 use std::path::PathBuf;
 
-/// What can go wrong.
+/// What can go wrong while learning or comparing schedules.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request cannot be served; says what to change.
+    /// The request cannot be served. The text says what to change.
     #[error("{0}")]
     Request(String),
-    /// What a stopped run left cannot be used.
+    /// A file of a stopped run cannot be used.
     #[error("{}: {problem}", shown(path))]
     Progress {
         /// The file.

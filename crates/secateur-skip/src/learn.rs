@@ -1,4 +1,5 @@
-//! DiP-GO's optimisation: gates from the pruner network, a run with them, and back.
+//! DiP-GO's optimisation: gates from the pruner network, a run with them, and gradients back to the
+//! network.
 
 use crate::error::{Error, Result};
 use crate::progress::{INTERVAL, LEARNED, PRUNER, Progress, Quiet, problem};
@@ -13,23 +14,23 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// A moment of the optimisation.
+/// The figures of one iteration of the optimisation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Point {
-    /// Of the pictures.
+    /// The loss of the pictures.
     pub loss: f64,
-    /// The share of the multiply-accumulates that the gates kept.
+    /// The share of the multiply-accumulates that the gates keep.
     pub kept: f64,
 }
 
-/// What was learned.
+/// The result of learning.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Learned {
-    /// P(computed); 1 at the first call.
+    /// P(computed) of each unit at each call; 1 at the first call.
     pub scores: Scores,
-    /// One an iteration.
+    /// One point per iteration.
     pub history: Vec<Point>,
-    /// It was stopped before it was done.
+    /// Whether it was stopped before it ended.
     pub stopped: bool,
 }
 
@@ -37,36 +38,36 @@ pub struct Learned {
 struct State {
     history: Vec<Point>,
     settled: Settled,
-    /// SHA-256 of the file of the network, which has the number of iterations in its name: the last
-    /// one stays until the next is whole.
+    /// SHA-256 of the network's file. The file's name has the number of iterations, and the file is
+    /// kept until that of a later save is complete.
     pruner: String,
 }
 
-/// Iterations in which the rate of learning rises.
+/// The most iterations in which the learning rate rises.
 const WARM_UP: usize = 10;
 
-/// The rate of learning times the number of iterations.
+/// The highest learning rate times the number of iterations.
 const RATE: f64 = 0.6;
 
-/// Iterations over which progress is averaged.
+/// Number of iterations over which the reported progress is averaged.
 const RECENT: usize = 8;
 
-/// Iterations in which nothing has changed after which nothing is expected to; a fifth of all,
-/// where that is more.
+/// Learning ends after this many iterations without change, or after a fifth of all iterations, if
+/// that is more.
 const PATIENCE: usize = 20;
 
-/// The share of the iterations in which what is computed comes down to what is asked for.
+/// The share of the iterations in which the share that is computed falls to the requested one.
 const DESCENT: f64 = 0.3;
 
-/// The share from which it comes down: of all there would be nothing to learn.
+/// The share at which it starts. From a whole run there would be nothing to learn.
 const MOST: f64 = 0.95;
 
-/// Learns which units to compute at which calls; `whole` computes everything, and its order is that
-/// of the forecasts.
+/// Learns which units to compute at which calls. `whole` computes everything, and its order is the
+/// order of the forecasts.
 ///
 /// # Errors
-/// If the model fails, or there are no prompts. An observer that interrupts ends it with what was
-/// learned so far.
+/// If the model fails, or there are no prompts. An observer that interrupts ends learning early,
+/// without an error.
 pub fn learn(
     pipeline: &Pipeline,
     whole: &ReuseSchedule,
@@ -87,10 +88,10 @@ pub fn learn(
     Ok(Learned { scores: optimisation.scores()?, history: optimisation.history, stopped })
 }
 
-/// What gates are moved by, with the sign of a gradient, which steps go against: by the logarithm
-/// of their gain over the price, and no farther than 1 either way, as a few calls gain a hundred
-/// times as much as the rest, and the rest is what is to be told apart. The price is the gain that
-/// the share `keep` of all gates with a gain is above.
+/// Returns the values that replace the gradients of the gates, with the sign of a gradient, so that
+/// a descent step goes against them. Each is the logarithm of the gate's gain over a price, clamped
+/// to [-1, 1], as a few calls gain a hundred times as much as the rest, and the rest must be told
+/// apart. The price is the gain that the share `keep` of all gates with a gain exceeds.
 fn priced(gains: &[Vec<Option<f64>>], keep: f64) -> Vec<Vec<f64>> {
     let mut sorted: Vec<f64> = gains.iter().flatten().flatten().copied().collect();
     sorted.sort_by(|a, b| b.total_cmp(a));
@@ -102,12 +103,13 @@ fn priced(gains: &[Vec<Option<f64>>], keep: f64) -> Vec<Vec<f64>> {
     gains.iter().map(|row| row.iter().map(moved).collect()).collect()
 }
 
-/// In [0, 1), of every few successive numbers spread evenly (van der Corput's sequence).
+/// Returns a number in [0, 1). Any few successive ones are spread evenly (van der Corput's
+/// sequence).
 fn evenness(number: usize) -> f64 {
     (number as u64).reverse_bits() as f64 / 2f64.powi(64)
 }
 
-/// What would be computed, and since which iteration.
+/// What would be computed, and the iteration since which it is the same.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Settled {
     since: usize,
@@ -119,7 +121,7 @@ struct Optimisation<'a> {
     whole: &'a ReuseSchedule,
     learning: &'a Learning,
     pruner: Pruner,
-    /// gamma of each unit.
+    /// gamma of each unit: see [`cascades`](crate::scores::cascades).
     cascades: Vec<f64>,
     history: Vec<Point>,
     settled: Settled,
@@ -163,7 +165,7 @@ impl<'a> Optimisation<'a> {
         Ok(Self { pipeline, whole, learning, pruner, cascades, history, settled })
     }
 
-    /// P(computed), 1 at the first call.
+    /// Returns P(computed) of each unit at each call; 1 at the first call.
     fn scores(&self) -> Result<Scores> {
         let probabilities = self.pruner.forward(false)?.to_vec2::<f32>()?;
         let rows = probabilities.into_iter().map(|row| row.into_iter().map(f64::from).collect());
@@ -215,7 +217,7 @@ impl<'a> Optimisation<'a> {
         Ok(())
     }
 
-    /// Whether what would be computed has been the same for long.
+    /// Returns whether what would be computed has been the same for many iterations.
     fn is_settled(&mut self, iteration: usize) -> Result<bool> {
         let structure = self.pipeline.structure(&self.learning.sampling);
         let now = self.scores()?.select(
@@ -230,14 +232,14 @@ impl<'a> Optimisation<'a> {
         Ok(self.rests(iteration))
     }
 
-    /// Whether the last change is long ago.
+    /// Returns whether the last change was many iterations ago.
     fn rests(&self, iteration: usize) -> bool {
         let patience = PATIENCE.max(self.learning.iterations / 5);
         let descent = (DESCENT * self.learning.iterations as f64) as usize;
         iteration >= self.settled.since.max(descent) + patience
     }
 
-    /// Means of the last iterations.
+    /// Returns the means of loss and share over the last iterations.
     fn recent(&self) -> (f64, f64) {
         let recent = &self.history[self.history.len().saturating_sub(RECENT)..];
         let mean =
@@ -285,9 +287,9 @@ impl<'a> Optimisation<'a> {
         Ok(point)
     }
 
-    /// What computing a unit gains for the work that goes with it, of all calls but the first, from
-    /// what a loss has for the gates. A gate that nothing hangs on, as what reads it is not
-    /// computed, has none.
+    /// Returns what computing each unit at each call but the first gains, per work that depends on
+    /// it, given the gradients `of_gates` of a loss. A gate has no gain (`None`) if no computed
+    /// unit reads its unit.
     fn gains(
         &self,
         schedule: &ReuseSchedule,
@@ -306,9 +308,9 @@ impl<'a> Optimisation<'a> {
         of_gates.iter().zip(schedule.computed.iter().skip(1)).map(row).collect()
     }
 
-    /// What is computed at an iteration: by P(computed), the share of the multiply-accumulates that
-    /// is asked for, coming down to it over the first iterations. Of equal probabilities the calls
-    /// that are spread most evenly are computed.
+    /// Returns the schedule of an iteration: the units with the highest P(computed), up to a share
+    /// of the multiply-accumulates, which falls to the requested one over the first iterations. Of
+    /// equal probabilities, calls that are spread evenly go first.
     fn schedule(
         &self,
         probabilities: &[Vec<f32>],
@@ -332,7 +334,8 @@ impl<'a> Optimisation<'a> {
         )
     }
 
-    /// Rises over the first iterations, and falls with the cosine to the last.
+    /// Returns the learning rate, which rises over the first iterations and then falls like a
+    /// cosine.
     fn rate(&self, iteration: usize) -> f64 {
         let iterations = self.learning.iterations;
         let rate = RATE / iterations as f64;
@@ -362,7 +365,7 @@ impl<'a> Optimisation<'a> {
     }
 }
 
-/// The file of the network after `steps` iterations.
+/// The name of the network's file after `steps` iterations.
 fn pruner_name(steps: usize) -> String {
     format!("{PRUNER}{steps}.safetensors")
 }
@@ -374,9 +377,9 @@ mod tests {
     use secateur_models::{ModelFolder, Pipeline, Sampling, UnitKind};
     use std::path::Path;
 
-    /// The rate rises over a tenth of the iterations, ten at most, and is the highest for two of
-    /// them; nothing rests before it is known what is computed, and then for a fifth of them,
-    /// twenty at least.
+    /// The rate rises over a tenth of the iterations, ten at most, and is highest for two of them.
+    /// Nothing is at rest before a schedule is known, and then only after a fifth of the
+    /// iterations, twenty at least.
     #[test]
     fn rates_and_rest_go_by_the_number_of_iterations() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
@@ -427,7 +430,7 @@ mod tests {
         );
         assert_eq!(priced(&[vec![None, None]], 0.5), [[0.0, 0.0]]);
     }
-    /// The last change is the last time that something else would be computed.
+    /// The last change is the last time that a different schedule would be computed.
     #[test]
     fn what_does_not_change_settles() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");

@@ -1,13 +1,13 @@
-//! What a diffusion model need not compute at every step (DiP-GO, Zhu et al. 2024, arXiv
-//! 2410.16942), and plain rules to hold it against.
+//! Skipping: which parts of a diffusion model need not be computed at every step (DiP-GO, Zhu et
+//! al. 2024, arXiv 2410.16942), and plain rules to compare with.
 //!
-//! A [`SuperNet`] is a model in which every unit, at every call but the first of a run, may take
-//! over a forecast of what it made before; gradients of a loss of the final pictures tell how much
-//! each call of each unit is missed. A [`Search`] tries plain rules on a few pictures. [`learn`]
-//! lets a small network ([`Pruner`]) learn by the gradients which to compute, and gives a score to
-//! each; [`Scores`] make a [`ReuseSchedule`](secateur_models::ReuseSchedule) of them for any share
-//! of the work that is to be left. [`Search::select`] tries these beside the rules, and makes the
-//! closest closer by exchanges; [`compare()`] holds what it keeps against fewer steps.
+//! A [`SuperNet`] is a model in which every unit, at every call but the first of a run, can be
+//! replaced by a forecast from its earlier outputs. Gradients of a loss of the final pictures say
+//! how much each unit matters at each call. A [`Search`] tries plain rules on a few pictures.
+//! [`learn`] trains a small network ([`Pruner`]) with these gradients, and scores every unit at
+//! every call. [`Scores`] give a [`ReuseSchedule`](secateur_models::ReuseSchedule) for any share of
+//! the work. [`Search::select`] tries these schedules besides the rules, and improves the closest
+//! one by exchanges. [`compare()`] compares the results with fewer steps.
 
 // In the order in which data passes them: a module imports only from those above it.
 mod error;

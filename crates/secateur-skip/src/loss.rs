@@ -1,10 +1,10 @@
-//! How far pictures are from what they should be, as something that gradients flow through.
+//! Distances between pictures that gradients flow through.
 
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::fmt;
 
-/// A distance of pictures.
+/// A distance between pictures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Loss {
     /// 1 - SSIM (Wang et al. 2004), over windows of 11 x 11 pixels.
@@ -35,10 +35,11 @@ impl fmt::Display for Loss {
 }
 
 impl Loss {
-    /// Of pictures (samples x height x width x channels) in [0, 1], a scalar, the mean over all.
+    /// Returns the distance between pictures (samples x height x width x channels) in [0, 1]: a
+    /// scalar, the mean over all samples.
     ///
     /// # Errors
-    /// If the shapes differ, or pictures are too small for SSIM.
+    /// If the shapes differ, or the pictures are smaller than SSIM's window.
     pub fn of(self, pictures: &Tensor, wanted: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Ssim => (1.0 - ssim(pictures, wanted)?)?,
@@ -68,7 +69,8 @@ fn ssim(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok((similar / sizes)?.mean_all()?)
 }
 
-/// The matrix (size - 10 x size) of the Gaussian-weighted means of successive entries.
+/// Returns the matrix (size - 10 x size) that maps a vector to Gaussian-weighted means of its
+/// successive entries.
 fn means(size: usize) -> Result<Tensor> {
     let centre = (WINDOW / 2) as f64;
     let weights: Vec<f64> =
@@ -85,8 +87,8 @@ fn means(size: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, (places, size), &Device::Cpu)?)
 }
 
-/// Means over windows of each channel: samples x channels x places down x places across, in some
-/// order.
+/// Returns the means over windows of each channel: samples x channels x places down x places
+/// across, in some order of the axes.
 fn local_means(x: &Tensor, down: &Tensor, across: &Tensor) -> Result<Tensor> {
     let (samples, height, width, channels) = x.dims4()?;
     let x = x.permute((0, 3, 1, 2))?.contiguous()?.reshape((samples * channels * height, width))?;

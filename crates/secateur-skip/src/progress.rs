@@ -1,4 +1,4 @@
-//! What a run that is stopped leaves to go on with.
+//! The files from which a stopped run continues.
 
 use crate::error::{Error, Result};
 use secateur_models::Observer;
@@ -8,22 +8,23 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A folder that has how far it has come, to go on after it was stopped.
+/// A folder with the progress of a run, from which a stopped run continues.
 #[derive(Clone, Debug)]
 pub struct Progress {
     /// The folder.
     pub folder: PathBuf,
-    /// What the result depends on, in words of the caller: one that differs is not gone on with.
+    /// Everything that the result depends on, as text of the caller. Files of another request are
+    /// not used.
     pub request: String,
 }
 
-/// The file of what was learned.
+/// The file of the learning's state.
 pub(crate) const LEARNED: &str = "learned.json";
-/// How the files of the pruner network begin.
+/// The beginning of the names of the network's files.
 pub(crate) const PRUNER: &str = "pruner-";
-/// The file of what was tried.
+/// The file of the schedules that were tried.
 pub(crate) const TRIED: &str = "tried.json";
-/// How often they are written.
+/// The time between two saves.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
@@ -33,14 +34,14 @@ struct File<T> {
 }
 
 impl Progress {
-    /// Whether files in its folder are called so.
+    /// Whether `name` is that of a file in a folder of progress.
     #[must_use]
     pub fn is_own(name: &str) -> bool {
         [LEARNED, TRIED].contains(&name) || name.starts_with(PRUNER)
     }
 
-    /// A file of the folder; nothing where there is none, or where it is damaged, which the
-    /// observer hears of.
+    /// Reads a file of the folder. Returns `None` if there is none, or if it is damaged, and then
+    /// says so to the observer.
     pub(crate) fn read<T: DeserializeOwned>(
         &self,
         name: &str,
@@ -65,19 +66,19 @@ impl Progress {
         }
     }
 
-    /// Puts a file into the folder, whole or not at all.
+    /// Writes a file into the folder, atomically.
     pub(crate) fn write<T: Serialize>(&self, name: &str, state: T) -> Result<()> {
         let file = File { request: self.request.clone(), state };
         Ok(write_sealed(&self.folder.join(name), &file)?)
     }
 }
 
-/// That a file, or what it has, cannot be used.
+/// Returns the error that a file, or its content, cannot be used.
 pub(crate) fn problem(path: &Path, problem: &impl ToString) -> Error {
     Error::Progress { path: path.to_owned(), problem: problem.to_string() }
 }
 
-/// Only whether to stop.
+/// An observer that only passes on interruptions.
 pub(crate) struct Quiet<'a>(pub(crate) &'a dyn Observer);
 
 impl Observer for Quiet<'_> {

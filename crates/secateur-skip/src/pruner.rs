@@ -1,5 +1,5 @@
-//! DiP-GO's pruner network: from learned queries, one for each unit at each call, to the
-//! probability that it is computed.
+//! DiP-GO's pruner network. It maps learned queries, one for each unit at each call, to the
+//! probability that the unit is computed.
 
 use crate::error::{Error, Result};
 use candle_core::{CpuStorage, D, Device, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
@@ -12,17 +12,17 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Width of a query, of queries and keys of the attention, of the hidden layers.
+/// Width of a learned query, of the attention's queries and keys, and of the hidden layers.
 const WIDTH: usize = 512;
 const QUERY_KEY: usize = 128;
 const HIDDEN: usize = 128;
-/// Of what the attention makes, while it learns.
+/// Dropout of the attention's output during learning.
 const DROPOUT: f64 = 0.1;
-/// Of stochastic gradient descent.
+/// Momentum of stochastic gradient descent.
 const MOMENTUM: f32 = 0.9;
 const WEIGHT_DECAY: f32 = 1e-4;
 const EPS: f64 = 1e-5;
-/// v = momentum * v + gradient + decay * parameter.
+/// Updates a velocity: v = momentum * v + gradient + decay * parameter.
 struct Accelerate;
 
 impl InplaceOp3 for Accelerate {
@@ -52,7 +52,7 @@ impl InplaceOp3 for Accelerate {
     }
 }
 
-/// parameter -= rate * v.
+/// Updates a parameter: parameter -= rate * v.
 struct Descend {
     rate: f32,
 }
@@ -80,7 +80,7 @@ impl InplaceOp2 for Descend {
     }
 }
 
-/// Numbers that a thread takes at a time.
+/// Numbers that a thread takes at a time, at most.
 const CHUNK: usize = 1 << 15;
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
@@ -100,13 +100,12 @@ fn slice_mut<'a>(
     }
 }
 
-/// Of the velocities in a file.
+/// The prefix of the names of velocities in a file.
 const VELOCITY: &str = "velocity.";
 
-/// The network with what its optimiser remembers. A layer of self-attention over the units of a
-/// call and a feed-forward, and for each query a head of its own of three linears, whose last one
-/// starts with weights of 0 and biases of 0 and 1: every unit is computed with probability 0.731 at
-/// first.
+/// The network, with the state of its optimiser. It has a layer of self-attention over the units of
+/// a call, a feed-forward, and a head of three linears for each query. The last linear starts with
+/// weights of 0 and biases of 0 and 1, so every unit is first computed with probability 0.731.
 pub struct Pruner {
     calls: usize,
     units: usize,
@@ -116,7 +115,7 @@ pub struct Pruner {
 }
 
 impl Pruner {
-    /// For that many calls and units, with weights that depend on the seed alone.
+    /// Creates the network for that many calls and units. Its weights depend only on the seed.
     ///
     /// # Errors
     /// If a tensor cannot be made.
@@ -160,7 +159,7 @@ impl Pruner {
         Ok(Self { calls, units, parameters, velocities: BTreeMap::new(), random: random.into() })
     }
 
-    /// Bytes of one for that many calls and units, with its velocities and gradients.
+    /// Bytes of a network for that many calls and units, with its velocities and gradients.
     #[must_use]
     pub fn bytes(calls: usize, units: usize) -> u64 {
         let of_head = WIDTH * HIDDEN + HIDDEN * HIDDEN + 2 * HIDDEN;
@@ -180,8 +179,7 @@ impl Pruner {
         Ok(x.broadcast_add(self.get(&format!("{name}.bias"))?)?.reshape((calls, units, ()))?)
     }
 
-    /// P(computed) of each unit at each call: calls x units. Where it learns, some of the attention
-    /// is dropped.
+    /// Returns P(computed) of each unit at each call: calls x units. `learns` switches dropout on.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -228,8 +226,8 @@ impl Pruner {
         Ok(x.broadcast_mul(self.get("norm.weight")?)?.broadcast_add(self.get("norm.bias")?)?)
     }
 
-    /// A step of gradient descent with momentum and weight decay, down a loss made of
-    /// [`Pruner::forward`]'s result.
+    /// Makes a step of gradient descent with momentum and weight decay. The loss must be computed
+    /// from the result of [`Pruner::forward`].
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -248,7 +246,7 @@ impl Pruner {
         Ok(())
     }
 
-    /// Writes all that [`Pruner::open`] needs to go on, and returns the SHA-256 of the file.
+    /// Writes all state that [`Pruner::open`] needs to continue, and returns the file's SHA-256.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -262,11 +260,11 @@ impl Pruner {
         Ok(write_tensors(path, &parameters.chain(velocities).collect())?)
     }
 
-    /// Reads what [`Pruner::save`] wrote after `steps` steps, of a network for that many calls and
-    /// units and that seed. It goes on as it would have.
+    /// Reads the file that [`Pruner::save`] wrote after `steps` steps, of a network for that many
+    /// calls and units and that seed. The network then continues exactly as it would have.
     ///
     /// # Errors
-    /// If the file cannot be read, has another SHA-256, or is of another network.
+    /// If the file cannot be read, has a different SHA-256, or is of another network.
     pub fn open(
         path: &Path,
         sha256: &str,

@@ -1,4 +1,4 @@
-//! Plain rules: which calls to compute without any learning.
+//! Plain rules that choose calls to compute, without learning.
 
 use crate::error::Result;
 use crate::scores::{Scores, Selection, kept};
@@ -8,16 +8,16 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use secateur_models::{Observer, Pipeline, ReuseSchedule, Structure};
 
-/// What [`evenly`] is called.
+/// The name of [`evenly`] in reports.
 pub(crate) const EVENLY: &str = "calls evenly spread";
 
-/// Pictures by whose changes the first unit tells when to compute.
+/// Number of pictures on which changes of the first unit are measured.
 const WATCHED: usize = 2;
 
-/// What [`first_unit`] is called.
+/// The name of [`first_unit`] in reports.
 pub(crate) const FIRST_UNIT: &str = "by the first block's change";
 
-/// How far what the first unit makes at a call is from what it makes at each later one, on a few
+/// Returns the relative difference between the first unit's outputs at each pair of calls, on a few
 /// pictures: see [`Run::changes`](crate::Run::changes).
 pub(crate) fn changes(
     pipeline: &Pipeline,
@@ -33,11 +33,11 @@ pub(crate) fn changes(
     SuperNet::new(pipeline, sampling, whole).run(&conditioning, watched, advance)?.changes(0)
 }
 
-/// All of some calls, evenly spread over the run, and the units `always` of the others: as many as
-/// keep no more than the share `wanted`.
+/// Returns a schedule that computes some calls whole, evenly spread over the run, and only the
+/// units `always` at the others. It has as many whole calls as keep at most the share `wanted`.
 ///
 /// # Errors
-/// If the model has no such units.
+/// If the model does not have these units.
 pub fn evenly(
     whole: &ReuseSchedule,
     structure: &Structure,
@@ -59,10 +59,10 @@ pub fn evenly(
     Ok(of(1)?)
 }
 
-/// By scores that mean nothing.
+/// Returns a schedule by random scores.
 ///
 /// # Errors
-/// If the model has no such units.
+/// If the model does not have these units.
 pub fn random(
     whole: &ReuseSchedule,
     structure: &Structure,
@@ -75,12 +75,13 @@ pub fn random(
     Scores(rows.collect()).select(Selection::Bisection, whole, structure, wanted)
 }
 
-/// By what the first unit makes: all of a call is computed where that has changed by a threshold at
-/// least since the last such call, otherwise the units `always`; `since` has the change from one
-/// call to another. The threshold is the lowest that keeps no more than the share `wanted`.
+/// Returns a schedule by the changes of the first unit. A call is computed whole if the output of
+/// the first unit has changed by at least a threshold since the last whole call. Otherwise only the
+/// units `always` are computed. `since` has the change from one call to another. The threshold is
+/// the lowest that keeps at most the share `wanted`.
 ///
 /// # Errors
-/// If the model has no such units.
+/// If the model does not have these units.
 pub fn first_unit(
     whole: &ReuseSchedule,
     structure: &Structure,
@@ -121,7 +122,7 @@ pub fn first_unit(
     Ok(schedule)
 }
 
-/// A call that is computed whole, or one of which only the units `always` are.
+/// Returns a call's row: everything if `due`, otherwise only the units `always`.
 fn row(whole: &ReuseSchedule, due: bool, always: &[usize]) -> Vec<bool> {
     (0..whole.units.len()).map(|unit| due || always.contains(&unit)).collect()
 }

@@ -1,22 +1,24 @@
-//! From scores to a schedule.
+//! Schedules from scores.
 
 use crate::error::Result;
 use secateur_models::{ReuseSchedule, Structure};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How much each unit is wanted at each call, in [0, 1] (calls x units).
+/// The score of each unit at each call, in [0, 1] (calls x units). Units with high scores are
+/// computed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scores(pub Vec<Vec<f64>>);
 
-/// How a schedule is made of scores.
+/// How a schedule is made from scores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Selection {
-    /// The paper's: a threshold, found by bisection, below which units are taken over.
+    /// The paper's selection: units with scores below a threshold are not computed. The threshold
+    /// is found by bisection.
     #[default]
     Bisection,
-    /// The released code's: from the output on, the units that are wanted least, each with all that
-    /// only it reads.
+    /// The released code's selection: units with the lowest scores are removed first, from the
+    /// output on, each with all units that only it reads.
     Cascade,
 }
 
@@ -29,21 +31,21 @@ impl fmt::Display for Selection {
     }
 }
 
-/// The share of a run's multiply-accumulates that a schedule keeps.
+/// Returns the share of a run's multiply-accumulates that a schedule keeps, in [0, 1].
 ///
 /// # Errors
-/// If the model has no such units.
+/// If the model does not have these units.
 pub fn kept(schedule: &ReuseSchedule, structure: &Structure) -> Result<f64> {
     let whole = structure.macs() * schedule.computed.len() as u64;
     Ok(schedule.macs(structure)? as f64 / whole as f64)
 }
 
 impl Scores {
-    /// A schedule that keeps no more than the share `wanted` of the multiply-accumulates, and as
-    /// much of it as there is; `whole` computes everything.
+    /// Returns a schedule that keeps at most the share `wanted` of the multiply-accumulates, and as
+    /// much of it as possible. `whole` computes everything.
     ///
     /// # Errors
-    /// If the model has no such units.
+    /// If the model does not have these units.
     pub fn select(
         &self,
         how: Selection,
@@ -57,11 +59,11 @@ impl Scores {
         }
     }
 
-    /// Units with scores below `threshold` are taken over, but at the first call, and those that
-    /// only feed such.
+    /// Returns the schedule without the units with scores below `threshold`, at all calls but the
+    /// first, and without the units that only feed such units.
     ///
     /// # Errors
-    /// If the model has no such units.
+    /// If the model does not have these units.
     pub fn at(
         &self,
         threshold: f64,
@@ -129,11 +131,11 @@ impl Scores {
     }
 }
 
-/// gamma: the share of all units' multiply-accumulates that goes with each: its own, and of all
-/// that it alone reads.
+/// Returns gamma of each unit: the share of all units' multiply-accumulates that the unit takes,
+/// with all units that only it reads.
 ///
 /// # Errors
-/// If the model has no such units.
+/// If the model does not have these units.
 pub(crate) fn cascades(schedule: &ReuseSchedule, structure: &Structure) -> Result<Vec<f64>> {
     let units = structure.units_of(schedule.kind)?;
     let macs: Vec<u64> = units.iter().map(|unit| structure.unit_macs(unit)).collect();

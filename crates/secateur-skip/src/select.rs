@@ -1,4 +1,4 @@
-//! From scores to the schedule that is kept, by the pictures that schedules give.
+//! The search for the best schedule, by the pictures that schedules give.
 
 use crate::error::{Error, Result};
 use crate::progress::{INTERVAL, Progress, TRIED};
@@ -17,27 +17,27 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A schedule that was tried.
+/// A schedule that was tried, with its quality.
 #[derive(Clone, Debug)]
 pub struct Selected {
-    /// Where it comes from.
+    /// The name of the rule or selection that it comes from.
     pub from: String,
-    /// Exchanges that made it closer.
+    /// Number of exchanges that improved it.
     pub exchanges: usize,
-    /// How close some of the pictures that were learned from come to those of the whole run: mean
-    /// PSNR in dB.
+    /// Mean PSNR in dB of its pictures against those of the whole run, on some of the pictures that
+    /// were learned from.
     pub psnr: f64,
     /// The schedule.
     pub schedule: ReuseSchedule,
 }
 
-/// All schedules that were tried.
+/// The result of a search: all schedules that were tried.
 #[derive(Clone, Debug)]
 pub struct Tried {
-    /// The closest first, and then each as it was before any exchange, in its best order, the
+    /// The closest schedule first. Then each schedule before exchanges, in its best order, the
     /// closest first.
     pub schedules: Vec<Selected>,
-    /// It was stopped before all exchanges were tried.
+    /// Whether it was stopped before all exchanges were tried.
     pub stopped: bool,
 }
 
@@ -56,20 +56,20 @@ impl fmt::Display for Selected {
     }
 }
 
-/// Pictures on which schedules are compared.
+/// The most pictures on which schedules are compared.
 const JUDGED: usize = 8;
 
-/// Orders in which what is taken over is forecast.
+/// Number of orders of the forecasts that are tried, from 0 on.
 const ORDERS: usize = 3;
 
-/// Of what forecasts the learning goes through at most: parabolas through what is not evenly spread
-/// swing, and it does not settle.
+/// The highest order of the forecasts during learning. Parabolas through calls that are not evenly
+/// spread oscillate, and learning does not settle.
 const LEARNED_ORDER: usize = 1;
 
 /// The search for the schedule whose pictures are closest to those of the whole run.
 ///
-/// Closest is by the mean PSNR: its logarithm weighs all pictures alike, where a mean of errors
-/// goes by the worst few.
+/// Closeness is the mean PSNR. Its logarithm weighs all pictures alike, whereas a mean of errors is
+/// dominated by the worst few.
 pub struct Search<'a> {
     whole: &'a ReuseSchedule,
     learning: &'a Learning,
@@ -78,8 +78,8 @@ pub struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Tries plain rules, each in all orders of [`ReuseSchedule::order`]; `whole` computes
-    /// everything. What a stopped run tried, as `progress` has it, is not tried again.
+    /// Tries plain rules, each in all orders of [`ReuseSchedule::order`]. `whole` computes
+    /// everything. Schedules that a stopped run tried are taken from `progress`.
     ///
     /// # Errors
     /// If the model fails, or the observer interrupts.
@@ -109,14 +109,14 @@ impl<'a> Search<'a> {
         Ok(Self { whole, learning, rules: rules?, judge })
     }
 
-    /// The rules in their best orders, the closest first.
+    /// Returns the rules in their best orders, the closest first.
     #[must_use]
     pub fn rules(&self) -> &[Selected] {
         &self.rules
     }
 
-    /// What to learn for: everything is computed, and what is taken over is forecast as in the
-    /// closest rule.
+    /// Returns the schedule to learn from: everything is computed, and forecasts have the order of
+    /// the closest rule, but at most 1.
     #[must_use]
     pub fn to_learn(&self) -> ReuseSchedule {
         let order =
@@ -124,11 +124,12 @@ impl<'a> Search<'a> {
         ReuseSchedule { order, ..self.whole.clone() }
     }
 
-    /// Selects by scores, if any, in all ways, each in all orders, beside the rules. Then what is
-    /// computed at successive calls is exchanged where that makes pictures closer: in the closest
-    /// schedule, and as long as no more than `exchanges` were tried in the next ones too.
+    /// Selects by `scores`, if any, in all ways, each in all orders, and compares the schedules
+    /// with the rules. Then exchanges what is computed at successive calls if that makes pictures
+    /// closer, first in the closest schedule, and then in the next ones until `exchanges` were
+    /// tried.
     ///
-    /// An observer that interrupts ends it with the closest so far.
+    /// If the observer interrupts, returns the closest schedule so far.
     ///
     /// # Errors
     /// If the model fails.
@@ -162,7 +163,7 @@ impl<'a> Search<'a> {
         Ok(Tried { schedules, stopped: exchange.stopped })
     }
 
-    /// By scores in all ways, each in its best order.
+    /// Selects by scores in all ways, each in its best order.
     fn learned(&self, scores: Option<&Scores>) -> Result<Vec<Selected>> {
         let Some(scores) = scores else { return Ok(Vec::new()) };
         let structure = self.judge.pipeline.structure(&self.learning.sampling);
@@ -178,17 +179,17 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The part of the search that exchanges.
+/// The exchanges of a search.
 struct Exchange<'a> {
     judge: &'a Judge<'a>,
-    /// Tries that are left.
+    /// Number of schedules that may still be tried.
     left: usize,
     stopped: bool,
 }
 
 impl Exchange<'_> {
-    /// Exchanges what is computed at a call and at the next where that makes pictures closer, until
-    /// none does or no tries are left.
+    /// Exchanges what is computed at a call and at the next if that makes pictures closer, until no
+    /// exchange does or no tries are left.
     fn run(&mut self, start: &Selected) -> Result<Selected> {
         let mut best = start.clone();
         // At the first call all is computed.
@@ -229,12 +230,12 @@ impl Exchange<'_> {
     }
 }
 
-/// How close all came that were tried, in that order, which depends on nothing else.
+/// The PSNR of all schedules that were tried, in a reproducible order.
 struct Tries<'a> {
     progress: Option<&'a Progress>,
-    /// SHA-256 of each schedule, and its PSNR.
+    /// SHA-256 and PSNR of each schedule.
     tried: RefCell<Vec<(String, f64)>>,
-    /// How many of them are tried, where a stopped run had tried more.
+    /// How many of them this run has reached. A stopped run may have tried more.
     done: Cell<usize>,
     saved: Cell<Instant>,
 }
@@ -254,7 +255,7 @@ impl<'a> Tries<'a> {
         })
     }
 
-    /// The next, which is tried where it was not before.
+    /// Returns the PSNR of the next schedule, from the stopped run or by `attempt`.
     fn next(&self, schedule: &ReuseSchedule, attempt: impl FnOnce() -> Result<f64>) -> Result<f64> {
         let place = self.done.get();
         let schedule = digest([schedule.to_json()?]);
@@ -332,7 +333,7 @@ impl<'a> Judge<'a> {
         Ok(judge)
     }
 
-    /// Each schedule in its best order, the closest first.
+    /// Returns each schedule in its best order, the closest first.
     fn in_best_orders(&self, schedules: Vec<(String, ReuseSchedule)>) -> Result<Vec<Selected>> {
         let mut best = Vec::new();
         for (from, schedule) in schedules {
@@ -349,7 +350,7 @@ impl<'a> Judge<'a> {
         Ok(best)
     }
 
-    /// Runs of a schedule before their first step, one a batch.
+    /// Starts runs of a schedule, one per batch, before their first step.
     fn begin<'b>(&'b self, schedule: &ReuseSchedule) -> Result<Vec<Denoising<'b>>> {
         let sampling =
             Sampling { reuse: Some(Arc::new(schedule.clone())), ..self.sampling.clone() };
@@ -360,8 +361,8 @@ impl<'a> Judge<'a> {
         self.batches.iter().map(begin).collect()
     }
 
-    /// Takes runs up to the step of a call, and others from there to their end, with a schedule
-    /// that has been theirs before that call.
+    /// Returns the PSNR of a schedule that differs from that of `runs` only from a call on. `runs`
+    /// advance to the step of that call. Copies of them continue to their end with the schedule.
     fn try_from(
         &self,
         call: usize,
@@ -378,7 +379,7 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// Takes runs to their end.
+    /// Advances runs to their end, and returns their pictures.
     fn pictures(&self, runs: Vec<Denoising<'_>>) -> Result<Vec<Picture>> {
         let mut pictures = Vec::new();
         for mut run in runs {
@@ -403,7 +404,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// The same moment of runs that go on with another schedule.
+/// Copies runs, to continue with another schedule.
 fn fork<'a>(runs: &[Denoising<'a>], schedule: &ReuseSchedule) -> Result<Vec<Denoising<'a>>> {
     let schedule = Arc::new(schedule.clone());
     runs.iter().map(|run| Ok(run.fork(&schedule)?)).collect()

@@ -1,20 +1,20 @@
-//! What is learned, and for which run.
+//! Settings of learning.
 
 use crate::loss::Loss;
 use secateur_models::Sampling;
 
-/// How to learn.
+/// Settings of learning.
 #[derive(Clone, Debug)]
 pub struct Learning {
-    /// One iteration a batch of them, over and over.
+    /// The prompts. Each iteration takes one batch of them, in turns.
     pub prompts: Vec<String>,
-    /// The run that is learned for, in batches of that size; its seed is that of the noise and of
-    /// the network.
+    /// The run to learn for, in batches of its size. Its seed is that of the noise and of the
+    /// network.
     pub sampling: Sampling,
-    /// What is compared.
+    /// The distance of pictures that is minimised.
     pub loss: Loss,
-    /// At most.
+    /// The most iterations.
     pub iterations: usize,
-    /// The share of the multiply-accumulates that is to be kept.
+    /// The share of the multiply-accumulates to keep, in (0, 1).
     pub keep: f64,
 }

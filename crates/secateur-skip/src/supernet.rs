@@ -1,6 +1,6 @@
-//! A model with a choice before every unit at every call: to compute it, or to take over a forecast
-//! of what it made before. Runs are made without a graph; the way back goes call by call, each
-//! computed once more with one, so that memory is that of a call, and of what units made.
+//! A model with a gate before every unit at every call: the unit is computed, or replaced by a
+//! forecast from its earlier outputs. Runs are made without a graph. The backward pass computes one
+//! call at a time again, with a graph. So the memory is that of one call and of the units' outputs.
 
 use crate::error::Result;
 use candle_core::{Tensor, Var};
@@ -12,41 +12,41 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A pipeline's denoiser between gates.
+/// A pipeline's denoiser with gates.
 pub struct SuperNet<'a> {
     pipeline: &'a Pipeline,
     sampling: &'a Sampling,
     schedule: &'a ReuseSchedule,
 }
 
-/// Pictures on their way from noise to latents, with all that the way back needs.
+/// A run from noise to latents, with all that the backward pass needs.
 pub struct Run<'a> {
     net: &'a SuperNet<'a>,
     conditioning: &'a Conditioning,
     calls: Vec<Recorded>,
-    /// What units had made in the end.
+    /// The earlier outputs of units, after the last call.
     past: Vec<Past>,
     /// The final latents.
     latents: Var,
 }
 
-/// A call that was made.
+/// A call of the denoiser in a run.
 struct Recorded {
     call: Call,
-    /// What units had made before it.
+    /// The earlier outputs of units, before the call.
     past: Vec<Past>,
-    /// The latents before it.
+    /// The latents before the call.
     latents: Var,
-    /// What the sampler gives the denoiser of them.
+    /// The input of the denoiser, which the sampler makes from the latents.
     input: Tensor,
-    /// What the denoiser gave.
+    /// The output of the denoiser.
     output: Var,
-    /// What the sampler makes of latents and outputs so far.
+    /// The latents after the call, which the sampler makes from latents and outputs.
     after: Tensor,
 }
 
 impl<'a> SuperNet<'a> {
-    /// Between gates as a schedule has them.
+    /// Creates a model with the gates of a schedule.
     #[must_use]
     pub fn new(
         pipeline: &'a Pipeline,
@@ -99,8 +99,8 @@ impl<'a> SuperNet<'a> {
         })
     }
 
-    /// Bytes of what units make in a run of `images` pictures, at most: of a first call for the
-    /// picture of one prompt, times calls and pictures.
+    /// Returns the most bytes of the units' outputs in a run of `images` pictures: those of a first
+    /// call for one picture of a prompt, times calls and pictures.
     ///
     /// # Errors
     /// If the model fails.
@@ -139,15 +139,15 @@ impl<'a> SuperNet<'a> {
 }
 
 impl Run<'_> {
-    /// The final latents. A loss of them is made of this variable.
+    /// Returns the final latents. A loss must be computed from this variable.
     #[must_use]
     pub fn latents(&self) -> &Var {
         &self.latents
     }
 
-    /// How far what a unit made at a call is from what it made at each later one, relative to its
-    /// size: the mean over all tensors of mean |b - a| / mean |a| at `[a][b]`, and 0 where b is no
-    /// later. It was computed every time.
+    /// Returns the relative difference between a unit's outputs at calls a and b, at `[a][b]`: the
+    /// mean over all tensors of mean |b - a| / mean |a|. It is 0 if b is not later than a. The unit
+    /// must be computed at every call.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -173,12 +173,12 @@ impl Run<'_> {
         made.iter().enumerate().map(row).collect()
     }
 
-    /// What a loss with the gradient `of_final` with respect to the final latents has for each gate
-    /// (calls x units): the change per unit of a gate that is 1 where the unit is computed and 0
-    /// where not, with `out = gate * computed + (1 - gate) * forecast`. The forecasts of later
-    /// calls go through `out` in place of what was computed; where the unit was not, those
-    /// until it is computed again. There is no choice at the first call: it has zeros. `advance` is
-    /// told after every call.
+    /// Returns the gradients of a loss with respect to the gates (calls x units), given its
+    /// gradient `of_final` with respect to the final latents. A gate is 1 if the unit is computed
+    /// and 0 if not, with `out = gate * computed + (1 - gate) * forecast`. If the unit is computed,
+    /// forecasts of later calls use `out` in the computed output's place. If not, forecasts until
+    /// the unit is computed again do. The first call has no gates, and its gradients are zero.
+    /// `advance` is called after every call.
     ///
     /// # Errors
     /// If the model fails, or `advance` does.
@@ -263,8 +263,8 @@ impl Recorded {
         self.call.timestep.into()
     }
 
-    /// What forecasts with these timesteps and gradients have for what a unit would have made at
-    /// this call, had it been computed.
+    /// Returns the gradients that forecasts with these timesteps and gradients pass to the unit's
+    /// output at this call, as if it had been computed.
     fn of_another(
         &self,
         order: usize,
@@ -306,17 +306,18 @@ fn add(sum: &mut Option<Tensor>, gradient: Option<&Tensor>) -> Result<()> {
     Ok(())
 }
 
-/// Computes all units of a call, and lets go on what went on, as a function of gates.
+/// Gates of one call: computes all units, and passes on the outputs of the run, as a function of
+/// the gates.
 struct Mixing<'a> {
     schedule: &'a ReuseSchedule,
-    /// At this call.
+    /// Which units the run computes at this call.
     computed: &'a [bool],
-    /// 1 or 0 for each unit.
+    /// The gate of each unit, 1 or 0.
     gates: Vec<Var>,
-    /// What is taken over where units are not computed.
+    /// The forecasts of the units' outputs.
     forecasts: Vec<Vec<Var>>,
-    /// Of units that were computed, what later calls take over; of others, how far the gate moves
-    /// it.
+    /// For units that are computed, the outputs that later calls use. For others, the gate times
+    /// the difference of computed and forecast outputs.
     made: RefCell<Vec<Option<Vec<Tensor>>>>,
 }
 

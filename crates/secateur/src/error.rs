@@ -7,19 +7,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong in a job.
 ///
-/// Messages name a setting in backquotes, such as `` `report-samples 0` ``: the command line prints
-/// it as an option, and a recipe has it under this name.
+/// Messages name a setting in backquotes, such as `` `report-samples 0` ``. The command line prints
+/// it as an option, and a recipe uses the same name.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What was asked for cannot be done, whatever the machine: says what to change.
+    /// The request cannot be served on any machine. The text says what to change.
     #[error("{0}")]
     Request(String),
     /// A part of the job failed.
     #[error("{part}")]
     Part {
-        /// The file, the method, or both.
+        /// Which part: a file, a method, or both.
         part: String,
-        /// What went wrong in it.
+        /// The error of the part.
         source: Box<Error>,
     },
     /// A file could not be written or removed.
@@ -27,10 +27,10 @@ pub enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// Another process failed, or answered something else than asked.
+    /// Another process failed, or gave an unexpected answer.
     #[error("{0}")]
     Process(String),
     /// A model or a file failed.
@@ -42,7 +42,7 @@ pub enum Error {
     /// Skipping failed.
     #[error(transparent)]
     Skip(#[from] secateur_skip::Error),
-    /// Pictures could not be compared, or a report not be written.
+    /// Pictures could not be compared, or a report could not be written.
     #[error(transparent)]
     Eval(#[from] secateur_eval::Error),
     /// A tensor operation failed.
@@ -54,7 +54,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the request is wrong, and not the work failed.
+    /// Returns whether the request is invalid, as opposed to a failure of the work.
     #[must_use]
     pub fn is_request(&self) -> bool {
         use secateur_models::Error::Request as Model;
@@ -71,7 +71,7 @@ impl Error {
         }
     }
 
-    /// Whether the work was stopped on request.
+    /// Returns whether the user stopped the work.
     #[must_use]
     pub fn is_interruption(&self) -> bool {
         use secateur_models::Error::Interrupted;
@@ -86,7 +86,7 @@ impl Error {
         }
     }
 
-    /// The same, of a part of the job.
+    /// Wraps the error with the name of a part of the job.
     pub(crate) fn of(self, part: impl ToString) -> Self {
         Self::Part { part: part.to_string(), source: Box::new(self) }
     }
@@ -98,7 +98,7 @@ impl Error {
     }
 }
 
-/// Ends with an [`Error::Request`].
+/// Returns an [`Error::Request`] with a formatted text.
 macro_rules! refuse {
     ($($words:tt)*) => {
         return Err($crate::error::Error::Request(format!($($words)*)))

@@ -1,4 +1,4 @@
-//! How long work takes, before it begins.
+//! Estimates of the time of work, before it begins.
 
 use crate::machine::Product;
 use indicatif::HumanDuration;
@@ -6,29 +6,29 @@ use serde::Serialize;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// What work takes on this machine, by its products alone.
+/// The estimated time of work on this machine, from its matrix products.
 #[derive(Clone, Serialize)]
 pub(crate) struct Time {
     pub(crate) seconds: f64,
     operations_per_second: f64,
-    /// In the order in which they come.
+    /// The stages, in their order.
     pub(crate) stages: Vec<Expected>,
 }
 
-/// A stage of the work.
+/// A stage of the work, with its expected time.
 #[derive(Clone, Serialize)]
 pub(crate) struct Expected {
-    /// The first word of its name.
+    /// The first word of the stage's name.
     pub(crate) name: &'static str,
     pub(crate) seconds: f64,
 }
 
 impl Time {
-    /// Times what its products take: work on the bundled models took 1.2 to 1.8 times.
+    /// Ratio of actual time to the time of the products. On the bundled models it was 1.2 to 1.8.
     const OVERHEAD: f64 = 1.5;
 
-    /// Adds up stages, each a name and its multiply-accumulates. The first call measures the
-    /// machine, which takes some tens of milliseconds.
+    /// Adds up stages, each given by its name and its multiply-accumulates. The first call measures
+    /// the machine, which takes some tens of milliseconds.
     pub(crate) fn of(stages: &[(&'static str, f64)]) -> Self {
         static RATE: OnceLock<f64> = OnceLock::new();
         let operations_per_second = *RATE.get_or_init(|| {

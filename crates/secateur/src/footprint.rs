@@ -1,4 +1,4 @@
-//! What a process will hold, stage by stage, from configurations and headers alone.
+//! Estimates of a process's memory, stage by stage, from configurations and headers alone.
 
 use crate::error::Result;
 use crate::format::{bytes, table};
@@ -6,24 +6,24 @@ use secateur_models::{ClipModel, Memory, ModelFolder, Sampling, Subject};
 use serde::Serialize;
 use std::path::Path;
 
-/// The binary's own pages, and the libraries it is linked with.
+/// Bytes of the program and of the libraries that it is linked with.
 const BINARY: u64 = 16 << 20;
-/// Pages that the allocator holds and no value lives in: some for the process, more for each
-/// thread, and a sixth of what lives, as blocks are of a few sizes. Measured with 1 to 8 threads on
-/// 63 to 810 MiB of values (docs/memory.md).
+/// Bytes of pages that the allocator holds without live values: a constant for the process, a
+/// constant for each thread, and a sixth of the live bytes, as blocks come in a few sizes. Measured
+/// with 1 to 8 threads on 63 to 810 MiB of values (docs/memory.md).
 const ALLOCATOR: u64 = 48 << 20;
 const ALLOCATOR_OF_A_THREAD: u64 = 8 << 20;
 const ALLOCATOR_SHARE: u64 = 6;
 
-/// The most that a process holds, and the stages of its work that were added up for that.
+/// The peak memory of a process, with the stages that it was computed from.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Footprint {
-    /// That of the largest stage.
+    /// Bytes of the largest stage.
     total: u64,
     stages: Vec<Stage>,
 }
 
-/// What is alive at once.
+/// A stage of the work, with the parts of memory that are live at once.
 #[derive(Clone, Debug, Serialize)]
 struct Stage {
     name: &'static str,
@@ -38,12 +38,12 @@ struct Part {
 }
 
 impl Footprint {
-    /// Of a process that has not begun.
+    /// Creates the footprint of a process without stages.
     pub(crate) fn new() -> Self {
         Self { total: 0, stages: Vec::new() }
     }
 
-    /// Adds a stage in which these parts are alive at once; those of no bytes are left out.
+    /// Adds a stage in which these parts are live at once. Parts of 0 bytes are left out.
     pub(crate) fn add(
         &mut self,
         name: &'static str,
@@ -64,7 +64,7 @@ impl Footprint {
         self.stages.push(Stage { name, bytes, parts });
     }
 
-    /// The most bytes that the process holds.
+    /// Returns the peak memory in bytes.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
@@ -73,13 +73,13 @@ impl Footprint {
         self.stages.iter().max_by_key(|stage| stage.bytes)
     }
 
-    /// The total, and the largest stage.
+    /// Formats the total, and the name of the largest stage.
     pub(crate) fn text(&self) -> String {
         let largest = self.largest().map_or("none", |stage| stage.name);
         format!("memory: about {} at most, in stage {largest}", bytes(self.total))
     }
 
-    /// What the largest stage holds, a row a part.
+    /// Formats the parts of the largest stage, one row each.
     pub(crate) fn table(&self) -> String {
         let parts = self.largest().map_or(&[][..], |stage| &stage.parts);
         let rows: Vec<_> =
@@ -88,29 +88,29 @@ impl Footprint {
     }
 }
 
-/// A model, what draws with it, and what scores its pictures.
+/// Memory of a model, of its sampling, and of the scoring model.
 pub(crate) struct Model {
     denoiser: Memory,
     text_encoders: Memory,
-    /// Bytes of all prompts, once they are encoded.
+    /// Bytes of all encoded prompts.
     encoded: u64,
     autoencoder: Memory,
     scorer: Memory,
-    /// Bytes of a picture of the report, and of its latents.
+    /// Bytes of a picture of the report with its latents.
     picture: u64,
-    /// Images that are drawn at once.
+    /// Images that are drawn at a time.
     batch: usize,
-    /// The same of the report's pictures.
+    /// Images of the report that are drawn at a time.
     judged: usize,
-    /// Activations while pictures of the report are drawn.
+    /// Bytes of activations while pictures of the report are drawn.
     evaluated: u64,
-    /// Pictures of the report.
+    /// Number of pictures of the report.
     pictures: usize,
 }
 
 impl Model {
-    /// Of a run that draws `drawn` pictures, and then `pictures` for its report, scored by the
-    /// model of the folder `scorer`.
+    /// Computes the memory of a run that draws `drawn` pictures, and then `pictures` for its
+    /// report, scored by the model in the folder `scorer`.
     pub(crate) fn new(
         folder: &ModelFolder,
         sampling: &Sampling,
@@ -144,7 +144,8 @@ impl Model {
         })
     }
 
-    /// What is in memory while the prompts are encoded: the text encoders go afterwards.
+    /// Returns the parts in memory while the prompts are encoded. The text encoders are freed
+    /// afterwards.
     pub(crate) fn encoding(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let own = [
             ("text encoders", self.text_encoders.weights),
@@ -153,7 +154,7 @@ impl Model {
         self.loaded().into_iter().chain(own)
     }
 
-    /// What is in memory from then on.
+    /// Returns the parts in memory after that.
     pub(crate) fn loaded(&self) -> [(&'static str, u64); 4] {
         [
             ("denoiser", self.denoiser.weights),
@@ -163,8 +164,8 @@ impl Model {
         ]
     }
 
-    /// The same, and the weights that are packed for products once pictures were drawn, but for
-    /// those of the denoiser.
+    /// Returns the same parts, and the weights that are packed for products once pictures were
+    /// drawn, except those of the denoiser.
     pub(crate) fn beside_the_denoiser(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let (autoencoder, scorer) = match self.pictures {
             0 => (0, 0),
@@ -175,28 +176,30 @@ impl Model {
             .chain([("autoencoder packed", autoencoder), ("scorer packed", scorer)])
     }
 
-    /// The weights of the denoiser that are packed for products.
+    /// Returns the bytes of the denoiser's weights that are packed for products.
     pub(crate) fn packed(&self) -> u64 {
         self.denoiser.packed_weights
     }
 
-    /// All that is held while the denoiser is called for a batch.
+    /// Returns all parts in memory while the denoiser is called for a batch.
     pub(crate) fn calls(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let own = [("denoiser packed", self.packed()), ("activations", self.denoiser.activations)];
         self.beside_the_denoiser().chain(own)
     }
 
-    /// What calls of the denoiser for a batch, or that many images, take beside the weights.
+    /// Returns the bytes of calls of the denoiser, besides the weights, for a batch of at most that
+    /// many images.
     pub(crate) fn activations(&self, images: usize) -> u64 {
         self.denoiser.activations * images.min(self.batch) as u64 / self.batch.max(1) as u64
     }
 
-    /// Bytes of the decoder's weights as products read them.
+    /// Returns the bytes of the decoder's weights that are packed for products.
     pub(crate) fn decoder_packed(&self) -> u64 {
         self.autoencoder.packed_weights
     }
 
-    /// All that is held while pictures of the report are drawn, and those of `models` models.
+    /// Returns all parts in memory while pictures of the report are drawn, with the pictures of
+    /// `models` models.
     pub(crate) fn evaluation(
         &self,
         models: usize,

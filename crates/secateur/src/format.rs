@@ -1,6 +1,6 @@
-//! Numbers, tables and commands for people.
+//! Numbers, tables and commands as text.
 
-/// 12345678 as "12.3 M".
+/// Formats a count: 12345678 as "12.3 M".
 pub fn count(number: u64) -> String {
     let (scale, suffix) = match number {
         1_000_000_000_000.. => (1e12, " T"),
@@ -12,13 +12,13 @@ pub fn count(number: u64) -> String {
     format!("{:.2}{suffix}", number as f64 / scale)
 }
 
-/// Bytes in binary units.
+/// Formats bytes in binary units.
 pub fn bytes(number: u64) -> String {
     bytesize::ByteSize(number).display().iec().to_string()
 }
 
-/// Rows in aligned columns: the first and those without a header to the left, the others to the
-/// right.
+/// Formats rows in aligned columns. The first column and those without a header are aligned to the
+/// left, the others to the right.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let all = || {
         std::iter::once(header.iter().map(|h| (*h).to_owned()).collect())
@@ -43,12 +43,12 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The weights of the steps, the noisiest first.
+/// Formats the weights of the steps, the noisiest step first.
 pub fn spelled(step_weights: &[f64]) -> String {
     step_weights.iter().map(|weight| format!("{weight:.3}")).collect::<Vec<_>>().join(" ")
 }
 
-/// A word as a shell reads it.
+/// Quotes a word for a shell.
 #[must_use]
 pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);

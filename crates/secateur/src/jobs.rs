@@ -1,4 +1,4 @@
-//! The jobs: one file each, and what they share.
+//! The jobs, one file each, and their common parts.
 
 pub(crate) mod folder;
 mod prompts;

@@ -1,8 +1,8 @@
-//! Make a diffusion model smaller and faster, and see what it cost: every command of the program as
-//! a function of its settings.
+//! Makes a diffusion model smaller and faster, and measures the cost. Every command of the program
+//! is a function of its settings.
 //!
-//! A [`Recipe`] says what to make of a model. [`plan`] says what that takes, and [`run`] does it.
-//! Progress goes to an [`Observer`], which may end the work.
+//! A [`Recipe`] lists the methods to apply to a model. [`plan`] estimates the time and memory, and
+//! [`run`] makes the new model. Progress goes to an [`Observer`], which can stop the work.
 
 // In the order in which data passes them: a module imports only from those above it.
 mod error;

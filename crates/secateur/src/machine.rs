@@ -1,10 +1,11 @@
-//! How fast this machine is.
+//! The speed of this machine.
 
 use secateur_eval::Spread;
 use secateur_kernels::{Panels, linear::linear};
 use std::time::Instant;
 
-/// A product of square matrices, which tells the rate that work made of products can come to.
+/// Timing of a product of square matrices, which is an upper bound for the rate of work made of
+/// products.
 #[derive(Default)]
 pub(crate) struct Product {
     seconds: Vec<f64>,
@@ -15,7 +16,7 @@ impl Product {
     pub(crate) const SIDE: usize = 1024;
     const OPERATIONS: f64 = 2.0 * (Self::SIDE * Self::SIDE * Self::SIDE) as f64;
 
-    /// Takes some tens of milliseconds.
+    /// Measures once, in some tens of milliseconds.
     pub(crate) fn measure(&mut self) {
         let x = vec![1.0; Self::SIDE * Self::SIDE];
         let (weight, mut y) = (Panels::transposed(&x, Self::SIDE), x.clone());
@@ -26,7 +27,7 @@ impl Product {
         }
     }
 
-    /// Operations a second.
+    /// Returns the rate in operations per second.
     pub(crate) fn rate(&self) -> Spread {
         Spread::of(self.seconds.iter().map(|seconds| Self::OPERATIONS / seconds))
     }

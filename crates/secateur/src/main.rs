@@ -6,14 +6,14 @@ use clap::Parser;
 use cli::{Cli, progress, run, say};
 use std::process::ExitCode;
 
-/// A forward pass allocates and frees the same megabytes again and again; the system's allocator
-/// would give them back and fault them in each time.
+/// A forward pass allocates and frees the same megabytes again and again. The system's allocator
+/// would return them to the system and fault them in again each time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The tensor library's threads wait for more work by spinning for a millisecond after each large
-/// sum, on the cores that the kernels need: with two cores a third of the time. They can be told to
-/// sleep at once.
+/// Makes the tensor library's threads sleep when they wait. By default they spin for a millisecond
+/// after each large sum, on the cores that the kernels need, which takes a third of the time with
+/// two cores.
 #[expect(unsafe_code, reason = "the environment is the only way to tell them")]
 fn no_spinning() {
     const SPIN_LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
@@ -27,7 +27,7 @@ fn no_spinning() {
 /// The exit code of a request that cannot be served, as clap's.
 const REQUEST_CODE: u8 = 2;
 
-/// An error with its causes, without those that it tells itself.
+/// Returns an error's text with its causes, without causes that the text already contains.
 fn told(error: &anyhow::Error) -> String {
     let mut told = String::new();
     for cause in error.chain().map(ToString::to_string) {

@@ -1,4 +1,4 @@
-//! Memory of this process and of this machine, where the system tells (Linux).
+//! Memory of this process and of this machine, if the system reports it (Linux).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,25 +6,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// The largest resident size of the process so far, in bytes; 0 where it is not known.
+/// Returns the largest resident size of the process so far, in bytes; 0 if it is not known.
 pub(crate) fn peak() -> u64 {
     bytes("/proc/self/status", "VmHWM:").unwrap_or(0)
 }
 
-/// The resident size of the process, in bytes; 0 where it is not known.
+/// Returns the resident size of the process, in bytes; 0 if it is not known.
 fn resident() -> u64 {
     bytes("/proc/self/status", "VmRSS:").unwrap_or(0)
 }
 
-/// The memory of this machine with what it can swap, or less where the process may have less, in
-/// bytes.
+/// Returns the memory of this machine with its swap, in bytes, or the limit of the process, if that
+/// is less.
 pub(crate) fn of_machine() -> Option<u64> {
     let bytes = |name| bytes("/proc/meminfo", name);
     let machine = bytes("MemTotal:")?.saturating_add(bytes("SwapTotal:").unwrap_or(0));
     Some(of_group().map_or(machine, |most| most.min(machine)))
 }
 
-/// The least limit of the control groups that the process is in, as containers have.
+/// Returns the least limit, in bytes, of the control groups that the process is in, as in
+/// containers.
 fn of_group() -> Option<u64> {
     let root = Path::new("/sys/fs/cgroup");
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -34,7 +35,7 @@ fn of_group() -> Option<u64> {
     own.ancestors().take_while(|group| group.starts_with(root)).filter_map(limit).min()
 }
 
-/// A line of a file of the system, in bytes.
+/// Returns the value of a line in a system file, in bytes.
 fn bytes(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -42,14 +43,14 @@ fn bytes(file: &str, name: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// Watches the resident size, so that parts of a run have peaks of their own. The system's counter
-/// is not reset: it is what the user's tools read.
+/// Watches the resident size, to measure the peak of each part of a run. The system's own peak
+/// counter is not reset, as the user's tools read it.
 pub(crate) struct Watch(Arc<AtomicU64>);
 
 impl Watch {
     const INTERVAL: Duration = Duration::from_millis(10);
 
-    /// The thread that looks ends when this is dropped.
+    /// Starts a thread that watches. It ends when this is dropped.
     pub(crate) fn new() -> Self {
         let most = Arc::new(AtomicU64::new(resident()));
         let watched = Arc::downgrade(&most);
@@ -69,7 +70,7 @@ impl Watch {
         Self(most)
     }
 
-    /// The most that was seen since the last time, in bytes; 0 where it is not known.
+    /// Returns the peak since the last call, in bytes; 0 if it is not known.
     pub(crate) fn take(&self) -> u64 {
         let now = resident();
         self.0.swap(now, Ordering::Relaxed).max(now)

@@ -1,4 +1,4 @@
-//! Each operation's share of the time, from the spans that the layers open.
+//! Each operation's share of the time, measured by the spans that the layers open.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -8,24 +8,24 @@ use tracing::span::{Attributes, Id};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Sums of the time in spans, by name.
+/// Total time in spans, by name.
 #[derive(Clone, Default)]
 pub(crate) struct Profile(Arc<Mutex<BTreeMap<&'static str, Duration>>>);
 
-/// One operation's part.
+/// The share of one operation.
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Share {
-    /// Its name.
+    /// The operation's name.
     pub operation: &'static str,
-    /// Of all its calls.
+    /// Seconds of all its calls.
     pub seconds: f64,
-    /// Between 0 and 1.
+    /// Share of the total time, in [0, 1].
     pub share: f64,
 }
 
 impl Profile {
-    /// Starts listening, for the rest of the process.
+    /// Starts recording, for the rest of the process.
     pub(crate) fn start() -> Self {
         let profile = Self::default();
         let _ = tracing::subscriber::set_global_default(
@@ -34,7 +34,7 @@ impl Profile {
         profile
     }
 
-    /// The shares of `total`, largest first; what no span covers is "other".
+    /// Returns the shares of `total`, largest first. Time outside spans is "other".
     pub(crate) fn shares(&self, total: Duration) -> Vec<Share> {
         let sums = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let known: Duration = sums.values().sum();

@@ -1,4 +1,4 @@
-//! A recipe: methods that run one after another on a model, as data.
+//! Recipes: methods that run one after another on a model, as data.
 
 use crate::error::{Error, Result, refuse};
 use crate::settings::{
@@ -12,41 +12,41 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// What to make of a model.
+/// What to make of a model: the methods to run, and the output.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct Recipe {
     /// The model.
     #[serde(flatten)]
     pub model: ModelSettings,
-    /// Folder for the new model; a plan needs none.
+    /// The folder of the new model. A plan needs none.
     pub out: Option<PathBuf>,
-    /// Replace an output folder that exists, if secateur wrote it and nothing in it was changed;
-    /// throw away an unfinished run.
+    /// Whether to replace an existing output folder, if secateur wrote it and nothing in it was
+    /// changed, and to discard an unfinished run.
     pub force: bool,
-    /// Go on with a run for the same output that was stopped.
+    /// Whether to continue a stopped run for the same output.
     pub resume: bool,
-    /// What to do, in order.
+    /// The methods to run, in order.
     #[serde(rename = "method")]
     pub methods: Vec<MethodSettings>,
-    /// Of the report, and of each method where that says nothing.
+    /// Settings of the report, and defaults of each method's settings.
     #[serde(flatten)]
     pub shared: SharedSettings,
-    /// The file that it was read from.
+    /// The file that the recipe was read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
-    /// How a report says that it was made [default: the recipe as JSON].
+    /// The command line for the report [default: the recipe as JSON].
     #[serde(skip)]
     pub command: Option<String>,
 }
 
-/// A method.
+/// A method with its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case")]
 pub enum MethodSettings {
     /// Remove weights, or heads and neurons.
     Prune(PruneSettings),
-    /// Low rank and fewer neurons.
+    /// Reduce the rank of attention, and remove neurons.
     Slim(SlimSettings),
     /// Skip blocks.
     Skip(SkipSettings),
@@ -54,16 +54,16 @@ pub enum MethodSettings {
 
 /// The names of all methods.
 pub(crate) const METHODS: [&str; 3] = ["prune", "slim", "skip"];
-/// Settings of a [`Recipe`] that its file cannot have: they are of one run of it.
+/// Settings of a [`Recipe`] that its file cannot have, as they belong to one run.
 const OF_A_RUN: [&str; 10] =
     ["model", "variant", "out", "recipe", "resume", "dry-run", "force", "quiet", "json", "threads"];
-/// Settings that a method of a recipe's file cannot have: there is one report, and a method that
-/// saves statistics could not go on after it was stopped.
+/// Settings that a method in a recipe's file cannot have. There is one report for all methods, and
+/// a method that saves statistics could not continue after a stop.
 const NOT_OF_A_METHOD: [&str; 4] =
     ["report-samples", "report-prompts", "save-statistics", "carry-statistics"];
 
 impl MethodSettings {
-    /// Its name.
+    /// Returns the method's name.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -73,7 +73,7 @@ impl MethodSettings {
         }
     }
 
-    /// What all methods have.
+    /// Returns the settings that all methods have.
     #[must_use]
     pub fn shared(&self) -> &SharedSettings {
         match self {
@@ -83,7 +83,7 @@ impl MethodSettings {
         }
     }
 
-    /// The same, to change it.
+    /// Returns the same settings, mutably.
     pub fn shared_mut(&mut self) -> &mut SharedSettings {
         match self {
             Self::Prune(settings) => &mut settings.shared,
@@ -94,17 +94,18 @@ impl MethodSettings {
 }
 
 impl Recipe {
-    /// One method on a model, with what is shared as its own.
+    /// Creates a recipe of one method, whose shared settings become those of the recipe.
     #[must_use]
     pub fn of(model: ModelSettings, method: MethodSettings) -> Self {
         let shared = method.shared().clone();
         Self { model, methods: vec![method], shared, ..Self::default() }
     }
 
-    /// Reads methods and shared settings from a TOML file with a table `[[method]]` for each.
+    /// Reads a recipe from a TOML file with shared settings, and a table `[[method]]` for each
+    /// method.
     ///
     /// # Errors
-    /// If the file cannot be read, or has a name or value that is not known: says which.
+    /// If the file cannot be read, or has an unknown name or value. The error says which.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text(path, Limit::Recipe)?;
         let recipe = Self::parse(&text).map_err(|error| error.of(shown(path)))?;
@@ -128,10 +129,10 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Fails where the methods cannot follow each other.
+    /// Checks that the methods can follow each other.
     ///
     /// # Errors
-    /// Says why.
+    /// If they cannot. The error says why.
     pub fn check(&self) -> Result<()> {
         let skips = |method: &&MethodSettings| matches!(method, MethodSettings::Skip(_));
         if self.methods.iter().filter(skips).count() > 1 {
@@ -142,7 +143,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// Each method with what is given for all, and without a report of its own.
+    /// Returns each method with the shared settings, and without a report of its own.
     pub(crate) fn steps(&self) -> impl Iterator<Item = MethodSettings> {
         self.methods.iter().cloned().map(|mut method| {
             let own = method.shared_mut();
@@ -156,7 +157,7 @@ impl Recipe {
         })
     }
 
-    /// How a report says that it was made.
+    /// Returns the command line for the report.
     pub(crate) fn command(&self) -> Result<String> {
         Ok(match &self.command {
             Some(command) => command.clone(),
@@ -165,7 +166,7 @@ impl Recipe {
     }
 }
 
-/// The method of a table.
+/// Parses the table of a method.
 fn method(table: Value) -> Result<MethodSettings> {
     let Value::Object(mut table) = table else { refuse!("it is no table") };
     let name = match table.shift_remove("name") {
@@ -184,8 +185,8 @@ fn method(table: Value) -> Result<MethodSettings> {
     })
 }
 
-/// The settings that a table gives. Their names, which take lists, and which exclude each other is
-/// as on the command line.
+/// Parses the settings of a table. Names, lists, and conflicts between settings are as on the
+/// command line.
 fn settings<T: Args + DeserializeOwned>(table: Map<String, Value>, of: &str) -> Result<T> {
     let known = T::augment_args(clap::Command::new(""));
     let argument = |name: &str| known.get_arguments().find(|known| known.get_long() == Some(name));
@@ -221,7 +222,8 @@ fn settings<T: Args + DeserializeOwned>(table: Map<String, Value>, of: &str) -> 
     Ok(serde_json::from_value(given.into())?)
 }
 
-/// A value of an option that takes several is a list; `true` stands for all there are.
+/// Wraps a value of an option that takes several values in a list. `true` stands for all possible
+/// values.
 fn in_a_list(argument: &Arg, value: Value) -> Value {
     let takes_several = matches!(argument.get_action(), ArgAction::Append);
     match value {

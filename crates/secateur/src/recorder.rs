@@ -7,7 +7,7 @@ use secateur_models::{Observer, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Keeps time and peak memory of each stage, and tells an observer.
+/// Records time and peak memory of each stage, and passes progress on to an observer.
 pub(crate) struct Recorder<'a> {
     observer: &'a dyn Observer,
     watch: Watch,
@@ -17,20 +17,20 @@ pub(crate) struct Recorder<'a> {
 #[derive(Default)]
 struct State {
     stages: Vec<Stage>,
-    /// The first word of its name, and when it began.
+    /// The first word of the current stage's name, and when it began.
     current: Option<(String, Instant)>,
 }
 
 impl<'a> Recorder<'a> {
-    /// Of work whose stages are expected to take so long, and `later` seconds of other work after
-    /// it. From here on the observer may stop it.
+    /// Starts recording work with these expected stages, followed by `later` seconds of other work.
+    /// From here on the observer can stop the work.
     pub(crate) fn new(observer: &'a dyn Observer, stages: &[Expected], later: f64) -> Self {
         let stages = stages.iter().map(|stage| (stage.name, stage.seconds));
         observer.start(&stages.chain([("", later)]).collect::<Vec<_>>());
         Self { observer, watch: Watch::new(), state: Mutex::default() }
     }
 
-    /// Ends the last stage and returns all of them, with the peak of the process.
+    /// Ends the last stage, and returns all stages and the peak memory of the process in bytes.
     pub(crate) fn stages(&self) -> (Vec<Stage>, u64) {
         let mut state = self.lock();
         state.end(self.watch.take());
@@ -90,7 +90,7 @@ impl Observer for Recorder<'_> {
     }
 }
 
-/// Work that is not shown, but may be stopped.
+/// An observer that only passes on interruptions, for work that is not shown.
 pub(crate) struct Unseen<'a>(pub(crate) &'a dyn Observer);
 
 impl Observer for Unseen<'_> {

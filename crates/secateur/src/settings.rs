@@ -1,5 +1,5 @@
-//! Settings of all jobs: what the command line takes as options, a recipe as keys, and a caller of
-//! the library as fields. `None`, or an empty list, is the default.
+//! Settings of all jobs. They are options of the command line, keys of a recipe, and fields for
+//! callers of the library. `None`, or an empty list, is the default.
 
 mod number;
 mod text;

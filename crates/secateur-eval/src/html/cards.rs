@@ -6,7 +6,7 @@ use crate::report::{Comparison, ModelSummary, PromptRow, Report, TextImage};
 use crate::summary::Summary;
 use maud::{Markup, html};
 
-/// Width and height of a strip in its own units.
+/// Width and height of a strip, in the units of the SVG.
 const STRIP: (f64, f64) = (200.0, 16.0);
 
 pub(super) fn section(report: &Report) -> Markup {
@@ -126,13 +126,14 @@ fn model_cards(reference: &ModelSummary, candidate: &ModelSummary) -> Markup {
     }
 }
 
-/// A count that is followed by a unit: the prefix belongs to the unit.
+/// Formats a count to stand before a unit, which follows a decimal prefix directly, and a plain
+/// number after a space.
 fn spaced(number: u64) -> String {
     let text = count(number);
     if text.contains(' ') { text } else { text + " " }
 }
 
-/// A difference with its sign, as a minus sign and not a hyphen.
+/// Formats a difference with its sign, using a minus sign instead of a hyphen.
 fn signed(difference: f64, decimals: usize) -> String {
     if !difference.is_finite() {
         return fixed(difference, decimals);
@@ -140,7 +141,7 @@ fn signed(difference: f64, decimals: usize) -> String {
     format!("{difference:+.decimals$}").replace('-', "−")
 }
 
-/// The change from `reference` to `candidate` in per cent.
+/// Formats the change from `reference` to `candidate` in per cent.
 fn relative(reference: u64, candidate: u64) -> String {
     if reference == candidate {
         return "unchanged".into();
@@ -170,7 +171,8 @@ fn metric(
     }
 }
 
-/// One tick a prompt between the smallest and the largest value, and a taller one at the mean.
+/// Draws one tick per prompt between the smallest and the largest value, and a taller tick at the
+/// mean.
 fn strip(name: &str, summary: &Summary, values: &[f64]) -> Markup {
     let (width, height) = STRIP;
     let range = summary.maximum - summary.minimum;

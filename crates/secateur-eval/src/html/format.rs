@@ -1,6 +1,7 @@
-//! Numbers as a reader wants them.
+//! Numbers formatted for readers.
 
-/// `value` with `digits` significant digits; very small and very large values in scientific form.
+/// Formats `value` with `digits` significant digits; very small and very large values in scientific
+/// form.
 pub(super) fn significant(value: f64, digits: usize) -> String {
     if !value.is_finite() {
         return if value.is_nan() { "not a number".into() } else { "infinite".into() };
@@ -20,22 +21,22 @@ pub(super) fn significant(value: f64, digits: usize) -> String {
     format!("{value:.*}", decimals.unsigned_abs() as usize)
 }
 
-/// `value` with a fixed number of decimals.
+/// Formats `value` with a fixed number of decimals.
 pub(super) fn fixed(value: f64, decimals: usize) -> String {
     if value.is_finite() { format!("{value:.decimals$}") } else { significant(value, 1) }
 }
 
-/// A share in \[0, 1\] as a percentage with one decimal.
+/// Formats a share in \[0, 1\] as a percentage with one decimal.
 pub(super) fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1} %", share * 100.0) } else { significant(share, 1) }
 }
 
-/// A number of bytes in binary units.
+/// Formats a number of bytes in binary units.
 pub(super) fn bytes(bytes: u64) -> String {
     scaled(bytes, 1024.0, &["bytes", "KiB", "MiB", "GiB", "TiB"])
 }
 
-/// A large number with a decimal prefix: 18.6 M.
+/// Formats a large number with a decimal prefix: 18.6 M.
 pub(super) fn count(count: u64) -> String {
     scaled(count, 1000.0, &["", "k", "M", "G", "T"]).trim_end().to_owned()
 }
@@ -55,7 +56,7 @@ fn scaled(number: u64, base: f64, units: &[&str]) -> String {
     }
 }
 
-/// A number with spaces between groups of three digits.
+/// Formats a number with spaces between groups of three digits.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -69,7 +70,7 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// A duration: seconds with a decimal under a minute, minutes and hours above.
+/// Formats a duration: seconds with a decimal under a minute, minutes and hours above.
 pub(super) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return significant(seconds, 3);
@@ -91,7 +92,7 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-/// `noun` with its number: 1 layer, 2 layers.
+/// Formats a count with its noun in singular or plural: 1 layer, 2 layers.
 pub(super) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

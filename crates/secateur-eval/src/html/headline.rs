@@ -1,8 +1,9 @@
-//! The run in one sentence, for a reader who knows none of the terms.
+//! A summary of the run in one sentence, without technical terms.
 
 use crate::html::format::{counted, fixed, percent};
 use crate::report::{Comparison, GroupReport, LayerReport, ModelSummary, Report};
-/// What was changed and what it cost, from the figures of the report.
+/// Returns a sentence on what was changed and how much pictures differ, from the figures of the
+/// report.
 pub(super) fn sentence(report: &Report) -> String {
     let mut clauses: Vec<String> = Vec::new();
     let models = compared(report);
@@ -31,7 +32,7 @@ pub(super) fn sentence(report: &Report) -> String {
     sentence + "."
 }
 
-/// The reference and the candidate: the first and the last model.
+/// Returns the reference and the candidate: the first and the last model.
 pub(super) fn compared(report: &Report) -> Option<(&ModelSummary, &ModelSummary)> {
     match report.models.as_slice() {
         [first, .., last] => Some((first, last)),
@@ -39,7 +40,7 @@ pub(super) fn compared(report: &Report) -> Option<(&ModelSummary, &ModelSummary)
     }
 }
 
-/// Share of the weights of `layers` that are zero or gone.
+/// Returns the share of the weights of `layers` that are zero or removed.
 pub(super) fn mean_sparsity<'a>(layers: impl IntoIterator<Item = &'a LayerReport>) -> f64 {
     let (mut removed, mut total) = (0.0, 0.0);
     for layer in layers {

@@ -8,7 +8,7 @@ use crate::html::headline::mean_sparsity;
 use crate::report::LayerReport;
 use maud::{Markup, html};
 
-/// How many of the worst layers are named above the chart.
+/// Number of the layers with the largest errors that are named above the chart.
 const WORST: usize = 3;
 
 pub(super) fn section(layers: &[LayerReport]) -> Markup {

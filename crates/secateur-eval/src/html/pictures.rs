@@ -9,20 +9,20 @@ use base64::engine::general_purpose::STANDARD;
 use image::imageops::{self, FilterType};
 use maud::{Markup, html};
 
-/// The pictures that two models made from one prompt and the same noise.
+/// Pictures of one prompt by two models, from the same noise.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PicturePair {
     /// The prompt.
     pub prompt: String,
-    /// Made by the reference.
+    /// The picture of the reference model.
     pub reference: Picture,
-    /// Made by the candidate.
+    /// The picture of the candidate model.
     pub candidate: Picture,
 }
 
-/// Pictures with a longer side, in pixels, are made smaller for the page.
+/// Pictures with a longer side, in pixels, are scaled down for the page.
 const LARGEST_SHOWN: u32 = 512;
-/// Pictures up to this side, in pixels, are enlarged pixel by pixel and set in narrow columns.
+/// Pictures up to this side, in pixels, are scaled up pixel by pixel and set in narrow columns.
 const SMALL: usize = 128;
 
 pub(super) fn section(report: &Report, pairs: &[PicturePair]) -> Markup {
@@ -52,7 +52,7 @@ pub(super) fn section(report: &Report, pairs: &[PicturePair]) -> Markup {
     }
 }
 
-/// How many of the prompts are shown, and whether they were made smaller.
+/// Says how many of the prompts are shown, and whether the pictures were scaled down.
 fn extent(pairs: &[PicturePair], rows: &[PromptRow]) -> String {
     let shown = if pairs.len() < rows.len() {
         format!("{} of {} are shown", pairs.len(), counted(rows.len(), "prompt"))

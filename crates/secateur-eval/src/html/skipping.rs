@@ -1,10 +1,10 @@
-//! What is computed at which call, and plain rules beside it.
+//! The chart of the units that are computed at each call, and a comparison with plain rules.
 
 use crate::html::format::{counted, fixed, percent};
 use crate::report::{SkippingReport, WayReport};
 use maud::{Markup, html};
 
-/// Of the chart, in its own units.
+/// Width of the unit names in the chart, in the units of the SVG.
 const NAMES: f64 = 170.0;
 const WIDTH: f64 = 900.0;
 const ROW: f64 = 16.0;

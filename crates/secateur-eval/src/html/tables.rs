@@ -1,4 +1,4 @@
-//! The models, the stages, and what it takes to repeat the run.
+//! Tables of the models, the stages, and the settings to repeat the run.
 
 use crate::html::format::{bytes, count, duration, grouped, percent};
 use crate::report::{GroupReport, ModelSummary, Report, Stage};
@@ -166,7 +166,8 @@ fn setting(name: &str, value: Markup) -> Markup {
     html! { tr { th scope="row" { (name) } td { (value) } } }
 }
 
-/// A setting without the quotes of JSON where they only get in the way.
+/// Formats a setting as plain text: strings without quotes, lists with commas, switches as yes or
+/// no.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::picture::{Picture, check_same_size};
-/// The PSNR in dB that stands for "equal" where an infinite value cannot be averaged or stored.
+/// The PSNR in dB of equal pictures, if an infinite value cannot be averaged or stored.
 pub const PSNR_CAP: f64 = 100.0;
 
 /// Peak signal-to-noise ratio in dB with a peak of 1: `-10 log10(mean((a - b)^2))` over all pixels
@@ -21,11 +21,10 @@ pub fn psnr(a: &Picture, b: &Picture) -> Result<f64> {
     Ok(-10.0 * (squares / a.pixels().len() as f64).log10())
 }
 
-/// [`psnr`] with values above [`PSNR_CAP`] reported as [`PSNR_CAP`].
+/// Computes [`psnr`], limited to [`PSNR_CAP`].
 ///
-/// This is the value to put into a report. The PSNR of a set of pairs is the mean of the values of
-/// its pairs, in dB (not the PSNR of the mean squared error), so one pair of equal pictures would
-/// make it infinite.
+/// This is the value for reports. The PSNR of several pairs is the mean of the pairs' values in dB
+/// (not the PSNR of the mean squared error). One pair of equal pictures would make it infinite.
 ///
 /// # Errors
 /// The pictures have different sizes.

@@ -1,7 +1,8 @@
 //! Relative error of latents.
 
 use crate::error::{Error, Result};
-/// Frobenius norm of `a - b` relative to that of `b`, the reference. For latents of any shape.
+/// Computes the Frobenius norm of `a - b` relative to that of `b`, the reference. The latents can
+/// have any shape.
 ///
 /// Zero when both are zero; infinite when only `b` is.
 ///

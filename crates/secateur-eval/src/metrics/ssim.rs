@@ -13,14 +13,14 @@ const C1: f64 = 0.01 * 0.01;
 /// 1`.
 const C2: f64 = 0.03 * 0.03;
 
-/// Structural similarity of two pictures: 1 when they are equal, in \[-1, 1\].
+/// Computes the structural similarity of two pictures, in \[-1, 1\]. It is 1 if they are equal.
 ///
-/// Equation 13 of Wang et al. 2004 under a Gaussian window (11 x 11, sigma 1.5), averaged over the
-/// windows that lie wholly inside the picture, for each colour channel, then over the channels.
-/// torchmetrics and pytorch-msssim compute the same with `data_range=1`.
+/// This is equation 13 of Wang et al. 2004 under a Gaussian window (11 x 11, sigma 1.5). It is
+/// averaged over the windows that lie wholly inside the picture, for each colour channel, and then
+/// over the channels. torchmetrics and pytorch-msssim compute the same with `data_range=1`.
 ///
 /// # Errors
-/// The pictures have different sizes, or a side shorter than 11 pixels.
+/// The pictures have different sizes, or a side is shorter than 11 pixels.
 pub fn ssim(a: &Picture, b: &Picture) -> Result<f64> {
     check_same_size(a, b)?;
     let (width, height) = (a.width(), a.height());
@@ -52,7 +52,7 @@ pub fn ssim(a: &Picture, b: &Picture) -> Result<f64> {
     Ok(channels.sum::<f64>() / 3.0)
 }
 
-/// The Gaussian weights along one side of the window; they sum to 1.
+/// Returns the Gaussian weights along one side of the window. They sum to 1.
 fn gaussian_window() -> [f64; WINDOW] {
     let centre = (WINDOW / 2) as f64;
     let mut window =
@@ -62,13 +62,14 @@ fn gaussian_window() -> [f64; WINDOW] {
     window
 }
 
-/// One colour channel (height x width, row by row).
+/// Returns one colour channel (height x width, row by row).
 fn plane(picture: &Picture, channel: usize) -> Vec<f64> {
     picture.pixels().iter().skip(channel).step_by(3).map(|&value| f64::from(value)).collect()
 }
 
-/// The weighted mean of `values` (height x width) under the window at each of its (height - 10) x
-/// (width - 10) places. The Gaussian is separable, so rows are filtered first and columns after.
+/// Returns the weighted mean of `values` (height x width) under the window at each of its (height -
+/// 10) x (width - 10) positions. As the Gaussian is separable, rows are filtered first and then
+/// columns.
 fn weighted_means(values: &[f64], width: usize, window: &[f64; WINDOW]) -> Vec<f64> {
     let valid_width = width - WINDOW + 1;
     let rows: Vec<f64> = values
@@ -109,8 +110,8 @@ mod tests {
         Picture::new(width, height, pixels).unwrap()
     }
 
-    /// The definition, term by term: a two-dimensional window at every place, central moments, no
-    /// shared code.
+    /// Computes SSIM by its definition, term by term, with a two-dimensional window at every
+    /// position and central moments. It shares no code with [`ssim`].
     fn direct(a: &Picture, b: &Picture) -> f64 {
         let at = |p: &Picture, x: usize, y: usize, c: usize| {
             f64::from(p.pixels()[(y * p.width() + x) * 3 + c])

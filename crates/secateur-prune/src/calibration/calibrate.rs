@@ -1,4 +1,4 @@
-//! Runs a model to see its activations.
+//! Runs a model and gathers the statistics of its activations.
 
 use crate::calibration::calibrator::Calibrator;
 use crate::calibration::settings::Calibration;
@@ -12,9 +12,9 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Runs the whole denoising over all prompts and gathers the statistics of a package. It goes on
-/// from `sums`, and keeps its own there: every minute at a batch's end, and when the observer
-/// interrupts.
+/// Runs the whole denoising over all prompts and gathers the statistics of a package. It starts
+/// from the partial sums saved in `sums`, if any. It saves its own there at the end of a batch,
+/// about once a minute, and when the observer interrupts.
 pub(crate) fn calibrate(
     pipeline: &Pipeline,
     package: &Package,
@@ -47,13 +47,14 @@ pub(crate) fn calibrate(
     Ok(calibrator.finish())
 }
 
-/// An interruption waits so long for the end of the batch.
+/// The longest time that an interruption waits for the end of a batch.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Lets a batch that is nearly done come to its end, as sums are kept between batches.
+/// Lets a batch that is nearly done finish before an interruption, as sums are saved between
+/// batches.
 struct Batch<'a> {
     observer: &'a dyn Observer,
-    /// When it should come to its end, by the one before.
+    /// When the batch should end, estimated from the duration of the one before.
     end: Option<Instant>,
     stopped: Cell<bool>,
 }
@@ -85,7 +86,7 @@ mod tests {
     use secateur_models::Error;
     use std::sync::Mutex;
 
-    /// Keeps what it hears, and interrupts.
+    /// Records the messages that it receives, and interrupts.
     #[derive(Default)]
     struct Ear(Mutex<Vec<String>>);
 

@@ -1,4 +1,4 @@
-//! Watches the inputs of layers while a model runs.
+//! An observer of layer inputs while a model runs.
 
 use crate::calibration::moments::Moments;
 use crate::calibration::statistics::InputStatistics;
@@ -9,16 +9,17 @@ use secateur_nn::{Context, Error as LayerError, LayerName, Probe, ops};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
-/// Gathers one Hessian per distinct layer input while a model runs.
+/// Gathers one Hessian per distinct layer input while a model runs. Layers that read the same
+/// tensor share one.
 pub struct Calibrator {
-    /// By the first of the planned layers that reads the input.
+    /// Sums by the name of the first planned layer that reads the input.
     moments: HashMap<LayerName, (LayerName, Mutex<Moments>)>,
     weights: Vec<f64>,
 }
 
 impl Calibrator {
-    /// For the inputs that a package watches; `weights` are those of the denoising steps. One of
-    /// every `stride` tokens is summed up, for all of them.
+    /// Creates a calibrator for the inputs that `package` watches. `weights` has one weight for
+    /// each denoising step. One of every `stride` tokens is summed, and stands for all of them.
     #[must_use]
     pub fn new(package: &Package, weights: Vec<f64>, stride: usize) -> Self {
         let moments = |input: &crate::plan::SharedInput| {
@@ -38,23 +39,24 @@ impl Calibrator {
         })
     }
 
-    /// Sets some sums of an input; whether there are any of that name and length.
+    /// Sets the sums named `array` of an input. Returns whether there are sums of that name and
+    /// length.
     pub(crate) fn set(&mut self, input: &str, array: &str, values: &Tensor) -> Result<bool> {
         let found = self.moments_mut().find(|(name, _)| name.as_str() == input);
         Ok(found.map(|(_, moments)| moments.set(array, values)).transpose()?.unwrap_or(false))
     }
 
-    /// Forgets all sums.
+    /// Resets all sums to zero.
     pub(crate) fn clear(&mut self) {
         self.moments_mut().for_each(|(_, moments)| moments.clear());
     }
 
-    /// Those of the steps.
+    /// The weights of the denoising steps.
     pub(crate) fn weights(&self) -> &[f64] {
         &self.weights
     }
 
-    /// The statistics, by the name of the input.
+    /// Returns the statistics by the name of the input.
     #[must_use]
     pub fn finish(self) -> BTreeMap<LayerName, InputStatistics> {
         let finish = |(name, moments): (LayerName, Mutex<Moments>)| {

@@ -3,7 +3,8 @@ use secateur_models::files::{digest_of_files, digest_of_texts};
 use secateur_models::{ModelFolder, Observer, Result};
 use serde::{Deserialize, Serialize};
 
-/// What statistics depend on. Batch size and threads are not in it: they change rounding alone.
+/// Everything that statistics depend on. Batch size and number of threads are left out, as they
+/// change only rounding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// SHA-256 of all files that the activations depend on: the denoiser, text encoders, tokenizers
@@ -21,20 +22,20 @@ pub struct Fingerprint {
     pub sampler: String,
     /// Guidance scale.
     pub guidance: f64,
-    /// What guidance leads away from.
+    /// The negative prompt of guidance.
     pub negative_prompt: String,
-    /// Text tokens that stand for T5's.
+    /// Number of text tokens for T5, including those that are zeros if there is no T5.
     pub max_sequence_length: usize,
     /// Seed of the noise.
     pub seed: u64,
     /// Name of the timestep weighting.
     pub weighting: String,
-    /// One of this many tokens was summed.
+    /// One of every `token_stride` tokens was summed.
     pub token_stride: usize,
 }
 
 impl Fingerprint {
-    /// The fingerprint of a calibration of that model.
+    /// Computes the fingerprint of a calibration of that model.
     ///
     /// # Errors
     /// If the files cannot be read, or the observer interrupts.
@@ -59,7 +60,7 @@ impl Fingerprint {
         })
     }
 
-    /// What differs, in words.
+    /// Lists the differences from `expected`, in words. Empty if there are none.
     #[must_use]
     pub fn differences(&self, expected: &Self) -> Vec<String> {
         let mut differences = Vec::new();

@@ -1,4 +1,4 @@
-//! The Hessian of a layer's output error: damping, its factor, and the error that it measures.
+//! The Hessian of a layer's output error: its damping, its factor, and the error computed with it.
 
 use crate::error::{Error, Result};
 use secateur_kernels::Panels;
@@ -6,34 +6,36 @@ use secateur_kernels::factor::{inverse_factor, inverse_factor_scratch};
 use secateur_kernels::linear::linear;
 use secateur_nn::LayerName;
 
-/// The least diagonal element that counts as more than nothing: the inverse of less is beyond f32.
+/// The least diagonal element that is not taken for zero. The inverse of a smaller one overflows
+/// f32.
 const LEAST: f64 = 1e-30;
-/// How often a Hessian that is not positive definite gets ten times the damping.
+/// How many times the damping is multiplied by ten if the Hessian is not positive definite.
 const ESCALATIONS: u32 = 6;
 
-/// U, upper triangular with H^-1 = U^T U: U_jj^2 is the curvature that removing weight j meets once
-/// the columns before it are fixed, and U_ij / U_ii how much column j makes up for an error in
-/// column i.
+/// The factor U of an inverse Hessian: upper triangular, with H^-1 = U^T U. 1 / U_jj^2 is the
+/// curvature along weight j once the columns before it are fixed. U_ij / U_ii is the correction of
+/// column j per unit of error in column i.
 #[derive(Clone, Debug)]
 pub struct Factor {
     /// d x d, row-major; zero below the diagonal.
     pub values: Vec<f32>,
-    /// Columns that no input ever reaches (H_jj = 0, or next to it).
+    /// Columns whose input is always zero (H_jj is 0 or negligible).
     pub dead: Vec<usize>,
-    /// What was added to the diagonal, relative to its mean.
+    /// The value that was added to the diagonal, relative to the mean of the diagonal.
     pub damping: f64,
 }
 
 impl Factor {
-    /// The usual damping, relative to the mean of the diagonal (the reference's).
+    /// The default damping, relative to the mean of the diagonal. It is that of the reference.
     pub const DAMPING: f64 = 0.01;
 
-    /// Factors the Hessian `hessian` (d x d, row-major, symmetric) of the input of `layer`, see
-    /// [`inverse_factor`]; H itself is never inverted. Where H is not positive definite, the
-    /// damping is raised tenfold until it is.
+    /// Factors `hessian` (d x d, row-major, symmetric), the Hessian of the input of `layer`: see
+    /// [`inverse_factor`]. H itself is never inverted. If H is not positive definite, the damping
+    /// is multiplied by ten until it is.
     ///
     /// # Errors
-    /// If the Hessian holds values that are not finite, or no damping helps.
+    /// If the Hessian holds values that are not finite, or is not positive definite with the most
+    /// damping.
     pub fn new(hessian: &[f32], layer: &LayerName) -> Result<Self> {
         let columns = hessian.len().isqrt();
         let diagonal = |j: usize| f64::from(hessian[j * columns + j]);
@@ -64,15 +66,16 @@ impl Factor {
         ))
     }
 
-    /// Bytes that [`Factor::new`] takes for `columns` columns, with the result.
+    /// Bytes that [`Factor::new`] needs for `columns` columns, including the result.
     #[must_use]
     pub fn scratch(columns: usize) -> u64 {
         (columns * columns * size_of::<f32>()) as u64 + inverse_factor_scratch(columns)
     }
 }
 
-/// The relative error of a layer's output over the calibration: tr(D H D^T) / tr(W H W^T) with D =
-/// `pruned` - `weight` (both rows x d, row-major). 0 where the weight's own output is 0.
+/// Returns the relative squared error of a layer's output over the calibration: tr(D H D^T) / tr(W
+/// H W^T) with D = `pruned` - `weight` (both rows x d, row-major). Returns 0 if the output of the
+/// unpruned weight is 0.
 #[must_use]
 pub fn hessian_error(weight: &[f32], pruned: &[f32], hessian: &[f32]) -> f64 {
     let columns = hessian.len().isqrt();

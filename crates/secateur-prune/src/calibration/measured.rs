@@ -1,18 +1,19 @@
-//! Weights of the denoising steps, measured: each step's share in the error of the final latents.
+//! Measured weights of the denoising steps: each step's share in the error of the final latents.
 //!
-//! The objective of a Hessian is a sum over the steps, sum of a_t l_t, of squared errors l_t of a
-//! layer's output; what is wanted is little error of the final latents. To first order that is a
-//! sum too, D = sum of D_t, where D_t is what the errors made at step t have become at the end, and
-//! |D|^2 = sum of <D_t, D>. So a_t is in proportion to <D_t, D>, with the layers' errors l_t taken
-//! to be alike at all steps. If errors of different steps had nothing to do with each other, that
-//! would be |D_t|^2, the square of what an error has grown to. But the same wrong weights err alike
-//! at successive steps, and their errors add up.
+//! A Hessian minimises a sum over the steps, sum of a_t l_t, where l_t is the squared error of a
+//! layer's output at step t. The quantity to minimise is the error D of the final latents. To first
+//! order D is a sum too, D = sum of D_t, where D_t is the part of D that comes from the errors at
+//! step t, and |D|^2 = sum of <D_t, D>. So a_t is chosen in proportion to <D_t, D>, under the
+//! assumption that the layers' errors l_t are alike at all steps. If errors of different steps were
+//! uncorrelated, that would be |D_t|^2. But the same wrong weights make similar errors at
+//! successive steps, and these add up.
 //!
-//! D_t is measured with a little noise on all weights that can be pruned. A few pictures are
-//! denoised; the noisy model, told the same latents, gives the error of each call; and the model as
-//! it is denoises the pictures again, once for each of a few groups of successive steps, with the
-//! errors of the group added to what it gives. (White noise added to the denoiser's output is no
-//! stand-in for these errors: the next steps remove most of it, as they do with any noise.)
+//! D_t is measured with a little noise on all weights that can be pruned. First a few pictures are
+//! denoised. Then the noisy model is called on the same latents, which gives the error of each
+//! call. Then the unchanged model denoises the pictures again, once for each of a few groups of
+//! successive steps, with the errors of the group added to its outputs. (White noise on the
+//! denoiser's output cannot replace these errors: the next steps remove most of it, as they remove
+//! any noise.)
 
 use crate::calibration::settings::Calibration;
 use crate::calibration::weighting::Weighting;
@@ -23,8 +24,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 impl Calibration {
-    /// The weights of the steps, the noisiest first: given, or measured on the model, which is the
-    /// same afterwards.
+    /// Returns the weights of the steps, the noisiest step first. They are given by a formula, or
+    /// measured on the model, which is unchanged afterwards.
     ///
     /// # Errors
     /// If the model fails or the observer interrupts.
@@ -41,8 +42,8 @@ impl Calibration {
 }
 
 impl Weighting {
-    /// How many pictures of a calibration with `prompts` prompts have to be denoised to measure the
-    /// weights, beside its own.
+    /// How many pictures are denoised to measure the weights, besides the calibration's own, for a
+    /// calibration with `prompts` prompts. 0 if the weights are not measured.
     #[must_use]
     pub fn pictures(self, prompts: usize, steps: usize) -> usize {
         if self.weights(steps).is_some() { 0 } else { self::pictures(prompts, steps) }
@@ -51,12 +52,13 @@ impl Weighting {
 
 /// How the weights are measured.
 struct Measurement {
-    /// Pictures that are denoised, one for each of the first prompts.
+    /// Number of pictures that are denoised, one for each of the first prompts.
     pictures: usize,
-    /// Groups of successive steps of one weight, where there are as many steps.
+    /// Number of groups of successive steps that share a weight, if there are at least as many
+    /// steps.
     groups: usize,
-    /// Root mean square of the noise on a weight matrix, relative to the matrix's own: small enough
-    /// that the errors grow linearly.
+    /// Root mean square of the noise on a weight matrix, relative to that of the matrix. It is
+    /// small enough that the errors grow linearly with it.
     noise: f64,
     /// Seed of that noise.
     seed: u64,
@@ -66,16 +68,16 @@ impl Measurement {
     const PICTURES: usize = 4;
     const GROUPS: usize = 4;
     const NOISE: f64 = 0.01;
-    /// Of the mean weight: no step counts less.
+    /// The least weight of a step, relative to the mean weight.
     const LEAST: f64 = 0.01;
 }
 
-/// Pictures that [`measure`] denoises.
+/// Number of pictures that [`measure`] denoises.
 pub(crate) fn pictures(prompts: usize, steps: usize) -> usize {
     prompts.min(Measurement::PICTURES) * (steps.min(Measurement::GROUPS) + 2)
 }
 
-/// The weights of the steps, of mean 1. The pipeline is the same afterwards.
+/// Measures the weights of the steps, scaled to mean 1. The pipeline is unchanged afterwards.
 pub(crate) fn measure(
     pipeline: &mut Pipeline,
     calibration: &Calibration,
@@ -148,7 +150,7 @@ impl Measurement {
         )
     }
 
-    /// All weights that can be pruned, as they are and with noise.
+    /// Returns two edits of all weights that can be pruned: unchanged, and with noise.
     fn noisy(&self, pipeline: &Pipeline, sampling: &Sampling) -> Result<(Edits, Edits)> {
         let structure = pipeline.structure(sampling);
         let (mut weights, mut noisy) = (BTreeMap::new(), BTreeMap::new());
@@ -170,7 +172,7 @@ impl Measurement {
     }
 }
 
-/// Some pictures that are denoised several times.
+/// Pictures that are denoised several times.
 struct Run<'a> {
     prompts: &'a [String],
     sampling: &'a Sampling,
@@ -179,7 +181,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Final latents, a row a picture; `change` is [`Pipeline::sample_with`]'s.
+    /// Returns the final latents, one row per picture. `change` is as for
+    /// [`Pipeline::sample_with`].
     fn denoise(
         &self,
         pipeline: &Pipeline,
@@ -192,7 +195,7 @@ impl Run<'_> {
     }
 }
 
-/// Of mean 1, and none negative or next to nothing.
+/// Raises weights that are negative or nearly zero, and scales all to mean 1.
 fn normalised(mut weights: Vec<f64>) -> Result<Vec<f64>> {
     let mean = |weights: &[f64]| weights.iter().sum::<f64>() / weights.len() as f64;
     let least = Measurement::LEAST * mean(&weights);
@@ -246,8 +249,8 @@ mod tests {
         assert!(weights.iter().zip(want).all(close), "{weights:?}, {want:?}");
     }
 
-    /// What is added to the last outputs of a flow's sampler is in the final latents times the
-    /// change of the noise level, as after it comes little of the model or nothing.
+    /// With a flow's sampler, an error in one of the last outputs reaches the final latents
+    /// multiplied by the change of the noise level, as few or no calls of the model follow.
     #[test]
     fn late_errors_grow_to_the_length_of_their_step() {
         let (pipeline, Calibration { prompts, sampling, .. }) =

@@ -1,26 +1,27 @@
-//! Sums over the inputs of a layer, while a calibration runs.
+//! Running sums over the inputs of a layer during a calibration.
 
 use crate::calibration::statistics::InputStatistics;
 use candle_core::Tensor;
 use secateur_kernels::gram;
 use secateur_models::files::Values;
 
-/// Sums while calibration runs.
+/// Running sums over one input during a calibration.
 #[derive(Clone, Debug)]
 pub(crate) struct Moments {
     gram: Vec<f32>,
     weighted_sums: Vec<f64>,
     sums: Vec<f64>,
     squares: Vec<f64>,
-    /// Rows, weighted rows, and the weights of the samples.
+    /// Number of rows, weighted number of rows, and sum of the weights of the samples.
     totals: [f64; 3],
-    /// One of this many tokens is summed, for all of them.
+    /// One of every `stride` tokens is summed, and stands for all of them.
     stride: usize,
 }
 
-/// The tokens that are summed up at a step, each with the number of those that it stands for: one
-/// of every `stride` successive ones. Which one is mixed from the step and the place (SplitMix64),
-/// so that over the steps all are seen, on no grid, and the same whatever the batch.
+/// Returns the tokens that are summed at a step, each with the number of tokens that it stands for:
+/// one of every `stride` successive ones. Which one is a hash of the step and the position
+/// (SplitMix64). So all tokens are seen over the steps, in no regular grid, and independently of
+/// the batch size.
 fn taken(tokens: usize, stride: usize, step: usize) -> Vec<(usize, f32)> {
     let pick = |block: usize| {
         let length = stride.min(tokens - block * stride);
@@ -39,8 +40,8 @@ impl Moments {
         Self { gram, weighted_sums, sums, squares, totals: [0.0; 3], stride }
     }
 
-    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`; a row counts
-    /// as often as `multiplicity` (samples x tokens) says.
+    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`. Each row
+    /// counts `multiplicity` times (samples x tokens).
     pub(crate) fn add(
         &mut self,
         x: &[f32],
@@ -70,7 +71,7 @@ impl Moments {
         self.totals.iter_mut().zip(added).for_each(|(total, new)| *total += new);
     }
 
-    /// All that it holds, by name: equal sums go on equally.
+    /// All sums by name. Moments with equal sums continue equally.
     pub(crate) fn arrays(&self) -> impl Iterator<Item = (&'static str, Values<'_>)> {
         let columns = [
             ("weighted_sums", &self.weighted_sums),
@@ -83,7 +84,7 @@ impl Moments {
             .chain(columns)
     }
 
-    /// Takes one of [`Moments::arrays`], if it is of that name, type and length.
+    /// Sets one of [`Moments::arrays`], if name, type and length fit.
     pub(crate) fn set(&mut self, name: &str, tensor: &Tensor) -> candle_core::Result<bool> {
         let column = match name {
             "gram" => {
@@ -108,12 +109,12 @@ impl Moments {
         Ok(fits)
     }
 
-    /// Forgets all.
+    /// Resets all sums to zero.
     pub(crate) fn clear(&mut self) {
         *self = Self::new(self.squares.len(), self.stride);
     }
 
-    /// Whether all that was added was finite.
+    /// Whether all values that were added are finite.
     pub(crate) fn is_finite(&self) -> bool {
         self.squares.iter().all(|square| square.is_finite())
     }

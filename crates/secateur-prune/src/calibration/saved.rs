@@ -1,4 +1,4 @@
-//! The statistics of a whole model, on disk.
+//! Statistics of a whole model on disk.
 
 use crate::calibration::fingerprint::Fingerprint;
 use crate::calibration::statistics::InputStatistics;
@@ -24,7 +24,7 @@ pub struct SavedStatistics {
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Saved {
     format_version: u32,
-    /// Of the file of tensors.
+    /// SHA-256 of the file of tensors.
     sha256: String,
     fingerprint: Fingerprint,
     step_weights: Vec<f64>,
@@ -37,7 +37,7 @@ const FILE: &str = "statistics";
 /// Version 1 had no column sums, version 2 no weighted ones, version 3 no checksums.
 const FORMAT_VERSION: u32 = 4;
 
-/// Where a file of any version says which it is of.
+/// The field with the version, which files of all versions have.
 #[derive(serde::Deserialize)]
 struct Version {
     format_version: Option<u32>,
@@ -45,10 +45,10 @@ struct Version {
 }
 
 impl SavedStatistics {
-    /// Writes statistics, and the weights that the steps had in them, into an existing folder.
+    /// Writes statistics, and the weights of the denoising steps in them, into an existing folder.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If a file cannot be written.
     pub fn write(
         folder: &Path,
         statistics: &BTreeMap<LayerName, InputStatistics>,
@@ -103,10 +103,11 @@ impl SavedStatistics {
         Ok(saved)
     }
 
-    /// Opens a statistics folder made with the same model, prompts and settings.
+    /// Opens a statistics folder, which must be of the same model, prompts and settings.
     ///
     /// # Errors
-    /// If it cannot be read, or something differs: the error says what; or the observer interrupts.
+    /// If it cannot be read, if its fingerprint differs from `expected` (the error lists the
+    /// differences), or if the observer interrupts.
     pub fn open(folder: &Path, expected: &Fingerprint, observer: &dyn Observer) -> Result<Self> {
         let saved = Self::read(folder, observer)?;
         let differences = saved.fingerprint.differences(expected);
@@ -121,22 +122,22 @@ impl SavedStatistics {
         })
     }
 
-    /// SHA-256 of its tensors.
+    /// SHA-256 of the file of tensors.
     #[must_use]
     pub fn sha256(&self) -> &str {
         &self.saved.sha256
     }
 
-    /// The weights that the steps had.
+    /// The weights of the denoising steps in the statistics.
     #[must_use]
     pub fn step_weights(&self) -> &[f64] {
         &self.saved.step_weights
     }
 
-    /// Fails where they lack those of an input that a plan watches.
+    /// Checks that there are statistics of every input that a plan watches.
     ///
     /// # Errors
-    /// As told.
+    /// If those of an input are missing.
     pub fn check(&self, plan: &Plan) -> Result<()> {
         let mut watched = plan.packages.iter().flat_map(Package::watched_inputs);
         let lacking = watched.find(|input| !self.saved.rows.contains_key(input.name.as_str()));
@@ -151,10 +152,10 @@ impl SavedStatistics {
         Error::statistics(&self.folder, problem)
     }
 
-    /// The statistics of one input.
+    /// Reads the statistics of one input of that width.
     ///
     /// # Errors
-    /// If they are not there or damaged.
+    /// If they are missing or damaged.
     pub fn input(&self, name: &LayerName, width: usize) -> Result<InputStatistics> {
         let Saved { rows, weighted_rows, .. } = &self.saved;
         let (Some(&rows), Some(&weighted_rows)) =

@@ -1,19 +1,19 @@
-//! What a model is calibrated on.
+//! Settings of a calibration.
 
 use crate::calibration::weighting::Weighting;
 use secateur_models::Sampling;
 
-/// What the model is run on, and how much each step counts.
+/// Settings of a calibration: the run of the model, and the weights of the steps.
 #[derive(Clone, Debug)]
 pub struct Calibration {
-    /// One image a prompt.
+    /// The prompts. One image is drawn for each.
     pub prompts: Vec<String>,
-    /// Steps, guidance, seed and batch.
+    /// Steps, guidance, seed and batch size.
     pub sampling: Sampling,
     /// Weights of the steps.
     pub weighting: Weighting,
-    /// One of every `token_stride` tokens is summed up into the Hessians, for all of them: 1 sums
-    /// up all. Tokens of one image say much the same, and products of them are a good part of a
+    /// One of every `token_stride` tokens is summed into the Hessians, and stands for all of them.
+    /// With 1 all are summed. Tokens of one image are similar, and their products take much of a
     /// calibration's time.
     pub token_stride: usize,
 }

@@ -1,4 +1,4 @@
-//! What a calibration leaves of one input.
+//! The result of a calibration for one input.
 
 /// Statistics of one distinct layer input of width d.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -6,15 +6,16 @@ pub struct InputStatistics {
     /// H = 2 / (sum of a_t) * sum of a_t X_t^T X_t, where a_t is the weight of the step and every
     /// sample counts once (OBS-Diff, eq. 5): d x d, symmetric, row-major.
     pub hessian: Vec<f32>,
-    /// 2 / (sum of a_t) * sum of a_t X_t^T 1, H's last column if every row ended with a 1: d.
+    /// 2 / (sum of a_t) * sum of a_t X_t^T 1, of length d: the last column of H if every row of X_t
+    /// ended with a 1.
     pub weighted_sums: Vec<f32>,
-    /// 2 / (sum of a_t) * sum of a_t n_t for the n_t rows of X_t: the end of that column.
+    /// 2 / (sum of a_t) * sum of a_t n_t for the n_t rows of X_t: the last element of that column.
     pub weighted_rows: f64,
-    /// Sum of each column over all rows, unweighted: d.
+    /// Sum of each column over all rows, unweighted; length d.
     pub sums: Vec<f32>,
-    /// Sum of squares of each column over all rows, unweighted: d.
+    /// Sum of squares of each column over all rows, unweighted; length d.
     pub squares: Vec<f32>,
-    /// Rows seen; those that were summed up stand for the others.
+    /// Number of rows seen, including the tokens that the summed ones stand for.
     pub rows: u64,
 }
 
@@ -25,7 +26,7 @@ impl InputStatistics {
         self.squares.len()
     }
 
-    /// The root of each column's mean square, by which Wanda measures weights.
+    /// The root mean square of each column, which Wanda multiplies weights by.
     pub(crate) fn norms(&self) -> Vec<f32> {
         let rows = self.rows.max(1) as f32;
         self.squares.iter().map(|square| (square / rows).sqrt()).collect()

@@ -1,5 +1,4 @@
-//! The sums of a calibration that is not finished, on disk: a run that is stopped goes on from
-//! them.
+//! Partial sums of an unfinished calibration on disk, from which a stopped run continues.
 
 use crate::calibration::calibrator::Calibrator;
 use crate::error::{Error, Result};
@@ -12,21 +11,22 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Where the sums of one calibration are kept. Each state has a file of tensors of its own, and one
-/// file says which is valid: it is written last, so that a kill leaves the state before.
+/// The files of the sums of one calibration. Each saved state has its own file of tensors. One more
+/// file says which state is valid. It is written last, so that after a kill the state before is
+/// still valid.
 pub(crate) struct Sums<'a> {
     pub(crate) folder: &'a Path,
-    /// SHA-256 of the run.
+    /// SHA-256 of the run's identity.
     pub(crate) run: &'a str,
-    /// Packages that were done to the model when it was calibrated.
+    /// Number of packages that the model was pruned in before this calibration.
     pub(crate) done: usize,
     /// The package whose inputs are watched.
     pub(crate) package: usize,
-    /// When they are kept again.
+    /// The time between two saves.
     pub(crate) interval: Duration,
 }
 
-/// All but the tensors.
+/// The contents of the file that says which state is valid.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     run: String,
@@ -34,21 +34,21 @@ struct Kept {
     package: usize,
     /// SHA-256 of the weights of the steps.
     step_weights: String,
-    /// Images that were summed up: the first ones.
+    /// Number of images in the sums: the first ones.
     images: usize,
     /// SHA-256 of the file of tensors.
     sha256: String,
 }
 
-/// What a file of sums is called.
+/// The beginning of the names of sum files.
 const PREFIX: &str = "sums-";
 
-/// Whether a file of a journal is one of sums.
+/// Whether a file of a journal holds sums.
 pub(crate) fn is_own(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
-/// The images that the sums in a folder are of: those of the calibration that came farthest.
+/// The number of images in the sums of a folder: the largest over its calibrations.
 pub(crate) fn images(folder: &Path) -> usize {
     let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let own = names.filter(|path| path.extension().is_some_and(|ending| ending == "json"));
@@ -69,8 +69,8 @@ impl Sums<'_> {
         self.path(&format!("-{images:06}.safetensors"))
     }
 
-    /// Takes over what was kept, and returns the number of images that it is of. Where it is not as
-    /// it was written, or of other weights of the steps, the observer hears why, and that is 0.
+    /// Loads the saved sums into the calibrator, and returns the number of images in them. If they
+    /// are damaged, or of other step weights, it says so to the observer and returns 0.
     ///
     /// # Errors
     /// If the observer interrupts.
@@ -129,7 +129,7 @@ impl Sums<'_> {
         }
     }
 
-    /// Keeps the sums over the first `images` images.
+    /// Saves the sums over the first `images` images.
     fn save(&self, calibrator: &mut Calibrator, images: usize) -> Result<()> {
         let weights = step_weights(calibrator.weights());
         let mut arrays = HashMap::new();
@@ -152,14 +152,14 @@ impl Sums<'_> {
         Ok(())
     }
 
-    /// Removes all that was kept: it was used.
+    /// Removes all saved sums, once they are no longer needed.
     pub(crate) fn remove(&self) {
         // What stays is known to be of no use by the package that is finished.
         let _ = std::fs::remove_file(self.path(".json"));
         self.remove_tensors(None);
     }
 
-    /// Removes the tensors of all states but one.
+    /// Removes the tensors of all states except `but`.
     fn remove_tensors(&self, but: Option<usize>) {
         let but = but.map(|images| self.tensors(images));
         let paths = std::fs::read_dir(self.folder)
@@ -185,26 +185,26 @@ fn step_weights(weights: &[f64]) -> String {
     digest(weights.iter().map(|weight| weight.to_le_bytes()))
 }
 
-/// Decides when sums are kept.
+/// Decides when sums are saved.
 pub(crate) struct Keeper<'a> {
     sums: Option<Sums<'a>>,
     kept: Instant,
-    /// What keeping them took the last time.
+    /// How long the last save took.
     cost: Duration,
 }
 
 impl<'a> Keeper<'a> {
-    /// Sums are kept again when so much work would be lost.
+    /// The default time between two saves.
     pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
-    /// Keeping them takes at most one part in this many of the time.
+    /// Saving takes at most 1 / `PARTS` of the time.
     const PARTS: u32 = 20;
 
     pub(crate) fn new(sums: Option<Sums<'a>>) -> Self {
         Self { sums, kept: Instant::now(), cost: Duration::ZERO }
     }
 
-    /// After a batch: keeps the sums over the first `images` images, if it is time or the run is
-    /// `stopped`. Where they cannot be kept, the observer hears why.
+    /// Called after a batch. Saves the sums over the first `images` images if it is time, or if the
+    /// run is `stopped`. If saving fails, it says so to the observer.
     pub(crate) fn batch(
         &mut self,
         calibrator: &mut Calibrator,
@@ -238,7 +238,7 @@ mod tests {
     use std::cell::{Cell, RefCell};
     use std::collections::BTreeMap;
 
-    /// Interrupts at one of the steps, and from then on.
+    /// Interrupts at a given step, and from then on.
     struct Stop {
         left: Cell<usize>,
         steps: Cell<usize>,
@@ -320,7 +320,7 @@ mod tests {
     const ALWAYS: Option<Duration> = Some(Duration::ZERO);
     const HOUR: Option<Duration> = Some(Duration::from_secs(3600));
 
-    /// However often it is stopped, and whenever, the sums are bit for bit the same.
+    /// A calibration that is stopped any number of times, at any step, has bit-identical sums.
     #[test]
     fn a_calibration_that_was_stopped_goes_on() {
         let scene = Scene::new();
@@ -343,7 +343,7 @@ mod tests {
         }
     }
 
-    /// A batch that is nearly done comes to its end, and no step of it is taken twice.
+    /// A batch that is nearly done finishes, and no step of it is run twice.
     #[test]
     fn an_interruption_keeps_what_was_summed_up() {
         let scene = Scene::new();
@@ -359,7 +359,7 @@ mod tests {
         assert_eq!((whole.steps.get(), rest.steps.get()), (10, 2));
     }
 
-    /// What is not as it was written is not used.
+    /// Damaged sums are not used.
     #[test]
     fn damaged_sums_are_gathered_anew() {
         let scene = Scene::new();

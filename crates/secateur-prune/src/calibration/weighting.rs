@@ -1,30 +1,30 @@
-//! How much each denoising step counts.
+//! The weights of the denoising steps.
 
 use crate::error::Error;
 use std::fmt;
 use std::str::FromStr;
 
-/// How much a denoising step counts in the Hessian (OBS-Diff, eq. 4).
+/// The weights of the denoising steps in the Hessian (OBS-Diff, eq. 4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Weighting {
-    /// All steps alike.
+    /// Equal weights.
     Uniform,
-    /// Falling in a straight line.
+    /// Falls linearly.
     LinearDecrease,
-    /// Rising in a straight line.
+    /// Rises linearly.
     LinearIncrease,
-    /// Falling with ln(T - t + 1) / ln T: the paper's choice.
+    /// Falls with ln(T - t + 1) / ln T: the paper's choice.
     #[default]
     LogDecrease,
-    /// Rising with ln t / ln T.
+    /// Rises with ln t / ln T.
     LogIncrease,
-    /// In proportion to what the errors made at a step come to in the final latents, as measured on
-    /// the model with a few of the calibration prompts.
+    /// In proportion to the effect of a step's errors on the final latents, measured on the model
+    /// with a few of the calibration prompts.
     Measured,
 }
 
 impl Weighting {
-    /// All of them.
+    /// All weightings.
     pub const ALL: [Self; 6] = [
         Self::Uniform,
         Self::LinearDecrease,
@@ -34,10 +34,11 @@ impl Weighting {
         Self::Measured,
     ];
 
-    /// Least and greatest weight of those that are not measured.
+    /// Least and greatest weight, for weightings that are not measured.
     pub const RANGE: (f64, f64) = (0.8, 1.2);
 
-    /// The weights of `steps` steps, the noisiest first; nothing where they have to be measured.
+    /// Returns the weights of `steps` steps, the noisiest step first, or `None` if they have to be
+    /// measured.
     #[must_use]
     pub fn weights(self, steps: usize) -> Option<Vec<f64>> {
         let (low, high) = Self::RANGE;

@@ -1,5 +1,5 @@
-//! DSnoT, Dynamic Sparse no Training (Zhang et al., ICLR 2024, arXiv 2310.08915): a mask of pruned
-//! weights that is changed by swaps.
+//! DSnoT, Dynamic Sparse no Training (Zhang et al., ICLR 2024, arXiv 2310.08915), which changes a
+//! mask of pruned weights by swaps.
 
 use crate::calibration::{Factor, InputStatistics};
 use crate::error::Result;
@@ -7,44 +7,47 @@ use crate::methods::method::{LayerWeight, Method, Solved};
 use crate::plan::Pattern;
 use rayon::prelude::*;
 
-/// Swaps that a row has at most.
+/// The most swaps in a row.
 const ROUNDS: usize = 50;
 
-/// The error at which a row is left as it is.
+/// The size of a row's error at or under which no more swaps are made.
 const THRESHOLD: f64 = 0.1;
 
-/// Swaps pruned weights of a row for others, so that its expected output comes back to what it was;
-/// no update of what is left. The variants are the masks to start from.
+/// Swaps pruned weights of a row for kept ones, to bring the row's expected output back to that of
+/// the unpruned row. The weights that are left are not updated. The variants are the masks to start
+/// from.
 ///
-/// M_j = W_ij E\[x_j\] is what weight j adds to the expected output of row i, and the sum of M over
-/// the pruned weights is the row's error. While that is above 0.1 in size, and 50 times at most:
+/// M_j = W_ij E\[x_j\] is the contribution of weight j to the expected output of row i, and the sum
+/// of M over the pruned weights is the row's error. While the error is above 0.1 in size, and at
+/// most 50 times:
 ///
-/// - of the pruned weights whose M has the error's sign, the one of the largest |M_j| / Var\[x_j\]
-///   grows back;
-/// - in its place goes, of the kept weights whose M has the other sign, the one of the least |W_ij|
-///   ||x_j|| (Wanda's measure). For N:M it is the one of its group that the start values least,
-///   whatever its M, and the row ends before its error would change sign.
+/// - of the pruned weights whose M has the error's sign, the one with the largest |M_j| /
+///   Var\[x_j\] is restored;
+/// - instead, of the kept weights whose M has the other sign, the one with the least |W_ij| ||x_j||
+///   (Wanda's measure) is pruned. For N:M it is the weight of the same group with the least score
+///   in the starting mask, whatever its M, and the row ends before its error would change sign.
 ///
-/// The two criteria, the threshold and the rounds are the paper's. From its code (`lib/prune.py` of
-/// zyxxmu/DSnoT) come the rule for N:M, both starts, that no weight moves twice, and that a swap is
-/// made even where it overshoots: the error of a row may grow.
+/// The two criteria, the threshold and the number of rounds are the paper's. Its code
+/// (`lib/prune.py` of zyxxmu/DSnoT) gives the rule for N:M and both starting masks. As in the code,
+/// no weight is swapped twice, and a swap is made even if it overshoots: the error of a row can
+/// grow.
 ///
-/// The code is not followed where it
-/// - takes for E\[x_j\] the sum over a sample's tokens, of which 0.1 is so little that most rows
-///   have many more rounds. From Wanda's mask, that leaves a larger error in the layers of the
-///   bundled models than the mean, which the paper has;
-/// - averages the variances of batches, each around its own mean: here the variance is that of all
+/// This implementation differs from the code, which
+/// - takes E\[x_j\] to be the sum over a sample's tokens. Relative to that sum the threshold of 0.1
+///   is so small that most rows take many more rounds. From Wanda's mask, the sum gives a larger
+///   error in the layers of the bundled models than the mean, which the paper uses;
+/// - averages the variances of batches, each around its own mean. Here the variance is that of all
 ///   rows together;
-/// - goes on where no candidates are left, with weights that are kept already or of the other sign,
-///   and takes 0/0 for the best where no input comes: here such a weight is no candidate, and the
-///   row is done;
-/// - leaves feed-forward layers as they start (its default).
+/// - continues without candidates, with weights that are kept already or of the other sign, and
+///   takes 0/0 for the best score for columns without input. Here such a weight is no candidate,
+///   and the row ends;
+/// - does not change the mask of feed-forward layers (its default).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dsnot {
     /// The mask of [`Wanda`](crate::Wanda).
     Wanda,
-    /// The lowest W_ij^2 / U_jj^2 of every output row, U the [`Factor`] of the timestep-weighted
-    /// Hessian.
+    /// The lowest W_ij^2 / U_jj^2 of every output row, where U is the [`Factor`] of the
+    /// timestep-weighted Hessian.
     Hessian,
 }
 
@@ -92,11 +95,11 @@ impl Method for Dsnot {
     }
 }
 
-/// What is known of the columns of a layer.
+/// Values per column of a layer.
 struct Columns {
-    /// The starting mask goes by |W| times this.
+    /// Factor of |W| in the scores of the starting mask.
     start: Vec<f32>,
-    /// Wanda goes by |W| times this.
+    /// Factor of |W| in Wanda's measure.
     norms: Vec<f32>,
     means: Vec<f64>,
     variances: Vec<f64>,
@@ -112,7 +115,8 @@ impl Columns {
         row.iter_mut().zip(pruned).filter(|(_, pruned)| *pruned).for_each(|(w, _)| *w = 0.0);
     }
 
-    /// Moves the marks of `pruned`; how many there are, in the row or in each group, stays.
+    /// Swaps marks in `pruned`. The number of marks in the row, and for N:M in each group, stays
+    /// the same.
     fn swap(&self, row: &[f32], pruned: &mut [bool], pattern: Pattern) {
         let m: Vec<f64> =
             row.iter().zip(&self.means).map(|(&w, mean)| f64::from(w) * mean).collect();
@@ -166,7 +170,7 @@ impl Columns {
     }
 }
 
-/// The places of the lowest scores, in order: as many as a row has rounds.
+/// Returns the positions of the lowest scores, lowest first: at most as many as a row has rounds.
 fn lowest(mut scored: Vec<(f64, usize)>) -> Vec<(f64, usize)> {
     let order = |a: &(f64, usize), b: &(f64, usize)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
     if scored.len() > ROUNDS {

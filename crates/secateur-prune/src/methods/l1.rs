@@ -1,12 +1,12 @@
-//! Heads and neurons with the smallest weights.
+//! Removes the heads and neurons with the smallest weights.
 
 use crate::error::Result;
 use crate::methods::structured::{Layers, Removed, StructuredMethod, remove_lowest};
 use crate::plan::PlannedGroup;
 use secateur_models::Part;
 
-/// The sum of |w| over all rows and columns of a head or neuron; the least go, and nothing makes up
-/// for them.
+/// Removes the heads or neurons with the least sum of |w| over their rows and columns, without
+/// correcting the weights that are left.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct L1;
 

@@ -1,33 +1,33 @@
-//! The best low rank of a product of two projections.
+//! The best low-rank approximation of a product of two projections.
 
 use faer::{Mat, Side};
 use std::fmt;
 
-/// Projections are given new bases, in which the first dimensions do best without the others.
+/// New bases for two projections, ordered so that dropping the last dimensions loses least.
 ///
 /// For inputs X and Y and projections P and Q to the same `width` dimensions, with A = P^T X^T X P
-/// and B = Q^T Y^T Y Q, it holds the L and R of `rank` columns with the least || X P (I - L R^T)
-/// Q^T Y^T ||_F, for every rank at once: the first columns of [`LowRank::left`] and
-/// [`LowRank::right`]. P becomes P L, Q becomes Q R.
+/// and B = Q^T Y^T Y Q, this holds matrices L and R of `rank` columns that minimise || X P (I - L
+/// R^T) Q^T Y^T ||_F, for every rank at once: the first `rank` columns of [`LowRank::left`] and of
+/// [`LowRank::right`]. P becomes P L, and Q becomes Q R.
 ///
-/// This is the whitening SVD of MoDeGPT (Lin et al. 2024, arXiv 2408.09632, type III): with A = V_a
-/// S_a^2 V_a^T, likewise B, and K = S_a V_a^T V_b S_b = U Sigma V^T, the paper's L = V_a S_a^-1 U
-/// Sigma^(1/2) is V_b S_b V Sigma^(-1/2) where S_a can be inverted, and the latter is defined where
-/// it cannot. Likewise R = V_a S_a U Sigma^(-1/2).
+/// This is the whitening SVD of MoDeGPT (Lin et al. 2024, arXiv 2408.09632, type III). Let A = V_a
+/// S_a^2 V_a^T, likewise B, and K = S_a V_a^T V_b S_b = U Sigma V^T. The paper's L = V_a S_a^-1 U
+/// Sigma^(1/2) equals V_b S_b V Sigma^(-1/2) if S_a can be inverted, and the latter is defined even
+/// if it cannot. Likewise R = V_a S_a U Sigma^(-1/2).
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LowRank {
-    /// width x width.
+    /// L, width x width.
     pub(crate) left: Mat<f64>,
-    /// width x width.
+    /// R, width x width.
     pub(crate) right: Mat<f64>,
-    /// Sigma^2, descending: what leaving out each dimension adds to the squared error.
+    /// Sigma^2, descending: the squared error that dropping each dimension adds.
     pub(crate) squares: Vec<f64>,
 }
 
-/// Singular values below this share of the largest are those of directions that no input has.
+/// Singular values below this share of the largest count as zero: no input has such a direction.
 const NONE: f64 = 1e-9;
 
-/// A decomposition failed, as of a matrix that is not finite.
+/// A decomposition failed, for example of a matrix with values that are not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NoDecomposition;
 
@@ -38,10 +38,10 @@ impl fmt::Display for NoDecomposition {
 }
 
 impl LowRank {
-    /// Of A and B, symmetric and positive semidefinite.
+    /// Decomposes A and B, symmetric and positive semidefinite.
     ///
     /// # Errors
-    /// If they are not finite.
+    /// If their values are not finite.
     pub(crate) fn new(a: &Mat<f64>, b: &Mat<f64>) -> Result<Self, NoDecomposition> {
         let (of_a, of_b) = (root(a)?, root(b)?);
         let product = &of_a * of_b.transpose();
@@ -60,13 +60,13 @@ impl LowRank {
         })
     }
 
-    /// The squared error that is left at a rank.
+    /// Returns the squared error at that rank.
     pub(crate) fn tail(&self, rank: usize) -> f64 {
         self.squares.iter().skip(rank).sum()
     }
 }
 
-/// S V^T of the matrix V S^2 V^T.
+/// Returns S V^T for the matrix V S^2 V^T.
 fn root(matrix: &Mat<f64>) -> Result<Mat<f64>, NoDecomposition> {
     let eigen = matrix.self_adjoint_eigen(Side::Lower).map_err(|_| NoDecomposition)?;
     let (values, vectors) = (eigen.S().column_vector(), eigen.U());

@@ -1,10 +1,10 @@
-//! Magnitude pruning: the smallest weights go.
+//! Magnitude pruning, which removes the smallest weights.
 
 use crate::calibration::InputStatistics;
 use crate::error::Result;
 use crate::methods::method::{LayerWeight, Method, Solved};
 use crate::plan::Pattern;
-/// |W| under one threshold a layer, or the least of every group.
+/// Removes the weights with |W| under one threshold per layer, or the smallest of every group.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Magnitude;
 

@@ -3,7 +3,7 @@ use crate::error::Result;
 use crate::plan::Pattern;
 use secateur_nn::LayerName;
 
-/// The weight of one linear, outputs x inputs, row-major.
+/// The weight of one linear layer, outputs x inputs, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerWeight {
     /// The layer's checkpoint name.
@@ -16,29 +16,30 @@ pub struct LayerWeight {
     pub values: Vec<f32>,
 }
 
-/// How solving went.
+/// Remarks of a method on how it solved for the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Solved {
-    /// What was added to the Hessian's diagonal, relative to its mean; 0 where nothing was.
+    /// The value that was added to the Hessian's diagonal, relative to the mean of the diagonal; 0
+    /// if none was added.
     pub damping: f64,
 }
 
-/// A way to choose and remove weights: statistics in, weights out.
+/// A method that chooses and removes weights, given their statistics.
 pub trait Method: Sync {
-    /// As users call it.
+    /// The name that users give it.
     fn name(&self) -> &'static str;
 
-    /// Prunes, in place, layers that read the same input, each to its pattern.
+    /// Prunes in place layers that read the same input, each to its pattern.
     ///
     /// # Errors
-    /// If a layer cannot have the pattern, or the statistics cannot be used.
+    /// If a layer cannot have its pattern, or the statistics cannot be used.
     fn prune(
         &self,
         layers: &mut [(LayerWeight, Pattern)],
         statistics: &InputStatistics,
     ) -> Result<Solved>;
 
-    /// Bytes that [`Method::prune`] takes for layers of at most `rows` x `columns`, beside weights
-    /// and statistics.
+    /// Bytes that [`Method::prune`] needs besides weights and statistics, for layers of at most
+    /// `rows` x `columns`.
     fn scratch(&self, rows: usize, columns: usize) -> u64;
 }

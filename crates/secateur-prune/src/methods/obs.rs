@@ -4,6 +4,7 @@
 pub(super) mod structured;
 mod weights;
 
-/// Removes the weights whose removal hurts least, and lets the others make up for them.
+/// Removes the weights whose removal adds the least error, and updates the others to correct for
+/// them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Obs;

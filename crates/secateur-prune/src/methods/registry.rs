@@ -11,17 +11,17 @@ use crate::methods::wanda::Wanda;
 
 /// A method that chooses what to remove.
 pub struct NamedMethod {
-    /// As users call it.
+    /// The name that users give it.
     pub name: &'static str,
-    /// What it goes by, in a line.
+    /// A description in one line.
     pub about: &'static str,
-    /// For weights; none where it chooses heads and neurons alone.
+    /// The implementation for weights, or `None` if the method removes only heads and neurons.
     pub weights: Option<&'static dyn Method>,
-    /// For heads and neurons; none where it chooses weights alone.
+    /// The implementation for heads and neurons, or `None` if the method removes only weights.
     pub structured: Option<fn() -> Box<dyn StructuredMethod>>,
 }
 
-/// All of them, the default first.
+/// All methods, the default first.
 pub static METHODS: [NamedMethod; 7] = [
     NamedMethod {
         name: "obs",

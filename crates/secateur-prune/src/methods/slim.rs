@@ -1,6 +1,6 @@
 //! SlimDiff, reconstructed from its abstract and summaries (Yang et al. 2025, arXiv 2509.21498) and
-//! from its ancestor MoDeGPT (Lin et al. 2024, arXiv 2408.09632): low rank for query-key and
-//! value-output, and fewer neurons, by the second moments of activations.
+//! from its predecessor MoDeGPT (Lin et al. 2024, arXiv 2408.09632). It gives query-key and
+//! value-output products a low rank, and removes neurons, by the second moments of activations.
 
 use crate::calibration::{Calibration, Factor, InputStatistics, hessian_error};
 use crate::error::{Error, Result};
@@ -21,47 +21,47 @@ use secateur_models::{
 };
 use secateur_nn::LayerName;
 
-/// Module-aligned decompositions: of query and key together, of value and output together, of the
-/// two halves of a feed-forward.
+/// Module-aligned decompositions: of query and key together, of value and output together, and of
+/// the two halves of a feed-forward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slim {
-    /// What the error of value and output is measured on.
+    /// The rows that the error of value and output is measured on.
     pub rows: Rows,
     /// How neurons are chosen.
     pub neurons: Neurons,
 }
 
-/// The rows on which || V W_o - V' W_o' ||_F is least.
+/// The rows for which || V W_o - V' W_o' ||_F is minimised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rows {
     /// The values of all tokens.
     #[default]
     Values,
-    /// What attention makes of them, the input of the output projection.
+    /// The outputs of attention, which are the input of the output projection.
     Attention,
 }
 
-/// How the neurons J that stay are chosen, for the second moments C of the input of the down
+/// How the neurons J to keep are chosen, given the second moments C of the input of the down
 /// projection W.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Neurons {
-    /// The least increase of || H (W - W')^T ||_F^2 by OBS, which goes by W too.
+    /// The least increase of || H (W - W')^T ||_F^2 by OBS, which also depends on W.
     #[default]
     Obs,
     /// The highest ridge leverage [C (C + lam I)^-1]_ii, as in MoDeGPT.
     Leverage,
 }
 
-/// A weight with a larger share of zeros, see [`zeros`], is taken for a pruned one.
+/// A weight with a larger share of zeros (see [`zeros`]) counts as pruned.
 const ZEROS: f64 = 0.1;
 
-/// Added to the diagonal of C, relative to its mean, to score neurons.
+/// The value added to the diagonal of C to score neurons, relative to the mean of the diagonal.
 const TO_SCORE: f64 = Factor::DAMPING;
 
-/// The same to solve for the columns that are left.
+/// The value added to solve for the columns that are left, relative likewise.
 const TO_SOLVE: f64 = 1e-3;
 
-/// How often that is raised tenfold where C_JJ is not positive definite.
+/// How many times that value is multiplied by ten if C_JJ is not positive definite.
 const ESCALATIONS: i32 = 4;
 
 impl StructuredMethod for Slim {
@@ -88,7 +88,7 @@ impl StructuredMethod for Slim {
         }
     }
 
-    /// Finds weights with zeros that low rank would fill in.
+    /// Fails on weights with many zeros, which low rank would fill in.
     fn prepare(
         &self,
         pipeline: &Pipeline,
@@ -155,8 +155,8 @@ impl StructuredMethod for Slim {
     }
 }
 
-/// The share of zeros in the rows and columns that have anything else: what is dead as a whole
-/// stays so in low rank.
+/// Returns the share of zeros in the rows and columns that are not all zero. Rows and columns of
+/// zeros stay zero in low rank.
 fn zeros(rows: &[Vec<f32>]) -> f64 {
     let is_live = |row: &[f32]| row.iter().any(|&w| w != 0.0);
     let rows: Vec<_> = rows.iter().filter(|row| is_live(row)).collect();
@@ -170,14 +170,14 @@ fn zeros(rows: &[Vec<f32>]) -> f64 {
     zeros as f64 / (rows.len() * columns.len()).max(1) as f64
 }
 
-/// Weights on their way.
+/// Weights and biases that are being edited.
 struct Edit<'a> {
     layers: &'a dyn Layers,
     removed: Removed,
 }
 
 impl Edit<'_> {
-    /// The weight of a layer, as it is so far.
+    /// Returns the weight of a layer with the edits so far.
     fn weight(&self, layer: &LayerName) -> Result<LayerWeight> {
         self.removed.weights.get(layer).cloned().map_or_else(|| self.layers.weight(layer), Ok)
     }
@@ -190,10 +190,9 @@ impl Edit<'_> {
             .map_or_else(|| self.layers.bias(layer), |bias| Ok(Some(bias)))
     }
 
-    /// Least || Q K^T - Q' K'^T ||_F over all pairs of rows of queries and keys, before the
-    /// softmax; gives it squared, relative to
-    /// || Q K^T ||_F^2, over all heads. The streams of a joint attention have the dimensions of a
-    /// head in common.
+    /// Minimises || Q K^T - Q' K'^T ||_F over all pairs of rows of queries and keys, before the
+    /// softmax. Returns its square relative to || Q K^T ||_F^2, over all heads. The streams of a
+    /// joint attention share the dimensions of a head.
     fn query_key(&mut self, heads: &HeadGroup, rank: usize) -> Result<f64> {
         let (mut of_queries, mut of_keys) = (
             Grams::zeros(heads.count, heads.query_key),
@@ -211,7 +210,7 @@ impl Edit<'_> {
         Ok(relative_tail(&bases, rank))
     }
 
-    /// Least || V W_o - V' W_o' ||_F; gives it squared, relative to || V W_o ||_F^2, over all
+    /// Minimises || V W_o - V' W_o' ||_F. Returns its square relative to || V W_o ||_F^2, over all
     /// heads.
     fn value_output(&mut self, heads: &HeadGroup, rank: usize, rows: Rows) -> Result<f64> {
         let bias = self.folded_bias(heads)?;
@@ -254,8 +253,9 @@ impl Edit<'_> {
         Ok(relative_tail(&bases, rank))
     }
 
-    /// The bias of the values where it can go into the output's: the rows of attention add up to 1,
-    /// so that of one stream it arrives whole.
+    /// Returns the bias of the values if it can be folded into that of the output projection. The
+    /// rows of the attention matrix sum to 1, so with one stream the bias reaches the output
+    /// unchanged.
     fn folded_bias(&self, heads: &HeadGroup) -> Result<Option<Vec<f32>>> {
         let [stream] = heads.streams.as_slice() else { return Ok(None) };
         let Some(output) = &stream.output else { return Ok(None) };
@@ -266,7 +266,8 @@ impl Edit<'_> {
         Ok(bias.map(|bias| bias[stream.value.start..][..heads.count * heads.value].to_vec()))
     }
 
-    /// Puts the bias of the values through the output projection into its bias.
+    /// Multiplies the bias of the values by the output projection, and adds it to the projection's
+    /// bias.
     fn fold(&mut self, heads: &HeadGroup, bias: &[f32]) -> Result<()> {
         let [stream] = heads.streams.as_slice() else { return Ok(()) };
         let (Some(output), value) = (&stream.output, &stream.value) else { return Ok(()) };
@@ -290,7 +291,8 @@ impl Edit<'_> {
         Ok(())
     }
 
-    /// The Gram of each head of x W^T + b, or without b, for the inputs x of the layer.
+    /// Returns the Gram matrix of each head of x W^T + b, or without b, for the inputs x of the
+    /// layer.
     fn projected(
         &self,
         slice: &Slice,
@@ -306,7 +308,8 @@ impl Edit<'_> {
         Ok(Grams::projected(rows, bias, statistics, (count, width)))
     }
 
-    /// Gives the rows of a slice the bases of their heads, with zeros from `rank` on.
+    /// Multiplies the rows of a slice by the bases of their heads, and sets dimensions from `rank`
+    /// on to zero.
     fn turn_rows(
         &mut self,
         slice: &Slice,
@@ -326,7 +329,7 @@ impl Edit<'_> {
         Ok(())
     }
 
-    /// The same for columns, with the right bases.
+    /// Multiplies the columns of a slice by the right bases likewise.
     fn turn_columns(&mut self, slice: &Slice, bases: &[LowRank], rank: usize) -> Result<()> {
         let mut weight = self.weight(&slice.layer)?;
         weight.values.par_chunks_exact_mut(weight.columns.max(1)).for_each(|row| {
@@ -336,10 +339,10 @@ impl Edit<'_> {
         Ok(())
     }
 
-    /// Nystrom: of the second moments C of the down projection's input, W'_J = W_J + W_S C_SJ (C_JJ
-    /// +
-    /// lam I)^-1 makes up for the neurons S that go, and is W_J where nothing comes from them or
-    /// nothing reads them. Gives these, ascending, and tr(D C D^T) / tr(W C W^T) for D = W' - W.
+    /// Removes neurons by Nystrom. With the second moments C of the down projection's input, W'_J =
+    /// W_J + W_S C_SJ (C_JJ + lam I)^-1 corrects for the removed neurons S. It is W_J if their
+    /// activations or their weights are all zero. Returns S, ascending, and tr(D C D^T) / tr(W C
+    /// W^T) for D = W' - W.
     fn feed_forward(
         &mut self,
         neurons: &NeuronGroup,
@@ -409,7 +412,7 @@ impl Edit<'_> {
     }
 }
 
-/// [C (C + lam I)^-1]_ii = 1 - lam [(C + lam I)^-1]_ii.
+/// Returns [C (C + lam I)^-1]_ii = 1 - lam [(C + lam I)^-1]_ii for every i.
 fn leverages(c: &[f32], layer: &LayerName) -> Result<Vec<f64>> {
     let count = c.len().isqrt();
     let mean = (0..count).map(|i| f64::from(c[i * count + i])).sum::<f64>() / count.max(1) as f64;
@@ -427,7 +430,7 @@ fn leverages(c: &[f32], layer: &LayerName) -> Result<Vec<f64>> {
     Ok(leverages)
 }
 
-/// Second moments of the rows of each head: width x width.
+/// Second moments of the rows of each head, width x width.
 struct Grams(Vec<Mat<f64>>);
 
 impl Grams {
@@ -439,8 +442,8 @@ impl Grams {
         self.0.iter_mut().zip(&others.0).for_each(|(own, other)| *own += other);
     }
 
-    /// Of x W^T + b for inputs x with those statistics: W C W^T + m b^T + b m^T + n b b^T, with m
-    /// the sum of x W^T over all rows, n their number.
+    /// Returns those of x W^T + b for inputs x with the given statistics: W C W^T + m b^T + b m^T +
+    /// n b b^T, where m is the sum of x W^T over all rows, and n the number of rows.
     fn projected(
         weight: &[f32],
         bias: Option<&[f32]>,
@@ -472,7 +475,8 @@ impl Grams {
         Self((0..count).into_par_iter().map(gram).collect())
     }
 
-    /// Of the columns of each head of an input from `start` on, less `offset` in every row.
+    /// Returns those of the columns of each head in an input, from `start` on, with `offset`
+    /// subtracted from every row.
     fn of_input(
         statistics: &InputStatistics,
         start: usize,
@@ -493,7 +497,7 @@ impl Grams {
         Self((0..heads.count).map(gram).collect())
     }
 
-    /// Of the rows that a weight has in the columns of each head.
+    /// Returns those of the rows that a weight has in the columns of each head.
     fn of_columns(weight: &LayerWeight, start: usize, heads: &HeadGroup) -> Self {
         let width = heads.value;
         let gram = |head: usize| {
@@ -516,7 +520,7 @@ fn symmetric(matrix: &Mat<f64>) -> Mat<f64> {
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| 0.5 * (matrix[(i, j)] + matrix[(j, i)]))
 }
 
-/// The bases of each head.
+/// Returns the bases of each head.
 fn bases(module: &LayerName, of_left: &Grams, of_right: &Grams) -> Result<Vec<LowRank>> {
     let pairs = of_left.0.par_iter().zip(&of_right.0);
     let found: std::result::Result<_, _> = pairs.map(|(a, b)| LowRank::new(a, b)).collect();

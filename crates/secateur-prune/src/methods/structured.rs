@@ -9,7 +9,7 @@ use secateur_models::{Axis, Group, Observer, Part, Pipeline};
 use secateur_nn::LayerName;
 use std::collections::BTreeMap;
 
-/// What a method can learn of a model.
+/// Access of a method to the layers of a model.
 pub trait Layers {
     /// The weight of a layer.
     ///
@@ -17,7 +17,7 @@ pub trait Layers {
     /// If there is no such layer.
     fn weight(&self, layer: &LayerName) -> Result<LayerWeight>;
 
-    /// The bias of a layer, if it has one.
+    /// The bias of a layer, or `None` if it has none.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -30,37 +30,39 @@ pub trait Layers {
     fn statistics(&self, layer: &LayerName) -> Result<&InputStatistics>;
 }
 
-/// What became of groups that one method chose among.
+/// The result of removing parts of groups.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Removed {
-    /// For each group, those that go, ascending.
+    /// For each group, the removed positions, ascending.
     pub positions: Vec<Vec<usize>>,
-    /// New weights, with all rows and columns; those that go are zero.
+    /// New weights with all rows and columns. Removed ones are zero.
     pub weights: BTreeMap<LayerName, LayerWeight>,
     /// New biases, with all entries.
     pub biases: BTreeMap<LayerName, Vec<f32>>,
-    /// For each group, the relative squared error of the product that it is a part of, over the
-    /// calibration, where that is not told by the errors of the layers that read it.
+    /// For each group, the relative squared error over the calibration of the product that it is a
+    /// part of, or `None` if the errors of the layers that read the group contain it.
     pub errors: Vec<Option<f64>>,
-    /// What was added to the Hessians' diagonals, relative to their means; 0 where nothing was.
+    /// The value that was added to the Hessians' diagonals, relative to their means; 0 if none was
+    /// added.
     pub damping: f64,
-    /// Columns of inputs that are in a new basis.
+    /// Columns of inputs that were given a new basis.
     pub turns: Vec<Turn>,
 }
 
-/// A way to choose heads, neurons or dimensions, and to make up for them.
+/// A method that chooses heads, neurons or dimensions to remove, and corrects the weights that are
+/// left.
 pub trait StructuredMethod: Sync {
-    /// The name on the command line, with the options that make another method of it.
+    /// The name on the command line, with the options that select a variant.
     fn name(&self) -> &'static str;
 
-    /// The layers whose inputs it needs statistics of, to remove some of a group: those that read
-    /// it, unless the method says otherwise.
+    /// The layers whose inputs the method needs statistics of, to remove parts of a group: the
+    /// layers that read it, unless the method says otherwise.
     fn watched(&self, group: &Group) -> Vec<LayerName> {
         group.outputs().collect()
     }
 
-    /// Learns of a model what the statistics do not tell, before anything is removed of `plan`'s
-    /// groups.
+    /// Measures on the model what the statistics do not contain, before parts of `plan`'s groups
+    /// are removed.
     ///
     /// # Errors
     /// If the model fails, or the observer interrupts.
@@ -74,24 +76,25 @@ pub trait StructuredMethod: Sync {
         Ok(())
     }
 
-    /// How many pictures [`StructuredMethod::prepare`] draws, and of how many calls of the model
-    /// for one sample it takes gradients, at most.
+    /// Returns the most pictures that [`StructuredMethod::prepare`] draws, and the most calls of
+    /// the model for one sample that it takes gradients of.
     fn preparation(&self, _calibration: &Calibration) -> (usize, usize) {
         (0, 0)
     }
 
-    /// Chooses which of `groups` go, and makes up for them.
+    /// Chooses the parts of `groups` to remove, and corrects the weights that are left.
     ///
     /// # Errors
     /// If the statistics cannot be used.
     fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed>;
 
-    /// Bytes that [`StructuredMethod::remove`] takes for a watched layer of `rows` x `columns`,
-    /// beside weights and statistics.
+    /// Bytes that [`StructuredMethod::remove`] needs besides weights and statistics, for a watched
+    /// layer of `rows` x `columns`.
     fn scratch(&self, rows: usize, columns: usize) -> u64;
 }
 
-/// Removes of each group the heads or neurons with the lowest scores, the first of equal ones.
+/// Removes from each group the heads or neurons with the lowest scores; of equal scores, the first
+/// ones.
 pub(crate) fn remove_lowest(
     groups: &[PlannedGroup],
     scores: &[Vec<f64>],
@@ -114,7 +117,8 @@ pub(crate) fn remove_lowest(
     Ok(removed)
 }
 
-/// The places of the `count` lowest scores, the lowest first, of equal ones the first.
+/// Returns the positions of the `count` lowest scores, the lowest first; of equal scores, the first
+/// ones.
 pub(crate) fn lowest(scores: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
@@ -123,7 +127,7 @@ pub(crate) fn lowest(scores: &[f64], count: usize) -> Vec<usize> {
 }
 
 impl LayerWeight {
-    /// With zeros in the columns of a part.
+    /// Returns the weight with zeros in the columns of a part.
     fn cleared(mut self, part: &Part) -> Self {
         for row in self.values.chunks_exact_mut(self.columns.max(1)) {
             part.indices.iter().for_each(|&column| row[column] = 0.0);
@@ -131,7 +135,7 @@ impl LayerWeight {
         self
     }
 
-    /// The sum of |w| over each row or column.
+    /// Returns the sum of |w| over each row or column.
     pub(super) fn sums(&self, axis: Axis) -> Vec<f64> {
         let mut sums = vec![0f64; [self.rows, self.columns][axis as usize]];
         for (i, row) in self.values.chunks_exact(self.columns.max(1)).enumerate() {

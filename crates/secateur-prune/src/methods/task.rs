@@ -1,4 +1,4 @@
-//! What is to be done to a model.
+//! A method with its amount.
 
 use crate::methods::method::Method;
 use crate::methods::structured::StructuredMethod;
@@ -10,18 +10,18 @@ use std::fmt;
 /// A method, and how much it removes.
 #[derive(Clone, Copy)]
 pub enum Task<'a> {
-    /// Weights become zero.
+    /// Sets weights to zero.
     Weights {
-        /// Which ones, and what becomes of the others.
+        /// The method that chooses them, and may update the others.
         method: &'a dyn Method,
-        /// How many, where.
+        /// How many zeros there are, and where.
         pattern: Pattern,
     },
-    /// Heads and neurons go, and layers get smaller.
+    /// Removes heads and neurons, so that layers get smaller.
     Structured {
-        /// Which ones, and what becomes of the others.
+        /// The method that chooses them, and may correct the weights that are left.
         method: &'a dyn StructuredMethod,
-        /// How many, where.
+        /// How much is removed, of which groups.
         portion: Portion,
     },
 }
@@ -60,7 +60,7 @@ impl Demand for Task<'_> {
     }
 }
 
-/// How much goes, in words: `50 %`, `2:4`, `30 % of heads and neurons`.
+/// Writes the amount in words: `50 %`, `2:4`, `30 % of heads and neurons`.
 impl fmt::Display for Task<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,5 +1,5 @@
-//! Diff-Pruning's criterion (Fang et al. 2023, arXiv 2305.10924): heads and neurons by what the
-//! training loss would change without them, to first order.
+//! Diff-Pruning's criterion (Fang et al. 2023, arXiv 2305.10924), which scores heads and neurons by
+//! the change of the training loss without them, to first order.
 
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -11,25 +11,26 @@ use secateur_nn::{Context, LayerName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
-/// |sum of w dL/dw| over all weights of a head or neuron; the least go, and nothing makes up for
-/// them.
+/// Removes the heads or neurons with the least |sum of w dL/dw| over all their weights, without
+/// correcting the weights that are left.
 ///
-/// The gradients are summed over the sampler's timesteps from the least noisy one on, as long as
-/// the loss is more than [`Taylor::THRESHOLD`] of the largest one so far. Diff-Pruning has training
-/// images; here the model's own, drawn from the calibration prompts, stand for them.
+/// The gradients are summed over the sampler's timesteps, from the least noisy one on, as long as
+/// the loss is more than [`Taylor::THRESHOLD`] of the largest one so far. Diff-Pruning uses
+/// training images. Here the model's own pictures of the calibration prompts replace them.
 #[derive(Clone, Debug, Default)]
 pub struct Taylor {
-    /// By group.
+    /// Scores by group.
     scores: OnceLock<BTreeMap<LayerName, Vec<f64>>>,
 }
 
 impl Taylor {
-    /// The share of the largest loss below which timesteps are left out (the reference's).
+    /// Timesteps whose loss is below this share of the largest one are left out (as in the
+    /// reference).
     pub const THRESHOLD: f64 = 0.05;
-    /// The most calibration prompts whose pictures are drawn and learned from.
+    /// The most calibration prompts that are used. One picture is drawn for each.
     pub const IMAGES: usize = 32;
 
-    /// Gathers what the loss says of the heads and neurons of `plan`.
+    /// Measures the scores of the heads and neurons of `plan`.
     ///
     /// # Errors
     /// If the model fails, or the observer interrupts.
@@ -93,7 +94,8 @@ impl Taylor {
         })
     }
 
-    /// |sum of w dL/dw| of each head or neuron of a group, if it was measured.
+    /// Returns |sum of w dL/dw| of each head or neuron of a group, or `None` if they were not
+    /// measured.
     #[must_use]
     pub fn scores(&self, group: &LayerName) -> Option<&[f64]> {
         self.scores.get()?.get(group).map(Vec::as_slice)
@@ -140,7 +142,7 @@ impl StructuredMethod for Taylor {
     }
 }
 
-/// sum of w dL/dw over the rows and over the columns of a parameter.
+/// The sums of w dL/dw over the rows and over the columns of each parameter.
 #[derive(Default)]
 struct Products(BTreeMap<String, [Vec<f64>; 2]>);
 
@@ -172,7 +174,7 @@ impl Products {
     }
 }
 
-/// A denoiser that gradients flow through to the weights of heads and neurons.
+/// A denoiser with gradients to the weights of heads and neurons.
 struct Learner {
     variables: BTreeMap<String, Var>,
     denoiser: Box<dyn secateur_models::Denoiser>,
@@ -199,7 +201,7 @@ impl Learner {
         Ok(Self { variables, denoiser, sums: Products::default() })
     }
 
-    /// Adds w dL/dw.
+    /// Adds w dL/dw for that loss.
     fn add(&self, loss: &Tensor, products: &mut Products) -> Result<()> {
         let gradients = loss.backward()?;
         for (name, variable) in &self.variables {
@@ -210,8 +212,8 @@ impl Learner {
         Ok(())
     }
 
-    /// The scores of a group's heads or neurons: of the rows that feed them with their biases, and
-    /// the columns that read them.
+    /// Returns the scores of a group's heads or neurons, summed over the rows that feed them, with
+    /// their biases, and over the columns that read them.
     fn score(&self, planned: &PlannedGroup) -> (LayerName, Vec<f64>) {
         let group = &planned.group;
         let sum = |parameter: &str, axis: Axis, indices: &[usize]| {

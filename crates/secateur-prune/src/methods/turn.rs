@@ -4,21 +4,21 @@ use crate::methods::low_rank::LowRank;
 use faer::Mat;
 use secateur_nn::LayerName;
 
-/// Columns of a layer's input in a new basis for each head: x becomes (x - offset) L.
+/// A new basis of columns of a layer's input, for each head: x becomes (x - offset) L.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Turn {
     pub(crate) layer: LayerName,
-    /// The first of the columns.
+    /// The index of the first column.
     pub(crate) start: usize,
-    /// What the layer before no longer adds, as the bias of this one has it.
+    /// The bias that the layer before no longer adds. The bias of this layer contains its effect.
     pub(crate) offset: Option<Vec<f32>>,
     pub(crate) bases: Vec<LowRank>,
-    /// Dimensions of a head that stay.
+    /// Number of dimensions of a head that are kept.
     pub(crate) rank: usize,
 }
 
-/// Turns the successive dimensions of each head, rows of `columns` numbers, into its basis, with
-/// zeros from `rank` on.
+/// Multiplies the successive dimensions of each head, in rows of `columns` numbers, by its basis,
+/// and sets dimensions from `rank` on to zero.
 pub(crate) fn turn(
     rows: &mut [f32],
     columns: usize,

@@ -1,4 +1,4 @@
-//! Wanda: weights times the norm of what they multiply.
+//! Wanda, which scores weights by their size times the norm of their input.
 
 use crate::calibration::InputStatistics;
 use crate::error::Result;
@@ -6,7 +6,8 @@ use crate::methods::method::{LayerWeight, Method, Solved};
 use crate::plan::Pattern;
 use rayon::prelude::*;
 
-/// |W_ij| * sqrt(sum of x_j^2 / n), the lowest of every output row; no update of what is left.
+/// Removes the weights with the lowest |W_ij| * sqrt(sum of x_j^2 / n) of every output row. The
+/// weights that are left are not updated.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wanda;
 

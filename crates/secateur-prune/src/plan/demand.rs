@@ -1,28 +1,28 @@
-//! What a plan has to know of a method.
+//! The properties of a method that a plan depends on.
 
 use crate::plan::pattern::Pattern;
 use crate::plan::portion::Portion;
 use secateur_models::Group;
 use secateur_nn::LayerName;
 
-/// What changes of a model.
+/// The change to a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
-    /// Weights become zero.
+    /// Weights are set to zero.
     Weights(Pattern),
-    /// Heads, neurons, or dimensions of heads go, and layers get smaller.
+    /// Heads, neurons, or dimensions of heads are removed, and layers get smaller.
     Groups(Portion),
 }
 
-/// What a plan has to know of the method that it is for.
+/// The properties of a method that a plan depends on.
 pub trait Demand {
-    /// What changes, and how much of it.
+    /// The kind of change, and its amount.
     fn change(&self) -> Change;
 
-    /// The layers whose inputs are watched to remove some of a group.
+    /// The layers whose inputs are watched to remove parts of a group.
     fn watched(&self, group: &Group) -> Vec<LayerName>;
 
-    /// Bytes that the method takes for a layer of `rows` x `columns`, beside weights and
-    /// statistics.
+    /// Bytes that the method needs besides weights and statistics, for a layer of `rows` x
+    /// `columns`.
     fn scratch(&self, rows: usize, columns: usize) -> u64;
 }

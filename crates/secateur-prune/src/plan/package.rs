@@ -8,7 +8,7 @@ use secateur_nn::LayerName;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
-/// A linear whose weight changes.
+/// A linear layer whose weight changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PlannedLayer {
     /// Its checkpoint name.
@@ -17,27 +17,27 @@ pub struct PlannedLayer {
     pub rows: usize,
     /// Columns of its weight.
     pub columns: usize,
-    /// Rows of its input for one sample.
+    /// Rows of its input for one sample: its tokens.
     pub tokens: usize,
-    /// The zeros that it gets; none where columns are removed instead.
+    /// The pattern of its zeros, or `None` if columns are removed instead.
     pub pattern: Option<Pattern>,
 }
 
-/// Heads or neurons, some of which are removed.
+/// A group of heads or neurons to remove some of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedGroup {
-    /// All of them, and their rows and columns.
+    /// The whole group, with its rows and columns.
     pub group: Group,
-    /// How many go.
+    /// Number of heads or neurons to remove.
     pub remove: usize,
 }
 
 /// Layers that read the same input and share one Hessian.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SharedInput {
-    /// Names the input: the first layer of the family that reads it.
+    /// The name of the input: the first layer of the family that reads it.
     pub name: LayerName,
-    /// The layers, of the same number of columns.
+    /// The layers. All have the same number of columns.
     pub layers: Vec<PlannedLayer>,
 }
 
@@ -52,8 +52,8 @@ impl SharedInput {
         (self.width() * self.width() * size_of::<f32>()) as u64
     }
 
-    /// The method's scratch, and the weights of these layers: as they were, as they become, rounded
-    /// as a tensor and as values, and the two products of the error.
+    /// Bytes of the method's scratch and of the weights of these layers: the old ones, the new
+    /// ones, these rounded as a tensor and as values, and the two products of the error.
     fn solver_bytes(&self, task: &dyn Demand) -> u64 {
         let weights: usize =
             self.layers.iter().map(|layer| layer.rows * layer.columns * size_of::<f32>()).sum();
@@ -65,18 +65,18 @@ impl SharedInput {
 /// Units that are calibrated and pruned together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Package {
-    /// Their inputs, in execution order.
+    /// The inputs of the units, in execution order.
     pub inputs: Vec<SharedInput>,
-    /// Where heads and neurons are removed: those that are read by the same columns' layers,
-    /// together.
+    /// The groups to remove parts of. Groups in one list are read by columns of the same layers,
+    /// and are pruned together.
     pub coupled: Vec<Vec<PlannedGroup>>,
-    /// Inputs that are watched for a method after this one alone.
+    /// Inputs that are watched only for the method after this one.
     pub carried: Vec<SharedInput>,
 }
 
 impl Package {
-    /// Takes an input in; one that is there already (a text that many blocks read) gets more
-    /// layers.
+    /// Adds an input. If the package has it already (a text that many blocks read), adds the layers
+    /// to it.
     pub(super) fn add(&mut self, input: &SharedInput) {
         match self.inputs.iter_mut().find(|own| own.name == input.name) {
             Some(own) => {
@@ -88,12 +88,12 @@ impl Package {
         }
     }
 
-    /// All layers.
+    /// Returns all layers.
     pub fn layers(&self) -> impl Iterator<Item = &PlannedLayer> {
         self.inputs.iter().flat_map(|input| &input.layers)
     }
 
-    /// The inputs that statistics are gathered of.
+    /// Returns the inputs to gather statistics of.
     pub fn watched_inputs(&self) -> impl Iterator<Item = &SharedInput> {
         self.inputs.iter().chain(&self.carried)
     }
@@ -104,14 +104,14 @@ impl Package {
         self.watched_inputs().map(SharedInput::statistics_bytes).sum()
     }
 
-    /// Bytes of statistics, of what summing them up takes, and of the solver at its largest.
+    /// Bytes of the statistics, of the scratch to gather them, and of the solver at its peak.
     #[must_use]
     pub fn bytes(&self, task: &dyn Demand) -> u64 {
         self.statistics_bytes() + self.gram_bytes() + self.solver_bytes(task)
     }
 
-    /// The inputs that are watched to remove some of those groups, each with the layers `of` them
-    /// that are watched.
+    /// Returns the inputs that are watched to remove parts of those groups, each with its watched
+    /// layers. `of` returns the watched layers of a group.
     pub(crate) fn watched(
         &self,
         groups: &[PlannedGroup],
@@ -131,19 +131,19 @@ impl Package {
         self.inputs.iter().map(watched_of).filter(|input| !input.layers.is_empty()).collect()
     }
 
-    /// Bytes that summing up the statistics takes beside them.
+    /// Bytes of the scratch to gather the statistics, besides the statistics.
     #[must_use]
     pub fn gram_bytes(&self) -> u64 {
         self.watched_inputs().map(|input| add_gram_scratch(input.width())).max().unwrap_or(0)
     }
 
-    /// Bytes of the largest of its Hessians.
+    /// Bytes of the largest Hessian.
     #[must_use]
     pub fn largest_statistics_bytes(&self) -> u64 {
         self.watched_inputs().map(SharedInput::statistics_bytes).max().unwrap_or(0)
     }
 
-    /// Bytes that the solver takes at its largest.
+    /// Bytes of the solver at its peak.
     #[must_use]
     pub fn solver_bytes(&self, task: &dyn Demand) -> u64 {
         match task.change() {
@@ -163,7 +163,7 @@ impl Package {
     }
 }
 
-/// The layers whose columns read those heads or neurons.
+/// Returns the layers whose columns read those heads or neurons.
 pub(crate) fn outputs(groups: &[PlannedGroup]) -> BTreeSet<LayerName> {
     groups.iter().flat_map(|planned| planned.group.outputs()).collect()
 }

@@ -4,21 +4,21 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// Where zeros may fall in a layer's weight.
+/// Where the zeros of a layer's weight may be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Pattern {
-    /// Anywhere: this share of all weights.
+    /// Anywhere. The number is their share of all weights.
     Unstructured(f64),
-    /// `pruned` of every `group` successive weights of a row: 2:4, 4:8, ...
+    /// `pruned` of every `group` successive weights of a row: 2:4, 4:8, and so on.
     SemiStructured {
-        /// Weights that go.
+        /// Weights that are pruned in a group.
         pruned: usize,
         /// Weights in a group.
         group: usize,
     },
 }
 
-/// What to say to a share that may be meant in percent.
+/// Returns a hint for a share that may be meant in percent.
 pub(crate) fn percent(share: f64) -> String {
     match share > 1.0 && share < 100.0 {
         true => format!("; {share} % is {}", share / 100.0),
@@ -27,7 +27,7 @@ pub(crate) fn percent(share: f64) -> String {
 }
 
 impl Pattern {
-    /// Zeros anywhere, `sparsity` of all weights.
+    /// Creates a pattern of zeros anywhere, with the share `sparsity` of all weights.
     ///
     /// # Errors
     /// If the sparsity is not in [0, 1).
@@ -41,7 +41,7 @@ impl Pattern {
         )))
     }
 
-    /// The share of weights removed.
+    /// The share of weights that is removed.
     #[must_use]
     pub fn sparsity(&self) -> f64 {
         match *self {
@@ -50,8 +50,8 @@ impl Pattern {
         }
     }
 
-    /// Which of `count` weights go by this pattern, those of the lowest score: the lowest
-    /// `int(count * sparsity)` of all, or the lowest of every group; of equal ones, the first.
+    /// Returns which of `count` weights the pattern prunes: the `int(count * sparsity)` with the
+    /// lowest scores, or the lowest of every group. Of equal scores, the first go.
     pub(crate) fn lowest(&self, count: usize, score: impl Fn(usize) -> f32) -> Vec<u32> {
         let (group, pruned) = match *self {
             Self::Unstructured(sparsity) => (count, (count as f64 * sparsity + 1e-9) as usize),
@@ -70,7 +70,7 @@ impl Pattern {
         lowest.copied().collect()
     }
 
-    /// The same kind of pattern with about that share.
+    /// Returns a pattern of the same kind with about that share.
     #[must_use]
     pub(crate) fn near(self, share: f64) -> Self {
         match self {
@@ -82,10 +82,10 @@ impl Pattern {
         }
     }
 
-    /// Whether the weight of a layer with that many columns can have this pattern.
+    /// Checks that the weight of a layer with that many columns can have this pattern.
     ///
     /// # Errors
-    /// If its columns do not divide into groups.
+    /// If the columns do not divide into groups.
     pub fn check(&self, layer: &LayerName, columns: usize) -> Result<(), Error> {
         match *self {
             Self::SemiStructured { group, .. } if !columns.is_multiple_of(group) => {

@@ -1,33 +1,35 @@
-//! How many heads, neurons, and dimensions of heads go.
+//! The amount of heads, neurons, and dimensions of heads to remove.
 
 use crate::error::{Error, Result};
 use crate::plan::pattern::percent;
 use secateur_models::{DimensionGroup, Group, Pair};
 
-/// How many heads, neurons, and dimensions of heads go.
+/// The amount of heads, neurons, and dimensions of heads to remove.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Portion {
-    /// The share of each group that goes.
+    /// The share of each group that is removed.
     pub sparsity: f64,
-    /// Attention heads.
+    /// Whether attention heads are removed.
     pub heads: bool,
-    /// Neurons of feed-forwards.
+    /// Whether neurons of feed-forwards are removed.
     pub neurons: bool,
-    /// Dimensions that queries and keys have in common.
+    /// Whether the dimensions that queries and keys share are removed.
     pub query_key: bool,
-    /// Dimensions that values and outputs have in common.
+    /// Whether the dimensions that values and outputs share are removed.
     pub value_output: bool,
-    /// So many blocks with heads or neurons at either end are left whole, as in OBS-Diff's
+    /// Number of blocks with heads or neurons that are left whole at either end, as in OBS-Diff's
     /// experiments.
     pub keep_ends: usize,
-    /// The neurons that are left are a multiple of this where they were, and so are the dimensions
-    /// of a head, or of a smaller power of two where it has fewer than eight such multiples, so
-    /// that products and N:M patterns fit; 1 for the exact share.
+    /// If the number of neurons of a feed-forward is a multiple of this, so is the number that is
+    /// left. The same holds for the dimensions of a head, with a smaller power of two if the head
+    /// has fewer than eight such multiples. So products are fast, and N:M patterns fit. 1 gives the
+    /// exact share.
     pub multiple: usize,
 }
 
 impl Portion {
-    /// Heads and neurons, without the first and the last block; multiples of 8 neurons are left.
+    /// Creates a portion of heads and neurons, without the first and the last block. The number of
+    /// neurons that are left is a multiple of 8.
     ///
     /// # Errors
     /// If the sparsity is not in (0, 1).
@@ -50,8 +52,8 @@ impl Portion {
         )))
     }
 
-    /// What SlimDiff makes smaller: dimensions of all heads, and neurons, of all blocks; multiples
-    /// of 8 of both are left.
+    /// Creates the portion of SlimDiff: dimensions of all heads, and neurons, of all blocks. The
+    /// number of each that is left is a multiple of 8.
     ///
     /// # Errors
     /// As [`Portion::new`].
@@ -65,8 +67,8 @@ impl Portion {
         })
     }
 
-    /// How many of a group go: its share, rounded half to even as in the reference; at least one
-    /// stays.
+    /// Returns how many parts of a group are removed: its share, rounded half to even as in the
+    /// reference. At least one part stays.
     #[must_use]
     pub fn count(&self, group: &Group) -> usize {
         let (count, multiple) = (group.count(), self.multiple.max(1));

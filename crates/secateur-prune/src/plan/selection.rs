@@ -1,11 +1,11 @@
-//! Which layers and groups are chosen, by name.
+//! Choosing layers and groups by name.
 
 use crate::error::{Error, Result};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use secateur_models::Group;
 use secateur_nn::LayerName;
 
-/// Layers chosen by name: all that the family allows, or those that match `include` and not
+/// A choice of layers by name: all that the family allows, or those that match `include` and not
 /// `exclude`.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
@@ -14,8 +14,8 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// From globs over layer names, such as `transformer_blocks.0.*` or `*.to_{q,k}`; an empty
-    /// `include` means all.
+    /// Parses globs over layer names, such as `transformer_blocks.0.*` or `*.to_{q,k}`. An empty
+    /// `include` means all layers.
     ///
     /// # Errors
     /// If a glob cannot be parsed.
@@ -33,8 +33,8 @@ impl Selection {
         Ok(Self { include: set(include)?, exclude: set(exclude)? })
     }
 
-    /// A group goes by its own name and those of its layers: one that is included is enough, one
-    /// that is excluded too.
+    /// Returns whether a group is chosen, by its own name and the names of its layers. One name
+    /// that is included suffices to choose it, and one that is excluded to leave it out.
     pub(super) fn takes_group(&self, group: &Group) -> bool {
         let names: Vec<LayerName> = [group.name().clone()]
             .into_iter()

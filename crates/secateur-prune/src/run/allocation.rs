@@ -1,4 +1,5 @@
-//! How far each layer goes: less where it hurts more, at the same total.
+//! Allocation: how much is removed from each layer, at the same total. Layers that matter more lose
+//! less.
 
 use crate::calibration::{Calibration, calibrate};
 use crate::error::Result;
@@ -14,18 +15,17 @@ use secateur_models::{Observer, Pipeline};
 use secateur_nn::LayerName;
 use std::collections::BTreeMap;
 
-/// Finds the settings of least error that remove as much in total as `plan`, which has the same
-/// share everywhere; and gives the statistics that it gathered for that, where the plan has one
-/// package and `source` is a calibration. `calibration` has the prompts that pictures are drawn
-/// from.
+/// Finds the settings of least error that remove the same total as `plan`, which has the same share
+/// everywhere. Also returns the statistics that it gathered, if the plan has one package and
+/// `source` is a calibration. `calibration` has the prompts that pictures are drawn from.
 ///
-/// The error of a layer at some shares is what the method leaves of it there, see
-/// [`hessian_error`](crate::hessian_error); between these its logarithm is linear. What it does to
-/// pictures is measured once: the model with that layer alone pruned to the uniform share draws
-/// four of the calibration prompts in a quarter of the steps, and the squared difference of the
-/// latents is its influence, to which its errors are scaled. Then the layers go step by step, the
-/// one first that pays least for what it removes. Both total up: that errors of layers add is an
-/// assumption.
+/// The error of a layer is computed at a few shares by pruning it with the method, see
+/// [`hessian_error`](crate::hessian_error). Between these shares its logarithm is linear. The
+/// effect on pictures is measured once per layer: the model with only that layer pruned, at the
+/// uniform share, draws four of the calibration prompts in a quarter of the steps. The squared
+/// difference of the latents is the layer's influence, and the layer's errors are scaled to it.
+/// Then layers are pruned further step by step, each time the one whose error rises least per unit
+/// of amount. The sum assumes that errors of layers add up.
 ///
 /// # Errors
 /// As [`prune`](crate::prune).
@@ -76,9 +76,9 @@ pub fn allocate(
     Ok((settings, keep.then_some(gathered)))
 }
 
-/// Lets every curve begin at its first choice, and then the one go on that pays least a unit of
-/// amount, until `total` is removed. A step goes to the choice further on that is cheapest by that
-/// measure, as dents in a curve are not worth stopping at.
+/// Starts every curve at its first choice, and then moves the curve whose error rises least per
+/// unit of amount, until `total` is removed. A move goes to the later choice that is cheapest by
+/// that measure, so that it skips dents in a curve.
 fn greedy(curves: &BTreeMap<LayerName, Curve>, total: f64) -> Settings {
     let mut at: BTreeMap<&LayerName, usize> = curves.keys().map(|name| (name, 0)).collect();
     let first = curves.values().filter_map(|curve| curve.choices.first());
@@ -109,8 +109,8 @@ fn greedy(curves: &BTreeMap<LayerName, Curve>, total: f64) -> Settings {
         .collect()
 }
 
-/// Shares in proportion to exp(-s / mean of s) for the influences s, none more than the most of a
-/// group, and so large that they remove `total`.
+/// Chooses shares in proportion to exp(-s / mean of s) for the influences s, none above the limit
+/// of a group, scaled so that they remove `total`.
 fn softmax(curves: &BTreeMap<LayerName, Curve>, total: f64) -> Settings {
     let mean =
         curves.values().map(|curve| curve.influence).sum::<f64>() / curves.len().max(1) as f64;
@@ -139,7 +139,7 @@ mod tests {
     use crate::run::setting::Setting;
     use std::collections::BTreeMap;
 
-    /// Of a hundred numbers.
+    /// A curve of a hundred numbers.
     fn curve(choices: Vec<Choice>, influence: f64) -> Curve {
         let at = |share: f64| {
             let count = (100.0 * share).round() as usize;

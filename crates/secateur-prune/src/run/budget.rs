@@ -1,29 +1,29 @@
-//! How much goes in total.
+//! The total to remove.
 
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::run::setting::Amount;
 use secateur_models::{ModelFolder, Removals, Sampling};
 
-/// No group loses more.
+/// The largest share of a group that is removed.
 pub(crate) const MOST_OF_GROUP: f64 = 0.8;
 
-/// A number of parameters or multiply-accumulates that is to go.
+/// A number of parameters or multiply-accumulates to remove.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
-    /// What is counted.
+    /// The quantity that is counted.
     pub amount: Amount,
-    /// How many go.
+    /// How much to remove.
     pub total: f64,
-    /// How many the denoiser has.
+    /// How much the denoiser has.
     pub whole: f64,
 }
 
 impl Target {
-    /// That `share` of all that the model of a folder has.
+    /// Creates the target for the given `share` of the whole model of a folder.
     ///
     /// # Errors
-    /// If its configuration describes no model.
+    /// If the model's configuration does not describe a model.
     pub fn new(
         folder: &ModelFolder,
         sampling: &Sampling,
@@ -34,11 +34,11 @@ impl Target {
         Ok(Self { amount, total: share * whole, whole })
     }
 
-    /// The least share, the same everywhere, that removes as much, where `plan` makes a plan of a
-    /// share.
+    /// Returns the least share, the same everywhere, that removes at least the target. `plan` makes
+    /// a plan for a share.
     ///
     /// # Errors
-    /// If there is none: the error tells the most that can go.
+    /// If no share does. The error says how much can be removed at most.
     pub fn uniform_share(
         &self,
         folder: &ModelFolder,
@@ -87,7 +87,7 @@ impl Target {
 }
 
 impl Amount {
-    /// How much a model has without what is removed.
+    /// Returns the amount that a model has without `removals`.
     pub(crate) fn of(
         self,
         folder: &ModelFolder,

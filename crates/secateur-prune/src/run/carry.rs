@@ -1,5 +1,5 @@
-//! Statistics for a method that follows: those of the model as it was, with the columns that the
-//! new one has.
+//! Statistics for a following method: those of the model before pruning, adapted to the columns of
+//! the new model.
 
 use crate::calibration::InputStatistics;
 use crate::error::Result;
@@ -12,12 +12,13 @@ use secateur_nn::LayerName;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Source<'_> {
-    /// What a calibration of the new model would come to if the layers before an input made what
-    /// they made before: the approximation that one package makes for all of its layers. Of what
-    /// `plan`, of one package, watches and carries; `outcome` is what became of it.
+    /// Approximates the statistics that a calibration of the new model would gather, as if the
+    /// layers before an input still made the same outputs. One package makes the same approximation
+    /// for all of its layers. The result is for the inputs that `plan` watches and carries; the
+    /// plan must have one package. `outcome` is the result of pruning by it.
     ///
     /// # Errors
-    /// If there are no statistics of an input.
+    /// If statistics of an input are missing.
     pub fn carried(&self, plan: &Plan, outcome: &Outcome) -> Result<Statistics> {
         let package = plan.packages.first();
         let inputs = package.into_iter().flat_map(Package::watched_inputs);
@@ -42,7 +43,7 @@ impl Source<'_> {
     }
 }
 
-/// The columns that weights lost.
+/// Returns the columns that weights lost, by layer.
 fn gone(plan: &Plan, outcome: &Outcome) -> BTreeMap<LayerName, BTreeSet<usize>> {
     let mut columns = BTreeMap::<_, BTreeSet<usize>>::new();
     for done in &outcome.groups {
@@ -59,7 +60,7 @@ fn gone(plan: &Plan, outcome: &Outcome) -> BTreeMap<LayerName, BTreeSet<usize>> 
 }
 
 impl InputStatistics {
-    /// Gives columns their new basis.
+    /// Multiplies columns by their new basis.
     fn turn(&mut self, Turn { start, offset, bases, rank, .. }: &Turn) {
         let width = self.width();
         if let Some(offset) = offset {
@@ -80,8 +81,9 @@ impl InputStatistics {
         }
     }
 
-    /// Takes a constant off columns, but for their squares, which follow from the Hessian once they
-    /// are in their basis: with m the sums and n the rows, H - m b^T - b m^T + n b b^T.
+    /// Subtracts a constant from columns: with m the sums and n the rows, H - m b^T - b m^T + n b
+    /// b^T. The squares are left out. They follow from the Hessian once the columns are in their
+    /// basis.
     fn take_off(&mut self, start: usize, offset: &[f32]) {
         let width = self.width();
         let b = |column: usize| {
@@ -104,7 +106,7 @@ impl InputStatistics {
         }
     }
 
-    /// Without some columns.
+    /// Returns the statistics without the columns `gone`.
     fn without(&self, gone: &BTreeSet<usize>) -> Self {
         let kept: Vec<usize> = (0..self.width()).filter(|column| !gone.contains(column)).collect();
         let of = |values: &[f32]| kept.iter().map(|&column| values[column]).collect::<Vec<f32>>();

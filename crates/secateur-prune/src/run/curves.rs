@@ -1,4 +1,4 @@
-//! What each layer or group loses at each share.
+//! The error of each layer or group as a function of its share.
 
 use crate::calibration::InputStatistics;
 use crate::error::Result;
@@ -13,7 +13,7 @@ use secateur_models::{Edits, Observer, Pipeline, Removals};
 use secateur_nn::LayerName;
 use std::borrow::Cow;
 
-/// One setting of a layer or group, what it removes, and what that costs.
+/// A setting of a layer or group, with the amount that it removes and its error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Choice {
     pub(super) setting: Setting,
@@ -21,25 +21,25 @@ pub(super) struct Choice {
     pub(super) error: f64,
 }
 
-/// Shares are tried from so much below the uniform one to so much above it.
+/// Shares are tried from this much below the uniform share to this much above it.
 const REACH: f64 = 0.3;
 
-/// Shares that are solved for, of these either side.
+/// The shares that are solved for, in units of `REACH` from the uniform share.
 const SOLVED: [f64; 5] = [-1.0, -0.5, 0.0, 0.5, 1.0];
 
-/// Shares between them that are chosen from.
+/// Number of shares to choose from, interpolated between the solved ones.
 const GRID: usize = 48;
 
-/// No share is more, and none of what is pruned less.
+/// The least and the greatest share of anything that is pruned.
 const SHARES: (f64, f64) = (0.02, 0.95);
 
-/// Multiples of the uniform share of heads and neurons that are tried, in quarters.
+/// Numbers of heads and neurons that are tried, in quarters of the uniform share.
 const QUARTERS: std::ops::RangeInclusive<usize> = 1..=8;
 
-/// Parts of the most of a group that are tried too.
+/// Numbers that are tried too, in eighths of the most that a group can lose.
 const EIGHTHS: std::ops::RangeInclusive<usize> = 1..=8;
 
-/// What curves are made from.
+/// The inputs of making curves.
 pub(super) struct Trial<'a> {
     pub(super) package: &'a Package,
     pub(super) statistics: &'a dyn Fn(&SharedInput) -> Result<Cow<'a, InputStatistics>>,
@@ -47,15 +47,15 @@ pub(super) struct Trial<'a> {
     pub(super) amount: Amount,
 }
 
-/// What can become of one layer or group.
+/// The choices for one layer or group.
 pub(super) struct Curve {
-    /// From the least amount to the largest.
+    /// The choices, from the least amount to the largest.
     pub(super) choices: Vec<Choice>,
-    /// What the uniform share removes.
+    /// The amount that the uniform share removes.
     pub(super) uniform: f64,
-    /// What the uniform share does to pictures.
+    /// The influence of the uniform share on pictures.
     pub(super) influence: f64,
-    /// The setting of a share, and what it removes.
+    /// Returns the setting of a share, and the amount that it removes.
     pub(super) at: Box<dyn Fn(f64) -> (Setting, f64)>,
 }
 
@@ -123,7 +123,7 @@ pub(super) fn weight_curves(
     Ok(curves)
 }
 
-/// How many shares are solved for of each layer or group, at most.
+/// Returns the most shares that are solved for per layer or group.
 #[must_use]
 pub fn tries(task: &Task<'_>) -> usize {
     match task {
@@ -132,7 +132,7 @@ pub fn tries(task: &Task<'_>) -> usize {
     }
 }
 
-/// The patterns that are solved for, the uniform one among them.
+/// Returns the patterns that are solved for, including the uniform one.
 pub(super) fn tried(uniform: Pattern) -> Vec<Pattern> {
     match uniform {
         Pattern::Unstructured(share) => {
@@ -150,7 +150,7 @@ pub(super) fn tried(uniform: Pattern) -> Vec<Pattern> {
     }
 }
 
-/// Shares between those that were solved for: the logarithm of the error is linear between them.
+/// Interpolates between solved shares: the logarithm of the error is linear between them.
 pub(super) fn between(solved: &[(Pattern, f64)]) -> Vec<(Pattern, f64)> {
     let all_shares = |(pattern, _): &(Pattern, f64)| matches!(pattern, Pattern::Unstructured(_));
     if !solved.iter().all(all_shares) || solved.len() < 2 {
@@ -233,12 +233,12 @@ pub(super) fn group_curves(
     Ok(curves)
 }
 
-/// What a layer's error is multiplied by, if `error` of it has that influence.
+/// Returns the factor that scales a layer's `error` to that influence.
 fn scaled(influence: f64, error: f64) -> f64 {
     if error > 0.0 { influence / error } else { 0.0 }
 }
 
-/// The edit of one parameter.
+/// Returns the edit of one parameter alone.
 fn only(outcome: &Outcome, parameter: &str) -> Edits {
     let weights = outcome.edits.weights.iter().filter(|(name, _)| *name == parameter);
     let weights = weights.map(|(name, weight)| (name.clone(), weight.clone())).collect();

@@ -1,4 +1,4 @@
-//! The loop over packages: calibrate, solve, put the pruned weights in, go on.
+//! The loop over packages: calibrate, solve, set the pruned weights.
 
 use crate::calibration::calibrate;
 use crate::error::{Error, Result};
@@ -13,13 +13,13 @@ use secateur_models::{Group, Observer, Pipeline};
 use secateur_nn::LayerName;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Does `task` to what `plan` chose, package after package, in `pipeline` itself. The packages that
-/// `journal` has are taken from there, and the others go into it. With `module_errors` the outcome
-/// tells what became of attentions as a whole.
+/// Prunes `pipeline` in place by `task`, as `plan` says, package after package. Packages that
+/// `journal` has are taken from it, and the others are saved to it. With `module_errors`, the
+/// outcome has the errors of whole attentions.
 ///
 /// # Errors
-/// If a layer cannot be pruned, the model fails, or the observer interrupts; the pipeline may then
-/// hold the packages that were done.
+/// If a layer cannot be pruned, the model fails, or the observer interrupts. The pipeline may then
+/// be pruned in part, package by package.
 pub fn prune(
     pipeline: &mut Pipeline,
     plan: &Plan,
@@ -116,7 +116,7 @@ pub fn prune(
     Ok(outcome)
 }
 
-/// The output projections of the attentions that dimensions go of.
+/// Returns the output projections of the attentions that lose dimensions.
 fn attention_outputs(groups: &[PlannedGroup]) -> BTreeSet<LayerName> {
     let heads = groups.iter().filter_map(|planned| match &planned.group {
         Group::Dimensions(dimensions) => Some(&dimensions.heads),

@@ -1,34 +1,35 @@
-//! What the change of one layer does to pictures.
+//! The influence of one layer's change on pictures.
 
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use candle_core::Tensor;
 use secateur_models::{Edits, Observer, Pipeline, Sampling};
 
-/// Images that an influence is measured on.
+/// Number of images that an influence is measured on.
 const IMAGES: usize = 4;
 
-/// How many pictures the influence of each layer or group is measured on, and how they are drawn.
+/// Returns how many pictures the influence of each layer or group is measured on, and their
+/// sampling.
 #[must_use]
 pub fn influence_pictures(calibration: &Calibration) -> (usize, Sampling) {
     (IMAGES.min(calibration.prompts.len()), influence_sampling(calibration))
 }
 
-/// A quarter of the steps.
+/// Returns the sampling of the calibration with a quarter of the steps.
 pub(crate) fn influence_sampling(calibration: &Calibration) -> Sampling {
     let steps = calibration.sampling.steps;
     Sampling { steps: (steps / 4).max(steps.min(4)), ..calibration.sampling.clone() }
 }
 
-/// Measures what an edit does to pictures.
+/// Measures the effect of an edit on pictures.
 pub(super) struct Influence {
     prompts: Vec<String>,
     pub(super) sampling: Sampling,
-    /// Latents of the model as it is, a tensor a batch.
+    /// Latents of the unchanged model, one tensor per batch.
     dense: Vec<Tensor>,
 }
 
-/// Heeds a wish to stop, and counts nothing.
+/// An observer that only passes on interruptions, and ignores progress.
 struct Uncounted<'a>(&'a dyn Observer);
 
 impl Observer for Uncounted<'_> {
@@ -61,8 +62,8 @@ impl Influence {
             .collect::<secateur_models::Result<_>>()?)
     }
 
-    /// ||z' - z||^2 / ||z||^2 for the latents z, with the edit alone; the pipeline is then as it
-    /// was.
+    /// Returns ||z' - z||^2 / ||z||^2, where z are the latents of the unchanged model and z' those
+    /// with only this edit. The pipeline is unchanged afterwards.
     pub(super) fn of(
         &mut self,
         pipeline: &mut Pipeline,

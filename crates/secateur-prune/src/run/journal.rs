@@ -1,4 +1,4 @@
-//! The finished packages of a run, on disk: what it takes to go on after it was stopped.
+//! The finished packages of a run on disk, from which a stopped run continues.
 
 use crate::calibration::{Fingerprint, Keeper, SavedStatistics, Sums, sums};
 use crate::error::{Error, Result};
@@ -13,39 +13,39 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// A folder with a file that says which run it is of, a pair of files a finished package: its
-/// tensors (f32), and what became of its layers; and the sums of a calibration that is not
-/// finished. Of a pair the second is written last, so a package is there whole or not at all; it
-/// has the SHA-256 of the first, and says its package and its run. What is not as it was
-/// written is not used, and done again.
+/// A folder with one file that identifies the run, a pair of files for each finished package, and
+/// the sums of an unfinished calibration. The first file of a pair has the tensors (f32), the
+/// second the results for the layers. The second is written last, so a package is stored whole or
+/// not at all. It has the SHA-256 of the first, and says its package and its run. Files that are
+/// damaged are not used, and their package is pruned again.
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
-    /// SHA-256 of the run.
+    /// SHA-256 of the run's identity.
     run: String,
 }
 
-/// What the result of a run depends on.
+/// Everything that the result of a run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
     format_version: u32,
     fingerprint: Fingerprint,
-    /// Images at a time: they change rounding.
+    /// Images at a time, which change rounding.
     batch: usize,
     method: String,
     removed: String,
     budget: Budget,
-    /// SHA-256 of the saved statistics that stand for a calibration.
+    /// SHA-256 of the saved statistics that replace a calibration.
     #[serde(default)]
     statistics: Option<String>,
     /// SHA-256 of the plan before any allocation: layers, patterns, heads and neurons, packages.
     plan: String,
 }
 
-/// A finished package, but for its tensors.
+/// A finished package, without its tensors.
 #[derive(Serialize, Deserialize)]
 struct Finished {
-    /// SHA-256 of the run that it is of.
+    /// SHA-256 of the identity of its run.
     run: String,
     /// Its number.
     package: usize,
@@ -58,7 +58,7 @@ struct Finished {
     groups: Vec<GroupOutcome>,
 }
 
-/// The settings of the layers, and the run that they are of.
+/// The settings of the layers, with the run that they belong to.
 #[derive(Serialize, Deserialize)]
 struct Found {
     run: String,
@@ -69,11 +69,11 @@ const RUN: &str = "run.json";
 const SETTINGS: &str = "settings.json";
 
 impl Identity {
-    /// Of what `plan` chose, before any allocation; the calibration has that fingerprint and makes
-    /// `batch` images at a time.
+    /// Creates the identity of a run of `plan`, as it is before any allocation. The fingerprint is
+    /// that of the calibration, which makes `batch` images at a time.
     ///
     /// # Errors
-    /// If a number of the plan is none of JSON.
+    /// If a number of the plan cannot be written as JSON.
     pub fn new(
         fingerprint: &Fingerprint,
         batch: usize,
@@ -94,15 +94,15 @@ impl Identity {
         })
     }
 
-    /// SHA-256 of it.
+    /// Computes the identity's SHA-256.
     ///
     /// # Errors
-    /// If a number of it is none of JSON.
+    /// If a number of the identity cannot be written as JSON.
     pub fn sha256(&self) -> Result<String> {
         Ok(digest([json(self)?]))
     }
 
-    /// What differs, in words.
+    /// Lists the differences from `expected`, in words.
     fn differences(&self, expected: &Self) -> Vec<String> {
         let mut differences = self.fingerprint.differences(&expected.fingerprint);
         let texts = [
@@ -133,20 +133,20 @@ impl Identity {
 }
 
 impl Journal {
-    /// Starts one in an empty folder.
+    /// Starts a journal in an empty folder.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If a file cannot be written.
     pub fn create(folder: &Path, run: &Identity) -> Result<Self> {
         write_sealed(&folder.join(RUN), run)?;
         Ok(Self { folder: folder.to_owned(), run: run.sha256()? })
     }
 
-    /// Opens the one of a run that was stopped. Where what it was of is not there or damaged, it is
-    /// written again: every finished package names its run.
+    /// Opens the journal of a stopped run. If the file that identifies the run is missing or
+    /// damaged, it is written again, as every finished package names its run.
     ///
     /// # Errors
-    /// If it was another run than `run`: the error says what differs.
+    /// If the journal is of a run other than `run`. The error lists the differences.
     pub fn open(folder: &Path, run: &Identity, observer: &dyn Observer) -> Result<Self> {
         let path = folder.join(RUN);
         match read_sealed::<Identity>(&path) {
@@ -166,14 +166,14 @@ impl Journal {
         Self::create(folder, run)
     }
 
-    /// Whether files in its folder are called so.
+    /// Whether `name` is that of a file of a journal.
     #[must_use]
     pub fn is_own(name: &str) -> bool {
         [RUN, SETTINGS].contains(&name) || name.starts_with("package-") || sums::is_own(name)
     }
 
-    /// How many packages of the run are there: the first ones; and how many images of a calibration
-    /// that was stopped are summed up.
+    /// Returns how many packages of the run are finished, from the first on, and how many images
+    /// the sums of a stopped calibration contain.
     #[must_use]
     pub fn finished(&self) -> (usize, usize) {
         let packages =
@@ -181,12 +181,12 @@ impl Journal {
         (packages, sums::images(&self.folder))
     }
 
-    /// The sums of the calibration for a package, on the model that `done` packages were done to.
+    /// Returns the sums of the calibration for a package, on the model with `done` packages pruned.
     pub(crate) fn sums(&self, done: usize, package: usize) -> Sums<'_> {
         Sums { folder: &self.folder, run: &self.run, done, package, interval: Keeper::INTERVAL }
     }
 
-    /// The settings of the layers, if they were found.
+    /// Returns the saved settings of the layers, or `None` if there are none.
     pub fn settings(&self, observer: &dyn Observer) -> Option<Settings> {
         let path = self.folder.join(SETTINGS);
         let found = path.exists().then(|| read_sealed::<Found>(&path).map_err(Error::from))?;
@@ -197,7 +197,7 @@ impl Journal {
         own.map_err(|error| observer.warn(&format!("{error}: they are found again"))).ok()
     }
 
-    /// Keeps the settings of the layers of that many packages.
+    /// Saves the settings of the layers, for a plan of that many packages.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -209,7 +209,8 @@ impl Journal {
         Ok(())
     }
 
-    /// A package, if it is finished and as it was written; where it is not, the observer hears why.
+    /// Loads a package, if it is finished and undamaged. If it is damaged, it says so to the
+    /// observer.
     pub(crate) fn load(
         &self,
         package: usize,
@@ -267,7 +268,7 @@ impl Journal {
         Ok(outcome)
     }
 
-    /// Keeps a finished package.
+    /// Saves a finished package.
     pub(crate) fn save(&self, package: usize, outcome: &Outcome) -> Result<()> {
         let weights = &outcome.edits.weights;
         let tensors = weights.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();

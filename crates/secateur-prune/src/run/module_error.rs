@@ -1,4 +1,4 @@
-//! What a change of projections does to an attention as a whole, after the softmax.
+//! The error of a whole attention, after the softmax, when its projections change.
 
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
@@ -11,23 +11,24 @@ use secateur_nn::{Context, LayerName, Probe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-/// A picture that is drawn again and again in a few steps, the model always being told the same
-/// latents: so the inputs of a module stay the same while only it changes, or what comes behind it.
+/// A picture that is drawn several times in a few steps. The model gets the same latents every
+/// time. So the inputs of a module stay the same while only the module itself, or a later one,
+/// changes.
 pub struct ModuleErrors {
     prompts: Vec<String>,
     sampling: Sampling,
-    /// What the model as it was gave at each call.
+    /// Outputs of the unchanged model, one per call.
     outputs: Vec<Tensor>,
 }
 
-/// Rows of each layer's output that are compared at each call.
+/// Rows of each layer's output that are compared, per call.
 const ROWS: usize = 64;
 
 /// Outputs of layers, row-major.
 type Outputs = BTreeMap<LayerName, Vec<f32>>;
 
 impl ModuleErrors {
-    /// Draws the first calibration prompt.
+    /// Draws the first calibration prompt with the unchanged model.
     ///
     /// # Errors
     /// If the model fails, or the observer interrupts.
@@ -47,7 +48,7 @@ impl ModuleErrors {
         Ok(Self { prompts, sampling, outputs })
     }
 
-    /// What `layers` give now.
+    /// Returns the outputs of `layers` in the model as it is now.
     pub(crate) fn outputs(
         &self,
         pipeline: &Pipeline,
@@ -86,7 +87,7 @@ impl ModuleErrors {
     }
 }
 
-/// || Y' - Y ||_F^2 / || Y ||_F^2 over all layers.
+/// Returns || Y' - Y ||_F^2 / || Y ||_F^2 over all layers.
 pub(crate) fn relative(before: &Outputs, after: &Outputs) -> f64 {
     let pairs =
         || before.iter().filter_map(|(layer, y)| Some(y.iter().zip(after.get(layer)?))).flatten();
@@ -96,7 +97,7 @@ pub(crate) fn relative(before: &Outputs, after: &Outputs) -> f64 {
     if total > 0.0 { difference / total } else { 0.0 }
 }
 
-/// Keeps some rows of the inputs of some layers.
+/// An observer that records some rows of the inputs of some layers.
 struct Inputs<'a> {
     layers: &'a BTreeSet<LayerName>,
     rows: Mutex<BTreeMap<LayerName, Vec<f32>>>,

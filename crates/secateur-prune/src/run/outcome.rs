@@ -1,4 +1,4 @@
-//! What became of a model.
+//! The result of pruning a model.
 
 use crate::calibration::InputStatistics;
 use crate::methods::Turn;
@@ -7,7 +7,7 @@ use secateur_nn::LayerName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What became of a layer.
+/// The result for a layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerOutcome {
     /// Its checkpoint name.
@@ -16,49 +16,49 @@ pub struct LayerOutcome {
     pub rows: usize,
     /// Columns of its weight.
     pub columns: usize,
-    /// Zeros in its weight now.
+    /// Number of zeros in its new weight.
     pub zeros: usize,
     /// Relative squared error of its output over the calibration, see
     /// [`hessian_error`](crate::hessian_error).
     pub error: f64,
-    /// Relative damping of its Hessian; 0 where the method uses none.
+    /// Relative damping of its Hessian; 0 if the method uses none.
     pub damping: f64,
     /// Number of its package, from 0.
     pub package: usize,
 }
 
-/// What became of heads, neurons or dimensions.
+/// The result for a group of heads, neurons or dimensions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupOutcome {
     /// The module's name.
     pub name: LayerName,
     /// `heads`, `neurons`, `query-key dimensions` or `value-output dimensions`.
     pub kind: String,
-    /// How many there were.
+    /// How many the group had.
     pub count: usize,
-    /// Those that went, ascending.
+    /// The removed ones, ascending.
     pub removed: Vec<usize>,
-    /// Relative squared error of the product that they are a part of, over the calibration, where
-    /// the method tells it; else it is in the errors of the layers that read them.
+    /// Relative squared error over the calibration of the product that they are a part of, if the
+    /// method computes it. Otherwise the errors of the layers that read them contain it.
     pub error: Option<f64>,
-    /// Relative squared error of the attention that dimensions were removed of, after the softmax
-    /// and the output projection, see [`ModuleErrors`](crate::ModuleErrors).
+    /// Relative squared error of the attention that lost dimensions, after the softmax and the
+    /// output projection, see [`ModuleErrors`](crate::ModuleErrors).
     pub module_error: Option<f64>,
 }
 
-/// What pruning gives.
+/// The result of pruning.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// What changed: new weights, rounded to the checkpoint's type, and what is gone.
+    /// The changes: new weights, rounded to the checkpoint's type, and removed parts.
     pub edits: Edits,
-    /// The layers whose weights were solved for, in execution order.
+    /// The layers with new weights from the solver, in execution order.
     pub layers: Vec<LayerOutcome>,
-    /// The heads and neurons, some of which went.
+    /// The groups that lost heads, neurons or dimensions.
     pub groups: Vec<GroupOutcome>,
-    /// The statistics of the model as it was: where it was calibrated in one package, and else
-    /// none.
+    /// The statistics of the model before pruning, if it was calibrated in one package. Otherwise
+    /// empty.
     pub statistics: Statistics,
-    /// Columns of inputs that are in a new basis.
+    /// Columns of inputs that were given a new basis.
     pub turns: Vec<Turn>,
 }
 
@@ -66,7 +66,7 @@ pub struct Outcome {
 pub type Statistics = BTreeMap<LayerName, InputStatistics>;
 
 impl Outcome {
-    /// Of nothing done to `pipeline` yet.
+    /// Creates the outcome of an unpruned `pipeline`.
     pub(super) fn of(pipeline: &Pipeline) -> Self {
         Self {
             edits: Edits { removals: pipeline.removals().clone(), ..Edits::default() },
@@ -74,7 +74,7 @@ impl Outcome {
         }
     }
 
-    /// Takes in what was done next.
+    /// Adds the outcome of the next package.
     pub(super) fn extend(&mut self, next: Self) {
         self.edits.weights.extend(next.edits.weights);
         self.edits.removals = next.edits.removals;

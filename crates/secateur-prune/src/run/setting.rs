@@ -1,4 +1,4 @@
-//! How far each layer or group goes, and by which rule.
+//! The setting of each layer or group, and the rule that finds it.
 
 use crate::error::{Error, Result};
 use crate::plan::{Pattern, Plan};
@@ -8,35 +8,35 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-/// What is given to each layer or group.
+/// How shares are allocated to layers or groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Allocation {
-    /// The same share of all, as in OBS-Diff.
+    /// The same share for all, as in OBS-Diff.
     #[default]
     Uniform,
-    /// Shares of least error that remove as much in total.
+    /// The shares of least error that remove the same total.
     Greedy(Amount),
-    /// MoDeGPT's rule: shares in proportion to exp(-s / mean of s) for the influences s, that
-    /// remove as much in total.
+    /// MoDeGPT's rule: shares in proportion to exp(-s / mean of s) for the influences s, which
+    /// remove the same total.
     Softmax(Amount),
 }
 
-/// What is counted.
+/// The quantity that a total counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Amount {
     /// Parameters of the denoiser.
     Parameters,
-    /// Its multiply-accumulates.
+    /// Multiply-accumulates of the denoiser.
     Macs,
 }
 
-/// What an allocation has to give.
+/// A rule of allocation, and the total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Budget {
-    /// To which layer or group.
+    /// The rule.
     pub allocation: Allocation,
-    /// How many parameters or multiply-accumulates of a call for one sample go; nothing for as many
-    /// as the plan removes.
+    /// How many parameters, or multiply-accumulates of a call for one sample, are removed. `None`
+    /// stands for as many as the plan removes.
     pub total: Option<f64>,
 }
 
@@ -47,7 +47,7 @@ impl From<Allocation> for Budget {
 }
 
 impl Allocation {
-    /// What it counts, if it does.
+    /// Returns the quantity that the rule counts, if any.
     #[must_use]
     pub fn amount(self) -> Option<Amount> {
         match self {
@@ -58,7 +58,7 @@ impl Allocation {
 }
 
 impl Amount {
-    /// In words.
+    /// Names the quantity in words.
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
@@ -101,12 +101,12 @@ impl FromStr for Allocation {
     }
 }
 
-/// How far a layer or group goes.
+/// How much is removed from a layer or group.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Setting {
-    /// Zeros.
+    /// The pattern of zeros.
     Pattern(Pattern),
-    /// So many heads, neurons or dimensions.
+    /// The number of heads, neurons or dimensions that are removed.
     Remove(usize),
 }
 
@@ -114,7 +114,7 @@ pub enum Setting {
 pub type Settings = BTreeMap<LayerName, Setting>;
 
 impl Plan {
-    /// Gives every layer or group of the plan its setting.
+    /// Sets the setting of every layer or group of the plan.
     pub fn set(&mut self, settings: &Settings) {
         for package in &mut self.packages {
             for layer in package.inputs.iter_mut().flat_map(|input| &mut input.layers) {

@@ -1,4 +1,4 @@
-//! One input, or one set of groups, given to a method.
+//! Calls of a method for one input, or for one set of groups.
 
 use crate::calibration::{InputStatistics, hessian_error};
 use crate::error::{Error, Result};
@@ -36,7 +36,8 @@ pub(crate) fn solve(
     Ok(outcome)
 }
 
-/// Removes some of groups that the same layers read, with statistics of what `method` watches.
+/// Removes parts of groups that the same layers read, with statistics of the inputs that `method`
+/// watches.
 pub(crate) fn remove<'a>(
     pipeline: &Pipeline,
     coupled: &[PlannedGroup],
@@ -123,7 +124,7 @@ impl Layers for Watched<'_> {
     }
 }
 
-/// A weight as it comes back from a file of the checkpoint's type, and its values.
+/// Returns a weight, rounded to the checkpoint's type, as a tensor and as values.
 fn rounded(pipeline: &Pipeline, weight: &LayerWeight) -> Result<(Tensor, Vec<f32>)> {
     let LayerWeight { layer, rows, columns, values } = weight;
     let weight = Tensor::from_slice(values, (*rows, *columns), &Device::Cpu)?;
@@ -132,7 +133,7 @@ fn rounded(pipeline: &Pipeline, weight: &LayerWeight) -> Result<(Tensor, Vec<f32
     Ok((weight, values))
 }
 
-/// The new values of a parameter, rounded to the checkpoint's type.
+/// Returns the new values of a parameter, rounded to the checkpoint's type.
 fn as_stored(pipeline: &Pipeline, parameter: &str, tensor: &Tensor) -> Result<Tensor> {
     let info = pipeline.folder().checkpoint().tensor(parameter);
     let dtype = info.ok_or_else(|| Error::layer(&parameter.into(), "not in the checkpoint"))?.dtype;

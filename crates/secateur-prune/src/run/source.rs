@@ -1,4 +1,4 @@
-//! Where statistics come from.
+//! Sources of statistics.
 
 use crate::calibration::{Calibration, InputStatistics, SavedStatistics};
 use crate::error::{Error, Result};
@@ -7,19 +7,19 @@ use crate::run::journal::Journal;
 use crate::run::outcome::Statistics;
 use std::borrow::Cow;
 
-/// Where statistics come from.
+/// A source of statistics.
 pub enum Source<'a> {
-    /// The model is run for each package, with weights of the steps: see
-    /// [`Calibration::step_weights`]. What is summed up is kept in the journal.
+    /// Runs the model for each package, with the given weights of the steps: see
+    /// [`Calibration::step_weights`]. The journal, if any, saves the sums.
     Calibration(&'a Calibration, &'a [f64], Option<&'a Journal>),
-    /// They were gathered before, on the model as it was.
+    /// Statistics on disk, gathered before on the unpruned model.
     Saved(&'a SavedStatistics),
-    /// They were gathered just now, on the model as it is, for the only package.
+    /// Statistics that were just gathered on the unpruned model, for the only package.
     Gathered(&'a Statistics),
 }
 
 impl Source<'_> {
-    /// Those of an input; `gathered` are what a calibration came to.
+    /// Returns the statistics of an input. `gathered` are those of a calibration.
     pub(crate) fn statistics<'a>(
         &'a self,
         input: &SharedInput,

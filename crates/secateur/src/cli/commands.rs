@@ -1,4 +1,4 @@
-//! Each command: its settings, the function of the library, and what is printed.
+//! The commands: each maps its settings to a function of the library, and prints the result.
 
 use crate::cli::args::{Cli, Command, Common, CompressArgs, InspectArgs, JobArgs};
 use crate::cli::print::{print, print_json, warn};
@@ -11,9 +11,9 @@ use secateur::{Error, MethodSettings, Recipe};
 use serde::Serialize;
 use std::process::Command as Process;
 
-/// More threads than this a core only wait for each other.
+/// The most threads per core. More would only wait for each other.
 const THREADS_A_CORE: usize = 4;
-/// Images at a time that memory is counted with.
+/// Images at a time, for estimates of memory.
 const BATCH: usize = 8;
 
 pub(crate) fn run(cli: Cli) -> Result<()> {
@@ -78,19 +78,19 @@ fn command(command: Command, common: &Common) -> Result<()> {
     }
 }
 
-/// One method.
+/// Runs one method.
 fn method(method: MethodSettings, job: JobArgs, common: &Common) -> Result<()> {
     make(Recipe::of(job.model.clone(), method), job, common)
 }
 
-/// The methods of a file.
+/// Runs the methods of a recipe's file.
 fn recipe(args: CompressArgs, common: &Common) -> Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
     let shared = args.shared.or(&recipe.shared);
     make(Recipe { shared, ..recipe }, args.job, common)
 }
 
-/// A new model, or what would be done.
+/// Makes a new model, or prints what would be done.
 fn make(recipe: Recipe, job: JobArgs, common: &Common) -> Result<()> {
     let progress = Progress::new(common.quiet);
     let recipe = Recipe {
@@ -127,7 +127,8 @@ fn inspect(args: &InspectArgs, common: &Common) -> Result<()> {
     if common.json { print_json(&inspection) } else { print(&inspection.text(args.tree)) }
 }
 
-/// The most bytes that a process of its own holds that times a model.
+/// Times a model in a process of its own, and returns that process's peak memory in bytes, if the
+/// system reports it.
 fn peak_alone(settings: &BenchSettings) -> secateur::Result<Option<u64>> {
     let failed = |problem: &dyn std::fmt::Display| Error::Process(format!("bench: {problem}"));
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
@@ -146,7 +147,7 @@ fn peak_alone(settings: &BenchSettings) -> secateur::Result<Option<u64>> {
     Ok(told["models"][0]["peak_bytes"].as_u64())
 }
 
-/// A result, and the command that it is of.
+/// A result for JSON output, with the command that it is of.
 #[derive(Serialize)]
 struct Told<'a, T> {
     command: String,
@@ -160,7 +161,7 @@ impl<'a, T> Told<'a, T> {
     }
 }
 
-/// The command line, as it was given.
+/// Returns the command line, as it was given.
 fn command_line() -> String {
     let given = std::env::args_os().skip(1).map(|word| quoted(&word.to_string_lossy()));
     std::iter::once("secateur".to_owned()).chain(given).collect::<Vec<_>>().join(" ")

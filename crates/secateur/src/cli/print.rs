@@ -1,4 +1,4 @@
-//! Text on a terminal.
+//! Text output to the terminal.
 
 use crate::cli::args::Cli;
 use anyhow::{Context, Result};
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::LazyLock;
 
-/// Prints lines on standard output; a reader that went away ends the output quietly.
+/// Prints lines on standard output. If the reader has closed it, ends the output without an error.
 pub(crate) fn print(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{}", printable(text)) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -24,18 +24,18 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&serde_json::to_string_pretty(value)?)
 }
 
-/// A line on standard error.
+/// Prints a line on standard error.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable(&with_flags(line)));
 }
 
-/// A line on standard error for what may not be as wanted.
+/// Prints a warning on standard error.
 pub(crate) fn warn(text: &str) {
     say(&format!("warning: {text}"));
 }
 
-/// A text that cannot steer a terminal, whatever names of files and tensors it holds: control
-/// characters but the ends of lines are escaped.
+/// Escapes control characters other than line ends, so that names of files and tensors in a text
+/// cannot control the terminal.
 fn printable(text: &str) -> Cow<'_, str> {
     let steers = |c: char| c.is_control() && c != '\n';
     if !text.contains(steers) {
@@ -45,8 +45,8 @@ fn printable(text: &str) -> Cow<'_, str> {
     text.chars().map(escaped).collect::<String>().into()
 }
 
-/// A message of the library with its settings, which stand in backquotes, as options:
-/// `` `batch 4` `` as `--batch 4`.
+/// Replaces the settings in backquotes in a message of the library by options: `` `batch 4` ``
+/// becomes `--batch 4`.
 pub(crate) fn with_flags(text: &str) -> String {
     static OPTIONS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
         let commands = Cli::command();

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-/// The exit code after a signal, as the shell's own: 128 and the number of the signal.
+/// The exit code after an interruption, as of a shell: 128 plus the number of the signal.
 pub(crate) const INTERRUPTED_CODE: u8 = 130;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// Takes over the signals that ask a process to end: the work ends at the next step, and work
-/// folders go, or stay for `--resume`. A second signal ends the process at once.
+/// Handles the signals that ask a process to end. The first one ends the work at its next step; its
+/// work folders are removed, or kept for `--resume`. A second one ends the process at once.
 fn heed_signals() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -39,7 +39,7 @@ fn heed_signals() {
     });
 }
 
-/// Whether whoever started the process wants it to outlive the signal, as `nohup` does for SIGHUP.
+/// Returns whether the parent process made this one ignore the signal, as `nohup` does for SIGHUP.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     // Where the system does not tell, the signal is left as it is.
@@ -58,31 +58,31 @@ pub(crate) struct Progress {
 
 struct State {
     current: Option<Current>,
-    /// One for the whole job.
+    /// The bar, one for the whole job.
     bar: Option<ProgressBar>,
     begun: Instant,
     foreseen: Foreseen,
 }
 
-/// What is still to come, and how right what was foreseen has been.
+/// Expected times of the stages to come, and the actual times of past stages to correct them.
 #[derive(Default)]
 struct Foreseen {
-    /// Names and seconds of stages that have not begun.
+    /// Names and expected seconds of stages that have not begun.
     stages: VecDeque<(String, f64)>,
-    /// Of the stages that are over.
+    /// Expected seconds of the stages that are over.
     expected: f64,
     took: f64,
 }
 
 impl Foreseen {
-    /// The expected seconds of a stage that begins.
+    /// Returns the expected seconds of a stage that begins.
     fn begin(&mut self, kind: &str) -> Option<f64> {
         // Those before it were done in an earlier run.
         let place = self.stages.iter().position(|(name, _)| name == kind)?;
         self.stages.drain(..=place).next_back().map(|(_, seconds)| seconds)
     }
 
-    /// Seconds that are left when `share` of the current stage took `elapsed`.
+    /// Returns the seconds that are left when `share` of the current stage took `elapsed` seconds.
     fn left(&self, share: f64, elapsed: f64, expected: Option<f64>) -> Option<f64> {
         let whole = if share > 0.0 { elapsed / share } else { 0.0 };
         let known = share >= 0.1 && expected.is_some();
@@ -106,16 +106,16 @@ struct Current {
     name: String,
     unit: String,
     start: Instant,
-    /// Seconds that were foreseen.
+    /// Expected seconds of the stage.
     expected: Option<f64>,
     total: usize,
     done: usize,
     told: Instant,
-    /// How the work stands.
+    /// The current state of the work, as text.
     state: String,
 }
 
-/// Where there is no terminal, a line this often.
+/// Without a terminal, a line is printed this often.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 impl Progress {
@@ -134,7 +134,7 @@ impl Progress {
     }
 }
 
-/// Fails if the user asked to stop.
+/// Fails if the user requested a stop.
 pub(crate) fn check() -> Result<(), Error> {
     if INTERRUPTED.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
@@ -166,7 +166,7 @@ impl State {
 }
 
 impl Current {
-    /// Whether it has units to count.
+    /// Returns the share of the stage that is done; 0 if it has no units to count.
     fn share(&self) -> f64 {
         if self.total > 0 { self.done as f64 / self.total as f64 } else { 0.0 }
     }
@@ -180,13 +180,13 @@ impl Current {
 }
 
 impl State {
-    /// Seconds that the job still takes, where that can be told.
+    /// Returns the seconds that the job still takes, if they can be estimated.
     fn left(&self) -> Option<f64> {
         let current = self.current.as_ref()?;
         self.foreseen.left(current.share(), current.start.elapsed().as_secs_f64(), current.expected)
     }
 
-    /// Draws how all of it stands.
+    /// Draws the bar.
     fn draw(&self) {
         let (Some(bar), Some(current)) = (&self.bar, &self.current) else { return };
         let left = self.left();
@@ -198,10 +198,10 @@ impl State {
     }
 }
 
-/// The length of a bar.
+/// The length of the bar, in its units.
 const BAR: u64 = 1000;
 
-/// Seconds in a few characters.
+/// Formats seconds in a few characters.
 fn short(seconds: f64) -> String {
     match seconds {
         ..90.0 => format!("{seconds:.0} s"),

@@ -1,4 +1,4 @@
-//! What is printed of results.
+//! Text output of results.
 
 use crate::cli::print::{print, with_flags};
 use anyhow::Result;
@@ -8,7 +8,7 @@ use secateur_eval::{Comparison, Stage};
 use secateur_models::files::shown;
 use std::path::Path;
 
-/// A new model, written to `out`.
+/// Prints the report of a new model, which was written to `out`.
 pub(crate) fn new_model(report: &Report, out: Option<&Path>) -> Result<()> {
     if let Some(comparison) = &report.comparison {
         print(&quality(comparison))?;
@@ -71,7 +71,7 @@ pub(crate) fn new_model(report: &Report, out: Option<&Path>) -> Result<()> {
     }
 }
 
-/// Two models side by side, and the folder of the report.
+/// Prints the comparison of two models, and the folder of the report.
 pub(crate) fn compared(report: &Report, out: Option<&Path>) -> Result<()> {
     if let Some(comparison) = &report.comparison {
         print(&quality(comparison))?;
@@ -82,7 +82,7 @@ pub(crate) fn compared(report: &Report, out: Option<&Path>) -> Result<()> {
     }
 }
 
-/// The scores in a few lines.
+/// Formats the scores in a few lines.
 fn quality(comparison: &Comparison) -> String {
     let mut lines = vec![
         format!(
@@ -102,7 +102,7 @@ fn quality(comparison: &Comparison) -> String {
     lines.join("\n")
 }
 
-/// Pictures that were drawn.
+/// Prints the pictures that were drawn.
 pub(crate) fn drawn(generated: &Generated, out: &Path) -> Result<()> {
     if let Some(shares) = &generated.operations {
         let row = |share: &Share| {
@@ -119,7 +119,8 @@ pub(crate) fn drawn(generated: &Generated, out: &Path) -> Result<()> {
     print(&format!("{images} images in {seconds:.1} s: {}", shown(out)))
 }
 
-/// A checkpoint `file` that became a model folder, with what it lacks from the folder `like`.
+/// Prints the conversion of a checkpoint `file` to a model folder, with components that the file
+/// lacks from the folder `like`.
 pub(crate) fn converted(converted: &Converted, file: &Path, like: &Path) -> Result<()> {
     let Converted { kind, converted, copied, model, .. } = converted;
     print(&format!("{kind}: {} from {}", converted.join(", "), shown(file)))?;
@@ -129,7 +130,7 @@ pub(crate) fn converted(converted: &Converted, file: &Path, like: &Path) -> Resu
     print(&format!("model: {}", shown(model)))
 }
 
-/// A model at full size.
+/// Prints the export of a model at full size.
 pub(crate) fn exported(exported: &Exported) -> Result<()> {
     let Exported { tensors, groups, out, .. } = exported;
     print(&format!("{tensors} tensors of {groups} modules at full size again: {}", shown(out)))

@@ -1,4 +1,4 @@
-//! Models timed side by side.
+//! Timing of models, side by side.
 
 use super::compare::{macs_a_call, model_summary};
 use super::folder::{check_memory, names, open_model, skipping};
@@ -19,10 +19,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Rounds where no number is given.
+/// The default number of rounds.
 const REPEATS: usize = 5;
 
-/// What was measured.
+/// The result of timing models.
 #[derive(Serialize)]
 pub struct Bench {
     sampler: String,
@@ -32,9 +32,9 @@ pub struct Bench {
     batch: usize,
     repeats: usize,
     threads: usize,
-    /// Name, memory and libraries of the GPU; None on the CPU.
+    /// Name, memory and libraries of the GPU; `None` on the CPU.
     gpu: Option<String>,
-    /// Floating-point operations of a matrix product on the CPU.
+    /// Floating-point operations per second of a matrix product on the CPU.
     product_operations_per_second: Spread,
     models: Vec<Row>,
 }
@@ -44,52 +44,52 @@ struct Row {
     path: PathBuf,
     #[serde(flatten)]
     summary: ModelSummary,
-    /// `macs` without text tokens that are equal to others.
+    /// `macs` without the text tokens that equal others and so are not computed.
     computed_macs: u64,
-    /// None where the system does not tell.
+    /// `None` if the system does not report it.
     peak_bytes: Option<u64>,
     encode_seconds: Spread,
     step_seconds: Spread,
     decode_seconds: Spread,
-    /// All of these for a batch, over its images.
+    /// The time from prompts to pictures, per image of a batch.
     image_seconds: Spread,
     images_per_second: f64,
-    /// Floating-point operations of a step.
+    /// Floating-point operations per second of a step.
     operations_per_second: f64,
-    /// A step at the product's rate; None on a GPU.
+    /// The time of a step at the rate of the matrix product; `None` on a GPU.
     floor_seconds: Option<f64>,
-    /// None for the first model.
+    /// `None` for the first model.
     gain: Option<Gain>,
 }
 
-/// A model held against the first.
+/// The speed-up of a model against the first.
 #[derive(Serialize)]
 struct Gain {
     step_speed_up: Spread,
     image_speed_up: Spread,
     macs_speed_up: f64,
-    /// Share of a step's time that is saved, over the share of the multiply-accumulates; None where
-    /// these are the same.
+    /// Share of a step's time that is saved, divided by the share of the multiply-accumulates that
+    /// is saved. `None` if both models have the same number.
     time_saved_over_macs_saved: Option<f64>,
 }
 
-/// Seconds that a model took.
+/// Measured seconds of a model.
 #[derive(Default)]
 struct Times {
-    /// For the prompts of each round.
+    /// Seconds of encoding the prompts, per round.
     encode: Vec<f64>,
-    /// For each step of each round.
+    /// Seconds of each step of each round.
     steps: Vec<f64>,
-    /// From latents to pictures, in each round.
+    /// Seconds of decoding latents to pictures, per round.
     decode: Vec<f64>,
 }
 
-/// Times models side by side. Where there are several, `peak_alone` tells the most bytes that a
-/// process holds that does what it is given, as `bench` of one model in a process of its own does:
-/// in a process with several models, each takes over what others have freed.
+/// Times models side by side. If there are several, `peak_alone` measures the peak memory of each
+/// in bytes: it runs `bench` with the settings that it gets in a process of its own. In a process
+/// with several models, each model reuses memory that others have freed.
 ///
 /// # Errors
-/// If the models do not do the same, or one of them fails.
+/// If the models do not do the same work, or one of them fails.
 pub fn bench(
     args: &BenchSettings,
     peak_alone: &dyn Fn(&BenchSettings) -> Result<Option<u64>>,
@@ -168,7 +168,7 @@ pub fn bench(
     })
 }
 
-/// Fails where two models would not do the same.
+/// Fails if two models would not do the same work.
 fn check_alike(
     reference: (&ModelFolder, &Sampling),
     other: (&ModelFolder, &Sampling),
@@ -194,7 +194,8 @@ fn check_alike(
     Ok(())
 }
 
-/// What a process does whose peak is that of one model: a few steps, as many as any sampler needs.
+/// Returns the settings of a process that measures the peak memory of one model. It has few steps,
+/// but as many as any sampler needs.
 fn alone(
     folder: &ModelFolder,
     sampling: &Sampling,
@@ -221,7 +222,7 @@ fn alone(
     })
 }
 
-/// Draws no more than one step of a batch.
+/// Draws at most one step of a batch.
 fn warm_up(pipeline: &Pipeline, sampling: &Sampling) -> Result<()> {
     let conditioning = encode(pipeline, sampling)?;
     let mut denoising = begin(pipeline, &conditioning, sampling)?;
@@ -230,7 +231,7 @@ fn warm_up(pipeline: &Pipeline, sampling: &Sampling) -> Result<()> {
     Ok(())
 }
 
-/// Every model draws a batch. They take turns at every step.
+/// Draws a batch with every model. The models take turns at every step.
 fn round(
     pipelines: &[Pipeline],
     samplings: &[Sampling],
@@ -267,8 +268,8 @@ fn timed<T, E>(seconds: &mut Vec<f64>, work: impl FnOnce() -> Result<T, E>) -> R
     done
 }
 
-/// What the denoiser is conditioned on for a batch. What that is does not matter, but no prompt was
-/// encoded before: it would not be encoded again.
+/// Encodes prompts for a batch. Their text does not matter, but every prompt must be new, as a
+/// prompt that was encoded before is not encoded again.
 fn encode(pipeline: &Pipeline, sampling: &Sampling) -> secateur_models::Result<Conditioning> {
     static ENCODED: AtomicUsize = AtomicUsize::new(0);
     let text = || ENCODED.fetch_add(1, Ordering::Relaxed).to_string();
@@ -296,12 +297,12 @@ fn begin<'a>(
 }
 
 impl Times {
-    /// Of each round of that many steps, for all steps.
+    /// Returns the time of all steps, for each round of that many steps.
     fn denoise(&self, steps: usize) -> impl Iterator<Item = f64> {
         self.steps.chunks(steps).map(|steps| steps.iter().sum())
     }
 
-    /// Of each round of that many steps, from prompts to pictures.
+    /// Returns the time from prompts to pictures, for each round of that many steps.
     fn batch(&self, steps: usize) -> impl Iterator<Item = f64> {
         let rounds = self.encode.iter().zip(self.denoise(steps)).zip(&self.decode);
         rounds.map(|((encode, denoise), decode)| encode + denoise + decode)
@@ -345,8 +346,9 @@ impl Row {
 }
 
 impl Gain {
-    /// Of a model in `after` over one in `before`, with the multiply-accumulates of both: step by
-    /// step, or of the steps of each round together.
+    /// Compares the times of a model in `after` with those in `before`. `macs` has the
+    /// multiply-accumulates of both. `paired` compares step by step, otherwise the steps of each
+    /// round are summed.
     fn new(before: &Times, after: &Times, macs: (u64, u64), steps: usize, paired: bool) -> Self {
         let together = if paired { 1 } else { steps };
         let sums = |times: &Times| times.denoise(together).collect::<Vec<_>>();
@@ -367,7 +369,7 @@ impl Gain {
 }
 
 impl Bench {
-    /// A row a figure, a column a model.
+    /// Formats one row per figure and one column per model.
     #[must_use]
     pub fn text(&self) -> String {
         fn none() -> String {

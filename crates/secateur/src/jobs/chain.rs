@@ -1,4 +1,4 @@
-//! Several methods after each other, with one report.
+//! A chain of methods with one report.
 
 mod sharing;
 mod step;
@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use step::Step;
 
-/// The new model, or what would be done.
+/// Makes the new model, or returns what would be done.
 pub(super) fn run(recipe: &Recipe, job: &Job<'_>) -> Result<Done> {
     let observer = job.observer;
     let folder = job.model.open(observer)?;
@@ -119,7 +119,7 @@ pub(super) fn run(recipe: &Recipe, job: &Job<'_>) -> Result<Done> {
     Ok(Done::Model(Box::new(report)))
 }
 
-/// The files and folders that are read.
+/// Returns the files and folders that the job reads.
 fn inputs(recipe: &Recipe, job: &Job<'_>, folder: &ModelFolder, steps: &[Step]) -> Vec<PathBuf> {
     let mut inputs = job.inputs(&recipe.shared, folder);
     for step in steps {
@@ -130,19 +130,20 @@ fn inputs(recipe: &Recipe, job: &Job<'_>, folder: &ModelFolder, steps: &[Step]) 
     inputs
 }
 
-/// How the models of the report are sampled: as the last method that learns for one way of it.
+/// Returns the sampling of the report's models: that of the last method that learns for one
+/// sampling, if any.
 fn sampling(recipe: &Recipe, steps: &[Step], folder: &ModelFolder) -> Result<Sampling> {
     let sampled =
         steps.iter().rev().find_map(|step| step.sampling(folder).transpose()).transpose()?;
     sampled.map_or_else(|| recipe.shared.sampling.sampling(folder, BATCH), Ok)
 }
 
-/// What each method of a run depends on: [`Step::key`].
+/// The keys of a run's methods: [`Step::key`].
 #[derive(Serialize, Deserialize)]
 struct Run(Vec<String>);
 
-/// How many methods are finished, of the run that is resumed. What is damaged, or of a method that
-/// is another by now, is made again, with all after it.
+/// Returns how many methods of the resumed run are finished. A method with damaged files or a
+/// different key is run again, with all after it.
 fn begin(
     methods: &[Step],
     resume: bool,
@@ -196,19 +197,19 @@ fn begin(
     Ok(finished)
 }
 
-/// What a finished method made.
+/// The record of a finished method.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Made {
-    /// [`Step::key`].
+    /// The method's key: [`Step::key`].
     of: String,
     /// SHA-256 of its folder.
     sha256: String,
-    /// The same of the statistics for the next method, if it leaves any.
+    /// SHA-256 of the statistics for the next method, if it leaves any.
     statistics: Option<String>,
 }
 
 impl Step {
-    /// Runs it, or goes on with it.
+    /// Runs the method, or continues it.
     fn run(&self, later: f64, observer: &dyn Observer) -> Result<Report> {
         let resume = self.is_unfinished();
         // What nobody vouches for is made again, of what is vouched for in the progress.
@@ -240,7 +241,7 @@ impl Step {
         report
     }
 
-    /// What it would do to the first model: the one that it is for is not there yet.
+    /// Plans the method on the first model, as its own input model does not exist yet.
     fn plan(&self, first: &ModelFolder, of: &Job<'_>) -> Result<Plan> {
         let model = ModelSettings { model: Some(first.path().to_owned()), ..self.model.clone() };
         let command = self.command()?;
@@ -252,7 +253,8 @@ impl Step {
         }
     }
 
-    /// What it depends on beside the methods before it: its settings and the files that they name.
+    /// Returns everything that the method depends on besides the methods before it: its settings,
+    /// and digests of the prompts and of the statistics that it was given.
     fn depends_on(&self, prompts: &[String], observer: &dyn Observer) -> Result<[String; 3]> {
         let statistics = self.statistics_given();
         let statistics =
@@ -269,7 +271,7 @@ impl Step {
         OutputFolder::progress_of(&self.out).is_dir()
     }
 
-    /// Says that it is finished, and what it made.
+    /// Records that the method is finished, with the digests of its outputs.
     fn keep(&self) -> Result<()> {
         let statistics = self.statistics();
         // A signal that comes now finds it finished.
@@ -283,7 +285,7 @@ impl Step {
         read_sealed(&self.made_path()).ok()
     }
 
-    /// Whether it is finished, as it is now, and all that it made is as it was.
+    /// Returns whether the method is finished with its current key, and its new model is undamaged.
     fn is_whole(&self, observer: &dyn Observer) -> bool {
         if !self.made_path().exists() {
             return false;
@@ -305,13 +307,13 @@ impl Step {
         false
     }
 
-    /// Whether the statistics for the next method are there, as they were.
+    /// Returns whether the statistics for the next method exist and are undamaged.
     fn has_statistics(&self, observer: &dyn Observer) -> bool {
         let found = digest_of_folder(&self.statistics(), &Unseen(observer)).ok();
         found.is_some() && found == self.made().and_then(|made| made.statistics)
     }
 
-    /// Removes what it made, and what it began.
+    /// Removes the outputs of the method, and its unfinished work.
     fn remove(&self) -> Result<()> {
         for folder in [&self.out, &self.statistics()] {
             remove(folder)?;
@@ -322,8 +324,8 @@ impl Step {
         Ok(())
     }
 
-    /// The prompts that it learns from, or may learn from: all of the model's own where no number
-    /// is given.
+    /// Returns the prompts that the method learns from, or may learn from: all of the model's own
+    /// list if no number is given.
     fn prompts(&self, folder: &ModelFolder) -> Result<Vec<String>> {
         if folder.subject() == Subject::Nothing {
             return Ok(Vec::new());
@@ -331,7 +333,7 @@ impl Step {
         Ok(prompt_lists(&self.settings.shared().prompts, folder, usize::MAX)?.0)
     }
 
-    /// How what it made is sampled, where it is made for one way.
+    /// Returns the sampling that the new model is made for, or `None` if it is for any.
     fn sampling(&self, folder: &ModelFolder) -> Result<Option<Sampling>> {
         match &self.settings {
             MethodSettings::Skip(settings) => skip::sampling(settings, folder).map(Some),
@@ -340,7 +342,7 @@ impl Step {
     }
 }
 
-/// One method on one model.
+/// Runs one method on one model.
 pub(super) fn run_method(method: &MethodSettings, job: &Job<'_>) -> Result<Done> {
     match method {
         MethodSettings::Prune(settings) => prune::run(settings, job),
@@ -349,7 +351,7 @@ pub(super) fn run_method(method: &MethodSettings, job: &Job<'_>) -> Result<Done>
     }
 }
 
-/// The report of all, with pictures of the first model and the last.
+/// Makes the report of the whole chain, with pictures of the first and the last model.
 fn evaluate(
     recipe: &Recipe,
     job: &Job<'_>,

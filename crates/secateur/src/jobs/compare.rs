@@ -1,4 +1,4 @@
-//! Pictures of two models from the same noise, and their scores.
+//! Comparison of the pictures of two models from the same noise.
 
 use super::folder::{
     BATCH, check_memory, names, no_score, open_model, output as output_folder, skipping,
@@ -13,11 +13,11 @@ use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure, Subj
 use secateur_nn::ops;
 use std::path::Path;
 
-/// Pictures of each model where no number is given.
+/// The default number of pictures of each model.
 const SAMPLES: usize = 64;
 
-/// Pictures of a candidate beside those of a reference; the report is written where a folder for it
-/// is named.
+/// Compares pictures of a candidate with those of a reference. The report is written if the
+/// settings name a folder for it.
 ///
 /// # Errors
 /// If the models cannot be compared, or one of them fails.
@@ -105,7 +105,7 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
     Ok(report)
 }
 
-/// Fails where two models do not draw pictures of the same size from the same prompts.
+/// Fails if two models do not draw pictures of the same size from the same prompts.
 fn check_comparable(
     reference: &ModelFolder,
     candidate: &ModelFolder,
@@ -131,7 +131,7 @@ fn check_comparable(
     Ok(candidate.check(sampling)?)
 }
 
-/// What a model's denoiser is made of.
+/// Returns the figures of a model's denoiser.
 pub(super) fn model_summary(
     pipeline: &Pipeline,
     name: &str,
@@ -163,7 +163,8 @@ pub(super) fn model_summary(
     })
 }
 
-/// Multiply-accumulates of a call for one sample: on average, where some calls skip.
+/// Returns the multiply-accumulates of a call for one sample, averaged over calls if some of them
+/// skip.
 pub(super) fn macs_a_call(structure: &Structure, sampling: &Sampling) -> Result<u64> {
     match &sampling.reuse {
         Some(reuse) => Ok(reuse.macs(structure)? / reuse.computed.len().max(1) as u64),

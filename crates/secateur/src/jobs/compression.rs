@@ -1,5 +1,4 @@
-//! What all methods that calibrate have in common: from the request to the new model and its
-//! report.
+//! The common part of all methods that calibrate: from the request to the new model and its report.
 
 mod dry_run;
 mod needs;
@@ -30,7 +29,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What is asked for.
+/// The request for a new model.
 pub(super) struct Request<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) settings: &'a CalibrationSettings,
@@ -39,14 +38,14 @@ pub(super) struct Request<'a> {
     pub(super) calibration: Calibration,
     pub(super) report_prompts: Vec<String>,
     pub(super) task: Task<'a>,
-    /// How much goes, in words.
+    /// How much is removed, in words.
     pub(super) removed: String,
     pub(super) budget: Budget,
-    /// For the report.
+    /// Notes for the report.
     pub(super) notes: Vec<String>,
 }
 
-/// The new model, or what would be done.
+/// Makes the new model, or returns what would be done.
 pub(super) fn run(request: Request<'_>) -> Result<Done> {
     let Request { job, settings: args, shared, folder, calibration, report_prompts, .. } = request;
     let Request { task, removed, budget, mut notes, .. } = request;
@@ -313,7 +312,7 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
     Ok(Done::Model(Box::new(report)))
 }
 
-/// What is said where an input has fewer rows in the statistics than it is wide.
+/// Returns a warning if an input has fewer rows in the statistics than columns.
 fn too_few(folder: &ModelFolder, plan: &Plan, calibration: &Calibration) -> Result<Option<String>> {
     let samples = calibration.prompts.len() * folder.samples_of_run(&calibration.sampling)?;
     let rows = |layer: &PlannedLayer| samples * layer.tokens.div_ceil(calibration.token_stride);
@@ -333,7 +332,7 @@ fn too_few(folder: &ModelFolder, plan: &Plan, calibration: &Calibration) -> Resu
     }))
 }
 
-/// Pictures for the report.
+/// The pictures of the report.
 struct Evaluation<'a> {
     prompts: &'a [String],
     sampling: Sampling,
@@ -363,8 +362,8 @@ impl Evaluation<'_> {
     }
 }
 
-/// The calibration with `samples` prompts of the model's own list where no number is given, prompts
-/// of the report, and notes.
+/// Returns the calibration, the prompts of the report, and notes. The calibration has `samples`
+/// prompts of the model's own list if no number is given.
 pub(super) fn prompts(
     settings: &CalibrationSettings,
     shared: &SharedSettings,
@@ -406,7 +405,7 @@ fn groups(outcome: &Outcome) -> Vec<GroupReport> {
     outcome.groups.iter().map(group).collect()
 }
 
-/// What became of one N:M pattern by allocation.
+/// Returns a note on the patterns that the allocation chose, if it replaced one N:M pattern.
 fn mixed(plan: &Plan, task: &Task<'_>) -> Option<String> {
     let Task::Weights { pattern: wanted @ Pattern::SemiStructured { .. }, .. } = task else {
         return None;
@@ -426,7 +425,7 @@ fn mixed(plan: &Plan, task: &Task<'_>) -> Option<String> {
     })
 }
 
-/// Hessians that needed more damping than usual.
+/// Returns notes on Hessians that needed more damping than usual.
 fn damped(outcome: &Outcome) -> Vec<String> {
     let raised = outcome.layers.iter().filter(|layer| layer.damping > Factor::DAMPING);
     raised

@@ -1,4 +1,4 @@
-//! A model folder of a checkpoint in one file.
+//! Conversion of a single-file checkpoint to a model folder.
 
 use super::folder::output;
 use crate::error::Result;
@@ -9,7 +9,7 @@ use secateur_models::{Conversion, Observer, SingleFile};
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// What was converted.
+/// The result of a conversion.
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Converted {
@@ -17,22 +17,22 @@ pub struct Converted {
     pub kind: &'static str,
     /// The new folder.
     pub model: PathBuf,
-    /// Tensors that were written.
+    /// Number of tensors that were written.
     pub tensors: usize,
     /// Components whose weights come from the file.
     pub converted: Vec<&'static str>,
     /// Components whose weights come from the folder.
     pub copied: Vec<&'static str>,
-    /// Time and memory.
+    /// Time and memory of each stage.
     pub stages: Vec<Stage>,
-    /// The most bytes that the process held.
+    /// Peak memory of the process in bytes.
     pub peak_bytes: u64,
 }
 
-/// Makes a model folder of a checkpoint in one file, as ComfyUI and A1111 read them.
+/// Converts a single-file checkpoint, as ComfyUI and A1111 read them, to a model folder.
 ///
 /// # Errors
-/// If the file is of no known kind or does not fit the folder, or something cannot be read or
+/// If the file is of no known kind or does not fit the folder, or if a file cannot be read or
 /// written.
 pub fn convert(settings: &ConvertSettings, observer: &dyn Observer) -> Result<Converted> {
     let file = SingleFile::open(&settings.file)?;

@@ -1,4 +1,4 @@
-//! A model that other tools load of one that was made smaller.
+//! Export of a smaller model at full size, for tools that cannot load smaller layers.
 
 use super::folder::{links_left_out, output};
 use crate::error::{Error, Result};
@@ -8,24 +8,25 @@ use secateur_models::{Observer, OutputFolder};
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// What was exported.
+/// The result of an export.
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Exported {
-    /// The model folder.
+    /// The folder of the smaller model.
     pub model: PathBuf,
     /// The new folder.
     pub out: PathBuf,
-    /// Modules that are at full size again.
+    /// Number of modules that are at full size again.
     pub groups: usize,
-    /// Their tensors.
+    /// Number of tensors of these modules.
     pub tensors: usize,
 }
 
-/// Puts zeros in place of the heads, dimensions and neurons that were removed of a model.
+/// Writes a model with zeros in place of the heads, dimensions and neurons that were removed from
+/// it.
 ///
 /// # Errors
-/// If the model cannot be read, or the new folder not be written.
+/// If the model cannot be read, or the new folder cannot be written.
 pub fn export(settings: &ExportSettings, observer: &dyn Observer) -> Result<Exported> {
     let folder = settings.model.open(observer)?;
     let progress = Recorder::new(observer, &[], 0.0);

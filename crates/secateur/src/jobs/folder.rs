@@ -1,4 +1,4 @@
-//! What jobs make of their settings: models, samplings, outputs and scores.
+//! Resolution of common settings: models, sampling, outputs and scores.
 
 use crate::error::{Error, Result, refuse};
 use crate::format::bytes;
@@ -16,32 +16,32 @@ use secateur_nn::{Placement, description};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// No model is sampled with more guidance.
+/// The largest guidance scale that is accepted.
 const LARGEST_GUIDANCE: f64 = 65535.0;
 
-/// Images at a time where no number is given.
+/// The default number of images at a time.
 pub(crate) const BATCH: usize = 8;
 
-/// The model that is used when none is named.
+/// The default model.
 const DEFAULT_MODEL: &str = "models/emoji-mmdit";
 
-/// Where a method reads and writes, and what is known of the work around it.
+/// The inputs and outputs of a method, and the work around it.
 #[derive(Clone, Copy)]
 pub(crate) struct Job<'a> {
     pub(crate) model: &'a ModelSettings,
-    /// None where nothing is written.
+    /// The folder of the new model; `None` if nothing is written.
     pub(crate) out: Option<&'a Path>,
     /// The file of the recipe.
     pub(crate) file: Option<&'a Path>,
     pub(crate) force: bool,
     pub(crate) resume: bool,
-    /// Only say what would be done.
+    /// Whether to return only what would be done.
     pub(crate) dry_run: bool,
-    /// The output is part of another one's progress.
+    /// Whether the output is in the progress folder of another output.
     pub(crate) part: bool,
-    /// Seconds of what comes after it.
+    /// Expected seconds of the work that follows.
     pub(crate) later: f64,
-    /// How a report says that it was made.
+    /// The command line for the report.
     pub(crate) command: &'a str,
     pub(crate) observer: &'a dyn Observer,
 }
@@ -61,7 +61,7 @@ impl ModelSettings {
     }
 }
 
-/// Opens a model folder, and says what a user should know of it.
+/// Opens a model folder, and tells the observer what a user should know of it.
 pub(crate) fn open_model(
     path: &Path,
     variant: Option<&str>,
@@ -76,7 +76,7 @@ pub(crate) fn open_model(
 }
 
 impl DeviceSettings {
-    /// The folder, to be loaded where these settings say.
+    /// Sets the device and type that the settings say on a folder.
     pub(crate) fn at(&self, folder: ModelFolder, observer: &dyn Observer) -> Result<ModelFolder> {
         let device = self.device.unwrap_or_default().open();
         let device = device.map_err(|error| Error::Request(error.to_string()))?;
@@ -97,7 +97,7 @@ impl DeviceSettings {
     }
 }
 
-/// What may have been meant by the name of a folder that is not there.
+/// Returns a hint for the name of a folder that does not exist.
 pub(crate) fn meant(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     if ["heads", "neurons"].contains(&name) {
@@ -115,7 +115,7 @@ pub(crate) fn meant(path: &Path) -> Option<String> {
 }
 
 impl SamplingSettings {
-    /// How to sample, `batch` images at a time where no number is given.
+    /// Returns the sampling, with `batch` images at a time if no number is given.
     pub(crate) fn sampling(&self, folder: &ModelFolder, batch: usize) -> Result<Sampling> {
         let own = folder.sampling();
         let guidance = self.guidance.unwrap_or(own.guidance);
@@ -160,13 +160,13 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Prepares the folder of the new model, which also keeps what the run finishes.
+    /// Prepares the folder of the new model, which also keeps finished parts of the run.
     pub(crate) fn output(&self, inputs: &[&Path]) -> Result<OutputFolder<'a>> {
         let Some(out) = self.out else { refuse!("`out DIR` is needed") };
         Ok(OutputFolder::create(out, self.options(), inputs)?)
     }
 
-    /// The files and folders that are read for a model of `folder`.
+    /// Returns the files and folders that are read for a model of `folder`.
     pub(crate) fn inputs(&self, shared: &SharedSettings, folder: &ModelFolder) -> Vec<PathBuf> {
         let PromptSettings { prompts, report_prompts, .. } = &shared.prompts;
         let files = [prompts.as_deref(), report_prompts.as_deref(), self.file];
@@ -174,28 +174,28 @@ impl<'a> Job<'a> {
         files.chain(shared.score.path(folder)).chain([folder.path().to_owned()]).collect()
     }
 
-    /// Prepares the folder of another output, that no run goes on with.
+    /// Prepares the folder of another output, which cannot be resumed.
     pub(crate) fn other_output(&self, out: &Path, inputs: &[&Path]) -> Result<OutputFolder<'a>> {
         let options = OutputOptions { resume: false, ..self.options() };
         Ok(OutputFolder::create(out, options, inputs)?)
     }
 
-    /// Fails where the folder of the new model cannot be made, if it is named, or `copied` bytes
-    /// have no room there.
+    /// Fails if a folder for the new model is named and cannot be made, or there is no space for
+    /// `copied` bytes.
     pub(crate) fn check_output(&self, inputs: &[&Path], copied: u64) -> Result<()> {
         let Some(out) = self.out else { return Ok(()) };
         OutputFolder::check(out, self.options(), inputs)?;
         Ok(OutputFolder::check_space(out, copied)?)
     }
 
-    /// Fails where such another output cannot be made.
+    /// Fails if another output, which cannot be resumed, cannot be made.
     pub(crate) fn check_other_output(&self, out: &Path, inputs: &[&Path]) -> Result<()> {
         let options = OutputOptions { resume: false, ..self.options() };
         Ok(OutputFolder::check(out, options, inputs)?)
     }
 }
 
-/// The folder of an output that no run goes on with.
+/// Prepares the folder of an output that cannot be resumed.
 pub(crate) fn output<'a>(
     out: &Path,
     force: bool,
@@ -206,12 +206,12 @@ pub(crate) fn output<'a>(
     Ok(OutputFolder::create(out, options, inputs)?)
 }
 
-/// Paths as they are handed on.
+/// Borrows paths.
 pub(crate) fn borrowed(paths: &[PathBuf]) -> Vec<&Path> {
     paths.iter().map(PathBuf::as_path).collect()
 }
 
-/// What is said of links in a model folder that are not followed.
+/// Returns a warning on links in a model folder that are not followed, if there are any.
 pub(crate) fn links_left_out(folder: &ModelFolder) -> Option<String> {
     let links: Vec<String> = folder.links_left_out().map(|link| shown(link).to_string()).collect();
     let first = links.first()?;
@@ -224,7 +224,7 @@ pub(crate) fn links_left_out(folder: &ModelFolder) -> Option<String> {
     ))
 }
 
-/// Refuses images whose activations this machine cannot hold: `images` at a time.
+/// Fails if this machine cannot hold the activations of `images` images at a time.
 pub(crate) fn check_memory(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Result<()> {
     let needed = folder.memory(sampling, folder.passes(sampling.guidance) * images).activations;
     if let Some(all) = memory::of_machine().filter(|all| needed > *all) {
@@ -240,14 +240,14 @@ pub(crate) fn check_memory(folder: &ModelFolder, sampling: &Sampling, images: us
     Ok(())
 }
 
-/// `sampling` with the schedule of what `folder` skips.
+/// Returns `sampling` with the schedule of `folder`, if its model skips.
 pub(crate) fn skipping(sampling: &Sampling, folder: &ModelFolder, adapt: bool) -> Result<Sampling> {
     Ok(Sampling { reuse: folder.reuse(sampling, adapt)?, ..sampling.clone() })
 }
 
 impl ScoreSettings {
-    /// The CLIP that was requested, or the model's own, if it is there: beside the model folder, or
-    /// in `models/` under the current folder.
+    /// Returns the path of the CLIP that was requested, or of the model's own, if it exists: beside
+    /// the model folder, or in `models/` under the current folder.
     pub(crate) fn path(&self, folder: &ModelFolder) -> Option<PathBuf> {
         if let Some(path) = &self.clip {
             return Some(path.clone());
@@ -258,12 +258,12 @@ impl ScoreSettings {
         candidates.into_iter().find(|path| path.join("config.json").is_file())
     }
 
-    /// Whether pictures of a model are scored at all.
+    /// Returns whether pictures of a model are scored at all.
     pub(crate) fn is_used(&self, folder: &ModelFolder) -> bool {
         folder.subject() != Subject::Nothing
     }
 
-    /// SHA-256 of that CLIP, where `pictures` are scored.
+    /// Returns the SHA-256 of that CLIP, or an empty text if no pictures are scored.
     pub(crate) fn digest(
         &self,
         folder: &ModelFolder,
@@ -288,7 +288,7 @@ impl ScoreSettings {
     }
 }
 
-/// What a report says where there is no text-image score.
+/// Returns the report's note if there is no text-image score.
 pub(crate) fn no_score(folder: &ModelFolder) -> &'static str {
     match folder.subject() {
         Subject::Nothing => {
@@ -298,7 +298,7 @@ pub(crate) fn no_score(folder: &ModelFolder) -> &'static str {
     }
 }
 
-/// Names for folders: their last parts, or their paths where any of those are the same.
+/// Returns names for folders: their last parts, or their paths if any of the last parts are equal.
 pub(crate) fn names(folders: &[&Path]) -> Vec<String> {
     let last = |path: &&Path| {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());

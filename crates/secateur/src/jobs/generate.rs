@@ -1,4 +1,4 @@
-//! Pictures from prompts.
+//! Drawing of pictures from prompts.
 
 use super::folder::{BATCH, check_memory, output, skipping};
 use super::prompts::held_out_prompts;
@@ -12,13 +12,13 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// What was drawn.
+/// The result of drawing pictures.
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Generated {
     /// The model folder.
     pub model: PathBuf,
-    /// In order.
+    /// The pictures, in the order of the prompts.
     pub images: Vec<Image>,
     /// The sampler's name.
     pub sampler: String,
@@ -26,20 +26,20 @@ pub struct Generated {
     pub steps: usize,
     /// The guidance scale.
     pub guidance: f64,
-    /// Of the noise.
+    /// Seed of the noise.
     pub seed: u64,
     /// Name, memory and libraries of the GPU that drew; None on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
-    /// From the first noise to the last file.
+    /// Seconds from the first noise to the last file.
     pub seconds: f64,
-    /// Their number over that time.
+    /// Number of pictures divided by `seconds`.
     pub images_per_second: f64,
-    /// Time and memory.
+    /// Time and memory of each stage.
     pub stages: Vec<Stage>,
-    /// The most bytes that the process held.
+    /// Peak memory of the process in bytes.
     pub peak_bytes: u64,
-    /// Each operation's share of the time, where that was asked for.
+    /// Each operation's share of the time, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operations: Option<Vec<Share>>,
 }
@@ -48,16 +48,16 @@ pub struct Generated {
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Image {
-    /// Where it is.
+    /// Its file.
     pub file: PathBuf,
-    /// What it was drawn from.
+    /// The prompt that it was drawn from.
     pub prompt: String,
 }
 
-/// Draws pictures of a model.
+/// Draws pictures with a model, and writes them to a folder.
 ///
 /// # Errors
-/// If the model fails or cannot do what is asked for, or the folder not be written.
+/// If the request does not fit the model, the model fails, or the folder cannot be written.
 pub fn generate(settings: &GenerateSettings, observer: &dyn Observer) -> Result<Generated> {
     let folder = settings.model.open(observer)?;
     let sampling = settings.sampling.sampling(&folder, BATCH)?;

@@ -1,4 +1,4 @@
-//! What a model is made of.
+//! Description of a model.
 
 use crate::error::Result;
 use crate::format::{bytes, count, table};
@@ -12,14 +12,14 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What a denoiser is made of.
+/// The description of a denoiser.
 #[derive(Serialize)]
 pub struct Inspection {
     #[serde(skip)]
     name: String,
     model: PathBuf,
     parameters: u64,
-    /// Parameters that are zero, where the weights were read.
+    /// Number of parameters that are zero, if the weights were read.
     zeros: Option<u64>,
     macs: u64,
     macs_without_attention: u64,
@@ -27,7 +27,7 @@ pub struct Inspection {
     text_tokens: usize,
     file_bytes: u64,
     prunable_layers: usize,
-    /// What a model that skips computes in a run, where it was made to.
+    /// The schedule of a model that skips, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     skipping: Option<Skipping>,
     layers: Vec<LayerRow>,
@@ -36,7 +36,7 @@ pub struct Inspection {
     branches: Vec<UnitRow>,
 }
 
-/// What is computed of a run.
+/// The schedule of a run.
 #[derive(Serialize)]
 struct Skipping {
     kind: String,
@@ -44,7 +44,7 @@ struct Skipping {
     calls: usize,
     /// Multiply-accumulates of a run for one sample.
     macs: u64,
-    /// Their share of all.
+    /// Their share of the multiply-accumulates of a whole run.
     kept: f64,
     computed: Vec<Vec<bool>>,
 }
@@ -62,7 +62,7 @@ struct LayerRow {
     prunable: bool,
 }
 
-/// A block, as methods see it.
+/// A block, with the parts that methods can change.
 #[derive(Serialize)]
 struct BlockRow {
     name: String,
@@ -102,7 +102,7 @@ struct LowRankRow {
     barred: Option<&'static str>,
 }
 
-/// A stretch of blocks that a step may take over from the step before.
+/// Successive blocks that can be skipped at a step, with outputs reused from earlier steps.
 #[derive(Serialize)]
 struct UnitRow {
     name: String,
@@ -112,7 +112,7 @@ struct UnitRow {
     feeds: Vec<String>,
 }
 
-/// Reads what a model is made of: configurations and headers, and the weights where zeros are
+/// Describes a model, from configurations and headers. The weights are read only if zeros are
 /// counted.
 ///
 /// # Errors
@@ -128,7 +128,7 @@ pub fn inspect(settings: &InspectSettings, observer: &dyn Observer) -> Result<In
     observer.finish();
     Ok(inspection)
 }
-/// What a call of a denoiser takes for a batch of images.
+/// The memory of a denoiser's call for a batch of images.
 #[derive(Debug, Serialize)]
 pub struct CallMemory {
     #[serde(skip)]
@@ -142,7 +142,8 @@ pub struct CallMemory {
     total: u64,
 }
 
-/// What a call for `batch` images takes, each of them twice where the model is guided by default.
+/// Returns the memory of a call for `batch` images. Each image counts twice if the model uses
+/// guidance by default.
 ///
 /// # Errors
 /// If the folder cannot be read, or does not describe a model.
@@ -160,7 +161,7 @@ pub fn call_memory(
 }
 
 impl CallMemory {
-    /// In a table.
+    /// Formats the memory as a table.
     #[must_use]
     pub fn text(&self) -> String {
         let parts = [
@@ -247,8 +248,8 @@ impl Inspection {
         })
     }
 
-    /// In a table: the blocks, what can be removed of each, and what each feeds, or the layers;
-    /// then the sums.
+    /// Formats the description as a table: with `tree` the blocks, their removable parts and the
+    /// blocks that each feeds, otherwise the layers. The sums follow.
     #[must_use]
     pub fn text(&self, tree: bool) -> String {
         let table = if tree { self.tree() } else { self.table() };
@@ -295,7 +296,7 @@ impl Inspection {
         table(&header, &self.layers.iter().map(row).collect::<Vec<_>>())
     }
 
-    /// Units, their blocks, and what methods may remove in each.
+    /// Formats units, their blocks, and the parts of each that methods can remove.
     fn tree(&self) -> String {
         let mut rows = Vec::new();
         let mut row = |label: String, of: Option<(u64, u64)>, note: String| {
@@ -400,7 +401,7 @@ impl BlockRow {
         }
     }
 
-    /// What may go of it, and what stands in the way.
+    /// Returns the removable parts of the block, with notes on what prevents removal.
     fn parts(&self) -> Vec<(String, String)> {
         let name = |module: &str| {
             module.strip_prefix(&format!("{}.", self.name)).unwrap_or(module).to_owned()
@@ -452,7 +453,8 @@ fn units(
     units.iter().zip(&structure.readers(units)).map(row).collect()
 }
 
-/// What multiplies, in execution order; then what holds parameters alone, such as norms.
+/// Returns the modules that multiply, in execution order, and then those that only hold parameters,
+/// such as norms.
 fn layers(
     folder: &ModelFolder,
     structure: &Structure,
@@ -501,8 +503,8 @@ fn layers(
     Ok(layers)
 }
 
-/// The block that a module without products stands in: the one whose name is the longest beginning
-/// of its own.
+/// Returns the block of a module without products: the block with the longest name that is a prefix
+/// of the module's.
 fn block_of(module: &str, structure: &Structure) -> Option<String> {
     let inside =
         |block: &&Block| module.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
@@ -514,12 +516,12 @@ fn block_of(module: &str, structure: &Structure) -> Option<String> {
         .map(|block| block.name.clone())
 }
 
-/// How many there are, and of how many where some were removed.
+/// Formats a count, and the original count if some were removed.
 fn left(count: usize, removed: usize) -> String {
     if removed == 0 { count.to_string() } else { format!("{count} of {}", count + removed) }
 }
 
-/// Part of a whole in percent.
+/// Formats a part of a whole in percent.
 fn share(part: u64, whole: u64) -> String {
     format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }

@@ -1,4 +1,4 @@
-//! What becomes of a request for a new model.
+//! The outcome of a request for a new model.
 
 use crate::error::Result;
 use secateur_eval::Report;
@@ -8,34 +8,34 @@ use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
 
-/// A new model, or what would be done to make it.
+/// A new model, or the plan to make it.
 pub(crate) enum Done {
-    /// It was written with this report.
+    /// The model was written, with this report.
     Model(Box<Report>),
-    /// Nothing was done: this would be.
+    /// Nothing was written. The plan says what would be done.
     Plan(Plan),
 }
 
-/// What would be done, for people and for machines.
+/// The plan of a run, for people and for machines.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 #[non_exhaustive]
 pub struct Plan {
-    /// In words and tables.
+    /// The plan in words and tables.
     #[serde(skip)]
     pub text: String,
     /// All figures by name.
     pub json: Value,
-    /// What it takes, as estimated.
+    /// The estimated time in seconds.
     #[serde(skip)]
     pub seconds: f64,
-    /// What keeps it from being done.
+    /// What prevents the run, if anything does.
     #[serde(skip)]
     pub lacks: Option<String>,
 }
 
 impl Done {
-    /// What would be done to the model of a folder.
+    /// Plans the changes to the model of a folder.
     pub(crate) fn plan(
         folder: &ModelFolder,
         text: String,
@@ -47,13 +47,13 @@ impl Done {
     }
 }
 
-/// The report of a run that had come to its end before it was resumed.
+/// Returns the report of a run that was finished before it was resumed.
 pub(crate) fn finished(output: &OutputFolder<'_>, observer: &dyn Observer) -> Result<Done> {
     observer.say(&format!("{} is complete: nothing is left to do", shown(output.target())));
     report_in(output.target()).map(|report| Done::Model(Box::new(report)))
 }
 
-/// The report in a folder.
+/// Reads the report in a folder.
 pub(crate) fn report_in(folder: &Path) -> Result<Report> {
     Ok(read_json(&folder.join("report.json"), Limit::Report)?)
 }

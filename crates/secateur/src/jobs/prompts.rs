@@ -7,8 +7,9 @@ use secateur_models::{ModelFolder, Subject, read_prompts};
 use std::collections::HashSet;
 use std::path::Path;
 
-/// Prompts to learn from, `samples` of the model's own list where no number is given, prompts of
-/// the report, and notes. No text is in both; labels are, from other noise.
+/// Returns the prompts to learn from, the prompts of the report, and notes. The former are
+/// `samples` prompts of the model's own list if no number is given. No text is in both lists.
+/// Labels can be in both, with different noise.
 pub(super) fn prompt_lists(
     args: &PromptSettings,
     folder: &ModelFolder,
@@ -30,7 +31,7 @@ pub(super) fn prompt_lists(
     }
 }
 
-/// The prompts to calibrate with, those of the report, and notes.
+/// Returns the prompts to calibrate with, the prompts of the report, and notes.
 fn lists(
     args: &PromptSettings,
     folder: &ModelFolder,
@@ -84,7 +85,7 @@ fn lists(
     Ok((calibration, report, notes))
 }
 
-/// Prompts of a report on something that learned from the prompts `learned`, and notes.
+/// Returns the prompts of a report on a model that learned from the prompts `learned`, and notes.
 pub(super) fn report_list(
     args: &PromptSettings,
     folder: &ModelFolder,
@@ -119,7 +120,7 @@ pub(super) fn report_list(
     Ok((report, notes.into_iter().collect()))
 }
 
-/// Takes prompts out that others are, and says so.
+/// Removes the prompts from a report that are in `learned`, and returns a note if there were any.
 fn leave_out(report: &mut Vec<String>, learned: &[String]) -> Option<String> {
     let seen: HashSet<&String> = learned.iter().collect();
     let before = report.len();
@@ -129,8 +130,8 @@ fn leave_out(report: &mut Vec<String>, learned: &[String]) -> Option<String> {
         .then(|| format!("{left_out} report prompts are calibration prompts and were left out"))
 }
 
-/// At most `count` prompts of a file, or else of the model's held-out list; of a model that takes
-/// none, as many numbers.
+/// Returns at most `count` prompts of a file, or by default of the model's held-out list. For a
+/// model without prompts, returns as many numbers.
 pub(crate) fn held_out_prompts(
     file: Option<&Path>,
     folder: &ModelFolder,
@@ -154,7 +155,7 @@ pub(crate) fn held_out_prompts(
     Ok(prompts)
 }
 
-/// What stands for the prompts of a model that takes none.
+/// Returns placeholders for the prompts of a model without prompts.
 pub(crate) fn numbered(count: usize) -> Vec<String> {
     (1..=count).map(|number| format!("sample {number}")).collect()
 }

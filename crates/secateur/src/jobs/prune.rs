@@ -1,4 +1,4 @@
-//! Weights, or heads and neurons, removed.
+//! Pruning of weights, or of heads and neurons.
 
 use super::compression::{self, Request};
 use super::folder::Job;
@@ -9,11 +9,11 @@ use secateur_prune::{
     Allocation, Amount, METHODS, NamedMethod, Pattern, Portion, StructuredMethod, Task,
 };
 
-/// Calibration prompts taken from a model's own list: quality rises to about that many, then is
-/// flat.
+/// The default number of calibration prompts from a model's own list. Quality rises up to about
+/// that number, and then is flat.
 pub(super) const SAMPLES: usize = 100;
 
-/// The new model, or what would be done.
+/// Makes the new model, or returns what would be done.
 pub(super) fn run(args: &PruneSettings, job: &Job<'_>) -> Result<Done> {
     let folder = job.model.open(job.observer)?;
     let structured = structured_method(args)?;
@@ -37,7 +37,7 @@ pub(super) fn run(args: &PruneSettings, job: &Job<'_>) -> Result<Done> {
     })
 }
 
-/// The method that chooses heads and neurons, where these are to go.
+/// Returns the method that chooses heads and neurons, if the settings remove these.
 fn structured_method(args: &PruneSettings) -> Result<Option<Box<dyn StructuredMethod>>> {
     if args.structured.is_empty() {
         return Ok(None);
@@ -51,15 +51,16 @@ fn structured_method(args: &PruneSettings) -> Result<Option<Box<dyn StructuredMe
     Ok(Some(structured()))
 }
 
-/// Heads and neurons differ more in what they do than layers' weights, and there are fewer modules
-/// to try.
+/// Returns the allocation. By default heads and neurons have different shares, as they differ more
+/// in importance than the weights of layers, and there are fewer modules to try.
 fn allocation(args: &PruneSettings) -> Allocation {
     let greedy = Allocation::Greedy(Amount::Parameters);
     let default = if args.structured.is_empty() { Allocation::Uniform } else { greedy };
     args.allocation.unwrap_or(default)
 }
 
-/// How much goes, in words: where shares differ, of what there is as much as with equal ones.
+/// Describes in words how much is removed. If shares differ, they remove as much as equal ones
+/// would.
 fn removed(task: &Task<'_>, allocation: Allocation) -> String {
     match (task, allocation.amount()) {
         (Task::Structured { .. }, Some(amount)) => {
@@ -69,7 +70,7 @@ fn removed(task: &Task<'_>, allocation: Allocation) -> String {
     }
 }
 
-/// What the settings ask for.
+/// Returns the task of the settings.
 fn task<'a>(
     args: &PruneSettings,
     structured: Option<&'a dyn StructuredMethod>,

@@ -1,4 +1,4 @@
-//! A recipe, run or planned.
+//! Running and planning of recipes.
 
 use super::chain::{self, run_method};
 use super::folder::Job;
@@ -8,13 +8,13 @@ use crate::recipe::Recipe;
 use secateur_eval::Report;
 use secateur_models::Observer;
 
-/// Makes a new model as the recipe says, and a report of what it cost. Everything that can be known
-/// of the model, the methods, their settings, the files and the memory is checked before anything
-/// is computed.
+/// Makes a new model by a recipe, and a report of its cost. Everything that can be checked before
+/// the computation is checked first: the model, the methods, their settings, the files and the
+/// memory.
 ///
 /// # Errors
-/// If the request is wrong ([`Error::is_request`](crate::Error::is_request)), the observer stops
-/// the work, or the work fails. The output is not there then; what was finished is kept for
+/// If the request is invalid ([`Error::is_request`](crate::Error::is_request)), the observer stops
+/// the work, or the work fails. The output does not exist then. Finished parts are kept for
 /// [`Recipe::resume`].
 pub fn run(recipe: &Recipe, observer: &dyn Observer) -> Result<Report> {
     match work(recipe, false, observer)? {
@@ -23,10 +23,11 @@ pub fn run(recipe: &Recipe, observer: &dyn Observer) -> Result<Report> {
     }
 }
 
-/// What [`run`] would do, and what that takes: from configurations and headers alone.
+/// Returns what [`run`] would do, and the time and memory for it, from configurations and headers
+/// alone.
 ///
 /// # Errors
-/// If the request is wrong, or the model cannot be read.
+/// If the request is invalid, or the model cannot be read.
 pub fn plan(recipe: &Recipe, observer: &dyn Observer) -> Result<Plan> {
     match work(recipe, true, observer)? {
         Done::Plan(plan) => Ok(plan),

@@ -1,4 +1,4 @@
-//! Which blocks to compute at which denoising step (DiP-GO).
+//! Skipping: which blocks to compute at each denoising step (DiP-GO).
 
 use super::compare::model_summary;
 use super::folder::{Job, borrowed, check_memory, links_left_out, names, no_score};
@@ -23,30 +23,29 @@ use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The share of the multiply-accumulates that is kept where none is given.
+/// The default share of the multiply-accumulates that is kept.
 const KEEP: f64 = 0.4;
-/// Images at a time where no number is given.
+/// The default number of images at a time.
 const BATCH: usize = 4;
-/// Iterations and exchanges at most where no number is given.
+/// The default limits of iterations and of exchanges.
 const ITERATIONS: usize = 100;
 const EXCHANGES: usize = 200;
-/// Prompts to learn from where no number is given.
+/// The default number of prompts to learn from.
 const SAMPLES: usize = 32;
 
-/// Pictures that rules are compared on at a time, at most.
+/// The most pictures at a time on which rules are compared.
 const SEARCHED: usize = 8;
-/// Runs of the schedules that are tried beside the exchanges: rules and what was learned, in each
-/// order.
+/// Number of schedules that are tried besides the exchanges: rules and learned ones, in each order.
 const PLAIN: usize = 12;
-/// The time of all ways that the report draws pictures by, in those of one that is learned.
+/// The time of all ways of sampling in the report, as a multiple of that of one that is learned.
 const COMPARED: f64 = 20.0;
-/// Ways that the report compares, at most.
+/// The most ways of sampling in the report.
 const WAYS: usize = 8;
-/// Times what units hand on is kept where gates mix it with forecasts: the forecast, how far the
-/// unit moves it, that times the gate, the sum, and the gradient of it.
+/// Number of copies of the units' outputs while gates mix them with forecasts: the forecast, its
+/// difference to the output, that times the gate, the sum, and the gradient of the sum.
 const MIXED: u64 = 5;
 
-/// What is asked for, and what there is.
+/// The plan of a run.
 #[derive(Serialize)]
 struct DryRun {
     model: PathBuf,
@@ -58,15 +57,15 @@ struct DryRun {
     keep: f64,
     /// The least share that can be kept.
     least: f64,
-    /// Of the pruner network and its optimiser.
+    /// Bytes of the pruner network and its optimiser.
     network_bytes: u64,
     iterations: usize,
     time: Time,
     memory: Footprint,
 }
 
-/// The new model, or what would be done. A run that is stopped writes what it has, and what it goes
-/// on with stays beside it.
+/// Makes the new model, or returns what would be done. A run that is stopped writes its result so
+/// far, and keeps the files to continue beside it.
 pub(super) fn run(args: &SkipSettings, job: &Job<'_>) -> Result<Done> {
     let shared = &args.shared;
     let folder = job.model.open(job.observer)?;
@@ -241,12 +240,12 @@ pub(super) fn run(args: &SkipSettings, job: &Job<'_>) -> Result<Done> {
     Ok(Done::Model(Box::new(report)))
 }
 
-/// How to sample.
+/// Returns the sampling to learn for.
 pub(super) fn sampling(args: &SkipSettings, folder: &ModelFolder) -> Result<Sampling> {
     args.shared.sampling.sampling(folder, BATCH)
 }
 
-/// The share to keep.
+/// Returns the share to keep.
 fn keep(args: &SkipSettings, whole: &ReuseSchedule, structure: &Structure) -> Result<f64> {
     let keep = match (args.keep, args.speedup) {
         (_, Some(speedup)) if speedup > 1.0 => 1.0 / speedup,
@@ -273,7 +272,7 @@ fn keep(args: &SkipSettings, whole: &ReuseSchedule, structure: &Structure) -> Re
     Ok(keep)
 }
 
-/// The share that is left where only the first call computes anything.
+/// Returns the share that is left if only the first call computes anything.
 fn least(whole: &ReuseSchedule, structure: &Structure) -> Result<f64> {
     let nothing = Scores(vec![vec![0.0; whole.units.len()]; whole.computed.len()]);
     Ok(kept(&nothing.at(1.0, whole, structure)?, structure)?)
@@ -350,8 +349,8 @@ impl DryRun {
     }
 }
 
-/// The memory of the run, stage by stage, with that many prompts to learn from and pictures of the
-/// report.
+/// Estimates the memory of the run, stage by stage, for that many prompts to learn from and
+/// pictures of the report.
 fn footprint(
     score: &ScoreSettings,
     iterations: usize,
@@ -394,7 +393,7 @@ fn footprint(
     Ok(footprint)
 }
 
-/// What the result depends on.
+/// Returns everything that the result depends on, as text.
 fn request(
     learning: &Learning,
     kind: UnitKind,
@@ -420,7 +419,7 @@ fn request(
     ))
 }
 
-/// What is said where another way, all after the first, gives closer pictures.
+/// Returns a note if another way than the first gives closer pictures.
 fn closer(ways: &[WayReport]) -> Option<String> {
     let (kept, others) = ways.split_first()?;
     let best = others

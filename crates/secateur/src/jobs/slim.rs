@@ -1,4 +1,4 @@
-//! Attention in low rank, and fewer neurons (SlimDiff).
+//! Low-rank attention, and fewer neurons (SlimDiff).
 
 use super::compression::{self, Request};
 use super::folder::{BATCH, Job};
@@ -10,13 +10,13 @@ use secateur_prune::{
     Allocation, Amount, Budget, Neurons, Packages, Pattern, Portion, Rows, Slim, Target, Task,
 };
 
-/// Calibration samples, each a picture at a denoising step, where no number of pictures is given
-/// (SlimDiff's).
+/// The default number of calibration samples, each a picture at one denoising step (as in
+/// SlimDiff). It is used if no number of pictures is given.
 pub(super) const SAMPLES: usize = 500;
-/// The share of the parameters that goes where none is given.
+/// The default share of the parameters that is removed.
 const BUDGET: f64 = 0.12;
 
-/// The new model, or what would be done.
+/// Makes the new model, or returns what would be done.
 pub(super) fn run(args: &SlimSettings, job: &Job<'_>) -> Result<Done> {
     let folder = job.model.open(job.observer)?;
     let steps = args.shared.sampling.sampling(&folder, BATCH)?.steps;
@@ -82,7 +82,7 @@ pub(super) fn run(args: &SlimSettings, job: &Job<'_>) -> Result<Done> {
     })
 }
 
-/// What is counted, and the share of it that is to go.
+/// Returns the quantity that is counted, and the share of it to remove.
 fn amount(args: &SlimSettings) -> Result<(Amount, f64)> {
     let (amount, share) = match (args.budget, args.speedup) {
         (_, Some(speedup)) if speedup > 1.0 => (Amount::Macs, 1.0 - 1.0 / speedup),
@@ -97,7 +97,7 @@ fn amount(args: &SlimSettings) -> Result<(Amount, f64)> {
     )
 }
 
-/// What is said of attentions whose queries and keys stay as they are.
+/// Returns a note on attentions whose queries and keys are not changed, if there are any.
 fn barred(folder: &ModelFolder, sampling: &Sampling) -> Option<String> {
     let structure = folder.structure(sampling);
     let heads: Vec<&HeadGroup> = structure.blocks.iter().flat_map(|block| &block.heads).collect();

@@ -1,4 +1,4 @@
-//! Settings of the jobs that are no methods.
+//! Settings of the jobs that are not methods.
 
 use super::device::DeviceSettings;
 use super::model::{ModelSettings, SamplingSettings, ScoreSettings, SkippingSettings};

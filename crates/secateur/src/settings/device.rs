@@ -1,4 +1,4 @@
-//! Settings of where and in what to compute.
+//! Settings of the device and the number type.
 
 use super::text;
 use clap::{Args, ValueEnum};

@@ -56,7 +56,7 @@ impl CalibrationSettings {
         self.weighting.unwrap_or_default()
     }
 
-    /// One of so many tokens is summed up.
+    /// Returns the stride of tokens: one of this many is summed.
     pub(crate) fn token_stride(&self) -> usize {
         self.token_stride.map_or(4, Positive::get)
     }

@@ -1,4 +1,4 @@
-//! Settings of a model, of its pictures and of their prompts.
+//! Settings of a model, of its pictures and of its prompts.
 
 use super::number::{Count, Positive};
 use super::text;
@@ -139,7 +139,7 @@ impl SamplingSettings {
 }
 
 impl SharedSettings {
-    /// These, and `others` where these say nothing.
+    /// Returns these settings, with those of `others` for the settings that these leave out.
     #[must_use]
     pub fn or(self, others: &Self) -> Self {
         let (own, other) = (self.prompts, others.prompts.clone());

@@ -1,4 +1,4 @@
-//! Whole numbers of settings, which are bounded.
+//! Bounded whole numbers in settings.
 
 use crate::error::{Error, refuse};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! Settings as text, as the command line takes them.
+//! Settings as text, in the form of the command line.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use serde_json::Value;
@@ -23,11 +23,11 @@ pub(super) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
     text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
 }
 
-/// Settings as options of a command line, such as `--steps=5`; those that are not given are left
-/// out.
+/// Returns settings as options of a command line, such as `--steps=5`. Settings that are not given
+/// are left out.
 ///
 /// # Errors
-/// If a path is no text.
+/// If a path is not valid UTF-8.
 pub fn options(settings: &impl Serialize) -> serde_json::Result<Vec<String>> {
     let Value::Object(settings) = serde_json::to_value(settings)? else { return Ok(Vec::new()) };
     let mut options = Vec::new();

@@ -1,7 +1,7 @@
 //! The logarithmic axis of the errors.
 
-/// Values more than this many decades under the largest are drawn at the edge: one layer that is
-/// almost exact must not squeeze all others together.
+/// Values more than this many decades under the largest are drawn at the edge, so that one layer
+/// that is almost exact does not compress the scale for all others.
 const DECADES: i32 = 6;
 
 /// A logarithmic axis over whole decades.
@@ -16,15 +16,15 @@ pub(super) struct LogAxis {
 /// A mark on the axis.
 #[derive(Debug, PartialEq)]
 pub(super) struct Tick {
-    /// Place along the axis in \[0, 1\].
+    /// Position along the axis in \[0, 1\].
     pub(super) place: f64,
-    /// What stands beside it; empty for a minor tick.
+    /// The label beside the tick; empty for a minor tick.
     pub(super) label: String,
 }
 
 impl LogAxis {
-    /// The axis that holds the positive and finite ones of `values`; one decade up to 1 where there
-    /// are none.
+    /// Creates an axis that covers the positive and finite ones of `values`. If there are none, it
+    /// covers one decade up to 1.
     pub(super) fn over(values: impl Iterator<Item = f64> + Clone) -> Self {
         let positive = values.filter(|value| *value > 0.0 && value.is_finite());
         let Some(largest) = positive.clone().reduce(f64::max) else {
@@ -37,7 +37,7 @@ impl LogAxis {
         Self { low: low.clamp(high - DECADES, high - 1), high }
     }
 
-    /// Where `value` lies, in \[0, 1\]; `None` if it is zero or not finite and so has no place.
+    /// Returns the position of `value` in \[0, 1\], or `None` if it is zero or not finite.
     pub(super) fn place(&self, value: f64) -> Option<f64> {
         let has_place = value > 0.0 && value.is_finite();
         has_place.then(|| {
@@ -46,7 +46,8 @@ impl LogAxis {
         })
     }
 
-    /// A labelled tick a decade; between them ticks at 2 and 5, labelled where the axis is short.
+    /// Returns one labelled tick per decade, and between them ticks at 2 and 5, which are labelled
+    /// if the axis is short.
     pub(super) fn ticks(&self) -> Vec<Tick> {
         let short = self.high - self.low <= 2;
         let mut ticks = Vec::new();
@@ -65,7 +66,7 @@ impl LogAxis {
     }
 }
 
-/// `step * 10^exponent` in plain decimals where that is short.
+/// Formats `step * 10^exponent`, in plain decimals if that is short.
 fn label(step: u8, exponent: i32) -> String {
     match exponent {
         -4..=-1 => format!(

@@ -1,28 +1,28 @@
-//! One row a layer: its name, its error on a logarithmic axis, its sparsity.
+//! The chart of the layers, one row each: the name, the error on a logarithmic axis, the sparsity.
 
 use crate::html::format::{percent, significant};
 use crate::html::layers::axis::{LogAxis, Tick};
 use crate::report::LayerReport;
 use maud::{Markup, html};
 
-/// Width of the chart in its own units, which are CSS pixels where the page is wide enough.
+/// Width of the chart in the units of the SVG, which are CSS pixels if the page is wide enough.
 const WIDTH: f64 = 1080.0;
-/// Height of a row.
+/// Height of a row, in the same units.
 const ROW: f64 = 16.0;
-/// Room above and below the rows for the axis labels.
+/// Height of the space for the axis labels above and below the rows.
 const MARGIN: f64 = 46.0;
-/// Advance of a character in the monospaced names, measured generously.
+/// Width of a character in the monospaced names, estimated generously.
 const CHARACTER: f64 = 6.7;
-/// Names with more characters lose their middle. The names of SDXL fit.
+/// Names with more characters are shortened in the middle. The names of SDXL fit.
 const LONGEST_NAME: usize = 64;
-/// What such a name keeps of its beginning, where the number of the block stands.
+/// Number of characters kept at the beginning of a shortened name, which has the block's number.
 const BEGINNING: usize = 18;
-/// Room for the figure beside a mark.
+/// Width of the space for the figure beside a mark.
 const FIGURE: f64 = 62.0;
 /// Width of the sparsity bars at 100 %.
 const SPARSITY: f64 = 170.0;
 
-/// Horizontal places of the panels.
+/// Horizontal positions of the panels.
 struct Panels {
     names: f64,
     error: f64,
@@ -52,8 +52,8 @@ pub(super) fn svg(layers: &[LayerReport]) -> Markup {
     }
 }
 
-/// The block of a layer: its name up to the first number. Deeper numbers may belong to the layer
-/// (`to_out.0`).
+/// Returns the block of a layer: its name up to the first number. Later numbers may belong to the
+/// layer (`to_out.0`).
 fn block(name: &str) -> &str {
     let mut end = 0;
     for part in name.split('.') {
@@ -66,7 +66,7 @@ fn block(name: &str) -> &str {
     ""
 }
 
-/// A tinted ground behind every other block, so that the eye finds its row.
+/// Draws a tinted background behind every other block, to make rows easy to follow.
 fn bands(layers: &[LayerReport]) -> Markup {
     let groups: Vec<_> =
         layers.chunk_by(|a, b| block(&a.name) == block(&b.name)).map(<[_]>::len).collect();
@@ -80,8 +80,8 @@ fn bands(layers: &[LayerReport]) -> Markup {
     }
 }
 
-/// Grid lines, and the labels of both axes above and below the rows: a long chart is read from
-/// either end.
+/// Draws grid lines, and the labels of both axes above and below the rows, as a long chart is read
+/// from either end.
 fn grid(panels: &Panels, ticks: &[Tick], bottom: f64) -> Markup {
     let shares = [0.0, 0.5, 1.0];
     let error_centre = panels.error + panels.error_width / 2.0;
@@ -144,7 +144,7 @@ fn shortened(name: &str) -> String {
     beginning.chain(['…']).chain(end).collect()
 }
 
-/// A coordinate to a tenth of a pixel.
+/// Formats a coordinate to a tenth of a pixel.
 fn number(value: f64) -> String {
     format!("{value:.1}")
 }

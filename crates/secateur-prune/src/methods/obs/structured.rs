@@ -1,5 +1,5 @@
-//! OBS-Diff's structured removal: heads and neurons whose removal hurts least, by the inverse
-//! Hessian of what reads them, and the exact correction of the columns that are left.
+//! OBS-Diff's structured removal. Heads and neurons are scored by the inverse Hessian of the input
+//! of the layers that read them, and the columns that are left are corrected exactly.
 
 use crate::calibration::Factor;
 use crate::error::{Error, Result};
@@ -16,11 +16,11 @@ use secateur_nn::LayerName;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The most neurons that go at a time, before the others are scored again.
+/// The most neurons that are removed at a time, before the others are scored again.
 const MOST: usize = 1024;
-/// The fewest.
+/// The fewest neurons that are removed at a time.
 const FEWEST: usize = 64;
-/// Of reciprocal rank fusion.
+/// The constant of reciprocal rank fusion.
 const RANKS: f64 = 60.0;
 
 impl StructuredMethod for Obs {
@@ -80,8 +80,8 @@ impl StructuredMethod for Obs {
     }
 }
 
-/// The columns of a weight that are missed least, in the order in which they go, under the Hessian
-/// of its input.
+/// Returns the columns of a weight with the least scores under the Hessian of its input, in the
+/// order of their removal.
 pub(crate) fn least_columns(
     weight: LayerWeight,
     hessian: &[f32],
@@ -92,8 +92,8 @@ pub(crate) fn least_columns(
     remove_neurons(&mut Surgeon::new(weight, factor), 0, columns, remove)
 }
 
-/// Neurons, columns from `start` on, go in chunks, by the reference's schedule: of those that are
-/// left, the ones with the least sum_rows W_q^2 / (H^-1)_qq.
+/// Removes neurons, which are the columns from `start` on, in chunks by the reference's schedule.
+/// Each chunk has, of the neurons that are left, those with the least sum_rows W_q^2 / (H^-1)_qq.
 fn remove_neurons(
     surgeon: &mut Surgeon,
     start: usize,
@@ -115,7 +115,8 @@ fn remove_neurons(
     Ok(removed)
 }
 
-/// The schedule of the chunks: each is half of what the one before exceeds 512 by, within bounds.
+/// Returns the next number of the schedule: half of the excess of `chunk` over 512.
+/// [`size_of_chunk`] bounds it.
 fn halved(chunk: i64) -> i64 {
     (chunk - 512).div_euclid(2)
 }
@@ -124,8 +125,9 @@ fn size_of_chunk(chunk: i64) -> usize {
     usize::try_from(chunk).unwrap_or(0).clamp(FEWEST, MOST)
 }
 
-/// Heads go one at a time, the others are scored again after each. Where several streams read them,
-/// each ranks them by its own Hessian, and reciprocal rank fusion makes one ranking of these.
+/// Removes heads one at a time, and scores the others again after each. If several streams read the
+/// heads, each stream ranks them by its own Hessian, and reciprocal rank fusion merges the
+/// rankings.
 fn remove_heads(
     surgeons: &mut BTreeMap<LayerName, Surgeon>,
     heads: &HeadGroup,
@@ -162,12 +164,12 @@ fn remove_heads(
     Ok(removed)
 }
 
-/// A weight and the inverse of the Hessian of those of its columns that are left.
+/// A weight, and the inverse of the Hessian of the columns that are left of it.
 struct Surgeon {
     weight: LayerWeight,
-    /// left x left, symmetric.
+    /// The inverse, left x left, symmetric.
     inverse: Vec<f32>,
-    /// Columns, ascending.
+    /// The columns that are left, ascending.
     left: Vec<usize>,
 }
 
@@ -190,12 +192,12 @@ impl Surgeon {
         Self { weight, inverse, left: (0..columns).collect() }
     }
 
-    /// Where a column stands among those that are left.
+    /// Returns the index of a column among those that are left.
     fn place(&self, column: usize) -> usize {
         self.left.partition_point(|&left| left < column)
     }
 
-    /// sum over rows of W_q^2.
+    /// Returns the sum over rows of W_q^2 for each column q.
     fn squares(&self) -> Vec<f64> {
         let mut squares = vec![0f64; self.weight.columns];
         for row in self.weight.values.chunks_exact(self.weight.columns.max(1)) {
@@ -204,7 +206,7 @@ impl Surgeon {
         squares
     }
 
-    /// sum over rows of W_q^2 / (H^-1)_qq for each of these columns.
+    /// Returns the sum over rows of W_q^2 / (H^-1)_qq for each of these columns.
     fn scores(&self, columns: impl Iterator<Item = usize>) -> Vec<f64> {
         let (squares, count) = (self.squares(), self.left.len());
         let score = |column: usize| {
@@ -214,8 +216,8 @@ impl Surgeon {
         columns.map(score).collect()
     }
 
-    /// The same for a block of columns together: sum over k of W_k^2 / L_kk^2, with L the Cholesky
-    /// factor of the block of H^-1.
+    /// Returns the score of a block of columns together: sum over k of W_k^2 / L_kk^2, where L is
+    /// the Cholesky factor of the block of H^-1.
     fn block_score(&self, columns: Range<usize>) -> f64 {
         let (n, count) = (columns.len(), self.left.len());
         let first = self.place(columns.start);
@@ -235,9 +237,9 @@ impl Surgeon {
         score
     }
 
-    /// Removes columns S, and lets the others K make up for them: W_K -= W_S (H^-1_SS)^-1 H^-1_SK,
-    /// and H^-1 of what is left becomes H^-1_KK - H^-1_KS (H^-1_SS)^-1 H^-1_SK. With (H^-1_SS)^-1 =
-    /// V^T V, both are products with V H^-1_SK.
+    /// Removes the columns S, and corrects the others, K: W_K -= W_S (H^-1_SS)^-1 H^-1_SK. The
+    /// inverse Hessian of what is left becomes H^-1_KK - H^-1_KS (H^-1_SS)^-1 H^-1_SK. With
+    /// (H^-1_SS)^-1 = V^T V, both are products with V H^-1_SK.
     fn remove(&mut self, mut columns: Vec<usize>) -> Result<()> {
         columns.sort_unstable();
         let (count, gone) = (self.left.len(), columns.len());

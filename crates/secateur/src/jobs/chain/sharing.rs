@@ -1,4 +1,4 @@
-//! One calibration for methods that follow each other and would calibrate alike.
+//! Sharing of one calibration between successive methods that would calibrate alike.
 
 use super::step::Step;
 use crate::error::Result;
@@ -9,8 +9,8 @@ use crate::settings::Positive;
 use secateur_models::{ModelFolder, Subject};
 use secateur_prune::{Obs, Packages, Pattern, Plan, Selection, Task};
 
-/// Lets each such method but the first use what the one before carries over to its model. Of the
-/// model's own prompts they all take as many as the method that wants the most.
+/// Makes each such method, except the first, use the statistics that the method before carries over
+/// to its model. All of them use as many of the model's own prompts as the method that needs most.
 pub(super) fn share(steps: &mut [Step], folder: &ModelFolder) -> Result<()> {
     for alike in steps.chunk_by_mut(alike) {
         let several = alike.len() > 1;
@@ -48,9 +48,9 @@ fn alike(one: &Step, other: &Step) -> bool {
         && own_shared.sampling == others_shared.sampling
 }
 
-/// Whether statistics of all inputs, and what solves with them, fit into the default memory: three
-/// times, as they are, as they are carried over, and as they are written. Where a limit bounds the
-/// process, each method makes its own packages.
+/// Returns whether statistics of all inputs, with the solver, fit into the default memory three
+/// times: as gathered, as carried over, and as written. If the user sets a memory limit, each
+/// method makes its own packages.
 fn fits(step: &Step, folder: &ModelFolder) -> Result<bool> {
     if step.calibration().is_none_or(|calibration| calibration.memory.is_some()) {
         return Ok(false);
@@ -62,7 +62,7 @@ fn fits(step: &Step, folder: &ModelFolder) -> Result<bool> {
     Ok(plan.is_ok_and(|plan| plan.packages.len() == 1))
 }
 
-/// Prompts where no number is given: as many as the one of the methods takes that takes the most.
+/// Returns the number of prompts if none is given: the largest default of the methods.
 fn samples(steps: &[Step], folder: &ModelFolder) -> Result<usize> {
     let mut wanted = 0;
     for step in steps {

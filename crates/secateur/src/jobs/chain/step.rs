@@ -1,4 +1,4 @@
-//! A method in its place among others.
+//! One method of a chain.
 
 use crate::error::Result;
 use crate::format::quoted;
@@ -8,25 +8,26 @@ use secateur_models::OutputFolder;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// A method of a recipe. What it makes is in the progress of the recipe's output.
+/// A method of a recipe. Its files are in the progress folder of the recipe's output.
 pub(super) struct Step {
-    /// What there is to do, without the statistics that methods hand on.
+    /// Its settings, without the statistics that methods pass on.
     pub(super) settings: MethodSettings,
-    /// The model that the method before it made.
+    /// Its input: the model that the method before it made.
     pub(super) model: ModelSettings,
-    /// Its new model.
+    /// The folder of its new model.
     pub(super) out: PathBuf,
-    /// SHA-256 of what the new model depends on: the first model, and the settings and prompts of
-    /// the methods up to this one.
+    /// SHA-256 of everything that the new model depends on: the first model, and the settings and
+    /// prompts of the methods up to this one.
     pub(super) key: String,
-    /// It uses what the method before it carries over, in place of a calibration.
+    /// Whether it uses the statistics that the method before it carries over, instead of a
+    /// calibration.
     pub(super) uses_statistics: bool,
-    /// It carries statistics over to its model.
+    /// Whether it carries statistics over to its new model.
     pub(super) carries_statistics: bool,
 }
 
 impl Step {
-    /// The methods of a recipe, each on the model of the one before, beside `out`.
+    /// Creates the steps of a recipe, each on the model of the one before, in folders beside `out`.
     pub(super) fn of(
         recipe: &Recipe,
         (model, variant): (&Path, Option<&str>),
@@ -49,7 +50,7 @@ impl Step {
         (1..).zip(recipe.steps()).map(step).collect()
     }
 
-    /// How it calibrates, if it does.
+    /// Returns the calibration settings, if the method calibrates.
     pub(super) fn calibration(&self) -> Option<&CalibrationSettings> {
         match &self.settings {
             MethodSettings::Prune(settings) => Some(&settings.calibration),
@@ -58,7 +59,7 @@ impl Step {
         }
     }
 
-    /// With the statistics that it uses and carries over.
+    /// Returns the settings with the statistics that the method uses and carries over.
     pub(super) fn settings_with_statistics(&self) -> MethodSettings {
         let mut settings = self.settings.clone();
         let calibration = match &mut settings {
@@ -75,12 +76,12 @@ impl Step {
         settings
     }
 
-    /// Statistics that it was given to use.
+    /// Returns the statistics that the user gave the method.
     pub(super) fn statistics_given(&self) -> Option<&PathBuf> {
         self.calibration()?.statistics.as_ref()
     }
 
-    /// As a command of its own.
+    /// Returns the equivalent command line of the method.
     pub(super) fn command(&self) -> Result<String> {
         let settings = self.settings_with_statistics();
         let path = |path: &Path| path.to_string_lossy().into_owned();
@@ -91,7 +92,7 @@ impl Step {
         Ok(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "))
     }
 
-    /// Whether entries in the progress of a recipe are called so.
+    /// Returns whether `name` is that of an entry of a step in a recipe's progress folder.
     pub(super) fn is_own(name: &str) -> bool {
         let hidden = name.strip_prefix('.').and_then(|name| name.strip_suffix(".secateur"));
         let Some((number, name)) = hidden.unwrap_or(name).split_once('-') else {
@@ -109,21 +110,21 @@ impl Step {
         is_method && parts.all(is_ending)
     }
 
-    /// Statistics for the next method.
+    /// The path of the statistics for the next method.
     pub(super) fn statistics(&self) -> PathBuf {
         beside(&self.out, STATISTICS)
     }
 
-    /// Where it is kept what it made.
+    /// The path of the record of the finished method.
     pub(super) fn made_path(&self) -> PathBuf {
         beside(&self.out, "json")
     }
 }
 
-/// The ending of statistics that are handed on.
+/// The suffix of the statistics that are passed on.
 const STATISTICS: &str = "statistics";
 
-/// Something that belongs to a method's new model, under that name with an ending.
+/// Returns the path of a file that belongs to a method's new model: the model's path with a suffix.
 fn beside(out: &Path, ending: &str) -> PathBuf {
     let mut name = out.to_owned().into_os_string();
     name.push(format!(".{ending}"));

@@ -1,4 +1,4 @@
-//! What a run would do, before it does it.
+//! The plan of a run, for people and machines.
 
 use crate::error::Result;
 use crate::estimate::Time;
@@ -11,7 +11,7 @@ use secateur_prune::{
 };
 use serde::Serialize;
 
-/// What a run would do.
+/// The plan of a run.
 #[derive(Serialize)]
 pub(super) struct DryRun {
     model: String,
@@ -24,14 +24,14 @@ pub(super) struct DryRun {
     parameters: u64,
     parameters_after: u64,
     macs: u64,
-    /// With equal shares.
+    /// With equal shares for all layers.
     macs_after: u64,
     #[serde(skip)]
     equal_shares: bool,
     calibration_samples: usize,
     calibration_steps: usize,
     weighting: String,
-    /// None where they will be measured.
+    /// `None` if the weights will be measured.
     step_weights: Option<Vec<f64>>,
     forward_macs: u64,
     weighting_macs: u64,
@@ -48,7 +48,7 @@ pub(super) struct DryRun {
     pub(super) notes: Vec<String>,
 }
 
-/// Heads or neurons, some of which go.
+/// A group that loses heads or neurons.
 #[derive(Serialize)]
 struct GroupRow {
     name: String,
@@ -195,8 +195,8 @@ impl DryRun {
         })
     }
 
-    /// What the products of a calibration take on a machine that does that many operations a
-    /// second.
+    /// Returns the seconds that the products of a calibration take on a machine with that many
+    /// operations per second.
     pub(super) fn calibration_floor(&self, operations_per_second: f64) -> f64 {
         2.0 * self.forward_macs.saturating_add(self.hessian_macs) as f64 / operations_per_second
     }
@@ -235,7 +235,7 @@ impl DryRun {
         )
     }
 
-    /// Multiply-accumulates, a row a kind of work.
+    /// Formats the multiply-accumulates, one row per kind of work.
     fn work(&self) -> String {
         let prompts = format!(
             "calibration, {} prompts x {} steps",

@@ -1,4 +1,4 @@
-//! The memory of a run, and the packages that fit into it.
+//! The memory of a run, and the packages that fit into a limit.
 
 use crate::error::{Result, refuse};
 use crate::footprint::{Footprint, Model};
@@ -10,10 +10,10 @@ use secateur_prune::{
 };
 use std::collections::BTreeSet;
 
-/// The default for statistics and solver, beside what the model takes.
+/// The default memory for statistics and solver, in bytes, besides that of the model.
 pub(crate) const STATISTICS: u64 = 4 << 30;
 
-/// What the memory of a run depends on, beside its plan.
+/// Everything that the memory of a run depends on, except its plan.
 pub(super) struct Needs<'a> {
     pub(super) settings: &'a CalibrationSettings,
     pub(super) score: &'a ScoreSettings,
@@ -21,12 +21,13 @@ pub(super) struct Needs<'a> {
     pub(super) calibration: &'a Calibration,
     pub(super) task: &'a Task<'a>,
     pub(super) allocation: Allocation,
-    /// Pictures of the report.
+    /// Number of pictures of the report.
     pub(super) judged: usize,
 }
 
 impl Needs<'_> {
-    /// What the settings ask for: that many packages, or as few as fit into the memory.
+    /// Makes the plan that the settings request: that many packages, or as few as fit into the
+    /// memory. Also returns its memory.
     pub(super) fn plan(&self) -> Result<(Plan, Footprint)> {
         let Self { settings, folder, calibration, task, .. } = self;
         let with = |packages| {
@@ -76,7 +77,7 @@ impl Needs<'_> {
         )
     }
 
-    /// The memory of the run, stage by stage.
+    /// Estimates the memory of the run, stage by stage.
     pub(super) fn footprint(&self, plan: &Plan) -> Result<Footprint> {
         let Self { settings, score, folder, calibration, task, allocation, judged } = self;
         let sampling = &calibration.sampling;
@@ -160,14 +161,14 @@ impl Needs<'_> {
     }
 }
 
-/// How many times the statistics are held when the new model is drawn from: as they are, and as
-/// they are carried over.
+/// Returns how many copies of the statistics are held while pictures of the new model are drawn:
+/// the gathered ones, and those that are carried over.
 fn kept_to_the_end(settings: &CalibrationSettings) -> u64 {
     u64::from(settings.save_statistics.is_some() || settings.carry_statistics.is_some())
         + u64::from(settings.carry_statistics.is_some())
 }
 
-/// Bytes of the weights that feed or read what the plan removes some of.
+/// Returns the bytes of the weights that feed or read the groups of the plan.
 fn group_bytes(plan: &Plan, structure: &Structure) -> u64 {
     let layers =
         plan.groups().flat_map(|planned| planned.group.inputs().chain(planned.group.outputs()));
@@ -176,8 +177,8 @@ fn group_bytes(plan: &Plan, structure: &Structure) -> u64 {
     4 * of_groups.map(|layer| Operation::weights(&layer.operation)).sum::<u64>()
 }
 
-/// Bytes of the most weights that are changed at once: those of an input, or of groups that are
-/// read together.
+/// Returns the bytes of the most weights that change at once: those of one input, or of groups that
+/// are read together.
 fn largest_weights(plan: &Plan, structure: &Structure) -> u64 {
     let of_input = plan.packages.iter().flat_map(|package| &package.inputs).map(|input| {
         input
@@ -200,7 +201,7 @@ fn largest_weights(plan: &Plan, structure: &Structure) -> u64 {
     }
 }
 
-/// What the task changes of the layers that were chosen.
+/// Plans the changes of the task to the chosen layers.
 pub(crate) fn plan(
     settings: &CalibrationSettings,
     folder: &ModelFolder,
