@@ -211,9 +211,11 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: Tensor, bias: &Tensor) -> Result<Tensor> {
-        let y = self.attention.forward(&self.attention_norm.forward(&x)?, bias)?;
-        let x = ops::add(&x, &y)?;
+    fn forward(&self, mut x: Tensor, bias: &Tensor) -> Result<Tensor> {
+        x = {
+            let y = self.attention.forward(&self.attention_norm.forward(&x)?, bias)?;
+            ops::add(&x, &y)?
+        };
         let y = self.feed_forward.forward(&self.feed_forward_norm.forward(&x)?)?;
         Ok(ops::add(&x, &y)?)
     }

@@ -237,6 +237,7 @@ impl SingleBlock {
         let hidden = self.proj_mlp.forward_activated(&normal, Activation::GeluTanh, context)?;
         drop(normal);
         let joined = ops::cat(&[&attention, &hidden], 2)?;
+        drop((attention, hidden));
         modulation.gated(x, 2, self.proj_out.forward(&joined, context)?)
     }
 }
@@ -347,6 +348,7 @@ impl Denoiser for Flux {
             })?;
         // The text comes last, as in key biases: attention does not mind the order.
         x = ops::cat(&[&x, &text], 1)?;
+        drop(text);
         [x] = self.single_transformer_blocks.forward([x], context, |_, block, [x]| {
             Ok([block.forward(x, &time, &rotations, multiplicity, context)?])
         })?;
