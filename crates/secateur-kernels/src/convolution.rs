@@ -43,7 +43,7 @@ impl ConvolutionWeight {
 }
 
 /// The shape of a square-kernel convolution.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Convolution {
     /// Channels in.
     pub channels: usize,
@@ -66,7 +66,8 @@ impl Convolution {
     }
 
     /// Taps of one output: channels x kernel x kernel.
-    fn depth(&self) -> usize {
+    #[must_use]
+    pub fn depth(&self) -> usize {
         self.channels * self.kernel * self.kernel
     }
 

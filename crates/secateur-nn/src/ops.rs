@@ -3,6 +3,7 @@
 //! An operation checks the shapes, then picks the kernel for the tensors' device. No code above
 //! this module depends on the device.
 
+mod graph;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;

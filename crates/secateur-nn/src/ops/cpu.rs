@@ -1,11 +1,9 @@
 //! The CPU kernels as nodes of candle's graph (`f32`): inputs of any layout, contiguous outputs,
 //! and gradients of all inputs.
 
+use super::graph::{self, Node};
 use crate::weights::{Packed, Weight};
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor,
-    bail,
-};
+use candle_core::{CpuStorage, D, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 use secateur_kernels::activation::{self, Activation};
 use secateur_kernels::attention::{self, KeysValues, Scores, Shape as AttentionShape};
@@ -70,12 +68,16 @@ fn zeros(count: usize) -> Vec<f32> {
     zeros
 }
 
-impl<F, B> Kernel<F, B>
+impl<F, B> Node for Kernel<F, B>
 where
     F: Fn(&[&[f32]], &mut [f32]),
     B: Fn(&Backward<'_>, &mut [Vec<f32>]),
 {
-    fn forward(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn on_cpu(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
         let slices = inputs
             .iter()
             .map(|(storage, layout)| slice(self.name, storage, layout))
@@ -116,88 +118,6 @@ where
     }
 }
 
-impl<F, B> CustomOp1 for Kernel<F, B>
-where
-    F: Fn(&[&[f32]], &mut [f32]),
-    B: Fn(&Backward<'_>, &mut [Vec<f32>]),
-{
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(&[(storage, layout)])
-    }
-
-    fn bwd(&self, x: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let [x] = self.backward([x], output, gradient)?;
-        Ok(x)
-    }
-}
-
-impl<F, B> CustomOp2 for Kernel<F, B>
-where
-    F: Fn(&[&[f32]], &mut [f32]),
-    B: Fn(&Backward<'_>, &mut [Vec<f32>]),
-{
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward(&[(s1, l1), (s2, l2)])
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        out: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok(self.backward([x, y], out, gradient)?.into())
-    }
-}
-
-impl<F, B> CustomOp3 for Kernel<F, B>
-where
-    F: Fn(&[&[f32]], &mut [f32]),
-    B: Fn(&Backward<'_>, &mut [Vec<f32>]),
-{
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward(&[(s1, l1), (s2, l2), (s3, l3)])
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        z: &Tensor,
-        out: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        Ok(self.backward([x, y, z], out, gradient)?.into())
-    }
-}
-
 /// Puts a kernel of one to three inputs into the graph. `forward` fills a zeroed output of `shape`;
 /// `backward` adds to zeroed gradients of the inputs; those that are not wanted are empty.
 fn apply(
@@ -209,12 +129,7 @@ fn apply(
 ) -> Result<Tensor> {
     let kernel = Kernel { name, shape: shape.into(), forward, backward };
     let inputs = inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
-    match inputs.as_slice() {
-        [x] => x.apply_op1(kernel),
-        [x, y] => x.apply_op2(y, kernel),
-        [x, y, z] => x.apply_op3(y, z, kernel),
-        _ => bail!("{name}: {} inputs", inputs.len()),
-    }
+    graph::apply(kernel, &inputs.iter().collect::<Vec<_>>())
 }
 
 /// The gradients of all inputs, also of those that are not wanted, for kernels that make them

@@ -10,28 +10,17 @@ mod launch;
 mod node;
 mod products;
 
-pub(super) use attention::attention;
+pub(super) use attention::{attention, softmax};
 pub(super) use convolution::conv2d;
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Result, Shape, Tensor};
 use launch::{
-    Launch, Scalar, THREADS, blocks_over, numbers_an_access, run, threads_over, with_addresses,
+    Launch, Scalar, THREADS, made, numbers_an_access, plain, run, threads_over, with_addresses,
 };
 use node::Output;
 use products::{Operands, Product};
 use secateur_kernels::Activation;
-
-/// The same tensors outside of the graph, contiguous.
-fn plain(inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-    inputs.iter().map(|input| input.detach().contiguous()).collect()
-}
-
-/// `launch` of `inputs` to numbers of the first one's type.
-fn made(launch: &Launch<'_>, inputs: &[&Tensor], shape: impl Into<Shape>) -> Result<Output> {
-    let inputs = plain(inputs)?;
-    run(launch, &inputs.iter().collect::<Vec<_>>(), (inputs[0].dtype(), shape))
-}
 
 /// Samples x width outside of the graph, whose rows may lie apart, and how many numbers apart.
 fn rows_apart(x: &Tensor) -> Result<(Tensor, usize)> {
@@ -118,11 +107,8 @@ pub(super) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let count = x.elem_count();
     let launch = Launch {
         name: "add",
-        width: count,
-        blocks: blocks_over(count / numbers_an_access(x.dtype())),
-        threads: THREADS,
-        shared: 0,
         scalars: &[Scalar::Size(count)],
+        ..Launch::over(x.dtype(), count, count)
     };
     Ok(made(&launch, &[x, y], x.shape())?.untracked())
 }
@@ -136,15 +122,12 @@ pub(super) fn add_to_channels(x: &Tensor, y: &Tensor) -> Result<Tensor> {
             let rows = count / (samples * channels).max(1);
             let launch = Launch {
                 name: "add_to_rows",
-                width: channels,
-                blocks: blocks_over(count / numbers_an_access(x.dtype())),
-                threads: THREADS,
-                shared: 0,
                 scalars: &[
                     Scalar::Size(count),
                     Scalar::Int(rows as i32),
                     Scalar::Int(channels as i32),
                 ],
+                ..Launch::over(x.dtype(), count, channels)
             };
             made(&launch, &[&x, y], x.shape())?.untracked().permute((0, 3, 1, 2))
         }
@@ -171,11 +154,12 @@ pub(super) fn cat(tensors: &[&Tensor], dim: usize) -> Result<Tensor> {
                 let scalars = [count, run, pitch, offset].map(Scalar::Size);
                 let launch = Launch {
                     name: "copy_runs",
-                    width: common_width(first.dtype(), run, &[pitch, offset]),
-                    blocks: blocks_over(count / numbers_an_access(first.dtype())),
-                    threads: THREADS,
-                    shared: 0,
                     scalars: &scalars,
+                    ..Launch::over(
+                        first.dtype(),
+                        count,
+                        common_width(first.dtype(), run, &[pitch, offset]),
+                    )
                 };
                 if count > 0 {
                     launch::start(&launch, device, first.dtype(), &[*address], y)?;
@@ -209,11 +193,8 @@ pub(super) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     let count = x.elem_count();
     let launch = Launch {
         name: "activation",
-        width: count,
-        blocks: blocks_over(count / numbers_an_access(x.dtype())),
-        threads: THREADS,
-        shared: 0,
         scalars: &[Scalar::Size(count), Scalar::Int(kind as i32)],
+        ..Launch::over(x.dtype(), count, count)
     };
     made(&launch, &[x], x.shape())?.tracked("activation", &[x], move |given| {
         Ok(vec![Some(activation_gradient(kind, &given.inputs[0], given.gradient)?)])
@@ -225,11 +206,8 @@ fn activation_gradient(kind: Activation, x: &Tensor, gradient: &Tensor) -> Resul
     let count = x.elem_count();
     let launch = Launch {
         name: "activation_gradient",
-        width: count,
-        blocks: blocks_over(count / numbers_an_access(x.dtype())),
-        threads: THREADS,
-        shared: 0,
         scalars: &[Scalar::Size(count), Scalar::Int(kind as i32)],
+        ..Launch::over(x.dtype(), count, count)
     };
     Ok(made(&launch, &[x, gradient], x.shape())?.untracked())
 }
@@ -239,11 +217,8 @@ pub(super) fn geglu(x: &Tensor, width: usize) -> Result<Tensor> {
     let count = x.elem_count() / 2;
     let launch = Launch {
         name: "geglu",
-        width,
-        blocks: blocks_over(count / numbers_an_access(x.dtype())),
-        threads: THREADS,
-        shared: 0,
         scalars: &[Scalar::Size(count / width.max(1)), Scalar::Int(width as i32)],
+        ..Launch::over(x.dtype(), count, width)
     };
     made(&launch, &[x], with_last(x, width))?.tracked("geglu", &[x], move |given| {
         let [x] = given.inputs else { return Ok(Vec::new()) };
@@ -255,19 +230,6 @@ pub(super) fn geglu(x: &Tensor, width: usize) -> Result<Tensor> {
     })
 }
 
-pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
-    let width = x.dim(D::Minus1)?;
-    let launch = Launch {
-        name: "softmax",
-        width,
-        blocks: (x.elem_count() / width.max(1), 1),
-        threads: threads_over(width, 2 * numbers_an_access(x.dtype())),
-        shared: 0,
-        scalars: &[Scalar::Int(width as i32)],
-    };
-    made(&launch, &[x], x.shape())?.tracked("softmax", &[x], gradients::softmax)
-}
-
 /// The tensor of samples x height x width x channels that a picture lies in memory as, if it is not
 /// channels first.
 fn channels_last(x: &Tensor) -> Option<Tensor> {
@@ -277,35 +239,27 @@ fn channels_last(x: &Tensor) -> Option<Tensor> {
 
 pub(super) fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     let (samples, channels, height, width) = x.dims4()?;
-    let count = x.elem_count() * factor * factor;
-    let (height, width) = (Scalar::Int(height as i32), Scalar::Int(width as i32));
-    let (across, times) = (Scalar::Int(channels as i32), Scalar::Int(factor as i32));
+    let (high, wide) = (height * factor, width * factor);
+    let count = samples * channels * high * wide;
+    let sizes = [height, width, channels, factor].map(|size| Scalar::Int(size as i32));
+    let [of_height, of_width, of_channels, times] = sizes;
     let backward = move |given: &node::Backward<'_>| gradients::upsample_nearest(given, factor);
     if let Some(last) = channels_last(x) {
-        let (_, rows, columns, _) = last.dims4()?;
         let launch = Launch {
             name: "upsample_last",
-            width: channels,
-            blocks: blocks_over(count / numbers_an_access(x.dtype())),
-            threads: THREADS,
-            shared: 0,
-            scalars: &[Scalar::Size(count), height, width, across, times],
+            scalars: &[Scalar::Size(count), of_height, of_width, of_channels, times],
+            ..Launch::over(x.dtype(), count, channels)
         };
-        let shape = (samples, rows * factor, columns * factor, channels);
-        let y = made(&launch, &[&last], shape)?.untracked().permute((0, 3, 1, 2))?;
-        return Output::of(y, "upsample_nearest", &[x], backward);
+        let y = made(&launch, &[&last], (samples, high, wide, channels))?.untracked();
+        return Output::of(y.permute((0, 3, 1, 2))?, "upsample_nearest", &[x], backward);
     }
-    let (_, _, rows, columns) = x.dims4()?;
     let launch = Launch {
         name: "upsample",
-        width: 1,
-        blocks: blocks_over(count),
-        threads: THREADS,
-        shared: 0,
-        scalars: &[Scalar::Size(count), width, times],
+        scalars: &[Scalar::Size(count), of_width, times],
+        ..Launch::over(x.dtype(), count, 1)
     };
-    let shape = (samples, channels, rows * factor, columns * factor);
-    made(&launch, &[x], shape)?.tracked("upsample_nearest", &[x], backward)
+    let y = made(&launch, &[x], (samples, channels, high, wide))?;
+    y.tracked("upsample_nearest", &[x], backward)
 }
 
 /// `rows`: successive rows of one scale and shift; 0 if they are all rows', and the scale is the
@@ -488,10 +442,6 @@ fn group_norm_last(
     let count = x.elem_count();
     let apply = Launch {
         name: "group_norm_last",
-        width: channels,
-        blocks: blocks_over(count / numbers),
-        threads: THREADS,
-        shared: 0,
         scalars: &[
             Scalar::Size(count),
             Scalar::Int(area as i32),
@@ -500,6 +450,7 @@ fn group_norm_last(
             Scalar::Float(eps),
             Scalar::Int(i32::from(silu)),
         ],
+        ..Launch::over(x.dtype(), count, channels)
     };
     let inputs = [&plain[0], &plain[1], &plain[2], &moments];
     Ok(run(&apply, &inputs, (x.dtype(), x.shape()))?.untracked())
@@ -510,16 +461,13 @@ pub(super) fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let pairs = x.elem_count() / 2;
     let launch = Launch {
         name: "rope",
-        width: 1,
-        blocks: blocks_over(pairs),
-        threads: THREADS,
-        shared: 0,
         scalars: &[
             Scalar::Size(pairs),
             Scalar::Int(row as i32),
             Scalar::Int(table.dim(1)? as i32),
             Scalar::Int(tokens as i32),
         ],
+        ..Launch::over(x.dtype(), pairs, 1)
     };
     let angles = table.to_dtype(DType::F32)?;
     made(&launch, &[x, &angles], x.shape())?.tracked("rope", &[x, table], gradients::rope)
@@ -531,16 +479,13 @@ pub(super) fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor>
     let (gates, stride) = rows_apart(gate)?;
     let launch = Launch {
         name: "gated_add",
-        width: common_width(x.dtype(), width, &[stride]),
-        blocks: blocks_over(count / numbers_an_access(x.dtype())),
-        threads: THREADS,
-        shared: 0,
         scalars: &[
             Scalar::Size(count),
             Scalar::Int(rows as i32),
             Scalar::Int(width as i32),
             Scalar::Int(stride as i32),
         ],
+        ..Launch::over(x.dtype(), count, common_width(x.dtype(), width, &[stride]))
     };
     let inputs = plain(&[x, y])?;
     let made = run(&launch, &[&inputs[0], &gates, &inputs[1]], (x.dtype(), x.shape()))?;

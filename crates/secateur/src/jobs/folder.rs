@@ -80,19 +80,20 @@ impl DeviceSettings {
     pub(crate) fn at(&self, folder: ModelFolder, observer: &dyn Observer) -> Result<ModelFolder> {
         let device = self.device.unwrap_or_default().open();
         let device = device.map_err(|error| Error::Request(error.to_string()))?;
-        let own = folder.checkpoint().dtype();
-        let dtype = match (description(&device), self.dtype.unwrap_or_default()) {
-            (None, DtypeName::Auto | DtypeName::F32) => return Ok(folder),
-            (None, _) => refuse!("the CPU computes in f32: leave `dtype` out, or give a `device`"),
-            (Some(_), DtypeName::Auto) if own == DType::F16 => DType::BF16,
-            (Some(_), DtypeName::Auto) => own,
-            (Some(_), DtypeName::F32) => DType::F32,
-            (Some(_), DtypeName::F16) => DType::F16,
-            (Some(_), DtypeName::Bf16) => DType::BF16,
+        let name = self.dtype.unwrap_or_default();
+        let Some(gpu) = description(&device) else {
+            match name {
+                DtypeName::Auto | DtypeName::F32 => return Ok(folder),
+                _ => refuse!("the CPU computes in f32: leave `dtype` out, or give a `device`"),
+            }
         };
-        if let Some(gpu) = description(&device) {
-            observer.say(&format!("computing in {} on {gpu}", dtype.as_str()));
-        }
+        let dtype = match (name, folder.checkpoint().dtype()) {
+            (DtypeName::Auto, DType::F16) | (DtypeName::Bf16, _) => DType::BF16,
+            (DtypeName::Auto, own) => own,
+            (DtypeName::F32, _) => DType::F32,
+            (DtypeName::F16, _) => DType::F16,
+        };
+        observer.say(&format!("computing in {} on {gpu}", dtype.as_str()));
         Ok(folder.at(Placement::new(device, dtype)))
     }
 }

@@ -1,9 +1,11 @@
-//! Attention: by cuDNN where it can, otherwise in candle's operations, some queries at a time.
+//! Softmax, and attention: by cuDNN where it can, otherwise in candle's operations, some queries at
+//! a time.
 
+use super::gradients;
 #[cfg(feature = "cudnn")]
-use super::launch::{Gpu, filled, with_addresses};
+use super::launch::made_by_cudnn;
+use super::launch::{Launch, Scalar, made, numbers_an_access, plain, threads_over};
 use super::node::{Backward, Output};
-use super::{gradients, plain, softmax};
 use candle_core::{D, DType, Result, Tensor};
 use secateur_kernels::attention::Shape;
 
@@ -57,18 +59,9 @@ fn by_cudnn(tensors: &[Tensor], shape: Shape, scale: f32) -> Result<Option<Outpu
     if dtype == DType::F32 || !is_whole(shape.head_dim) || !is_whole(shape.value_dim) {
         return Ok(None);
     }
-    with_addresses(&tensors.iter().collect::<Vec<_>>(), |device, addresses| {
-        let gpu = Gpu::of(device)?;
-        let &[q, k, v] = addresses else { return Ok(None) };
-        let Some(cudnn) = gpu.cudnn.as_ref().filter(|_| (q | k | v) % 16 == 0) else {
-            return Ok(None);
-        };
-        let mut is_done = false;
-        let y = filled(device, dtype, sizes, |y| {
-            is_done = cudnn.attention((dtype, shape, scale), [q, k, v, y])?;
-            Ok(())
-        })?;
-        Ok(is_done.then_some(y))
+    made_by_cudnn(&tensors.iter().collect::<Vec<_>>(), sizes, |cudnn, addresses, y| {
+        let &[q, k, v] = addresses else { return Ok(false) };
+        cudnn.attention((dtype, shape, scale), [q, k, v, y])
     })
 }
 
@@ -151,4 +144,17 @@ impl Scores {
             given.of(2, || self.by_token(&of_v))?,
         ])
     }
+}
+
+pub(in crate::ops) fn softmax(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    let launch = Launch {
+        name: "softmax",
+        width,
+        blocks: (x.elem_count() / width.max(1), 1),
+        threads: threads_over(width, 2 * numbers_an_access(x.dtype())),
+        shared: 0,
+        scalars: &[Scalar::Int(width as i32)],
+    };
+    made(&launch, &[x], x.shape())?.tracked("softmax", &[x], gradients::softmax)
 }

@@ -1,82 +1,52 @@
 //! Convolutions: by cuDNN in 16 bits, otherwise as products of the columns of a picture.
 
 #[cfg(feature = "cudnn")]
-use super::launch::{Gpu, filled, with_addresses};
-use super::launch::{Launch, Scalar, THREADS, blocks_over, run};
+use super::launch::made_by_cudnn;
+use super::launch::{Launch, Scalar, plain, run};
 use super::node::Output;
-use super::plain;
 #[cfg(feature = "cudnn")]
 use crate::weights::Packed;
 use crate::weights::Weight;
 #[cfg(feature = "cudnn")]
 use candle_core::bail;
 use candle_core::{DType, Result, Tensor};
+use secateur_kernels::convolution::Convolution;
 
 /// The columns of a picture in memory at once have at most so many numbers.
 const MOST_NUMBERS: usize = 1 << 28;
 
-/// A convolution of one picture.
-#[derive(Clone, Copy)]
-struct Convolution {
-    channels: usize,
-    size: (usize, usize),
-    kernel: usize,
-    stride: usize,
-    padding: (usize, usize),
+/// What the kernels are told of a convolution.
+fn window(convolution: Convolution) -> [Scalar; 6] {
+    let Convolution { size: (height, width), kernel, stride, padding, .. } = convolution;
+    [height, width, kernel, stride, padding.0, convolution.output_size().1]
+        .map(|size| Scalar::Int(size as i32))
 }
 
-impl Convolution {
-    /// Height and width of the result.
-    fn output_size(self) -> (usize, usize) {
-        let side =
-            |side: usize| (side + self.padding.0 + self.padding.1 - self.kernel) / self.stride + 1;
-        (side(self.size.0), side(self.size.1))
-    }
+/// The columns of `pixels` pixels of the result from `first` on: depth x pixels.
+fn columns(
+    convolution: Convolution,
+    picture: &Tensor,
+    first: usize,
+    pixels: usize,
+) -> Result<Tensor> {
+    let shape = (convolution.depth(), pixels);
+    let count = convolution.depth() * pixels;
+    let own = [Scalar::Size(count), Scalar::Int(first as i32), Scalar::Int(pixels as i32)];
+    let scalars = [&own[..], &window(convolution)].concat();
+    let launch =
+        Launch { name: "columns", scalars: &scalars, ..Launch::over(picture.dtype(), count, 1) };
+    Ok(run(&launch, &[picture], (picture.dtype(), shape))?.untracked())
+}
 
-    /// Numbers of a column.
-    fn taps(self) -> usize {
-        self.channels * self.kernel * self.kernel
-    }
-
-    /// What the kernels are told.
-    fn window(self) -> [Scalar; 6] {
-        let (height, width) = self.size;
-        [height, width, self.kernel, self.stride, self.padding.0, self.output_size().1]
-            .map(|size| Scalar::Int(size as i32))
-    }
-
-    /// The columns of `pixels` pixels of the result from `first` on: taps x pixels.
-    fn columns(self, picture: &Tensor, first: usize, pixels: usize) -> Result<Tensor> {
-        let count = self.taps() * pixels;
-        let own = [Scalar::Size(count), Scalar::Int(first as i32), Scalar::Int(pixels as i32)];
-        let scalars = [&own[..], &self.window()].concat();
-        let launch = Launch {
-            name: "columns",
-            width: 1,
-            blocks: blocks_over(count),
-            threads: THREADS,
-            shared: 0,
-            scalars: &scalars,
-        };
-        Ok(run(&launch, &[picture], (picture.dtype(), (self.taps(), pixels)))?.untracked())
-    }
-
-    /// The sums of what was made of every number of the picture.
-    fn picture(self, columns: &Tensor) -> Result<Tensor> {
-        let (height, width) = self.size;
-        let count = self.channels * height * width;
-        let own = [Scalar::Size(count), Scalar::Int(self.output_size().0 as i32)];
-        let scalars = [&own[..], &self.window()].concat();
-        let launch = Launch {
-            name: "picture",
-            width: 1,
-            blocks: blocks_over(count),
-            threads: THREADS,
-            shared: 0,
-            scalars: &scalars,
-        };
-        Ok(run(&launch, &[columns], (columns.dtype(), (self.channels, height, width)))?.untracked())
-    }
+/// The way back of [`columns`] of all pixels: sums of what was made of every number of the picture.
+fn picture(convolution: Convolution, columns: &Tensor) -> Result<Tensor> {
+    let Convolution { channels, size: (height, width), .. } = convolution;
+    let count = channels * height * width;
+    let own = [Scalar::Size(count), Scalar::Int(convolution.output_size().0 as i32)];
+    let scalars = [&own[..], &window(convolution)].concat();
+    let launch =
+        Launch { name: "picture", scalars: &scalars, ..Launch::over(columns.dtype(), count, 1) };
+    Ok(run(&launch, &[columns], (columns.dtype(), (channels, height, width)))?.untracked())
 }
 
 pub(in crate::ops) fn conv2d(
@@ -103,18 +73,18 @@ pub(in crate::ops) fn conv2d(
     Output::of(y, "conv2d", &[x, weight, bias], move |given| {
         let [x, weight, bias] = given.inputs else { return Ok(Vec::new()) };
         let (x, matrix) =
-            (x.contiguous()?, weight.contiguous()?.reshape((outputs, convolution.taps()))?);
+            (x.contiguous()?, weight.contiguous()?.reshape((outputs, convolution.depth()))?);
         let gradient = given.gradient.reshape((samples, outputs, pixels))?;
         Ok(vec![
             given.of(0, || {
                 let of_sample = |sample: usize| {
-                    convolution.picture(&matrix.t()?.matmul(&gradient.get(sample)?)?)
+                    picture(convolution, &matrix.t()?.matmul(&gradient.get(sample)?)?)
                 };
                 Tensor::stack(&(0..samples).map(of_sample).collect::<Result<Vec<_>>>()?, 0)
             })?,
             given.of(1, || {
                 let of_sample = |sample: usize| {
-                    let columns = convolution.columns(&x.get(sample)?, 0, pixels)?;
+                    let columns = columns(convolution, &x.get(sample)?, 0, pixels)?;
                     gradient.get(sample)?.matmul(&columns.t()?)
                 };
                 let all = (0..samples).map(of_sample).collect::<Result<Vec<_>>>()?;
@@ -152,30 +122,12 @@ fn by_cudnn(
     };
     let x = x.detach().permute((0, 2, 3, 1))?.contiguous()?;
     let bias = bias.detach().contiguous()?;
-    with_addresses(&[&x, weight, &bias], |device, addresses| {
-        let gpu = Gpu::of(device)?;
-        let &[x, w, b] = addresses else { return Ok(None) };
-        let Some(cudnn) = gpu.cudnn.as_ref().filter(|_| (x | w | b) % 16 == 0) else {
-            return Ok(None);
-        };
-        let Convolution { channels, size, kernel, stride, padding } = convolution;
-        let work = super::cudnn::Convolution {
-            samples,
-            channels,
-            size,
-            outputs,
-            out_size,
-            kernel,
-            stride,
-            padding,
-        };
-        let mut is_done = false;
-        let y = filled(device, dtype, (samples, out_size.0, out_size.1, outputs), |y| {
-            is_done = cudnn.convolution(dtype, work, [x, w, b, y])?;
-            Ok(())
-        })?;
-        is_done.then(|| y.untracked().permute((0, 3, 1, 2))).transpose()
-    })
+    let shape = (samples, out_size.0, out_size.1, outputs);
+    let y = made_by_cudnn(&[&x, weight, &bias], shape, |cudnn, addresses, y| {
+        let &[x, weight, bias] = addresses else { return Ok(false) };
+        cudnn.convolution(dtype, (convolution, samples, outputs), [x, weight, bias, y])
+    })?;
+    y.map(|y| y.untracked().permute((0, 3, 1, 2))).transpose()
 }
 
 fn by_columns([x, weight, bias]: [&Tensor; 3], convolution: Convolution) -> Result<Tensor> {
@@ -183,12 +135,12 @@ fn by_columns([x, weight, bias]: [&Tensor; 3], convolution: Convolution) -> Resu
     let (out_height, out_width) = convolution.output_size();
     let pixels = out_height * out_width;
     let plain = plain(&[x, weight, bias])?;
-    let matrix = plain[1].reshape((outputs, convolution.taps()))?;
-    let at_once = (MOST_NUMBERS / convolution.taps().max(1)).clamp(1, pixels.max(1));
+    let matrix = plain[1].reshape((outputs, convolution.depth()))?;
+    let at_once = (MOST_NUMBERS / convolution.depth().max(1)).clamp(1, pixels.max(1));
     let of_sample = |sample: usize| {
         let picture = plain[0].get(sample)?;
         let part = |first: usize| {
-            let columns = convolution.columns(&picture, first, at_once.min(pixels - first))?;
+            let columns = columns(convolution, &picture, first, at_once.min(pixels - first))?;
             matrix.matmul(&columns)
         };
         let parts = (0..pixels).step_by(at_once).map(part).collect::<Result<Vec<_>>>()?;

@@ -7,6 +7,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr};
 use candle_core::{DType, Result};
 use cudarc::cudnn::sys;
 use secateur_kernels::attention::Shape;
+use secateur_kernels::convolution::Convolution;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
@@ -22,25 +23,12 @@ const LEAST_VERSION: usize = 91_301;
 /// or on the host.
 const TENSORS: [i64; 5] = [1, 2, 3, 4, 5];
 
-/// A convolution with a bias: samples x height x width x channels to the same of the outputs, with
-/// weights of outputs x kernel x kernel x channels.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Convolution {
-    pub(super) samples: usize,
-    pub(super) channels: usize,
-    pub(super) size: (usize, usize),
-    pub(super) outputs: usize,
-    pub(super) out_size: (usize, usize),
-    pub(super) kernel: usize,
-    pub(super) stride: usize,
-    pub(super) padding: (usize, usize),
-}
-
 /// What is computed, by which a plan is found.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Work {
     Attention(Shape),
-    Convolution(Convolution),
+    /// With the number of samples and of outputs.
+    Convolution(Convolution, usize, usize),
 }
 
 /// cuDNN on a stream.
@@ -104,15 +92,17 @@ impl Cudnn {
         self.start(dtype, Work::Attention(shape), &[q, k, v, y, scale])
     }
 
-    /// Starts a convolution of tensors at the addresses of the picture, the weights, the bias and
-    /// the result, or tells that cuDNN cannot.
+    /// Starts a convolution of that many samples to that many outputs, with a bias, or tells that
+    /// cuDNN cannot. The addresses are those of the pictures (samples x height x width x channels),
+    /// the weights (outputs x kernel x kernel x channels), the bias, and the result, which lies as
+    /// the pictures do.
     pub(super) fn convolution(
         &self,
         dtype: DType,
-        convolution: Convolution,
+        (convolution, samples, outputs): (Convolution, usize, usize),
         tensors: [u64; 4],
     ) -> Result<bool> {
-        self.start(dtype, Work::Convolution(convolution), &tensors)
+        self.start(dtype, Work::Convolution(convolution, samples, outputs), &tensors)
     }
 
     fn start(&self, dtype: DType, work: Work, tensors: &[u64]) -> Result<bool> {
@@ -120,7 +110,9 @@ impl Cudnn {
         let plan = plans.entry((dtype, work)).or_insert_with(|| {
             match work {
                 Work::Attention(shape) => self.plan(dtype, shape),
-                Work::Convolution(convolution) => self.plan_of_convolution(dtype, convolution),
+                Work::Convolution(convolution, samples, outputs) => {
+                    self.plan_of_convolution(dtype, convolution, (samples, outputs))
+                }
             }
             .ok()
         });
@@ -153,9 +145,10 @@ impl Cudnn {
         &self,
         dtype: DType,
         convolution: Convolution,
+        (samples, outputs): (usize, usize),
     ) -> std::result::Result<Plan, Refusal> {
-        let Convolution { samples, channels, size, outputs, out_size, kernel, stride, padding } =
-            convolution;
+        let Convolution { channels, size, kernel, stride, padding } = convolution;
+        let out_size = convolution.output_size();
         let (kind, float) = (half_type(dtype)?, sys::cudnnDataType_t::CUDNN_DATA_FLOAT);
         // Sizes with the channels second, in memory last.
         let tensor = |id: usize, sizes: [usize; 4], kind, place| {

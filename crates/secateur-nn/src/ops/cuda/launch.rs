@@ -78,9 +78,14 @@ pub(super) struct Launch<'a> {
     pub(super) scalars: &'a [Scalar],
 }
 
-/// Blocks of [`THREADS`] for kernels that go over `count` numbers one by one.
-pub(super) fn blocks_over(count: usize) -> (usize, usize) {
-    (count.div_ceil(THREADS).clamp(1, MOST_BLOCKS), 1)
+impl Launch<'_> {
+    /// For a kernel, to be named, that goes over `count` numbers of that type, as many at a time as
+    /// an access moves.
+    pub(super) fn over(dtype: DType, count: usize, width: usize) -> Self {
+        let accesses = if width == 1 { count } else { count / numbers_an_access(dtype) };
+        let blocks = (accesses.div_ceil(THREADS).clamp(1, MOST_BLOCKS), 1);
+        Self { name: "", width, blocks, threads: THREADS, shared: 0, scalars: &[] }
+    }
 }
 
 pub(super) const THREADS: usize = 256;
@@ -175,6 +180,21 @@ pub(super) fn run(
     })
 }
 
+/// The same tensors outside of the graph, contiguous.
+pub(super) fn plain(inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    inputs.iter().map(|input| input.detach().contiguous()).collect()
+}
+
+/// `launch` of `inputs` to numbers of the first one's type.
+pub(super) fn made(
+    launch: &Launch<'_>,
+    inputs: &[&Tensor],
+    shape: impl Into<Shape>,
+) -> Result<Output> {
+    let inputs = plain(inputs)?;
+    run(launch, &inputs.iter().collect::<Vec<_>>(), (inputs[0].dtype(), shape))
+}
+
 /// Starts a kernel on numbers of `dtype` at the addresses of its inputs and its output.
 pub(super) fn start(
     launch: &Launch<'_>,
@@ -216,4 +236,26 @@ pub(super) fn start(
     #[expect(unsafe_code, reason = "the one place that starts our kernels")]
     unsafe { builder.launch(config) }.w()?;
     Ok(())
+}
+
+/// What `start` makes of `tensors`, contiguous, at their addresses and that of the result: numbers
+/// of the first one's type. None where cuDNN is not there, an address is no multiple of 16, or
+/// `start` tells that cuDNN cannot.
+#[cfg(feature = "cudnn")]
+pub(super) fn made_by_cudnn(
+    tensors: &[&Tensor],
+    shape: impl Into<Shape>,
+    start: impl FnOnce(&Cudnn, &[u64], u64) -> Result<bool>,
+) -> Result<Option<Output>> {
+    with_addresses(tensors, |device, addresses| {
+        let gpu = Gpu::of(device)?;
+        let is_whole = addresses.iter().all(|address| address % 16 == 0);
+        let Some(cudnn) = gpu.cudnn.as_ref().filter(|_| is_whole) else { return Ok(None) };
+        let mut is_done = false;
+        let y = filled(device, tensors[0].dtype(), shape, |y| {
+            is_done = start(cudnn, addresses, y)?;
+            Ok(())
+        })?;
+        Ok(is_done.then_some(y))
+    })
 }

@@ -1,11 +1,9 @@
 //! What kernels make as nodes of candle's graph.
 
+use crate::ops::graph::{self, Node};
 use candle_core::backend::BackendStorage;
 use candle_core::op::BackpropOp;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage,
-    Tensor, bail,
-};
+use candle_core::{CudaStorage, Result, Shape, Storage, Tensor, bail};
 use std::sync::{Mutex, PoisonError};
 
 /// What a kernel made.
@@ -48,13 +46,8 @@ impl Output {
         if !inputs.iter().any(|input| input.track_op()) {
             return Ok(self.untracked());
         }
-        let node = Node { name, output: Mutex::new(Some(self)), backward };
-        match inputs {
-            [x] => x.apply_op1(node),
-            [x, y] => x.apply_op2(y, node),
-            [x, y, z] => x.apply_op3(y, z, node),
-            _ => bail!("{name}: {} inputs", inputs.len()),
-        }
+        let node = Made { name, output: Mutex::new(Some(self)), backward };
+        graph::apply(node, inputs)
     }
 }
 
@@ -77,15 +70,19 @@ impl Backward<'_> {
     }
 }
 
-struct Node<B> {
+struct Made<B> {
     name: &'static str,
     /// What was made, until it is put into the graph.
     output: Mutex<Option<Output>>,
     backward: B,
 }
 
-impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> Node<B> {
-    fn forward(&self) -> Result<(CudaStorage, Shape)> {
+impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> Node for Made<B> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn on_gpu(&self) -> Result<(CudaStorage, Shape)> {
         match self.output.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(Output { storage, shape }) => Ok((storage, shape)),
             None => bail!("{}: a node is put into the graph once", self.name),
@@ -119,105 +116,5 @@ impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> Node<B> {
         })?;
         let mut gradients = gradients.into_iter();
         Ok(std::array::from_fn(|_| gradients.next().flatten()))
-    }
-
-    fn on_cpu<T>(&self) -> Result<T> {
-        bail!("{}: this node is of a GPU", self.name)
-    }
-}
-
-impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> CustomOp1 for Node<B> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu()
-    }
-
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.forward()
-    }
-
-    fn bwd(&self, x: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let [x] = self.backward([x], output, gradient)?;
-        Ok(x)
-    }
-}
-
-impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> CustomOp2 for Node<B> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu()
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.forward()
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        output: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok(self.backward([x, y], output, gradient)?.into())
-    }
-}
-
-impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> CustomOp3 for Node<B> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu()
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.forward()
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        z: &Tensor,
-        output: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        Ok(self.backward([x, y, z], output, gradient)?.into())
     }
 }
