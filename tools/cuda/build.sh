@@ -18,7 +18,6 @@ if ! [ -x "$target/nvcc/bin/pip" ]; then
     python3 -m venv "$target/nvcc"
 fi
 if ! [ -e "$target/nvcc/$nvcc_version" ]; then
-
     "$target/nvcc/bin/pip" install --quiet \
         "nvidia-cuda-nvcc==$nvcc_version.*" "nvidia-cuda-crt==$nvcc_version.*" \
         "nvidia-nvvm==$nvcc_version.*" "nvidia-cuda-runtime==$nvcc_version.*" \
@@ -38,7 +37,8 @@ for name in crates models tests data docs README.md CHANGELOG.md; do
 done
 cp Cargo.lock "$workspace/"
 cargo fetch --quiet --locked
-registry=$(dirname "$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/candle-kernels-0.11.1 | head -1)")
+sources=$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/candle-kernels-0.11.1 | head -1)
+registry=$(dirname "$sources")
 python3 tools/cuda/patch.py "$registry" "$target/patched"
 {
     cat Cargo.toml

@@ -2,10 +2,11 @@
 
     patch.py REGISTRY OUT
 
-REGISTRY: the folder of cargo's unpacked sources. An unchanged copy is not written again, so that
-nothing is built again.
+REGISTRY: the folder of cargo's unpacked sources. A copy that this script made is not written again,
+so that nothing is built again.
 """
 
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -44,11 +45,9 @@ def replaced(text, old, new, where):
     return text.replace(old, new)
 
 
-def between(text, start, end, new, where):
-    for mark in (start, end):
-        if text.count(mark) != 1:
-            sys.exit(f"{where}: {mark!r} is there {text.count(mark)} times: another version?")
-    return text[: text.index(start)] + new + text[text.index(end) :]
+def cut(text, start, new, where):
+    """`new` in place of all from `start` on."""
+    return replaced(text, start, "\0", where).split("\0")[0] + new
 
 
 def main(registry, out):
@@ -56,14 +55,15 @@ def main(registry, out):
         "candle-core/Cargo.toml": lambda text, where: replaced(
             text, '"dynamic-linking"', '"dynamic-loading"', where
         ),
-        "candle-kernels/build.rs": lambda text, where: between(
-            text, "    let mut moe_sources", 'if !is_target_msvc {\n        println!("cargo:rustc-link-lib=stdc++")', STUBS + "\n/*", where
-        )
-        + "*/\n",
+        "candle-kernels/build.rs": lambda text, where: cut(
+            text, "    let mut moe_sources", STUBS, where
+        ),
     }
+    own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     for name in ("candle-core", "candle-kernels"):
         source, copy = Path(registry) / f"{name}-{VERSION}", Path(out) / name
-        if copy.exists():
+        made_by = copy / ".made-by"
+        if made_by.exists() and made_by.read_text() == own:
             continue
         unfinished = copy.with_name(f"{name}.part")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -75,6 +75,8 @@ def main(registry, out):
                 (unfinished / file).write_text(edit(text, path))
         for folder in ("src/moe", "src/mmq_gguf"):
             shutil.rmtree(unfinished / folder, ignore_errors=True)
+        (unfinished / made_by.name).write_text(own)
+        shutil.rmtree(copy, ignore_errors=True)
         unfinished.rename(copy)
 
 
