@@ -5,6 +5,8 @@ use std::process::Command;
 use std::{env, error, fs};
 
 const SOURCE: &str = "src/ops/cuda/kernels.cu";
+/// What it includes.
+const INCLUDED: &str = "src/ops/cuda/attention.cuh";
 
 /// Cards with machine code of their own. Others translate that of the least one when they first run
 /// it.
@@ -13,6 +15,7 @@ const ARCHITECTURES: [u32; 6] = [80, 86, 89, 90, 100, 120];
 fn main() -> Result<(), Box<dyn error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={SOURCE}");
+    println!("cargo::rerun-if-changed={INCLUDED}");
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "SECATEUR_CUDA_ARCHITECTURES"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }

@@ -64,7 +64,7 @@ fn largest(values: &[f64]) -> f64 {
 
 /// The cotangent that an output is multiplied with: the loss is the sum of the products.
 fn cotangent(output: &Tensor) -> Tensor {
-    random(output.dims(), 99).to_device(output.device()).unwrap()
+    random(output.dims(), 99).to_dtype(output.dtype()).unwrap().to_device(output.device()).unwrap()
 }
 
 /// The gradient of every one of `sources`, where it has one, for inputs that stem from them.
@@ -924,23 +924,37 @@ fn chain() {
 }
 
 /// In 16 bits, on the devices that compute so: against `f32` on the CPU, with the same inputs.
+/// Gradients may differ by twice as much.
 #[test]
 fn half_precision() {
+    let compare = |what: &str, want: &Tensor, got: &Tensor, tolerance: f64| {
+        let (want, got) = (wide(want), wide(got));
+        let scale = largest(&want).max(LEAST);
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            let error = (g - w).abs() / scale;
+            assert!(error <= tolerance, "{what}, [{i}]: {g} against {w}, largest {scale}");
+        }
+    };
     for device in devices().into_iter().filter(|device| !device.is_cpu()) {
         for (dtype, tolerance) in [(DType::BF16, 2e-2), (DType::F16, 3e-3)] {
             let ops = every_op().into_iter().chain(larger_ops()).chain(layouts());
             for (what, shapes, op) in ops {
+                let what = format!("{what} of {shapes:?} in {dtype:?}");
                 let halves: Vec<Tensor> =
                     inputs_of(&shapes).iter().map(|input| input.to_dtype(dtype).unwrap()).collect();
                 let whole: Vec<Tensor> =
                     halves.iter().map(|input| input.to_dtype(DType::F32).unwrap()).collect();
-                let (want, got) = (op(&whole).unwrap(), op(&on(&device, &halves)).unwrap());
+                let there = on(&device, &halves);
+                let (want, got) = (op(&whole).unwrap(), op(&there).unwrap());
                 assert_eq!((got.dtype(), got.dims()), (dtype, want.dims()), "{what}");
-                let (want, got) = (wide(&want), wide(&got));
-                let scale = largest(&want).max(LEAST);
-                for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-                    let error = (g - w).abs() / scale;
-                    assert!(error <= tolerance, "{what} in {dtype:?}, [{i}]: {g} against {w}");
+                compare(&what, &want, &got, tolerance);
+                let (whole, there) = (variables(&whole), variables(&there));
+                compare(&format!("{what}, tracked"), &want, &op(&there).unwrap(), tolerance);
+                let want = gradients(&op, &whole, &whole).unwrap();
+                let got = gradients(&op, &there, &there).unwrap();
+                for (i, (want, got)) in want.into_iter().zip(got).enumerate() {
+                    let (want, got) = (want.unwrap(), got.unwrap());
+                    compare(&format!("{what}, gradient {i}"), &want, &got, 2.0 * tolerance);
                 }
             }
         }
@@ -1057,6 +1071,30 @@ fn larger_ops() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
             vec![vec![2, 70, 2 * width], vec![2, 130, 2 * width], vec![2, 130, 2 * width]],
             op(move |t| ops::attention(&t[0], &t[1], &t[2], Heads::new(2, width), None, false)),
         ));
+    }
+    // Heads of any width, of values too; keys that are hidden or weigh more; as many tokens as
+    // there are in a tile, one more, and one.
+    for (queries, keys, width, of_values) in
+        [(70, 130, 5, 8), (64, 64, 37, 21), (65, 65, 64, 72), (1, 129, 33, 33), (300, 1, 80, 16)]
+    {
+        let shapes = || {
+            let (queries, keys) = (vec![2, queries, 3 * width], vec![2, keys, 3 * width]);
+            let values = vec![2, keys[1], 3 * of_values];
+            vec![queries, keys, values]
+        };
+        let biases: Arc<[f32]> = (0..2 * keys)
+            .map(|key| if key % 5 == 1 { -1e4 } else { (key % 7) as f32 / 3.0 })
+            .collect();
+        for bias in [None, Some(biases)] {
+            for causal in [false, true] {
+                let (bias, heads) = (bias.clone(), Heads::new(3, width));
+                ops.push((
+                    "attention of any width",
+                    shapes(),
+                    op(move |t| ops::attention(&t[0], &t[1], &t[2], heads, bias.clone(), causal)),
+                ));
+            }
+        }
     }
     ops
 }

@@ -262,6 +262,9 @@ pub(super) fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     y.tracked("upsample_nearest", &[x], backward)
 }
 
+/// Each by a warp.
+const ROWS_OF_A_BLOCK: usize = 4;
+
 /// `rows`: successive rows of one scale and shift; 0 if they are all rows', and the scale is the
 /// weight itself.
 fn layer_norm(
@@ -271,13 +274,15 @@ fn layer_norm(
     (width, rows): (usize, usize),
     eps: f32,
 ) -> Result<Output> {
+    let all = x.elem_count() / width.max(1);
     let launch = Launch {
         name: "layer_norm",
         width: common_width(x.dtype(), width, &[scale_stride, shift_stride]),
-        blocks: (x.elem_count() / width.max(1), 1),
-        threads: threads_over(width, 2 * numbers_an_access(x.dtype())).min(512),
+        blocks: (all.div_ceil(ROWS_OF_A_BLOCK), 1),
+        threads: 32 * ROWS_OF_A_BLOCK,
         shared: 0,
         scalars: &[
+            Scalar::Size(all),
             Scalar::Int(width as i32),
             Scalar::Int(rows as i32),
             Scalar::Int(scale_stride as i32),

@@ -1,19 +1,30 @@
-//! Softmax, and attention: by cuDNN where it can, otherwise in candle's operations, some queries at
-//! a time.
+//! Softmax, and attention. In 16 bits attention is cuDNN's where nothing but the scale changes the
+//! scores, or the kernels of `attention.cuh`, which have a backward pass too; in 32 bits, or of wide
+//! heads, it is made of candle's operations, for some queries at a time.
 
 use super::gradients;
 #[cfg(feature = "cudnn")]
 use super::launch::made_by_cudnn;
-use super::launch::{Launch, Scalar, made, numbers_an_access, plain, threads_over};
-use super::node::{Backward, Output};
-use candle_core::{D, DType, Result, Tensor};
+use super::launch::{
+    self, Launch, Scalar, THREADS, filled, made, numbers_an_access, plain, threads_over,
+    with_addresses,
+};
+use super::node::{Backward, Output, zeros_like};
+use candle_core::{CudaDevice, D, DType, Result, Tensor, bail};
 use secateur_kernels::attention::Shape;
 
 /// The queries whose scores are in memory at once.
 const QUERIES: usize = 1024;
 
+/// The widths of heads that there are kernels for: narrower heads are padded to one of them.
+const FORWARD: [usize; 8] = [32, 48, 64, 80, 96, 128, 160, 256];
+const BACKWARD: [usize; 5] = [32, 48, 64, 80, 128];
+
+/// The queries or keys of a block of the backward kernels; of the other side a block takes as many
+/// at a time, as the forward kernels do of keys.
+const TILE: usize = 64;
+
 /// How scores are made.
-#[derive(Clone)]
 struct Scores {
     shape: Shape,
     scale: f32,
@@ -30,24 +41,49 @@ pub(in crate::ops) fn attention(
     causal: bool,
 ) -> Result<Tensor> {
     let tensors = plain(&inputs)?;
+    let (dtype, device) = (tensors[0].dtype(), inputs[0].device());
+    if shape.keys == 0 || result_of(shape).elem_count() == 0 {
+        let y = match result_of(shape).elem_count() {
+            0 => filled(device.as_cuda_device()?, dtype, result_of(shape), |_| Ok(()))?.untracked(),
+            _ => Tensor::zeros(result_of(shape), dtype, device)?,
+        };
+        return Output::of(y, "attention", &inputs, |given| {
+            given.inputs.iter().map(|x| zeros_like(x).map(Some)).collect()
+        });
+    }
     let bias = match key_bias {
-        Some(bias) if shape.keys > 0 => {
+        Some(bias) => {
             let sizes = (bias.len() / shape.keys, 1, 1, shape.keys);
-            Some(Tensor::from_slice(bias, sizes, inputs[0].device())?)
+            Some(Tensor::from_slice(bias, sizes, device)?)
         }
-        _ => None,
+        None => None,
     };
     let scores = Scores { shape, scale, bias, causal };
-    let of_backward = scores.clone();
-    let backward = move |given: &Backward<'_>| of_backward.gradients(given);
+    // cuDNN's forward pass leaves nothing that the kernels' backward pass could go on from.
     #[cfg(feature = "cudnn")]
     if scores.bias.is_none()
         && !causal
+        && !inputs.iter().any(|input| input.track_op())
         && let Some(y) = by_cudnn(&tensors, shape, scale)?
     {
-        return y.tracked("attention", &inputs, backward);
+        return Ok(y.untracked());
     }
-    Output::of(scores.attention(&tensors)?, "attention", &inputs, backward)
+    if let Some(padded) = scores.padded(dtype, &FORWARD) {
+        let (y, log_sums) = scores.by_kernel(&tensors, padded)?;
+        return y.tracked("attention", &inputs, move |given| {
+            match scores.padded(dtype, &BACKWARD) {
+                Some(padded) => scores.gradients_by_kernels(given, &log_sums, padded),
+                None => scores.gradients(given),
+            }
+        });
+    }
+    let y = scores.attention(&tensors)?;
+    Output::of(y, "attention", &inputs, move |given| scores.gradients(given))
+}
+
+/// Samples x queries x (heads * value width).
+fn result_of(shape: Shape) -> candle_core::Shape {
+    (shape.batch, shape.queries, shape.heads * shape.value_dim).into()
 }
 
 /// None where cuDNN is not there, or has no way for numbers of that type or heads of that width.
@@ -55,17 +91,156 @@ pub(in crate::ops) fn attention(
 fn by_cudnn(tensors: &[Tensor], shape: Shape, scale: f32) -> Result<Option<Output>> {
     let dtype = tensors[0].dtype();
     let is_whole = |width: usize| width.is_multiple_of(8);
-    let sizes = (shape.batch, shape.queries, shape.heads * shape.value_dim);
     if dtype == DType::F32 || !is_whole(shape.head_dim) || !is_whole(shape.value_dim) {
         return Ok(None);
     }
-    made_by_cudnn(&tensors.iter().collect::<Vec<_>>(), sizes, |cudnn, addresses, y| {
+    made_by_cudnn(&tensors.iter().collect::<Vec<_>>(), result_of(shape), |cudnn, addresses, y| {
         let &[q, k, v] = addresses else { return Ok(false) };
         cudnn.attention((dtype, shape, scale), [q, k, v, y])
     })
 }
 
 impl Scores {
+    /// The narrowest of `widths` that heads fit in; None if none does, or the kernels know no
+    /// numbers of that type.
+    fn padded(&self, dtype: DType, widths: &[usize]) -> Option<usize> {
+        let width = self.shape.head_dim.max(self.shape.value_dim);
+        let padded = widths.iter().copied().find(|&padded| padded >= width);
+        padded.filter(|_| dtype != DType::F32)
+    }
+
+    /// A kernel of `attention.cuh`, whose blocks keep `rows` of `tokens` in shared memory and go
+    /// over tiles of the others.
+    fn start(
+        &self,
+        device: &CudaDevice,
+        (name, dtype, padded): (&str, DType, usize),
+        (tokens, rows, rows_held): (usize, usize, usize),
+        (inputs, output): (&[u64], u64),
+    ) -> Result<()> {
+        let Shape { batch, heads, .. } = self.shape;
+        let scalars = self.scalars();
+        let launch = Launch {
+            name: &format!("{name}_{padded}"),
+            width: 1,
+            blocks: (tokens.div_ceil(rows), batch * heads),
+            threads: 128,
+            shared: rows_held * (padded + 8) * dtype.size_in_bytes() / size_of::<f32>(),
+            scalars: &scalars,
+        };
+        launch::start(&launch, device, dtype, inputs, output)
+    }
+
+    /// `Sizes` of `attention.cuh`.
+    fn scalars(&self) -> [Scalar; 8] {
+        let Shape { heads, queries, keys, head_dim, value_dim, .. } = self.shape;
+        let int = |number: usize| Scalar::Int(number as i32);
+        let bias_stride = match &self.bias {
+            Some(bias) if bias.elem_count() > keys => keys,
+            _ => 0,
+        };
+        [
+            int(heads),
+            int(queries),
+            int(keys),
+            int(head_dim),
+            int(value_dim),
+            Scalar::Float(self.scale),
+            int(usize::from(self.causal)),
+            int(bias_stride),
+        ]
+    }
+
+    /// The address of the bias, or none.
+    fn with_bias<R>(&self, body: impl FnOnce(u64) -> Result<R>) -> Result<R> {
+        match &self.bias {
+            Some(bias) => with_addresses(&[bias], |_, bias| body(bias[0])),
+            None => body(0),
+        }
+    }
+
+    /// The result, and log2 of the sums of exponentials (samples x heads x queries).
+    fn by_kernel(&self, tensors: &[Tensor], padded: usize) -> Result<(Output, Tensor)> {
+        let Shape { batch, heads, queries, .. } = self.shape;
+        let dtype = tensors[0].dtype();
+        let rows = if padded > 128 { TILE } else { 2 * TILE };
+        let mut y = None;
+        let log_sums = self.with_bias(|bias| {
+            with_addresses(&tensors.iter().collect::<Vec<_>>(), |device, qkv| {
+                filled(device, DType::F32, (batch, heads, queries), |log_sums| {
+                    y = Some(filled(device, dtype, result_of(self.shape), |y| {
+                        let inputs = [qkv[0], qkv[1], qkv[2], bias, log_sums];
+                        let held = (queries, rows, rows + 2 * TILE);
+                        self.start(device, ("attention", dtype, padded), held, (&inputs, y))
+                    })?);
+                    Ok(())
+                })
+            })
+        })?;
+        let Some(y) = y else { bail!("attention: nothing to compute") };
+        Ok((y, log_sums.untracked()))
+    }
+
+    fn gradients_by_kernels(
+        &self,
+        given: &Backward<'_>,
+        log_sums: &Tensor,
+        padded: usize,
+    ) -> gradients::Gradients {
+        let Shape { batch, heads, queries, keys, head_dim, value_dim } = self.shape;
+        let dtype = given.gradient.dtype();
+        let scalars = self.scalars();
+        let count = batch * heads * queries;
+        let of_outputs = Launch {
+            name: "attention_deltas",
+            width: 1,
+            blocks: (count.div_ceil(THREADS / 32), 1),
+            threads: THREADS,
+            shared: 0,
+            scalars: &[&[Scalar::Size(count)], &scalars[..]].concat(),
+        };
+        let deltas = launch::run(
+            &of_outputs,
+            &[given.output, given.gradient],
+            (DType::F32, (batch, heads, queries)),
+        )?
+        .untracked();
+        let mut tensors = plain(&given.inputs.iter().collect::<Vec<_>>())?;
+        tensors.extend([given.gradient.clone(), log_sums.clone(), deltas]);
+        let (rows_held, wanted) = (4 * TILE, given.wanted);
+        let width_of = |head: usize| heads * head;
+        self.with_bias(|bias| {
+            with_addresses(&tensors.iter().collect::<Vec<_>>(), |device, addresses| {
+                let &[q, k, v, g, log_sums, deltas] = addresses else {
+                    bail!("attention: {} tensors", addresses.len())
+                };
+                let inputs = [q, k, v, bias, g, log_sums, deltas];
+                let of_queries = || {
+                    filled(device, dtype, (batch, queries, width_of(head_dim)), |to| {
+                        let name = ("attention_of_queries", dtype, padded);
+                        self.start(device, name, (queries, TILE, rows_held), (&inputs, to))
+                    })
+                };
+                let of_q = wanted[0].then(of_queries).transpose()?.map(Output::untracked);
+                let (mut of_k, mut of_v) = (None, None);
+                if wanted[1] || wanted[2] {
+                    let keys_sizes = (batch, keys, width_of(head_dim));
+                    of_k = Some(filled(device, dtype, keys_sizes, |to_keys| {
+                        let sizes = (batch, keys, width_of(value_dim));
+                        of_v = Some(filled(device, dtype, sizes, |to_values| {
+                            let name = ("attention_of_keys", dtype, padded);
+                            let inputs = [&inputs[..], &[to_keys]].concat();
+                            let held = (keys, TILE, rows_held);
+                            self.start(device, name, held, (&inputs, to_values))
+                        })?);
+                        Ok(())
+                    })?);
+                }
+                Ok(vec![of_q, of_k.map(Output::untracked), of_v.map(Output::untracked)])
+            })
+        })
+    }
+
     /// Samples x heads x tokens x width.
     fn by_head(&self, x: &Tensor, tokens: usize, width: usize) -> Result<Tensor> {
         let Shape { batch, heads, .. } = self.shape;
@@ -101,10 +276,7 @@ impl Scores {
     }
 
     fn attention(&self, tensors: &[Tensor]) -> Result<Tensor> {
-        let Shape { batch, heads, queries, keys, head_dim, value_dim } = self.shape;
-        if batch * heads * queries * value_dim == 0 || keys == 0 {
-            return tensors[0].zeros_like();
-        }
+        let Shape { queries, keys, head_dim, value_dim, .. } = self.shape;
         let q = self.by_head(&tensors[0], queries, head_dim)?;
         let k = self.by_head(&tensors[1], keys, head_dim)?;
         let v = self.by_head(&tensors[2], keys, value_dim)?;

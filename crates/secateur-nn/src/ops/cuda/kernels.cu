@@ -4,6 +4,7 @@
 // 16 bytes where pointers and widths allow it, otherwise one number. Its entry points are named
 // NAME_TYPE_N, see the end.
 
+#include "attention.cuh"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -151,94 +152,87 @@ __device__ void upsample(const T *x, T *y, size_t count, int width, int factor) 
   }
 }
 
-// A block a row, of at most 512 threads; what of the row a thread holds stays in its registers, up
-// to HELD accesses.
+// The sum of x over `lanes` lanes of a warp that follow each other, a power of two, for all of them.
+__device__ inline float warp_sum(float x, int lanes = 32) {
+  for (int o = lanes / 2; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+  return x;
+}
+
+// A warp a row, of which a lane keeps HELD accesses in registers.
 // `rows`: successive rows with one scale and shift, which lie `scale_stride` and `shift_stride`
 // numbers after those before; 0: all, and the scale is the weight itself.
 template <typename T, int N>
-__device__ void layer_norm(const T *x, const T *scale, const T *shift, T *y, int width, int rows,
-                           int scale_stride, int shift_stride, float eps) {
-  const int HELD = 4;
-  const T *from = x + blockIdx.x * (size_t)width;
-  const int across = width / N;
-  float v[HELD][N], sum = 0.f;
-#pragma unroll
-  for (int h = 0; h < HELD; h++) {
-    const int i = threadIdx.x + h * blockDim.x;
-    if (i < across) {
-      load<T, N>(from, i, v[h]);
-#pragma unroll
-      for (int k = 0; k < N; k++) sum += v[h][k];
-    }
-  }
-  for (int i = threadIdx.x + HELD * blockDim.x; i < across; i += blockDim.x) {
-    float more[N];
-    load<T, N>(from, i, more);
-#pragma unroll
-    for (int k = 0; k < N; k++) sum += more[k];
-  }
-  const float mean = block_sum(sum) / width;
-  sum = 0.f;
+__device__ void layer_norm(const T *x, const T *scale, const T *shift, T *y, size_t all, int width,
+                           int rows, int scale_stride, int shift_stride, float eps) {
+  const int HELD = 12;
+  const size_t row = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
+  if (row >= all) return;
+  const int lane = threadIdx.x & 31, across = width / N;
+  const Vector<T, N> *from = reinterpret_cast<const Vector<T, N> *>(x + row * width);
+  Vector<T, N> held[HELD];
 #pragma unroll
   for (int h = 0; h < HELD; h++)
-    if (threadIdx.x + h * blockDim.x < across)
+    if (lane + 32 * h < across) held[h] = from[lane + 32 * h];
+  // Calls f with all accesses of this lane.
+  auto each = [&](auto f) {
 #pragma unroll
-      for (int k = 0; k < N; k++) sum += (v[h][k] - mean) * (v[h][k] - mean);
-  for (int i = threadIdx.x + HELD * blockDim.x; i < across; i += blockDim.x) {
-    float more[N];
-    load<T, N>(from, i, more);
+    for (int h = 0; h < HELD; h++)
+      if (lane + 32 * h < across) f(lane + 32 * h, held[h]);
+    for (int i = lane + 32 * HELD; i < across; i += 32) f(i, from[i]);
+  };
+  float sum = 0.f;
+  each([&](int, const Vector<T, N> &v) {
 #pragma unroll
-    for (int k = 0; k < N; k++) sum += (more[k] - mean) * (more[k] - mean);
-  }
-  const float inverse = rsqrtf(block_sum(sum) / width + eps), one = rows ? 1.f : 0.f;
-  const size_t sample = rows ? blockIdx.x / rows : 0;
-  const T *scales = scale + sample * scale_stride, *shifts = shift + sample * shift_stride;
-  T *to = y + blockIdx.x * (size_t)width;
+    for (int k = 0; k < N; k++) sum += to_float(v.at[k]);
+  });
+  const float mean = warp_sum(sum) / width;
+  float square = 0.f;
+  each([&](int, const Vector<T, N> &v) {
 #pragma unroll
-  for (int h = 0; h < HELD; h++) {
-    const int i = threadIdx.x + h * blockDim.x;
-    if (i < across) {
-      float a[N], b[N];
-      load<T, N>(scales, i, a);
-      load<T, N>(shifts, i, b);
-#pragma unroll
-      for (int k = 0; k < N; k++) v[h][k] = (v[h][k] - mean) * inverse * (one + a[k]) + b[k];
-      store<T, N>(to, i, v[h]);
+    for (int k = 0; k < N; k++) {
+      const float d = to_float(v.at[k]) - mean;
+      square += d * d;
     }
-  }
-  for (int i = threadIdx.x + HELD * blockDim.x; i < across; i += blockDim.x) {
-    float more[N], a[N], b[N];
-    load<T, N>(from, i, more);
+  });
+  const float inverse = rsqrtf(warp_sum(square) / width + eps), one = rows ? 1.f : 0.f;
+  const size_t sample = rows ? row / rows : 0;
+  const T *scales = scale + sample * scale_stride, *shifts = shift + sample * shift_stride;
+  each([&](int i, const Vector<T, N> &v) {
+    float a[N], b[N];
     load<T, N>(scales, i, a);
     load<T, N>(shifts, i, b);
 #pragma unroll
-    for (int k = 0; k < N; k++) more[k] = (more[k] - mean) * inverse * (one + a[k]) + b[k];
-    store<T, N>(to, i, more);
-  }
+    for (int k = 0; k < N; k++) a[k] = (to_float(v.at[k]) - mean) * inverse * (one + a[k]) + b[k];
+    store<T, N>(y + row * width, i, a);
+  });
 }
 
-// A warp a row of `width`.
+// Rows of `width`, each by as many lanes of a warp as it has accesses, rounded up to a power of two.
 template <typename T, int N>
 __device__ void rms_norm(const T *x, const T *weight, T *y, size_t rows, int width, float eps) {
-  const size_t row = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
-  if (row >= rows) return;
-  const int lane = threadIdx.x & 31, across = width / N;
-  const T *from = x + row * width;
-  T *to = y + row * width;
-  float v[N], w[N], sum = 0.f;
-  for (int i = lane; i < across; i += 32) {
-    load<T, N>(from, i, v);
+  const int across = width / N;
+  int lanes = 32;
+  while (lanes / 2 >= across && lanes > 1) lanes /= 2;
+  const int lane = threadIdx.x % lanes, of_warp = 32 / lanes;
+  const size_t warps = gridDim.x * (size_t)(blockDim.x / 32);
+  size_t first = (blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32) * of_warp;
+  for (; first < rows; first += warps * of_warp) {
+    const size_t row = first + threadIdx.x % 32 / lanes;
+    const T *from = x + row * width;
+    float v[N], w[N], sum = 0.f;
+    for (int i = lane; row < rows && i < across; i += lanes) {
+      load<T, N>(from, i, v);
 #pragma unroll
-    for (int k = 0; k < N; k++) sum += v[k] * v[k];
-  }
-  for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-  const float inverse = rsqrtf(sum / width + eps);
-  for (int i = lane; i < across; i += 32) {
-    load<T, N>(from, i, v);
-    load<T, N>(weight, i, w);
+      for (int k = 0; k < N; k++) sum += v[k] * v[k];
+    }
+    const float inverse = rsqrtf(warp_sum(sum, lanes) / width + eps);
+    for (int i = lane; row < rows && i < across; i += lanes) {
+      load<T, N>(from, i, v);
+      load<T, N>(weight, i, w);
 #pragma unroll
-    for (int k = 0; k < N; k++) v[k] *= inverse * w[k];
-    store<T, N>(to, i, v);
+      for (int k = 0; k < N; k++) v[k] *= inverse * w[k];
+      store<T, N>(y + row * width, i, v);
+    }
   }
 }
 
@@ -591,10 +585,10 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
   extern "C" __global__ void softmax_##TYPE##_##N(const T *x, T *y, int width) {                   \
     softmax<T, N>(x, y, width);                                                                    \
   }                                                                                                \
-  extern "C" __global__ void __launch_bounds__(512)                                                \
-      layer_norm_##TYPE##_##N(const T *x, const T *scale, const T *shift, T *y, int width,         \
-                              int rows, int scale_stride, int shift_stride, float eps) {           \
-    layer_norm<T, N>(x, scale, shift, y, width, rows, scale_stride, shift_stride, eps);            \
+  extern "C" __global__ void layer_norm_##TYPE##_##N(                                              \
+      const T *x, const T *scale, const T *shift, T *y, size_t all, int width, int rows,           \
+      int scale_stride, int shift_stride, float eps) {                                             \
+    layer_norm<T, N>(x, scale, shift, y, all, width, rows, scale_stride, shift_stride, eps);       \
   }                                                                                                \
   extern "C" __global__ void rms_norm_##TYPE##_##N(const T *x, const T *weight, T *y, size_t rows, \
                                                    int width, float eps) {                         \

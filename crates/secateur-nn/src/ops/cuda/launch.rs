@@ -5,6 +5,7 @@ use super::cudnn::Cudnn;
 use super::node::Output;
 use super::products::Products;
 use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, DevicePtr, LaunchConfig, PushKernelArg,
 };
@@ -89,6 +90,9 @@ impl Launch<'_> {
 }
 
 pub(super) const THREADS: usize = 256;
+
+/// Bytes of shared memory that a block has without asking for more.
+const SHARED_UNASKED: u32 = 48 << 10;
 
 /// More wait for others to end.
 const MOST_BLOCKS: usize = 1 << 16;
@@ -226,10 +230,15 @@ pub(super) fn start(
             Scalar::Float(value) => builder.arg(value),
         };
     }
+    let shared = (launch.shared * size_of::<f32>()) as u32;
+    if shared > SHARED_UNASKED {
+        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(most, shared as i32).w()?;
+    }
     let config = LaunchConfig {
         grid_dim: (launch.blocks.0 as u32, launch.blocks.1 as u32, 1),
         block_dim: (launch.threads as u32, 1, 1),
-        shared_mem_bytes: (launch.shared * size_of::<f32>()) as u32,
+        shared_mem_bytes: shared,
     };
     // SAFETY: the addresses are those of live tensors, the shapes were checked by the operation,
     // and the kernel's parameters are in this order.

@@ -70,6 +70,11 @@ impl Backward<'_> {
     }
 }
 
+/// Zeros of the type and shape of `x`, outside of the graph; candle makes no empty tensor there.
+pub(super) fn zeros_like(x: &Tensor) -> Result<Tensor> {
+    if x.elem_count() == 0 { Ok(x.detach()) } else { x.zeros_like() }
+}
+
 struct Made<B> {
     name: &'static str,
     /// What was made, until it is put into the graph.
@@ -100,10 +105,8 @@ impl<B: Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>> Node for Made<B> {
         if output.elem_count() == 0 {
             let mut zeros = [const { None }; N];
             for (zero, (input, wanted)) in zeros.iter_mut().zip(inputs.into_iter().zip(wanted)) {
-                if wanted && input.elem_count() > 0 {
-                    *zero = Some(input.zeros_like()?);
-                } else if wanted {
-                    *zero = Some(input.detach());
+                if wanted {
+                    *zero = Some(zeros_like(input)?);
                 }
             }
             return Ok(zeros);
