@@ -1,8 +1,9 @@
-"""Times one call of a denoiser of random weights in diffusers, eager and compiled.
+"""Times one call of a model of random weights in diffusers, eager and compiled.
 
-    peer.py CONFIGURATION PIXELS SAMPLES [--eager]
+    peer.py CONFIGURATION PIXELS SAMPLES [denoiser|vae|text_encoder_3] [--eager]
 
-CONFIGURATION: a folder of `tools/full_size`. Prints milliseconds: the median of seven calls.
+CONFIGURATION: a folder of `tools/full_size`. Of the VAE the decoder is timed, of the T5 512 tokens.
+Prints milliseconds, the median of seven calls, and the peak of the tensors' memory.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+import transformers
 
 
 def build(folder):
@@ -77,19 +79,54 @@ def timed(call):
     return 1e3 * statistics.median(seconds)
 
 
+def denoiser(folder, pixels, samples):
+    model = build(folder)
+    given = inputs(model, pixels, samples)
+    return model, lambda model: model(**given, return_dict=False)
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents):
+        return self.vae.decode(latents, return_dict=False)
+
+
+def vae(folder, pixels, samples):
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    with torch.device("cuda"):
+        model = diffusers.AutoencoderKL.from_config(config)
+    model = model.to(torch.bfloat16).eval().requires_grad_(False)
+    shape = (samples, config["latent_channels"], pixels // 8, pixels // 8)
+    latents = torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+    return Decoder(model), lambda model: model(latents)
+
+
+def text_encoder_3(folder, _, samples):
+    config = transformers.T5Config.from_json_file(folder / "text_encoder_3" / "config.json")
+    with torch.device("cuda"):
+        model = transformers.T5EncoderModel(config)
+    model = model.to(torch.bfloat16).eval().requires_grad_(False)
+    ids = torch.arange(512 * samples, device="cuda").reshape(samples, 512)
+    return model, lambda model: model(ids, return_dict=False)
+
+
 def main(configuration, pixels, samples, *options):
-    model = build(Path(configuration))
-    given = inputs(model, int(pixels), int(samples))
+    names = [name for name in options if not name.startswith("--")] or ["denoiser"]
+    component = {"denoiser": denoiser, "vae": vae, "text_encoder_3": text_encoder_3}[names[0]]
+    model, call = component(Path(configuration), int(pixels), int(samples))
     torch.cuda.reset_peak_memory_stats()
-    eager = timed(lambda: model(**given, return_dict=False))
+    eager = timed(lambda: call(model))
     peak = torch.cuda.max_memory_allocated() / 2**30
     print(f"eager {eager:.2f} ms, peak {peak:.2f} GiB", flush=True)
     if "--eager" in options:
         return
-    if "UNet" in type(model).__name__:
+    if names[0] == "vae" or "UNet" in type(model).__name__:
         model = model.to(memory_format=torch.channels_last)
     compiled = torch.compile(model)
-    print(f"compiled {timed(lambda: compiled(**given, return_dict=False)):.2f} ms", flush=True)
+    print(f"compiled {timed(lambda: call(compiled)):.2f} ms", flush=True)
 
 
 main(*sys.argv[1:])

@@ -13,6 +13,7 @@ pub use edits::{Cuts, Edits, Removal, Removals};
 pub use group::{
     Axis, Between, DimensionGroup, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Part, Slice,
 };
+use secateur_nn::Placement;
 pub(crate) use site::Rows;
 pub use site::{Description, Site};
 use std::collections::BTreeSet;
@@ -35,7 +36,7 @@ pub struct Structure {
     pub activations: usize,
 }
 
-/// Memory of a call of a denoiser, in bytes, for numbers in f32.
+/// Memory of a call of a denoiser, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
     /// Bytes of the parameters.
@@ -51,6 +52,16 @@ impl Memory {
     #[must_use]
     pub fn total(&self) -> u64 {
         self.weights + self.packed_weights + self.activations
+    }
+
+    /// The memory on `placement` of what takes this much in f32 on the CPU.
+    pub(crate) fn at(self, placement: &Placement) -> Self {
+        let at = |bytes: u64| bytes / size_of::<f32>() as u64 * placement.bytes_of_a_number();
+        Self {
+            weights: at(self.weights),
+            packed_weights: if placement.packs_weights() { self.packed_weights } else { 0 },
+            activations: at(self.activations),
+        }
     }
 }
 
@@ -130,7 +141,7 @@ impl Structure {
         self.blocks.iter().flat_map(|block| &block.layers)
     }
 
-    /// Memory of a call with `samples` samples. `parameters` is the number of the model's
+    /// Memory of a call with `samples` samples on the CPU. `parameters` is the number of the model's
     /// parameters.
     #[must_use]
     pub fn memory(&self, parameters: u64, samples: usize) -> Memory {

@@ -74,6 +74,26 @@ pub fn description(device: &Device) -> Option<String> {
     }
 }
 
+/// The memory of a GPU, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// All of it.
+    pub total: u64,
+    /// What this program can still take.
+    pub free: u64,
+    /// The most that this program's tensors have taken at a time.
+    pub peak: u64,
+}
+
+/// The memory of a GPU; None of the CPU, or if the driver does not tell.
+pub(crate) fn memory(device: &Device) -> Option<DeviceMemory> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::memory(device).ok(),
+        _ => None,
+    }
+}
+
 /// The same tensor on `device`.
 ///
 /// # Errors
@@ -109,6 +129,8 @@ pub(crate) use cuda::is_there;
 
 #[cfg(feature = "cuda")]
 mod cuda {
+    use super::DeviceMemory;
+    use candle_core::cuda_backend::cudarc::driver::result::DriverError;
     use candle_core::cuda_backend::cudarc::driver::{CudaContext, sys};
     use candle_core::cuda_backend::cudarc::get_lib_name_candidates;
     use candle_core::cuda_backend::{CudaDType, WrapErr};
@@ -200,19 +222,42 @@ mod cuda {
         Ok(Tensor::from_storage(storage, tensor.shape(), BackpropOp::none(), false))
     }
 
-    /// Memory that is freed stays with the program, for the next tensor.
-    fn keep_freed_memory(
-        device: sys::CUdevice,
-    ) -> Result<(), candle_core::cuda_backend::cudarc::driver::DriverError> {
-        let mut all = u64::MAX;
+    use sys::CUmemPool_attribute as Attribute;
+
+    /// The pool that all tensors are taken from.
+    fn pool(device: sys::CUdevice) -> Result<sys::CUmemoryPool, DriverError> {
         let mut pool = std::ptr::null_mut();
-        // SAFETY: the device is open, and the attribute's value a u64.
-        #[expect(unsafe_code, reason = "calls of the driver")]
-        unsafe {
-            sys::cuDeviceGetDefaultMemPool(&raw mut pool, device).result()?;
-            let name = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            sys::cuMemPoolSetAttribute(pool, name, (&raw mut all).cast()).result()
-        }
+        // SAFETY: the device is open.
+        #[expect(unsafe_code, reason = "a call of the driver")]
+        unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, device) }.result()?;
+        Ok(pool)
+    }
+
+    /// Memory that is freed stays with the program, for the next tensor.
+    fn keep_freed_memory(device: sys::CUdevice) -> Result<(), DriverError> {
+        let (pool, mut all) = (pool(device)?, u64::MAX);
+        let name = Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the attribute's value is a u64.
+        #[expect(unsafe_code, reason = "a call of the driver")]
+        unsafe { sys::cuMemPoolSetAttribute(pool, name, (&raw mut all).cast()) }.result()
+    }
+
+    pub(super) fn memory(device: &CudaDevice) -> Result<DeviceMemory, DriverError> {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        let pool = pool(context.cu_device())?;
+        let attribute = |name| {
+            let mut bytes = 0u64;
+            // SAFETY: the attributes' values are u64.
+            #[expect(unsafe_code, reason = "a call of the driver")]
+            unsafe { sys::cuMemPoolGetAttribute(pool, name, (&raw mut bytes).cast()) }.result()?;
+            Ok(bytes)
+        };
+        let (free, total) = context.mem_get_info()?;
+        let kept = attribute(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?
+            .saturating_sub(attribute(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
+        let peak = attribute(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+        Ok(DeviceMemory { total: total as u64, free: free as u64 + kept, peak })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where a model lives, and in which numbers it computes.
 
-use crate::devices::{description, to_device};
+use crate::devices::{DeviceMemory, description, memory, to_device};
 use crate::error::Result;
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
 
@@ -28,6 +28,24 @@ impl Placement {
     #[must_use]
     pub fn description(&self) -> Option<String> {
         description(&self.device)
+    }
+
+    /// The memory of the GPU; None on the CPU.
+    #[must_use]
+    pub fn memory(&self) -> Option<DeviceMemory> {
+        memory(&self.device)
+    }
+
+    /// The bytes of a number that is computed with.
+    #[must_use]
+    pub fn bytes_of_a_number(&self) -> u64 {
+        self.dtype.size_in_bytes() as u64
+    }
+
+    /// Whether products read weights from a copy of their own layout.
+    #[must_use]
+    pub fn packs_weights(&self) -> bool {
+        self.device.is_cpu()
     }
 
     /// The same device in `f32`.

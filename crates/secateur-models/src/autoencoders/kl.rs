@@ -117,7 +117,10 @@ impl AutoencoderKlConfig {
     }
 
     /// The parameters that the model takes from a checkpoint, by name.
-    pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
         Parameters::wanted(Default::default(), |scope| AutoencoderKl::new(self, &scope.into()))
     }
 

@@ -104,7 +104,10 @@ impl T5Config {
     }
 
     /// The parameters that the model takes from a checkpoint, by name.
-    pub(crate) fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
+    ///
+    /// # Errors
+    /// If a placeholder cannot be made.
+    pub fn parameters(&self) -> Result<BTreeMap<String, Wanted>> {
         Parameters::wanted(Default::default(), |scope| T5Encoder::new(self, &scope))
     }
 

@@ -6,11 +6,11 @@ use crate::folder::model_folder::ModelFolder;
 use crate::structure::{Memory, Operation};
 
 impl ModelFolder {
-    /// Memory of a call of the denoiser with `samples` samples.
+    /// Memory of a call of the denoiser with `samples` samples, where the model is placed.
     #[must_use]
     pub fn memory(&self, sampling: &Sampling, samples: usize) -> Memory {
         let parameters = self.checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
-        self.computed_structure(sampling).memory(parameters, samples)
+        self.computed_structure(sampling).memory(parameters, samples).at(self.placement())
     }
 
     /// Bytes of the conditioning of one prompt.
@@ -20,7 +20,7 @@ impl ModelFolder {
             as u64
     }
 
-    /// Memory of the text encoders while prompts are encoded. Encoders without files count as
+    /// Memory of the text encoders while prompts are encoded, where the model is placed. Encoders without files count as
     /// nothing. Activations are not counted: the weights of the denoiser or of the encoders are
     /// larger.
     #[must_use]
@@ -40,10 +40,10 @@ impl ModelFolder {
                 }
             }
         }
-        memory
+        memory.at(self.placement())
     }
 
-    /// Memory of the autoencoder, which decodes one picture at a time. Zero if there is no
+    /// Memory of the autoencoder, which decodes one picture at a time, where it is placed. Zero if there is no
     /// autoencoder.
     #[must_use]
     pub fn autoencoder_memory(&self, sampling: &Sampling) -> Memory {
@@ -53,11 +53,12 @@ impl ModelFolder {
         let elements = |c: Checkpoint| c.tensors().map(|(_, info)| info.elements()).sum::<usize>();
         let decoder = self.decoder(sampling);
         let bytes = size_of::<f32>() as u64;
-        Memory {
+        let memory = Memory {
             weights: bytes * self.component(&VAE).map_or(0, elements) as u64,
             packed_weights: bytes * decoder.iter().map(Operation::weights).sum::<u64>(),
             activations: decoder.iter().map(Operation::alive_bytes).max().unwrap_or(0),
-        }
+        };
+        memory.at(&self.placement().beyond_f16())
     }
 
     /// Bytes kept for gradients while one picture is decoded.

@@ -2,9 +2,9 @@
 
 use clap::{Args, Parser, Subcommand};
 use secateur::settings::{
-    BenchSettings, CompareSettings, ConvertSettings, ExportSettings, GenerateSettings,
-    InspectSettings, ModelSettings, Positive, PruneSettings, SharedSettings, SkipSettings,
-    SlimSettings,
+    BenchSettings, CompareSettings, ConvertSettings, DeviceSettings, ExportSettings,
+    GenerateSettings, InspectSettings, ModelSettings, Positive, PruneSettings, SharedSettings,
+    SkipSettings, SlimSettings,
 };
 use std::path::PathBuf;
 
@@ -150,6 +150,9 @@ pub(crate) struct InspectArgs {
     /// Images at a time that --memory counts with [default: 8]
     #[arg(long, value_name = "N", requires = "memory")]
     pub(crate) batch: Option<Positive>,
+    /// Where --memory counts for
+    #[command(flatten)]
+    pub(crate) device: DeviceSettings,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use crate::cli::progress::{self, Progress};
 use crate::cli::told;
 use anyhow::{Result, bail};
 use secateur::format::quoted;
-use secateur::settings::{BenchSettings, Positive, options};
+use secateur::settings::{BenchSettings, DeviceSettings, Positive, options};
 use secateur::{Error, MethodSettings, Recipe};
 use serde::Serialize;
 use std::process::Command as Process;
@@ -120,8 +120,12 @@ fn inspect(args: &InspectArgs, common: &Common) -> Result<()> {
     let progress = Progress::new(common.quiet);
     if args.memory {
         let batch = args.batch.map_or(BATCH, Positive::get);
-        let memory = secateur::call_memory(&args.settings.model, batch, &progress)?;
+        let (model, device) = (&args.settings.model, &args.device);
+        let memory = secateur::call_memory(model, device, batch, &progress)?;
         return if common.json { print_json(&memory) } else { print(&memory.text()) };
+    }
+    if args.device != DeviceSettings::default() {
+        bail!(Error::Request("`device` and `dtype` need `memory` here".to_owned()));
     }
     let inspection = secateur::inspect(&args.settings, &progress)?;
     if common.json { print_json(&inspection) } else { print(&inspection.text(args.tree)) }

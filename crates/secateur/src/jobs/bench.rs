@@ -1,7 +1,7 @@
 //! Timing of models, side by side.
 
 use super::compare::{macs_a_call, model_summary};
-use super::folder::{check_memory, names, open_model, skipping};
+use super::folder::{MemoryNeeds, names, open_model, skipping};
 use crate::error::{Result, refuse};
 use crate::format::{bytes, count, table};
 use crate::machine::Product;
@@ -96,7 +96,14 @@ pub fn bench(
     observer: &dyn Observer,
 ) -> Result<Bench> {
     let open = |path: &PathBuf| open_model(path, args.variant.as_deref(), observer);
-    let folders = args.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let mut folders: Vec<ModelFolder> = Vec::new();
+    for path in &args.models {
+        let folder = open(path)?;
+        folders.push(match folders.first() {
+            Some(first) => folder.at(first.placement().clone()),
+            None => args.device.at(folder, observer)?,
+        });
+    }
     if folders.is_empty() {
         refuse!("there is no MODEL to time");
     }
@@ -104,7 +111,8 @@ pub fn bench(
     for folder in &folders[1..] {
         check_alike((&folders[0], &sampling), (folder, &args.sampling.sampling(folder, 1)?))?;
     }
-    folders.iter().try_for_each(|folder| check_memory(folder, &sampling, sampling.batch))?;
+    let needs = |folder: &ModelFolder| MemoryNeeds::of(folder, &sampling, sampling.batch);
+    folders.iter().try_for_each(|folder| needs(folder).check())?;
     let skipping = |folder: &ModelFolder| skipping(&sampling, folder, args.skipping.adapt);
     let samplings = folders.iter().map(skipping).collect::<Result<Vec<_>>>()?;
     let names = names(&folders.iter().map(ModelFolder::path).collect::<Vec<_>>());
@@ -121,13 +129,16 @@ pub fn bench(
     observer.begin("load", folders.len(), "models");
     let mut pipelines = Vec::new();
     for (folder, sampling) in folders.into_iter().zip(&samplings) {
-        let pipeline = Pipeline::open(args.device.at(folder, observer)?)?;
-        warm_up(&pipeline, sampling)?;
+        let needs = needs(&folder);
+        let pipeline = Pipeline::open(folder).map_err(|error| needs.explain(error))?;
+        warm_up(&pipeline, sampling).map_err(|error| needs.explain(error))?;
         pipelines.push(pipeline);
         observer.advance(1)?;
     }
     if peaks.is_empty() {
-        peaks.push(Some(memory::peak()).filter(|bytes| *bytes > 0));
+        let gpu = pipelines.first().and_then(|one| one.folder().placement().memory());
+        let process = Some(memory::peak()).filter(|bytes| *bytes > 0);
+        peaks.push(gpu.map(|gpu| gpu.peak).or(process));
     }
     let mut times: Vec<Times> = pipelines.iter().map(|_| Times::default()).collect();
     let mut product = Product::default();

@@ -1,7 +1,7 @@
 //! Comparison of the pictures of two models from the same noise.
 
 use super::folder::{
-    BATCH, check_memory, names, no_score, open_model, output as output_folder, skipping,
+    BATCH, MemoryNeeds, names, no_score, open_model, output as output_folder, skipping,
 };
 use super::prompts::held_out_prompts;
 use crate::error::{Result, refuse};
@@ -23,7 +23,8 @@ const SAMPLES: usize = 64;
 /// If the models cannot be compared, or one of them fails.
 pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Report> {
     let open = |path: &Path| open_model(path, settings.variant.as_deref(), observer);
-    let (reference, candidate) = (open(&settings.reference)?, open(&settings.candidate)?);
+    let reference = settings.device.at(open(&settings.reference)?, observer)?;
+    let candidate = open(&settings.candidate)?.at(reference.placement().clone());
     let sampling = settings.sampling.sampling(&reference, BATCH)?;
     check_comparable(&reference, &candidate, &sampling)?;
     let prompts = held_out_prompts(
@@ -31,7 +32,8 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
         &reference,
         settings.samples.map_or(SAMPLES, Positive::get),
     )?;
-    check_memory(&reference, &sampling, sampling.batch.min(prompts.len()))?;
+    let needs = MemoryNeeds::of(&reference, &sampling, sampling.batch.min(prompts.len()));
+    needs.check()?;
     let clip_path = settings.score.path(&reference);
     let clip = settings.score.open(&reference)?;
     reference.check_pictures()?;
@@ -61,21 +63,16 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
     for ((folder, name), sampling) in [reference, candidate].into_iter().zip(&names).zip(&samplings)
     {
         progress.begin("load", 0, "");
-        let pipeline = Pipeline::open(settings.device.at(folder, &progress)?)?;
+        let pipeline = Pipeline::open(folder).map_err(|error| needs.explain(error))?;
         if let Some(gpu) = pipeline.folder().placement().description() {
             told.insert("device".to_owned(), gpu.into());
         }
         models.push(model_summary(&pipeline, name, sampling)?);
-        pipeline.encode(&prompts, sampling, &progress)?;
+        pipeline.encode(&prompts, sampling, &progress).map_err(|error| needs.explain(error))?;
         progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
-        samples.push(Samples::generate(
-            &pipeline,
-            name,
-            &prompts,
-            sampling,
-            clip.as_ref(),
-            &progress,
-        )?);
+        let drawn =
+            Samples::generate(&pipeline, name, &prompts, sampling, clip.as_ref(), &progress);
+        samples.push(drawn.map_err(|error| needs.explain(error))?);
     }
     for (model, samples) in models.iter_mut().zip(&samples) {
         model.step_seconds = samples.step_seconds();

@@ -4,9 +4,7 @@ mod dry_run;
 mod needs;
 
 use super::compare::model_summary;
-use super::folder::{
-    BATCH, Job, borrowed, check_memory, links_left_out, names, no_score, skipping,
-};
+use super::folder::{BATCH, Job, MemoryNeeds, borrowed, links_left_out, names, no_score, skipping};
 use super::plan::{Done, finished};
 use super::prompts::prompt_lists;
 use crate::error::{Error, Result, refuse};
@@ -90,11 +88,8 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
             .cuts(&[&calibration.prompts[..], &report_prompts].concat(), &calibration.sampling)?,
     );
     let copied = folder.copied_bytes()?;
-    check_memory(
-        &folder,
-        &calibration.sampling,
-        calibration.sampling.batch.min(calibration.prompts.len()),
-    )?;
+    let images = calibration.sampling.batch.min(calibration.prompts.len());
+    MemoryNeeds::of(&folder, &calibration.sampling, images).check()?;
     let mut inputs = job.inputs(shared, &folder);
     inputs.extend(args.statistics.clone());
     if job.dry_run {

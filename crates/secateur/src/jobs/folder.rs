@@ -12,7 +12,7 @@ use secateur_models::files::shown;
 use secateur_models::{
     ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject,
 };
-use secateur_nn::{Placement, description};
+use secateur_nn::{DeviceMemory, Placement, description};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -225,20 +225,88 @@ pub(crate) fn links_left_out(folder: &ModelFolder) -> Option<String> {
     ))
 }
 
-/// Fails if this machine cannot hold the activations of `images` images at a time.
-pub(crate) fn check_memory(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Result<()> {
-    let needed = folder.memory(sampling, folder.passes(sampling.guidance) * images).activations;
-    if let Some(all) = memory::of_machine().filter(|all| needed > *all) {
-        let (height, width) =
-            (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor());
-        refuse!(
-            "{images} image(s) at a time of {height} x {width} pixels take {} of activations, and \
-             this machine has {} of memory: give a smaller `height`, `width` or `batch`",
-            bytes(needed),
-            bytes(all)
-        );
+/// The memory that drawing takes where a model is placed.
+pub(crate) struct MemoryNeeds {
+    placement: Placement,
+    /// Images at a time, and their sides in pixels.
+    images: usize,
+    pixels: (usize, usize),
+    /// Bytes of the weights of all components.
+    weights: u64,
+    /// Peak bytes beside the weights.
+    activations: u64,
+}
+
+impl MemoryNeeds {
+    /// Computes the memory for `images` images at a time.
+    pub(crate) fn of(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Self {
+        let denoiser = folder.memory(sampling, folder.passes(sampling.guidance) * images);
+        let autoencoder = folder.autoencoder_memory(sampling);
+        let encoders = folder.text_encoder_memory();
+        Self {
+            placement: folder.placement().clone(),
+            images,
+            pixels: (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor()),
+            weights: denoiser.weights + autoencoder.weights + encoders.weights,
+            activations: denoiser.activations.max(autoencoder.activations),
+        }
     }
-    Ok(())
+
+    /// Fails if the GPU or, without one, this machine cannot hold that.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.placement.memory() {
+            Some(gpu) if self.weights + self.activations > gpu.free => {
+                refuse!("{}", self.on_gpu(gpu))
+            }
+            Some(_) => {}
+            None => {
+                if let Some(all) = memory::of_machine().filter(|all| self.activations > *all) {
+                    refuse!(
+                        "{} take {} of activations, and this machine has {} of memory: give a \
+                         smaller `height`, `width` or `batch`",
+                        self.pictures(),
+                        bytes(self.activations),
+                        bytes(all)
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pictures(&self) -> String {
+        let (height, width) = self.pixels;
+        format!("{} image(s) at a time of {height} x {width} pixels", self.images)
+    }
+
+    fn on_gpu(&self, gpu: DeviceMemory) -> String {
+        let smaller = match self.placement.bytes_of_a_number() {
+            4 => ", or `dtype bf16`",
+            _ => "",
+        };
+        format!(
+            "{} take about {} of the GPU's memory, and the weights {}; of its {}, {} are free: \
+             give a smaller `batch`, `height` or `width`{smaller}, or `device cpu`",
+            self.pictures(),
+            bytes(self.activations),
+            bytes(self.weights),
+            bytes(gpu.total),
+            bytes(gpu.free)
+        )
+    }
+
+    /// Returns the error of drawing, or what the GPU lacked if its memory was full.
+    pub(crate) fn explain(&self, error: impl Into<Error>) -> Error {
+        let error = error.into();
+        let text = error.to_string().to_lowercase();
+        let is_full = ["out_of_memory", "alloc_failed"].iter().any(|name| text.contains(name));
+        match self.placement.memory() {
+            Some(gpu) if is_full => {
+                Error::Process(format!("the GPU's memory is full: {}", self.on_gpu(gpu)))
+            }
+            _ => error,
+        }
+    }
 }
 
 /// Returns `sampling` with the schedule of `folder`, if its model skips.

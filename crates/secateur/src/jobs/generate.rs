@@ -1,6 +1,6 @@
 //! Drawing of pictures from prompts.
 
-use super::folder::{BATCH, check_memory, output, skipping};
+use super::folder::{BATCH, MemoryNeeds, output, skipping};
 use super::prompts::held_out_prompts;
 use crate::error::{Result, refuse};
 use crate::profile::{Profile, Share};
@@ -37,6 +37,9 @@ pub struct Generated {
     pub images_per_second: f64,
     /// Time and memory of each stage.
     pub stages: Vec<Stage>,
+    /// The most bytes that tensors took on the GPU; None on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_peak_bytes: Option<u64>,
     /// Peak memory of the process in bytes.
     pub peak_bytes: u64,
     /// Each operation's share of the time, if it was requested.
@@ -59,7 +62,7 @@ pub struct Image {
 /// # Errors
 /// If the request does not fit the model, the model fails, or the folder cannot be written.
 pub fn generate(settings: &GenerateSettings, observer: &dyn Observer) -> Result<Generated> {
-    let folder = settings.model.open(observer)?;
+    let folder = settings.device.at(settings.model.open(observer)?, observer)?;
     let sampling = settings.sampling.sampling(&folder, BATCH)?;
     let sampling = skipping(&sampling, &folder, settings.skipping.adapt)?;
     let samples = settings.samples.map(Positive::get);
@@ -82,7 +85,8 @@ pub fn generate(settings: &GenerateSettings, observer: &dyn Observer) -> Result<
         ));
     }
     folder.check_pictures()?;
-    check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
+    let needs = MemoryNeeds::of(&folder, &sampling, sampling.batch.min(prompts.len()));
+    needs.check()?;
     let progress = Recorder::new(observer, &[], 0.0);
     folder.cuts(&prompts, &sampling)?.iter().for_each(|line| progress.warn(line));
     let inputs: Vec<&Path> =
@@ -90,16 +94,19 @@ pub fn generate(settings: &GenerateSettings, observer: &dyn Observer) -> Result<
     let output = output(&settings.out, settings.force, &inputs, observer)?;
     progress.begin("load", 0, "");
     let model = folder.path().to_owned();
-    let pipeline = Pipeline::open(settings.device.at(folder, &progress)?)?;
-    pipeline.encode(&prompts, &sampling, &progress)?;
+    let pipeline = Pipeline::open(folder).map_err(|error| needs.explain(error))?;
+    pipeline.encode(&prompts, &sampling, &progress).map_err(|error| needs.explain(error))?;
     let profile = settings.profile.then(Profile::start);
 
     progress.begin("generate", prompts.len() * sampling.steps, "image steps");
     let start = Instant::now();
     let mut images = Vec::new();
     for batch in sampling.batches(prompts.len()) {
-        let latents = pipeline.sample(&prompts, batch, &sampling, None, &progress)?;
-        for picture in split(&pipeline.pictures(&latents)?)? {
+        let pictures = pipeline
+            .sample(&prompts, batch, &sampling, None, &progress)
+            .and_then(|latents| pipeline.pictures(&latents))
+            .map_err(|error| needs.explain(error))?;
+        for picture in split(&pictures)? {
             let name = format!("{:04}.png", images.len());
             picture.save_png(output.path().join(&name))?;
             images.push(Image {
@@ -120,6 +127,7 @@ pub fn generate(settings: &GenerateSettings, observer: &dyn Observer) -> Result<
         guidance: sampling.guidance,
         seed: sampling.seed,
         gpu: pipeline.folder().placement().description(),
+        gpu_peak_bytes: pipeline.folder().placement().memory().map(|gpu| gpu.peak),
         seconds,
         images_per_second: images.len() as f64 / seconds,
         images,

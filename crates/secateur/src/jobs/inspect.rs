@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::format::{bytes, count, table};
-use crate::settings::{InspectSettings, ModelSettings};
+use crate::settings::{DeviceSettings, InspectSettings, ModelSettings};
 use secateur_models::{
     Block, HeadGroup, LayerName, Memory, ModelFolder, Observer, Pair, Reader, Removals,
     ReuseSchedule, Sampling, Structure, Unit,
@@ -140,24 +140,28 @@ pub struct CallMemory {
     #[serde(flatten)]
     memory: Memory,
     total: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<String>,
 }
 
-/// Returns the memory of a call for `batch` images. Each image counts twice if the model uses
-/// guidance by default.
+/// Returns the memory of a call for `batch` images on a device. Each image counts twice if the model
+/// uses guidance by default.
 ///
 /// # Errors
-/// If the folder cannot be read, or does not describe a model.
+/// If the folder cannot be read, or does not describe a model, or the device cannot be used.
 pub fn call_memory(
     model: &ModelSettings,
+    device: &DeviceSettings,
     batch: usize,
     observer: &dyn Observer,
 ) -> Result<CallMemory> {
-    let folder = model.open(observer)?;
+    let folder = device.at(model.open(observer)?, observer)?;
     let sampling = folder.sampling();
     let samples = folder.passes(sampling.guidance) * batch;
     let memory = folder.memory(&sampling, samples);
     let (name, model, total) = (folder.name(), folder.path().to_owned(), memory.total());
-    Ok(CallMemory { name, batch, model, samples, memory, total })
+    let gpu = folder.placement().description();
+    Ok(CallMemory { name, batch, model, samples, memory, total, gpu })
 }
 
 impl CallMemory {
@@ -170,8 +174,9 @@ impl CallMemory {
             ("activations at their most", self.memory.activations),
             ("a call of the denoiser", self.total),
         ];
+        let parts = parts.iter().filter(|(_, size)| *size > 0);
         let rows: Vec<_> =
-            parts.iter().map(|(what, size)| vec![(*what).to_owned(), bytes(*size)]).collect();
+            parts.map(|(what, size)| vec![(*what).to_owned(), bytes(*size)]).collect();
         let guided = self.samples > self.batch;
         let twice = if guided { ", each with and without its prompt" } else { "" };
         let table = table(&["", "memory"], &rows);

@@ -1,7 +1,7 @@
 //! Skipping: which blocks to compute at each denoising step (DiP-GO).
 
 use super::compare::model_summary;
-use super::folder::{Job, borrowed, check_memory, links_left_out, names, no_score};
+use super::folder::{Job, MemoryNeeds, borrowed, links_left_out, names, no_score};
 use super::plan::{Done, finished};
 use super::prompts::prompt_lists;
 use crate::error::{Result, refuse};
@@ -89,7 +89,7 @@ pub(super) fn run(args: &SkipSettings, job: &Job<'_>) -> Result<Done> {
     let inputs = job.inputs(shared, &folder);
     let (prompts, report_prompts, mut notes) = lists;
     notes.extend(folder.cuts(&[&prompts[..], &report_prompts].concat(), &sampling)?);
-    check_memory(&folder, &sampling, sampling.batch.min(prompts.len()))?;
+    MemoryNeeds::of(&folder, &sampling, sampling.batch.min(prompts.len())).check()?;
     if job.dry_run {
         job.check_output(&borrowed(&inputs), copied)?;
         let text = format!("{}\n\n{}", dry.text(), dry.memory.table());
