@@ -240,7 +240,7 @@ fn denoise(folder: &ModelFolder, sampling: &Sampling, samples: usize) -> Result<
 
 fn decode(folder: &ModelFolder, sampling: &Sampling, samples: usize) -> Result<CallOf> {
     let (path, placement) = (folder.path().join(VAE), folder.placement().clone());
-    let config = autoencoder_config(&path)?;
+    let config = autoencoder_config(&path.join("config.json"))?;
     let checkpoint = Checkpoint::open(&path, "diffusion_pytorch_model", None)?.at(&placement);
     let autoencoder = config.load(&checkpoint)?;
     let (height, width) = sampling.latent;

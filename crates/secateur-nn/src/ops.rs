@@ -320,6 +320,47 @@ pub fn attention(
     key_bias: Option<Arc<[f32]>>,
     causal: bool,
 ) -> Result<Tensor> {
+    let shape = attention_shape("attention", [q, k, v], heads)?;
+    let AttentionShape { batch, keys, .. } = shape;
+    check_key_bias("attention", key_bias.as_deref(), batch, keys)?;
+    match q.device() {
+        Device::Cpu => cpu::attention([q, k, v], shape, heads.scale, key_bias, causal),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            let bias = key_bias
+                .filter(|_| keys > 0)
+                .map(|bias| Tensor::from_slice(&bias, (bias.len() / keys, 1, 1, keys), q.device()));
+            cuda::attention([q, k, v], shape, heads.scale, bias.transpose()?.as_ref(), causal)
+        }
+        device => no_kernel("attention", device),
+    }
+}
+
+/// [`attention()`] with a bias for each sample (or all), head (or all), query (or all) and key:
+/// `bias` has four dimensions. On a GPU it gets no gradient.
+pub fn biased_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    let shape = attention_shape("biased_attention", [q, k, v], heads)?;
+    let AttentionShape { batch, queries, keys, .. } = shape;
+    let all = [batch, heads.count, queries];
+    let fits = |(size, all): (&usize, usize)| *size == 1 || *size == all;
+    if bias.rank() != 4 || bias.dims()[3] != keys || !bias.dims().iter().zip(all).all(fits) {
+        bail!("biased_attention: a bias of {:?} does not fit {shape:?}", bias.dims());
+    }
+    match q.device() {
+        Device::Cpu => cpu::biased_attention([q, k, v], shape, heads.scale, bias),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::attention([q, k, v], shape, heads.scale, Some(bias), false),
+        device => no_kernel("biased_attention", device),
+    }
+}
+
+fn attention_shape(name: &str, [q, k, v]: [&Tensor; 3], heads: Heads) -> Result<AttentionShape> {
     let (batch, queries, width) = q.dims3()?;
     let (_, keys, value_width) = v.dims3()?;
     let fit = k.dims() == [batch, keys, width] && v.dim(0)? == batch;
@@ -327,18 +368,9 @@ pub fn attention(
         (heads.width(width), heads.width(value_width), fit)
     else {
         let (q, k, v, heads) = (q.dims(), k.dims(), v.dims(), heads.count);
-        bail!("attention: queries {q:?}, keys {k:?} and values {v:?} do not fit {heads} heads");
+        bail!("{name}: queries {q:?}, keys {k:?} and values {v:?} do not fit {heads} heads");
     };
-    check_key_bias("attention", key_bias.as_deref(), batch, keys)?;
-    let shape = AttentionShape { batch, heads: heads.count, queries, keys, head_dim, value_dim };
-    match q.device() {
-        Device::Cpu => cpu::attention([q, k, v], shape, heads.scale, key_bias, causal),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(_) => {
-            cuda::attention([q, k, v], shape, heads.scale, key_bias.as_deref(), causal)
-        }
-        device => no_kernel("attention", device),
-    }
+    Ok(AttentionShape { batch, heads: heads.count, queries, keys, head_dim, value_dim })
 }
 
 /// Refuses a key bias that is neither of one sample nor of all.

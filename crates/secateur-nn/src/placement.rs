@@ -79,7 +79,13 @@ impl Placement {
         }
         // Converted there: that takes the fewest bytes across.
         let tensor = Tensor::from_raw_buffer(bytes, dtype, shape, &self.device)?;
-        Ok(if dtype.is_float() { tensor.to_dtype(self.dtype)? } else { tensor })
+        if !dtype.is_float() {
+            return Ok(tensor);
+        }
+        let tensor = tensor.to_dtype(self.dtype)?;
+        // Convolutions read weights whose channels lie together, and need no second copy then.
+        let is_read_so = shape.len() == 4 && self.device.is_cuda() && self.dtype != DType::F32;
+        Ok(if is_read_so { channels_last(&tensor)? } else { tensor })
     }
 
     /// The same tensor there, its floating point numbers in the type that is computed in.
@@ -93,4 +99,9 @@ impl Placement {
         };
         Ok(to_device(&tensor, &self.device)?)
     }
+}
+
+/// The same tensor with its channels (the second dimension of four) last in memory.
+fn channels_last(x: &Tensor) -> candle_core::Result<Tensor> {
+    x.permute((0, 2, 3, 1))?.contiguous()?.permute((0, 3, 1, 2))
 }

@@ -153,14 +153,10 @@ impl Attention {
     /// `bias` (samples or 1 x heads x tokens x tokens) is added to the scores.
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let context = Context::default();
-        let (samples, tokens, _) = x.dims3()?;
-        let heads = |linear: &Linear| -> Result<Tensor> {
-            let y = linear.forward(x, &context)?.reshape((samples, tokens, self.heads, ()))?;
-            Ok(y.transpose(1, 2)?.contiguous()?)
-        };
-        let scores = heads(&self.q)?.matmul(&heads(&self.k)?.t()?)?.broadcast_add(bias)?;
-        let y = ops::softmax(&scores)?.matmul(&heads(&self.v)?)?;
-        Ok(self.o.forward(&y.transpose(1, 2)?.flatten_from(2)?, &context)?)
+        let of = |linear: &Linear| linear.forward(x, &context);
+        let heads = ops::Heads { count: self.heads, scale: 1.0 };
+        let y = ops::biased_attention(&of(&self.q)?, &of(&self.k)?, &of(&self.v)?, heads, bias)?;
+        Ok(self.o.forward(&y, &context)?)
     }
 }
 

@@ -491,6 +491,22 @@ pub(super) fn attention(
     )
 }
 
+/// By products with all scores in memory.
+pub(super) fn biased_attention(
+    [q, k, v]: [&Tensor; 3],
+    shape: AttentionShape,
+    scale: f32,
+    bias: &Tensor,
+) -> Result<Tensor> {
+    let by_head = |x: &Tensor, tokens: usize| {
+        x.reshape((shape.batch, tokens, shape.heads, ()))?.transpose(1, 2)?.contiguous()
+    };
+    let q = by_head(&(q * f64::from(scale))?, shape.queries)?;
+    let scores = q.matmul(&by_head(k, shape.keys)?.t()?)?.broadcast_add(bias)?;
+    let y = super::softmax(&scores)?.matmul(&by_head(v, shape.keys)?)?;
+    y.transpose(1, 2)?.flatten_from(2)
+}
+
 /// Attention over several streams, without a gradient. `shape` has the keys of all streams; its
 /// number of queries is not used.
 pub(super) fn joint_attention(

@@ -28,8 +28,9 @@ struct Sizes {
   float scale;
   // Query i sees the keys 0..=i.
   int causal;
-  // Numbers from the key bias of a sample to that of the next.
-  int bias_stride;
+  // Numbers from the bias of a sample, a head or a query to that of the next; 0 where it is the same.
+  size_t bias_sample;
+  int bias_head, bias_query;
 };
 
 // ---- Tiles --------------------------------------------------------------------------------------
@@ -242,8 +243,10 @@ __device__ inline bool is_hidden(const Sizes &s, int query, int key) {
   return query >= s.queries || key >= s.keys || (s.causal && key > query);
 }
 
-__device__ inline const float *bias_of_sample(const float *bias, const Sizes &s) {
-  return bias ? bias + (size_t)(blockIdx.y / s.heads) * s.bias_stride : nullptr;
+// Of sample and head blockIdx.y.
+__device__ inline const float *bias_of_head(const float *bias, const Sizes &s) {
+  if (!bias) return nullptr;
+  return bias + blockIdx.y / s.heads * s.bias_sample + (size_t)(blockIdx.y % s.heads) * s.bias_head;
 }
 
 // ---- Forward ------------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
   const Head<const T> q = head(q_of_all, s.heads, s.queries, s.head_dim),
                       k = head(k_of_all, s.heads, s.keys, s.head_dim),
                       v = head(v_of_all, s.heads, s.keys, s.value_dim);
-  const float *bias = bias_of_sample(bias_of_all, s);
+  const float *bias = bias_of_head(bias_of_all, s);
   const int first = blockIdx.x * ROWS, row = threadIdx.x / 32 * 16 * M, lane = threadIdx.x & 31;
   const int seen = s.causal ? min(s.keys, first + ROWS) : s.keys;
 
@@ -301,8 +304,8 @@ __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
             if (is_scaled) score *= s.scale * LOG2_E;
             if (key >= s.keys || (s.causal && key > query))
               score = -INFINITY;
-            else if (bias)
-              score += bias[key] * LOG2_E;
+            else if (bias && query < s.queries)
+              score += bias[(size_t)query * s.bias_query + key] * LOG2_E;
           }
     }
 #pragma unroll
@@ -378,7 +381,7 @@ __device__ void deltas(const T *y, const T *gradient, float *to, size_t count, S
   if ((threadIdx.x & 31) == 0) to[(sample * s.heads + head) * s.queries + query] = sum;
 }
 
-// The gradient of the queries. Block (queries / ROWS, samples x heads).
+// The gradient of the queries; the bias is the same for all. Block (queries / ROWS, samples x heads).
 template <typename T, int D, int M, int N>
 __device__ void of_queries(const T *q_of_all, const T *k_of_all, const T *v_of_all,
                            const float *bias_of_all, const T *g_of_all, const float *log_sums,
@@ -391,7 +394,7 @@ __device__ void of_queries(const T *q_of_all, const T *k_of_all, const T *v_of_a
                       k = head(k_of_all, s.heads, s.keys, s.head_dim),
                       v = head(v_of_all, s.heads, s.keys, s.value_dim),
                       g = head(g_of_all, s.heads, s.queries, s.value_dim);
-  const float *bias = bias_of_sample(bias_of_all, s);
+  const float *bias = bias_of_head(bias_of_all, s);
   const int first = blockIdx.x * ROWS, row = threadIdx.x / 32 * 16 * M, lane = threadIdx.x & 31;
   const int seen = s.causal ? min(s.keys, first + ROWS) : s.keys;
   const float in_exponential = s.scale * LOG2_E;
@@ -445,7 +448,8 @@ __device__ void of_queries(const T *q_of_all, const T *k_of_all, const T *v_of_a
   write<T, D, M>(head(to, s.heads, s.queries, s.head_dim), first + row, sum);
 }
 
-// The gradients of keys and values. Block (keys / ROWS, samples x heads).
+// The gradients of keys and values; the bias is the same for all queries. Block (keys / ROWS, samples
+// x heads).
 template <typename T, int D, int M, int N>
 __device__ void of_keys(const T *q_of_all, const T *k_of_all, const T *v_of_all,
                         const float *bias_of_all, const T *g_of_all, const float *log_sums,
@@ -459,7 +463,7 @@ __device__ void of_keys(const T *q_of_all, const T *k_of_all, const T *v_of_all,
                       k = head(k_of_all, s.heads, s.keys, s.head_dim),
                       v = head(v_of_all, s.heads, s.keys, s.value_dim),
                       g = head(g_of_all, s.heads, s.queries, s.value_dim);
-  const float *bias = bias_of_sample(bias_of_all, s);
+  const float *bias = bias_of_head(bias_of_all, s);
   const int first = blockIdx.x * ROWS, row = threadIdx.x / 32 * 16 * M, lane = threadIdx.x & 31;
   const float in_exponential = s.scale * LOG2_E;
   copy_tile<T, D, ROWS>(keys, k, first);
@@ -526,8 +530,9 @@ __device__ void of_keys(const T *q_of_all, const T *k_of_all, const T *v_of_all,
 
 #define SIZES                                                                                      \
   int heads, int queries, int keys, int head_dim, int value_dim, float scale, int causal,          \
-      int bias_stride
-#define OF_SIZES {heads, queries, keys, head_dim, value_dim, scale, causal, bias_stride}
+      size_t bias_sample, int bias_head, int bias_query
+#define OF_SIZES                                                                                   \
+  {heads, queries, keys, head_dim, value_dim, scale, causal, bias_sample, bias_head, bias_query}
 
 // B: the blocks of a multiprocessor at a time, for which the compiler keeps to fewer registers.
 #define ATTENTION(T, TYPE, D, M, B)                                                                \

@@ -28,16 +28,18 @@ const TILE: usize = 64;
 struct Scores {
     shape: Shape,
     scale: f32,
-    /// Samples (or one) x 1 x 1 x keys.
+    /// In `f32`: samples x heads x queries x keys; where it is the same for all samples, heads or
+    /// queries, it has one.
     bias: Option<Tensor>,
     causal: bool,
 }
 
+/// `bias`: of [`Scores`], of any type.
 pub(in crate::ops) fn attention(
     inputs: [&Tensor; 3],
     shape: Shape,
     scale: f32,
-    key_bias: Option<&[f32]>,
+    bias: Option<&Tensor>,
     causal: bool,
 ) -> Result<Tensor> {
     let tensors = plain(&inputs)?;
@@ -51,13 +53,7 @@ pub(in crate::ops) fn attention(
             given.inputs.iter().map(|x| zeros_like(x).map(Some)).collect()
         });
     }
-    let bias = match key_bias {
-        Some(bias) => {
-            let sizes = (bias.len() / shape.keys, 1, 1, shape.keys);
-            Some(Tensor::from_slice(bias, sizes, device)?)
-        }
-        None => None,
-    };
+    let bias = bias.map(|bias| bias.detach().to_dtype(DType::F32)?.contiguous()).transpose()?;
     let scores = Scores { shape, scale, bias, causal };
     // cuDNN's forward pass leaves nothing that the kernels' backward pass could go on from.
     #[cfg(feature = "cudnn")]
@@ -70,11 +66,11 @@ pub(in crate::ops) fn attention(
     }
     if let Some(padded) = scores.padded(dtype, &FORWARD) {
         let (y, log_sums) = scores.by_kernel(&tensors, padded)?;
-        return y.tracked("attention", &inputs, move |given| {
-            match scores.padded(dtype, &BACKWARD) {
-                Some(padded) => scores.gradients_by_kernels(given, &log_sums, padded),
-                None => scores.gradients(given),
-            }
+        let is_of_queries = scores.bias.as_ref().is_some_and(|bias| bias.dims()[2] > 1);
+        let backward = scores.padded(dtype, &BACKWARD).filter(|_| !is_of_queries);
+        return y.tracked("attention", &inputs, move |given| match backward {
+            Some(padded) => scores.gradients_by_kernels(given, &log_sums, padded),
+            None => scores.gradients(given),
         });
     }
     let y = scores.attention(&tensors)?;
@@ -132,11 +128,11 @@ impl Scores {
     }
 
     /// `Sizes` of `attention.cuh`.
-    fn scalars(&self) -> [Scalar; 8] {
+    fn scalars(&self) -> [Scalar; 10] {
         let Shape { heads, queries, keys, head_dim, value_dim, .. } = self.shape;
         let int = |number: usize| Scalar::Int(number as i32);
-        let bias_stride = match &self.bias {
-            Some(bias) if bias.elem_count() > keys => keys,
+        let stride = |dim: usize| match &self.bias {
+            Some(bias) if bias.dims()[dim] > 1 => bias.stride()[dim],
             _ => 0,
         };
         [
@@ -147,7 +143,9 @@ impl Scores {
             int(value_dim),
             Scalar::Float(self.scale),
             int(usize::from(self.causal)),
-            int(bias_stride),
+            Scalar::Size(stride(0)),
+            int(stride(1)),
+            int(stride(2)),
         ]
     }
 
@@ -260,6 +258,9 @@ impl Scores {
         let products = q.narrow(2, start, count)?.contiguous()?.matmul(&k.t()?)?;
         let scores = (products.to_dtype(DType::F32)? * f64::from(self.scale))?;
         let scores = match &self.bias {
+            Some(bias) if bias.dim(2)? > 1 => {
+                scores.broadcast_add(&bias.narrow(2, start, count)?)?
+            }
             Some(bias) => scores.broadcast_add(bias)?,
             None => scores,
         };
