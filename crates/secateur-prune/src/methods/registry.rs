@@ -31,19 +31,19 @@ pub static METHODS: [NamedMethod; 7] = [
     },
     NamedMethod {
         name: "wanda",
-        about: "Weight times the norm of its input, per row",
+        about: "Wanda: the smallest products of weight and input norm, per row",
         weights: Some(&Wanda),
         structured: None,
     },
     NamedMethod {
         name: "dsnot",
-        about: "DSnoT: Wanda's choice, and then swaps that keep each row's expected output",
+        about: "DSnoT: Wanda's choice, then swaps that keep each row's expected output",
         weights: Some(&Dsnot::Wanda),
         structured: None,
     },
     NamedMethod {
         name: "dsnot-hessian",
-        about: "DSnoT, starting from the weights that matter least by the Hessian, per row",
+        about: "DSnoT, starting from the weights with the least effect by the Hessian, per row",
         weights: Some(&Dsnot::Hessian),
         structured: None,
     },
@@ -61,7 +61,7 @@ pub static METHODS: [NamedMethod; 7] = [
     },
     NamedMethod {
         name: "taylor",
-        about: "Diff-Pruning: heads and neurons that the training loss would miss least, by its \
+        about: "Diff-Pruning: heads and neurons with the least effect on the training loss, by its \
                 gradients",
         weights: None,
         structured: Some(|| Box::<Taylor>::default()),

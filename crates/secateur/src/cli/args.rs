@@ -8,10 +8,10 @@ use secateur::settings::{
 };
 use std::path::PathBuf;
 
-/// Make a diffusion model smaller and faster, and see what it cost.
+/// Make a diffusion model smaller and faster without training, and measure the effect.
 ///
-/// Exit codes: 0 done; 1 something failed, and the output was not written; 2 the command line is
-/// wrong; 130 interrupted.
+/// Exit codes: 0 success; 1 an error, and the output was not written; 2 an invalid command line;
+/// 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, args_override_self = true)]
 pub(crate) struct Cli {
@@ -24,17 +24,17 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "All commands")]
 pub(crate) struct Common {
-    /// Replace an output folder that exists, if secateur wrote it and nothing in it was changed;
-    /// throw away an unfinished run
+    /// Replace an existing output folder if secateur wrote it and nothing in it has changed since;
+    /// also discard an unfinished run for the same output
     #[arg(long, global = true)]
     pub(crate) force: bool,
-    /// No progress
+    /// Show no progress
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
     /// Print the result as JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Threads to compute with [default: the physical cores]
+    /// Number of threads to compute with [default: the number of physical cores]
     #[arg(long, global = true, value_name = "N",
         value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -42,62 +42,64 @@ pub(crate) struct Common {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Remove weights: calibrate, prune, save, and report what it cost
+    /// Remove weights, or heads and neurons (OBS-Diff): calibrate, prune, save and report
     Prune(Box<PruneArgs>),
-    /// Put attention in low rank and remove neurons (SlimDiff): calibrate, make smaller, save, and
-    /// report what it cost
+    /// Reduce the rank of attention and remove neurons (SlimDiff): calibrate, reduce, save and
+    /// report
     Slim(Box<SlimArgs>),
-    /// Learn which blocks to compute at which denoising step (DiP-GO), and write a model that skips
+    /// Learn which blocks to compute at each denoising step (DiP-GO), and write a model that skips
     /// the others
     ///
-    /// Ctrl-C ends it early: the model is written by the schedule that came closest so far, and
-    /// --resume goes on.
+    /// Ctrl-C ends learning early: the model is written with the best schedule so far, and --resume
+    /// continues.
     Skip(Box<SkipArgs>),
-    /// Run several of prune, slim and skip after each other, as a recipe says, with one report of
-    /// all
+    /// Run several methods (prune, slim, skip) in sequence, as a recipe lists them, with one report
     ///
-    /// A recipe is a TOML file with a table `[[method]]` for each, in order: `name`, and the
-    /// options of that command without the dashes. Options of this command may stand before the
-    /// first, such as `samples = 50`; the command line goes first. Each method works on what those
-    /// before it left, and learns on that; of prune and slim those that would calibrate alike
-    /// calibrate once.
+    /// A recipe is a TOML file with one `[[method]]` table per method, in order. Each has a `name`
+    /// and the options of that command without the dashes. Options of this command may stand before
+    /// the first table, such as `samples = 50`, and hold for all methods; an option on the command
+    /// line replaces the recipe's. Each method works on the model that the previous one left, and
+    /// learns from that model. Successive prune and slim methods with the same calibration settings
+    /// share one calibration.
     Compress(Box<CompressArgs>),
-    /// Make pictures from prompts
+    /// Generate pictures from prompts
     Generate(GenerateSettings),
     /// Show layers, shapes, parameters, zeros and multiply-accumulates
     Inspect(InspectArgs),
-    /// Make pictures of two models from the same noise and score them
+    /// Compare two models on pictures generated from the same noise
     Compare(CompareSettings),
-    /// Time models side by side: latency, images a second, multiply-accumulates, memory
+    /// Measure the speed and memory of models side by side: latency, images per second,
+    /// multiply-accumulates
     ///
-    /// In every round each model draws a batch. The models take turns at every step, so that a
-    /// machine that gets faster or slower does so for all of them; speed-ups are medians of the
-    /// ratios of single steps, or rounds, to the first model's. What is drawn does not matter, and
-    /// no picture is written.
+    /// In each round every model generates one batch. The models alternate at every step, so that a
+    /// change in the machine's speed affects all of them. Speed-ups are medians of the ratios of
+    /// single steps, or of rounds, to the first model's. The prompts do not matter, and no pictures
+    /// are written.
     ///
-    /// MACs are those of inspect. The floor of a step is the time that its MACs take at the rate of
-    /// a large matrix product, which is measured in every round; floor and GFLOPS leave out text
-    /// tokens that are equal to others and computed once. Peak memory is that of a process that
-    /// draws with this model alone; all models are held at once while they are timed.
+    /// MACs are multiply-accumulates, as `inspect` counts them. The floor of a step is the time
+    /// that its MACs take at the rate of a large matrix product, which is measured in every round;
+    /// floor and GFLOPS leave out text tokens that equal others and are computed once. Peak memory
+    /// is that of a process that generates with this model alone, although all models are in memory
+    /// while they are timed.
     Bench(BenchSettings),
-    /// Make a model folder of a checkpoint in one file, as ComfyUI and A1111 read them
+    /// Convert a single-file checkpoint, as used by ComfyUI and A1111, to a model folder
     Convert(ConvertSettings),
-    /// Make a model folder that other tools load of one that secateur made smaller
+    /// Convert a model that secateur made smaller to a folder that other tools load
     Export(ExportArgs),
 }
 
-/// What everything takes that makes a model of a model.
+/// Arguments of every command that makes a new model.
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
     #[command(flatten)]
     pub(crate) model: ModelSettings,
-    /// Folder for the new model
+    /// Folder to write the new model to
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     pub(crate) out: Option<PathBuf>,
-    /// Go on with a run for the same --out that was stopped; what it finished is not done again
+    /// Continue an interrupted run for the same --out without repeating finished work
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Print what would be done and what it takes, and stop
+    /// Print what would be done, and the memory and time it takes, then stop
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
@@ -128,7 +130,7 @@ pub(crate) struct SkipArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompressArgs {
-    /// The recipe
+    /// Recipe, a TOML file that lists the methods
     #[arg(long, value_name = "FILE")]
     pub(crate) recipe: PathBuf,
     #[command(flatten)]
@@ -141,13 +143,13 @@ pub(crate) struct CompressArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) settings: InspectSettings,
-    /// Show blocks, what can be removed of them, and what each feeds, in place of the layers
+    /// Show blocks, what can be removed from them, and what each feeds, in place of the layers
     #[arg(long, conflicts_with = "memory")]
     pub(crate) tree: bool,
-    /// Print the memory that a call of the denoiser takes, in place of the layers
+    /// Show the memory that one call of the denoiser takes, in place of the layers
     #[arg(long)]
     pub(crate) memory: bool,
-    /// Images at a time that --memory counts with [default: 8]
+    /// Number of pictures computed at a time that --memory assumes [default: 8]
     #[arg(long, value_name = "N", requires = "memory")]
     pub(crate) batch: Option<Positive>,
     /// Where --memory counts for
@@ -157,8 +159,8 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// Put zeros in place of the heads, dimensions and neurons that were removed: the full
-    /// size, the same pictures
+    /// Fill the heads, dimensions and neurons that were removed with zeros: full size, same
+    /// pictures
     #[arg(long, required = true)]
     pub(crate) densify: bool,
     #[command(flatten)]

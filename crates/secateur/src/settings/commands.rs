@@ -7,7 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// Make pictures from prompts.
+/// Generate pictures from prompts.
 #[derive(Clone, Debug, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct GenerateSettings {
@@ -15,16 +15,17 @@ pub struct GenerateSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelSettings,
-    /// Folder for the pictures: 0000.png and so on
+    /// Folder to write the pictures to, as 0000.png, 0001.png and so on
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Prompts or labels, one a line [default: the first 8 of the model's held-out list]
+    /// File of prompts or labels, one per line [default: the first 8 of the model's held-out list]
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompts: Option<PathBuf>,
-    /// A prompt or label; may be repeated
+    /// Prompt or label to generate a picture of; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub prompt: Vec<String>,
-    /// Use only the first N prompts; of a model that takes none, make N pictures [default there: 8]
+    /// Use only the first N prompts; for a model without prompts, generate N pictures [default for
+    /// such a model: 8]
     #[arg(long, value_name = "N")]
     pub samples: Option<Positive>,
     /// How to sample.
@@ -39,7 +40,7 @@ pub struct GenerateSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub device: DeviceSettings,
-    /// Print each operation's share of the time
+    /// Print the share of the time that each operation takes
     #[arg(long)]
     pub profile: bool,
     /// Replace a folder that secateur wrote.
@@ -55,29 +56,31 @@ pub struct InspectSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelSettings,
-    /// Read the weights too, and show how many are zero
+    /// Also read the weights, and show the share of zeros in each layer
     #[arg(long, conflicts_with_all = ["memory", "tree"])]
     pub zeros: bool,
 }
 
-/// Make pictures of two models from the same noise and score them.
+/// Compare two models on pictures generated from the same noise.
 #[derive(Clone, Debug, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct CompareSettings {
-    /// Reference model folder
+    /// Folder of the reference model
     pub reference: PathBuf,
-    /// Candidate model folder
+    /// Folder of the model to compare with the reference
     pub candidate: PathBuf,
-    /// Variant of the weight files, such as fp16
+    /// Variant of the weight files to read, such as fp16 [default: the plain files, or the only
+    /// variant that exists]
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// Folder for a report with the pictures
+    /// Folder to write a report with the pictures to [default: scores are printed, no report is
+    /// written]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Prompts, one a line [default: the model's held-out list]
+    /// File of prompts or labels, one per line [default: the model's held-out list]
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// Use only the first N prompts; of models that take none, make N pictures [default: 64]
+    /// Use only the first N prompts; for models without prompts, generate N pictures [default: 64]
     #[arg(long, value_name = "N")]
     pub samples: Option<Positive>,
     /// How to sample.
@@ -104,18 +107,21 @@ pub struct CompareSettings {
     pub command: String,
 }
 
-/// Time models side by side.
+/// Measure the speed and memory of models side by side.
 #[derive(Clone, Debug, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
-#[command(mut_arg("batch", |batch| batch.help("Images at a time [default: 1]")))]
+#[command(mut_arg("batch", |batch| batch.help(
+    "Number of pictures computed at a time [default: 1]"
+)))]
 pub struct BenchSettings {
-    /// Model folders of one pipeline class; the others are held against the first
+    /// Model folders of one pipeline class; speed-ups are relative to the first
     #[arg(value_name = "MODEL", required = true)]
     pub models: Vec<PathBuf>,
-    /// Variant of the weight files, such as fp16
+    /// Variant of the weight files to read, such as fp16 [default: the plain files, or the only
+    /// variant that exists]
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// Rounds, in each of which every model draws a batch [default: 5]
+    /// Number of rounds; each model generates one batch per round [default: 5]
     #[arg(long, value_name = "N")]
     pub repeats: Option<Positive>,
     /// How to sample.
@@ -132,18 +138,18 @@ pub struct BenchSettings {
     pub device: DeviceSettings,
 }
 
-/// Make a model folder of a checkpoint in one file.
+/// Convert a single-file checkpoint to a model folder.
 #[derive(Clone, Debug, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct ConvertSettings {
-    /// Checkpoint of Stable Diffusion 1, 2, XL or 3, or FLUX: one .safetensors file with the
-    /// original names
+    /// Single .safetensors checkpoint of Stable Diffusion 1, 2, XL or 3, or of FLUX, with the
+    /// original tensor names
     pub file: PathBuf,
-    /// Folder of the same kind of model in the diffusers layout: configurations, tokenizers, and
-    /// what the file lacks
+    /// Folder of a model of the same kind in the diffusers layout; gives the configurations, the
+    /// tokenizers, and any component that the checkpoint lacks
     #[arg(long, value_name = "FOLDER")]
     pub like: PathBuf,
-    /// Folder for the model
+    /// Folder to write the new model to
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Replace a folder that secateur wrote.
@@ -151,7 +157,7 @@ pub struct ConvertSettings {
     pub force: bool,
 }
 
-/// Put zeros in place of what was removed of a model: the full size, the same pictures.
+/// Fill what was removed from a model with zeros: full size, same pictures.
 #[derive(Clone, Debug, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct ExportSettings {
@@ -159,7 +165,7 @@ pub struct ExportSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelSettings,
-    /// Folder for the model
+    /// Folder to write the new model to
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Replace a folder that secateur wrote.

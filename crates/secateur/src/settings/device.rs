@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct DeviceSettings {
-    /// Where to compute: auto (the first NVIDIA GPU, or the CPU where there is none), cpu, or
+    /// Device to compute on: auto (the first NVIDIA GPU, or the CPU if there is none), cpu, or
     /// cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE")]
     #[serde(with = "text")]
     pub device: Option<DeviceChoice>,
-    /// Type of the numbers on a GPU [default: the checkpoint's, or bf16 for f16]
+    /// Number type to compute in on a GPU; the CPU always computes in f32 [default: auto]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<DtypeName>,
 }
@@ -23,13 +23,13 @@ pub struct DeviceSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DtypeName {
-    /// The checkpoint's, or bf16 for f16; f32 on the CPU
+    /// The type of the checkpoint, with bf16 in place of f16; f32 on the CPU
     #[default]
     Auto,
-    /// 32 bits
+    /// 32-bit floating point
     F32,
-    /// 16 bits, of numbers up to 65504
+    /// 16-bit floating point, up to 65504
     F16,
-    /// 16 bits, of numbers as large as those of f32
+    /// 16-bit floating point with the range of f32 and less precision
     Bf16,
 }

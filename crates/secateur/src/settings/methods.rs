@@ -12,40 +12,45 @@ use secateur_prune::{Allocation, METHODS, NamedMethod, Weighting};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// What every method that calibrates has.
+/// Settings of every method that calibrates.
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct CalibrationSettings {
-    /// How much each denoising step counts: uniform, linear-decrease, linear-increase, log-decrease
-    /// or log-increase, between 0.8 and 1.2; or measured, by what errors made at the step come to
-    /// in the end [default: log-decrease]
+    /// Weight of each denoising step in the calibration statistics: uniform, linear-decrease,
+    /// linear-increase, log-decrease or log-increase, all between 0.8 and 1.2; or measured, in
+    /// proportion to the effect of an error at that step on the final latents [default:
+    /// log-decrease]
     #[arg(long, value_name = "NAME")]
     #[serde(with = "text")]
     pub weighting: Option<Weighting>,
-    /// Sum up one of every N tokens into the Hessians, for all of them; 1 sums up all [default: 4]
+    /// Sum one of every N tokens into the statistics; 1 sums all tokens [default: 4]
     #[arg(long, value_name = "N")]
     pub token_stride: Option<Positive>,
-    /// Work in N module packages, each calibrated with those before it compressed
+    /// Split the layers into N packages; each is calibrated with the packages before it already
+    /// compressed [default: the smallest number that fits --memory]
     #[arg(long, value_name = "N", conflicts_with = "memory")]
     pub packages: Option<Positive>,
-    /// Memory of the whole process: as few packages as fit [default: what the model takes, and 4
-    /// GiB for statistics and solver]
+    /// Limit on the memory of the whole process, such as 16GiB; the smallest number of packages
+    /// that fits is used [default: the model's own memory plus 4 GiB]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
-    /// Only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated
+    /// Change only layers whose name matches, such as 'transformer_blocks.0.*'; may be repeated
+    /// [default: all layers]
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
-    /// Leave out layers whose name matches; may be repeated
+    /// Leave layers whose name matches unchanged; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
-    /// Save the calibration statistics, for other sparsities and methods later (one package)
+    /// Folder to save the calibration statistics to, for later runs with another method or
+    /// sparsity; needs a single package
     #[arg(long, value_name = "DIR", conflicts_with = "statistics")]
     pub save_statistics: Option<PathBuf>,
-    /// Use saved statistics in place of a calibration
+    /// Folder to read saved calibration statistics from, in place of a calibration
     #[arg(long, value_name = "DIR")]
     pub statistics: Option<PathBuf>,
-    /// Save the statistics as the new model has them, for another method to use on it (one
-    /// package); the inputs of all attentions and feed-forwards are watched for that
+    /// Folder to save the calibration statistics to, converted to the new model, for a later run of
+    /// another method on it; needs a single package, and records the inputs of all attention and
+    /// feed-forward layers
     #[arg(long, value_name = "DIR")]
     pub carry_statistics: Option<PathBuf>,
 }
@@ -62,19 +67,19 @@ impl CalibrationSettings {
     }
 }
 
-/// Remove weights, or heads and neurons.
+/// Remove single weights, or whole heads and neurons.
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct PruneSettings {
-    /// How weights, or heads and neurons, are chosen [default: obs]
+    /// Method that chooses what to remove [default: obs]
     #[arg(long, value_parser = PossibleValuesParser::new(methods()))]
     pub method: Option<String>,
-    /// Share of the weights to remove, anywhere in a layer [default: 0.5]; with --structured, share
-    /// of the heads and neurons [default: 0.3]
+    /// Share of the weights of each layer to remove, between 0 and 1 [default: 0.5]; with
+    /// --structured, share of the heads and neurons to remove [default: 0.3]
     #[arg(long, value_name = "SHARE", conflicts_with = "pattern")]
     pub sparsity: Option<f64>,
-    /// Remove whole attention heads and neurons of feed-forwards, so that the model gets smaller:
-    /// heads, neurons, or both
+    /// Remove whole attention heads, feed-forward neurons, or both, so that the model becomes
+    /// smaller [default without a value: heads,neurons]
     #[arg(
         long,
         value_enum,
@@ -86,19 +91,19 @@ pub struct PruneSettings {
         conflicts_with = "pattern"
     )]
     pub structured: Vec<GroupName>,
-    /// With --structured, leave N transformer blocks at either end whole [default: 1]
+    /// With --structured, keep the first N and the last N transformer blocks unchanged [default: 1]
     #[arg(long, value_name = "N")]
     pub keep_ends: Option<Count>,
-    /// With --structured, leave a multiple of N neurons where there is one, which products and N:M
-    /// patterns like; 1 for the exact share [default: 8]
+    /// With --structured, leave a number of neurons that is a multiple of N where the original
+    /// number is one, for fast products and N:M patterns; 1 removes the exact share [default: 8]
     #[arg(long, value_name = "N")]
     pub multiple: Option<Positive>,
-    /// Remove N of every M successive weights of a row, such as 2:4
+    /// Remove N of every M consecutive weights of a row, such as 2:4
     #[arg(long, value_name = "N:M")]
     pub pattern: Option<String>,
-    /// Remove the same share everywhere (uniform), or less where it hurts more, so that as much
-    /// goes in total: of the parameters, or of the macs (multiply-accumulates) [default: uniform;
-    /// of heads and neurons parameters]
+    /// How the amount to remove is divided among modules: uniform, the same share everywhere; or
+    /// parameters or macs (multiply-accumulates), less where removing does more harm, with the same
+    /// total of that quantity removed [default: uniform; with --structured parameters]
     #[arg(long, value_name = "HOW")]
     #[serde(with = "text")]
     pub allocation: Option<Allocation>,
@@ -112,37 +117,35 @@ pub struct PruneSettings {
     pub shared: SharedSettings,
 }
 
-/// Put attention in low rank and remove neurons (SlimDiff).
+/// Reduce the rank of attention and remove neurons (SlimDiff).
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 #[command(mut_arg("samples", |samples| samples.help(
-    "Use only the first N calibration prompts; for a model that takes none, calibrate with N \
-     pictures [default: as many as \
-     make 500 samples, each a picture at a denoising step, where there is no --prompts]"
+    "Use only the first N calibration prompts; for a model without prompts, calibrate with N \
+     pictures [default: all of --prompts, or else 500 divided by the number of denoising steps]"
 )))]
 pub struct SlimSettings {
-    /// Share of the denoiser's parameters to remove [default: 0.12, where there is no --speedup]
+    /// Share of the denoiser's parameters to remove, between 0 and 1 [default: 0.12 if --speedup is
+    /// not given]
     #[arg(long, value_name = "SHARE", conflicts_with = "speedup")]
     pub budget: Option<f64>,
-    /// Remove multiply-accumulates until N times fewer are left
+    /// Reduce the denoiser's multiply-accumulates by a factor of N, more than 1
     #[arg(long, value_name = "N")]
     pub speedup: Option<f64>,
-    /// What is made smaller: query-key, value-output, feed-forward [default: all three]
+    /// What to reduce: query-key, value-output, feed-forward [default: all three]
     #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
     pub modules: Vec<ModuleName>,
-    /// Where value and output may differ least from before: on the values of all tokens, or on what
-    /// attention makes of them [default: values]
+    /// Rows on which the change of value and output projections is minimised [default: values]
     #[arg(long, value_enum)]
     pub rows: Option<RowsName>,
-    /// How neurons are chosen: by OBS, which goes by the weights too, or by their leverage alone,
-    /// as in MoDeGPT [default: obs]
+    /// How neurons to remove are chosen [default: obs]
     #[arg(long, value_enum)]
     pub neurons: Option<NeuronsName>,
-    /// Less where it hurts more, by influence or by MoDeGPT's softmax of it, or the same share
-    /// everywhere [default: influence]
+    /// How the amount to remove is divided among modules [default: influence]
     #[arg(long, value_enum)]
     pub allocation: Option<RuleName>,
-    /// Leave a multiple of N dimensions of a head, or neurons, where there is one [default: 8]
+    /// Leave a number of head dimensions or neurons that is a multiple of N where the original
+    /// number is one, for fast products; 1 removes the exact share [default: 8]
     #[arg(long, value_name = "N")]
     pub multiple: Option<Positive>,
     /// How it calibrates.
@@ -155,37 +158,40 @@ pub struct SlimSettings {
     pub shared: SharedSettings,
 }
 
-/// Learn which blocks to compute at which denoising step (DiP-GO).
+/// Learn which blocks to compute at each denoising step (DiP-GO).
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 #[command(mut_arg("samples", |samples| samples.help(
-    "Learn from no more than the first N calibration prompts, over and over; for a model that \
-     takes none, from N pictures \
-     [default: 32, where there is no --prompts]"
+    "Use only the first N calibration prompts; for a model without prompts, learn from N pictures \
+     [default: all of --prompts, or else 32]"
 )))]
-#[command(mut_arg("batch", |batch| batch.help("Images at a time [default: 4]")))]
+#[command(mut_arg("batch", |batch| batch.help(
+    "Number of pictures computed at a time [default: 4]"
+)))]
 pub struct SkipSettings {
-    /// Share of a run's multiply-accumulates to keep [default: 0.4, where there is no --speedup]
+    /// Share of the multiply-accumulates of a run to keep, between 0 and 1 [default: 0.4 if
+    /// --speedup is not given]
     #[arg(long, value_name = "SHARE", conflicts_with = "speedup")]
     pub keep: Option<f64>,
-    /// Keep so few multiply-accumulates that there are N times fewer
+    /// Reduce the multiply-accumulates of a run by a factor of N, more than 1
     #[arg(long, value_name = "N")]
     pub speedup: Option<f64>,
-    /// What is used again: the output of a block, of a finer branch of a UNet, or as residual what
-    /// a transformer block adds to its input [default: block]
+    /// What is reused when it is not computed: block, the output of a block; branch, the output of
+    /// a smaller branch of a UNet; or residual, what a transformer block adds to its input
+    /// [default: block]
     #[arg(long, value_name = "KIND")]
     #[serde(with = "text")]
     pub units: Option<UnitKind>,
-    /// Iterations of the optimisation at most, a run of a batch and the way back each; with 0
-    /// nothing is learned, and plain rules alone are tried [default: 100]
+    /// Maximum number of iterations of the optimisation, each a run of one batch and its gradients;
+    /// 0 learns nothing and tries fixed rules only [default: 100]
     #[arg(long, value_name = "N")]
     pub iterations: Option<Count>,
-    /// Exchanges of what is computed at successive calls that are tried afterwards at most, kept
-    /// where pictures get closer; 0 keeps the closest of what was learned and plain rules as it is
-    /// [default: 200]
+    /// Maximum number of exchanges to try after learning, each swapping what is computed at two
+    /// successive calls; an exchange is kept if it brings the pictures closer to the full model's;
+    /// 0 tries none [default: 200]
     #[arg(long, value_name = "N")]
     pub exchanges: Option<Count>,
-    /// How pictures are compared with those of the whole run while it learns [default: ssim]
+    /// How pictures are compared with those of the full model while learning [default: ssim]
     #[arg(long, value_enum)]
     pub loss: Option<LossName>,
     /// What it has in common with all methods.
@@ -226,7 +232,7 @@ pub enum RowsName {
     /// The values of all tokens
     #[default]
     Values,
-    /// What attention makes of them
+    /// The outputs of attention: the values of all tokens, averaged by their scores
     Attention,
 }
 
@@ -234,10 +240,10 @@ pub enum RowsName {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NeuronsName {
-    /// Optimal Brain Surgeon, on the down projection
+    /// Optimal Brain Surgeon: by activations and by the weights of the down projection
     #[default]
     Obs,
-    /// Ridge leverage of the activations
+    /// Ridge leverage, by activations only, as in MoDeGPT
     Leverage,
 }
 
@@ -245,10 +251,10 @@ pub enum NeuronsName {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RuleName {
-    /// Greedily by measured influence
+    /// Less where removing does more harm: greedily, by the measured influence
     #[default]
     Influence,
-    /// MoDeGPT's softmax of the influence
+    /// Less where removing does more harm: by MoDeGPT's softmax of the measured influence
     Softmax,
     /// The same share everywhere
     Uniform,

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct ModelSettings {
-    /// Model folder in the diffusers layout [default: models/emoji-mmdit under the current folder]
+    /// Model folder in the diffusers layout [default: models/emoji-mmdit in the current folder]
     pub model: Option<PathBuf>,
-    /// Variant of the weight files, such as fp16 [default: the plain files, or the only variant
-    /// there is]
+    /// Variant of the weight files to read, such as fp16 [default: the plain files, or the only
+    /// variant that exists]
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
 }
@@ -23,40 +23,40 @@ pub struct ModelSettings {
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct SamplingSettings {
-    /// Denoising steps [default: the model's]
+    /// Number of denoising steps [default: the model's]
     #[arg(long, value_name = "N")]
     pub steps: Option<Positive>,
-    /// Height of the pictures in pixels [default: what the model was trained for]
+    /// Height of the pictures in pixels [default: the height that the model was trained with]
     #[arg(long, value_name = "N")]
     pub height: Option<Positive>,
-    /// Width of the pictures in pixels [default: what the model was trained for]
+    /// Width of the pictures in pixels [default: the width that the model was trained with]
     #[arg(long, value_name = "N")]
     pub width: Option<Positive>,
     /// Sampler: ddim, ddpm, pndm, euler, euler-ancestral, heun, dpm-solver or flow-match-euler,
-    /// with the settings of the model's own [default: the model's]
+    /// with the settings of the model's own sampler [default: the model's]
     #[arg(long, value_name = "NAME")]
     #[serde(with = "text")]
     pub sampler: Option<Sampler>,
-    /// Guidance scale; 1 switches it off [default: the model's]
+    /// Scale of classifier-free guidance; 1 turns it off [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
-    /// What guidance leads away from [default: nothing]
+    /// Prompt that guidance leads away from [default: empty]
     #[arg(long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
     /// Seed of the noise [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Images at a time [default: 8]
+    /// Number of pictures computed at a time [default: 8]
     #[arg(long, value_name = "N")]
     pub batch: Option<Positive>,
 }
 
-/// For models that skip.
+/// Settings for models that skip blocks.
 #[derive(Clone, Copy, Debug, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct SkippingSettings {
-    /// Of a model that skips blocks: sample with another sampler or number of steps than it was
-    /// learned for, each call like the one at the nearest place of the run
+    /// For a model that skips blocks: allow a sampler or number of steps that its schedule was not
+    /// learned for; each call then follows the schedule at the nearest point of the run
     #[arg(long)]
     pub adapt: bool,
 }
@@ -65,7 +65,8 @@ pub struct SkippingSettings {
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct ScoreSettings {
-    /// CLIP folder for the text-image score [default: the model's]
+    /// Folder of a CLIP model for the text-image score [default: the CLIP model that comes with the
+    /// model, if any]
     #[arg(long, value_name = "DIR")]
     pub clip: Option<PathBuf>,
 }
@@ -74,20 +75,20 @@ pub struct ScoreSettings {
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct PromptSettings {
-    /// Calibration prompts, one a line, or the column prompt, caption or text of CSV, TSV, JSON or
-    /// JSONL; labels, by name or number, for a model that knows classes [default: the first of the
-    /// model's own list]
+    /// File of calibration prompts: one per line, or the column prompt, caption or text of a CSV,
+    /// TSV, JSON or JSONL file; for a model with classes, labels by name or number [default: the
+    /// model's calibration list]
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// Use only the first N calibration prompts; for a model that takes none, calibrate with N
-    /// pictures [default: 100, where there is no --prompts]
+    /// Use only the first N calibration prompts; for a model without prompts, calibrate with N
+    /// pictures [default: all of --prompts, or else 100]
     #[arg(long, value_name = "N")]
     pub samples: Option<Positive>,
-    /// Prompts of the report, one a line [default: the model's held-out list, or a tenth of
-    /// --prompts kept back]
+    /// File of prompts for the report, one per line [default: the model's held-out list, or else a
+    /// tenth of --prompts, which calibration then leaves out]
     #[arg(long, value_name = "FILE")]
     pub report_prompts: Option<PathBuf>,
-    /// Pictures of each model in the report; 0 leaves the comparison out [default: 64]
+    /// Number of pictures of each model in the report; 0 leaves the comparison out [default: 64]
     #[arg(long, value_name = "N")]
     pub report_samples: Option<Count>,
 }
