@@ -4,8 +4,12 @@
 mod numbers;
 
 use candle_core::{Device, Tensor};
-use numbers::{close, random, wide};
+use numbers::{random, wide, within};
 use secateur_kernels::{gram, obs};
+
+fn close(what: &str, got: &Tensor, want: &[f64]) {
+    within(3e-6, what, got, want);
+}
 
 #[test]
 fn gram_matrices() {

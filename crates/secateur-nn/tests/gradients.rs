@@ -2,7 +2,14 @@
 //! central differences, on every device: odd sizes, one row, no rows, several samples, views, and
 //! inputs that no gradient is wanted of.
 
+#[path = "../../secateur-kernels/tests/common/numbers.rs"]
+mod numbers;
+#[path = "common/plain.rs"]
+mod plain;
+
 use candle_core::{D, DType, Device, Result, Tensor, Var};
+use numbers::{random, wide, within};
+use plain::Steps;
 use secateur_nn::ops::{self, Heads};
 use secateur_nn::{Activation, devices, to_device};
 use std::sync::Arc;
@@ -28,30 +35,8 @@ const KINDS: [Activation; 5] = [
 
 type Op = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
-/// Numbers of a normal-like spread, the same every time.
-fn random(shape: &[usize], seed: u32) -> Tensor {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
-    let mut next = || {
-        let mut sum = 0.0;
-        for _ in 0..4 {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            sum += (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
-        }
-        sum * 1.7
-    };
-    let count = shape.iter().product::<usize>();
-    Tensor::from_vec((0..count).map(|_| next()).collect::<Vec<f32>>(), shape, &Device::Cpu).unwrap()
-}
-
 fn randoms(shapes: &[&[usize]]) -> Vec<Tensor> {
     shapes.iter().zip(1..).map(|(shape, seed)| random(shape, seed)).collect()
-}
-
-fn wide(tensor: &Tensor) -> Vec<f64> {
-    if tensor.elem_count() == 0 {
-        return Vec::new();
-    }
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn variables(inputs: &[Tensor]) -> Vec<Tensor> {
@@ -114,12 +99,8 @@ fn check_there(
 ) {
     let points: Vec<Vec<f64>> = inputs.iter().map(wide).collect();
     let output = op(inputs).unwrap();
-    let (got, want, cotangent) = (wide(&output), plain(&points), wide(&cotangent(&output)));
-    assert_eq!(got.len(), want.len(), "{what}");
-    let bound = TOLERANCE * largest(&want).max(1.0);
-    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-        assert!((g - w).abs() <= bound, "{what}, output[{i}]: {g} against {w}");
-    }
+    within(TOLERANCE, &format!("{what}, output"), &output, &plain(&points));
+    let cotangent = wide(&cotangent(&output));
 
     let variables = variables(inputs);
     let gradients = gradients(op, &variables, &variables).unwrap();
@@ -158,186 +139,6 @@ fn check_there(
     }
 }
 
-fn plain_linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, inputs: usize) -> Vec<f64> {
-    let product = |x: &[f64], weight: &[f64]| x.iter().zip(weight).map(|(x, w)| x * w).sum::<f64>();
-    let row = |x: &[f64]| -> Vec<f64> {
-        let outputs = weight.chunks(inputs).enumerate();
-        outputs.map(|(o, weight)| product(x, weight) + bias.map_or(0.0, |bias| bias[o])).collect()
-    };
-    x.chunks(inputs).flat_map(row).collect()
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// The error function, by a series of terms of one sign.
-fn erf(x: f64) -> f64 {
-    if x.abs() > 6.0 {
-        return x.signum();
-    }
-    let (mut term, mut sum) = (x, x);
-    for n in 1..200 {
-        term *= 2.0 * x * x / f64::from(2 * n + 1);
-        sum += term;
-    }
-    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
-}
-
-fn plain_activation(kind: Activation, x: f64) -> f64 {
-    match kind {
-        Activation::Silu => x * sigmoid(x),
-        Activation::QuickGelu => x * sigmoid(1.702 * x),
-        Activation::GeluTanh => {
-            0.5 * x
-                * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
-        }
-        Activation::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
-        Activation::Relu => x.max(0.0),
-    }
-}
-
-fn activated(kind: Activation, x: &[f64]) -> Vec<f64> {
-    x.iter().map(|&x| plain_activation(kind, x)).collect()
-}
-
-fn plain_geglu(x: &[f64], width: usize) -> Vec<f64> {
-    let row = |row: &[f64]| -> Vec<f64> {
-        let (values, gates) = row.split_at(width);
-        values
-            .iter()
-            .zip(gates)
-            .map(|(value, &gate)| value * plain_activation(Activation::Gelu, gate))
-            .collect()
-    };
-    x.chunks(2 * width).flat_map(row).collect()
-}
-
-fn plain_softmax(x: &[f64]) -> Vec<f64> {
-    let peak = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let exponentials: Vec<f64> = x.iter().map(|x| (x - peak).exp()).collect();
-    let total: f64 = exponentials.iter().sum();
-    exponentials.iter().map(|x| x / total).collect()
-}
-
-/// (x - mean) / sqrt(variance + eps) of rows of `width`.
-fn standardised(x: &[f64], width: usize) -> Vec<f64> {
-    let row = |row: &[f64]| -> Vec<f64> {
-        let mean = row.iter().sum::<f64>() / width as f64;
-        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
-        row.iter().map(|x| (x - mean) / (variance + f64::from(EPS)).sqrt()).collect()
-    };
-    x.chunks(width).flat_map(row).collect()
-}
-
-fn plain_modulated(x: &[f64], scale: &[f64], shift: &[f64], rows: usize, width: usize) -> Vec<f64> {
-    let at = |i: usize| i / (rows * width) * width + i % width;
-    let normal = standardised(x, width).into_iter().enumerate();
-    normal.map(|(i, y)| y * (1.0 + scale[at(i)]) + shift[at(i)]).collect()
-}
-
-fn plain_rms_norm(x: &[f64], weight: &[f64]) -> Vec<f64> {
-    let row = |row: &[f64]| -> Vec<f64> {
-        let square = row.iter().map(|x| x * x).sum::<f64>() / weight.len() as f64;
-        row.iter().zip(weight).map(|(x, w)| x / (square + f64::from(EPS)).sqrt() * w).collect()
-    };
-    x.chunks(weight.len()).flat_map(row).collect()
-}
-
-fn plain_rope(x: &[f64], table: &[f64], heads: usize, width: usize) -> Vec<f64> {
-    let turn = |(i, pair): (usize, &[f64])| {
-        let at = i * 2 / (heads * width) * width % table.len() + i * 2 % width;
-        let (cos, sin) = (table[at], table[at + 1]);
-        [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos]
-    };
-    x.chunks(2).enumerate().flat_map(turn).collect()
-}
-
-fn plain_group_norm(
-    x: &[f64],
-    weight: &[f64],
-    bias: &[f64],
-    groups: usize,
-    area: usize,
-) -> Vec<f64> {
-    let channels = weight.len();
-    let normal = standardised(x, channels / groups * area).into_iter().enumerate();
-    normal.map(|(i, y)| y * weight[i / area % channels] + bias[i / area % channels]).collect()
-}
-
-fn plain_gated_add(x: &[f64], gate: &[f64], y: &[f64], rows: usize, width: usize) -> Vec<f64> {
-    let at = |i: usize| i / (rows * width) * width + i % width;
-    x.iter().zip(y).enumerate().map(|(i, (x, y))| x + gate[at(i)] * y).collect()
-}
-
-/// Samples, queries, keys, width and heads.
-type Sizes = (usize, usize, usize, usize, usize);
-
-fn plain_attention(
-    [q, k, v]: [&[f64]; 3],
-    sizes: Sizes,
-    bias: Option<&[f32]>,
-    causal: bool,
-) -> Vec<f64> {
-    let (samples, queries, keys, width, heads) = sizes;
-    let (size, of_values) = (width / heads, v.len() / (samples * keys * heads));
-    let mut output = vec![0.0; samples * queries * heads * of_values];
-    for (at, output) in output.chunks_mut(of_values).enumerate() {
-        let (sample, query, head) = (at / heads / queries, at / heads % queries, at % heads);
-        let row = |data: &[f64], tokens: usize, token: usize| -> Vec<f64> {
-            let size = data.len() / (samples * tokens * heads);
-            data[((sample * tokens + token) * heads + head) * size..][..size].to_vec()
-        };
-        let q = row(q, queries, query);
-        let score = |key: usize| {
-            let product: f64 = q.iter().zip(row(k, keys, key)).map(|(q, k)| q * k).sum();
-            product / (size as f64).sqrt() + bias.map_or(0.0, |bias| f64::from(bias[key]))
-        };
-        let seen = if causal { keys.min(query + 1) } else { keys };
-        let scores: Vec<f64> = (0..seen).map(score).collect();
-        for (key, p) in plain_softmax(&scores).into_iter().enumerate() {
-            output.iter_mut().zip(row(v, keys, key)).for_each(|(y, v)| *y += p * v);
-        }
-    }
-    output
-}
-
-/// Stride, and padding before and after.
-type Steps = (usize, (usize, usize));
-
-fn plain_conv2d(
-    inputs: &[Vec<f64>],
-    x_dims: [usize; 4],
-    weight_dims: [usize; 4],
-    steps: Steps,
-) -> Vec<f64> {
-    let ([samples, channels, height, width], [outputs, _, kernel, _]) = (x_dims, weight_dims);
-    let [x, weight, bias] = inputs else { panic!("three inputs") };
-    let (stride, (before, after)) = steps;
-    let side = |n: usize| (n + before + after - kernel) / stride + 1;
-    let mut y = Vec::new();
-    for (n, o) in (0..samples).flat_map(|n| (0..outputs).map(move |o| (n, o))) {
-        for (row, column) in
-            (0..side(height)).flat_map(|row| (0..side(width)).map(move |column| (row, column)))
-        {
-            let mut sum = bias[o];
-            for tap in 0..channels * kernel * kernel {
-                let (c, ky, kx) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
-                let from = (
-                    (row * stride + ky).wrapping_sub(before),
-                    (column * stride + kx).wrapping_sub(before),
-                );
-                if from.0 < height && from.1 < width {
-                    let pixel = x[((n * channels + c) * height + from.0) * width + from.1];
-                    sum += pixel * weight[o * channels * kernel * kernel + tap];
-                }
-            }
-            y.push(sum);
-        }
-    }
-    y
-}
-
 fn linear_op(t: &[Tensor]) -> Result<Tensor> {
     ops::linear(&t[0], &t[1].clone().into(), t.get(2), None)
 }
@@ -356,9 +157,9 @@ fn linear() {
         [(1, 1, 1, 1), (1, 1, 5, 3), (2, 3, 33, 17), (1, 5, 17, 33), (1, 131, 70, 65), (1, 0, 5, 4)]
     {
         let shapes: [&[usize]; 3] = [&[samples, rows, inputs], &[outputs, inputs], &[outputs]];
-        check("linear", &shapes, linear_op, |p| plain_linear(&p[0], &p[1], Some(&p[2]), inputs));
+        check("linear", &shapes, linear_op, |p| plain::linear(&p[0], &p[1], Some(&p[2]), inputs));
         check("linear without bias", &shapes[..2], linear_op, |p| {
-            plain_linear(&p[0], &p[1], None, inputs)
+            plain::linear(&p[0], &p[1], None, inputs)
         });
     }
 }
@@ -370,10 +171,10 @@ fn linear_with_an_activation() {
             let shapes: [&[usize]; 3] = [&[rows, inputs], &[outputs, inputs], &[outputs]];
             let op = |t: &[Tensor]| linear_activated_op(kind, t);
             check(&format!("linear, {kind:?}"), &shapes, op, |p| {
-                activated(kind, &plain_linear(&p[0], &p[1], Some(&p[2]), inputs))
+                plain::activated(kind, &plain::linear(&p[0], &p[1], Some(&p[2]), inputs))
             });
             check(&format!("linear without bias, {kind:?}"), &shapes[..2], op, |p| {
-                activated(kind, &plain_linear(&p[0], &p[1], None, inputs))
+                plain::activated(kind, &plain::linear(&p[0], &p[1], None, inputs))
             });
         }
     }
@@ -393,7 +194,7 @@ fn conv2d() {
                     ([samples, channels, height, width], [outputs, channels, kernel, kernel]);
                 let op = |t: &[Tensor]| conv2d_op(steps, t);
                 check(&format!("conv2d, {steps:?}"), &[&x, &weight, &[outputs]], op, |p| {
-                    plain_conv2d(p, x, weight, steps)
+                    plain::conv2d(p, x, weight, steps)
                 });
             }
         }
@@ -403,7 +204,7 @@ fn conv2d() {
 #[test]
 fn activation() {
     for kind in KINDS {
-        let plain = |p: &[Vec<f64>]| activated(kind, &p[0]);
+        let plain = |p: &[Vec<f64>]| plain::activated(kind, &p[0]);
         for shape in [&[1][..], &[5], &[3, 17], &[2, 3, 33], &[4099]] {
             check(&format!("{kind:?}"), &[shape], |t| ops::activation(kind, &t[0]), plain);
         }
@@ -430,17 +231,22 @@ fn activation() {
 #[test]
 fn geglu() {
     for (rows, width) in [(1, 1), (1, 5), (3, 17), (7, 33)] {
-        check("geglu", &[&[rows, 2 * width]], |t| ops::geglu(&t[0]), |p| plain_geglu(&p[0], width));
+        check(
+            "geglu",
+            &[&[rows, 2 * width]],
+            |t| ops::geglu(&t[0]),
+            |p| plain::geglu(&p[0], width),
+        );
     }
     let far: Vec<f32> = (0..34).map(|i| (i as f32 - 17.0) * 1.9).collect();
     let far = Tensor::from_vec(far, (1, 34), &Device::Cpu).unwrap();
-    check_at("geglu from -30 to 30", &[far], |t| ops::geglu(&t[0]), |p| plain_geglu(&p[0], 17));
+    check_at("geglu from -30 to 30", &[far], |t| ops::geglu(&t[0]), |p| plain::geglu(&p[0], 17));
 }
 
 #[test]
 fn softmax() {
     for (rows, width) in [(1, 1), (1, 5), (3, 17), (7, 33)] {
-        let plain = |p: &[Vec<f64>]| p[0].chunks(width).flat_map(plain_softmax).collect();
+        let plain = |p: &[Vec<f64>]| p[0].chunks(width).flat_map(plain::softmax).collect();
         check("softmax", &[&[rows, width]], |t| ops::softmax(&t[0]), plain);
         let peaked = (random(&[rows, width], 1) * 10.0).unwrap();
         check_at("peaked softmax", &[peaked], |t| ops::softmax(&t[0]), plain);
@@ -475,7 +281,7 @@ fn layer_norm_with_weights() {
             &[&[samples, rows, width], &[width], &[width]],
             |t| ops::layer_norm_affine(&t[0], &t[1], &t[2], EPS),
             |p| {
-                let normal = standardised(&p[0], width.max(1)).into_iter().enumerate();
+                let normal = plain::standardised(&p[0], width.max(1), EPS).into_iter().enumerate();
                 normal.map(|(i, y)| y * p[1][i % width] + p[2][i % width]).collect()
             },
         );
@@ -489,7 +295,7 @@ fn layer_norm_modulated() {
             "adaptive layer norm",
             &[&[samples, rows, width], &[samples, width], &[samples, width]],
             |t| ops::layer_norm_modulated(&t[0], &t[1], &t[2], EPS),
-            |p| plain_modulated(&p[0], &p[1], &p[2], rows, width),
+            |p| plain::modulated(&p[0], [&p[1], &p[2]], (rows, width), EPS),
         );
     }
 }
@@ -509,7 +315,7 @@ fn rms_norm() {
             &format!("RMS norm of {heads} heads"),
             &[&[samples, rows, heads * width], &[width]],
             |t| ops::rms_norm(&t[0], &t[1], EPS),
-            |p| plain_rms_norm(&p[0], &p[1]),
+            |p| plain::rms_norm(&p[0], &p[1], EPS),
         );
     }
 }
@@ -523,7 +329,7 @@ fn rope() {
             &format!("rotary positions of {heads} heads"),
             &[&[samples, tokens, heads * width], &[tokens, width]],
             |t| ops::rope(&t[0], &t[1]),
-            |p| plain_rope(&p[0], &p[1], heads, width),
+            |p| plain::rope(&p[0], &p[1], heads, width),
         );
     }
 }
@@ -547,8 +353,8 @@ fn group_norm() {
                 &shapes,
                 |t| ops::group_norm(&t[0], &t[1], &t[2], groups, EPS, silu),
                 |p| {
-                    let y = plain_group_norm(&p[0], &p[1], &p[2], groups, area);
-                    if silu { activated(Activation::Silu, &y) } else { y }
+                    let y = plain::group_norm(&p[0], [&p[1], &p[2]], (groups, area), EPS);
+                    if silu { plain::activated(Activation::Silu, &y) } else { y }
                 },
             );
         }
@@ -568,7 +374,7 @@ fn attention() {
         (1, 3, 530, 1, 2),
     ];
     for (samples, queries, keys, heads, head_dim) in cases {
-        let width = heads * head_dim;
+        let (width, sized) = (heads * head_dim, Heads::new(heads, head_dim));
         let (q, k) = ([samples, queries, width], [samples, keys, width]);
         let mut hidden = random(&[keys], 9).to_vec1::<f32>().unwrap();
         if keys > 1 {
@@ -583,19 +389,11 @@ fn attention() {
                         bias.is_some()
                     ),
                     &[&q, &k, &k],
-                    |t| {
-                        ops::attention(
-                            &t[0],
-                            &t[1],
-                            &t[2],
-                            Heads::new(heads, head_dim),
-                            bias.clone(),
-                            causal,
-                        )
-                    },
+                    |t| ops::attention(&t[0], &t[1], &t[2], sized, bias.clone(), causal),
                     |p| {
-                        let sizes = (samples, queries, keys, width, heads);
-                        plain_attention([&p[0], &p[1], &p[2]], sizes, bias.as_deref(), causal)
+                        let tokens = (samples, queries, keys);
+                        let [q, k, v] = [&p[0][..], &p[1], &p[2]];
+                        plain::attention([q, k, v], tokens, sized, bias.as_deref(), causal)
                     },
                 );
             }
@@ -608,7 +406,7 @@ fn attention() {
             &format!("attention to values of {of_values}"),
             &[&[2, 5, 12], &[2, 4, 12], &v],
             |t| ops::attention(&t[0], &t[1], &t[2], Heads::new(3, 4), None, false),
-            |p| plain_attention([&p[0], &p[1], &p[2]], (2, 5, 4, 12, 3), None, false),
+            |p| plain::attention([&p[0], &p[1], &p[2]], (2, 5, 4), Heads::new(3, 4), None, false),
         );
     }
     // One tensor in all three places collects all three gradients.
@@ -616,7 +414,7 @@ fn attention() {
         "self-attention",
         &[&[2, 5, 6]],
         |t| ops::attention(&t[0], &t[0], &t[0], Heads::new(2, 3), None, false),
-        |p| plain_attention([&p[0]; 3], (2, 5, 5, 6, 2), None, false),
+        |p| plain::attention([&p[0]; 3], (2, 5, 5), Heads::new(2, 3), None, false),
     );
 }
 
@@ -627,103 +425,81 @@ fn gated_add() {
             "gated residual",
             &[&[samples, rows, width], &[samples, width], &[samples, rows, width]],
             |t| ops::gated_add(&t[0], &t[1], &t[2]),
-            |p| plain_gated_add(&p[0], &p[1], &p[2], rows, width),
+            |p| plain::gated_add(&p[0], &p[1], &p[2], rows, width),
         );
     }
 }
 
-/// Every op once, with the shapes of its inputs.
-fn every_op() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
-    fn op(f: impl Fn(&[Tensor]) -> Result<Tensor> + 'static) -> Op {
-        Box::new(f)
-    }
-    let tokens = || vec![2, 3, 6];
-    let image = || vec![2, 4, 5, 3];
+/// An op with the shapes of its inputs.
+type Case = (&'static str, Vec<Vec<usize>>, Op);
+
+fn case(
+    what: &'static str,
+    shapes: &[&[usize]],
+    op: impl Fn(&[Tensor]) -> Result<Tensor> + 'static,
+) -> Case {
+    (what, shapes.iter().map(|shape| shape.to_vec()).collect(), Box::new(op))
+}
+
+/// Every op once.
+fn every_op() -> Vec<Case> {
+    let (tokens, image): (&[_], &[_]) = (&[2, 3, 6], &[2, 4, 5, 3]);
     vec![
-        ("linear", vec![tokens(), vec![5, 6], vec![5]], op(linear_op)),
-        ("linear without bias", vec![tokens(), vec![5, 6]], op(linear_op)),
-        (
-            "linear with an activation",
-            vec![tokens(), vec![5, 6], vec![5]],
-            op(|t| linear_activated_op(Activation::Gelu, t)),
-        ),
-        ("conv2d", vec![image(), vec![3, 4, 3, 3], vec![3]], op(|t| conv2d_op((2, (1, 1)), t))),
-        ("activation", vec![tokens()], op(|t| ops::activation(Activation::GeluTanh, &t[0]))),
-        ("geglu", vec![tokens()], op(|t| ops::geglu(&t[0]))),
-        ("softmax", vec![tokens()], op(|t| ops::softmax(&t[0]))),
-        ("upsampling", vec![image()], op(|t| ops::upsample_nearest(&t[0], 2))),
-        (
-            "layer norm",
-            vec![tokens(), vec![6], vec![6]],
-            op(|t| ops::layer_norm_affine(&t[0], &t[1], &t[2], EPS)),
-        ),
-        (
-            "adaptive layer norm",
-            vec![tokens(), vec![2, 6], vec![2, 6]],
-            op(|t| ops::layer_norm_modulated(&t[0], &t[1], &t[2], EPS)),
-        ),
-        ("RMS norm", vec![tokens(), vec![3]], op(|t| ops::rms_norm(&t[0], &t[1], EPS))),
-        ("rotary positions", vec![tokens(), vec![3, 2]], op(|t| ops::rope(&t[0], &t[1]))),
-        (
-            "group norm",
-            vec![image(), vec![4], vec![4]],
-            op(|t| ops::group_norm(&t[0], &t[1], &t[2], 2, EPS, false)),
-        ),
-        (
-            "group norm with SiLU",
-            vec![image(), vec![4], vec![4]],
-            op(|t| ops::group_norm(&t[0], &t[1], &t[2], 2, EPS, true)),
-        ),
-        (
-            "group norm, channels last",
-            vec![image(), vec![4], vec![4]],
-            op(|t| ops::group_norm(&channels_last(&t[0])?, &t[1], &t[2], 2, EPS, true)),
-        ),
-        (
-            "upsampling, channels last",
-            vec![image()],
-            op(|t| ops::upsample_nearest(&channels_last(&t[0])?, 2)),
-        ),
-        (
-            "attention",
-            vec![tokens(), vec![2, 4, 6], vec![2, 4, 6]],
-            op(|t| ops::attention(&t[0], &t[1], &t[2], Heads::new(2, 3), None, false)),
-        ),
-        (
-            "gated residual",
-            vec![tokens(), vec![2, 6], tokens()],
-            op(|t| ops::gated_add(&t[0], &t[1], &t[2])),
-        ),
+        case("linear", &[tokens, &[5, 6], &[5]], linear_op),
+        case("linear without bias", &[tokens, &[5, 6]], linear_op),
+        case("linear with an activation", &[tokens, &[5, 6], &[5]], |t| {
+            linear_activated_op(Activation::Gelu, t)
+        }),
+        case("conv2d", &[image, &[3, 4, 3, 3], &[3]], |t| conv2d_op((2, (1, 1)), t)),
+        case("activation", &[tokens], |t| ops::activation(Activation::GeluTanh, &t[0])),
+        case("geglu", &[tokens], |t| ops::geglu(&t[0])),
+        case("softmax", &[tokens], |t| ops::softmax(&t[0])),
+        case("upsampling", &[image], |t| ops::upsample_nearest(&t[0], 2)),
+        case("layer norm", &[tokens, &[6], &[6]], |t| {
+            ops::layer_norm_affine(&t[0], &t[1], &t[2], EPS)
+        }),
+        case("adaptive layer norm", &[tokens, &[2, 6], &[2, 6]], |t| {
+            ops::layer_norm_modulated(&t[0], &t[1], &t[2], EPS)
+        }),
+        case("RMS norm", &[tokens, &[3]], |t| ops::rms_norm(&t[0], &t[1], EPS)),
+        case("rotary positions", &[tokens, &[3, 2]], |t| ops::rope(&t[0], &t[1])),
+        case("group norm", &[image, &[4], &[4]], |t| {
+            ops::group_norm(&t[0], &t[1], &t[2], 2, EPS, false)
+        }),
+        case("group norm with SiLU", &[image, &[4], &[4]], |t| {
+            ops::group_norm(&t[0], &t[1], &t[2], 2, EPS, true)
+        }),
+        case("group norm, channels last", &[image, &[4], &[4]], |t| {
+            ops::group_norm(&channels_last(&t[0])?, &t[1], &t[2], 2, EPS, true)
+        }),
+        case("upsampling, channels last", &[image], |t| {
+            ops::upsample_nearest(&channels_last(&t[0])?, 2)
+        }),
+        case("attention", &[tokens, &[2, 4, 6], &[2, 4, 6]], |t| {
+            ops::attention(&t[0], &t[1], &t[2], Heads::new(2, 3), None, false)
+        }),
+        case("gated residual", &[tokens, &[2, 6], tokens], |t| ops::gated_add(&t[0], &t[1], &t[2])),
     ]
 }
 
 /// What is made of candle's operations, whatever the layout: these give gradients that nobody asks
 /// for.
-fn layouts() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
-    fn op(f: impl Fn(&[Tensor]) -> Result<Tensor> + 'static) -> Op {
-        Box::new(f)
-    }
-    let image = || vec![2, 4, 5, 3];
+fn layouts() -> Vec<Case> {
+    let image: &[_] = &[2, 4, 5, 3];
     vec![
-        ("sum", vec![image(), image()], op(|t| ops::add(&t[0], &t[1]))),
-        (
-            "sum, channels last",
-            vec![image(), image()],
-            op(|t| ops::add(&channels_last(&t[0])?, &channels_last(&t[1])?)),
-        ),
-        (
-            "sum to channels, channels last",
-            vec![image(), vec![2, 4]],
-            op(|t| ops::add_to_channels(&channels_last(&t[0])?, &t[1])),
-        ),
-        ("sum to channels", vec![image(), vec![2, 4]], op(|t| ops::add_to_channels(&t[0], &t[1]))),
-        (
-            "channels of all, channels last",
-            vec![image(), image()],
-            op(|t| ops::cat_channels(&[channels_last(&t[0])?, channels_last(&t[1])?])),
-        ),
-        ("tokens", vec![image()], op(|t| ops::tokens(&channels_last(&t[0])?))),
-        ("pixels", vec![vec![2, 3, 6]], op(|t| ops::pixels(&t[0], (1, 3)))),
+        case("sum", &[image, image], |t| ops::add(&t[0], &t[1])),
+        case("sum, channels last", &[image, image], |t| {
+            ops::add(&channels_last(&t[0])?, &channels_last(&t[1])?)
+        }),
+        case("sum to channels, channels last", &[image, &[2, 4]], |t| {
+            ops::add_to_channels(&channels_last(&t[0])?, &t[1])
+        }),
+        case("sum to channels", &[image, &[2, 4]], |t| ops::add_to_channels(&t[0], &t[1])),
+        case("channels of all, channels last", &[image, image], |t| {
+            ops::cat_channels(&[channels_last(&t[0])?, channels_last(&t[1])?])
+        }),
+        case("tokens", &[image], |t| ops::tokens(&channels_last(&t[0])?)),
+        case("pixels", &[&[2, 3, 6]], |t| ops::pixels(&t[0], (1, 3))),
     ]
 }
 
@@ -902,23 +678,32 @@ fn chain() {
             linear_op(&[ops::softmax(&ops::geglu(&hidden)?)?, t[13].clone()])
         },
         |p| {
-            let image = plain_conv2d(&p[..3], x, filter, steps);
-            let image =
-                activated(Activation::Silu, &plain_group_norm(&image, &p[3], &p[4], 3, rows));
+            let image = plain::conv2d(&p[..3], x, filter, steps);
+            let image = plain::activated(
+                Activation::Silu,
+                &plain::group_norm(&image, [&p[3], &p[4]], (3, rows), EPS),
+            );
             let turned = |i: usize| {
                 image[i / (rows * width) * rows * width + i % width * rows + i / width % rows]
             };
             let tokens: Vec<f64> = (0..image.len()).map(turned).collect();
-            let normal = plain_modulated(&tokens, &p[5], &p[6], rows, width);
-            let q = plain_rms_norm(&plain_linear(&normal, &p[7], Some(&p[8]), width), &p[9]);
-            let mixed =
-                plain_attention([&q, &normal, &normal], (2, rows, rows, width, heads), None, false);
-            let sum = plain_gated_add(&tokens, &p[10], &mixed, rows, width);
-            let hidden =
-                activated(Activation::GeluTanh, &plain_linear(&sum, &p[11], Some(&p[12]), width));
-            let gated = plain_geglu(&hidden, 5);
-            let shares: Vec<f64> = gated.chunks(5).flat_map(plain_softmax).collect();
-            plain_linear(&shares, &p[13], None, 5)
+            let normal = plain::modulated(&tokens, [&p[5], &p[6]], (rows, width), EPS);
+            let q = plain::rms_norm(&plain::linear(&normal, &p[7], Some(&p[8]), width), &p[9], EPS);
+            let mixed = plain::attention(
+                [&q, &normal, &normal],
+                (2, rows, rows),
+                Heads::new(heads, 3),
+                None,
+                false,
+            );
+            let sum = plain::gated_add(&tokens, &p[10], &mixed, rows, width);
+            let hidden = plain::activated(
+                Activation::GeluTanh,
+                &plain::linear(&sum, &p[11], Some(&p[12]), width),
+            );
+            let gated = plain::geglu(&hidden, 5);
+            let shares: Vec<f64> = gated.chunks(5).flat_map(plain::softmax).collect();
+            plain::linear(&shares, &p[13], None, 5)
         },
     );
 }
@@ -962,114 +747,77 @@ fn half_precision() {
 }
 
 /// Ops of sizes that whole accesses divide, and of rows that a block holds in several.
-fn larger_ops() -> Vec<(&'static str, Vec<Vec<usize>>, Op)> {
-    fn op(f: impl Fn(&[Tensor]) -> Result<Tensor> + 'static) -> Op {
-        Box::new(f)
-    }
+fn larger_ops() -> Vec<Case> {
     let mut ops = Vec::new();
     for width in [64, 72, 320, 2432, 20_000] {
-        let tokens = || vec![2, 3, width];
-        ops.push((
-            "layer norm",
-            vec![tokens(), vec![width], vec![width]],
-            op(|t| ops::layer_norm_affine(&t[0], &t[1], &t[2], EPS)),
-        ));
-        ops.push((
-            "adaptive layer norm",
-            vec![tokens(), vec![2, width], vec![2, width]],
-            op(|t| ops::layer_norm_modulated(&t[0], &t[1], &t[2], EPS)),
-        ));
-        ops.push((
-            "RMS norm",
-            vec![tokens(), vec![width]],
-            op(|t| ops::rms_norm(&t[0], &t[1], EPS)),
-        ));
-        ops.push(("softmax", vec![tokens()], op(|t| ops::softmax(&t[0]))));
-        ops.push(("geglu", vec![tokens()], op(|t| ops::geglu(&t[0]))));
-        ops.push((
-            "gated residual",
-            vec![tokens(), vec![2, width], tokens()],
-            op(|t| ops::gated_add(&t[0], &t[1], &t[2])),
-        ));
-        ops.push((
-            "linear with an activation",
-            vec![tokens(), vec![40, width], vec![40]],
-            op(|t| linear_activated_op(Activation::GeluTanh, t)),
-        ));
+        let tokens: &[_] = &[2, 3, width];
+        ops.push(case("layer norm", &[tokens, &[width], &[width]], |t| {
+            ops::layer_norm_affine(&t[0], &t[1], &t[2], EPS)
+        }));
+        ops.push(case("adaptive layer norm", &[tokens, &[2, width], &[2, width]], |t| {
+            ops::layer_norm_modulated(&t[0], &t[1], &t[2], EPS)
+        }));
+        ops.push(case("RMS norm", &[tokens, &[width]], |t| ops::rms_norm(&t[0], &t[1], EPS)));
+        ops.push(case("softmax", &[tokens], |t| ops::softmax(&t[0])));
+        ops.push(case("geglu", &[tokens], |t| ops::geglu(&t[0])));
+        ops.push(case("gated residual", &[tokens, &[2, width], tokens], |t| {
+            ops::gated_add(&t[0], &t[1], &t[2])
+        }));
+        ops.push(case("linear with an activation", &[tokens, &[40, width], &[40]], |t| {
+            linear_activated_op(Activation::GeluTanh, t)
+        }));
     }
-    ops.push((
-        "rotary positions",
-        vec![vec![2, 48, 256], vec![48, 64]],
-        op(|t| ops::rope(&t[0], &t[1])),
-    ));
+    ops.push(case("rotary positions", &[&[2, 48, 256], &[48, 64]], |t| ops::rope(&t[0], &t[1])));
     for (channels, groups) in [(64, 32), (320, 32), (2560, 32), (36, 4)] {
         for silu in [false, true] {
-            let shapes = || vec![vec![2, channels, 33, 16], vec![channels], vec![channels]];
-            ops.push((
-                "group norm",
-                shapes(),
-                op(move |t| ops::group_norm(&t[0], &t[1], &t[2], groups, EPS, silu)),
-            ));
-            ops.push((
-                "group norm, channels last",
-                shapes(),
-                op(move |t| {
-                    ops::group_norm(&channels_last(&t[0])?, &t[1], &t[2], groups, EPS, silu)
-                }),
-            ));
+            let shapes: [&[_]; 3] = [&[2, channels, 33, 16], &[channels], &[channels]];
+            ops.push(case("group norm", &shapes, move |t| {
+                ops::group_norm(&t[0], &t[1], &t[2], groups, EPS, silu)
+            }));
+            ops.push(case("group norm, channels last", &shapes, move |t| {
+                ops::group_norm(&channels_last(&t[0])?, &t[1], &t[2], groups, EPS, silu)
+            }));
         }
     }
-    ops.push((
-        "upsampling, channels last",
-        vec![vec![2, 64, 5, 7]],
-        op(|t| ops::upsample_nearest(&channels_last(&t[0])?, 2)),
-    ));
+    ops.push(case("upsampling, channels last", &[&[2, 64, 5, 7]], |t| {
+        ops::upsample_nearest(&channels_last(&t[0])?, 2)
+    }));
     // Parts of what another operation made, as they lie.
     for (width, parts) in [(64, 6), (36, 3)] {
-        ops.push((
+        ops.push(case(
             "adaptive layer norm by parts",
-            vec![vec![2, 3, width], vec![2, parts, width]],
-            op(move |t| {
+            &[&[2, 3, width], &[2, parts, width]],
+            move |t| {
                 let part = |index| t[1].narrow(1, index, 1)?.squeeze(1);
                 let y = ops::layer_norm_modulated(&t[0], &part(0)?, &part(2)?, EPS)?;
                 ops::gated_add(&t[0], &part(1)?, &y)
-            }),
+            },
         ));
-        ops.push((
-            "linear of a part",
-            vec![vec![2, 9, width], vec![40, width], vec![40]],
-            op(|t| linear_op(&[t[0].narrow(1, 2, 5)?, t[1].clone(), t[2].clone()])),
-        ));
+        ops.push(case("linear of a part", &[&[2, 9, width], &[40, width], &[40]], |t| {
+            linear_op(&[t[0].narrow(1, 2, 5)?, t[1].clone(), t[2].clone()])
+        }));
         for dim in 0..3 {
-            ops.push((
-                "joined",
-                vec![vec![2, 3, width], vec![2, 3, width]],
-                op(move |t| ops::cat(&[&t[0], &t[1], &t[0]], dim)),
-            ));
+            ops.push(case("joined", &[&[2, 3, width], &[2, 3, width]], move |t| {
+                ops::cat(&[&t[0], &t[1], &t[0]], dim)
+            }));
         }
     }
     for steps in [(1, (1, 1)), (2, (1, 1)), (2, (0, 1)), (1, (0, 0))] {
-        ops.push((
-            "conv2d",
-            vec![vec![2, 24, 13, 10], vec![40, 24, 3, 3], vec![40]],
-            op(move |t| conv2d_op(steps, t)),
-        ));
+        ops.push(case("conv2d", &[&[2, 24, 13, 10], &[40, 24, 3, 3], &[40]], move |t| {
+            conv2d_op(steps, t)
+        }));
     }
-    ops.push((
-        "conv2d of few channels",
-        vec![vec![1, 4, 16, 16], vec![3, 4, 3, 3], vec![3]],
-        op(|t| conv2d_op((1, (1, 1)), t)),
-    ));
-    ops.push((
-        "conv2d",
-        vec![vec![2, 32, 16, 16], vec![40, 32, 3, 3], vec![40]],
-        op(|t| conv2d_op((1, (1, 1)), t)),
-    ));
+    ops.push(case("conv2d of few channels", &[&[1, 4, 16, 16], &[3, 4, 3, 3], &[3]], |t| {
+        conv2d_op((1, (1, 1)), t)
+    }));
+    ops.push(case("conv2d", &[&[2, 32, 16, 16], &[40, 32, 3, 3], &[40]], |t| {
+        conv2d_op((1, (1, 1)), t)
+    }));
     for width in [8, 40, 64, 72, 80, 96, 128, 160, 256] {
-        ops.push((
+        ops.push(case(
             "attention",
-            vec![vec![2, 70, 2 * width], vec![2, 130, 2 * width], vec![2, 130, 2 * width]],
-            op(move |t| ops::attention(&t[0], &t[1], &t[2], Heads::new(2, width), None, false)),
+            &[&[2, 70, 2 * width], &[2, 130, 2 * width], &[2, 130, 2 * width]],
+            move |t| ops::attention(&t[0], &t[1], &t[2], Heads::new(2, width), None, false),
         ));
     }
     // Heads of any width, of values too; keys that are hidden or weigh more; as many tokens as

@@ -3,13 +3,19 @@
 
 #[path = "../../secateur-kernels/tests/common/numbers.rs"]
 mod numbers;
+#[path = "common/plain.rs"]
+mod plain;
 
 use candle_core::{Device, Tensor};
-use numbers::{close, random, wide};
+use numbers::{random, wide, within};
 use proptest::prelude::*;
 use secateur_kernels::gram;
 use secateur_nn::ops::{self, Heads};
 use secateur_nn::{Activation, Weight};
+
+fn close(what: &str, got: &Tensor, want: &[f64]) {
+    within(3e-6, what, got, want);
+}
 
 fn linear_op(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> candle_core::Result<Tensor> {
     ops::linear(x, &Weight::from(w.clone()), b, None)
@@ -30,20 +36,9 @@ fn linear() {
     ] {
         let (x, w, b) =
             (random(&[rows, inputs], 1), random(&[outputs, inputs], 2), random(&[outputs], 3));
-        let (wide_x, wide_w, wide_b) = (wide(&x), wide(&w), wide(&b));
-        let plain = |bias: bool| -> Vec<f64> {
-            let at = |r: usize, o: usize| {
-                let product: f64 =
-                    (0..inputs).map(|i| wide_x[r * inputs + i] * wide_w[o * inputs + i]).sum();
-                product + if bias { wide_b[o] } else { 0.0 }
-            };
-            (0..rows)
-                .flat_map(|r| (0..outputs).map(move |o| (r, o)))
-                .map(|(r, o)| at(r, o))
-                .collect()
-        };
-        close("linear", &linear_op(&x, &w, Some(&b)).unwrap(), &plain(true));
-        close("linear without bias", &linear_op(&x, &w, None).unwrap(), &plain(false));
+        let plain = |bias: Option<&[f64]>| plain::linear(&wide(&x), &wide(&w), bias, inputs);
+        close("linear", &linear_op(&x, &w, Some(&b)).unwrap(), &plain(Some(&wide(&b))));
+        close("linear without bias", &linear_op(&x, &w, None).unwrap(), &plain(None));
     }
     let (x, w) = (random(&[4, 6], 1), random(&[3, 5], 2));
     let error = linear_op(&x, &w, None).unwrap_err().to_string();
@@ -87,32 +82,16 @@ fn views_that_are_not_contiguous_give_the_same() {
 
 #[test]
 fn activations() {
-    type Plain = fn(f64) -> f64;
-    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-    // erf by its series, good to f64 for the |x| < 4 used here.
-    fn erf(x: f64) -> f64 {
-        let (mut term, mut sum) = (x, x);
-        for n in 1..200 {
-            term *= -x * x / f64::from(n);
-            sum += term / f64::from(2 * n + 1);
-        }
-        2.0 / std::f64::consts::PI.sqrt() * sum
-    }
-    let cases: [(Activation, Plain); 5] = [
-        (Activation::Silu, |x| x / (1.0 + (-x).exp())),
-        (Activation::QuickGelu, |x| x / (1.0 + (-1.702 * x).exp())),
-        (Activation::GeluTanh, |x| {
-            0.5 * x
-                * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
-        }),
-        (Activation::Gelu, |x| 0.5 * x * (1.0 + erf(x / 2f64.sqrt()))),
-        (Activation::Relu, |x| x.max(0.0)),
-    ];
-    assert!((sigmoid(0.0) - 0.5).abs() < 1e-15);
-    for (kind, plain) in cases {
+    for kind in [
+        Activation::Silu,
+        Activation::QuickGelu,
+        Activation::GeluTanh,
+        Activation::Gelu,
+        Activation::Relu,
+    ] {
         for count in [0, 1, 63, 64, 65, 1000] {
             let x = (random(&[count], 5) * 1.2).unwrap();
-            let want: Vec<f64> = wide(&x).into_iter().map(plain).collect();
+            let want = plain::activated(kind, &wide(&x));
             close(&format!("{kind:?}"), &ops::activation(kind, &x).unwrap(), &want);
         }
         let extreme =
@@ -131,26 +110,15 @@ fn norms() {
         let (scale, shift) = (random(&[samples, width], 2), random(&[samples, width], 3));
         let (weight, bias) = (random(&[width], 4), random(&[width], 5));
         let eps = 1e-6f32;
-        let (mut affine, mut modulated, mut rms) = (vec![], vec![], vec![]);
-        let (s, h, w, b) = (wide(&scale), wide(&shift), wide(&weight), wide(&bias));
-        for (row, x) in wide(&x).chunks(width).enumerate() {
-            let mean = x.iter().sum::<f64>() / width as f64;
-            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
-            let square = x.iter().map(|x| x * x).sum::<f64>() / width as f64;
-            for (j, x) in x.iter().enumerate() {
-                let y = (x - mean) / (variance + f64::from(eps)).sqrt();
-                let at = row / rows * width + j;
-                affine.push(y * w[j] + b[j]);
-                modulated.push(y * (1.0 + s[at]) + h[at]);
-                rms.push(x / (square + f64::from(eps)).sqrt() * w[j]);
-            }
-        }
+        let (wide_x, w, b) = (wide(&x), wide(&weight), wide(&bias));
+        let normal = plain::standardised(&wide_x, width, eps).into_iter().enumerate();
+        let affine: Vec<_> = normal.map(|(i, y)| y * w[i % width] + b[i % width]).collect();
         close("with weights", &ops::layer_norm_affine(&x, &weight, &bias, eps).unwrap(), &affine);
-        close(
-            "modulated",
-            &ops::layer_norm_modulated(&x, &scale, &shift, eps).unwrap(),
-            &modulated,
-        );
+        let modulated =
+            plain::modulated(&wide_x, [&wide(&scale), &wide(&shift)], (rows, width), eps);
+        let got = ops::layer_norm_modulated(&x, &scale, &shift, eps).unwrap();
+        close("modulated", &got, &modulated);
+        let rms = plain::rms_norm(&wide_x, &w, eps);
         close("rms norm", &ops::rms_norm(&x, &weight, eps).unwrap(), &rms);
     }
     let x = Tensor::new(&[[1f32, f32::NAN, 2.0], [1.0, 2.0, 3.0]], &Device::Cpu).unwrap();
@@ -184,21 +152,8 @@ fn rope() {
     ] {
         let (x, table) =
             (random(&[samples, tokens, heads * width], 1), random(&[tokens, width], 2));
-        let (wide_x, wide_table) = (wide(&x), wide(&table));
-        let turned = |i: usize| {
-            let pair = i / heads.max(1) / width % tokens * width + i % width / 2 * 2;
-            let (cos, sin) = (wide_table[pair], wide_table[pair + 1]);
-            if i.is_multiple_of(2) {
-                wide_x[i] * cos - wide_x[i + 1] * sin
-            } else {
-                wide_x[i - 1] * sin + wide_x[i] * cos
-            }
-        };
-        close(
-            "rope",
-            &ops::rope(&x, &table).unwrap(),
-            &(0..wide_x.len()).map(turned).collect::<Vec<_>>(),
-        );
+        let want = plain::rope(&wide(&x), &wide(&table), heads, width);
+        close("rope", &ops::rope(&x, &table).unwrap(), &want);
     }
     let x = random(&[2, 3, 12], 1);
     for table in [[3, 5], [4, 6], [3, 3], [3, 0]] {
@@ -214,59 +169,17 @@ fn group_norm() {
     {
         let x = random(&[samples, channels, side, side], 1);
         let (weight, bias) = (random(&[channels], 2), random(&[channels], 3));
-        let (w, b, area) = (wide(&weight), wide(&bias), side * side);
-        let size = channels / groups * area;
-        let mut want = Vec::new();
-        for (group, x) in wide(&x).chunks(size).enumerate() {
-            let mean = x.iter().sum::<f64>() / size as f64;
-            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / size as f64;
-            for (i, x) in x.iter().enumerate() {
-                let c = group % groups * (channels / groups) + i / area;
-                want.push((x - mean) / (variance + 1e-5).sqrt() * w[c] + b[c]);
-            }
-        }
-        let silu: Vec<f64> = want.iter().map(|x| x / (1.0 + (-x).exp())).collect();
-        close(
-            "group norm",
-            &ops::group_norm(&x, &weight, &bias, groups, 1e-5, false).unwrap(),
-            &want,
-        );
-        close(
-            "with SiLU",
-            &ops::group_norm(&x, &weight, &bias, groups, 1e-5, true).unwrap(),
-            &silu,
-        );
+        let parameters = [&wide(&weight)[..], &wide(&bias)];
+        let want = plain::group_norm(&wide(&x), parameters, (groups, side * side), 1e-5);
+        let norm = |silu| ops::group_norm(&x, &weight, &bias, groups, 1e-5, silu).unwrap();
+        close("group norm", &norm(false), &want);
+        close("with SiLU", &norm(true), &plain::activated(Activation::Silu, &want));
     }
 }
 
 fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, causal: bool) -> Vec<f64> {
-    let ((batch, queries, width), Heads { count: heads, scale }) = (q.dims3().unwrap(), heads);
-    let (_, keys, value_width) = v.dims3().unwrap();
-    let (q, k, v, d, of_value) = (wide(q), wide(k), wide(v), width / heads, value_width / heads);
-    let mut out = vec![0.0; batch * queries * value_width];
-    for b in 0..batch {
-        for h in 0..heads {
-            for i in 0..queries {
-                let seen = if causal { (i + 1).min(keys) } else { keys };
-                let score = |j: usize| {
-                    let at = |n: usize, t: usize, c: usize| (b * n + t) * width + h * d + c;
-                    (0..d).map(|c| q[at(queries, i, c)] * k[at(keys, j, c)]).sum::<f64>()
-                        * f64::from(scale)
-                };
-                let scores: Vec<f64> = (0..seen).map(score).collect();
-                let peak = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - peak).exp()).collect();
-                let total: f64 = weights.iter().sum();
-                for c in 0..of_value {
-                    let column = h * of_value + c;
-                    let mixed =
-                        (0..seen).map(|j| weights[j] * v[(b * keys + j) * value_width + column]);
-                    out[(b * queries + i) * value_width + column] = mixed.sum::<f64>() / total;
-                }
-            }
-        }
-    }
-    out
+    let tokens = (q.dim(0).unwrap(), q.dim(1).unwrap(), k.dim(1).unwrap());
+    plain::attention([&wide(q), &wide(k), &wide(v)], tokens, heads, None, causal)
 }
 
 #[test]
@@ -330,39 +243,13 @@ fn convolution() {
         for (samples, inputs, outputs, height, width) in
             [(1, 1, 1, 4, 4), (2, 3, 5, 7, 9), (1, 4, 2, 6, 3)]
         {
-            let x = random(&[samples, inputs, height, width], 1);
-            let (weight, bias) =
-                (random(&[outputs, inputs, kernel, kernel], 2), random(&[outputs], 3));
-            let (a, w, b) = (wide(&x), wide(&weight), wide(&bias));
-            let side = |n: usize| (n + padding.0 + padding.1 - kernel) / stride + 1;
-            let mut want = Vec::new();
-            for n in 0..samples {
-                for o in 0..outputs {
-                    for oy in 0..side(height) {
-                        for ox in 0..side(width) {
-                            let mut sum = b[o];
-                            for c in 0..inputs {
-                                for ky in 0..kernel {
-                                    for kx in 0..kernel {
-                                        let y = (oy * stride + ky).wrapping_sub(padding.0);
-                                        let x = (ox * stride + kx).wrapping_sub(padding.0);
-                                        if y < height && x < width {
-                                            sum += a[((n * inputs + c) * height + y) * width + x]
-                                                * w[((o * inputs + c) * kernel + ky) * kernel + kx];
-                                        }
-                                    }
-                                }
-                            }
-                            want.push(sum);
-                        }
-                    }
-                }
-            }
-            close(
-                "conv2d",
-                &ops::conv2d(&x, &weight.into(), &bias, stride, padding).unwrap(),
-                &want,
-            );
+            let shape = ([samples, inputs, height, width], [outputs, inputs, kernel, kernel]);
+            let (x, weight, bias) =
+                (random(&shape.0, 1), random(&shape.1, 2), random(&[outputs], 3));
+            let values = [&x, &weight, &bias].map(wide);
+            let want = plain::conv2d(&values, shape.0, shape.1, (stride, padding));
+            let got = ops::conv2d(&x, &weight.into(), &bias, stride, padding).unwrap();
+            close("conv2d", &got, &want);
         }
     }
     // Channels, a kernel that is not square, one that is larger than the padded picture, none, and
@@ -384,8 +271,8 @@ fn convolution() {
 #[test]
 fn gated_residual() {
     let (x, y, gate) = (random(&[2, 3, 5], 1), random(&[2, 3, 5], 2), random(&[2, 5], 3));
-    let want = x.add(&y.broadcast_mul(&gate.reshape((2, 1, 5)).unwrap()).unwrap()).unwrap();
-    close("gated", &ops::gated_add(&x, &gate, &y).unwrap(), &wide(&want));
+    let want = plain::gated_add(&wide(&x), &wide(&gate), &wide(&y), 3, 5);
+    close("gated", &ops::gated_add(&x, &gate, &y).unwrap(), &want);
 }
 
 #[test]
@@ -420,12 +307,7 @@ proptest! {
         seed in 0u32..1000,
     ) {
         let (x, w) = (random(&[rows, inputs], seed), random(&[outputs, inputs], seed + 1));
-        let (wide_x, wide_w) = (wide(&x), wide(&w));
-        let row = |values: &'_ [f64], row: usize| values[row * inputs..][..inputs].to_vec();
-        let pairs = |(r, o)| row(&wide_x, r).into_iter().zip(row(&wide_w, o));
-        let product = |place| pairs(place).map(|(x, w)| x * w).sum();
-        let places = (0..rows).flat_map(|r| (0..outputs).map(move |o| (r, o)));
-        let want: Vec<f64> = places.map(product).collect();
+        let want = plain::linear(&wide(&x), &wide(&w), None, inputs);
         close("linear", &linear_op(&x, &w, None).unwrap(), &want);
     }
 
@@ -491,15 +373,9 @@ fn other_vectors_give_the_same() {
 #[test]
 fn geglu_and_softmax() {
     let x = random(&[5, 34], 4);
-    let half = |start| x.narrow(1, start, 17).unwrap().contiguous().unwrap();
-    let want = (half(0) * ops::activation(Activation::Gelu, &half(17)).unwrap()).unwrap();
-    close("geglu", &ops::geglu(&x).unwrap(), &wide(&want));
+    close("geglu", &ops::geglu(&x).unwrap(), &plain::geglu(&wide(&x), 17));
     assert!(ops::geglu(&random(&[2, 3], 1)).is_err());
-    let mut want = Vec::new();
-    for row in wide(&x).chunks(34) {
-        let total: f64 = row.iter().map(|x| x.exp()).sum();
-        want.extend(row.iter().map(|x| x.exp() / total));
-    }
+    let want: Vec<f64> = wide(&x).chunks(34).flat_map(plain::softmax).collect();
     close("softmax", &ops::softmax(&x).unwrap(), &want);
     let bad = Tensor::new(&[[0f32, f32::NAN, 1.0], [0.0, 1.0, 2.0]], &Device::Cpu).unwrap();
     let y = ops::softmax(&bad).unwrap().to_vec2::<f32>().unwrap();

@@ -18,14 +18,18 @@ pub(crate) fn random(shape: &[usize], seed: u32) -> Tensor {
 }
 
 pub(crate) fn wide(tensor: &Tensor) -> Vec<f64> {
+    if tensor.elem_count() == 0 {
+        return Vec::new();
+    }
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-pub(crate) fn close(what: &str, got: &Tensor, want: &[f64]) {
+/// Checks that numbers differ by no more than `tolerance` times the largest, or 1.
+pub(crate) fn within(tolerance: f64, what: &str, got: &Tensor, want: &[f64]) {
     let got = wide(got);
     assert_eq!(got.len(), want.len(), "{what}");
     let scale = want.iter().fold(1.0f64, |scale, w| scale.max(w.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!((g - w).abs() <= 3e-6 * scale, "{what}[{i}]: {g} against {w}");
+        assert!((g - w).abs() <= tolerance * scale, "{what}[{i}]: {g} against {w}");
     }
 }
