@@ -39,6 +39,11 @@ fn half(method: &dyn Method) -> Task<'_> {
     Task::Weights { method, pattern: Pattern::Unstructured(0.5) }
 }
 
+/// All layers in one package.
+fn one_package(structure: &Structure) -> Plan {
+    Plan::new(structure, &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap()
+}
+
 fn random(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -48,6 +53,13 @@ fn random(count: usize, seed: u64) -> Vec<f32> {
         (state >> 40) as f32 / (1 << 24) as f32 - 0.5
     };
     (0..count).map(|_| next() + next() + next()).collect()
+}
+
+/// The distance of `a` from `b` in the Frobenius norm, relative to that of `b`.
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    let squares =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    (squares(&mut a.iter().zip(b).map(|(a, b)| a - b)) / squares(&mut b.iter().copied())).sqrt()
 }
 
 /// H = X^T X of `rows` random rows with correlated columns.
@@ -363,9 +375,7 @@ fn activations_that_are_not_finite_name_layer_and_step() {
     let huge = pipeline.parameters().get(name).unwrap().affine(1e30, 0.0).unwrap();
     let weights = BTreeMap::from([(name.to_owned(), huge)]);
     pipeline.apply(&Edits { weights, ..Edits::default() }).unwrap();
-    let plan =
-        Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs))
-            .unwrap();
+    let plan = one_package(&structure(&pipeline));
     let calibration = calibration(1, 1);
     let step_weights = calibration.step_weights(&mut pipeline, &()).unwrap();
     let source = Source::Calibration(&calibration, &step_weights, None);
@@ -395,20 +405,9 @@ fn statistics_do_not_depend_on_the_batch() {
     for (name, statistics) in &whole {
         let other = &apart[name];
         assert_eq!(statistics.rows, other.rows);
-        let norm = |values: &mut dyn Iterator<Item = f32>| {
-            values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt()
-        };
-        let difference =
-            norm(&mut statistics.hessian.iter().zip(&other.hessian).map(|(a, b)| a - b));
-        assert!(
-            difference < 1e-5 * norm(&mut statistics.hessian.iter().copied()),
-            "{name}: {difference}"
-        );
-        let difference = norm(&mut statistics.sums.iter().zip(&other.sums).map(|(a, b)| a - b));
-        assert!(
-            difference < 1e-5 * norm(&mut statistics.sums.iter().copied()),
-            "{name}: {difference}"
-        );
+        for (a, b) in [(&statistics.hessian, &other.hessian), (&statistics.sums, &other.sums)] {
+            assert!(difference(b, a) < 1e-5, "{name}: {}", difference(b, a));
+        }
     }
 }
 
@@ -544,8 +543,7 @@ fn the_work_of_hessians() {
         structure.blocks.push(other);
         structure
     };
-    let plan =
-        Plan::new(&structure(64), &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
+    let plan = one_package(&structure(64));
     assert_eq!(plan.layers().count(), 3);
     // As many tokens as are asked about.
     for tokens in [64, 10] {
@@ -583,9 +581,7 @@ fn a_share_in_percent_is_told() {
 #[test]
 fn equal_tokens_may_be_folded_into_one() {
     let pipeline = bundled();
-    let plan =
-        Plan::new(&structure(&pipeline), &Selection::default(), Packages::Count(1), &half(&Obs))
-            .unwrap();
+    let plan = one_package(&structure(&pipeline));
     let prompts =
         ["red apple, noto style emoji".to_owned(), "cat face, twitter style emoji".to_owned()];
     let sampling = pipeline.folder().sampling();
@@ -609,11 +605,6 @@ fn equal_tokens_may_be_folded_into_one() {
             pipeline.denoiser().forward(&latents, &[700.0; 2], conditioning, &context).unwrap();
         (output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), calibrator.finish())
     };
-    let difference = |a: &[f32], b: &[f32]| {
-        let squares =
-            |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>();
-        (squares(&mut a.iter().zip(b).map(|(a, b)| a - b)) / squares(&mut b.iter().copied())).sqrt()
-    };
     let ((output, statistics), (all_output, all_statistics)) = (run(&folded), run(&spelled_out));
     assert!(difference(&output, &all_output) < 1e-5, "{}", difference(&output, &all_output));
     for (name, input) in &statistics {
@@ -628,8 +619,7 @@ fn equal_tokens_may_be_folded_into_one() {
 #[test]
 fn a_stride_leaves_the_hessian_where_it_was() {
     let structure = one_layer(32, 64);
-    let plan =
-        Plan::new(&structure, &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap();
+    let plan = one_package(&structure);
     let name = plan.layers().next().unwrap().name.clone();
     let steps = 40;
     // Correlated columns, and tokens of different size.
@@ -661,15 +651,11 @@ fn a_stride_leaves_the_hessian_where_it_was() {
     };
     let (all, some) = (calibrate(1, 3), calibrate(4, 3));
     assert_eq!((all.rows, some.rows), (3 * 64 * 40, 3 * 64 * 40));
-    let error: f64 =
-        all.hessian.iter().zip(&some.hessian).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    let norm: f64 = all.hessian.iter().map(|a| f64::from(*a).powi(2)).sum();
-    assert!((error / norm).sqrt() < 0.03, "{}", (error / norm).sqrt());
+    let error = difference(&some.hessian, &all.hessian);
+    assert!(error < 0.03, "{error}");
     // Which tokens are taken does not depend on the batch.
-    let single = calibrate(4, 1);
-    let error: f64 =
-        single.hessian.iter().zip(&some.hessian).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    assert!((error / norm).sqrt() < 1e-6, "{}", (error / norm).sqrt());
+    let error = difference(&calibrate(4, 1).hessian, &some.hessian);
+    assert!(error < 1e-6, "{error}");
 }
 
 /// What the reference does, in f64: the Hessian of the columns that are left is inverted anew for
@@ -691,7 +677,7 @@ fn neurons_by_inverting_anew(weight: &mut [f64], hessian: &[f32], remove: usize)
             .flat_map(|&i| left.iter().map(move |&j| f64::from(hessian[i * columns + j])))
             .collect();
         (0..n).for_each(|i| h[i * n + i] += damping);
-        let inverse = inverted(&h, n);
+        let inverse = inverse(&h);
         let score = |place: usize| {
             let column = left[place];
             (0..rows).map(|r| weight[r * columns + column].powi(2)).sum::<f64>()
@@ -707,7 +693,7 @@ fn neurons_by_inverting_anew(weight: &mut [f64], hessian: &[f32], remove: usize)
             .flat_map(|&i| chosen.iter().map(move |&j| (i, j)))
             .map(|(i, j)| inverse[i * n + j])
             .collect();
-        let block = inverted(&block, size);
+        let block = self::inverse(&block);
         for row in weight.chunks_exact_mut(columns) {
             let w: Vec<f64> = chosen.iter().map(|&place| row[left[place]]).collect();
             let owed: Vec<f64> =
@@ -726,25 +712,6 @@ fn neurons_by_inverting_anew(weight: &mut [f64], hessian: &[f32], remove: usize)
     }
     gone.sort_unstable();
     gone
-}
-
-/// The inverse of a symmetric positive definite matrix, by Gauss and Jordan.
-fn inverted(matrix: &[f64], n: usize) -> Vec<f64> {
-    let (mut a, mut inverse) = (matrix.to_vec(), vec![0f64; n * n]);
-    (0..n).for_each(|i| inverse[i * n + i] = 1.0);
-    for pivot in 0..n {
-        let scale = 1.0 / a[pivot * n + pivot];
-        for m in [&mut a, &mut inverse] {
-            m[pivot * n..][..n].iter_mut().for_each(|x| *x *= scale);
-        }
-        let lines = (a[pivot * n..][..n].to_vec(), inverse[pivot * n..][..n].to_vec());
-        for row in (0..n).filter(|&row| row != pivot) {
-            let factor = a[row * n + pivot];
-            a[row * n..][..n].iter_mut().zip(&lines.0).for_each(|(x, p)| *x -= factor * p);
-            inverse[row * n..][..n].iter_mut().zip(&lines.1).for_each(|(x, p)| *x -= factor * p);
-        }
-    }
-    inverse
 }
 
 /// Chunks of 64, of 94 and then 64, and one: the down-dates of one factorisation against a new

@@ -132,12 +132,10 @@ fn what_was_meant_is_told() {
     let new = at("new");
     std::fs::create_dir(&new).unwrap();
     let mut relative = secateur();
-    relative.args(["prune"]).arg(model("emoji-mmdit")).args([
-        "--dry-run",
-        "--out",
-        "pruned/nothing",
-        "--quiet",
-    ]);
+    relative
+        .args(["prune"])
+        .arg(model("emoji-mmdit"))
+        .args("--dry-run --out pruned/nothing --quiet".split(' '));
     common::succeed(relative.current_dir(temporary.path()));
     assert!(entries(&new).is_empty());
     // What is only warned of.
@@ -164,18 +162,9 @@ fn a_dry_run_that_succeeds_will_start() {
     let at = |name: &str| temporary.path().join(name).display().to_string();
     let lacking = copy(temporary.path(), "text_encoder");
     std::fs::remove_file(lacking.join("text_encoder/model.safetensors")).unwrap();
-    let some = [
-        "--steps",
-        "1",
-        "--samples",
-        "1",
-        "--report-samples",
-        "0",
-        "--include",
-        "transformer_blocks.0.attn.to_q",
-    ];
+    let some = "--steps 1 --samples 1 --report-samples 0 --include transformer_blocks.0.attn.to_q";
     let mut saved = prune(&model("emoji-mmdit"), &temporary.path().join("saved"));
-    common::succeed(saved.args(some).args(["--save-statistics", &at("statistics")]));
+    common::succeed(saved.args(some.split(' ')).args(["--save-statistics", &at("statistics")]));
     std::fs::write(at("recipe.toml"), "[[method]]\nname = \"prune\"\n").unwrap();
     let lacking = lacking.display().to_string();
     let (mmdit, unet) =

@@ -9,6 +9,9 @@
 #[path = "common/harness/mod.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod harness;
+#[path = "common/kinds.rs"]
+#[macro_use]
+mod kinds;
 
 use harness::cases::{Tally, each, number, row, tell};
 use harness::process::Ended;
@@ -493,42 +496,7 @@ fn a_foreign_folder_under_our_name_stays() {
     }
 }
 
-#[test]
-fn generate() {
-    survives(UnitKind::Generate);
-}
-
-#[test]
-fn prune() {
-    survives(UnitKind::Prune);
-}
-
-#[test]
-fn slim() {
-    survives(UnitKind::Slim);
-}
-
-#[test]
-fn skip() {
-    survives(UnitKind::Skip);
-}
-
-#[test]
-fn compress() {
-    survives(UnitKind::Compress);
-}
-
-#[test]
-fn convert() {
-    survives(UnitKind::Convert);
-}
-
-#[test]
-fn export() {
-    survives(UnitKind::Export);
-}
-
-#[test]
-fn compare() {
-    survives(UnitKind::Compare);
+test_kinds! {
+    survives: generate Generate, prune Prune, slim Slim, skip Skip, compress Compress, convert Convert,
+    export Export, compare Compare
 }

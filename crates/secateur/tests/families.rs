@@ -34,13 +34,9 @@ fn a_model_without_prompts_takes_a_number_of_samples() {
     assert_eq!(entries(&out), ["0000.png", "0001.png", "0002.png"]);
     let read = |name: &str| std::fs::read(out.join(name)).unwrap();
     assert_ne!(read("0000.png"), read("0001.png"));
-    succeed(secateur().arg("bench").arg(folder.path()).args([
-        "--steps",
-        "3",
-        "--repeats",
-        "1",
-        "--quiet",
-    ]));
+    succeed(
+        secateur().arg("bench").arg(folder.path()).args("--steps 3 --repeats 1 --quiet".split(' ')),
+    );
 
     let pruned = temporary.path().join("pruned");
     let prune = |options: &[&str]| {
@@ -184,16 +180,7 @@ fn full_size_without_weights() {
     let prompts = temporary.path().join("prompts.txt");
     std::fs::write(&prompts, "a cat\na dog\n").unwrap();
     let mut prune = secateur();
-    prune.args([
-        "prune",
-        "--dry-run",
-        "--quiet",
-        "--json",
-        "--report-samples",
-        "0",
-        "--steps",
-        "10",
-    ]);
+    prune.args("prune --dry-run --quiet --json --report-samples 0 --steps 10".split(' '));
     // It is planned, and cannot be run.
     let ended = prune.arg(&folder).arg("--prompts").arg(&prompts).output().unwrap();
     assert_eq!(ended.status.code(), Some(1));

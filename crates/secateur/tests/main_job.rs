@@ -7,12 +7,11 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-const SMALL: [&str; 8] =
-    ["--samples", "2", "--steps", "3", "--report-samples", "3", "--quiet", "--json"];
+const SMALL: &str = "--samples 2 --steps 3 --report-samples 3 --quiet --json";
 
 fn prune(out: &Path, options: &[&str]) -> Command {
     let mut command = secateur();
-    command.arg("prune").arg("--out").arg(out).args(SMALL).args(options);
+    command.arg("prune").arg("--out").arg(out).args(SMALL.split(' ')).args(options);
     command
 }
 
@@ -79,17 +78,12 @@ fn prune_writes_a_whole_model_and_a_report() {
     assert_eq!(comparison["prompts"][0]["prompt"], held_out.lines().next().unwrap());
 
     // What was saved is what the report judged.
-    let compared =
-        json(&succeed(secateur().args(["compare", "models/emoji-mmdit"]).arg(&out).args([
-            "--samples",
-            "3",
-            "--steps",
-            "3",
-            "--seed",
-            "1",
-            "--quiet",
-            "--json",
-        ])));
+    let compared = json(&succeed(
+        secateur()
+            .args(["compare", "models/emoji-mmdit"])
+            .arg(&out)
+            .args("--samples 3 --steps 3 --seed 1 --quiet --json".split(' ')),
+    ));
     assert_eq!(compared["comparison"]["psnr"], comparison["psnr"]);
     assert_eq!(compared["comparison"]["text_image"], comparison["text_image"]);
 }

@@ -171,12 +171,9 @@ impl Inputs {
         };
         run(&mut tiny.command(UnitKind::Skip, &at("skipping-model")));
         let mut saving = Command::new(env!("CARGO_BIN_EXE_secateur"));
-        saving.current_dir(at("")).args([
-            "prune",
-            "tiny-model",
-            "--save-statistics=statistics",
-            "--out=with-statistics",
-        ]);
+        saving
+            .current_dir(at(""))
+            .args("prune tiny-model --save-statistics=statistics --out=with-statistics".split(' '));
         run(saving.args(CALIBRATION));
         std::fs::remove_dir_all(at("with-statistics")).unwrap();
         let resumed = stopped_run(&tiny);

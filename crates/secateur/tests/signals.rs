@@ -7,6 +7,9 @@
 #[path = "common/harness/mod.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod harness;
+#[path = "common/kinds.rs"]
+#[macro_use]
+mod kinds;
 
 use harness::cases::{each, number, row, tell};
 use harness::process::{Ended, Running};
@@ -201,42 +204,7 @@ fn survives(kind: UnitKind) {
     row(kind.name(), &tallies);
 }
 
-#[test]
-fn generate() {
-    survives(UnitKind::Generate);
-}
-
-#[test]
-fn prune() {
-    survives(UnitKind::Prune);
-}
-
-#[test]
-fn slim() {
-    survives(UnitKind::Slim);
-}
-
-#[test]
-fn skip() {
-    survives(UnitKind::Skip);
-}
-
-#[test]
-fn compress() {
-    survives(UnitKind::Compress);
-}
-
-#[test]
-fn convert() {
-    survives(UnitKind::Convert);
-}
-
-#[test]
-fn export() {
-    survives(UnitKind::Export);
-}
-
-#[test]
-fn compare() {
-    survives(UnitKind::Compare);
+test_kinds! {
+    survives: generate Generate, prune Prune, slim Slim, skip Skip, compress Compress, convert Convert,
+    export Export, compare Compare
 }

@@ -13,22 +13,17 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-const SMALL: [&str; 10] = [
-    "--samples",
-    "4",
-    "--steps",
-    "6",
-    "--iterations",
-    "4",
-    "--exchanges",
-    "4",
-    "--report-samples",
-    "2",
-];
+const SMALL: &str = "--samples 4 --steps 6 --iterations 4 --exchanges 4 --report-samples 2";
 
 fn skip(model_name: &str, out: &Path, options: &[&str]) -> Command {
     let mut command = secateur();
-    command.arg("skip").arg(model(model_name)).arg("--out").arg(out).args(SMALL).args(options);
+    command
+        .arg("skip")
+        .arg(model(model_name))
+        .arg("--out")
+        .arg(out)
+        .args(SMALL.split(' '))
+        .args(options);
     command
 }
 
@@ -93,19 +88,15 @@ fn a_model_that_skips_lives_on() {
     assert!(bench["models"][1]["gain"]["macs_speed_up"].as_f64().unwrap() > 1.9);
 
     // Smaller as well: the schedule stays, and the report is of both.
-    let prune = [
-        "--structured",
-        "--allocation",
-        "uniform",
-        "--samples",
-        "2",
-        "--report-samples",
-        "2",
-        "--quiet",
-        "--json",
-    ];
-    let report =
-        succeed(secateur().arg("prune").arg(at("skips")).args(prune).arg("--out").arg(at("both")));
+    let prune = "--structured --allocation uniform --samples 2 --report-samples 2 --quiet --json";
+    let report = succeed(
+        secateur()
+            .arg("prune")
+            .arg(at("skips"))
+            .args(prune.split(' '))
+            .arg("--out")
+            .arg(at("both")),
+    );
     let models = json(&report)["models"].clone();
     assert!(models[1]["macs"].as_u64().unwrap() < models[0]["macs"].as_u64().unwrap());
     assert!(at("both").join("reuse.json").is_file());

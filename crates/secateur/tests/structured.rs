@@ -12,11 +12,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const SMALL: [&str; 7] = ["--samples", "2", "--steps", "3", "--report-samples", "0", "--quiet"];
+const SMALL: &str = "--samples 2 --steps 3 --report-samples 0 --quiet";
 
 fn prune(model: &Path, out: &Path, options: &[&str]) -> Command {
     let mut command = secateur();
-    command.arg("prune").arg(model).arg("--out").arg(out).args(SMALL).args(options);
+    command.arg("prune").arg(model).arg("--out").arg(out).args(SMALL.split(' ')).args(options);
     command
 }
 

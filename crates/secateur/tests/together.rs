@@ -7,6 +7,9 @@
 #[path = "common/harness/mod.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod harness;
+#[path = "common/kinds.rs"]
+#[macro_use]
+mod kinds;
 
 use harness::cases::{each, number, row, tell};
 use harness::process::{Ended, Running};
@@ -291,17 +294,4 @@ fn at_once(kind: UnitKind) {
     row(kind.name(), &tallies);
 }
 
-#[test]
-fn generate() {
-    at_once(UnitKind::Generate);
-}
-
-#[test]
-fn prune() {
-    at_once(UnitKind::Prune);
-}
-
-#[test]
-fn skip() {
-    at_once(UnitKind::Skip);
-}
+test_kinds! { at_once: generate Generate, prune Prune, skip Skip }

@@ -120,14 +120,8 @@ impl Tiny {
                 .args(["tiny-model", "--steps=2", "--packages=2", "--report-samples=0"])
                 .args(calibrated),
             UnitKind::Skip => command
-                .args([
-                    "tiny-model",
-                    "--steps=3",
-                    "--keep=0.7",
-                    "--iterations=2",
-                    "--exchanges=2",
-                    "--report-samples=0",
-                ])
+                .args("tiny-model --steps=3 --keep=0.7 --iterations=2 --exchanges=2".split(' '))
+                .arg("--report-samples=0")
                 .args(calibrated),
             UnitKind::Compress => {
                 command.args(["tiny-model", "--recipe=recipe.toml", "--prompts=prompts.txt"])
