@@ -2,6 +2,7 @@
 
 mod cards;
 mod format;
+mod table;
 mod headline;
 mod layers;
 mod pictures;

@@ -4,7 +4,6 @@ mod ddim;
 mod ddpm;
 mod dpm_solver;
 mod euler;
-mod euler_ancestral;
 mod exploding;
 mod flow_match_euler;
 mod heun;
@@ -42,7 +41,7 @@ pub fn scheduler_config(
         Sampler::Ddpm => Arc::new(ddpm::DdpmConfig::read(&options)?),
         Sampler::Pndm => Arc::new(pndm::PndmConfig::read(&options)?),
         Sampler::Euler => Arc::new(euler::EulerConfig::read(&options)?),
-        Sampler::EulerAncestral => Arc::new(euler_ancestral::EulerAncestralConfig::read(&options)?),
+        Sampler::EulerAncestral => Arc::new(euler::EulerConfig::read_ancestral(&options)?),
         Sampler::Heun => Arc::new(heun::HeunConfig::read(&options)?),
         Sampler::DpmSolver => Arc::new(dpm_solver::DpmSolverConfig::read(&options)?),
         Sampler::FlowMatchEuler => {

@@ -5,6 +5,9 @@
 #[cfg(unix)]
 #[path = "common/assemble.rs"]
 mod assemble;
+#[path = "common/cases.rs"]
+#[macro_use]
+mod cases;
 mod common;
 
 use candle_core::{DType, Device, Tensor};
@@ -605,16 +608,6 @@ fn text_encoder(name: &str, projected: bool, pooled: &str) {
 }
 
 #[test]
-fn clip_l_text() {
-    text_encoder("clip_l_text", false, "pooled");
-}
-
-#[test]
-fn clip_g_text() {
-    text_encoder("clip_g_text", true, "text_embeds");
-}
-
-#[test]
 fn t5_encoder() {
     let Some(folder) = fixture("t5_encoder") else { return };
     let want = tensors(&folder.join("io.safetensors"));
@@ -660,21 +653,6 @@ fn dit_step() {
 }
 
 #[test]
-fn sd3() {
-    denoiser("sd3_mmdit");
-}
-
-#[test]
-fn sd35_medium() {
-    denoiser("sd35_medium_mmdit");
-}
-
-#[test]
-fn flux() {
-    denoiser("flux_transformer");
-}
-
-#[test]
 fn one_text_token_stands_for_equal_ones() {
     for name in ["sd3_mmdit", "sd35_medium_mmdit", "flux_transformer"] {
         let Some(folder) = fixture(name) else { continue };
@@ -703,37 +681,23 @@ fn one_text_token_stands_for_equal_ones() {
     }
 }
 
-#[test]
-fn sd15() {
-    denoiser("sd15_unet");
-}
-
-#[test]
-fn sd21() {
-    denoiser("sd21_unet");
-}
-
-#[test]
-fn sdxl() {
-    denoiser("sdxl_unet");
-}
-
-#[test]
-fn ddpm() {
-    denoiser("ddpm_unet");
-}
-
-#[test]
-fn dit() {
-    denoiser_of_rounded_positions("dit_transformer");
-}
-
-#[test]
-fn pixart() {
-    denoiser_of_rounded_positions("pixart_transformer");
-}
-
-#[test]
-fn pixart_sized() {
-    denoiser("pixart_sized_transformer");
+tests! {
+    denoiser {
+        sd3("sd3_mmdit");
+        sd35_medium("sd35_medium_mmdit");
+        flux("flux_transformer");
+        sd15("sd15_unet");
+        sd21("sd21_unet");
+        sdxl("sdxl_unet");
+        ddpm("ddpm_unet");
+        pixart_sized("pixart_sized_transformer");
+    }
+    denoiser_of_rounded_positions {
+        dit("dit_transformer");
+        pixart("pixart_transformer");
+    }
+    text_encoder {
+        clip_l_text("clip_l_text", false, "pooled");
+        clip_g_text("clip_g_text", true, "text_embeds");
+    }
 }

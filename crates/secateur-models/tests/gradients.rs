@@ -2,6 +2,9 @@
 //! gradient of every gate is compared with finite differences. An operation that drops a gradient
 //! silently is found wherever it stands.
 
+#[path = "common/cases.rs"]
+#[macro_use]
+mod cases;
 mod common;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -91,41 +94,6 @@ fn joint(name: &str) {
 }
 
 #[test]
-fn sd3() {
-    joint("sd3_mmdit");
-}
-
-#[test]
-fn sd35_medium() {
-    joint("sd35_medium_mmdit");
-}
-
-#[test]
-fn flux() {
-    joint("flux_transformer");
-}
-
-#[test]
-fn sd15() {
-    denoiser("sd15_unet", None);
-}
-
-#[test]
-fn sdxl() {
-    denoiser("sdxl_unet", None);
-}
-
-#[test]
-fn ddpm() {
-    denoiser("ddpm_unet", None);
-}
-
-#[test]
-fn dit() {
-    denoiser("dit_transformer", None);
-}
-
-#[test]
 fn pixart() {
     denoiser("pixart_transformer", None);
     denoiser("pixart_sized_transformer", None);
@@ -183,4 +151,18 @@ fn t5_encoder() {
     every_gate("t5_encoder", &parameters, |scope| {
         T5Encoder::new(&config, &scope)?.forward(&ids, Some(&given["mask"]))
     });
+}
+
+tests! {
+    joint {
+        sd3("sd3_mmdit");
+        sd35_medium("sd35_medium_mmdit");
+        flux("flux_transformer");
+    }
+    denoiser {
+        sd15("sd15_unet", None);
+        sdxl("sdxl_unet", None);
+        ddpm("ddpm_unet", None);
+        dit("dit_transformer", None);
+    }
 }

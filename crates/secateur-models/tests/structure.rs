@@ -1,5 +1,8 @@
 //! What a family says of its layers, against those that a call goes through.
 
+#[path = "common/cases.rs"]
+#[macro_use]
+mod cases;
 mod common;
 
 use candle_core::{DType, Device, Tensor};
@@ -121,40 +124,12 @@ fn compare(name: &str, text: &[&str]) {
 }
 
 #[test]
-fn sd3() {
-    compare("sd3_mmdit", &["context_embedder", "attn.add_", "attn.to_add_out", "ff_context"]);
-}
-
-#[test]
-fn sd35_medium() {
-    compare(
-        "sd35_medium_mmdit",
-        &["context_embedder", "attn.add_", "attn.to_add_out", "ff_context"],
-    );
-}
-
-#[test]
 fn flux() {
     let single =
         ["single_transformer_blocks.0.attn", "single_transformer_blocks.1.attn", "proj_mlp"];
     let joined = ["single_transformer_blocks.0.proj_out", "single_transformer_blocks.1.proj_out"];
     let text = ["context_embedder", "attn.add_", "attn.to_add_out", "ff_context"];
     compare("flux_transformer", &[&text[..], &single, &joined].concat());
-}
-
-#[test]
-fn dit() {
-    compare("dit_transformer", &[]);
-}
-
-#[test]
-fn pixart() {
-    compare("pixart_transformer", &["caption_projection", "attn2.to_k", "attn2.to_v"]);
-}
-
-#[test]
-fn pixart_sized() {
-    compare("pixart_sized_transformer", &["caption_projection", "attn2.to_k", "attn2.to_v"]);
 }
 
 #[test]
@@ -447,4 +422,18 @@ fn activations_of_unets() {
     // SDXL has none at the first level.
     let kept = 3 * 320 * 128 * 128 + (320 + 640) * 64 * 64;
     assert_eq!(full_size("sdxl").activations, (3 + 8 + 4) * 640 * 64 * 64 + kept);
+}
+
+/// Layers that see the text, of MMDiT and of PixArt.
+const MMDIT: [&str; 4] = ["context_embedder", "attn.add_", "attn.to_add_out", "ff_context"];
+const PIXART: [&str; 3] = ["caption_projection", "attn2.to_k", "attn2.to_v"];
+
+tests! {
+    compare {
+        sd3("sd3_mmdit", &MMDIT);
+        sd35_medium("sd35_medium_mmdit", &MMDIT);
+        dit("dit_transformer", &[]);
+        pixart("pixart_transformer", &PIXART);
+        pixart_sized("pixart_sized_transformer", &PIXART);
+    }
 }

@@ -4,6 +4,9 @@
 
 #[path = "../../secateur-models/tests/common/assemble.rs"]
 mod assemble;
+#[path = "../../secateur-models/tests/common/cases.rs"]
+#[macro_use]
+mod cases;
 
 use assemble::assemble;
 use candle_core::Tensor;
@@ -257,36 +260,6 @@ fn small(name: &str, latent: (usize, usize)) {
 }
 
 #[test]
-fn stable_diffusion_2() {
-    small("stable_diffusion_2", (16, 16));
-}
-
-#[test]
-fn stable_diffusion_xl() {
-    small("stable_diffusion_xl", (16, 24));
-}
-
-#[test]
-fn stable_diffusion_3() {
-    small("stable_diffusion_3", (16, 16));
-}
-
-#[test]
-fn flux() {
-    small("flux", (16, 12));
-}
-
-#[test]
-fn pixart() {
-    small("pixart", (16, 12));
-}
-
-#[test]
-fn ddpm() {
-    small("ddpm", (16, 16));
-}
-
-#[test]
 fn emoji_dit() {
     let folder = project().join("models/emoji-dit");
     every_method(&folder, ["food/noto", "3"], |sampling| sampling);
@@ -301,5 +274,16 @@ fn emoji_unet_by_samplers_that_call_it_more_than_once_a_step() {
     let prompts = ["red apple, noto style emoji", "spider, fluent 3d style emoji"];
     for (sampler, steps) in [(Sampler::Heun, 2), (Sampler::Pndm, 4)] {
         every_method(&folder, prompts, |sampling| Sampling { sampler, steps, ..sampling });
+    }
+}
+
+tests! {
+    small {
+        stable_diffusion_2("stable_diffusion_2", (16, 16));
+        stable_diffusion_xl("stable_diffusion_xl", (16, 24));
+        stable_diffusion_3("stable_diffusion_3", (16, 16));
+        flux("flux", (16, 12));
+        pixart("pixart", (16, 12));
+        ddpm("ddpm", (16, 16));
     }
 }

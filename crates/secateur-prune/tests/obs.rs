@@ -5,6 +5,10 @@
 #[path = "common/given.rs"]
 mod given;
 
+#[path = "../../secateur-models/tests/common/cases.rs"]
+#[macro_use]
+mod cases;
+
 use candle_core::{Device, Tensor};
 use given::Given;
 use secateur_models::{
@@ -129,26 +133,6 @@ fn solved_as_reference(case: &str, pattern: Pattern) {
     }
 }
 
-#[test]
-fn obs_50_percent() {
-    solved_as_reference("unstructured_50", Pattern::Unstructured(0.5));
-}
-
-#[test]
-fn obs_70_percent() {
-    solved_as_reference("unstructured_70", Pattern::Unstructured(0.7));
-}
-
-#[test]
-fn obs_2_4() {
-    solved_as_reference("nm_2_4", "2:4".parse().unwrap());
-}
-
-#[test]
-fn obs_4_8() {
-    solved_as_reference("nm_4_8", "4:8".parse().unwrap());
-}
-
 /// The neurons of a feed-forward, whose down projection is `layer`.
 fn neurons(count: usize) -> Group {
     let up = vec![Slice { layer: "up".into(), start: 0 }];
@@ -259,4 +243,13 @@ fn obs_a_third_of_the_heads_of_two_streams() {
         },
     ];
     removed_as_reference(|columns| heads(columns, &["layer", "context"]), &cases);
+}
+
+tests! {
+    solved_as_reference {
+        obs_50_percent("unstructured_50", Pattern::Unstructured(0.5));
+        obs_70_percent("unstructured_70", Pattern::Unstructured(0.7));
+        obs_2_4("nm_2_4", "2:4".parse().unwrap());
+        obs_4_8("nm_4_8", "4:8".parse().unwrap());
+    }
 }

@@ -7,6 +7,9 @@ mod given;
 
 #[path = "../../secateur-models/tests/common/assemble.rs"]
 mod assemble;
+#[path = "../../secateur-models/tests/common/cases.rs"]
+#[macro_use]
+mod cases;
 
 use assemble::assemble;
 use candle_core::Tensor;
@@ -153,21 +156,6 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
 }
 
 #[test]
-fn of_a_flow_model() {
-    scores_are_slopes("stable_diffusion_3", (16, 16));
-}
-
-#[test]
-fn of_a_model_that_predicts_velocity() {
-    scores_are_slopes("stable_diffusion_2", (16, 16));
-}
-
-#[test]
-fn of_flux() {
-    scores_are_slopes("flux", (16, 12));
-}
-
-#[test]
 fn without_scores_nothing_is_removed() {
     let group = secateur_models::Group::Neurons(secateur_models::NeuronGroup {
         name: "ff".into(),
@@ -179,4 +167,12 @@ fn without_scores_nothing_is_removed() {
         .remove(&[PlannedGroup { group, remove: 1 }], &Given::new(Vec::new()))
         .unwrap_err();
     assert!(error.to_string().contains("ff"), "{error}");
+}
+
+tests! {
+    scores_are_slopes {
+        of_a_flow_model("stable_diffusion_3", (16, 16));
+        of_a_model_that_predicts_velocity("stable_diffusion_2", (16, 16));
+        of_flux("flux", (16, 12));
+    }
 }

@@ -7,9 +7,9 @@
 #[path = "common/harness/mod.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod harness;
-#[path = "common/kinds.rs"]
+#[path = "../../secateur-models/tests/common/cases.rs"]
 #[macro_use]
-mod kinds;
+mod cases;
 
 use harness::cases::{each, number, row, tell};
 use harness::process::{Ended, Running};
@@ -204,7 +204,15 @@ fn survives(kind: UnitKind) {
     row(kind.name(), &tallies);
 }
 
-test_kinds! {
-    survives: generate Generate, prune Prune, slim Slim, skip Skip, compress Compress, convert Convert,
-    export Export, compare Compare
+tests! {
+    survives {
+        generate(UnitKind::Generate);
+        prune(UnitKind::Prune);
+        slim(UnitKind::Slim);
+        skip(UnitKind::Skip);
+        compress(UnitKind::Compress);
+        convert(UnitKind::Convert);
+        export(UnitKind::Export);
+        compare(UnitKind::Compare);
+    }
 }

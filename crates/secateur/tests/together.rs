@@ -7,9 +7,9 @@
 #[path = "common/harness/mod.rs"]
 #[expect(dead_code, reason = "shared with other tests")]
 mod harness;
-#[path = "common/kinds.rs"]
+#[path = "../../secateur-models/tests/common/cases.rs"]
 #[macro_use]
-mod kinds;
+mod cases;
 
 use harness::cases::{each, number, row, tell};
 use harness::process::{Ended, Running};
@@ -294,4 +294,10 @@ fn at_once(kind: UnitKind) {
     row(kind.name(), &tallies);
 }
 
-test_kinds! { at_once: generate Generate, prune Prune, skip Skip }
+tests! {
+    at_once {
+        generate(UnitKind::Generate);
+        prune(UnitKind::Prune);
+        skip(UnitKind::Skip);
+    }
+}

@@ -5,6 +5,7 @@ mod chart;
 
 use crate::html::format::{counted, percent, significant};
 use crate::html::headline::mean_sparsity;
+use crate::html::table::{numbers, table, words};
 use crate::report::LayerReport;
 use maud::{Markup, html};
 
@@ -26,7 +27,7 @@ pub(super) fn section(layers: &[LayerReport]) -> Markup {
                     (worst(layers))
                 }
                 div.scroll { (chart::svg(layers)) }
-                (table(layers))
+                (figures(layers))
             }
         }
     }
@@ -48,37 +49,32 @@ fn worst(layers: &[LayerReport]) -> Markup {
     }
 }
 
-fn table(layers: &[LayerReport]) -> Markup {
+fn figures(layers: &[LayerReport]) -> Markup {
+    let columns = [
+        words("Layer"),
+        numbers("Shape"),
+        numbers("Sparsity"),
+        numbers("Relative squared error"),
+        numbers("Relative damping"),
+        numbers("Package"),
+    ];
+    let row = |layer: &LayerReport| {
+        html! {
+            tr {
+                th scope="row" { code { (layer.name) } }
+                td.number { (layer.rows) " × " (layer.columns) }
+                td.number { (percent(layer.sparsity)) }
+                td.number { (significant(layer.error, 3)) }
+                td.number { @if layer.damping == 0.0 { "none" } @else {
+                    (significant(layer.damping, 2)) } }
+                td.number { (layer.package) }
+            }
+        }
+    };
     html! {
         details {
             summary { "Figures of " (counted(layers.len(), "layer")) }
-            div.scroll {
-                table {
-                    thead {
-                        tr {
-                            th scope="col" { "Layer" }
-                            th.number scope="col" { "Shape" }
-                            th.number scope="col" { "Sparsity" }
-                            th.number scope="col" { "Relative squared error" }
-                            th.number scope="col" { "Relative damping" }
-                            th.number scope="col" { "Package" }
-                        }
-                    }
-                    tbody {
-                        @for layer in layers {
-                            tr {
-                                th scope="row" { code { (layer.name) } }
-                                td.number { (layer.rows) " × " (layer.columns) }
-                                td.number { (percent(layer.sparsity)) }
-                                td.number { (significant(layer.error, 3)) }
-                                td.number { @if layer.damping == 0.0 { "none" } @else {
-                                    (significant(layer.damping, 2)) } }
-                                td.number { (layer.package) }
-                            }
-                        }
-                    }
-                }
-            }
+            (table(&columns, layers.iter().map(row), None))
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The pictures side by side, and the table of the prompts.
 
 use crate::html::format::{counted, fixed};
+use crate::html::table::{numbers, table, words};
 use crate::metrics::{psnr_capped, ssim};
 use crate::picture::{Picture, encode_png};
 use crate::report::{PromptRow, Report};
@@ -46,7 +47,7 @@ pub(super) fn section(report: &Report, pairs: &[PicturePair]) -> Markup {
                     div.pairs.small[small] { @for pair in pairs { (figure(pair, reference,
                         candidate)) } }
                 }
-                @if !rows.is_empty() { (table(rows)) }
+                @if !rows.is_empty() { (figures(rows)) }
             }
         }
     }
@@ -114,43 +115,33 @@ fn picture(picture: &Picture, alternative: &str) -> Markup {
     }
 }
 
-fn table(rows: &[PromptRow]) -> Markup {
+fn figures(rows: &[PromptRow]) -> Markup {
     let scored =
         rows.iter().any(|row| row.score_reference.is_some() || row.score_candidate.is_some());
     let score = |value: Option<f64>| value.map_or(String::from("-"), |value| fixed(value, 3));
+    let mut columns = vec![words("Prompt")];
+    columns.extend(["PSNR (dB)", "SSIM", "Latent error"].map(numbers));
+    if scored {
+        columns.extend(["Score, reference", "Score, candidate"].map(numbers));
+    }
+    let row = |row: &PromptRow| {
+        html! {
+            tr {
+                th scope="row" { (row.prompt) }
+                td.number { (fixed(row.psnr, 1)) }
+                td.number { (fixed(row.ssim, 3)) }
+                td.number { (fixed(row.latent_error, 3)) }
+                @if scored {
+                    td.number { (score(row.score_reference)) }
+                    td.number { (score(row.score_candidate)) }
+                }
+            }
+        }
+    };
     html! {
         details {
             summary { "Figures of " (counted(rows.len(), "prompt")) }
-            div.scroll {
-                table {
-                    thead {
-                        tr {
-                            th scope="col" { "Prompt" }
-                            th.number scope="col" { "PSNR (dB)" }
-                            th.number scope="col" { "SSIM" }
-                            th.number scope="col" { "Latent error" }
-                            @if scored {
-                                th.number scope="col" { "Score, reference" }
-                                th.number scope="col" { "Score, candidate" }
-                            }
-                        }
-                    }
-                    tbody {
-                        @for row in rows {
-                            tr {
-                                th scope="row" { (row.prompt) }
-                                td.number { (fixed(row.psnr, 1)) }
-                                td.number { (fixed(row.ssim, 3)) }
-                                td.number { (fixed(row.latent_error, 3)) }
-                                @if scored {
-                                    td.number { (score(row.score_reference)) }
-                                    td.number { (score(row.score_candidate)) }
-                                }
-                            }
-                        }
-                    }
-                }
-            }
+            (table(&columns, rows.iter().map(row), None))
         }
     }
 }

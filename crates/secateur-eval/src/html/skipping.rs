@@ -1,6 +1,7 @@
 //! The chart of the units that are computed at each call, and a comparison with plain rules.
 
 use crate::html::format::{counted, fixed, percent};
+use crate::html::table::{numbers, table, words};
 use crate::report::{SkippingReport, WayReport};
 use maud::{Markup, html};
 
@@ -75,46 +76,32 @@ fn chart(skipping: &SkippingReport) -> Markup {
 
 fn ways(ways: &[WayReport]) -> Markup {
     let scored = ways.iter().any(|way| way.score.is_some());
+    let mut columns = vec![words("Way")];
+    columns.extend(["MACs left", "Times faster", "PSNR dB", "SSIM", "Latent error"].map(numbers));
+    if scored {
+        columns.extend(["Text-image score", "Top-1"].map(numbers));
+    }
+    let row = |way: &WayReport| {
+        html! {
+            tr {
+                th scope="row" { (way.name) }
+                td.number { (percent(way.kept)) }
+                td.number { @if let Some(faster) = way.speed_up { (fixed(faster, 2)) } }
+                td.number { (fixed(way.psnr, 2)) }
+                td.number { (fixed(way.ssim, 3)) }
+                td.number { (fixed(way.latent_error, 3)) }
+                @if scored {
+                    td.number { @if let Some(score) = way.score { (fixed(score, 3)) } }
+                    td.number { @if let Some(top1) = way.top1 { (percent(top1)) } }
+                }
+            }
+        }
+    };
     html! {
         @if !ways.is_empty() {
             p { "Other ways to no more than the share of the work that was asked for, each against \
                 the pictures of the whole run:" }
-            div.scroll {
-                table {
-                    thead {
-                        tr {
-                            th scope="col" { "Way" }
-                            th.number scope="col" { "MACs left" }
-                            th.number scope="col" { "Times faster" }
-                            th.number scope="col" { "PSNR dB" }
-                            th.number scope="col" { "SSIM" }
-                            th.number scope="col" { "Latent error" }
-                            @if scored {
-                                th.number scope="col" { "Text-image score" }
-                                th.number scope="col" { "Top-1" }
-                            }
-                        }
-                    }
-                    tbody {
-                        @for way in ways {
-                            tr {
-                                th scope="row" { (way.name) }
-                                td.number { (percent(way.kept)) }
-                                td.number { @if let Some(faster) = way.speed_up { (fixed(faster,
-                                    2)) } }
-                                td.number { (fixed(way.psnr, 2)) }
-                                td.number { (fixed(way.ssim, 3)) }
-                                td.number { (fixed(way.latent_error, 3)) }
-                                @if scored {
-                                    td.number { @if let Some(score) = way.score { (fixed(score,
-                                        3)) } }
-                                    td.number { @if let Some(top1) = way.top1 { (percent(top1)) } }
-                                }
-                            }
-                        }
-                    }
-                }
-            }
+            (table(&columns, ways.iter().map(row), None))
         }
     }
 }

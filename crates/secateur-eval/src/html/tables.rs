@@ -1,6 +1,7 @@
 //! Tables of the models, the stages, and the settings to repeat the run.
 
 use crate::html::format::{bytes, count, duration, grouped, percent};
+use crate::html::table::{numbers, share, table, words};
 use crate::report::{GroupReport, ModelSummary, Report, Stage};
 use maud::{Markup, html};
 use serde_json::Value;
@@ -8,29 +9,18 @@ use serde_json::Value;
 pub(super) fn groups(groups: &[GroupReport]) -> Markup {
     let errors = groups.iter().any(|group| group.error.is_some());
     let whole = groups.iter().all(|group| ["heads", "neurons"].contains(&group.kind.as_str()));
+    let mut columns =
+        vec![words("Module"), numbers("Before"), numbers("Now"), words("Share that is left")];
+    if errors {
+        columns.extend(["Error of the product", "Error of the attention"].map(numbers));
+    }
     html! {
         @if !groups.is_empty() {
             section aria-labelledby="groups" {
                 h2 #groups { @if whole { "Heads and neurons" } @else { "Modules" } }
                 p { "What is gone for good: the layers before and after them are smaller by \
                     these." }
-                div.scroll {
-                    table {
-                        thead {
-                            tr {
-                                th scope="col" { "Module" }
-                                th.number scope="col" { "Before" }
-                                th.number scope="col" { "Now" }
-                                th scope="col" { "Share that is left" }
-                                @if errors {
-                                    th.number scope="col" { "Error of the product" }
-                                    th.number scope="col" { "Error of the attention" }
-                                }
-                            }
-                        }
-                        tbody { @for group in groups { (group_row(group, errors)) } }
-                    }
-                }
+                (table(&columns, groups.iter().map(|group| group_row(group, errors)), None))
             }
         }
     }
@@ -38,14 +28,12 @@ pub(super) fn groups(groups: &[GroupReport]) -> Markup {
 
 fn group_row(group: &GroupReport, errors: bool) -> Markup {
     let left = group.count.saturating_sub(group.removed);
-    let share = left as f64 / group.count.max(1) as f64;
     html! {
         tr {
             th scope="row" { (group.name) }
             td.number { (group.count) " " (group.kind.rsplit(' ').next().unwrap_or_default()) }
             td.number { (left) }
-            td { span.share style=(format!("width:{:.1}%", share * 70.0)) {} (format!("{:.0} \
-                %", share * 100.0)) }
+            (share(left as f64 / group.count.max(1) as f64, 70.0))
             @if errors { @for error in [group.error, group.module_error] {
                 td.number { @if let Some(error) = error { (format!("{error:.4}")) } }
             } }
@@ -54,24 +42,14 @@ fn group_row(group: &GroupReport, errors: bool) -> Markup {
 }
 
 pub(super) fn models(models: &[ModelSummary]) -> Markup {
+    let [parameters, zeros, macs, files] =
+        ["Denoiser parameters", "Zeros", "MACs a step", "Files"].map(numbers);
+    let columns = [words("Model"), parameters, zeros, macs, files];
     html! {
         @if !models.is_empty() {
             section aria-labelledby="models" {
                 h2 #models { "Models" }
-                div.scroll {
-                    table {
-                        thead {
-                            tr {
-                                th scope="col" { "Model" }
-                                th.number scope="col" { "Denoiser parameters" }
-                                th.number scope="col" { "Zeros" }
-                                th.number scope="col" { "MACs a step" }
-                                th.number scope="col" { "Files" }
-                            }
-                        }
-                        tbody { @for model in models { (model_row(model)) } }
-                    }
-                }
+                (table(&columns, models.iter().map(model_row), None))
             }
         }
     }
@@ -92,46 +70,38 @@ fn model_row(model: &ModelSummary) -> Markup {
 
 pub(super) fn stages(report: &Report) -> Markup {
     let total: f64 = report.stages.iter().map(|stage| stage.seconds).sum();
+    let columns = [
+        words("Stage"),
+        numbers("Time"),
+        words("Share of the time"),
+        numbers("At the rate of products"),
+        numbers("Peak memory"),
+    ];
+    let foot = html! {
+        tr {
+            th scope="row" { "Whole run" }
+            td.number { (duration(total)) }
+            td {}
+            td {}
+            td.number { (bytes(report.peak_bytes)) }
+        }
+    };
     html! {
         @if !report.stages.is_empty() {
             section aria-labelledby="stages" {
                 h2 #stages { "Stages" }
-                div.scroll {
-                    table {
-                        thead {
-                            tr {
-                                th scope="col" { "Stage" }
-                                th.number scope="col" { "Time" }
-                                th scope="col" { "Share of the time" }
-                                th.number scope="col" { "At the rate of products" }
-                                th.number scope="col" { "Peak memory" }
-                            }
-                        }
-                        tbody { @for stage in &report.stages { (stage_row(stage, total)) } }
-                        tfoot {
-                            tr {
-                                th scope="row" { "Whole run" }
-                                td.number { (duration(total)) }
-                                td {}
-                                td {}
-                                td.number { (bytes(report.peak_bytes)) }
-                            }
-                        }
-                    }
-                }
+                (table(&columns, report.stages.iter().map(|s| stage_row(s, total)), Some(foot)))
             }
         }
     }
 }
 
 fn stage_row(stage: &Stage, total: f64) -> Markup {
-    let share = if total > 0.0 { stage.seconds / total } else { 0.0 };
     html! {
         tr {
             th scope="row" { (stage.name) }
             td.number { (duration(stage.seconds)) }
-            td { span.share style=(format!("width:{:.1}%", share * 80.0)) {} (format!("{:.0} \
-                %", share * 100.0)) }
+            (share(if total > 0.0 { stage.seconds / total } else { 0.0 }, 80.0))
             td.number { @if let Some(floor) = stage.floor_seconds { (duration(floor)) } }
             td.number { (bytes(stage.peak_bytes)) }
         }

@@ -6,7 +6,7 @@ use crate::encoders::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::files::{
     ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, Options, TRANSFORMERS_STEM, activation, check_eps,
-    config_fields, digest_of_files, tree,
+    config_fields, digest_of_files, options::number, tree,
 };
 use crate::observer::Observer;
 use crate::structure::{Description, Geometry, Memory, Rows, Site};
@@ -433,11 +433,8 @@ impl ClipConfig {
     fn open(path: &Path) -> Result<Self> {
         #[derive(Deserialize)]
         struct Whole {
-            #[serde(default = "projection_dim")]
+            #[serde(default = "number::<512>")]
             projection_dim: usize,
-        }
-        fn projection_dim() -> usize {
-            512
         }
         let fields = config_fields(path)?;
         let mut options = Options::new(path, &fields);

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::files::{
     ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, TRANSFORMERS_STEM, activation, check_eps,
-    check_heads, read_config,
+    check_heads, options::number, read_config,
 };
 use candle_core::{DType, Tensor};
 use secateur_nn::{
@@ -23,9 +23,9 @@ pub struct T5Config {
     d_ff: usize,
     num_layers: usize,
     num_heads: usize,
-    #[serde(default = "default_buckets")]
+    #[serde(default = "number::<32>")]
     relative_attention_num_buckets: usize,
-    #[serde(default = "default_distance")]
+    #[serde(default = "number::<128>")]
     relative_attention_max_distance: usize,
     #[serde(default = "default_eps")]
     layer_norm_epsilon: f32,
@@ -38,14 +38,6 @@ pub struct T5Config {
 
 fn relu() -> String {
     "relu".into()
-}
-
-fn default_buckets() -> usize {
-    32
-}
-
-fn default_distance() -> usize {
-    128
 }
 
 fn default_eps() -> f32 {

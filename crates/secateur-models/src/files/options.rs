@@ -294,6 +294,11 @@ pub(crate) fn config_fields(path: &Path) -> error::Result<Map<String, Value>> {
     Ok(fields)
 }
 
+/// A number as the default of a field.
+pub(crate) fn number<const N: usize>() -> usize {
+    N
+}
+
 /// The fields of an object that `T` has.
 ///
 /// # Errors

@@ -1,23 +1,29 @@
 //! EulerDiscrete: Karras et al. 2022, <https://arxiv.org/abs/2206.00364>, algorithm 2 without
-//! churn.
+//! churn. EulerAncestralDiscrete: Euler steps to below the next noise level, and as much noise as
+//! leads back to it; from k-diffusion's `sample_euler_ancestral`, as diffusers has it.
 
 use crate::error::Result;
 use crate::samplers::exploding::{Exploding, Karras, Levels};
 use crate::samplers::options::Options;
-use crate::samplers::prediction::Prediction;
+use crate::samplers::prediction::{Prediction, combine};
 use crate::samplers::schedule::{Call, Run, Schedule, SchedulerConfig};
 use crate::samplers::sigmas::Final;
 use candle_core::Tensor;
 
-/// Configuration of an `EulerDiscreteScheduler`.
+/// Configuration of an `EulerDiscreteScheduler` or an `EulerAncestralDiscreteScheduler`.
 #[derive(Clone, Debug)]
-pub(crate) struct EulerConfig(Exploding);
+pub(crate) struct EulerConfig {
+    shared: Exploding,
+    ancestral: bool,
+}
 
 /// One run.
 #[derive(Clone, Debug)]
 struct Euler {
     levels: Levels,
     calls: Vec<Call>,
+    /// Whether steps go below the next noise level, and noise is added.
+    ancestral: bool,
 }
 
 impl EulerConfig {
@@ -34,14 +40,21 @@ impl EulerConfig {
         let bounds = Karras { least: bound("sigma_min")?, most: bound("sigma_max")? };
         shared.karras = options.flag("use_karras_sigmas", false)?.then_some(bounds);
         shared.last = options.get("final_sigmas_type", Final::Zero)?;
-        Ok(Self(shared))
+        Ok(Self { shared, ancestral: false })
+    }
+
+    pub(crate) fn read_ancestral(options: &Options) -> Result<Self> {
+        let zero_snr = options.flag("rescale_betas_zero_snr", false)?;
+        let known = [Prediction::Noise, Prediction::Velocity];
+        let shared = Exploding::read(options, (0.0001, 0.02), zero_snr, &known)?;
+        Ok(Self { shared, ancestral: true })
     }
 }
 
 impl SchedulerConfig for EulerConfig {
     fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>> {
-        let levels = self.0.levels(run)?;
-        Ok(Box::new(Euler { calls: levels.calls(), levels }))
+        let levels = self.shared.levels(run)?;
+        Ok(Box::new(Euler { calls: levels.calls(), levels, ancestral: self.ancestral }))
     }
 
     fn training_pair(
@@ -50,7 +63,7 @@ impl SchedulerConfig for EulerConfig {
         clean: &Tensor,
         noise: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
-        self.0.training_pair(timestep, clean, noise)
+        self.shared.training_pair(timestep, clean, noise)
     }
 }
 
@@ -72,8 +85,12 @@ impl Schedule for Euler {
         call: usize,
         latents: &Tensor,
         output: &Tensor,
-        _: &mut dyn FnMut() -> Result<Tensor>,
+        noise: &mut dyn FnMut() -> Result<Tensor>,
     ) -> Result<Tensor> {
-        self.levels.euler(call, self.levels.sigmas[call + 1]).of(latents, output)
+        let (from, to) = (self.levels.sigmas[call], self.levels.sigmas[call + 1]);
+        let down = if self.ancestral { to * to / from } else { to };
+        let up = (to * to - down * down).max(0.0).sqrt();
+        let latents = self.levels.euler(call, down).of(latents, output)?;
+        if up == 0.0 { Ok(latents) } else { combine((1.0, &latents), &[(up, &noise()?)]) }
     }
 }

@@ -10,57 +10,43 @@ use serde::Deserialize;
 
 /// Configuration of a `FlowMatchEulerDiscreteScheduler`.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
 pub(crate) struct FlowMatchEulerConfig {
-    #[serde(default = "thousand")]
     num_train_timesteps: usize,
-    #[serde(default = "one")]
     shift: f64,
-    #[serde(default)]
     use_dynamic_shifting: bool,
-    #[serde(default = "base_shift")]
     base_shift: f64,
-    #[serde(default = "max_shift")]
     max_shift: f64,
-    #[serde(default = "base_image_seq_len")]
     base_image_seq_len: f64,
-    #[serde(default = "max_image_seq_len")]
     max_image_seq_len: f64,
-    #[serde(default)]
     invert_sigmas: bool,
-    #[serde(default)]
     shift_terminal: Option<f64>,
-    #[serde(default)]
     use_karras_sigmas: bool,
-    #[serde(default)]
     use_exponential_sigmas: bool,
-    #[serde(default)]
     use_beta_sigmas: bool,
-    #[serde(default = "exponential")]
     time_shift_type: String,
-    #[serde(default)]
     stochastic_sampling: bool,
 }
 
-fn thousand() -> usize {
-    1000
-}
-fn one() -> f64 {
-    1.0
-}
-fn base_shift() -> f64 {
-    0.5
-}
-fn max_shift() -> f64 {
-    1.15
-}
-fn base_image_seq_len() -> f64 {
-    256.0
-}
-fn max_image_seq_len() -> f64 {
-    4096.0
-}
-fn exponential() -> String {
-    "exponential".into()
+impl Default for FlowMatchEulerConfig {
+    fn default() -> Self {
+        Self {
+            num_train_timesteps: 1000,
+            shift: 1.0,
+            use_dynamic_shifting: false,
+            base_shift: 0.5,
+            max_shift: 1.15,
+            base_image_seq_len: 256.0,
+            max_image_seq_len: 4096.0,
+            invert_sigmas: false,
+            shift_terminal: None,
+            use_karras_sigmas: false,
+            use_exponential_sigmas: false,
+            use_beta_sigmas: false,
+            time_shift_type: "exponential".into(),
+            stochastic_sampling: false,
+        }
+    }
 }
 
 /// One run.

@@ -7,7 +7,7 @@ use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::families::joint::block::{
     EPS, IMAGE, IMAGE_NORMS, JointBlock, JointConfig, Projections,
 };
-use crate::files::{Options, check_heads};
+use crate::files::{Options, check_heads, options};
 use crate::layers::{Chain, Embedder, Heads, Modulation, Sinusoids, stream, whole_grid};
 use crate::structure::{HeadStream, NeuronGroup, Role, Rows, Site, Slice};
 use candle_core::{DType, Tensor};
@@ -31,11 +31,10 @@ const MLP_RATIO: usize = 4;
 /// Configuration of a `FluxTransformer2DModel`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct FluxConfig {
-    #[serde(default = "one")]
+    #[serde(default = "options::number::<1>")]
     patch_size: usize,
     /// Numbers of an image token: 2 x 2 latents of a quarter as many channels.
     in_channels: usize,
-    #[serde(default)]
     out_channels: Option<usize>,
     num_layers: usize,
     num_single_layers: usize,
@@ -52,9 +51,6 @@ pub struct FluxConfig {
     axes_dims_rope: [usize; 3],
 }
 
-fn one() -> usize {
-    1
-}
 fn axes_dims_rope() -> [usize; 3] {
     [16, 56, 56]
 }

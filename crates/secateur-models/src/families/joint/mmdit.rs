@@ -33,12 +33,10 @@ pub struct MmditConfig {
     caption_projection_dim: usize,
     /// Width of the pooled text.
     pooled_projection_dim: usize,
-    #[serde(default)]
     out_channels: Option<usize>,
     pos_embed_max_size: usize,
     #[serde(default)]
     dual_attention_layers: Vec<usize>,
-    #[serde(default)]
     qk_norm: Option<String>,
 }
 

@@ -72,7 +72,6 @@ pub(crate) struct Addition {
 struct File {
     #[serde(rename = "_class_name")]
     class: String,
-    #[serde(default)]
     sample_size: Option<Numbers>,
     in_channels: usize,
     out_channels: usize,
@@ -83,30 +82,24 @@ struct File {
     layers_per_block: Numbers,
     #[serde(default = "eight")]
     attention_head_dim: Option<Numbers>,
-    #[serde(default)]
     num_attention_heads: Option<Numbers>,
     #[serde(default = "one")]
     transformer_layers_per_block: Numbers,
-    #[serde(default)]
     cross_attention_dim: Option<Numbers>,
     #[serde(default)]
     use_linear_projection: bool,
     norm_num_groups: usize,
     #[serde(default = "norm_eps")]
     norm_eps: f32,
-    #[serde(default = "usize_one")]
+    #[serde(default = "options::number::<1>")]
     downsample_padding: usize,
     #[serde(default = "yes")]
     flip_sin_to_cos: bool,
     #[serde(default)]
     freq_shift: f64,
-    #[serde(default)]
     time_embedding_dim: Option<usize>,
-    #[serde(default)]
     addition_embed_type: Option<String>,
-    #[serde(default)]
     addition_time_embed_dim: Option<usize>,
-    #[serde(default)]
     projection_class_embeddings_input_dim: Option<usize>,
     #[serde(default = "yes")]
     add_attention: bool,
@@ -114,9 +107,6 @@ struct File {
 
 fn yes() -> bool {
     true
-}
-fn usize_one() -> usize {
-    1
 }
 fn one() -> Numbers {
     Numbers::All(1)
