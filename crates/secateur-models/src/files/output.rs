@@ -1,41 +1,29 @@
 //! Output folders. One appears under its name when it is complete, and replaces only what may be
 //! replaced.
 
+mod options;
+mod parents;
+mod place;
+mod progress;
+mod published;
+
+pub use options::OutputOptions;
+
 use crate::error::{Error, Result, shown};
 use crate::files::digest::digest_of_file;
-use crate::files::names::LONGEST_NAME as LONGEST;
-use crate::files::names::{is_hidden, work_name};
+use crate::files::names::work_name;
 use crate::files::recognise::{Inputs, RECORD, check_replaceable, foreign, nearest, write_record};
 use crate::files::rename::{exchange, rename_new};
 use crate::files::sealed::{read_sealed, write_sealed};
 use crate::files::work::WorkFolder;
 use crate::files::write::{sync_folder, sync_folders};
-use crate::observer::Observer;
-use serde::{Deserialize, Serialize};
-use std::ffi::OsStr;
+use parents::Parents;
+use place::{EXISTS, checked, free_space, refuse_existing, split};
+use progress::{clear_misplaced, has_progress, progress_names};
+use published::{Identity, Published, identity};
 use std::fmt;
 use std::io::ErrorKind;
-use std::path::{Component, Path, PathBuf};
-use std::time::UNIX_EPOCH;
-
-/// How an output is made.
-#[derive(Clone, Copy)]
-pub struct OutputOptions<'a> {
-    /// Whether to replace an existing output at the end. It must be as it was written.
-    pub replace: bool,
-    /// Whether to resume a run that was stopped.
-    pub resume: bool,
-    /// Whether the output is a part of another output, and lies in the progress of that.
-    pub part: bool,
-    /// Receives the messages that the user must see.
-    pub observer: &'a dyn Observer,
-}
-
-impl Default for OutputOptions<'_> {
-    fn default() -> Self {
-        Self { replace: false, resume: false, part: false, observer: &() }
-    }
-}
+use std::path::{Path, PathBuf};
 
 /// An output folder, which appears under its name only when it is complete.
 ///
@@ -71,29 +59,6 @@ const COMPLETE: &str = "complete";
 const PUBLISHED: &str = "published.json";
 /// The finished parts of a run.
 const PROGRESS: &str = "progress";
-/// Everything that a run depends on. This file alone is no progress.
-const RUN: &str = "run.json";
-
-/// The identity of a folder whatever its name: its inode number, if there is one, and its creation
-/// time in nanoseconds since 1970.
-type Identity = (u64, u64);
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Published {
-    identity: Identity,
-    /// The folder that the new one replaces.
-    replaced: Option<Identity>,
-    /// Whether the replaced folder is an earlier output of the same run, from before it was
-    /// stopped.
-    goes_on: bool,
-    /// Everything that the output depends on, if known.
-    request: Option<String>,
-    /// SHA-256 of the record in it.
-    record: String,
-    /// Whether the run is complete. Otherwise it was stopped and can be resumed, and the folder is
-    /// its output so far.
-    complete: bool,
-}
 
 impl<'a> OutputFolder<'a> {
     /// Prepares `target` before any long work, so that problems are found early. `inputs` are the
@@ -103,7 +68,7 @@ impl<'a> OutputFolder<'a> {
     /// If the folder exists and may not be replaced, holds or lies in an input, is being written by
     /// another process, has an unfinished run, or cannot be written.
     pub fn create(target: &Path, options: OutputOptions<'a>, inputs: &[&Path]) -> Result<Self> {
-        let inputs = Self::checked(target, options, inputs)?;
+        let inputs = checked(target, options, inputs)?;
         let (parent, name) = split(target)?;
         let parents = Parents::create(parent)?;
         let parent = parent.canonicalize().map_err(Error::io(parent))?;
@@ -134,53 +99,7 @@ impl<'a> OutputFolder<'a> {
     /// # Errors
     /// As [`OutputFolder::create`].
     pub fn check(target: &Path, options: OutputOptions<'_>, inputs: &[&Path]) -> Result<()> {
-        Self::checked(target, options, inputs).map(drop)
-    }
-
-    /// As [`OutputFolder::check`], and returns the inputs.
-    fn checked(target: &Path, options: OutputOptions<'_>, inputs: &[&Path]) -> Result<Inputs> {
-        let target = std::path::absolute(target).map_err(Error::io(target))?;
-        let (parent, name) = split(&target)?;
-        let inputs = Inputs::new(inputs)?;
-        // The folders above it may have to be made.
-        let there = nearest(parent);
-        let missing = parent.strip_prefix(there).unwrap_or(Path::new("")).to_owned();
-        if missing.components().any(|part| part == Component::ParentDir) {
-            let problem = format!(
-                "has `..` behind a folder that is not in {}: leave both away",
-                shown(there)
-            );
-            return Err(Error::invalid(&target, problem));
-        }
-        missing.iter().try_for_each(|name| check_name(&target, name))?;
-        let parent = there.canonicalize().map_err(Error::io(there))?;
-        if !parent.is_dir() {
-            return Err(Error::invalid(&target, format!("{} is not a folder", shown(there))));
-        }
-        #[cfg(unix)]
-        if rustix::fs::access(&parent, rustix::fs::Access::WRITE_OK).is_err() {
-            return Err(Error::invalid(
-                &target,
-                format!("nothing can be written to {}", shown(&parent)),
-            ));
-        }
-        let target = parent.join(missing).join(name);
-        inputs.check(&target)?;
-        if let (Some(work), false) = (WorkFolder::around(&parent), options.part) {
-            let problem = "lies in the work folder of another output, and would go with it";
-            return Err(Error::invalid(
-                &target,
-                format!("{problem}: choose a place outside {}", shown(work)),
-            ));
-        }
-        let work = target.with_file_name(work_name(name));
-        let there = WorkFolder::check_place(&work)?;
-        match target.symlink_metadata().is_ok() {
-            true if options.replace => check_replaceable(&target)?,
-            true if !there && !options.resume => refuse_existing(&target)?,
-            _ => {}
-        }
-        Ok(inputs)
+        checked(target, options, inputs).map(drop)
     }
 
     /// The folder to write into.
@@ -356,38 +275,13 @@ impl<'a> OutputFolder<'a> {
         if own.is_none() {
             work.remove_entry(PUBLISHED)?;
         }
-        self.clear_misplaced()?;
+        clear_misplaced(&self.progress(), self.options.observer)?;
         for name in [CONTENT, PROGRESS] {
             let path = self.at(name);
             match std::fs::create_dir(&path) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists && is_folder(&path) => {}
                 made => made.map_err(Error::io(&path))?,
             }
-        }
-        Ok(())
-    }
-
-    /// Removes links, pipes and empty folders in the progress that have the name of a file. The
-    /// file is made again.
-    fn clear_misplaced(&self) -> Result<()> {
-        let entries = std::fs::read_dir(self.progress()).into_iter().flatten().flatten();
-        let called = |path: &Path| {
-            path.extension().is_some_and(|ending| ending == "json" || ending == "safetensors")
-        };
-        for path in entries.map(|entry| entry.path()).filter(|path| called(path)) {
-            let removed = match path.symlink_metadata() {
-                Ok(found) if found.is_file() => continue,
-                // One that holds something is somebody's.
-                Ok(found) if found.is_dir() => std::fs::remove_dir(&path),
-                _ => std::fs::remove_file(&path),
-            };
-            if removed.is_err() {
-                return Err(Error::invalid(
-                    path,
-                    "is in the place of a file that secateur keeps there: move it away",
-                ));
-            }
-            self.options.observer.say(&format!("{}: was no file, and is made again", shown(&path)));
         }
         Ok(())
     }
@@ -599,108 +493,9 @@ impl Drop for OutputFolder<'_> {
     }
 }
 
-/// Whether a folder that is made for an output may be called so.
-fn check_name(target: &Path, name: &OsStr) -> Result<()> {
-    if name.len() > LONGEST {
-        return Err(Error::invalid(
-            target,
-            format!("a name in it has {} bytes: {LONGEST} are the most", name.len()),
-        ));
-    }
-    match is_hidden(name) {
-        true => {
-            Err(Error::invalid(target, "has a name of secateur's own work folders: choose another"))
-        }
-        false => Ok(()),
-    }
-}
-
-/// The folder that an output is to be in, and its name.
-fn split(target: &Path) -> Result<(&Path, &OsStr)> {
-    let name =
-        target.file_name().ok_or_else(|| Error::invalid(target, "is not the name of a folder"))?;
-    check_name(target, name)?;
-    let parent =
-        target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok((parent, name))
-}
-
-const EXISTS: &str = "exists already: choose another name, or `force` to replace it";
-
-fn refuse_existing(target: &Path) -> Result<()> {
-    match target.symlink_metadata() {
-        Ok(_) => Err(Error::invalid(target, EXISTS)),
-        Err(_) => Ok(()),
-    }
-}
-
-/// The bytes that may be written to a file system, where it tells.
-fn free_space(folder: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    return rustix::fs::statvfs(folder)
-        .ok()
-        .map(|found| found.f_bavail.saturating_mul(found.f_frsize));
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        None
-    }
-}
-
 /// Whether that is a folder, and no link to one.
 fn is_folder(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
-}
-
-/// Whether a folder of progress holds any.
-fn has_progress(folder: &Path) -> bool {
-    progress_names(folder).any(|name| name != RUN)
-}
-
-fn progress_names(folder: &Path) -> impl Iterator<Item = String> + use<> {
-    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    // What was being written when a process was killed.
-    names.filter(|name| !name.ends_with(".tmp"))
-}
-
-fn identity(folder: &Path) -> Option<Identity> {
-    let found = folder.symlink_metadata().ok()?;
-    let made = found.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    let made = made.map_or(0, |time| time.as_nanos() as u64);
-    #[cfg(unix)]
-    let number = std::os::unix::fs::MetadataExt::ino(&found);
-    #[cfg(not(unix))]
-    let number = 0;
-    ((number, made) != (0, 0)).then_some((number, made))
-}
-
-/// Folders that were made to hold another; they go again if that never comes.
-#[derive(Debug, Default)]
-struct Parents(Vec<PathBuf>);
-
-impl Parents {
-    fn create(folder: &Path) -> Result<Self> {
-        let missing = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
-        let missing = missing
-            .take_while(|path| path.symlink_metadata().is_err())
-            .map(Path::to_owned)
-            .collect();
-        let parents = Self(missing);
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        Ok(parents)
-    }
-
-    fn keep(&mut self) {
-        self.0.clear();
-    }
-}
-
-impl Drop for Parents {
-    fn drop(&mut self) {
-        // One that holds something by now stays.
-        let _ = self.0.iter().try_for_each(std::fs::remove_dir);
-    }
 }
 
 #[cfg(test)]
