@@ -93,41 +93,11 @@ impl WithSimd for Activate<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { kind, x, y } = self;
         match kind {
-            Activation::Silu => map_with(
-                simd,
-                x,
-                y,
-                #[inline(always)]
-                |x, _| swish(x, 1.0),
-            ),
-            Activation::Gelu => map_with(
-                simd,
-                x,
-                y,
-                #[inline(always)]
-                |x, _| gelu(x),
-            ),
-            Activation::GeluTanh => map_with(
-                simd,
-                x,
-                y,
-                #[inline(always)]
-                |x, _| gelu_tanh(x),
-            ),
-            Activation::QuickGelu => map_with(
-                simd,
-                x,
-                y,
-                #[inline(always)]
-                |x, _| swish(x, QUICK),
-            ),
-            Activation::Relu => map_with(
-                simd,
-                x,
-                y,
-                #[inline(always)]
-                |x, _| x.at_least(0.0),
-            ),
+            Activation::Silu => map_with!(simd, x, y, |x, _| swish(x, 1.0)),
+            Activation::Gelu => map_with!(simd, x, y, |x, _| gelu(x)),
+            Activation::GeluTanh => map_with!(simd, x, y, |x, _| gelu_tanh(x)),
+            Activation::QuickGelu => map_with!(simd, x, y, |x, _| swish(x, QUICK)),
+            Activation::Relu => map_with!(simd, x, y, |x, _| x.at_least(0.0)),
         }
     }
 }
@@ -160,21 +130,15 @@ impl WithSimd for Gradient<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let kind = self.kind;
-        map_with(
-            simd,
-            self.x,
-            self.g,
-            #[inline(always)]
-            |x, g| {
-                g * match kind {
-                    Activation::Silu => swish_derivative(x, 1.0),
-                    Activation::Gelu => gelu_derivative(x),
-                    Activation::GeluTanh => gelu_tanh_derivative(x),
-                    Activation::QuickGelu => swish_derivative(x, QUICK),
-                    Activation::Relu => Vector::of(simd, 1.0).unless_zero(x.at_least(0.0)),
-                }
-            },
-        );
+        map_with!(simd, self.x, self.g, |x, g| {
+            g * match kind {
+                Activation::Silu => swish_derivative(x, 1.0),
+                Activation::Gelu => gelu_derivative(x),
+                Activation::GeluTanh => gelu_tanh_derivative(x),
+                Activation::QuickGelu => swish_derivative(x, QUICK),
+                Activation::Relu => Vector::of(simd, 1.0).unless_zero(x.at_least(0.0)),
+            }
+        });
     }
 }
 
@@ -227,26 +191,9 @@ impl Row for Softmax {
     #[inline(always)]
     fn run<S: Simd>(&self, simd: S, _: usize, x: &[f32], y: &mut [f32]) {
         let peak = maximum(simd, x);
-        map_with(
-            simd,
-            x,
-            y,
-            #[inline(always)]
-            |x, _| (x - peak).exp(),
-        );
-        let inverse = 1.0
-            / sum(
-                simd,
-                y,
-                #[inline(always)]
-                |y| y,
-            );
-        map(
-            simd,
-            y,
-            #[inline(always)]
-            |y| y * inverse,
-        );
+        map_with!(simd, x, y, |x, _| (x - peak).exp());
+        let inverse = 1.0 / sum!(simd, y, |y| y);
+        map!(simd, y, |y| y * inverse);
     }
 }
 

@@ -244,13 +244,7 @@ impl WithSimd for Update<'_> {
         let Self { scores, mut scale, bias, state } = self;
         if let Some(bias) = bias {
             let factor = Vector::of(simd, scale);
-            map_with(
-                simd,
-                bias,
-                scores,
-                #[inline(always)]
-                |bias, s| s.mul_add(factor, bias),
-            );
+            map_with!(simd, bias, scores, |bias, s| s.mul_add(factor, bias));
             scale = 1.0;
         }
         let (peak, total) = *state;
@@ -261,23 +255,9 @@ impl WithSimd for Update<'_> {
             return 1.0;
         }
         let (factor, offset) = (Vector::of(simd, scale), Vector::of(simd, -peak_now));
-        map(
-            simd,
-            scores,
-            #[inline(always)]
-            |s| s.mul_add(factor, offset).exp(),
-        );
+        map!(simd, scores, |s| s.mul_add(factor, offset).exp());
         let kept = if peak == peak_now { 1.0 } else { (peak - peak_now).exp() };
-        *state = (
-            peak_now,
-            total * kept
-                + sum(
-                    simd,
-                    scores,
-                    #[inline(always)]
-                    |s| s,
-                ),
-        );
+        *state = (peak_now, total * kept + sum!(simd, scores, |s| s));
         kept
     }
 }

@@ -142,19 +142,7 @@ impl WithSimd for AddMoments<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let weight = self.weight;
-        map_with(
-            simd,
-            self.x,
-            self.sums,
-            #[inline(always)]
-            |x, sum| x * weight + sum,
-        );
-        map_with(
-            simd,
-            self.x,
-            self.squares,
-            #[inline(always)]
-            |x, sum| (x * weight).mul_add(x, sum),
-        );
+        map_with!(simd, self.x, self.sums, |x, sum| x * weight + sum);
+        map_with!(simd, self.x, self.squares, |x, sum| (x * weight).mul_add(x, sum));
     }
 }

@@ -40,32 +40,15 @@ impl<'a> Affine<'a> {
 #[inline(always)]
 fn moments<S: Simd>(simd: S, x: &[f32], eps: f32) -> (f32, f32) {
     let count = x.len() as f32;
-    let mean = sum(
-        simd,
-        x,
-        #[inline(always)]
-        |x| x,
-    ) / count;
-    let variance = sum(
-        simd,
-        x,
-        #[inline(always)]
-        |x| (x - mean) * (x - mean),
-    );
+    let mean = sum!(simd, x, |x| x) / count;
+    let variance = sum!(simd, x, |x| (x - mean) * (x - mean));
     (mean, 1.0 / (variance / count + eps).sqrt())
 }
 
 /// 1 / sqrt(mean x^2 + eps).
 #[inline(always)]
 fn inverse_root<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
-    1.0 / (sum(
-        simd,
-        x,
-        #[inline(always)]
-        |x| x * x,
-    ) / x.len() as f32
-        + eps)
-        .sqrt()
+    1.0 / (sum!(simd, x, |x| x * x) / x.len() as f32 + eps).sqrt()
 }
 
 /// y = (x - mean) * inverse * (offset + factor) + term.
@@ -147,21 +130,11 @@ fn group_moments<S: Simd>(simd: S, x: &[f32], area: usize, eps: f32) -> (f32, f3
     let size = x.len() as f64;
     let (mut mean, mut variance) = (0f64, 0f64);
     for plane in x.chunks_exact(area) {
-        mean += f64::from(sum(
-            simd,
-            plane,
-            #[inline(always)]
-            |x| x,
-        )) / size;
+        mean += f64::from(sum!(simd, plane, |x| x)) / size;
     }
     let mean = mean as f32;
     for plane in x.chunks_exact(area) {
-        let squares = sum(
-            simd,
-            plane,
-            #[inline(always)]
-            |x| (x - mean) * (x - mean),
-        );
+        let squares = sum!(simd, plane, |x| (x - mean) * (x - mean));
         variance += f64::from(squares) / size;
     }
     (mean, (1.0 / (variance + f64::from(eps)).sqrt()) as f32)
@@ -179,24 +152,12 @@ impl WithSimd for Group<'_> {
             let scale = Vector::of(simd, weight * inverse);
             let bias = Vector::of(simd, bias);
             if silu {
-                map_with(
-                    simd,
-                    x,
-                    y,
-                    #[inline(always)]
-                    |x, _| {
-                        let value = (x - mean).mul_add(scale, bias);
-                        value * value.sigmoid()
-                    },
-                );
+                map_with!(simd, x, y, |x, _| {
+                    let value = (x - mean).mul_add(scale, bias);
+                    value * value.sigmoid()
+                });
             } else {
-                map_with(
-                    simd,
-                    x,
-                    y,
-                    #[inline(always)]
-                    |x, _| (x - mean).mul_add(scale, bias),
-                );
+                map_with!(simd, x, y, |x, _| (x - mean).mul_add(scale, bias));
             }
         }
     }
@@ -269,28 +230,13 @@ fn row_gradient<S: Simd>(
     centred: bool,
 ) {
     let count = x.len() as f32;
-    let mean_g = if centred {
-        sum(
-            simd,
-            g,
-            #[inline(always)]
-            |g| g,
-        ) / count
-    } else {
-        0.0
-    };
+    let mean_g = if centred { sum!(simd, g, |g| g) / count } else { 0.0 };
     let mut slope = 0.0;
     for (x, g) in x.chunks(256).zip(g.chunks(256)) {
         slope += x.iter().zip(g).map(|(x, g)| g * (x - mean)).sum::<f32>();
     }
     let slope = slope * inverse * inverse / count;
-    map_with(
-        simd,
-        x,
-        g,
-        #[inline(always)]
-        |x, g| (g - mean_g - (x - mean) * slope) * inverse,
-    );
+    map_with!(simd, x, g, |x, g| (g - mean_g - (x - mean) * slope) * inverse);
 }
 
 struct LayerNormGradient<'a> {
@@ -411,13 +357,9 @@ impl WithSimd for GroupGradient<'_> {
             gx.copy_from_slice(&self.gy[c * area..(c + 1) * area]);
             let (scale, shift) = (Vector::of(simd, weight[c] * inverse), Vector::of(simd, bias[c]));
             if silu {
-                map_with(
-                    simd,
-                    x,
-                    gx,
-                    #[inline(always)]
-                    |x, g| g * silu_derivative((x - mean).mul_add(scale, shift)),
-                );
+                map_with!(simd, x, gx, |x, g| g * silu_derivative(
+                    (x - mean).mul_add(scale, shift)
+                ));
             }
             let total: f64 = gx.iter().map(|&g| f64::from(g)).sum();
             let product: f64 =
@@ -429,13 +371,7 @@ impl WithSimd for GroupGradient<'_> {
         let size = x.len() as f64;
         let (mean_g, slope) = ((mean_g / size) as f32, (slope / size) as f32 * inverse);
         for ((x, gx), &weight) in x.chunks_exact(area).zip(gx.chunks_exact_mut(area)).zip(weight) {
-            map_with(
-                simd,
-                x,
-                gx,
-                #[inline(always)]
-                |x, g| (g * weight - mean_g - (x - mean) * slope) * inverse,
-            );
+            map_with!(simd, x, gx, |x, g| (g * weight - mean_g - (x - mean) * slope) * inverse);
         }
         affine
     }

@@ -230,7 +230,7 @@ impl<S: Simd> Vector<S> {
 /// Sum of f over the vectors of a slice: interleaved partial sums are fast, and more accurate than
 /// one running sum.
 #[inline(always)]
-pub(crate) fn sum<S: Simd>(simd: S, x: &[f32], f: impl Fn(Vector<S>) -> Vector<S>) -> f32 {
+pub(crate) fn sum_of<S: Simd>(simd: S, x: &[f32], f: impl Fn(Vector<S>) -> Vector<S>) -> f32 {
     const CHAINS: usize = 4;
     let mut sums = [Vector::of(simd, 0.0); CHAINS];
     let (vectors, tail) = S::as_simd_f32s(x);
@@ -267,7 +267,7 @@ pub(crate) fn maximum<S: Simd>(simd: S, x: &[f32]) -> f32 {
 
 /// y = f(y) for every vector of a slice; f sees zeros after the end.
 #[inline(always)]
-pub(crate) fn map<S: Simd>(simd: S, y: &mut [f32], f: impl Fn(Vector<S>) -> Vector<S>) {
+pub(crate) fn map_each<S: Simd>(simd: S, y: &mut [f32], f: impl Fn(Vector<S>) -> Vector<S>) {
     let (vectors, tail) = S::as_mut_simd_f32s(y);
     for vector in vectors {
         *vector = f(Vector::new(simd, *vector)).value;
@@ -279,7 +279,7 @@ pub(crate) fn map<S: Simd>(simd: S, y: &mut [f32], f: impl Fn(Vector<S>) -> Vect
 
 /// y = f(x, y) for every pair of vectors of two slices of one length.
 #[inline(always)]
-pub(crate) fn map_with<S: Simd>(
+pub(crate) fn map_pairs<S: Simd>(
     simd: S,
     x: &[f32],
     y: &mut [f32],
@@ -293,6 +293,41 @@ pub(crate) fn map_with<S: Simd>(
         f(Vector::load(simd, x_tail), Vector::load(simd, y_tail)).store(y_tail);
     }
 }
+
+/// [`sum_of`], [`map_each`] and [`map_pairs`] with a closure that is inlined, so that it is compiled
+/// for the same vectors.
+macro_rules! sum {
+    ($simd:expr, $x:expr, $f:expr) => {
+        $crate::simd::sum_of(
+            $simd,
+            $x,
+            #[inline(always)]
+            $f,
+        )
+    };
+}
+macro_rules! map {
+    ($simd:expr, $y:expr, $f:expr) => {
+        $crate::simd::map_each(
+            $simd,
+            $y,
+            #[inline(always)]
+            $f,
+        )
+    };
+}
+macro_rules! map_with {
+    ($simd:expr, $x:expr, $y:expr, $f:expr) => {
+        $crate::simd::map_pairs(
+            $simd,
+            $x,
+            $y,
+            #[inline(always)]
+            $f,
+        )
+    };
+}
+pub(crate) use {map, map_with, sum};
 
 /// Elements a task should have before it is worth a thread.
 const GRAIN: usize = 16 * 1024;
@@ -335,7 +370,7 @@ pub(crate) fn for_rows(input: &[f32], output: &mut [f32], width: usize, body: &i
 
 #[cfg(test)]
 mod tests {
-    use super::{Vector, dispatch, maximum, sum};
+    use super::{Vector, dispatch, maximum};
     use pulp::{Simd, WithSimd};
 
     /// A function of one number through the vectors of this machine.
@@ -391,7 +426,7 @@ mod tests {
             type Output = (f32, f32);
 
             fn with_simd<S: Simd>(self, simd: S) -> (f32, f32) {
-                (sum(simd, self.0, |x| x + 1.0), maximum(simd, self.0))
+                (sum!(simd, self.0, |x| x + 1.0), maximum(simd, self.0))
             }
         }
         for count in 0..200u16 {
