@@ -1,6 +1,7 @@
 //! The preparation of pictures for CLIP's vision tower.
 
 use crate::error::{Error, Result};
+use crate::files::options::names;
 use crate::files::read_config;
 use candle_core::{Device, Tensor};
 use image::imageops::{self, FilterType};
@@ -81,18 +82,10 @@ fn supported() -> [(&'static str, Value); 6] {
 
 /// Options that change nothing here: what wrote the file, and how other processors give their
 /// results.
-const UNREAD: [&str; 10] = [
-    "data_format",
-    "default_to_square",
-    "device",
-    "do_convert_rgb",
-    "feature_extractor_type",
-    "image_processor_type",
-    "input_data_format",
-    "processor_class",
-    "return_tensors",
-    "image_seq_length",
-];
+const UNREAD: [&str; 10] = names! {
+    data_format default_to_square device do_convert_rgb feature_extractor_type image_processor_type
+    input_data_format processor_class return_tensors image_seq_length
+};
 
 impl ClipImageProcessor {
     /// Reads `preprocessor_config.json`.

@@ -5,6 +5,7 @@ mod sentencepiece;
 mod t5;
 
 use crate::error::{Error, Result};
+use crate::files::options::names;
 use crate::files::{LARGEST, Limit, Options, read_json};
 pub use clip::ClipTokenizer;
 pub use t5::T5Tokenizer;
@@ -134,41 +135,14 @@ fn supported() -> [(&'static str, Value); 8] {
 
 /// Options that are read elsewhere, or change nothing here: what wrote the file, how a row is
 /// filled that is not asked to be, and how texts are made of tokens.
-const UNREAD: [&str; 33] = [
-    "add_prefix_space",
-    "added_tokens_decoder",
-    "additional_special_tokens",
-    "backend",
-    "chat_template",
-    "clean_up_tokenization_spaces",
-    "do_lower_case",
-    "errors",
-    "extra_ids",
-    "extra_special_tokens",
-    "fix_text",
-    "init_inputs",
-    "is_local",
-    "legacy",
-    "local_files_only",
-    "max_length",
-    "model_input_names",
-    "model_max_length",
-    "name_or_path",
-    "pad_token_type_id",
-    "padding",
-    "processor_class",
-    "return_tensors",
-    "special_tokens_map_file",
-    "stride",
-    "token_type_ids_pattern",
-    "tokenizer_class",
-    "tokenizer_file",
-    "tokenizer_object",
-    "truncation",
-    "truncation_strategy",
-    "use_fast",
-    "vocab_file",
-];
+const UNREAD: [&str; 33] = names! {
+    add_prefix_space added_tokens_decoder additional_special_tokens backend chat_template
+    clean_up_tokenization_spaces do_lower_case errors extra_ids extra_special_tokens fix_text
+    init_inputs is_local legacy local_files_only max_length model_input_names model_max_length
+    name_or_path pad_token_type_id padding processor_class return_tensors special_tokens_map_file
+    stride token_type_ids_pattern tokenizer_class tokenizer_file tokenizer_object truncation
+    truncation_strategy use_fast vocab_file
+};
 
 /// A token that is one wherever it stands in a text, whatever the file that says so.
 struct Added {

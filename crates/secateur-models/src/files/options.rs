@@ -136,84 +136,33 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
+/// Names of options as strings.
+macro_rules! names {
+    ($($name:ident)* $(, $other:literal)*) => { [$(stringify!($name),)* $($other),*] };
+}
+pub(crate) use names;
+
 /// The names that [`activation`] knows.
 pub(crate) const ACTIVATIONS: &str = "silu, relu, gelu, gelu_new and quick_gelu";
 
 /// Options of any model of transformers that change nothing here: what it is for and was trained
 /// with, how its outputs are given, and how texts are generated.
-pub(crate) const OF_TRANSFORMERS: [&str; 71] = [
-    "architectures",
-    "attention_dropout",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "classifier_dropout",
-    "cross_attention_hidden_size",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "dropout",
-    "dtype",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "eos_token_id",
-    "exponential_decay_length_penalty",
-    "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_factor",
-    "initializer_range",
-    "keys_to_ignore_at_inference",
-    "label2id",
-    "length_penalty",
-    "logit_scale_init_value",
-    "max_length",
-    "min_length",
-    "model_type",
-    "n_positions",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_past",
-    "output_scores",
-    "pad_token_id",
-    "prefix",
-    "problem_type",
-    "projection_dim",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tf_legacy_loss",
-    "tie_encoder_decoder",
-    "tie_word_embeddings",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers.js_config",
-    "transformers_version",
-    "transformers_weights",
-    "typical_p",
-    "use_bfloat16",
-    "use_cache",
-    "vision_config",
-    "text_config",
-    "vision_config_dict",
-    "text_config_dict",
-    "vocab_size",
-];
+pub(crate) const OF_TRANSFORMERS: [&str; 71] = names! {
+    architectures attention_dropout bad_words_ids begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id
+    diversity_penalty do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size
+    eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label initializer_factor initializer_range
+    keys_to_ignore_at_inference label2id length_penalty logit_scale_init_value max_length min_length
+    model_type n_positions no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_attentions output_hidden_states output_past output_scores pad_token_id prefix
+    problem_type projection_dim remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype
+    torchscript transformers_version transformers_weights typical_p use_bfloat16 use_cache
+    vision_config text_config vision_config_dict text_config_dict vocab_size,
+    "transformers.js_config"
+};
 
 /// An activation by any of its names in diffusers and transformers.
 pub(crate) fn activation(name: &str) -> Option<Activation> {

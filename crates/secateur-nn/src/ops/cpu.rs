@@ -20,7 +20,7 @@ struct Backward<'a> {
     /// Its output.
     output: &'a [f32],
     /// The gradient of the output.
-    gradient: &'a [f32],
+    gy: &'a [f32],
     /// Which inputs need a gradient.
     wanted: &'a [bool],
 }
@@ -103,7 +103,7 @@ where
         tensors.extend([output, &gradient]);
         with_slices(self.name, &tensors, |slices| {
             let (inputs, rest) = slices.split_at(N);
-            let given = Backward { inputs, output: rest[0], gradient: rest[1], wanted: &wanted };
+            let given = Backward { inputs, output: rest[0], gy: rest[1], wanted: &wanted };
             (self.backward)(&given, &mut gradients);
         })?;
         let mut results = [const { None }; N];
@@ -197,23 +197,18 @@ pub(super) fn linear(
     };
     let backward = move |given: &Backward<'_>, gradients: &mut [Vec<f32>]| {
         if given.wanted[0] {
-            linear::input_gradient(
-                given.gradient,
-                given.inputs[1],
-                &of_backward,
-                &mut gradients[0],
-            );
+            linear::input_gradient(given.gy, given.inputs[1], &of_backward, &mut gradients[0]);
         }
         if given.wanted[1] {
             linear::weight_gradient(
                 given.inputs[0],
-                given.gradient,
+                given.gy,
                 (inputs, outputs),
                 &mut gradients[1],
             );
         }
         if let (Some(bias), Some(true)) = (gradients.get_mut(2), given.wanted.get(2)) {
-            for row in given.gradient.chunks_exact(outputs.max(1)) {
+            for row in given.gy.chunks_exact(outputs.max(1)) {
                 bias.iter_mut().zip(row).for_each(|(b, g)| *b += g);
             }
         }
@@ -242,18 +237,17 @@ pub(super) fn conv2d(
         move |given, gradients| {
             if given.wanted[0] {
                 convolution.input_gradient(
-                    given.gradient,
+                    given.gy,
                     given.inputs[1],
                     &of_backward,
                     &mut gradients[0],
                 );
             }
             if given.wanted[1] {
-                convolution.weight_gradient(given.inputs[0], given.gradient, &mut gradients[1]);
+                convolution.weight_gradient(given.inputs[0], given.gy, &mut gradients[1]);
             }
             if given.wanted[2] {
-                for (plane, gradient) in
-                    given.gradient.chunks_exact((height * width).max(1)).enumerate()
+                for (plane, gradient) in given.gy.chunks_exact((height * width).max(1)).enumerate()
                 {
                     gradients[2][plane % outputs] += gradient.iter().sum::<f32>();
                 }
@@ -269,12 +263,7 @@ pub(super) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
         x.shape(),
         move |data, y| activation::activation(kind, data[0], y),
         move |given, gradients| {
-            activation::activation_gradient(
-                kind,
-                given.inputs[0],
-                given.gradient,
-                &mut gradients[0],
-            );
+            activation::activation_gradient(kind, given.inputs[0], given.gy, &mut gradients[0]);
         },
     )
 }
@@ -291,7 +280,7 @@ pub(super) fn geglu(x: &Tensor, width: usize) -> Result<Tensor> {
         shape,
         move |data, y| activation::geglu(data[0], y, width),
         move |given, gradients| {
-            activation::geglu_gradient(given.inputs[0], given.gradient, &mut gradients[0], width);
+            activation::geglu_gradient(given.inputs[0], given.gy, &mut gradients[0], width);
         },
     )
 }
@@ -304,7 +293,7 @@ pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
         x.shape(),
         move |data, y| activation::softmax(data[0], y, width),
         move |given, gradients| {
-            activation::softmax_gradient(given.output, given.gradient, &mut gradients[0], width);
+            activation::softmax_gradient(given.output, given.gy, &mut gradients[0], width);
         },
     )
 }
@@ -317,7 +306,7 @@ pub(super) fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
         (samples, channels, height * factor, width * factor),
         move |data, y| activation::upsample_nearest(data[0], y, width, factor),
         move |given, gradients| {
-            activation::upsample_nearest_gradient(given.gradient, &mut gradients[0], width, factor);
+            activation::upsample_nearest_gradient(given.gy, &mut gradients[0], width, factor);
         },
     )
 }
@@ -342,20 +331,14 @@ pub(super) fn layer_norm_affine(
             let &[x, weight, bias] = given.inputs else { return };
             norm::layer_norm_gradient(
                 x,
-                given.gradient,
+                given.gy,
                 gx,
                 width,
                 eps,
                 Affine::Elementwise(weight, bias),
             );
             if given.wanted[1] || given.wanted[2] {
-                norm::layer_norm_affine_gradient(
-                    x,
-                    given.gradient,
-                    (gweight, gbias),
-                    (rows, width),
-                    eps,
-                );
+                norm::layer_norm_affine_gradient(x, given.gy, (gweight, gbias), (rows, width), eps);
             }
         },
     )
@@ -380,15 +363,9 @@ pub(super) fn layer_norm_modulated(
             let [gx, gscale, gshift] = all(given, gradients);
             let &[x, scale, shift] = given.inputs else { return };
             let modulation = Affine::Modulated { scale, shift, rows };
-            norm::layer_norm_gradient(x, given.gradient, gx, width, eps, modulation);
+            norm::layer_norm_gradient(x, given.gy, gx, width, eps, modulation);
             if given.wanted[1] || given.wanted[2] {
-                norm::layer_norm_affine_gradient(
-                    x,
-                    given.gradient,
-                    (gscale, gshift),
-                    (rows, width),
-                    eps,
-                );
+                norm::layer_norm_affine_gradient(x, given.gy, (gscale, gshift), (rows, width), eps);
             }
         },
     )
@@ -402,9 +379,9 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> 
         move |data, y| norm::rms_norm(data[0], y, data[1], eps),
         move |given, gradients| {
             let [gx, gweight] = all(given, gradients);
-            norm::rms_norm_gradient(given.inputs[0], given.gradient, gx, given.inputs[1], eps);
+            norm::rms_norm_gradient(given.inputs[0], given.gy, gx, given.inputs[1], eps);
             if given.wanted[1] {
-                norm::rms_norm_weight_gradient(given.inputs[0], given.gradient, gweight, eps);
+                norm::rms_norm_weight_gradient(given.inputs[0], given.gy, gweight, eps);
             }
         },
     )
@@ -428,16 +405,7 @@ pub(super) fn group_norm(
             let [gx, gweight, gbias] = all(given, gradients);
             let &[x, weight, bias] = given.inputs else { return };
             let (affine, size) = ((weight, bias), (groups, area));
-            norm::group_norm_gradient(
-                x,
-                given.gradient,
-                gx,
-                (gweight, gbias),
-                affine,
-                size,
-                eps,
-                silu,
-            );
+            norm::group_norm_gradient(x, given.gy, gx, (gweight, gbias), affine, size, eps, silu);
         },
     )
 }
@@ -452,9 +420,9 @@ pub(super) fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
         move |given, gradients| {
             let [gx, gtable] = all(given, gradients);
             let &[x, table] = given.inputs else { return };
-            rope::rope_gradient(given.gradient, gx, table, size);
+            rope::rope_gradient(given.gy, gx, table, size);
             if given.wanted[1] {
-                rope::rope_table_gradient(x, given.gradient, gtable, size);
+                rope::rope_table_gradient(x, given.gy, gtable, size);
             }
         },
     )
@@ -486,7 +454,7 @@ pub(super) fn attention(
             let [gq, gk, gv] = all(given, gradients);
             let &[q, k, v] = given.inputs else { return };
             let scores = Scores { scale, key_bias: key_bias.as_deref(), causal };
-            attention::gradients([q, k, v], given.gradient, shape, scores, [gq, gk, gv]);
+            attention::gradients([q, k, v], given.gy, shape, scores, [gq, gk, gv]);
         },
     )
 }
@@ -553,10 +521,10 @@ pub(super) fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor>
         move |data, out| norm::gated_add(data[0], data[1], data[2], out, (rows, width)),
         move |given, gradients| {
             let [gx, ggate, gy] = all(given, gradients);
-            gx.copy_from_slice(given.gradient);
+            gx.copy_from_slice(given.gy);
             norm::gated_add_gradient(
                 (given.inputs[1], given.inputs[2]),
-                given.gradient,
+                given.gy,
                 (ggate, gy),
                 (rows, width),
             );
