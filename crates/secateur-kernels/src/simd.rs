@@ -294,8 +294,8 @@ pub(crate) fn map_pairs<S: Simd>(
     }
 }
 
-/// [`sum_of`], [`map_each`] and [`map_pairs`] with a closure that is inlined, so that it is compiled
-/// for the same vectors.
+/// [`sum_of`], [`map_each`] and [`map_pairs`] with a closure that is inlined, so that it is
+/// compiled for the same vectors.
 macro_rules! sum {
     ($simd:expr, $x:expr, $f:expr) => {
         $crate::simd::sum_of(

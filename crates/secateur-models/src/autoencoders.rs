@@ -4,7 +4,7 @@ mod autoencoder;
 mod kl;
 mod tiny;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, invalid};
 use crate::files::config_fields;
 pub(crate) use autoencoder::pictures;
 pub use autoencoder::{Autoencoder, AutoencoderConfig};
@@ -22,7 +22,7 @@ pub use tiny::{AutoencoderTiny, AutoencoderTinyConfig};
 pub fn autoencoder_config(path: &Path) -> Result<Arc<dyn AutoencoderConfig>> {
     match config_fields(path)?.get("_class_name").and_then(Value::as_str) {
         Some(class) => autoencoder_config_of(path, class),
-        None => Err(Error::invalid(path, "_class_name is missing")),
+        None => invalid!(path, "_class_name is missing"),
     }
 }
 
@@ -38,10 +38,10 @@ pub(crate) fn autoencoder_config_of(
         "AutoencoderKL" => Ok(Arc::new(AutoencoderKlConfig::open(path)?)),
         "AutoencoderTiny" => Ok(Arc::new(AutoencoderTinyConfig::open(path)?)),
         _ => {
-            let problem = format!(
+            invalid!(
+                path,
                 "_class_name {class:?} is not supported; AutoencoderKL and AutoencoderTiny are"
-            );
-            Err(Error::invalid(path, problem))
+            )
         }
     }
 }

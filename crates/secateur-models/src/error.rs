@@ -58,6 +58,20 @@ impl Error {
     }
 }
 
+/// Returns an [`Error::Request`] with a formatted text.
+macro_rules! refuse {
+    ($($words:tt)*) => { return Err($crate::error::Error::Request(format!($($words)*))) };
+}
+pub(crate) use refuse;
+
+/// Returns an [`Error::Invalid`] of a path with a formatted text.
+macro_rules! invalid {
+    ($path:expr, $($words:tt)*) => {
+        return Err($crate::error::Error::invalid($path, format!($($words)*)))
+    };
+}
+pub(crate) use invalid;
+
 /// Displays a path with control characters escaped, so that a file's name cannot steer a terminal
 /// or end a line.
 pub fn shown(path: &Path) -> impl fmt::Display + use<'_> {

@@ -5,7 +5,7 @@ mod joint;
 mod patch;
 mod unet;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, invalid};
 use crate::files::{Options, config_fields};
 pub use denoiser::{Denoiser, DenoiserConfig};
 pub use joint::{Flux, FluxConfig, Mmdit, MmditConfig};
@@ -39,7 +39,7 @@ pub(crate) fn denoiser_config_of(
         (Some("Transformer2DModel"), Some("ada_norm_zero")) => "DiTTransformer2DModel",
         (Some("Transformer2DModel"), Some("ada_norm_single")) => "PixArtTransformer2DModel",
         (Some(class), _) => class,
-        (None, _) => return Err(Error::invalid(path, "_class_name is missing")),
+        (None, _) => invalid!(path, "_class_name is missing"),
     };
     let options = Options::new(path, fields);
     match class {

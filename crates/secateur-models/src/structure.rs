@@ -6,7 +6,7 @@ mod group;
 mod site;
 mod unit;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::structure::block::saturating_sum;
 pub use block::{Block, Geometry, Layer, Operation, Prunable, Role};
 pub use edits::{Cuts, Edits, Removal, Removals};
@@ -213,9 +213,9 @@ impl Structure {
             UnitKind::Branch => self.branches.as_slice(),
         };
         match units {
-            [] => Err(Error::Request(format!(
+            [] => refuse!(
                 "the model has no units of the kind {kind}: its blocks change their input's shape"
-            ))),
+            ),
             units => Ok(units),
         }
     }

@@ -1,7 +1,7 @@
 //! AutoencoderKL, which maps pictures to latents and back.
 
 use crate::autoencoders::autoencoder::{Autoencoder, AutoencoderConfig, no_zeros};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid};
 use crate::files::{Checkpoint, DIFFUSERS_STEM, check_layers, read_config};
 use crate::layers::{Norm, PixelAttention, ResnetBlock};
 use crate::structure::{Description, Rows, Site};
@@ -72,24 +72,19 @@ impl AutoencoderKlConfig {
             ("up_block_types", up, "UpDecoderBlock2D"),
         ] {
             if let Some(block) = blocks.iter().find(|block| *block != known) {
-                return Err(Error::invalid(
-                    path,
-                    format!("{field} {block:?} is not supported; {known:?} is"),
-                ));
+                invalid!(path, "{field} {block:?} is not supported; {known:?} is");
             }
         }
         let channels = &config.block_out_channels;
         if channels.is_empty() || channels.len() != down.len() || channels.len() != up.len() {
-            let problem =
-                "block_out_channels, down_block_types and up_block_types differ in length";
-            return Err(Error::invalid(path, problem));
+            invalid!(
+                path,
+                "block_out_channels, down_block_types and up_block_types differ in length"
+            );
         }
         if config.norm_num_groups == 0 || channels.iter().any(|c| c % config.norm_num_groups != 0) {
             let groups = config.norm_num_groups;
-            return Err(Error::invalid(
-                path,
-                format!("channels {channels:?} do not divide into {groups} groups"),
-            ));
+            invalid!(path, "channels {channels:?} do not divide into {groups} groups");
         }
         let sizes = [
             ("in_channels", config.in_channels),
@@ -99,14 +94,14 @@ impl AutoencoderKlConfig {
         ];
         no_zeros(path, &sizes, config.scaling_factor)?;
         if channels.contains(&0) {
-            return Err(Error::invalid(path, format!("block_out_channels {channels:?} holds a 0")));
+            invalid!(path, "block_out_channels {channels:?} holds a 0");
         }
         if channels.len() > MOST_LEVELS {
-            let problem = format!(
+            invalid!(
+                path,
                 "block_out_channels has {} levels, at most {MOST_LEVELS} are read",
                 channels.len()
             );
-            return Err(Error::invalid(path, problem));
         }
         check_layers(
             "layers_per_block and block_out_channels",

@@ -1,6 +1,6 @@
 //! The components of a model folder, without their weights.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, invalid, refuse};
 use crate::families::DenoiserConfig;
 use secateur_nn::Placement;
 use serde_json::{Map, Value};
@@ -42,8 +42,10 @@ impl Components {
         match labels.as_object().and_then(|labels| labels.iter().map(label).collect()) {
             Some(names) => Ok(Labels { names, classes }),
             None => {
-                let problem = "id2label is not an object of numbers and their names";
-                Err(Error::invalid(self.path.join(INDEX), problem))
+                invalid!(
+                    self.path.join(INDEX),
+                    "id2label is not an object of numbers and their names"
+                )
             }
         }
     }
@@ -87,10 +89,7 @@ impl Labels {
         if let Ok(number) = text.parse::<u32>() {
             return match (number as usize) < self.classes {
                 true => Ok(number),
-                false => Err(Error::Request(format!(
-                    "label {number}, and the model knows {} classes",
-                    self.classes
-                ))),
+                false => refuse!("label {number}, and the model knows {} classes", self.classes),
             };
         }
         let called = |name: &str| name == text || name.split(',').any(|one| one.trim() == text);
@@ -98,17 +97,15 @@ impl Labels {
             self.names.iter().filter(|(_, name)| called(name)).map(|(number, _)| *number).collect();
         match found[..] {
             [number] => Ok(number),
-            [] if self.names.is_empty() => Err(Error::Request(format!(
-                "{text:?} is not a number, and this model names no labels"
-            ))),
+            [] if self.names.is_empty() => {
+                refuse!("{text:?} is not a number, and this model names no labels")
+            }
             [] => {
                 let some: Vec<&str> = self.names.values().take(3).map(String::as_str).collect();
                 let known = format!("it knows {} such as {}", self.names.len(), some.join(", "));
-                Err(Error::Request(format!("{text:?} is not a label of this model: {known}")))
+                refuse!("{text:?} is not a label of this model: {known}")
             }
-            _ => Err(Error::Request(format!(
-                "{text:?} is the name of the labels {found:?}: give a number"
-            ))),
+            _ => refuse!("{text:?} is the name of the labels {found:?}: give a number"),
         }
     }
 

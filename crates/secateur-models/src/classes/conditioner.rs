@@ -6,7 +6,7 @@ use crate::conditioning::Conditioning;
 use crate::encoders::{
     ClipTextModel, ClipTextOutput, ClipTokenizer, PROJECTED, T5Encoder, T5Tokenizer,
 };
-use crate::error::{Error, Result};
+use crate::error::{Result, invalid};
 use candle_core::{Device, Tensor};
 
 /// Turns prompts into conditioning for the denoiser.
@@ -44,11 +44,11 @@ impl ClipEncoder {
         )?;
         let (length, positions) = (tokenizer.length(), encoder.positions());
         if length > positions {
-            let problem = format!(
+            invalid!(
+                path.join("tokenizer_config.json"),
                 "model_max_length makes {length} tokens, and the text encoder has {positions} \
                  positions"
             );
-            return Err(Error::invalid(path.join("tokenizer_config.json"), problem));
         }
         Ok(Self { tokenizer, encoder })
     }

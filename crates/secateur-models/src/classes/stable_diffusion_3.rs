@@ -7,7 +7,7 @@ use crate::classes::class::{
 use crate::classes::conditioner::{ClipEncoder, Conditioner, T5};
 use crate::classes::sampling::Sampling;
 use crate::conditioning::Conditioning;
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use candle_core::{DType, Device, Tensor};
 
 pub(crate) const CLASS: PipelineClass = PipelineClass {
@@ -79,11 +79,10 @@ impl Conditioner for StableDiffusion3 {
         let clip = Tensor::cat(&states, 2)?;
         let (samples, tokens, width) = clip.dims3()?;
         if width > self.width {
-            let problem = format!(
+            refuse!(
                 "CLIP states of width {width} do not fit a joint_attention_dim of {}",
                 self.width
             );
-            return Err(Error::Request(problem));
         }
         let clip = clip.pad_with_zeros(2, 0, self.width - width)?;
         let pooled = Some(Tensor::cat(&pooled, 1)?);

@@ -3,7 +3,7 @@
 
 use crate::encoders::image_processor::ClipImageProcessor;
 use crate::encoders::tokenizers::ClipTokenizer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid, refuse};
 use crate::files::{
     ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, Options, TRANSFORMERS_STEM, activation, check_eps,
     config_fields, digest_of_files, options::number, tree,
@@ -173,7 +173,7 @@ fn complete<T: DeserializeOwned>(
     config: &Map<String, Value>,
 ) -> Result<(T, EncoderConfig)> {
     let Value::Object(all) = &mut defaults else {
-        return Err(Error::invalid(path, "not an object"));
+        invalid!(path, "not an object");
     };
     all.extend(config.iter().map(|(key, value)| (key.clone(), value.clone())));
     let mut options = Options::new(path, all);
@@ -314,9 +314,7 @@ impl ClipTextModel {
         let (samples, tokens) = ids.dims2()?;
         let positions = self.position_embedding.dim(0)?;
         if tokens > positions {
-            return Err(Error::Request(format!(
-                "{tokens} tokens, and the text encoder has {positions} positions"
-            )));
+            refuse!("{tokens} tokens, and the text encoder has {positions} positions");
         }
         let x = self.token_embedding.forward(&self.placement.bring(ids)?)?;
         let x = x.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;

@@ -1,6 +1,6 @@
 //! The preparation of pictures for CLIP's vision tower.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid, refuse};
 use crate::files::options::names;
 use crate::files::read_config;
 use candle_core::{Device, Tensor};
@@ -96,10 +96,10 @@ impl ClipImageProcessor {
         let processor: Self = read_config(path, &supported(), &UNREAD)?;
         let Size { height, width } = processor.crop();
         if processor.edge() == 0 || height == 0 || width == 0 {
-            return Err(Error::invalid(path, "size and crop_size must not be 0"));
+            invalid!(path, "size and crop_size must not be 0");
         }
         if processor.image_std.is_some_and(|std| std.iter().any(|&std| std <= 0.0)) {
-            return Err(Error::invalid(path, "image_std must be positive numbers"));
+            invalid!(path, "image_std must be positive numbers");
         }
         Ok(processor)
     }
@@ -122,10 +122,7 @@ impl ClipImageProcessor {
     pub fn prepare(&self, pictures: &Tensor) -> Result<Tensor> {
         let (samples, height, width, channels) = pictures.dims4()?;
         if channels != 3 || height == 0 || width == 0 {
-            return Err(Error::Request(format!(
-                "pictures of shape {:?} are not RGB",
-                pictures.dims()
-            )));
+            refuse!("pictures of shape {:?} are not RGB", pictures.dims());
         }
         let Size { height: crop_height, width: crop_width } = self.crop();
         let (crop_height, crop_width) = (crop_height as usize, crop_width as usize);

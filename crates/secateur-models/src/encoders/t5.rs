@@ -1,6 +1,6 @@
 //! T5: the text encoder whose states SD3, FLUX and PixArt read.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid};
 use crate::files::{
     ACTIVATIONS, Checkpoint, OF_TRANSFORMERS, TRANSFORMERS_STEM, activation, check_eps,
     check_heads, options::number, read_config,
@@ -56,7 +56,7 @@ impl T5Config {
         let config: Self = read_config(path, &[("scalable_attention", json!(false))], &unread)?;
         config.feed_forward().map_err(|problem| Error::invalid(path, problem))?;
         if config.num_heads == 0 || config.d_kv == 0 {
-            return Err(Error::invalid(path, "num_heads and d_kv must be at least 1"));
+            invalid!(path, "num_heads and d_kv must be at least 1");
         }
         check_heads(("num_heads", config.num_heads), ("d_kv", config.d_kv))
             .and_then(|()| check_eps("layer_norm_epsilon", config.layer_norm_epsilon.into()))
@@ -64,11 +64,11 @@ impl T5Config {
         let (buckets, distance) =
             (config.relative_attention_num_buckets, config.relative_attention_max_distance);
         if buckets < 4 || distance <= buckets / 4 {
-            let problem = format!(
+            invalid!(
+                path,
                 "{buckets} buckets of relative positions do not fit a maximal distance of \
                  {distance}"
             );
-            return Err(Error::invalid(path, problem));
         }
         Ok(config)
     }

@@ -4,7 +4,7 @@ mod clip;
 mod sentencepiece;
 mod t5;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid};
 use crate::files::options::names;
 use crate::files::{LARGEST, Limit, Options, read_json};
 pub use clip::ClipTokenizer;
@@ -229,10 +229,7 @@ pub(crate) fn row_length(path: &Path, config: &Value) -> Result<usize> {
     match (length.as_u64(), length.as_f64()) {
         (Some(length @ 2..=LARGEST_ROW), _) => Ok(length as usize),
         (_, Some(length)) if length >= NO_LIMIT => Ok(DEFAULT),
-        _ => Err(Error::invalid(
-            path,
-            format!("model_max_length {length} is not a number of 2 to {LARGEST} tokens"),
-        )),
+        _ => invalid!(path, "model_max_length {length} is not a number of 2 to {LARGEST} tokens"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The safetensors files of one component: finding and checking them, and reading them tensor by
 //! tensor.
 
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use crate::files::read::{Limit, Unique, lfs_pointer, open, read_json};
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
@@ -143,10 +143,7 @@ impl TensorFile {
         let bytes = file.metadata().map_err(Error::io(path))?.len();
         let mut first = [0u8; 8];
         if bytes < 8 {
-            return Err(Error::invalid(
-                path,
-                format!("only {bytes} bytes: not a safetensors file, or cut short"),
-            ));
+            invalid!(path, "only {bytes} bytes: not a safetensors file, or cut short");
         }
         file.read_exact(&mut first).map_err(Error::io(path))?;
         if first == *b"version " {
@@ -158,28 +155,20 @@ impl TensorFile {
         }
         // A safetensors file begins with the length of its header, whose first byte may be any.
         if first.starts_with(b"PK\x03\x04") || (first[0] == 0x80 && first[4..] != [0; 4]) {
-            let problem =
-                "this is a pickle, which can run code when opened: convert it to safetensors first";
-            return Err(Error::invalid(path, problem));
+            invalid!(
+                path,
+                "this is a pickle, which can run code when opened: convert it to safetensors first"
+            );
         }
         if first.starts_with(b"GGUF") {
-            return Err(Error::invalid(
-                path,
-                "this is GGUF, whose weights are quantised: safetensors are read",
-            ));
+            invalid!(path, "this is GGUF, whose weights are quantised: safetensors are read");
         }
         let length = u64::from_le_bytes(first);
         if length > LARGEST_HEADER {
-            return Err(Error::invalid(
-                path,
-                format!("a header of {length} bytes: not a safetensors file"),
-            ));
+            invalid!(path, "a header of {length} bytes: not a safetensors file");
         }
         if length > bytes - 8 {
-            return Err(Error::invalid(
-                path,
-                format!("cut short: {bytes} bytes, and a header of {length} promised"),
-            ));
+            invalid!(path, "cut short: {bytes} bytes, and a header of {length} promised");
         }
         let mut header = vec![0u8; length as usize];
         file.read_exact(&mut header).map_err(Error::io(path))?;
@@ -190,17 +179,11 @@ impl TensorFile {
             .map_err(|problem| Error::invalid(path, format!("bad header: {problem}")))?;
         let header_bytes = 8 + length;
         let Some(promised) = header_bytes.checked_add(header.data_len() as u64) else {
-            return Err(Error::invalid(
-                path,
-                "cut short: its header promises more than any file can hold",
-            ));
+            invalid!(path, "cut short: its header promises more than any file can hold");
         };
         if promised != bytes {
             let state = if promised > bytes { "cut short" } else { "oversized" };
-            return Err(Error::invalid(
-                path,
-                format!("{state}: {bytes} bytes, its header promises {promised}"),
-            ));
+            invalid!(path, "{state}: {bytes} bytes, its header promises {promised}");
         }
         let info = |info: &safetensors::tensor::TensorInfo| TensorInfo {
             dtype: info.dtype,
@@ -235,10 +218,10 @@ impl TensorFile {
             Dtype::F16 => Ok(DType::F16),
             Dtype::BF16 => Ok(DType::BF16),
             other => {
-                let problem = format!(
+                invalid!(
+                    &self.path,
                     "tensor {name} is {other:?}; weights of F32, F16 and BF16 are supported"
-                );
-                Err(Error::invalid(&self.path, problem))
+                )
             }
         }
     }
@@ -252,9 +235,10 @@ impl TensorFile {
         let data = self.raw(info)?;
         let tensor = placement.from_bytes(&data, dtype, &info.shape)?;
         if dtype != DType::I64 && !is_finite(&tensor)? {
-            let problem =
-                format!("tensor {name} holds NaN or infinite values: the checkpoint is damaged");
-            return Err(Error::invalid(&self.path, problem));
+            invalid!(
+                &self.path,
+                "tensor {name} holds NaN or infinite values: the checkpoint is damaged"
+            );
         }
         Ok(tensor)
     }
@@ -341,7 +325,7 @@ impl Checkpoint {
                 || name.contains("..")
                 || name.contains('\\')
             {
-                return Err(Error::invalid(&index, format!("points outside its folder: {name}")));
+                invalid!(&index, "points outside its folder: {name}");
             }
             files.push(TensorFile::open(&folder.join(name))?);
         }
@@ -349,18 +333,14 @@ impl Checkpoint {
         for file in &files {
             for tensor in file.tensors.keys() {
                 if let Some(other) = holders.insert(tensor, &file.path) {
-                    let problem = format!("holds {tensor}, and so does {}", shown(other));
-                    return Err(Error::invalid(&file.path, problem));
+                    invalid!(&file.path, "holds {tensor}, and so does {}", shown(other));
                 }
             }
         }
         for (tensor, name) in &map {
             let shard = files.iter().find(|file| file.path.ends_with(name));
             if !shard.is_some_and(|file| file.tensors.contains_key(tensor)) {
-                return Err(Error::invalid(
-                    &index,
-                    format!("lists {tensor} in {name}, which does not hold it"),
-                ));
+                invalid!(&index, "lists {tensor} in {name}, which does not hold it");
             }
         }
         let (folder, placement) = (folder.to_owned(), Placement::cpu());
@@ -435,7 +415,7 @@ impl Checkpoint {
                 return file.read(name, info, &self.placement);
             }
         }
-        Err(Error::invalid(&self.folder, format!("no tensor {name}")))
+        invalid!(&self.folder, "no tensor {name}")
     }
 
     /// Checks how the model of `construct` fits the files, without reading weights.

@@ -9,7 +9,7 @@ mod published;
 
 pub use options::OutputOptions;
 
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use crate::files::digest::digest_of_file;
 use crate::files::names::work_name;
 use crate::files::recognise::{Inputs, RECORD, check_replaceable, foreign, nearest, write_record};
@@ -137,9 +137,11 @@ impl<'a> OutputFolder<'a> {
         match progress_names(&self.progress()).find(|name| !is_own(name)) {
             None => Ok(()),
             Some(_) => {
-                let problem = "the unfinished run for it is of another command: resume that, or \
-                    `force` begins anew";
-                Err(Error::invalid(&self.target, problem))
+                invalid!(
+                    &self.target,
+                    "the unfinished run for it is of another command: resume that, or \
+                    `force` begins anew"
+                )
             }
         }
     }
@@ -182,10 +184,7 @@ impl<'a> OutputFolder<'a> {
         };
         // Nothing of it is touched.
         self.work = None;
-        Err(Error::invalid(
-            &self.target,
-            format!("{problem}: choose another name, or `force` begins anew"),
-        ))
+        invalid!(&self.target, "{problem}: choose another name, or `force` begins anew")
     }
 
     /// Moves the folder to its name.
@@ -234,12 +233,12 @@ impl<'a> OutputFolder<'a> {
             check_replaceable(&self.at(COMPLETE))?;
         }
         if self.at(COMPLETE).exists() && !replace {
-            let problem = format!(
+            invalid!(
+                &self.target,
                 "what an earlier run could not put in its place is complete in {}; move it to \
                  where you want it, or `force` throws it away",
                 shown(&self.at(COMPLETE))
             );
-            return Err(Error::invalid(&self.target, problem));
         }
         let complete = published.as_ref().is_some_and(|published| published.complete);
         if complete && resume {
@@ -257,9 +256,10 @@ impl<'a> OutputFolder<'a> {
             return Err(Error::invalid(&self.target, problem));
         }
         if progress && !resume && !replace {
-            let problem =
-                "a run for it was not finished: `resume` goes on with it, `force` begins anew";
-            return Err(Error::invalid(&self.target, problem));
+            invalid!(
+                &self.target,
+                "a run for it was not finished: `resume` goes on with it, `force` begins anew"
+            );
         }
         let own = published.filter(|_| resume).map(|published| published.identity);
         // Before anything of an earlier run goes.
@@ -325,10 +325,7 @@ impl<'a> OutputFolder<'a> {
             return Ok(());
         }
         if !is_folder(&replaced) {
-            return Err(Error::invalid(
-                replaced,
-                "is not a folder that secateur made: move it away",
-            ));
+            invalid!(replaced, "is not a folder that secateur made: move it away");
         }
         if published {
             return self.discard(REPLACED);
@@ -343,11 +340,11 @@ impl<'a> OutputFolder<'a> {
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                let problem = format!(
+                invalid!(
+                    &self.target,
                     "what an interrupted run took away is in {}: move it away",
                     shown(&replaced)
-                );
-                Err(Error::invalid(&self.target, problem))
+                )
             }
             Err(error) => Err(Error::io(&self.target)(error)),
         }
@@ -372,7 +369,7 @@ impl<'a> OutputFolder<'a> {
         let (content, complete) = (self.path(), complete || !has_progress(&self.progress()));
         self.work()?.check()?;
         if !is_folder(&content) {
-            return Err(Error::invalid(&content, "is not the folder that was made here"));
+            invalid!(&content, "is not the folder that was made here");
         }
         write_record(&content)?;
         sync_folders(&content)?;
@@ -430,10 +427,7 @@ impl<'a> OutputFolder<'a> {
             if let Err(error) = rename_new(content, &self.target) {
                 let back = rename_new(&replaced, &self.target);
                 let place = if back.is_ok() { &self.target } else { &replaced };
-                return Err(Error::invalid(
-                    &self.target,
-                    format!("{error}; what was there is in {}", shown(place)),
-                ));
+                invalid!(&self.target, "{error}; what was there is in {}", shown(place));
             }
         }
         // Somebody may have put something into it a moment ago.

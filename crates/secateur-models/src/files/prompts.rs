@@ -1,6 +1,6 @@
 //! Lists of prompts: plain text, and the table formats of data sets.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid};
 use crate::files::read::{Limit, parse_json, read_bytes};
 use serde_json::Value;
 use std::path::Path;
@@ -41,17 +41,17 @@ pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
     let mut prompts = Vec::with_capacity(found.len().min(MOST));
     for (number, prompt) in (1..).zip(&found).map(|(number, prompt)| (number, prompt.trim())) {
         if prompt.len() > LONGEST || prompts.len() == MOST {
-            let problem = format!(
+            invalid!(
+                path,
                 "entry {number}: a list has at most {MOST} prompts, each of at most {LONGEST} bytes"
             );
-            return Err(Error::invalid(path, problem));
         }
         if !prompt.is_empty() {
             prompts.push(prompt.to_owned());
         }
     }
     if prompts.is_empty() {
-        return Err(Error::invalid(path, "no prompts: one a line is expected"));
+        invalid!(path, "no prompts: one a line is expected");
     }
     Ok(prompts)
 }

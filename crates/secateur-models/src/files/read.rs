@@ -1,7 +1,7 @@
 //! Opening and reading files of unknown origin. Only regular files are read, and each kind of text
 //! has a size limit.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid};
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::HashSet;
@@ -99,10 +99,7 @@ pub fn read_bytes(path: &Path, limit: Limit) -> Result<Vec<u8>> {
         return Err(Error::invalid(path, problem));
     }
     if told > most || bytes.len() as u64 > most {
-        return Err(Error::invalid(
-            path,
-            format!("has more than {} MiB, the most for such a file", most >> 20),
-        ));
+        invalid!(path, "has more than {} MiB, the most for such a file", most >> 20);
     }
     Ok(bytes)
 }

@@ -1,6 +1,6 @@
 //! Which folders `--force` may replace: those that hold only files of an earlier run, unchanged.
 
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use crate::files::read::{Limit, read_json};
 use crate::files::sealed::{read_sealed, write_sealed};
 use crate::files::{mounts, tree};
@@ -67,10 +67,11 @@ impl Inputs {
                 || folder.ancestors().any(|above| is_same(above, place))
         };
         match self.places.iter().find(overlaps) {
-            Some(place) => Err(Error::invalid(
+            Some(place) => invalid!(
                 folder,
-                format!("the output folder and {} overlap: choose another `out`", shown(place)),
-            )),
+                "the output folder and {} overlap: choose another `out`",
+                shown(place)
+            ),
             None => Ok(()),
         }
     }

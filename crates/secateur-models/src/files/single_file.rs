@@ -1,6 +1,6 @@
 //! Checkpoints in one file, as ComfyUI and A1111 read them: the supported kinds.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, invalid};
 use crate::files::checkpoint::TensorFile;
 use std::path::Path;
 
@@ -24,11 +24,11 @@ impl SingleFile {
                 let some: Vec<&str> = file.tensors.keys().take(3).map(String::as_str).collect();
                 let (count, some, known) =
                     (file.tensors.len(), some.join(", "), Kind::names().join(", "));
-                let problem = format!(
+                invalid!(
+                    path,
                     "{count} tensors ({some}, ...), not a checkpoint of a kind that is known: \
                      {known}"
-                );
-                Err(Error::invalid(path, problem))
+                )
             }
         }
     }

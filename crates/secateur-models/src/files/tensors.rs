@@ -1,7 +1,7 @@
 //! Files of tensors: their headers, and files that a run writes for itself, identified by their
 //! SHA-256.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refuse};
 use crate::files::digest::{Hash, digest_of_file};
 use crate::files::read::{Limit, open};
 use crate::files::write::replace;
@@ -200,6 +200,6 @@ pub(crate) fn candle_dtype(dtype: Dtype) -> Result<DType> {
         Dtype::F64 => Ok(DType::F64),
         Dtype::F16 => Ok(DType::F16),
         Dtype::BF16 => Ok(DType::BF16),
-        other => Err(Error::Request(format!("weights cannot be written as {other:?}"))),
+        other => refuse!("weights cannot be written as {other:?}"),
     }
 }

@@ -5,7 +5,7 @@
 //! have the name of a model's file. A component's folder may be a link to a folder elsewhere.
 //! Nothing else is read or copied.
 
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -77,10 +77,7 @@ impl Tree {
             if self.files.len() + self.folders.len() > MOST_ENTRIES
                 || path.components().count() > DEEPEST
             {
-                return Err(Error::invalid(
-                    root,
-                    "holds more, or deeper, folders than a model does",
-                ));
+                invalid!(root, "holds more, or deeper, folders than a model does");
             }
             let kind = place.symlink_metadata().map_err(Error::io(&place))?.file_type();
             if kind.is_dir() {
@@ -165,9 +162,7 @@ fn is_followed(link: &Path, root: &Path) -> Result<bool> {
     match target.canonicalize() {
         Ok(real) if regular => Ok(known || real.starts_with(root) || is_blob(root, &real)),
         _ if known => {
-            let problem =
-                format!("is a link to {}, which is not a regular file itself", shown(&target));
-            Err(Error::invalid(link, problem))
+            invalid!(link, "is a link to {}, which is not a regular file itself", shown(&target))
         }
         _ => Ok(false),
     }
@@ -196,19 +191,18 @@ pub(crate) fn is_inside(named: &Path) -> bool {
 pub(crate) fn inside(root: &Path, named: &Path) -> Result<PathBuf> {
     let path = root.join(named);
     if !is_inside(named) {
-        let problem = format!(
+        invalid!(
+            root,
             "names {}, which is not the name of a file inside the model folder",
             shown(named)
         );
-        return Err(Error::invalid(root, problem));
     }
     let (folder, file) = (
         root.canonicalize().map_err(Error::io(root))?,
         path.canonicalize().map_err(Error::io(&path))?,
     );
     if !file.starts_with(&folder) && !is_blob(&folder, &file) {
-        let problem = "is a link that leads out of the model folder, and is not followed";
-        return Err(Error::invalid(path, problem));
+        invalid!(path, "is a link that leads out of the model folder, and is not followed");
     }
     Ok(path)
 }
@@ -263,7 +257,7 @@ pub(crate) fn all(folder: &Path) -> Result<Vec<Entry>> {
             }
             entries.push(Entry { path, is_file: kind.is_file() });
             if entries.len() > MOST_ENTRIES {
-                return Err(Error::invalid(folder, "holds more files than any model does"));
+                invalid!(folder, "holds more files than any model does");
             }
         }
     }

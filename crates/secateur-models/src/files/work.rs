@@ -1,6 +1,6 @@
 //! The hidden folder beside an output that holds all work on it, and the lock on it.
 
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use crate::files::mounts;
 use crate::files::names::{is_passing_name, passing_name, work_name};
 use crate::files::read::{Limit, open, read_json};
@@ -89,7 +89,7 @@ impl WorkFolder {
                 }
             }
         }
-        Err(Error::invalid(path, "other processes make and remove it again and again"))
+        invalid!(path, "other processes make and remove it again and again")
     }
 
     /// Makes a folder under a name that nobody knows, and gives it its own at last; `None` where
@@ -153,9 +153,10 @@ impl WorkFolder {
                 return Err(Error::io(&lock_path)(error));
             }
             Ok(_) | Err(_) => {
-                let problem =
-                    "is not the lock that secateur made: remove it, or move its folder away";
-                return Err(Error::invalid(&lock_path, problem));
+                invalid!(
+                    &lock_path,
+                    "is not the lock that secateur made: remove it, or move its folder away"
+                );
             }
         };
         let lock = match lock.try_lock() {
@@ -181,9 +182,11 @@ impl WorkFolder {
         match own {
             true => Ok(()),
             false => {
-                let problem = "is no longer the folder that this run made: it was moved, or \
-                    another took its place";
-                Err(Error::invalid(&self.path, problem))
+                invalid!(
+                    &self.path,
+                    "is no longer the folder that this run made: it was moved, or \
+                    another took its place"
+                )
             }
         }
     }
@@ -236,7 +239,7 @@ impl WorkFolder {
         std::fs::rename(&self.path, &passing).map_err(Error::io(&self.path))?;
         match remove_contents(&passing) {
             true => Ok(()),
-            false => Err(Error::invalid(passing, "cannot be removed")),
+            false => invalid!(passing, "cannot be removed"),
         }
     }
 }
@@ -383,10 +386,7 @@ fn remove_contents(folder: &Path) -> bool {
 /// If it cannot be removed, or another file system is mounted in it.
 pub fn remove(path: &Path) -> Result<()> {
     if let Some(point) = mounts::within(path) {
-        return Err(Error::invalid(
-            path,
-            format!("another file system is mounted at {}", shown(&point)),
-        ));
+        invalid!(path, "another file system is mounted at {}", shown(&point));
     }
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),

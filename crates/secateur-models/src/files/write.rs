@@ -1,6 +1,6 @@
 //! Writing files whole or not at all.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid};
 use crate::files::read::open;
 use crate::files::{names, tree};
 use crate::observer::Observer;
@@ -63,10 +63,7 @@ pub(crate) fn copy(
         let wanted = left.min(buffer.len() as u64) as usize;
         match input.read(&mut buffer[..wanted]) {
             Ok(0) => {
-                return Err(Error::invalid(
-                    from,
-                    format!("was cut short while it was read: {left} bytes lack"),
-                ));
+                invalid!(from, "was cut short while it was read: {left} bytes lack");
             }
             Ok(read) => {
                 output.write_all(&buffer[..read]).map_err(Error::io(to))?;

@@ -2,7 +2,7 @@
 
 use crate::autoencoders::{AutoencoderConfig, autoencoder_config_of};
 use crate::classes::{CLASSES, Component, INDEX, PipelineClass, VAE, class_of};
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use crate::families::{DenoiserConfig, denoiser_config_of};
 use crate::files::{Limit, SingleFile, config_fields, read_json, variants};
 use serde_json::{Map, Value};
@@ -18,12 +18,12 @@ pub(crate) const SCHEDULER_CONFIG: &str = "scheduler/scheduler_config.json";
 pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<String, Value>)> {
     if path.is_file() {
         let kind = SingleFile::open(path)?.kind();
-        let problem = format!(
+        invalid!(
+            path,
             "a {kind} checkpoint in one file, not a model folder: `secateur convert` makes one of \
              it, with the configurations of a diffusers folder of the same kind of model, which \
              `like FOLDER` names"
         );
-        return Err(Error::invalid(path, problem));
     }
     let index_path = path.join(INDEX);
     if !index_path.is_file() {
@@ -38,9 +38,11 @@ pub(crate) fn read_index(path: &Path) -> Result<(&'static PipelineClass, Map<Str
     let name = index.get("_class_name").and_then(Value::as_str).unwrap_or("(none)");
     let Some(class) = CLASSES.into_iter().find(|class| class.name == name) else {
         let supported: Vec<&str> = CLASSES.iter().map(|class| class.name).collect();
-        let problem =
-            format!("_class_name {name:?} is not supported; supported: {}", supported.join(", "));
-        return Err(Error::invalid(&index_path, problem));
+        invalid!(
+            &index_path,
+            "_class_name {name:?} is not supported; supported: {}",
+            supported.join(", ")
+        );
     };
     for component in class.components {
         check_component(component, path, &index)?;
@@ -68,14 +70,11 @@ fn check_component(component: &Component, path: &Path, index: &Map<String, Value
         found => {
             let found = found.unwrap_or("nothing");
             let supported = if classes.is_empty() { "one" } else { &classes.join(" or ") };
-            let problem = format!("component {name} is {found}; {supported} is supported");
-            return Err(Error::invalid(path.join(INDEX), problem));
+            invalid!(path.join(INDEX), "component {name} is {found}; {supported} is supported");
         }
     }
     if !path.join(name).is_dir() {
-        let problem =
-            format!("component {name} is listed in model_index.json, and its folder is missing");
-        return Err(Error::invalid(path, problem));
+        invalid!(path, "component {name} is listed in model_index.json, and its folder is missing");
     }
     Ok(())
 }
@@ -146,9 +145,9 @@ pub(crate) fn check_variant(class: &PipelineClass, path: &Path, variant: &str) -
         return Ok(());
     }
     let found: Vec<_> = found.iter().map(|v| if v.is_empty() { "(none)" } else { v }).collect();
-    let problem = format!(
+    invalid!(
+        path,
         "no component has weights of variant {variant:?}; variants found: {}",
         found.join(", ")
-    );
-    Err(Error::invalid(path, problem))
+    )
 }

@@ -1,7 +1,7 @@
 //! `secateur.json`: the facts about a model that the diffusers layout has no place for.
 
 use crate::classes::Generation;
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use crate::files::{Limit, is_inside, read_fields, read_json};
 use crate::reuse::ReuseSchedule;
 use crate::samplers::{MOST_STEPS, Sampler};
@@ -117,9 +117,7 @@ impl Manifest {
         let manifest: Self = read_fields(&path, &fields)?;
         if manifest.format_version > FORMAT_VERSION {
             let version = manifest.format_version;
-            let problem =
-                format!("format_version {version} is newer than this secateur; update it");
-            return Err(Error::invalid(path, problem));
+            invalid!(path, "format_version {version} is newer than this secateur; update it");
         }
         manifest.check_names().map_err(|problem| Error::invalid(&path, problem))?;
         if let Some(problem) = manifest.generation.problem() {

@@ -8,7 +8,7 @@ use crate::encoders::{
     ClipTextConfig, ClipTextModel, ClipTokenizer, PROJECTED, T5Config, T5Encoder, T5Tokenizer,
     row_length, tokenizers,
 };
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use crate::families::DenoiserConfig;
 use crate::files::{Checkpoint, DIFFUSERS_STEM, Tree, digest_of_files, tree, variants};
 use crate::folder::index;
@@ -363,16 +363,13 @@ impl ModelFolder {
             autoencoder_of(self.class, &self.components.path, &self.components.index)?
             && vae.channels() != channels
         {
-            let problem = format!(
+            invalid!(
+                self.components.path.join(self.class.denoiser).join("config.json"),
                 "in_channels {channels}, and the latents of the vae have {}: models of other \
                  inputs, such as those that \
                  paint in, are not supported",
                 vae.channels()
             );
-            return Err(Error::invalid(
-                self.components.path.join(self.class.denoiser).join("config.json"),
-                problem,
-            ));
         }
         for component in self.whole_components() {
             let folder = self.components.path.join(component.name);
@@ -394,14 +391,11 @@ impl ModelFolder {
     pub fn check_pictures(&self) -> Result<()> {
         match self.components.denoiser.latent_shape()[0] {
             channels if self.vae.is_none() && channels != 3 => {
-                let problem = format!(
+                invalid!(
+                    self.components.path.join(self.class.denoiser).join("config.json"),
                     "draws pictures of {channels} channel(s): those of 3 can be written and \
                      compared"
-                );
-                Err(Error::invalid(
-                    self.components.path.join(self.class.denoiser).join("config.json"),
-                    problem,
-                ))
+                )
             }
             _ => Ok(()),
         }

@@ -3,7 +3,7 @@
 
 use crate::classes::{Labels, Sampling, Subject};
 use crate::encoders::{ClipTokenizer, T5Tokenizer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid};
 use crate::files::{read_prompts, tree};
 use crate::folder::manifest::Prompts;
 use crate::folder::model_folder::ModelFolder;
@@ -129,12 +129,12 @@ impl ModelFolder {
             let path = tree::inside(&self.components.path, file)?;
             let captions = read_prompts(&path)?;
             if captions.len() != choices.len() {
-                let problem = format!(
+                invalid!(
+                    path,
                     "{} captions, and the model knows {} labels",
                     captions.len(),
                     choices.len()
                 );
-                return Err(Error::invalid(path, problem));
             }
             choices = captions;
         }

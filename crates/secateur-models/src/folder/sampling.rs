@@ -1,7 +1,7 @@
 //! The sampling of a model: its settings, its sampler and its schedule.
 
 use crate::classes::{Generation, INDEX, SCHEDULER, Sampling, Subject};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refuse};
 use crate::files::tree;
 use crate::folder::index::SCHEDULER_CONFIG;
 use crate::folder::model_folder::ModelFolder;
@@ -91,9 +91,7 @@ impl ModelFolder {
             let class = self.components.class_of(SCHEDULER.name).unwrap_or_default();
             let own =
                 Sampler::of_class(class).map_or_else(|| class.to_owned(), |own| own.to_string());
-            return Err(Error::Request(format!(
-                "sampler {asked} does not go with a model that is sampled by {own}"
-            )));
+            refuse!("sampler {asked} does not go with a model that is sampled by {own}");
         }
         scheduler_config(
             &self.components.path.join(SCHEDULER_CONFIG),
@@ -128,15 +126,11 @@ impl ModelFolder {
         for (side, latents) in [("height", sampling.latent.0), ("width", sampling.latent.1)] {
             let pixels = latents.saturating_mul(self.factor());
             if latents == 0 || !pixels.is_multiple_of(step) {
-                return Err(Error::Request(format!(
-                    "a {side} of {pixels} pixels is not a multiple of {step}"
-                )));
+                refuse!("a {side} of {pixels} pixels is not a multiple of {step}");
             }
             if latents > largest {
                 let most = largest * self.factor();
-                return Err(Error::Request(format!(
-                    "a {side} of {pixels} pixels, and this model draws at most {most}"
-                )));
+                refuse!("a {side} of {pixels} pixels, and this model draws at most {most}");
             }
         }
         if !sampling.negative_prompt.is_empty()

@@ -1,6 +1,6 @@
 //! Writing a model: whole or not at all.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, invalid};
 use crate::files::{
     Checkpoint, Limit, TensorFile, TensorInfo, Tree, candle_dtype, copy, copy_file, encode, header,
     new_file, open, read_json, write_atomically,
@@ -40,10 +40,7 @@ impl ModelFolder {
         if let Some(name) =
             edits.weights.keys().find(|name| self.checkpoint().tensor(name).is_none())
         {
-            return Err(Error::invalid(
-                self.checkpoint().folder(),
-                format!("no tensor {name} to replace"),
-            ));
+            invalid!(self.checkpoint().folder(), "no tensor {name} to replace");
         }
         let shape = |(name, info): (&str, &TensorInfo)| {
             let new = edits.weights.get(name).map(|tensor| tensor.dims().to_vec());
@@ -71,8 +68,7 @@ impl ModelFolder {
     /// As [`ModelFolder::write`], or if the model lacks nothing.
     pub fn densify(&self, destination: &Path, observer: &dyn Observer) -> Result<usize> {
         if self.removals().is_empty() {
-            let problem = "nothing was removed from this model: it is dense as it is";
-            return Err(Error::invalid(self.path(), problem));
+            invalid!(self.path(), "nothing was removed from this model: it is dense as it is");
         }
         let cuts = self.removals().cuts(self.whole.groups());
         let restored =

@@ -16,7 +16,7 @@ mod unet;
 mod vae;
 
 use crate::classes::{Component, class_of};
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use crate::files::{
     Limit, Marker, Piece, SingleFile, TensorFile, TensorInfo, Tree, header, new_file, read_text,
     tree, variants, write_atomically,
@@ -112,14 +112,13 @@ impl Conversion {
         let (kind, path) = (single.kind, single.file.path.display());
         if class.name != kind.pipeline {
             let (found, wanted) = (class.name, kind.pipeline);
-            let problem =
-                format!("a {found}, and {path} is {}: give a folder of {wanted}", kind.name);
-            return Err(Error::invalid(like, problem));
+            invalid!(like, "a {found}, and {path} is {}: give a folder of {wanted}", kind.name);
         }
         if !Manifest::open(like)?.removals().is_empty() {
-            let problem =
-                "lacks heads or neurons, which the file has: give the folder of the whole model";
-            return Err(Error::invalid(like, problem));
+            invalid!(
+                like,
+                "lacks heads or neurons, which the file has: give the folder of the whole model"
+            );
         }
         let with_weights = class.components.iter().filter(|component| component.has_weights());
         let (present, absent): (Vec<&Component>, Vec<_>) =
@@ -129,9 +128,12 @@ impl Conversion {
         let mut plan = Vec::new();
         for piece in kind.pieces_of(&single.file) {
             if absent.iter().any(|component| component.name == piece.component) {
-                let problem =
-                    format!("has no {}, and {path} holds one ({}*)", piece.component, piece.prefix);
-                return Err(Error::invalid(like, problem));
+                invalid!(
+                    like,
+                    "has no {}, and {path} holds one ({}*)",
+                    piece.component,
+                    piece.prefix
+                );
             }
             let parameters = piece.naming.parameters(piece.component, like, (class, &index))?;
             plan.push((piece.component, expected.add(piece, &parameters, &single.file)));
@@ -144,8 +146,7 @@ impl Conversion {
             if let Some((_, sourced)) = plan.iter().find(|(component, _)| *component == name) {
                 converted.push(Converted::new(component, sourced, &single.file));
             } else if variants(&like.join(name), stem)?.is_empty() {
-                let problem = format!("no {stem}.safetensors here, and {path} holds no {name}");
-                return Err(Error::invalid(like.join(name), problem));
+                invalid!(like.join(name), "no {stem}.safetensors here, and {path} holds no {name}");
             } else {
                 copied.push(name);
             }

@@ -1,7 +1,7 @@
 //! Transformers over patches of the latents: from latents to tokens and back, and what the
 //! configurations of DiT and PixArt share.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::files::check_heads;
 use crate::layers::feed_forward::Gate;
 use crate::structure::{Rows, Site};
@@ -16,9 +16,7 @@ use serde::Deserialize;
 pub(crate) fn whole_grid(size: (usize, usize), patch: usize) -> Result<(usize, usize)> {
     let (height, width) = size;
     if height % patch != 0 || width % patch != 0 {
-        return Err(Error::Request(format!(
-            "latents of {height} x {width} do not divide into patches of {patch}"
-        )));
+        refuse!("latents of {height} x {width} do not divide into patches of {patch}");
     }
     Ok((height / patch, width / patch))
 }

@@ -1,6 +1,6 @@
 //! Schedules of reuse: which units run at which call of a run.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refuse};
 use crate::files::{Limit, read_fields, read_json};
 use crate::samplers::{MOST_STEPS, Sampler};
 use crate::structure::{Structure, UnitKind};
@@ -195,10 +195,13 @@ impl ReuseSchedule {
         if self.sampler == sampler && self.computed.len() == calls {
             return Ok(());
         }
-        Err(Error::Request(format!(
+        refuse!(
             "what the model skips was learned for {} with {} steps, not for {} with {}: sample as \
              it was learned, or `adapt` it to take the nearest of its steps for each",
-            self.sampler, self.steps, sampler, steps
-        )))
+            self.sampler,
+            self.steps,
+            sampler,
+            steps
+        )
     }
 }

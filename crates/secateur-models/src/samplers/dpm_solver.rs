@@ -1,6 +1,6 @@
 //! DPMSolverMultistep: DPM-Solver++, Lu et al. 2022, <https://arxiv.org/abs/2211.01095>.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::samplers::options::Options;
 use crate::samplers::prediction::{Limit, Mix, Prediction, combine};
 use crate::samplers::schedule::{Call, Run, Schedule, SchedulerConfig, one_call_a_step};
@@ -177,9 +177,7 @@ impl DpmSolverConfig {
         {
             return Ok((levels, timesteps));
         }
-        Err(Error::Request(format!(
-            "the noise levels of {steps} steps do not fall at every step: take fewer"
-        )))
+        refuse!("the noise levels of {steps} steps do not fall at every step: take fewer")
     }
 
     /// The order of a step, lower at the start for lack of earlier ones, and at the end.

@@ -2,7 +2,7 @@
 //! explodes (Karras et al. 2022, <https://arxiv.org/abs/2206.00364>). The models were trained with
 //! latents of constant variance.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::samplers::options::Options;
 use crate::samplers::prediction::{Mix, Prediction};
 use crate::samplers::schedule::{Call, Run, one_call_a_step};
@@ -76,10 +76,7 @@ impl Exploding {
         if let Some(Karras { least, most }) = self.karras {
             let (least, most) = (least.unwrap_or(sigmas[run.steps - 1]), most.unwrap_or(sigmas[0]));
             if least > most || most > f64::from(f32::MAX) || least < f64::from(f32::MIN_POSITIVE) {
-                let problem = format!(
-                    "noise levels cannot fall from sigma_max {most:e} to sigma_min {least:e}"
-                );
-                return Err(Error::Request(problem));
+                refuse!("noise levels cannot fall from sigma_max {most:e} to sigma_min {least:e}");
             }
             sigmas = karras(run.steps, least, most);
             timesteps = sigmas.iter().map(|&sigma| self.sigmas.timestep(sigma)).collect();

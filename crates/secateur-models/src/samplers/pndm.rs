@@ -1,6 +1,6 @@
 //! PNDM: Liu et al. 2022, <https://arxiv.org/abs/2202.09778>.
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::samplers::options::Options;
 use crate::samplers::prediction::{Mix, Prediction, combine};
 use crate::samplers::schedule::{Call, Run, Schedule, SchedulerConfig};
@@ -83,10 +83,9 @@ impl PndmConfig {
                 plans.insert(1, Plan { step: 0, told: end, from: end + stride, to: Some(end) });
             }
         } else if steps <= RUNGE_KUTTA_STEPS {
-            let problem = format!(
+            refuse!(
                 "PNDM with Runge-Kutta steps (skip_prk_steps false) takes at least 4, not {steps}"
             );
-            return Err(Error::Request(problem));
         } else {
             let half = stride / 2;
             let stages = (0..RUNGE_KUTTA_STEPS).flat_map(|step| {

@@ -1,6 +1,6 @@
 //! The interface of samplers: the calls of the model, and the updates of the latents.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refuse};
 use candle_core::Tensor;
 use std::fmt::Debug;
 
@@ -32,11 +32,9 @@ pub(crate) const MOST_STEPS: usize = 1_000_000;
 impl Run {
     pub(crate) fn check(self) -> Result<()> {
         match self.steps {
-            0 => Err(Error::Request("the number of steps must be at least 1".into())),
+            0 => refuse!("the number of steps must be at least 1"),
             1..=MOST_STEPS => Ok(()),
-            steps => Err(Error::Request(format!(
-                "{steps} steps are more than any model wants, {MOST_STEPS}"
-            ))),
+            steps => refuse!("{steps} steps are more than any model wants, {MOST_STEPS}"),
         }
     }
 
@@ -49,11 +47,7 @@ impl Run {
             ));
         }
         if self.steps > trained {
-            let problem = format!(
-                "{} steps are more than the {trained} timesteps of the training",
-                self.steps
-            );
-            return Err(Error::Request(problem));
+            refuse!("{} steps are more than the {trained} timesteps of the training", self.steps);
         }
         Ok(self.steps)
     }

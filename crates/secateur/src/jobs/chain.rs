@@ -3,7 +3,7 @@
 mod sharing;
 mod step;
 
-use super::compare::model_summary;
+use super::compare::Evaluation;
 use super::folder::{BATCH, Job, borrowed, names, no_score, skipping};
 use super::plan::{Done, Plan, finished, report_in};
 use super::prompts::{prompt_lists, report_list};
@@ -13,7 +13,7 @@ use crate::estimate::Time;
 use crate::recipe::{MethodSettings, Recipe};
 use crate::recorder::{Recorder, Unseen};
 use crate::settings::ModelSettings;
-use secateur_eval::{Comparison, PicturePair, Report, Samples, SkippingReport, Stage};
+use secateur_eval::{PicturePair, Report, SkippingReport, Stage};
 use secateur_models::Error::Interrupted;
 use secateur_models::files::{
     digest_of_folder, digest_of_texts, link_files, read_sealed, remove, shown, write_sealed,
@@ -374,40 +374,19 @@ fn evaluate(
         notes.push(no_score(folder).into());
     }
     let names = names(&[folder.path(), out]);
-    let (mut models, mut samples) = (Vec::new(), Vec::new());
+    let mut evaluation = Evaluation::new(prompts, clip.as_ref(), &progress);
     for (folder, name) in
         [folder.clone(), ModelFolder::open(&last.out, folder.variant())?].into_iter().zip(&names)
     {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder)?;
         let sampling = skipping(&sampling, pipeline.folder(), false)?;
-        models.push(model_summary(&pipeline, name, &sampling)?);
         if !prompts.is_empty() {
             pipeline.encode(prompts, &sampling, &progress)?;
-            progress.begin(
-                &format!("evaluate {name}"),
-                prompts.len() * sampling.steps,
-                "image steps",
-            );
-            samples.push(Samples::generate(
-                &pipeline,
-                name,
-                prompts,
-                &sampling,
-                clip.as_ref(),
-                &progress,
-            )?);
         }
+        evaluation.add(&pipeline, name, &sampling)?;
     }
-    for (model, samples) in models.iter_mut().zip(&samples) {
-        model.step_seconds = samples.step_seconds();
-    }
-    let (comparison, pictures) = match samples.as_slice() {
-        [reference, candidate] => {
-            reference.compare(candidate).map(|(comparison, pairs)| (Some(comparison), pairs))?
-        }
-        _ => (None::<Comparison>, Vec::new()),
-    };
+    let (models, comparison, pictures) = evaluation.compare()?;
     let (own_stages, own_peak) = progress.stages();
     let (mut stages, mut settings, mut skipping) =
         (Vec::<Stage>::new(), Map::new(), None::<SkippingReport>);

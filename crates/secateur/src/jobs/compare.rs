@@ -7,9 +7,9 @@ use super::prompts::held_out_prompts;
 use crate::error::{Result, refuse};
 use crate::recorder::Recorder;
 use crate::settings::{CompareSettings, Positive};
-use secateur_eval::{ModelSummary, Report, Samples};
+use secateur_eval::{Comparison, ModelSummary, PicturePair, Report, Samples};
 use secateur_models::files::shown;
-use secateur_models::{ModelFolder, Observer, Pipeline, Sampling, Structure, Subject};
+use secateur_models::{ClipModel, ModelFolder, Observer, Pipeline, Sampling, Structure, Subject};
 use secateur_nn::ops;
 use std::path::Path;
 
@@ -57,8 +57,7 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
     let output =
         output.map(|out| output_folder(out, settings.force, &inputs, observer)).transpose()?;
     let names = names(&[&settings.reference, &settings.candidate]);
-    let mut samples = Vec::new();
-    let mut models = Vec::new();
+    let mut evaluation = Evaluation::new(&prompts, clip.as_ref(), &progress);
     let mut told = serde_json::Map::new();
     for ((folder, name), sampling) in [reference, candidate].into_iter().zip(&names).zip(&samplings)
     {
@@ -67,27 +66,21 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
         if let Some(gpu) = pipeline.folder().placement().description() {
             told.insert("device".to_owned(), gpu.into());
         }
-        models.push(model_summary(&pipeline, name, sampling)?);
         pipeline.encode(&prompts, sampling, &progress).map_err(|error| needs.explain(error))?;
-        progress.begin(&format!("evaluate {name}"), prompts.len() * sampling.steps, "image steps");
-        let drawn =
-            Samples::generate(&pipeline, name, &prompts, sampling, clip.as_ref(), &progress);
-        samples.push(drawn.map_err(|error| needs.explain(error))?);
+        let added = evaluation.add(&pipeline, name, sampling);
+        added.map_err(|error| needs.explain(error))?;
     }
-    for (model, samples) in models.iter_mut().zip(&samples) {
-        model.step_seconds = samples.step_seconds();
-    }
-    let (comparison, pictures) = samples[0].compare(&samples[1])?;
+    let (models, comparison, pictures) = evaluation.compare()?;
     let (stages, peak_bytes) = progress.stages();
     let report = Report {
         format_version: Report::FORMAT_VERSION,
-        title: format!("{} beside {}", comparison.candidate, comparison.reference),
+        title: format!("{} beside {}", names[1], names[0]),
         command: settings.command.clone(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: sampling.seed,
         settings: told,
         models,
-        comparison: Some(comparison),
+        comparison,
         layers: Vec::new(),
         groups: Vec::new(),
         skipping: None,
@@ -126,6 +119,58 @@ fn check_comparable(
         );
     }
     Ok(candidate.check(sampling)?)
+}
+
+/// The figures and pictures of two models for a report.
+pub(super) struct Evaluation<'a> {
+    prompts: &'a [String],
+    clip: Option<&'a ClipModel>,
+    progress: &'a dyn Observer,
+    models: Vec<ModelSummary>,
+    samples: Vec<Samples>,
+}
+
+impl<'a> Evaluation<'a> {
+    pub(super) fn new(
+        prompts: &'a [String],
+        clip: Option<&'a ClipModel>,
+        progress: &'a dyn Observer,
+    ) -> Self {
+        Self { prompts, clip, progress, models: Vec::new(), samples: Vec::new() }
+    }
+
+    /// Adds a model: its figures, and its pictures if there are prompts.
+    pub(super) fn add(
+        &mut self,
+        pipeline: &Pipeline,
+        name: &str,
+        sampling: &Sampling,
+    ) -> Result<()> {
+        let mut model = model_summary(pipeline, name, sampling)?;
+        let Self { prompts, clip, progress, .. } = *self;
+        if !prompts.is_empty() {
+            let steps = prompts.len() * sampling.steps;
+            progress.begin(&format!("evaluate {name}"), steps, "image steps");
+            let samples = Samples::generate(pipeline, name, prompts, sampling, clip, progress)?;
+            model.step_seconds = samples.step_seconds();
+            self.samples.push(samples);
+        }
+        self.models.push(model);
+        Ok(())
+    }
+
+    /// Returns the figures, and the comparison of the second model's pictures with the first's.
+    pub(super) fn compare(
+        self,
+    ) -> Result<(Vec<ModelSummary>, Option<Comparison>, Vec<PicturePair>)> {
+        let (comparison, pictures) = match self.samples.as_slice() {
+            [reference, candidate] => {
+                reference.compare(candidate).map(|(comparison, pairs)| (Some(comparison), pairs))?
+            }
+            _ => (None, Vec::new()),
+        };
+        Ok((self.models, comparison, pictures))
+    }
 }
 
 /// Returns the figures of a model's denoiser.

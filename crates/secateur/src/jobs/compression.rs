@@ -3,7 +3,7 @@
 mod dry_run;
 mod needs;
 
-use super::compare::model_summary;
+use super::compare::Evaluation;
 use super::folder::{BATCH, Job, MemoryNeeds, borrowed, links_left_out, names, no_score, skipping};
 use super::plan::{Done, finished};
 use super::prompts::prompt_lists;
@@ -15,9 +15,9 @@ use crate::settings::{CalibrationSettings, Positive, SharedSettings};
 use dry_run::DryRun;
 use needs::Needs;
 pub(super) use needs::{STATISTICS, plan};
-use secateur_eval::{GroupReport, LayerReport, PicturePair, Report, Samples};
+use secateur_eval::{GroupReport, LayerReport, Report};
 use secateur_models::files::{digest_of_texts, shown};
-use secateur_models::{ClipModel, Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
+use secateur_models::{Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
 use secateur_prune::{
     Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Identity, Journal,
     ModuleErrors, Outcome, Pattern, Plan, PlannedLayer, SavedStatistics, Source, Task, Weighting,
@@ -187,10 +187,8 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
         ..calibration.sampling.clone()
     };
     let sampling = skipping(&sampling, pipeline.folder(), false)?;
-    let evaluation =
-        Evaluation { prompts: &report_prompts, sampling, clip: clip.as_ref(), progress: &progress };
-    let mut models = vec![model_summary(&pipeline, &names[0], &evaluation.sampling)?];
-    let dense = evaluation.samples(&pipeline, &names[0])?;
+    let mut evaluation = Evaluation::new(&report_prompts, clip.as_ref(), &progress);
+    evaluation.add(&pipeline, &names[0], &sampling)?;
     let mut product = Product::default();
     product.measure();
     let step_weights = match &saved {
@@ -233,8 +231,7 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
         outcome.statistics.clear();
     }
     product.measure();
-    let pruned = evaluation.samples(&pipeline, &names[1])?;
-    models.push(model_summary(&pipeline, &names[1], &evaluation.sampling)?);
+    evaluation.add(&pipeline, &names[1], &sampling)?;
 
     progress.begin("save", pipeline.parameters().iter().count(), "tensors");
     pipeline.folder().write(&output.path(), &outcome.edits, &progress)?;
@@ -248,15 +245,7 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
         let of_new = Fingerprint::new(&new, &calibration, &progress)?;
         SavedStatistics::write(&carried_output.path(), &carried, &step_weights, &of_new)?;
     }
-    for (model, samples) in models.iter_mut().zip([&dense, &pruned]) {
-        model.step_seconds = samples.as_ref().and_then(Samples::step_seconds);
-    }
-    let (comparison, pictures) = match (dense, pruned) {
-        (Some(dense), Some(pruned)) => {
-            dense.compare(&pruned).map(|(comparison, pairs)| (Some(comparison), pairs))?
-        }
-        _ => (None, Vec::<PicturePair>::new()),
-    };
+    let (models, comparison, pictures) = evaluation.compare()?;
     notes.extend(damped(&outcome));
     notes.extend(mixed(&plan, task));
     if let ([before, after], Task::Weights { .. }) = (models.as_slice(), task)
@@ -325,36 +314,6 @@ fn too_few(folder: &ModelFolder, plan: &Plan, calibration: &Calibration) -> Resu
             few.len() - 1
         )
     }))
-}
-
-/// The pictures of the report.
-struct Evaluation<'a> {
-    prompts: &'a [String],
-    sampling: Sampling,
-    clip: Option<&'a ClipModel>,
-    progress: &'a dyn Observer,
-}
-
-impl Evaluation<'_> {
-    fn samples(&self, pipeline: &Pipeline, name: &str) -> Result<Option<Samples>> {
-        if self.prompts.is_empty() {
-            return Ok(None);
-        }
-        self.progress.begin(
-            &format!("evaluate {name}"),
-            self.prompts.len() * self.sampling.steps,
-            "image steps",
-        );
-        let samples = Samples::generate(
-            pipeline,
-            name,
-            self.prompts,
-            &self.sampling,
-            self.clip,
-            self.progress,
-        )?;
-        Ok(Some(samples))
-    }
 }
 
 /// Returns the calibration, the prompts of the report, and notes. The calibration has `samples`

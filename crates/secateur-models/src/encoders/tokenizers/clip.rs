@@ -1,7 +1,7 @@
 //! CLIP's byte-pair tokenizer.
 
 use crate::encoders::tokenizers::{CONFIG, Vocabulary, row_length};
-use crate::error::{Error, Result};
+use crate::error::{Result, invalid};
 use crate::files::{Limit, read_json, read_text};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
@@ -93,7 +93,7 @@ fn definition(folder: &Path) -> Result<Value> {
     // Others are added with those of the other files.
     let tokens = ["<|startoftext|>", "<|endoftext|>"];
     if let Some(token) = tokens.iter().find(|token| vocab.get(**token).is_none()) {
-        return Err(Error::invalid(folder.join("vocab.json"), format!("lacks the token {token}")));
+        invalid!(folder.join("vocab.json"), "lacks the token {token}");
     }
     let special = |token: &str| {
         json!({

@@ -2,7 +2,7 @@
 //! own, that attend to both.
 
 use crate::conditioning::Multiplicity;
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::layers::{FeedForward, Gate, Heads, Modulation, stream};
 use crate::structure::{Between, Role, Rows, Site};
 use candle_core::Tensor;
@@ -262,7 +262,7 @@ impl JointBlock {
         let mut outputs = ops::joint_attention(&streams, self.heads.scaled(), bias)?.into_iter();
         match (outputs.next(), outputs.next()) {
             (Some(x), Some(text)) => Ok((x, text)),
-            _ => Err(Error::Request("joint attention of two streams gave fewer".into())),
+            _ => refuse!("joint attention of two streams gave fewer"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! SD3Transformer2DModel: the joint-attention transformer (MMDiT) of SD3 and SD3.5.
 
 use crate::conditioning::Conditioning;
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::families::denoiser::{Denoiser, DenoiserConfig};
 use crate::families::joint::block::{EPS, JointBlock, JointConfig};
 use crate::files::{Options, check_heads};
@@ -165,10 +165,7 @@ impl Mmdit {
     fn positions(&self, (height, width): (usize, usize)) -> Result<Tensor> {
         let side = self.config.pos_embed_max_size;
         if height > side || width > side {
-            let problem = format!(
-                "{height} x {width} tokens, and the model has positions for {side} x {side}"
-            );
-            return Err(Error::Request(problem));
+            refuse!("{height} x {width} tokens, and the model has positions for {side} x {side}");
         }
         let channels = self.pos_embed.dim(2)?;
         let table = self.pos_embed.reshape((side, side, channels))?;

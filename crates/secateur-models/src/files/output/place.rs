@@ -1,7 +1,7 @@
 //! The place of an output: whether one may be made there.
 
 use super::options::OutputOptions;
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, invalid, shown};
 use crate::files::names::LONGEST_NAME as LONGEST;
 use crate::files::names::{is_hidden, work_name};
 use crate::files::recognise::{Inputs, check_replaceable, nearest};
@@ -25,30 +25,26 @@ pub(super) fn checked(
     let there = nearest(parent);
     let missing = parent.strip_prefix(there).unwrap_or(Path::new("")).to_owned();
     if missing.components().any(|part| part == Component::ParentDir) {
-        let problem =
-            format!("has `..` behind a folder that is not in {}: leave both away", shown(there));
-        return Err(Error::invalid(&target, problem));
+        invalid!(
+            &target,
+            "has `..` behind a folder that is not in {}: leave both away",
+            shown(there)
+        );
     }
     missing.iter().try_for_each(|name| check_name(&target, name))?;
     let parent = there.canonicalize().map_err(Error::io(there))?;
     if !parent.is_dir() {
-        return Err(Error::invalid(&target, format!("{} is not a folder", shown(there))));
+        invalid!(&target, "{} is not a folder", shown(there));
     }
     #[cfg(unix)]
     if rustix::fs::access(&parent, rustix::fs::Access::WRITE_OK).is_err() {
-        return Err(Error::invalid(
-            &target,
-            format!("nothing can be written to {}", shown(&parent)),
-        ));
+        invalid!(&target, "nothing can be written to {}", shown(&parent));
     }
     let target = parent.join(missing).join(name);
     inputs.check(&target)?;
     if let (Some(work), false) = (WorkFolder::around(&parent), options.part) {
         let problem = "lies in the work folder of another output, and would go with it";
-        return Err(Error::invalid(
-            &target,
-            format!("{problem}: choose a place outside {}", shown(work)),
-        ));
+        invalid!(&target, "{problem}: choose a place outside {}", shown(work));
     }
     let work = target.with_file_name(work_name(name));
     let there = WorkFolder::check_place(&work)?;
@@ -63,14 +59,11 @@ pub(super) fn checked(
 /// Whether a folder that is made for an output may be called so.
 fn check_name(target: &Path, name: &OsStr) -> Result<()> {
     if name.len() > LONGEST {
-        return Err(Error::invalid(
-            target,
-            format!("a name in it has {} bytes: {LONGEST} are the most", name.len()),
-        ));
+        invalid!(target, "a name in it has {} bytes: {LONGEST} are the most", name.len());
     }
     match is_hidden(name) {
         true => {
-            Err(Error::invalid(target, "has a name of secateur's own work folders: choose another"))
+            invalid!(target, "has a name of secateur's own work folders: choose another")
         }
         false => Ok(()),
     }

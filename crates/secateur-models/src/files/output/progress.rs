@@ -1,6 +1,6 @@
 //! The folder of what a run finished.
 
-use crate::error::{Error, Result, shown};
+use crate::error::{Result, invalid, shown};
 use crate::observer::Observer;
 use std::path::Path;
 
@@ -34,10 +34,7 @@ pub(super) fn clear_misplaced(folder: &Path, observer: &dyn Observer) -> Result<
             _ => std::fs::remove_file(&path),
         };
         if removed.is_err() {
-            return Err(Error::invalid(
-                path,
-                "is in the place of a file that secateur keeps there: move it away",
-            ));
+            invalid!(path, "is in the place of a file that secateur keeps there: move it away");
         }
         observer.say(&format!("{}: was no file, and is made again", shown(&path)));
     }
