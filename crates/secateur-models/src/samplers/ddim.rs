@@ -73,13 +73,8 @@ impl SchedulerConfig for DdimConfig {
         }))
     }
 
-    fn training_pair(
-        &self,
-        timestep: f32,
-        clean: &Tensor,
-        noise: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        self.prediction.pair(self.training.level(timestep.round() as usize)?, clean, noise)
+    fn trained(&self, timestep: f32) -> Result<(Prediction, Level)> {
+        Ok((self.prediction, self.training.level(timestep.round() as usize)?))
     }
 }
 

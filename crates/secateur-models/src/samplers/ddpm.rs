@@ -5,7 +5,7 @@ use crate::samplers::options::Options;
 use crate::samplers::prediction::{Limit, Mix, Prediction, combine};
 use crate::samplers::schedule::{Call, Run, Schedule, SchedulerConfig, one_call_a_step};
 use crate::samplers::spacing::{Spacing, Spread};
-use crate::samplers::training::Training;
+use crate::samplers::training::{Level, Training};
 use candle_core::Tensor;
 use serde::Deserialize;
 
@@ -104,13 +104,8 @@ impl SchedulerConfig for DdpmConfig {
         }))
     }
 
-    fn training_pair(
-        &self,
-        timestep: f32,
-        clean: &Tensor,
-        noise: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        self.prediction.pair(self.training.level(timestep.round() as usize)?, clean, noise)
+    fn trained(&self, timestep: f32) -> Result<(Prediction, Level)> {
+        Ok((self.prediction, self.training.level(timestep.round() as usize)?))
     }
 }
 

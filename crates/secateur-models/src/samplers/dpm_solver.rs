@@ -236,18 +236,13 @@ impl SchedulerConfig for DpmSolverConfig {
         }))
     }
 
-    fn training_pair(
-        &self,
-        timestep: f32,
-        clean: &Tensor,
-        noise: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
+    fn trained(&self, timestep: f32) -> Result<(Prediction, Level)> {
         let timestep = f64::from(timestep);
         let sigma = match self.source {
             Source::Flow { .. } => timestep / self.sigmas.len() as f64,
             _ => self.sigmas.at(timestep),
         };
-        self.prediction.pair(self.source.level(sigma), clean, noise)
+        Ok((self.prediction, self.source.level(sigma)))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::samplers::options::Options;
 use crate::samplers::prediction::{Prediction, combine};
 use crate::samplers::schedule::{Call, Run, Schedule, SchedulerConfig};
 use crate::samplers::sigmas::Final;
+use crate::samplers::training::Level;
 use candle_core::Tensor;
 
 /// Configuration of an `EulerDiscreteScheduler` or an `EulerAncestralDiscreteScheduler`.
@@ -57,13 +58,8 @@ impl SchedulerConfig for EulerConfig {
         Ok(Box::new(Euler { calls: levels.calls(), levels, ancestral: self.ancestral }))
     }
 
-    fn training_pair(
-        &self,
-        timestep: f32,
-        clean: &Tensor,
-        noise: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        self.shared.training_pair(timestep, clean, noise)
+    fn trained(&self, timestep: f32) -> Result<(Prediction, Level)> {
+        Ok(self.shared.trained(timestep))
     }
 }
 

@@ -57,14 +57,9 @@ impl Exploding {
         })
     }
 
-    /// See [`SchedulerConfig::training_pair`](super::SchedulerConfig::training_pair).
-    pub(crate) fn training_pair(
-        &self,
-        timestep: f32,
-        clean: &Tensor,
-        noise: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        self.prediction.pair(Level::from_ratio(self.sigmas.at(f64::from(timestep))), clean, noise)
+    /// See [`SchedulerConfig::trained`](super::SchedulerConfig::trained).
+    pub(crate) fn trained(&self, timestep: f32) -> (Prediction, Level) {
+        (self.prediction, Level::from_ratio(self.sigmas.at(f64::from(timestep))))
     }
 
     /// The levels of a run.

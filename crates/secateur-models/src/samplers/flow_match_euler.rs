@@ -145,14 +145,9 @@ impl SchedulerConfig for FlowMatchEulerConfig {
         Ok(Box::new(self.run(run)?))
     }
 
-    fn training_pair(
-        &self,
-        timestep: f32,
-        clean: &Tensor,
-        noise: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
+    fn trained(&self, timestep: f32) -> Result<(Prediction, Level)> {
         let sigma = f64::from(timestep) / self.num_train_timesteps as f64;
-        Prediction::Flow.pair(Level { alpha: 1.0 - sigma, sigma }, clean, noise)
+        Ok((Prediction::Flow, Level { alpha: 1.0 - sigma, sigma }))
     }
 }
 

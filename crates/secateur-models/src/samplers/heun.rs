@@ -6,6 +6,7 @@ use crate::samplers::exploding::{Exploding, Karras, Levels};
 use crate::samplers::options::Options;
 use crate::samplers::prediction::{Limit, Prediction, combine};
 use crate::samplers::schedule::{Call, Run, Schedule, SchedulerConfig};
+use crate::samplers::training::Level;
 use candle_core::Tensor;
 
 /// Configuration of a `HeunDiscreteScheduler`.
@@ -43,13 +44,8 @@ impl SchedulerConfig for HeunConfig {
         Ok(Box::new(Heun { levels, calls, limit: self.limit, start: None }))
     }
 
-    fn training_pair(
-        &self,
-        timestep: f32,
-        clean: &Tensor,
-        noise: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        self.shared.training_pair(timestep, clean, noise)
+    fn trained(&self, timestep: f32) -> Result<(Prediction, Level)> {
+        Ok(self.shared.trained(timestep))
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 /// The quantity that a model predicts (`prediction_type`).
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-pub(crate) enum Prediction {
+pub enum Prediction {
     /// The noise e.
     #[serde(rename = "epsilon")]
     Noise,

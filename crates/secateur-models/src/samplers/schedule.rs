@@ -1,6 +1,8 @@
 //! The interface of samplers: the calls of the model, and the updates of the latents.
 
 use crate::error::{Error, Result, refuse};
+use crate::samplers::prediction::Prediction;
+use crate::samplers::training::Level;
 use candle_core::Tensor;
 use std::fmt::Debug;
 
@@ -61,6 +63,12 @@ pub trait SchedulerConfig: Debug + Send + Sync {
     /// If the sampler cannot make that number of steps.
     fn schedule(&self, run: Run) -> Result<Box<dyn Schedule>>;
 
+    /// What the model predicts, and the level of the noise at `timestep` in training.
+    ///
+    /// # Errors
+    /// If the timestep is beyond the training.
+    fn trained(&self, timestep: f32) -> Result<(Prediction, Level)>;
+
     /// The model's input and target in training at `timestep`: the latents `clean` mixed with
     /// standard normal `noise`, and the output that the model should give for them.
     ///
@@ -71,7 +79,10 @@ pub trait SchedulerConfig: Debug + Send + Sync {
         timestep: f32,
         clean: &Tensor,
         noise: &Tensor,
-    ) -> Result<(Tensor, Tensor)>;
+    ) -> Result<(Tensor, Tensor)> {
+        let (prediction, level) = self.trained(timestep)?;
+        prediction.pair(level, clean, noise)
+    }
 }
 
 /// A run that can be copied, to go on in two ways.

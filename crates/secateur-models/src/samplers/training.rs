@@ -21,7 +21,7 @@ enum BetaSchedule {
 
 /// The share of the image and of noise in the latents at a timestep: alpha x0 + sigma e.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Level {
+pub struct Level {
     pub(crate) alpha: f64,
     pub(crate) sigma: f64,
 }

@@ -21,6 +21,7 @@ pub(crate) struct Row {
 }
 
 /// A table.
+#[derive(Default)]
 pub(crate) struct Study {
     /// Said above the table.
     pub(crate) about: &'static str,

@@ -122,6 +122,11 @@ impl<'a> Seed<'a> {
         Ok(prune(pipeline, &plan, task, source, None, None, &())?)
     }
 
+    /// Prunes all that the task can, by the statistics of the dense model.
+    pub(crate) fn prune_saved(&self, pipeline: &mut Pipeline, task: &Task<'_>) -> Result<Outcome> {
+        self.prune(pipeline, task, &Source::Saved(&self.statistics()?))
+    }
+
     /// The statistics of the dense model, gathered where that was not done yet.
     pub(crate) fn statistics(&self) -> Result<SavedStatistics> {
         let mut pipeline = self.pipeline()?;

@@ -51,12 +51,7 @@ impl Study {
                 name: format!("{}-{name}", method.name()),
                 label: format!("{} {label}", method.name()),
                 prune: Box::new(move |seed, pipeline| {
-                    let statistics = seed.statistics()?;
-                    seed.prune(
-                        pipeline,
-                        &Task::Weights { method, pattern },
-                        &Source::Saved(&statistics),
-                    )
+                    seed.prune_saved(pipeline, &Task::Weights { method, pattern })
                 }),
             })
         };
@@ -69,13 +64,7 @@ impl Study {
         ];
         let others = others.into_iter().flatten().collect();
         let about = "Hessians of all tokens.";
-        Ok(Self {
-            about,
-            token_stride: 1,
-            groups: vec![first, others],
-            sizes: false,
-            baseline: None,
-        })
+        Ok(Self { about, token_stride: 1, groups: vec![first, others], ..Self::default() })
     }
 
     fn structured() -> Result<Self> {
@@ -83,27 +72,17 @@ impl Study {
             name: format!("structured-{}-{percent}", method.name()),
             label: format!("{} {percent} %", method.name()),
             prune: Box::new(move |seed, pipeline| {
-                let statistics = seed.statistics()?;
                 let portion = Portion::new(f64::from(percent) / 100.0)?;
-                seed.prune(
-                    pipeline,
-                    &Task::Structured { method, portion },
-                    &Source::Saved(&statistics),
-                )
+                seed.prune_saved(pipeline, &Task::Structured { method, portion })
             }),
         };
         let taylor = |percent: u32| Row {
             name: format!("structured-taylor-{percent}"),
             label: format!("taylor {percent} %"),
             prune: Box::new(move |seed, pipeline| {
-                let statistics = seed.statistics()?;
                 let portion = Portion::new(f64::from(percent) / 100.0)?;
                 let method = seed.taylor(pipeline)?;
-                seed.prune(
-                    pipeline,
-                    &Task::Structured { method, portion },
-                    &Source::Saved(&statistics),
-                )
+                seed.prune_saved(pipeline, &Task::Structured { method, portion })
             }),
         };
         let rows = [10, 20, 30, 40, 50].into_iter();
@@ -111,13 +90,8 @@ impl Study {
             rows.flat_map(|percent| [row(&Obs, percent), row(&L1, percent), taylor(percent)]);
         let about = "Heads and neurons of all blocks but the first and the last; multiples of 8 \
             neurons are left.";
-        Ok(Self {
-            about,
-            token_stride: 4,
-            groups: vec![rows.collect()],
-            sizes: true,
-            baseline: None,
-        })
+        let groups = vec![rows.collect()];
+        Ok(Self { about, token_stride: 4, groups, sizes: true, baseline: None })
     }
 
     fn allocations() -> Result<Self> {
@@ -201,12 +175,7 @@ impl Study {
                      prompts, the noise and the dense pictures of a seed are the same in all rows. \
                      Each row's layer error \
                      is under its own Hessian.";
-        Ok(Self {
-            about,
-            token_stride: 4,
-            groups: vec![rows.into()],
-            sizes: false,
-            baseline: Some(baseline),
-        })
+        let (groups, baseline) = (vec![rows.into()], Some(baseline));
+        Ok(Self { about, token_stride: 4, groups, sizes: false, baseline })
     }
 }
