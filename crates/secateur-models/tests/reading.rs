@@ -5,8 +5,11 @@
 
 #[path = "common/assemble.rs"]
 mod assemble;
+#[path = "common/copy.rs"]
+mod copy;
 
 use assemble::assemble;
+use copy::copy_folder;
 use safetensors::tensor::{Dtype, TensorView};
 use secateur_models::{
     ClipImageProcessor, ClipModel, ClipTextConfig, ClipTokenizer, ModelFolder, Pipeline, Result,
@@ -69,20 +72,8 @@ impl Part {
 
 /// A copy of a folder, without links.
 fn copied(source: &Path) -> tempfile::TempDir {
-    fn copy(source: &Path, target: &Path) {
-        std::fs::create_dir_all(target).unwrap();
-        for entry in std::fs::read_dir(source).unwrap() {
-            let name = entry.unwrap().file_name();
-            let (source, target) = (source.join(&name), target.join(&name));
-            if source.is_dir() {
-                copy(&source, &target)
-            } else {
-                std::fs::write(&target, std::fs::read(&source).unwrap()).unwrap()
-            }
-        }
-    }
     let folder = tempfile::tempdir().unwrap();
-    copy(source, folder.path());
+    copy_folder(source, folder.path());
     folder
 }
 

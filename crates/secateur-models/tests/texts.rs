@@ -1,21 +1,14 @@
 //! Prompts are encoded once, and the text encoders go.
 
+#[path = "common/copy.rs"]
+mod copy;
+
+use copy::copy_folder;
 use secateur_models::{ModelFolder, Pipeline, Sampling};
 use std::path::{Path, PathBuf};
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name)
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let path = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &path),
-            false => drop(std::fs::copy(entry.path(), path).unwrap()),
-        }
-    }
 }
 
 fn texts(prompts: &[&str]) -> Vec<String> {
@@ -25,7 +18,7 @@ fn texts(prompts: &[&str]) -> Vec<String> {
 #[test]
 fn encoded_prompts_need_no_encoder() {
     let temporary = tempfile::tempdir().unwrap();
-    copy(&model("emoji-unet"), temporary.path());
+    copy_folder(&model("emoji-unet"), temporary.path());
     let folder = ModelFolder::open(temporary.path(), None).unwrap();
     let sampling = Sampling { batch: 2, guidance: 3.0, ..folder.sampling() };
     let pipeline = Pipeline::open(folder).unwrap();

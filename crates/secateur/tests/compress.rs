@@ -1,7 +1,7 @@
 //! Recipes through the binary: several methods on one model, with one report, and runs that go on.
 
 mod common;
-#[path = "common/copy.rs"]
+#[path = "../../secateur-models/tests/common/copy.rs"]
 mod copy;
 use common::{entries, fail, model, secateur, succeed};
 use copy::copy_folder;

@@ -6,7 +6,7 @@
 #[path = "../../secateur-models/tests/common/assemble.rs"]
 mod assemble;
 mod common;
-#[path = "common/copy.rs"]
+#[path = "../../secateur-models/tests/common/copy.rs"]
 mod copy;
 
 use assemble::assemble;

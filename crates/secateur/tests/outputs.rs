@@ -1,7 +1,7 @@
 //! Outputs: what is replaced, what never is, and what a run leaves behind.
 
 mod common;
-#[path = "common/copy.rs"]
+#[path = "../../secateur-models/tests/common/copy.rs"]
 mod copy;
 use common::{entries, fail, model, secateur, succeed};
 use copy::copy_folder;

@@ -4,42 +4,22 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "common/pipeline.rs"]
+mod pipeline;
 
 use common::{entries, fail, model, project, secateur, succeed, text};
-use serde_json::{Map, Value, json};
+use pipeline::{copy_fixture, copy_pipeline};
+use serde_json::{Value, json};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Copies a folder of fixtures, but for what only tests read.
-fn copy(source: &Path, target: &Path) {
-    std::fs::create_dir(target).unwrap();
-    for entry in std::fs::read_dir(source).unwrap() {
-        let entry = entry.unwrap();
-        let (path, name) = (entry.path(), entry.file_name());
-        if path.is_dir() {
-            copy(&path, &target.join(name));
-        } else if !["io.safetensors", "run.safetensors", "cases.json", "links.json"]
-            .iter()
-            .any(|other| name == *other)
-        {
-            std::fs::copy(&path, target.join(name)).unwrap();
-        }
-    }
-}
-
 /// A pipeline of fixtures in a folder of its own.
 fn pipeline(name: &str) -> (tempfile::TempDir, PathBuf) {
-    let goldens = project().join("tests/goldens");
-    let source = goldens.join("pipelines").join(name);
     let temporary = tempfile::tempdir().unwrap();
     let model = temporary.path().join("model");
-    copy(&source, &model);
-    let links = std::fs::read_to_string(source.join("links.json")).unwrap();
-    for (component, target) in serde_json::from_str::<Map<String, Value>>(&links).unwrap() {
-        copy(&goldens.join(target.as_str().unwrap()), &model.join(component));
-    }
+    copy_pipeline(name, &model);
     (temporary, model)
 }
 
@@ -179,7 +159,7 @@ fn of_pixart() {
 fn of_a_tiny_autoencoder() {
     let (temporary, model) = pipeline("stable_diffusion_xl");
     std::fs::remove_dir_all(model.join("vae")).unwrap();
-    copy(&project().join("tests/goldens/tiny_vae"), &model.join("vae"));
+    copy_fixture(&project().join("tests/goldens/tiny_vae"), &model.join("vae"));
     set(&model.join("model_index.json"), "vae.1", "\"AutoencoderTiny\"");
     let path = model.join("vae/config.json");
     let before = std::fs::read(&path).unwrap();

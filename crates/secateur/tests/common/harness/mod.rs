@@ -1,6 +1,8 @@
 //! What the tests of kills, failing operations, signals, damaged files and simultaneous runs share.
 
 pub(crate) mod cases;
+#[path = "../pipeline.rs"]
+pub(crate) mod pipeline;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod shim;

@@ -4,8 +4,8 @@
 #[expect(dead_code, reason = "other tests look at what a conversion makes")]
 mod single_file;
 
+use super::pipeline::copy_pipeline;
 use super::tree::Tree;
-use serde_json::{Map, Value};
 use single_file::{Fixture, save};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,7 +79,7 @@ impl Tiny {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        assemble("stable_diffusion_3", &at("tiny-model"));
+        copy_pipeline("stable_diffusion_3", &at("tiny-model"));
         std::fs::write(at("prompts.txt"), "red apple\ngreen pear\n").unwrap();
         std::fs::write(at("report.txt"), "blue plum\n").unwrap();
         std::fs::write(at("recipe.toml"), RECIPE).unwrap();
@@ -140,31 +140,5 @@ impl Tiny {
     pub(crate) fn is_unchanged(&self) -> Result<(), String> {
         let difference = Tree::read(self.folder.path()).unwrap_or_default().difference(&self.whole);
         difference.map_or(Ok(()), |difference| Err(format!("an input changed: {difference}")))
-    }
-}
-
-/// Puts a pipeline of the goldens together, by copies.
-fn assemble(name: &str, target: &Path) {
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
-    let source = goldens.join("pipelines").join(name);
-    let links: Map<String, Value> =
-        serde_json::from_str(&std::fs::read_to_string(source.join("links.json")).unwrap()).unwrap();
-    copy(&source, target);
-    for (component, source) in links {
-        copy(&goldens.join(source.as_str().unwrap()), &target.join(component));
-    }
-}
-
-/// Copies a folder without the values that tests compare with.
-fn copy(source: &Path, target: &Path) {
-    std::fs::create_dir_all(target).unwrap();
-    for entry in std::fs::read_dir(source).unwrap() {
-        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
-        let values = ["io.safetensors", "cases.json", "run.json", "run.safetensors", "links.json"];
-        match path.is_dir() {
-            true => copy(&path, &target.join(name)),
-            false if values.iter().any(|value| name == *value) => {}
-            false => drop(std::fs::copy(&path, target.join(name)).unwrap()),
-        }
     }
 }
