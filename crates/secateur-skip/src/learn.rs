@@ -374,19 +374,24 @@ fn pruner_name(steps: usize) -> String {
 mod tests {
     use super::{Learning, Optimisation, priced};
     use crate::loss::Loss;
-    use secateur_models::{ModelFolder, Pipeline, Sampling, UnitKind};
+    use secateur_models::{ModelFolder, Pipeline, ReuseSchedule, Sampling, UnitKind};
     use std::path::Path;
+
+    /// A model of two steps, with its schedule that computes all.
+    fn model() -> (Pipeline, ReuseSchedule, Sampling) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
+        let folder = ModelFolder::open(&folder, None).unwrap();
+        let sampling = Sampling { steps: 2, ..folder.sampling() };
+        let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
+        (Pipeline::open(folder).unwrap(), whole, sampling)
+    }
 
     /// The rate rises over a tenth of the iterations, ten at most, and is highest for two of them.
     /// Nothing is at rest before a schedule is known, and then only after a fifth of the
     /// iterations, twenty at least.
     #[test]
     fn rates_and_rest_go_by_the_number_of_iterations() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
-        let folder = ModelFolder::open(&folder, None).unwrap();
-        let sampling = Sampling { steps: 2, ..folder.sampling() };
-        let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
-        let pipeline = Pipeline::open(folder).unwrap();
+        let (pipeline, whole, sampling) = model();
         // Iterations: the first that rests, and where the last change is at 80; rates times the
         // number of iterations.
         let cases = [
@@ -433,11 +438,7 @@ mod tests {
     /// The last change is the last time that a different schedule would be computed.
     #[test]
     fn what_does_not_change_settles() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
-        let folder = ModelFolder::open(&folder, None).unwrap();
-        let sampling = Sampling { steps: 2, ..folder.sampling() };
-        let whole = folder.whole_reuse(&sampling, UnitKind::Residual).unwrap();
-        let pipeline = Pipeline::open(folder).unwrap();
+        let (pipeline, whole, sampling) = model();
         let learning = Learning {
             prompts: vec!["1".to_owned()],
             sampling,

@@ -43,16 +43,16 @@ pub(crate) struct Common {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Remove weights, or heads and neurons (OBS-Diff): calibrate, prune, save and report
-    Prune(Box<PruneArgs>),
+    Prune(Box<MethodArgs<PruneSettings>>),
     /// Reduce the rank of attention and remove neurons (SlimDiff): calibrate, reduce, save and
     /// report
-    Slim(Box<SlimArgs>),
+    Slim(Box<MethodArgs<SlimSettings>>),
     /// Learn which blocks to compute at each denoising step (DiP-GO), and write a model that skips
     /// the others
     ///
     /// Ctrl-C ends learning early: the model is written with the best schedule so far, and --resume
     /// continues.
-    Skip(Box<SkipArgs>),
+    Skip(Box<MethodArgs<SkipSettings>>),
     /// Run several methods (prune, slim, skip) in sequence, as a recipe lists them, with one report
     ///
     /// A recipe is a TOML file with one `[[method]]` table per method, in order. Each has a `name`
@@ -105,25 +105,9 @@ pub(crate) struct JobArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct PruneArgs {
+pub(crate) struct MethodArgs<T: Args> {
     #[command(flatten)]
-    pub(crate) settings: PruneSettings,
-    #[command(flatten)]
-    pub(crate) job: JobArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct SlimArgs {
-    #[command(flatten)]
-    pub(crate) settings: SlimSettings,
-    #[command(flatten)]
-    pub(crate) job: JobArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct SkipArgs {
-    #[command(flatten)]
-    pub(crate) settings: SkipSettings,
+    pub(crate) settings: T,
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
