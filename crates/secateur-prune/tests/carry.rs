@@ -40,12 +40,10 @@ fn carried(
     inputs: &[&str],
 ) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name);
-    let calibration = Calibration {
-        prompts: vec![prompt.to_owned()],
-        sampling: Sampling { steps: 1, batch: 1, ..open(&path).sampling() },
-        weighting: Weighting::Uniform,
-        token_stride: 1,
-    };
+    let sampling = Sampling { steps: 1, batch: 1, ..open(&path).sampling() };
+    let weighting = Weighting::Uniform;
+    let calibration =
+        Calibration { weighting, ..Calibration::new(vec![prompt.to_owned()], sampling) };
     let source = Source::Calibration(&calibration, &[1.0], None);
     let structure = |path: &Path| open(path).structure(&calibration.sampling);
 

@@ -29,12 +29,7 @@ fn every_method(folder: &Path, prompts: [&str; 2], change: impl Fn(Sampling) -> 
     let sampling = change(Sampling { steps: 3, batch: 2, ..open().sampling() });
     let prompts = prompts.map(str::to_owned).to_vec();
     let structure = open().structure(&sampling);
-    let calibration = Calibration {
-        prompts: prompts.clone(),
-        sampling: sampling.clone(),
-        weighting: Weighting::default(),
-        token_stride: 1,
-    };
+    let calibration = Calibration::new(prompts.clone(), sampling.clone());
     let pictures = |pipeline: &Pipeline| -> Tensor {
         let latents = pipeline.sample(&prompts, 0..2, &sampling, None, &()).unwrap();
         pipeline.pictures(&latents).unwrap()
@@ -103,13 +98,7 @@ fn every_structured_method(
     let open = |path: &Path| ModelFolder::open(path, None).unwrap();
     let sampling = change(Sampling { steps: 3, batch: 2, ..open(folder).sampling() });
     let prompts = prompts.map(str::to_owned).to_vec();
-    let (weighting, token_stride) = (Weighting::default(), 1);
-    let calibration = Calibration {
-        prompts: prompts.clone(),
-        sampling: sampling.clone(),
-        weighting,
-        token_stride,
-    };
+    let calibration = Calibration::new(prompts.clone(), sampling.clone());
     let step_weights =
         calibration.step_weights(&mut Pipeline::open(open(folder)).unwrap(), &()).unwrap();
     let source = Source::Calibration(&calibration, &step_weights, None);

@@ -30,12 +30,8 @@ fn open() -> Pipeline {
 #[test]
 fn finished_packages_are_taken_from_the_journal_if_they_are_the_plan_s() {
     let sampling = Sampling { steps: 1, batch: 1, ..open().folder().sampling() };
-    let calibration = Calibration {
-        prompts: vec!["3".into()],
-        sampling,
-        weighting: Weighting::Uniform,
-        token_stride: 1,
-    };
+    let weighting = Weighting::Uniform;
+    let calibration = Calibration { weighting, ..Calibration::new(vec!["3".into()], sampling) };
     let fingerprint = Fingerprint::new(open().folder(), &calibration, &()).unwrap();
     let structure = open().structure(&calibration.sampling);
     let source = Source::Calibration(&calibration, &[1.0], None);

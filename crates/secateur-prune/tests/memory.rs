@@ -9,7 +9,7 @@ mod counting;
 use secateur_models::{LayerName, ModelFolder, Pipeline, Sampling};
 use secateur_prune::{
     Allocation, Amount, Calibration, Obs, Packages, Pattern, Plan, PlannedGroup, Portion,
-    Selection, Slim, Source, Task, Weighting, allocate, prune,
+    Selection, Slim, Source, Task, allocate, prune,
 };
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,12 +25,7 @@ fn statistics_and_solver_keep_to_the_memory_that_the_plan_says() {
     // activations.
     let sampling = Sampling { steps: 2, batch: 1, guidance: 1.0, ..open().sampling() };
     let structure = open().structure(&sampling);
-    let calibration = Calibration {
-        prompts: prompts.clone(),
-        sampling: sampling.clone(),
-        weighting: Weighting::default(),
-        token_stride: 1,
-    };
+    let calibration = Calibration::new(prompts.clone(), sampling.clone());
     let weights = Task::Weights { method: &Obs, pattern: Pattern::Unstructured(0.5) };
     let groups = Task::Structured {
         method: &Obs,

@@ -14,8 +14,8 @@ use secateur_nn::{Context, Probe, Step};
 use secateur_prune::{
     Calibration, Calibrator, Dsnot, Error, Factor, Fingerprint, InputStatistics, LayerWeight,
     Magnitude, Method, Obs, Packages, Pattern, Plan, PlannedGroup, Portion, SavedStatistics,
-    Selection, Solved, Source, StructuredMethod, Task, Wanda, Weighting, hessian_error,
-    influence_pictures, prune,
+    Selection, Solved, Source, StructuredMethod, Task, Wanda, hessian_error, influence_pictures,
+    prune,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -365,7 +365,7 @@ fn bundled() -> Pipeline {
 fn calibration(samples: usize, batch: usize) -> Calibration {
     let prompts = (0..samples).map(|i| format!("picture {i}")).collect();
     let sampling = Sampling { steps: 2, batch, ..bundled().folder().sampling() };
-    Calibration { prompts, sampling, weighting: Weighting::LogDecrease, token_stride: 1 }
+    Calibration::new(prompts, sampling)
 }
 
 #[test]

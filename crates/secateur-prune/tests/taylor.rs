@@ -18,15 +18,10 @@ use secateur_models::{Axis, Edits, ModelFolder, Pipeline, Sampling, noise};
 use secateur_nn::Context;
 use secateur_prune::{
     Calibration, Packages, Plan, PlannedGroup, Portion, Selection, Source, StructuredMethod, Task,
-    Taylor, Weighting, prune,
+    Taylor, prune,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
-
-fn calibration(sampling: &Sampling, prompts: &[String]) -> Calibration {
-    let (weighting, token_stride) = (Weighting::default(), 1);
-    Calibration { prompts: prompts.to_vec(), sampling: sampling.clone(), weighting, token_stride }
-}
 
 /// The loss at all timesteps from the least noisy one, as Diff-Pruning sums it up.
 fn losses(
@@ -71,7 +66,7 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
     let structure = open().structure(&sampling);
     let plan = Plan::new(&structure, &Selection::default(), Packages::Count(1), &task).unwrap();
     let mut pipeline = Pipeline::open(open()).unwrap();
-    let calibration = calibration(&sampling, &prompts);
+    let calibration = Calibration::new(prompts.clone(), sampling.clone());
     let taylor = Taylor::measure(&pipeline, &plan, &calibration, &()).unwrap();
     // Batches change nothing but rounding.
     let alone = Sampling { batch: 1, ..sampling.clone() };

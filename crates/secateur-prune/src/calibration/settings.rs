@@ -17,3 +17,11 @@ pub struct Calibration {
     /// calibration's time.
     pub token_stride: usize,
 }
+
+impl Calibration {
+    /// A calibration with the default weights of the steps and all tokens.
+    #[must_use]
+    pub fn new(prompts: Vec<String>, sampling: Sampling) -> Self {
+        Self { prompts, sampling, weighting: Weighting::default(), token_stride: 1 }
+    }
+}

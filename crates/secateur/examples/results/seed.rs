@@ -73,12 +73,7 @@ impl<'a> Seed<'a> {
             bail!("too few calibration prompts for seed {seed}");
         }
         let sampling = Sampling { seed, ..folder.sampling() };
-        let calibration = Calibration {
-            prompts: chosen,
-            sampling,
-            weighting: Weighting::default(),
-            token_stride,
-        };
+        let calibration = Calibration { token_stride, ..Calibration::new(chosen, sampling) };
         let prompts = some(held_out, 0, JUDGED);
         Ok(Self {
             model,

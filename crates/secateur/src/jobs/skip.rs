@@ -401,12 +401,7 @@ fn request(
     observer: &dyn Observer,
 ) -> Result<String> {
     let Learning { prompts, sampling, loss, iterations, keep } = learning;
-    let calibration = secateur_prune::Calibration {
-        prompts: prompts.clone(),
-        sampling: sampling.clone(),
-        weighting: secateur_prune::Weighting::default(),
-        token_stride: 1,
-    };
+    let calibration = secateur_prune::Calibration::new(prompts.clone(), sampling.clone());
     let fingerprint = secateur_prune::Fingerprint::new(folder, &calibration, observer)?;
     // Pictures are judged: the autoencoder counts, too.
     let fingerprint =
