@@ -2,6 +2,8 @@
 
 #[path = "common/numbers.rs"]
 mod numbers;
+#[path = "common/vectors.rs"]
+mod vectors;
 
 use candle_core::{Device, Tensor};
 use numbers::{random, wide, within};
@@ -242,21 +244,6 @@ fn the_memory_that_kernels_say() {
                 "{what}, {threads} threads"
             );
         }
-    }
-}
-
-#[test]
-fn other_vectors_give_the_same() {
-    // The whole file again, in a process that is told to use other vectors.
-    if std::env::var_os("SECATEUR_VECTORS").is_some() {
-        return;
-    }
-    for vectors in ["none", "avx2"] {
-        let run = std::process::Command::new(std::env::current_exe().unwrap())
-            .env("SECATEUR_VECTORS", vectors)
-            .output();
-        let run = run.unwrap();
-        assert!(run.status.success(), "{vectors}: {}", String::from_utf8_lossy(&run.stdout));
     }
 }
 

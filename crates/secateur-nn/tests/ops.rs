@@ -5,6 +5,8 @@
 mod numbers;
 #[path = "common/plain.rs"]
 mod plain;
+#[path = "../../secateur-kernels/tests/common/vectors.rs"]
+mod vectors;
 
 use candle_core::{Device, Tensor};
 use numbers::{random, wide, within};
@@ -352,21 +354,6 @@ proptest! {
         prop_assert_eq!(y.dims(), [2, 3, height * factor, width * factor]);
         let total = |t: &Tensor| wide(t).into_iter().sum::<f64>();
         prop_assert!((total(&y) - total(&x) * (factor * factor) as f64).abs() < 1e-3);
-    }
-}
-
-#[test]
-fn other_vectors_give_the_same() {
-    // The whole file again, in a process that is told to use other vectors.
-    if std::env::var_os("SECATEUR_VECTORS").is_some() {
-        return;
-    }
-    for vectors in ["none", "avx2"] {
-        let run = std::process::Command::new(std::env::current_exe().unwrap())
-            .env("SECATEUR_VECTORS", vectors)
-            .output();
-        let run = run.unwrap();
-        assert!(run.status.success(), "{vectors}: {}", String::from_utf8_lossy(&run.stdout));
     }
 }
 

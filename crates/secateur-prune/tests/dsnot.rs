@@ -3,23 +3,16 @@
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
+#[path = "common/random.rs"]
+mod random;
+
 use candle_core::Device;
+use random::random;
 use rayon::ThreadPoolBuilder;
 use secateur_prune::{Dsnot, Factor, InputStatistics, LayerWeight, Method, Pattern, Wanda};
 use std::path::{Path, PathBuf};
 
 const STARTS: [Dsnot; 2] = [Dsnot::Wanda, Dsnot::Hessian];
-
-fn random(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| next() + next() + next()).collect()
-}
 
 /// Of twice as many rows as columns, that are random around means up to `offset` from 0.
 fn statistics(columns: usize, offset: f32, seed: u64) -> InputStatistics {

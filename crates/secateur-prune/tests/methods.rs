@@ -3,9 +3,12 @@
 
 #[path = "common/given.rs"]
 mod given;
+#[path = "common/random.rs"]
+mod random;
 
 use candle_core::{Device, Tensor};
 use given::Given;
+use random::random;
 use secateur_models::{
     Block, Conditioning, Edits, Geometry, Group, Layer, ModelFolder, NeuronGroup, Operation,
     Pipeline, Prunable, Removals, Role, Sampling, Slice, Structure, denoiser_config,
@@ -42,17 +45,6 @@ fn half(method: &dyn Method) -> Task<'_> {
 /// All layers in one package.
 fn one_package(structure: &Structure) -> Plan {
     Plan::new(structure, &Selection::default(), Packages::Count(1), &half(&Obs)).unwrap()
-}
-
-fn random(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| next() + next() + next()).collect()
 }
 
 /// The distance of `a` from `b` in the Frobenius norm, relative to that of `b`.
