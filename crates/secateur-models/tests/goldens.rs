@@ -23,8 +23,10 @@ use std::path::{Path, PathBuf};
 
 type Tensors = HashMap<String, Tensor>;
 
+/// The project; on another machine than it was built on, where `CARGO_MANIFEST_DIR` says.
 fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    let built = || env!("CARGO_MANIFEST_DIR").into();
+    Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(built)).join("../..")
 }
 
 fn goldens() -> PathBuf {
@@ -380,6 +382,39 @@ fn small_pipelines() {
 fn run_of(role: &str, prompts: &[String]) {
     let Some(path) = fixture(&format!("{role}_run.safetensors")) else { return };
     run(&model(role), &path, prompts, &sampling(role));
+}
+
+/// Pictures of the bundled models on a GPU against the CPU's, by PSNR in decibels.
+#[test]
+fn pictures_of_a_gpu() {
+    let draw = |placement: Placement, role: &str, prompts: &[String]| {
+        let sampling = sampling(role);
+        let folder = ModelFolder::open(&model(role), None).unwrap().at(placement);
+        let pipeline = Pipeline::open(folder).unwrap();
+        let noise = pipeline.noise(0..prompts.len(), &sampling).unwrap();
+        let told = pipeline.guided_conditioning(prompts, size_of(&noise), &sampling).unwrap();
+        let all = 0..prompts.len();
+        let mut denoising = Denoising::new(&pipeline, &noise, &told, all, &sampling, None).unwrap();
+        while denoising.step().unwrap() {}
+        let pictures = pipeline.pictures(denoising.latents()).unwrap();
+        Placement::cpu().bring(&pictures).unwrap()
+    };
+    for device in devices().into_iter().filter(|device| !device.is_cpu()) {
+        for (role, prompts) in [("mmdit", prompts()), ("unet", prompts()), ("dit", labels())] {
+            let want = draw(Placement::cpu(), role, &prompts);
+            for (dtype, least) in [(DType::F32, 50.0), (DType::BF16, 30.0), (DType::F16, 30.0)] {
+                let got = draw(Placement::new(device.clone(), dtype), role, &prompts);
+                for index in 0..prompts.len() {
+                    let of = |all: &Tensor| all.get(index).unwrap();
+                    let square = (of(&got) - of(&want)).unwrap().sqr().unwrap();
+                    let mean = square.mean_all().unwrap().to_scalar::<f32>().unwrap();
+                    let psnr = -10.0 * mean.log10();
+                    println!("{role} in {dtype:?}, picture {index}: {psnr:.1} dB");
+                    assert!(psnr >= least, "{role} in {dtype:?}: {psnr:.1} dB of {least}");
+                }
+            }
+        }
+    }
 }
 
 fn labels() -> Vec<String> {

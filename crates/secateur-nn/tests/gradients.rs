@@ -825,23 +825,24 @@ fn larger_ops() -> Vec<Case> {
     for (queries, keys, width, of_values) in
         [(70, 130, 5, 8), (64, 64, 37, 21), (65, 65, 64, 72), (1, 129, 33, 33), (300, 1, 80, 16)]
     {
-        let shapes = || {
-            let (queries, keys) = (vec![2, queries, 3 * width], vec![2, keys, 3 * width]);
-            let values = vec![2, keys[1], 3 * of_values];
-            vec![queries, keys, values]
-        };
+        let shapes: [&[usize]; 3] =
+            [&[2, queries, 3 * width], &[2, keys, 3 * width], &[2, keys, 3 * of_values]];
         let biases: Arc<[f32]> = (0..2 * keys)
             .map(|key| if key % 5 == 1 { -1e4 } else { (key % 7) as f32 / 3.0 })
             .collect();
         for bias in [None, Some(biases)] {
             for causal in [false, true] {
                 let (bias, heads) = (bias.clone(), Heads::new(3, width));
-                ops.push((
-                    "attention of any width",
-                    shapes(),
-                    op(move |t| ops::attention(&t[0], &t[1], &t[2], heads, bias.clone(), causal)),
-                ));
+                ops.push(case("attention of any width", &shapes, move |t| {
+                    ops::attention(&t[0], &t[1], &t[2], heads, bias.clone(), causal)
+                }));
             }
+        }
+        for sizes in [[2, 3, queries, keys], [1, 3, queries, keys], [2, 1, 1, keys]] {
+            ops.push(case("attention with a bias", &shapes, move |t| {
+                let bias = to_device(&random(&sizes, 17), t[0].device())?;
+                ops::biased_attention(&t[0], &t[1], &t[2], Heads::new(3, width), &bias)
+            }));
         }
     }
     ops

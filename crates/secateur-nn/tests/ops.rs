@@ -237,6 +237,27 @@ fn attention() {
     );
 }
 
+/// A bias that hides what comes later, of one head alone, is that head's causal attention.
+#[test]
+fn attention_with_a_bias_of_heads() {
+    let (tokens, heads) = (9, Heads::new(2, 3));
+    let [q, k, v] = [1, 2, 3].map(|seed| random(&[2, tokens, 6], seed));
+    let bias = (0..2 * tokens * tokens).map(|index| {
+        let (head, query, key) = (index / tokens / tokens, index / tokens % tokens, index % tokens);
+        if head == 1 && key > query { f32::NEG_INFINITY } else { 0.0 }
+    });
+    let bias = Tensor::from_iter(bias, &Device::Cpu).unwrap();
+    let bias = bias.reshape((1, 2, tokens, tokens)).unwrap();
+    let y = ops::biased_attention(&q, &k, &v, heads, &bias).unwrap();
+    for (head, causal) in [(0, false), (1, true)] {
+        let of_head = |y: &Tensor| y.narrow(2, 3 * head, 3).unwrap();
+        let want = ops::attention(&q, &k, &v, heads, None, causal).unwrap();
+        close("biased attention", &of_head(&y), &wide(&of_head(&want)));
+    }
+    let error = ops::biased_attention(&q, &k, &v, heads, &bias.narrow(2, 0, 4).unwrap());
+    assert!(error.unwrap_err().to_string().contains("[1, 2, 4, 9]"));
+}
+
 #[test]
 fn convolution() {
     // kernel, stride, padding before and after

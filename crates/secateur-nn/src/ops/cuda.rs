@@ -325,10 +325,12 @@ pub(super) fn layer_norm_modulated(
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let width = weight.elem_count();
     let rows = x.elem_count() / width;
+    // As the kernel divides a warp: any number of blocks gives the same.
+    let lanes = (width / numbers_an_access(x.dtype())).next_power_of_two().min(32);
     let launch = Launch {
         name: "rms_norm",
         width,
-        blocks: (rows.div_ceil(THREADS / 32), 1),
+        blocks: ((rows * lanes).div_ceil(4 * THREADS), 1),
         threads: THREADS,
         shared: 0,
         scalars: &[Scalar::Size(rows), Scalar::Int(width as i32), Scalar::Float(eps)],

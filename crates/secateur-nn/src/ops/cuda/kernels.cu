@@ -207,31 +207,48 @@ __device__ void layer_norm(const T *x, const T *scale, const T *shift, T *y, siz
   });
 }
 
-// Rows of `width`, each by as many lanes of a warp as it has accesses, rounded up to a power of two.
+// Rows of `width`, each by as many lanes of a warp as it has accesses, rounded up to a power of two;
+// such a group of lanes has AT_ONCE rows under way.
 template <typename T, int N>
 __device__ void rms_norm(const T *x, const T *weight, T *y, size_t rows, int width, float eps) {
-  const int across = width / N;
+  const int AT_ONCE = 4, across = width / N;
   int lanes = 32;
   while (lanes / 2 >= across && lanes > 1) lanes /= 2;
   const int lane = threadIdx.x % lanes, of_warp = 32 / lanes;
-  const size_t warps = gridDim.x * (size_t)(blockDim.x / 32);
-  size_t first = (blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32) * of_warp;
-  for (; first < rows; first += warps * of_warp) {
-    const size_t row = first + threadIdx.x % 32 / lanes;
-    const T *from = x + row * width;
-    float v[N], w[N], sum = 0.f;
-    for (int i = lane; row < rows && i < across; i += lanes) {
-      load<T, N>(from, i, v);
+  const size_t warps = gridDim.x * (size_t)(blockDim.x / 32), step = (size_t)of_warp * AT_ONCE;
+  size_t first = (blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32) * step;
+  for (; first < rows; first += warps * step) {
+    const size_t own = first + threadIdx.x % 32 / lanes;
+    float v[AT_ONCE][N], more[N], w[N], sum[AT_ONCE] = {};
 #pragma unroll
-      for (int k = 0; k < N; k++) sum += v[k] * v[k];
+    for (int r = 0; r < AT_ONCE; r++)
+      if (own + r * of_warp < rows && lane < across)
+        load<T, N>(x + (own + r * of_warp) * width, lane, v[r]);
+#pragma unroll
+    for (int r = 0; r < AT_ONCE; r++) {
+      const size_t row = own + r * of_warp;
+      if (row < rows && lane < across) {
+#pragma unroll
+        for (int k = 0; k < N; k++) sum[r] += v[r][k] * v[r][k];
+        for (int i = lane + lanes; i < across; i += lanes) {
+          load<T, N>(x + row * width, i, more);
+#pragma unroll
+          for (int k = 0; k < N; k++) sum[r] += more[k] * more[k];
+        }
+      }
+      sum[r] = rsqrtf(warp_sum(sum[r], lanes) / width + eps);
     }
-    const float inverse = rsqrtf(warp_sum(sum, lanes) / width + eps);
-    for (int i = lane; row < rows && i < across; i += lanes) {
-      load<T, N>(from, i, v);
+    for (int i = lane; i < across; i += lanes) {
       load<T, N>(weight, i, w);
 #pragma unroll
-      for (int k = 0; k < N; k++) v[k] *= inverse * w[k];
-      store<T, N>(y + row * width, i, v);
+      for (int r = 0; r < AT_ONCE; r++) {
+        const size_t row = own + r * of_warp;
+        if (row >= rows) continue;
+        if (i != lane) load<T, N>(x + row * width, i, v[r]);
+#pragma unroll
+        for (int k = 0; k < N; k++) more[k] = v[r][k] * (sum[r] * w[k]);
+        store<T, N>(y + row * width, i, more);
+      }
     }
   }
 }
