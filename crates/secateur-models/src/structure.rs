@@ -141,8 +141,8 @@ impl Structure {
         self.blocks.iter().flat_map(|block| &block.layers)
     }
 
-    /// Memory of a call with `samples` samples on the CPU. `parameters` is the number of the model's
-    /// parameters.
+    /// Memory of a call with `samples` samples on the CPU. `parameters` is the number of the
+    /// model's parameters.
     #[must_use]
     pub fn memory(&self, parameters: u64, samples: usize) -> Memory {
         let packed: u64 = self.layers().map(|layer| layer.operation.weights()).sum();

@@ -64,6 +64,17 @@ pub fn devices() -> Vec<Device> {
     [Device::Cpu].into_iter().chain(gpu(0)).collect()
 }
 
+/// Why the first NVIDIA GPU of this machine cannot be used; None if it can, or there is none, or
+/// this program was built without CUDA.
+#[must_use]
+pub fn unusable_gpu() -> Option<String> {
+    #[cfg(feature = "cuda")]
+    if cuda::count() > 0 {
+        return gpu(0).err();
+    }
+    None
+}
+
 /// Name, memory and libraries of a GPU; None of the CPU.
 #[must_use]
 pub fn description(device: &Device) -> Option<String> {
@@ -151,6 +162,11 @@ mod cuda {
         get_lib_name_candidates(library)
             .iter()
             .any(|name| unsafe { libloading::Library::new(name) }.is_ok())
+    }
+
+    /// The GPUs that the driver knows.
+    pub(super) fn count() -> i32 {
+        if is_there(NEEDED[0]) { CudaContext::device_count().unwrap_or(0) } else { 0 }
     }
 
     pub(super) fn open(number: usize) -> Result<Device, String> {

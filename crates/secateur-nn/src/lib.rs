@@ -15,7 +15,7 @@ pub mod ops;
 mod layers;
 
 pub use context::{Context, Gates, Passage, Probe, Step};
-pub use devices::{DeviceChoice, DeviceMemory, description, devices, to_device};
+pub use devices::{DeviceChoice, DeviceMemory, description, devices, to_device, unusable_gpu};
 pub use error::{Error, Result};
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm};
 pub use name::LayerName;

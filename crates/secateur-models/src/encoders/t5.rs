@@ -293,9 +293,13 @@ impl T5Encoder {
 
     /// Score bias of the relative positions: 1 x heads x tokens x tokens.
     fn position_bias(&self, tokens: usize) -> Result<Tensor> {
-        let pairs = (0..tokens)
-            .flat_map(|query| (0..tokens).map(move |key| self.config.bucket(query, key)));
-        let buckets = self.placement.tensor(pairs.collect::<Vec<u32>>(), (tokens, tokens))?;
+        // Those of keys from `tokens - 1` before a query to as many after it.
+        let last = tokens.saturating_sub(1);
+        let distances: Vec<u32> =
+            (0..tokens + last).map(|key| self.config.bucket(last, key)).collect();
+        let of_query = |query: usize| &distances[last - query..][..tokens];
+        let pairs = (0..tokens).flat_map(of_query).copied().collect();
+        let buckets = self.placement.tensor::<u32>(pairs, (tokens, tokens))?;
         Ok(self
             .relative_attention_bias
             .forward(&buckets)?

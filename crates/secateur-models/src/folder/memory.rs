@@ -20,9 +20,9 @@ impl ModelFolder {
             as u64
     }
 
-    /// Memory of the text encoders while prompts are encoded, where the model is placed. Encoders without files count as
-    /// nothing. Activations are not counted: the weights of the denoiser or of the encoders are
-    /// larger.
+    /// Memory of the text encoders while prompts are encoded, where the model is placed. Encoders
+    /// without files count as nothing. Activations are not counted: the weights of the denoiser or
+    /// of the encoders are larger.
     #[must_use]
     pub fn text_encoder_memory(&self) -> Memory {
         let is_encoder =
@@ -43,8 +43,8 @@ impl ModelFolder {
         memory.at(self.placement())
     }
 
-    /// Memory of the autoencoder, which decodes one picture at a time, where it is placed. Zero if there is no
-    /// autoencoder.
+    /// Memory of the autoencoder, which decodes one picture at a time, where it is placed. Zero if
+    /// there is no autoencoder.
     #[must_use]
     pub fn autoencoder_memory(&self, sampling: &Sampling) -> Memory {
         if self.vae.is_none() {

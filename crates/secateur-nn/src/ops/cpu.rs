@@ -471,7 +471,7 @@ pub(super) fn biased_attention(
     };
     let q = by_head(&(q * f64::from(scale))?, shape.queries)?;
     let scores = q.matmul(&by_head(k, shape.keys)?.t()?)?.broadcast_add(bias)?;
-    let y = super::softmax(&scores)?.matmul(&by_head(v, shape.keys)?)?;
+    let y = softmax(&scores)?.matmul(&by_head(v, shape.keys)?)?;
     y.transpose(1, 2)?.flatten_from(2)
 }
 

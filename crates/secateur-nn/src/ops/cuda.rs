@@ -465,16 +465,16 @@ fn group_norm_last(
 
 pub(super) fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (_, tokens, row) = x.dims3()?;
-    let pairs = x.elem_count() / 2;
+    let (count, width) = (x.elem_count(), table.dim(1)?);
     let launch = Launch {
         name: "rope",
         scalars: &[
-            Scalar::Size(pairs),
+            Scalar::Size(count),
             Scalar::Int(row as i32),
-            Scalar::Int(table.dim(1)? as i32),
+            Scalar::Int(width as i32),
             Scalar::Int(tokens as i32),
         ],
-        ..Launch::over(x.dtype(), pairs, 1)
+        ..Launch::over(x.dtype(), count, width)
     };
     let angles = table.to_dtype(DType::F32)?;
     made(&launch, &[x, &angles], x.shape())?.tracked("rope", &[x, table], gradients::rope)

@@ -12,7 +12,7 @@ use secateur_models::files::shown;
 use secateur_models::{
     ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject,
 };
-use secateur_nn::{DeviceMemory, Placement, description};
+use secateur_nn::{DeviceChoice, DeviceMemory, Placement, description, unusable_gpu};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -78,7 +78,11 @@ pub(crate) fn open_model(
 impl DeviceSettings {
     /// Sets the device and type that the settings say on a folder.
     pub(crate) fn at(&self, folder: ModelFolder, observer: &dyn Observer) -> Result<ModelFolder> {
-        let device = self.device.unwrap_or_default().open();
+        let choice = self.device.unwrap_or_default();
+        if let Some(missing) = unusable_gpu().filter(|_| choice == DeviceChoice::Auto) {
+            observer.warn(&format!("the GPU cannot be used, so the CPU computes: {missing}"));
+        }
+        let device = choice.open();
         let device = device.map_err(|error| Error::Request(error.to_string()))?;
         let name = self.dtype.unwrap_or_default();
         let Some(gpu) = description(&device) else {

@@ -144,8 +144,8 @@ pub struct CallMemory {
     gpu: Option<String>,
 }
 
-/// Returns the memory of a call for `batch` images on a device. Each image counts twice if the model
-/// uses guidance by default.
+/// Returns the memory of a call for `batch` images on a device. Each image counts twice if the
+/// model uses guidance by default.
 ///
 /// # Errors
 /// If the folder cannot be read, or does not describe a model, or the device cannot be used.

@@ -1,6 +1,6 @@
-//! Softmax, and attention. In 16 bits attention is cuDNN's where nothing but the scale changes the
-//! scores, or the kernels of `attention.cuh`, which have a backward pass too; in 32 bits, or of wide
-//! heads, it is made of candle's operations, for some queries at a time.
+//! Softmax, and attention. In 16 bits attention is computed by cuDNN where nothing but the scale
+//! changes the scores, or by the kernels of `attention.cuh`, which have a backward pass too. In 32
+//! bits, or for wide heads, it is made of candle's operations, for some queries at a time.
 
 use super::gradients;
 #[cfg(feature = "cudnn")]

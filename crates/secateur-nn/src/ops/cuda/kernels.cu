@@ -436,20 +436,24 @@ __device__ void upsample_last(const T *x, T *y, size_t count, int height, int wi
   }
 }
 
-// Pairs of numbers of rows of `row`, turned by the table's angles (tokens x width).
-template <typename T>
-__device__ void rope(const T *x, const float *table, T *y, size_t pairs, int row, int width,
+// Pairs of numbers of rows of `row`, turned by the table's angles (tokens x width), cosine and sine.
+// There are less than 2^32 accesses of N numbers, at least a pair.
+template <typename T, int N>
+__device__ void rope(const T *x, const float *table, T *y, size_t count, int row, int width,
                      int tokens) {
-  const size_t stride = (size_t)gridDim.x * blockDim.x;
-  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < pairs; i += stride) {
-    const size_t token = i / (row / 2) % tokens, pair = i % (row / 2) % (width / 2);
-    const Vector<T, 2> v = reinterpret_cast<const Vector<T, 2> *>(x)[i];
-    const float2 angle = reinterpret_cast<const float2 *>(table)[token * (width / 2) + pair];
-    const float a = to_float(v.at[0]), b = to_float(v.at[1]), cosine = angle.x, sine = angle.y;
-    Vector<T, 2> turned;
-    turned.at[0] = from_float<T>(a * cosine - b * sine);
-    turned.at[1] = from_float<T>(a * sine + b * cosine);
-    reinterpret_cast<Vector<T, 2> *>(y)[i] = turned;
+  const unsigned stride = gridDim.x * blockDim.x, across = row / N, of_head = width / N;
+  for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count / N; i += stride) {
+    const unsigned token = i / across % tokens, column = i % across % of_head;
+    float v[N], angles[N];
+    load<T, N>(x, i, v);
+    load<float, N>(table, (size_t)token * of_head + column, angles);
+#pragma unroll
+    for (int k = 0; k < N; k += 2) {
+      const float a = v[k], b = v[k + 1], cosine = angles[k], sine = angles[k + 1];
+      v[k] = a * cosine - b * sine;
+      v[k + 1] = a * sine + b * cosine;
+    }
+    store<T, N>(y, i, v);
   }
 }
 
@@ -651,6 +655,13 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
     copy_runs<T, N>(x, y, count, run, pitch, offset);                                              \
   }
 
+// N: as in the names of the others; PAIRED: of at least a pair.
+#define ROPE(T, TYPE, N, PAIRED)                                                                   \
+  extern "C" __global__ void rope_##TYPE##_##N(const T *x, const float *table, T *y, size_t count, \
+                                               int row, int width, int tokens) {                   \
+    rope<T, PAIRED>(x, table, y, count, row, width, tokens);                                       \
+  }
+
 #define ENTRIES_OF_ONE(T, TYPE)                                                                    \
   extern "C" __global__ void columns_##TYPE##_1(                                                   \
       const T *x, T *y, size_t count, int first, int pixels, int height, int width, int kernel,    \
@@ -666,10 +677,7 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
                                                  int factor) {                                     \
     upsample<T>(x, y, count, width, factor);                                                       \
   }                                                                                                \
-  extern "C" __global__ void rope_##TYPE##_1(const T *x, const float *table, T *y, size_t pairs,       \
-                                             int row, int width, int tokens) {                     \
-    rope<T>(x, table, y, pairs, row, width, tokens);                                               \
-  }
+  ROPE(T, TYPE, 1, 2)
 
 extern "C" __global__ void moments_of_groups_f32_1(const float *moments, float *groups, int area,
                                                    int channels, int count_of_groups, int pieces) {
@@ -685,3 +693,6 @@ ENTRIES(__nv_bfloat16, bf16, 8)
 ENTRIES_OF_ONE(float, f32)
 ENTRIES_OF_ONE(__half, f16)
 ENTRIES_OF_ONE(__nv_bfloat16, bf16)
+ROPE(float, f32, 4, 4)
+ROPE(__half, f16, 8, 8)
+ROPE(__nv_bfloat16, bf16, 8, 8)
