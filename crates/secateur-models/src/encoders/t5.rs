@@ -276,7 +276,7 @@ impl T5Encoder {
         let mut bias = self.position_bias(tokens)?;
         if let Some(mask) = mask {
             const HIDDEN: f64 = f32::MIN as f64;
-            let keys = self.placement.bring(
+            let keys = self.placement.in_f32().bring(
                 &mask
                     .to_dtype(DType::F32)?
                     .reshape((samples, 1, 1, tokens))?
@@ -291,7 +291,7 @@ impl T5Encoder {
         Ok(self.final_layer_norm.forward(&x)?)
     }
 
-    /// Score bias of the relative positions: 1 x heads x tokens x tokens.
+    /// Score bias of the relative positions, in f32: 1 x heads x tokens x tokens.
     fn position_bias(&self, tokens: usize) -> Result<Tensor> {
         // Those of keys from `tokens - 1` before a query to as many after it.
         let last = tokens.saturating_sub(1);
@@ -303,6 +303,7 @@ impl T5Encoder {
         Ok(self
             .relative_attention_bias
             .forward(&buckets)?
+            .to_dtype(DType::F32)?
             .permute((2, 0, 1))?
             .unsqueeze(0)?
             .contiguous()?)
