@@ -157,7 +157,8 @@ fn forward(model: &Path, options: &[&str]) -> Result<()> {
     let call = match component {
         VAE => decode(&folder, &sampling, samples)?,
         T5 => encode(&folder, samples)?,
-        _ => denoise(&folder, &sampling, samples)?,
+        "denoiser" => denoise(&folder, &sampling, samples)?,
+        _ => bail!("{component}: denoiser, {VAE} or {T5}"),
     };
     print(&format!("{component} loaded in {:.1} s", start.elapsed().as_secs_f64()))?;
     let timed = || {
@@ -251,7 +252,8 @@ fn decode(folder: &ModelFolder, sampling: &Sampling, samples: usize) -> Result<C
 
 /// Of 512 tokens.
 fn encode(folder: &ModelFolder, samples: usize) -> Result<CallOf> {
-    let encoder = T5Encoder::open(&folder.path().join(T5), None, folder.placement())?;
+    let placement = folder.placement().beyond_f16();
+    let encoder = T5Encoder::open(&folder.path().join(T5), None, &placement)?;
     let ids = Tensor::arange(0u32, samples as u32 * 512, &Device::Cpu)?.reshape((samples, 512))?;
     Ok(Box::new(move || Ok(encoder.forward(&ids, None)?)))
 }

@@ -27,10 +27,10 @@ export CARGO_MANIFEST_DIR=$PWD/crates/secateur-models
 # CUDA's libraries as PyTorch brings them along.
 for site in $(python3 -c 'import site; print(*site.getsitepackages())' 2>/dev/null); do
     for folder in "$site"/nvidia/*/lib; do
-        LD_LIBRARY_PATH=$folder:${LD_LIBRARY_PATH:-}
+        LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     done
 done
-export LD_LIBRARY_PATH
+export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
 failed=0
 for tests in gradients goldens; do
     "./$tests" --test-threads 4 "$@" || failed=1

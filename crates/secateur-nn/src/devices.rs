@@ -69,7 +69,7 @@ pub fn devices() -> Vec<Device> {
 #[must_use]
 pub fn unusable_gpu() -> Option<String> {
     #[cfg(feature = "cuda")]
-    if cuda::count() > 0 {
+    if cuda::is_any() {
         return gpu(0).err();
     }
     None
@@ -164,9 +164,13 @@ mod cuda {
             .any(|name| unsafe { libloading::Library::new(name) }.is_ok())
     }
 
-    /// The GPUs that the driver knows.
-    pub(super) fn count() -> i32 {
-        if is_there(NEEDED[0]) { CudaContext::device_count().unwrap_or(0) } else { 0 }
+    /// Whether there is a driver, and it does not say that there is no GPU.
+    pub(super) fn is_any() -> bool {
+        is_there(NEEDED[0])
+            && match CudaContext::device_count() {
+                Ok(count) => count > 0,
+                Err(DriverError(error)) => error != sys::CUresult::CUDA_ERROR_NO_DEVICE,
+            }
     }
 
     pub(super) fn open(number: usize) -> Result<Device, String> {

@@ -370,6 +370,9 @@ fn attention_shape(name: &str, [q, k, v]: [&Tensor; 3], heads: Heads) -> Result<
         let (q, k, v, heads) = (q.dims(), k.dims(), v.dims(), heads.count);
         bail!("{name}: queries {q:?}, keys {k:?} and values {v:?} do not fit {heads} heads");
     };
+    if head_dim == 0 {
+        bail!("{name}: heads of queries {:?} have no width", q.dims());
+    }
     Ok(AttentionShape { batch, heads: heads.count, queries, keys, head_dim, value_dim })
 }
 

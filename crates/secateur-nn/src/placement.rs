@@ -83,8 +83,11 @@ impl Placement {
             return Ok(tensor);
         }
         let tensor = tensor.to_dtype(self.dtype)?;
-        // Convolutions read weights whose channels lie together, and need no second copy then.
-        let is_read_so = shape.len() == 4 && self.device.is_cuda() && self.dtype != DType::F32;
+        // cuDNN's convolutions read weights whose channels lie together: no second copy is made.
+        let is_read_so = cfg!(feature = "cudnn")
+            && shape.len() == 4
+            && self.device.is_cuda()
+            && self.dtype != DType::F32;
         Ok(if is_read_so { channels_last(&tensor)? } else { tensor })
     }
 

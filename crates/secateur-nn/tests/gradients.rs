@@ -838,6 +838,22 @@ fn larger_ops() -> Vec<Case> {
                 }));
             }
         }
+        // The first half of the keys hidden, all of a tile and more; or all but the last one, from
+        // every other query.
+        let half: Arc<[f32]> =
+            (0..keys).map(|key| if key < keys / 2 { f32::NEG_INFINITY } else { 0.0 }).collect();
+        ops.push(case("attention of hidden keys", &shapes, move |t| {
+            let heads = Heads::new(3, width);
+            ops::attention(&t[0], &t[1], &t[2], heads, Some(half.clone()), false)
+        }));
+        let hides = move |index| index / keys % 2 == 1 && index % keys < keys - 1;
+        ops.push(case("attention of hidden keys, by query", &shapes, move |t| {
+            let bias = (0..queries * keys)
+                .map(|index| if hides(index) { f32::NEG_INFINITY } else { 0.0 })
+                .collect::<Vec<f32>>();
+            let bias = Tensor::from_vec(bias, (1, 1, queries, keys), t[0].device())?;
+            ops::biased_attention(&t[0], &t[1], &t[2], Heads::new(3, width), &bias)
+        }));
         for sizes in [[2, 3, queries, keys], [1, 3, queries, keys], [2, 1, 1, keys]] {
             ops.push(case("attention with a bias", &shapes, move |t| {
                 let bias = to_device(&random(&sizes, 17), t[0].device())?;

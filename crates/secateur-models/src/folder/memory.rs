@@ -27,10 +27,11 @@ impl ModelFolder {
     pub fn text_encoder_memory(&self) -> Memory {
         let is_encoder =
             |c: &&Component| c.has_weights() && ![self.class.denoiser, VAE.name].contains(&c.name);
-        let mut memory = Memory::default();
+        let mut all = Memory::default();
         for checkpoint in
             self.class.components.iter().filter(is_encoder).filter_map(|c| self.component(c))
         {
+            let mut memory = Memory::default();
             for (name, info) in checkpoint.tensors() {
                 let bytes = (size_of::<f32>() * info.elements()) as u64;
                 memory.weights += bytes;
@@ -39,8 +40,15 @@ impl ModelFolder {
                     memory.packed_weights += bytes;
                 }
             }
+            // A T5's activations can exceed f16's range.
+            let is_t5 = checkpoint.tensors().any(|(name, _)| name.starts_with("encoder.block."));
+            let placement = self.placement();
+            let placement = if is_t5 { placement.beyond_f16() } else { placement.clone() };
+            let memory = memory.at(&placement);
+            all.weights += memory.weights;
+            all.packed_weights += memory.packed_weights;
         }
-        memory.at(self.placement())
+        all
     }
 
     /// Memory of the autoencoder, which decodes one picture at a time, where it is placed. Zero if

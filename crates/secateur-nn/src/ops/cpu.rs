@@ -469,7 +469,8 @@ pub(super) fn biased_attention(
     let by_head = |x: &Tensor, tokens: usize| {
         x.reshape((shape.batch, tokens, shape.heads, ()))?.transpose(1, 2)?.contiguous()
     };
-    let q = by_head(&(q * f64::from(scale))?, shape.queries)?;
+    let q = by_head(q, shape.queries)?;
+    let q = if scale == 1.0 { q } else { (q * f64::from(scale))? };
     let scores = q.matmul(&by_head(k, shape.keys)?.t()?)?.broadcast_add(bias)?;
     let y = softmax(&scores)?.matmul(&by_head(v, shape.keys)?)?;
     y.transpose(1, 2)?.flatten_from(2)

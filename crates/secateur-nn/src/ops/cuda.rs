@@ -14,7 +14,7 @@ pub(super) use attention::{attention, softmax};
 pub(super) use convolution::conv2d;
 
 use crate::weights::Weight;
-use candle_core::{D, DType, Result, Shape, Tensor};
+use candle_core::{D, DType, Result, Shape, Tensor, bail};
 use launch::{
     Launch, Scalar, THREADS, made, numbers_an_access, plain, run, threads_over, with_addresses,
 };
@@ -466,6 +466,9 @@ fn group_norm_last(
 pub(super) fn rope(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (_, tokens, row) = x.dims3()?;
     let (count, width) = (x.elem_count(), table.dim(1)?);
+    if count >= 1 << 32 {
+        bail!("rope: {:?} are more than the kernel counts", x.dims());
+    }
     let launch = Launch {
         name: "rope",
         scalars: &[

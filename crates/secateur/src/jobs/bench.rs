@@ -96,6 +96,9 @@ pub fn bench(
     observer: &dyn Observer,
 ) -> Result<Bench> {
     let open = |path: &PathBuf| open_model(path, args.variant.as_deref(), observer);
+    if args.models.is_empty() {
+        refuse!("there is no MODEL to time");
+    }
     let mut folders: Vec<ModelFolder> = Vec::new();
     for path in &args.models {
         let folder = open(path)?;
@@ -104,15 +107,15 @@ pub fn bench(
             None => args.device.at(folder, observer)?,
         });
     }
-    if folders.is_empty() {
-        refuse!("there is no MODEL to time");
-    }
     let sampling = args.sampling.sampling(&folders[0], 1)?;
     for folder in &folders[1..] {
         check_alike((&folders[0], &sampling), (folder, &args.sampling.sampling(folder, 1)?))?;
     }
-    let needs = |folder: &ModelFolder| MemoryNeeds::of(folder, &sampling, sampling.batch);
-    folders.iter().try_for_each(|folder| needs(folder).check())?;
+    let needs = |folder| MemoryNeeds::of(folder, &sampling, sampling.batch).with_encoders();
+    let Some(needs) = folders.iter().map(needs).reduce(MemoryNeeds::beside) else {
+        refuse!("there is no MODEL to time");
+    };
+    needs.check()?;
     let skipping = |folder: &ModelFolder| skipping(&sampling, folder, args.skipping.adapt);
     let samplings = folders.iter().map(skipping).collect::<Result<Vec<_>>>()?;
     let names = names(&folders.iter().map(ModelFolder::path).collect::<Vec<_>>());
@@ -121,15 +124,19 @@ pub fn bench(
     let mut peaks = Vec::new();
     if folders.len() > 1 {
         observer.begin("memory", folders.len(), "models");
+        // In the type of numbers that the first model, and so all, are timed in.
+        let mut device = args.device.clone();
+        if folders[0].placement().description().is_some() {
+            device.dtype = Some(args.device.dtype_of(&folders[0]));
+        }
         for (folder, sampling) in folders.iter().zip(&samplings) {
-            peaks.push(peak_alone(&alone(folder, sampling, &args.device)?)?);
+            peaks.push(peak_alone(&alone(folder, sampling, &device)?)?);
             observer.advance(1)?;
         }
     }
     observer.begin("load", folders.len(), "models");
     let mut pipelines = Vec::new();
     for (folder, sampling) in folders.into_iter().zip(&samplings) {
-        let needs = needs(&folder);
         let pipeline = Pipeline::open(folder).map_err(|error| needs.explain(error))?;
         warm_up(&pipeline, sampling).map_err(|error| needs.explain(error))?;
         pipelines.push(pipeline);
@@ -148,7 +155,8 @@ pub fn bench(
         "image steps",
     );
     for _ in 0..repeats {
-        round(&pipelines, &samplings, &mut times, &mut product, observer)?;
+        round(&pipelines, &samplings, &mut times, &mut product, observer)
+            .map_err(|error| needs.explain(error))?;
     }
     observer.finish();
 

@@ -32,8 +32,9 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
         &reference,
         settings.samples.map_or(SAMPLES, Positive::get),
     )?;
-    let needs = MemoryNeeds::of(&reference, &sampling, sampling.batch.min(prompts.len()));
-    needs.check()?;
+    let images = sampling.batch.min(prompts.len());
+    let needs = [&reference, &candidate].map(|model| MemoryNeeds::of(model, &sampling, images));
+    needs.iter().try_for_each(MemoryNeeds::check)?;
     let clip_path = settings.score.path(&reference);
     let clip = settings.score.open(&reference)?;
     reference.check_pictures()?;
@@ -59,8 +60,8 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
     let names = names(&[&settings.reference, &settings.candidate]);
     let mut evaluation = Evaluation::new(&prompts, clip.as_ref(), &progress);
     let mut told = serde_json::Map::new();
-    for ((folder, name), sampling) in [reference, candidate].into_iter().zip(&names).zip(&samplings)
-    {
+    let both = [reference, candidate].into_iter().zip(&names).zip(&samplings).zip(&needs);
+    for (((folder, name), sampling), needs) in both {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder).map_err(|error| needs.explain(error))?;
         if let Some(gpu) = pipeline.folder().placement().description() {

@@ -76,26 +76,35 @@ pub(crate) fn open_model(
 }
 
 impl DeviceSettings {
+    /// Returns the type of numbers that `folder` is computed in on a GPU.
+    pub(crate) fn dtype_of(&self, folder: &ModelFolder) -> DtypeName {
+        match (self.dtype.unwrap_or_default(), folder.checkpoint().dtype()) {
+            (DtypeName::Auto, DType::F16 | DType::BF16) => DtypeName::Bf16,
+            (DtypeName::Auto, _) => DtypeName::F32,
+            (name, _) => name,
+        }
+    }
+
     /// Sets the device and type that the settings say on a folder.
     pub(crate) fn at(&self, folder: ModelFolder, observer: &dyn Observer) -> Result<ModelFolder> {
         let choice = self.device.unwrap_or_default();
-        if let Some(missing) = unusable_gpu().filter(|_| choice == DeviceChoice::Auto) {
+        if choice == DeviceChoice::Auto
+            && let Some(missing) = unusable_gpu()
+        {
             observer.warn(&format!("the GPU cannot be used, so the CPU computes: {missing}"));
         }
         let device = choice.open();
         let device = device.map_err(|error| Error::Request(error.to_string()))?;
-        let name = self.dtype.unwrap_or_default();
         let Some(gpu) = description(&device) else {
-            match name {
+            match self.dtype.unwrap_or_default() {
                 DtypeName::Auto | DtypeName::F32 => return Ok(folder),
                 _ => refuse!("the CPU computes in f32: leave `dtype` out, or give a `device`"),
             }
         };
-        let dtype = match (name, folder.checkpoint().dtype()) {
-            (DtypeName::Auto, DType::F16) | (DtypeName::Bf16, _) => DType::BF16,
-            (DtypeName::Auto, own) => own,
-            (DtypeName::F32, _) => DType::F32,
-            (DtypeName::F16, _) => DType::F16,
+        let dtype = match self.dtype_of(&folder) {
+            DtypeName::F16 => DType::F16,
+            DtypeName::Bf16 => DType::BF16,
+            DtypeName::F32 | DtypeName::Auto => DType::F32,
         };
         observer.say(&format!("computing in {} on {gpu}", dtype.as_str()));
         Ok(folder.at(Placement::new(device, dtype)))
@@ -235,10 +244,13 @@ pub(crate) struct MemoryNeeds {
     /// Images at a time, and their sides in pixels.
     images: usize,
     pixels: (usize, usize),
-    /// Bytes of the weights of all components.
+    /// Bytes of the weights of the denoiser and the autoencoder.
     weights: u64,
-    /// Peak bytes beside the weights.
-    activations: u64,
+    /// Bytes of the weights of the text encoders, which are dropped before the denoiser is called.
+    encoders: u64,
+    /// Peak bytes of the activations of a call of the denoiser, and of one decoded picture.
+    calls: u64,
+    decoding: u64,
 }
 
 impl MemoryNeeds {
@@ -246,36 +258,60 @@ impl MemoryNeeds {
     pub(crate) fn of(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Self {
         let denoiser = folder.memory(sampling, folder.passes(sampling.guidance) * images);
         let autoencoder = folder.autoencoder_memory(sampling);
-        let encoders = folder.text_encoder_memory();
         Self {
             placement: folder.placement().clone(),
             images,
             pixels: (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor()),
-            weights: denoiser.weights + autoencoder.weights + encoders.weights,
-            activations: denoiser.activations.max(autoencoder.activations),
+            weights: denoiser.weights + autoencoder.weights,
+            encoders: folder.text_encoder_memory().weights,
+            calls: denoiser.activations,
+            decoding: autoencoder.activations,
         }
     }
 
-    /// Fails if the GPU or, without one, this machine cannot hold that.
+    /// Returns the memory with text encoders that stay.
+    pub(crate) fn with_encoders(self) -> Self {
+        Self { weights: self.weights + self.encoders, encoders: 0, ..self }
+    }
+
+    /// Returns the memory of two models that are loaded together and called by turns.
+    pub(crate) fn beside(self, other: Self) -> Self {
+        Self {
+            weights: self.weights + other.weights,
+            encoders: self.encoders + other.encoders,
+            calls: self.calls.max(other.calls),
+            decoding: self.decoding.max(other.decoding),
+            ..self
+        }
+    }
+
+    /// Fails if the GPU cannot hold all, or, without one, this machine cannot hold the activations
+    /// of the denoiser.
     pub(crate) fn check(&self) -> Result<()> {
-        match self.placement.memory() {
-            Some(gpu) if self.weights + self.activations > gpu.free => {
-                refuse!("{}", self.on_gpu(gpu))
+        if let Some(gpu) = self.placement.memory() {
+            if self.weights.saturating_add(self.beside_weights()) > gpu.free {
+                refuse!(
+                    "{}, and {} are free: {}",
+                    self.on_gpu(gpu),
+                    bytes(gpu.free),
+                    self.advice()
+                );
             }
-            Some(_) => {}
-            None => {
-                if let Some(all) = memory::of_machine().filter(|all| self.activations > *all) {
-                    refuse!(
-                        "{} take {} of activations, and this machine has {} of memory: give a \
-                         smaller `height`, `width` or `batch`",
-                        self.pictures(),
-                        bytes(self.activations),
-                        bytes(all)
-                    );
-                }
-            }
+        } else if let Some(all) = memory::of_machine().filter(|all| self.calls > *all) {
+            refuse!(
+                "{} take {} of activations, and this machine has {} of memory: give a smaller \
+                 `height`, `width` or `batch`",
+                self.pictures(),
+                bytes(self.calls),
+                bytes(all)
+            );
         }
         Ok(())
+    }
+
+    /// Peak bytes beside the weights of the denoiser and the autoencoder.
+    fn beside_weights(&self) -> u64 {
+        self.encoders.max(self.calls).max(self.decoding)
     }
 
     fn pictures(&self) -> String {
@@ -284,29 +320,31 @@ impl MemoryNeeds {
     }
 
     fn on_gpu(&self, gpu: DeviceMemory) -> String {
-        let smaller = match self.placement.bytes_of_a_number() {
-            4 => ", or `dtype bf16`",
-            _ => "",
-        };
         format!(
-            "{} take about {} of the GPU's memory, and the weights {}; of its {}, {} are free: \
-             give a smaller `batch`, `height` or `width`{smaller}, or `device cpu`",
+            "{} take about {} of the GPU's memory, and the weights {} more; it has {}",
             self.pictures(),
-            bytes(self.activations),
+            bytes(self.beside_weights()),
             bytes(self.weights),
-            bytes(gpu.total),
-            bytes(gpu.free)
+            bytes(gpu.total)
         )
     }
 
-    /// Returns the error of drawing, or what the GPU lacked if its memory was full.
+    fn advice(&self) -> &'static str {
+        match self.placement.bytes_of_a_number() {
+            4 => "give a smaller `batch`, `height` or `width`, `dtype bf16`, or `device cpu`",
+            _ => "give a smaller `batch`, `height` or `width`, or `device cpu`",
+        }
+    }
+
+    /// Returns the error of drawing, with what was needed if the GPU's memory was full.
     pub(crate) fn explain(&self, error: impl Into<Error>) -> Error {
         let error = error.into();
-        let text = error.to_string().to_lowercase();
-        let is_full = ["out_of_memory", "alloc_failed"].iter().any(|name| text.contains(name));
+        let text = error.to_string();
+        let of_memory = ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"];
         match self.placement.memory() {
-            Some(gpu) if is_full => {
-                Error::Process(format!("the GPU's memory is full: {}", self.on_gpu(gpu)))
+            Some(gpu) if of_memory.iter().any(|name| text.contains(name)) => {
+                let (needed, advice) = (self.on_gpu(gpu), self.advice());
+                Error::Process(format!("the GPU's memory is full: {needed}: {advice} ({text})"))
             }
             _ => error,
         }

@@ -179,9 +179,10 @@ impl CallMemory {
             parts.map(|(what, size)| vec![(*what).to_owned(), bytes(*size)]).collect();
         let guided = self.samples > self.batch;
         let twice = if guided { ", each with and without its prompt" } else { "" };
+        let place = self.gpu.as_ref().map(|gpu| format!(", on {gpu}")).unwrap_or_default();
         let table = table(&["", "memory"], &rows);
         format!(
-            "{}: {} image(s) at a time{twice}
+            "{}: {} image(s) at a time{twice}{place}
 
 {table}",
             self.name, self.batch

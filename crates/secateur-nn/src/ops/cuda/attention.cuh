@@ -13,6 +13,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <float.h>
 #include <stdint.h>
 
 namespace attention {
@@ -29,8 +30,7 @@ struct Sizes {
   // Query i sees the keys 0..=i.
   int causal;
   // Numbers from the bias of a sample, a head or a query to that of the next; 0 where it is the same.
-  size_t bias_sample;
-  int bias_head, bias_query;
+  size_t bias_sample, bias_head, bias_query;
 };
 
 // ---- Tiles --------------------------------------------------------------------------------------
@@ -246,13 +246,18 @@ __device__ inline bool is_hidden(const Sizes &s, int query, int key) {
 // Of sample and head blockIdx.y.
 __device__ inline const float *bias_of_head(const float *bias, const Sizes &s) {
   if (!bias) return nullptr;
-  return bias + blockIdx.y / s.heads * s.bias_sample + (size_t)(blockIdx.y % s.heads) * s.bias_head;
+  return bias + blockIdx.y / s.heads * s.bias_sample + blockIdx.y % s.heads * s.bias_head;
+}
+
+// A bias in powers of two; a finite one stays so.
+__device__ inline float in_powers_of_2(float bias) {
+  return isinf(bias) ? bias : fmaxf(bias * LOG2_E, -FLT_MAX);
 }
 
 // ---- Forward ------------------------------------------------------------------------------------
 
-// y = softmax(scale * q k^T + bias) v. `log_sums` (samples x heads x queries, may be null): log2 of
-// the sums of the exponentials of a query's scores. Block (queries / ROWS, samples x heads).
+// y = softmax(scale * q k^T + bias) v. `log_sums` (samples x heads x queries): log2 of the sums of
+// the exponentials of a query's scores. Block (queries / ROWS, samples x heads).
 template <typename T, int D, int M>
 __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
                         const float *bias_of_all, float *log_sums, T *y_of_all, Sizes s) {
@@ -305,7 +310,7 @@ __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
             if (key >= s.keys || (s.causal && key > query))
               score = -INFINITY;
             else if (bias && query < s.queries)
-              score += bias[(size_t)query * s.bias_query + key] * LOG2_E;
+              score += in_powers_of_2(bias[query * s.bias_query + key]);
           }
     }
 #pragma unroll
@@ -318,18 +323,20 @@ __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
           now = fmaxf(now, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
         now = fmaxf(now, __shfl_xor_sync(~0u, now, 1));
         now = fmaxf(now, __shfl_xor_sync(~0u, now, 2));
-        // The origin of the exponents moves only where they would grow large.
-        if (__any_sync(~0u, (now - most[m][half]) * in_exponential > MOST_GROWTH)) {
-          const float moved = now == -INFINITY ? 0.f : now;
-          const float factor = power_of_2((most[m][half] - moved) * in_exponential);
-          most[m][half] = moved;
+        // The origin of the exponents moves only where they would grow large, and to the first
+        // score that is not hidden.
+        const float before = most[m][half];
+        if (__any_sync(~0u, (now - before) * in_exponential > MOST_GROWTH)) {
+          const float factor =
+              before == -INFINITY ? 0.f : power_of_2((before - now) * in_exponential);
+          most[m][half] = now;
           total[m][half] *= factor;
 #pragma unroll
           for (int n = 0; n < D / 8; n++)
 #pragma unroll
             for (int i = 0; i < 2; i++) sum[m][n][2 * half + i] *= factor;
         }
-        const float origin = most[m][half] * in_exponential;
+        const float origin = most[m][half] == -INFINITY ? 0.f : most[m][half] * in_exponential;
         float part = 0.f;
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
@@ -356,7 +363,7 @@ __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
 #pragma unroll
         for (int i = 0; i < 2; i++) sum[m][n][2 * half + i] *= inverse;
       const int query = first + row + 16 * m + lane / 4 + 8 * half;
-      if (log_sums && lane % 4 == 0 && query < s.queries)
+      if (lane % 4 == 0 && query < s.queries)
         log_sums[(size_t)blockIdx.y * s.queries + query] =
             most[m][half] * in_exponential + log2f(all);
     }
@@ -433,7 +440,7 @@ __device__ void of_queries(const T *q_of_all, const T *k_of_all, const T *v_of_a
             if (is_hidden(s, query, key))
               p = -INFINITY;
             else if (bias)
-              p += bias[key] * LOG2_E;
+              p += in_powers_of_2(bias[key]);
           }
           of_scores[m][n][i] = power_of_2(p) * (of_scores[m][n][i] - delta[m][i / 2]);
         }
@@ -474,7 +481,7 @@ __device__ void of_keys(const T *q_of_all, const T *k_of_all, const T *v_of_all,
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int key = first + row + 16 * m + lane / 4 + 8 * half;
-      if (bias && key < s.keys) of_key[m][half] = bias[key] * LOG2_E;
+      if (bias && key < s.keys) of_key[m][half] = in_powers_of_2(bias[key]);
     }
   for (int start = s.causal ? first / N * N : 0; start < s.queries; start += N) {
     __syncthreads();
@@ -530,7 +537,7 @@ __device__ void of_keys(const T *q_of_all, const T *k_of_all, const T *v_of_all,
 
 #define SIZES                                                                                      \
   int heads, int queries, int keys, int head_dim, int value_dim, float scale, int causal,          \
-      size_t bias_sample, int bias_head, int bias_query
+      size_t bias_sample, size_t bias_head, size_t bias_query
 #define OF_SIZES                                                                                   \
   {heads, queries, keys, head_dim, value_dim, scale, causal, bias_sample, bias_head, bias_query}
 

@@ -24,6 +24,9 @@ const BACKWARD: [usize; 5] = [32, 48, 64, 80, 128];
 /// at a time, as the forward kernels do of keys.
 const TILE: usize = 64;
 
+/// The second dimension of a grid of blocks: samples x heads.
+const MOST_HEADS: usize = 65_535;
+
 /// How scores are made.
 struct Scores {
     shape: Shape,
@@ -50,7 +53,7 @@ pub(in crate::ops) fn attention(
             _ => Tensor::zeros(result_of(shape), dtype, device)?,
         };
         return Output::of(y, "attention", &inputs, |given| {
-            given.inputs.iter().map(|x| zeros_like(x).map(Some)).collect()
+            (0..3).map(|index| given.of(index, || zeros_like(&given.inputs[index]))).collect()
         });
     }
     let bias = bias.map(|bias| bias.detach().to_dtype(DType::F32)?.contiguous()).transpose()?;
@@ -102,7 +105,8 @@ impl Scores {
     fn padded(&self, dtype: DType, widths: &[usize]) -> Option<usize> {
         let width = self.shape.head_dim.max(self.shape.value_dim);
         let padded = widths.iter().copied().find(|&padded| padded >= width);
-        padded.filter(|_| dtype != DType::F32)
+        let can_start = self.shape.batch * self.shape.heads <= MOST_HEADS;
+        padded.filter(|_| dtype != DType::F32 && can_start)
     }
 
     /// A kernel of `attention.cuh`, whose blocks keep `rows` of `tokens` in shared memory and go
@@ -144,8 +148,8 @@ impl Scores {
             Scalar::Float(self.scale),
             int(usize::from(self.causal)),
             Scalar::Size(stride(0)),
-            int(stride(1)),
-            int(stride(2)),
+            Scalar::Size(stride(1)),
+            Scalar::Size(stride(2)),
         ]
     }
 
@@ -234,7 +238,9 @@ impl Scores {
                         Ok(())
                     })?);
                 }
-                Ok(vec![of_q, of_k.map(Output::untracked), of_v.map(Output::untracked)])
+                let of_k = of_k.map(Output::untracked).filter(|_| wanted[1]);
+                let of_v = of_v.map(Output::untracked).filter(|_| wanted[2]);
+                Ok(vec![of_q, of_k, of_v])
             })
         })
     }

@@ -437,21 +437,26 @@ __device__ void upsample_last(const T *x, T *y, size_t count, int height, int wi
 }
 
 // Pairs of numbers of rows of `row`, turned by the table's angles (tokens x width), cosine and sine.
-// There are less than 2^32 accesses of N numbers, at least a pair.
+// There are less than 2^31 accesses of N numbers, at least a pair.
 template <typename T, int N>
 __device__ void rope(const T *x, const float *table, T *y, size_t count, int row, int width,
                      int tokens) {
+  const int A = N < 4 ? N : 4; // angles an access
   const unsigned stride = gridDim.x * blockDim.x, across = row / N, of_head = width / N;
   for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count / N; i += stride) {
     const unsigned token = i / across % tokens, column = i % across % of_head;
-    float v[N], angles[N];
+    float v[N], angles[A];
     load<T, N>(x, i, v);
-    load<float, N>(table, (size_t)token * of_head + column, angles);
 #pragma unroll
-    for (int k = 0; k < N; k += 2) {
-      const float a = v[k], b = v[k + 1], cosine = angles[k], sine = angles[k + 1];
-      v[k] = a * cosine - b * sine;
-      v[k + 1] = a * sine + b * cosine;
+    for (int part = 0; part < N / A; part++) {
+      load<float, A>(table, ((size_t)token * of_head + column) * (N / A) + part, angles);
+#pragma unroll
+      for (int k = 0; k < A; k += 2) {
+        const float a = v[part * A + k], b = v[part * A + k + 1], cosine = angles[k],
+                    sine = angles[k + 1];
+        v[part * A + k] = a * cosine - b * sine;
+        v[part * A + k + 1] = a * sine + b * cosine;
+      }
     }
     store<T, N>(y, i, v);
   }
