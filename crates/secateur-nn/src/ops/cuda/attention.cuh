@@ -251,7 +251,7 @@ __device__ inline const float *bias_of_head(const float *bias, const Sizes &s) {
 
 // A bias in powers of two; a finite one stays so.
 __device__ inline float in_powers_of_2(float bias) {
-  return isinf(bias) ? bias : fmaxf(bias * LOG2_E, -FLT_MAX);
+  return isfinite(bias) ? fmaxf(bias * LOG2_E, -FLT_MAX) : bias;
 }
 
 // ---- Forward ------------------------------------------------------------------------------------
