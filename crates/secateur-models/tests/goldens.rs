@@ -379,6 +379,22 @@ fn small_pipelines() {
     }
 }
 
+/// In `f16` the T5 stays in `f32`, and the CLIP takes half.
+#[cfg(unix)]
+#[test]
+fn memory_of_text_encoders() {
+    let Some(_) = fixture("pipelines") else { return };
+    let model = assemble::assemble(&goldens(), "flux");
+    let [whole, half, brain] = [DType::F32, DType::F16, DType::BF16].map(|dtype| {
+        let placement = Placement::new(Device::Cpu, dtype);
+        let folder = ModelFolder::open(model.path(), None).unwrap().at(placement);
+        folder.text_encoder_memory().weights
+    });
+    let clip = 2 * (whole - half);
+    assert!(clip > 0 && clip < whole, "CLIP {clip} of {whole}");
+    assert_eq!(2 * brain, whole);
+}
+
 fn run_of(role: &str, prompts: &[String]) {
     let Some(path) = fixture(&format!("{role}_run.safetensors")) else { return };
     run(&model(role), &path, prompts, &sampling(role));
