@@ -374,6 +374,16 @@ __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
 // With P the probabilities, g the gradient of y, and delta = sum g y of a query:
 //     gV = P^T g,  gS = P (g V^T - delta),  gQ = scale gS K,  gK = scale gS^T Q
 
+template <int D, int M>
+__device__ inline void scale_rows(float (&sum)[M][D / 8][4], float factor) {
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int n = 0; n < D / 8; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) sum[m][n][i] *= factor;
+}
+
 // A warp a query of a head (samples x queries x heads).
 template <typename T>
 __device__ void deltas(const T *y, const T *gradient, float *to, size_t count, Sizes s) {
@@ -446,12 +456,7 @@ __device__ void of_queries(const T *q_of_all, const T *k_of_all, const T *v_of_a
         }
     add_products<T, D, M, N>(sum, of_scores, keys);
   }
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int n = 0; n < D / 8; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) sum[m][n][i] *= s.scale;
+  scale_rows<D, M>(sum, s.scale);
   write<T, D, M>(head(to, s.heads, s.queries, s.head_dim), first + row, sum);
 }
 
@@ -521,12 +526,7 @@ __device__ void of_keys(const T *q_of_all, const T *k_of_all, const T *v_of_all,
           of_scores[m][n][i] = p[m][n][i] * (of_scores[m][n][i] - of_queries[column_of(0, n, i)].y);
     add_products<T, D, M, N>(sum_of_keys, of_scores, queries);
   }
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int n = 0; n < D / 8; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) sum_of_keys[m][n][i] *= s.scale;
+  scale_rows<D, M>(sum_of_keys, s.scale);
   write<T, D, M>(head(to_keys, s.heads, s.keys, s.head_dim), first + row, sum_of_keys);
   write<T, D, M>(head(to_values, s.heads, s.keys, s.value_dim), first + row, sum_of_values);
 }

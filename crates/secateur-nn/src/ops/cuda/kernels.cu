@@ -37,17 +37,22 @@ template <typename T, int N> __device__ inline void store(T *to, size_t i, const
   reinterpret_cast<Vector<T, N> *>(to)[i] = v;
 }
 
+// The sum of x over `lanes` lanes of a warp that follow each other, a power of two, for all of them.
+__device__ inline float warp_sum(float x, int lanes = 32) {
+  for (int o = lanes / 2; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+  return x;
+}
+
 // The sum of x over all threads of a block, for all of them, in the same order every time.
 __device__ inline float block_sum(float x) {
   __shared__ float of_warp[33];
-  for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+  x = warp_sum(x);
   const int warps = (blockDim.x + 31) / 32;
   __syncthreads();
   if ((threadIdx.x & 31) == 0) of_warp[threadIdx.x / 32] = x;
   __syncthreads();
   if (threadIdx.x < 32) {
-    x = threadIdx.x < warps ? of_warp[threadIdx.x] : 0.f;
-    for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+    x = warp_sum(threadIdx.x < warps ? of_warp[threadIdx.x] : 0.f);
     if (threadIdx.x == 0) of_warp[32] = x;
   }
   __syncthreads();
@@ -152,13 +157,7 @@ __device__ void upsample(const T *x, T *y, size_t count, int width, int factor) 
   }
 }
 
-// The sum of x over `lanes` lanes of a warp that follow each other, a power of two, for all of them.
-__device__ inline float warp_sum(float x, int lanes = 32) {
-  for (int o = lanes / 2; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
-  return x;
-}
-
-// A warp a row, of which a lane keeps HELD accesses in registers.
+// A warp computes a row, and each lane keeps HELD accesses of it in registers.
 // `rows`: successive rows with one scale and shift, which lie `scale_stride` and `shift_stride`
 // numbers after those before; 0: all, and the scale is the weight itself.
 template <typename T, int N>
