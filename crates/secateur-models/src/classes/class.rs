@@ -5,6 +5,7 @@ use crate::classes::conditioner::Conditioner;
 use crate::error::Result;
 use crate::files::{DIFFUSERS_STEM, TRANSFORMERS_STEM};
 use crate::samplers::Instead;
+use secateur_nn::Placement;
 use serde_json::{Map, Value};
 
 /// A class that `model_index.json` can name.
@@ -72,6 +73,13 @@ impl Component {
     /// Whether the component has weights.
     pub(crate) fn has_weights(&self) -> bool {
         !self.name.starts_with("tokenizer") && self.name != "scheduler"
+    }
+
+    /// Where the component is computed, if its model is at `placement`: the activations of a T5 or
+    /// an autoencoder can exceed f16's range.
+    pub(crate) fn placement(&self, placement: &Placement) -> Placement {
+        let exceeds = self.name == VAE.name || self.classes.contains(&"T5EncoderModel");
+        if exceeds { placement.beyond_f16() } else { placement.clone() }
     }
 
     /// The stem of its weight files: the name in transformers or in diffusers.

@@ -28,9 +28,8 @@ impl ModelFolder {
         let is_encoder =
             |c: &&Component| c.has_weights() && ![self.class.denoiser, VAE.name].contains(&c.name);
         let mut all = Memory::default();
-        for checkpoint in
-            self.class.components.iter().filter(is_encoder).filter_map(|c| self.component(c))
-        {
+        for component in self.class.components.iter().filter(is_encoder) {
+            let Some(checkpoint) = self.component(component) else { continue };
             let mut memory = Memory::default();
             for (name, info) in checkpoint.tensors() {
                 let bytes = (size_of::<f32>() * info.elements()) as u64;
@@ -40,11 +39,7 @@ impl ModelFolder {
                     memory.packed_weights += bytes;
                 }
             }
-            // A T5's activations can exceed f16's range.
-            let is_t5 = checkpoint.tensors().any(|(name, _)| name.starts_with("encoder.block."));
-            let placement = self.placement();
-            let placement = if is_t5 { placement.beyond_f16() } else { placement.clone() };
-            let memory = memory.at(&placement);
+            let memory = memory.at(&component.placement(self.placement()));
             all.weights += memory.weights;
             all.packed_weights += memory.packed_weights;
         }
@@ -66,7 +61,7 @@ impl ModelFolder {
             packed_weights: bytes * decoder.iter().map(Operation::weights).sum::<u64>(),
             activations: decoder.iter().map(Operation::alive_bytes).max().unwrap_or(0),
         };
-        memory.at(&self.placement().beyond_f16())
+        memory.at(&VAE.placement(self.placement()))
     }
 
     /// Bytes kept for gradients while one picture is decoded.

@@ -183,7 +183,7 @@ impl ModelFolder {
         let load = |vae: Arc<dyn AutoencoderConfig>| {
             let folder = self.components.path.join(VAE.name);
             let checkpoint = Checkpoint::open(&folder, DIFFUSERS_STEM, self.variant())?;
-            vae.load(&checkpoint.at(&self.placement().beyond_f16()))
+            vae.load(&checkpoint.at(&VAE.placement(self.placement())))
         };
         vae.map(load).transpose()
     }
