@@ -1,6 +1,7 @@
 //! The jobs, one file each, and their common parts.
 
 pub(crate) mod folder;
+mod memory_needs;
 mod prompts;
 mod compare;
 mod plan;

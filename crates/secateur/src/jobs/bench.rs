@@ -1,7 +1,8 @@
 //! Timing of models, side by side.
 
 use super::compare::{macs_a_call, model_summary};
-use super::folder::{MemoryNeeds, names, open_model, skipping};
+use super::folder::{names, open_model, skipping};
+use super::memory_needs::MemoryNeeds;
 use crate::error::{Result, refuse};
 use crate::format::{bytes, count, table};
 use crate::machine::Product;

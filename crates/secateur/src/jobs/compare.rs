@@ -1,8 +1,7 @@
 //! Comparison of the pictures of two models from the same noise.
 
-use super::folder::{
-    BATCH, MemoryNeeds, names, no_score, open_model, output as output_folder, skipping,
-};
+use super::folder::{BATCH, names, no_score, open_model, output as output_folder, skipping};
+use super::memory_needs::MemoryNeeds;
 use super::prompts::held_out_prompts;
 use crate::error::{Result, refuse};
 use crate::recorder::Recorder;

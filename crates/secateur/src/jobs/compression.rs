@@ -4,7 +4,8 @@ mod dry_run;
 mod needs;
 
 use super::compare::Evaluation;
-use super::folder::{BATCH, Job, MemoryNeeds, borrowed, links_left_out, names, no_score, skipping};
+use super::folder::{BATCH, Job, borrowed, links_left_out, names, no_score, skipping};
+use super::memory_needs::MemoryNeeds;
 use super::plan::{Done, finished};
 use super::prompts::prompt_lists;
 use crate::error::{Error, Result, refuse};

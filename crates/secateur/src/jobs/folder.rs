@@ -1,8 +1,6 @@
 //! Resolution of common settings: models, sampling, outputs and scores.
 
 use crate::error::{Error, Result, refuse};
-use crate::format::bytes;
-use crate::memory;
 use crate::settings::{
     DeviceSettings, DtypeName, ModelSettings, Positive, PromptSettings, SamplingSettings,
     ScoreSettings, SharedSettings,
@@ -12,7 +10,7 @@ use secateur_models::files::shown;
 use secateur_models::{
     ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject,
 };
-use secateur_nn::{DeviceChoice, DeviceMemory, Placement, description, unusable_gpu};
+use secateur_nn::{DeviceChoice, Placement, description, unusable_gpu};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -236,119 +234,6 @@ pub(crate) fn links_left_out(folder: &ModelFolder) -> Option<String> {
         shown(folder.path()),
         links.len() - 1
     ))
-}
-
-/// The memory that drawing takes where a model is placed.
-pub(crate) struct MemoryNeeds {
-    placement: Placement,
-    /// Images at a time, and their sides in pixels.
-    images: usize,
-    pixels: (usize, usize),
-    /// Bytes of the weights of the denoiser and the autoencoder.
-    weights: u64,
-    /// Bytes of the weights of the text encoders, which are dropped before the denoiser is called.
-    encoders: u64,
-    /// Peak bytes of the activations of a call of the denoiser, and of one decoded picture.
-    calls: u64,
-    decoding: u64,
-}
-
-impl MemoryNeeds {
-    /// Computes the memory for `images` images at a time.
-    pub(crate) fn of(folder: &ModelFolder, sampling: &Sampling, images: usize) -> Self {
-        let denoiser = folder.memory(sampling, folder.passes(sampling.guidance) * images);
-        let autoencoder = folder.autoencoder_memory(sampling);
-        Self {
-            placement: folder.placement().clone(),
-            images,
-            pixels: (sampling.latent.0 * folder.factor(), sampling.latent.1 * folder.factor()),
-            weights: denoiser.weights + autoencoder.weights,
-            encoders: folder.text_encoder_memory().weights,
-            calls: denoiser.activations,
-            decoding: autoencoder.activations,
-        }
-    }
-
-    /// Returns the memory with text encoders that stay.
-    pub(crate) fn with_encoders(self) -> Self {
-        Self { weights: self.weights + self.encoders, encoders: 0, ..self }
-    }
-
-    /// Returns the memory of two models that are loaded together and called by turns.
-    pub(crate) fn beside(self, other: Self) -> Self {
-        Self {
-            weights: self.weights + other.weights,
-            encoders: self.encoders + other.encoders,
-            calls: self.calls.max(other.calls),
-            decoding: self.decoding.max(other.decoding),
-            ..self
-        }
-    }
-
-    /// Fails if the GPU cannot hold all, or, without one, this machine cannot hold the activations
-    /// of the denoiser.
-    pub(crate) fn check(&self) -> Result<()> {
-        if let Some(gpu) = self.placement.memory() {
-            if self.weights.saturating_add(self.beside_weights()) > gpu.free {
-                refuse!(
-                    "{}, and {} are free: {}",
-                    self.on_gpu(gpu),
-                    bytes(gpu.free),
-                    self.advice()
-                );
-            }
-        } else if let Some(all) = memory::of_machine().filter(|all| self.calls > *all) {
-            refuse!(
-                "{} take {} of activations, and this machine has {} of memory: give a smaller \
-                 `height`, `width` or `batch`",
-                self.pictures(),
-                bytes(self.calls),
-                bytes(all)
-            );
-        }
-        Ok(())
-    }
-
-    /// Peak bytes beside the weights of the denoiser and the autoencoder.
-    fn beside_weights(&self) -> u64 {
-        self.encoders.max(self.calls).max(self.decoding)
-    }
-
-    fn pictures(&self) -> String {
-        let (height, width) = self.pixels;
-        format!("{} image(s) at a time of {height} x {width} pixels", self.images)
-    }
-
-    fn on_gpu(&self, gpu: DeviceMemory) -> String {
-        format!(
-            "{} take about {} of the GPU's memory, and the weights {} more; it has {}",
-            self.pictures(),
-            bytes(self.beside_weights()),
-            bytes(self.weights),
-            bytes(gpu.total)
-        )
-    }
-
-    fn advice(&self) -> &'static str {
-        match self.placement.bytes_of_a_number() {
-            4 => "give a smaller `batch`, `height` or `width`, `dtype bf16`, or `device cpu`",
-            _ => "give a smaller `batch`, `height` or `width`, or `device cpu`",
-        }
-    }
-
-    /// Returns the error of drawing, with what was needed if the GPU's memory was full.
-    pub(crate) fn explain(&self, error: impl Into<Error>) -> Error {
-        let error = error.into();
-        let text = error.to_string();
-        let of_memory = ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"];
-        match self.placement.memory() {
-            Some(gpu) if of_memory.iter().any(|name| text.contains(name)) => {
-                let (needed, advice) = (self.on_gpu(gpu), self.advice());
-                Error::Process(format!("the GPU's memory is full: {needed}: {advice} ({text})"))
-            }
-            _ => error,
-        }
-    }
 }
 
 /// Returns `sampling` with the schedule of `folder`, if its model skips.

@@ -1,6 +1,7 @@
 //! Drawing of pictures from prompts.
 
-use super::folder::{BATCH, MemoryNeeds, output, skipping};
+use super::folder::{BATCH, output, skipping};
+use super::memory_needs::MemoryNeeds;
 use super::prompts::held_out_prompts;
 use crate::error::{Result, refuse};
 use crate::profile::{Profile, Share};

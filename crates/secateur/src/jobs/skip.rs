@@ -1,7 +1,8 @@
 //! Skipping: which blocks to compute at each denoising step (DiP-GO).
 
 use super::compare::model_summary;
-use super::folder::{Job, MemoryNeeds, borrowed, links_left_out, names, no_score};
+use super::folder::{Job, borrowed, links_left_out, names, no_score};
+use super::memory_needs::MemoryNeeds;
 use super::plan::{Done, finished};
 use super::prompts::prompt_lists;
 use crate::error::{Result, refuse};
