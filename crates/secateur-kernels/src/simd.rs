@@ -171,7 +171,7 @@ impl<S: Simd> Vector<S> {
         let (simd, x) = (self.simd, self.at_most(88.3).at_least(-87.3));
         let shifted = x.mul_add(self.splat(std::f32::consts::LOG2_E), self.splat(MAGIC));
         let n = shifted - MAGIC;
-        // x - n ln 2, with ln 2 in two parts of which the first is exact in few bits.
+        // x - n ln 2, with ln 2 in two parts, the first exact in few bits.
         let r = n.mul_add(self.splat(-0.693_359_4), x);
         let r = n.mul_add(self.splat(2.121_944_4e-4), r);
         let p = r.polynomial([

@@ -27,7 +27,7 @@ fn encoded_prompts_need_no_encoder() {
         pipeline.guided_conditioning(prompts, sampling.latent, sampling)
     };
     let before = whole(&prompts, &sampling).unwrap().text().unwrap().to_vec3::<f32>().unwrap();
-    // Four of what guidance leads away from, and four prompts, two of which are the same.
+    // Four of what guidance leads away from, and four prompts, two of them the same.
     assert_eq!(before.len(), 8);
     assert!(before[4] == before[6] && before[4] != before[5] && before[0] == before[3]);
 

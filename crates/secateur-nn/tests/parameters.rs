@@ -1,4 +1,4 @@
-//! What a model asks its parameters for, and what is told where they do not fit.
+//! What a model asks its parameters for, and the errors where they do not fit.
 
 use candle_core::{Device, Tensor};
 use secateur_nn::{Error, Fit, LayerName, Mismatch, Parameters, Result, Scope, Wanted};

@@ -113,7 +113,7 @@ fn shares_of_weights_by_influence_remove_as_much_as_the_uniform_one() {
     }
 }
 
-/// What becomes of an attention as a whole is told where dimensions of it go, and not of neurons.
+/// The report says what remains of a whole attention where its dimensions go, and not of neurons.
 #[test]
 fn errors_of_attentions_are_told() {
     let calibration = calibration(Weighting::Uniform);

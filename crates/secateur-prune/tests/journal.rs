@@ -8,7 +8,7 @@ use secateur_prune::{
 use std::path::Path;
 use std::sync::Mutex;
 
-/// What is told of stages, and what the user must know.
+/// The stages and warnings that an observer gets.
 #[derive(Default)]
 struct Told(Mutex<Vec<String>>);
 

@@ -138,7 +138,7 @@ fn long_stages_are_told_line_by_line() {
         let id = child.id().to_string();
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     };
-    // What comes before it is told when it ends.
+    // What comes before it is printed when it ends.
     assert!(lines.any(|line| line.starts_with("load ")));
     let drawing = Instant::now();
     std::thread::sleep(Duration::from_secs(1));

@@ -52,7 +52,7 @@ fn refused(arguments: &[&str], words: &[&str]) {
     }
 }
 
-/// Puts `value`, as JSON, in the place of a field, which dots and numbers lead to.
+/// Replaces a field, which dots and numbers lead to, by `value` as JSON.
 fn set(path: &Path, field: &str, value: &str) {
     let mut json: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let mut place = &mut json;
@@ -68,7 +68,7 @@ fn set(path: &Path, field: &str, value: &str) {
 
 const HUGE: [&str; 4] = ["2147483648", "9223372036854775807", "18446744073709551615", "1e30"];
 
-/// Draws with a pipeline, one field of which is huge.
+/// Draws with a pipeline that has one huge field.
 fn fields_are_refused(name: &str, fields: &[(&str, &[&str])]) {
     let (temporary, model) = pipeline(name);
     let out = temporary.path().join("out").display().to_string();

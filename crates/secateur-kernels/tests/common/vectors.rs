@@ -2,7 +2,7 @@
 
 #[test]
 fn other_vectors_give_the_same() {
-    // The whole file again, in a process that is told to use other vectors.
+    // The whole file again, in a process that is set to use other vectors.
     if std::env::var_os("SECATEUR_VECTORS").is_some() {
         return;
     }

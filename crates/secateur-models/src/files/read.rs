@@ -200,7 +200,7 @@ impl<'de> Visitor<'de> for Any {
     }
 }
 
-/// An object with its entries in their order, each name of which stands there once.
+/// An object with its entries in their order. No name occurs twice.
 pub(crate) struct Unique<V>(pub(crate) Vec<(String, V)>);
 
 impl<'de, V: serde::Deserialize<'de>> serde::Deserialize<'de> for Unique<V> {

@@ -254,7 +254,7 @@ struct ConvertedTensor {
 }
 
 impl Converted {
-    /// Plans the parameters of `sourced`, all of which must be in the file.
+    /// Plans the parameters of `sourced`, which must all be in the file.
     fn new(component: &Component, sourced: &[Sourced], file: &TensorFile) -> Self {
         let tensor = |(name, shape, source): &Sourced| {
             let info = file.tensors.get(&source.name)?.clone();

@@ -51,7 +51,7 @@ fn middle(name: &str) -> Option<Source> {
     Some(Source::look_up(rest, &RESNET)?.below(format_args!("middle_block.{}.", 2 * index)))
 }
 
-/// A block for each residual block, the last of which changes the resolution too.
+/// A block for each residual block. The last one changes the resolution too.
 fn up(name: &str, parameters: &Parameters) -> Option<Source> {
     let (level, rest) = numbered(name.strip_prefix("up_blocks.")?)?;
     let layers = |level: usize| layers("up_blocks", level, parameters);
