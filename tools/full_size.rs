@@ -7,8 +7,9 @@
 //! that are named after it too: `vae`, `text_encoder_3` (a T5).
 //!
 //! `full_size forward MODEL [DEVICE [TYPE [PIXELS [SAMPLES [COMPONENT]]]]]` calls the denoiser of
-//! such a folder on noise, or that component, and prints the time of a call, the denoiser's
-//! multiply-accumulates, and the memory beside the estimate.
+//! such a folder on noise (`replayed`: as pipelines do, as a CUDA graph where that helps), or that
+//! component, and prints the time of a call, the denoiser's multiply-accumulates, and the memory
+//! beside the estimate.
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
@@ -19,6 +20,7 @@ use secateur_models::{
     AutoencoderKlConfig, Checkpoint, Conditioning, ModelFolder, Sampling, T5Config, T5Encoder,
     autoencoder_config, denoiser_config, noise,
 };
+use secateur_nn::ops::Replay;
 use secateur_nn::{Context, DeviceChoice, Placement, Wanted};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -157,8 +159,9 @@ fn forward(model: &Path, options: &[&str]) -> Result<()> {
     let call = match component {
         VAE => decode(&folder, &sampling, samples)?,
         T5 => encode(&folder, samples)?,
-        "denoiser" => denoise(&folder, &sampling, samples)?,
-        _ => bail!("{component}: denoiser, {VAE} or {T5}"),
+        "denoiser" => denoise(&folder, &sampling, samples, None)?,
+        "replayed" => denoise(&folder, &sampling, samples, Some(Replay::default()))?,
+        _ => bail!("{component}: denoiser, replayed, {VAE} or {T5}"),
     };
     print(&format!("{component} loaded in {:.1} s", start.elapsed().as_secs_f64()))?;
     let timed = || {
@@ -168,8 +171,8 @@ fn forward(model: &Path, options: &[&str]) -> Result<()> {
         anyhow::ensure!(square.is_finite(), "the output is not finite");
         Ok((start.elapsed().as_secs_f64(), square.sqrt()))
     };
-    // The first calls pack weights, load kernels and choose algorithms.
-    for _ in 0..2 {
+    // The first calls pack weights, load kernels, choose algorithms and record.
+    for _ in 0..4 {
         timed()?;
     }
     let mut seconds = Vec::new();
@@ -207,7 +210,12 @@ fn forward(model: &Path, options: &[&str]) -> Result<()> {
 
 type CallOf = Box<dyn Fn() -> Result<Tensor>>;
 
-fn denoise(folder: &ModelFolder, sampling: &Sampling, samples: usize) -> Result<CallOf> {
+fn denoise(
+    folder: &ModelFolder,
+    sampling: &Sampling,
+    samples: usize,
+    replay: Option<Replay>,
+) -> Result<CallOf> {
     let placement = folder.placement().clone();
     let denoiser = folder
         .checkpoint()
@@ -231,11 +239,17 @@ fn denoise(folder: &ModelFolder, sampling: &Sampling, samples: usize) -> Result<
         guidance: Some(Tensor::full(3.5f32, samples, &Device::Cpu)?),
         ..Conditioning::default()
     };
+    let conditioning = conditioning.at(&placement)?;
     let (height, width) = sampling.latent;
     let latents = random(&[folder.denoiser().latent_shape()[0], height, width])?;
-    let times = vec![500.0; samples];
-    Ok(Box::new(move || {
-        Ok(denoiser.forward(&latents, &times, &conditioning, &Context::default())?)
+    let times = placement.in_f32().tensor(vec![500f32; samples], samples)?;
+    let inputs = [latents, times];
+    let call = move |inputs: &[Tensor]| -> Result<Tensor> {
+        Ok(denoiser.forward(&inputs[0], &inputs[1], &conditioning, &Context::default())?)
+    };
+    Ok(Box::new(move || match &replay {
+        Some(replay) => replay.call(&inputs, &call),
+        None => call(&inputs),
     }))
 }
 

@@ -1,9 +1,8 @@
 //! The conditioning of a denoiser: all inputs besides the latents and the time.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refuse};
 use candle_core::{DType, Device, Tensor};
 use secateur_nn::Placement;
-use std::sync::Arc;
 
 /// The conditioning of a denoiser: all inputs besides the latents and the time. Each family reads
 /// the fields that it needs. The first dimension of every tensor counts samples.
@@ -30,7 +29,7 @@ pub struct Conditioning {
 
 /// Score bias of a key that must not be read: its weight becomes 0 beside any other key. It is
 /// finite, so that if no key may be read all keys weigh the same, as in diffusers.
-const HIDDEN: f32 = -10_000.0;
+const HIDDEN: f64 = -10_000.0;
 
 impl Conditioning {
     /// The text states.
@@ -110,16 +109,27 @@ impl Conditioning {
         Ok(Self { text, multiplicity: None, ..self.clone() })
     }
 
-    /// Moves the tensors that a denoiser computes with to `placement`. Those that it reads as
-    /// numbers stay on the CPU.
+    /// Moves all tensors to `placement`: the texts in the type that is computed in, sizes, scales
+    /// and multiplicities in `f32`.
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub(crate) fn at(self, placement: &Placement) -> Result<Self> {
-        let there = |tensor: Option<Tensor>| {
-            tensor.map(|tensor| Ok::<_, Error>(placement.bring(&tensor)?)).transpose()
+    pub fn at(&self, placement: &Placement) -> Result<Self> {
+        let exact = placement.in_f32();
+        let states = |tensor: &Option<Tensor>| {
+            tensor.as_ref().map(|tensor| placement.bring(tensor)).transpose()
         };
-        Ok(Self { text: there(self.text)?, pooled: there(self.pooled)?, ..self })
+        let numbers =
+            |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| exact.bring(tensor)).transpose();
+        Ok(Self {
+            text: states(&self.text)?,
+            pooled: states(&self.pooled)?,
+            time_ids: numbers(&self.time_ids)?,
+            resolution: numbers(&self.resolution)?,
+            labels: numbers(&self.labels)?,
+            guidance: numbers(&self.guidance)?,
+            multiplicity: numbers(&self.multiplicity)?,
+        })
     }
 
     /// Joins conditionings along their samples. All must hold the same fields.
@@ -163,9 +173,31 @@ impl Conditioning {
         })
     }
 
-    /// Applies `change` to every tensor.
-    fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        let changed = |tensor: &Option<Tensor>| tensor.as_ref().map(&change).transpose();
+    /// All tensors that are there, in the order of the fields.
+    pub(crate) fn tensors(&self) -> Vec<Tensor> {
+        let Self { text, pooled, time_ids, resolution, labels, guidance, multiplicity } = self;
+        [text, pooled, time_ids, resolution, labels, guidance, multiplicity]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
+    /// The same fields with other tensors, in the order of [`Conditioning::tensors`].
+    ///
+    /// # Errors
+    /// If there are fewer.
+    pub(crate) fn with_tensors(&self, tensors: &[Tensor]) -> Result<Self> {
+        let mut tensors = tensors.iter();
+        self.map(|_| match tensors.next() {
+            Some(tensor) => Ok(tensor.clone()),
+            None => refuse!("a conditioning with too few tensors"),
+        })
+    }
+
+    /// Applies `change` to every tensor, in the order of the fields.
+    fn map(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let mut changed = |tensor: &Option<Tensor>| tensor.as_ref().map(&mut change).transpose();
         Ok(Self {
             text: changed(&self.text)?,
             pooled: changed(&self.pooled)?,
@@ -187,24 +219,26 @@ fn needed<'a>(tensor: &'a Option<Tensor>, what: &str) -> Result<&'a Tensor> {
 /// The multiplicity of text tokens: each stands for several equal ones, or for none.
 #[derive(Clone, Debug)]
 pub(crate) struct Multiplicity {
-    /// For each text token of each sample.
-    pub(crate) of_text: Arc<[f32]>,
-    /// For each key of each sample. The text comes last.
-    pub(crate) of_keys: Arc<[f32]>,
-    /// Score bias of each key of each sample: ln m, as m equal keys weigh as much as one key with
-    /// ln m added to its score.
-    pub(crate) key_bias: Arc<[f32]>,
+    /// Of each text token: samples x tokens.
+    pub(crate) of_text: Tensor,
+    /// Of each key: samples x keys. The text comes last.
+    pub(crate) of_keys: Tensor,
+    /// Score bias of each key: ln m, as m equal keys weigh as much as one key with ln m added to
+    /// its score. Samples x keys.
+    pub(crate) key_bias: Tensor,
 }
 
 impl Multiplicity {
     fn new(multiplicity: &Tensor, others: usize) -> Result<Self> {
-        let of_text = multiplicity.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        let of_keys = |text: &Vec<f32>| std::iter::repeat_n(1.0, others).chain(text.clone());
-        let of_keys: Arc<[f32]> = of_text.iter().flat_map(of_keys).collect();
-        Ok(Self {
-            key_bias: of_keys.iter().map(|m| m.ln().max(HIDDEN)).collect(),
-            of_text: of_text.concat().into(),
-            of_keys,
-        })
+        let of_text = multiplicity.to_dtype(DType::F32)?;
+        let of_keys = match others {
+            0 => of_text.clone(),
+            _ => {
+                let shape = (of_text.dim(0)?, others);
+                let of_others = Tensor::ones(shape, DType::F32, of_text.device())?;
+                Tensor::cat(&[&of_others, &of_text], 1)?
+            }
+        };
+        Ok(Self { key_bias: of_keys.log()?.maximum(HIDDEN)?, of_text, of_keys })
     }
 }

@@ -17,7 +17,7 @@ pub(crate) use embedder::{Embedder, Sinusoids};
 pub(crate) use feed_forward::{FeedForward, Gate};
 pub(crate) use modulation::Modulation;
 pub(crate) use norm::Norm;
-pub(crate) use patches::{PatchEmbed, PatchTransformer, Positions, whole_grid};
+pub(crate) use patches::{BySize, PatchEmbed, PatchTransformer, Positions, whole_grid};
 pub(crate) use pixel_attention::PixelAttention;
 pub(crate) use resnet::ResnetBlock;
 pub(crate) use transformer_block::TransformerBlock;

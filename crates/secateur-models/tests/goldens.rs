@@ -266,7 +266,7 @@ fn step(role: &str) {
         pooled: want.get("pooled").cloned(),
         ..Conditioning::default()
     };
-    let timesteps = want["timestep"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+    let timesteps = want["timestep"].to_dtype(DType::F32).unwrap();
     let out = pipeline
         .denoiser()
         .forward(&want["x"], &timesteps, &conditioning, &Context::default())

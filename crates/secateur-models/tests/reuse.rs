@@ -6,7 +6,7 @@
 #[path = "common/assemble.rs"]
 mod assemble;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use secateur_models::{
     Denoising, Error, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind,
 };
@@ -110,7 +110,7 @@ fn plain(
         let context = Context { step, gates: Some(&gates), ..Context::default() };
         let input = schedule.scale_input(index, &latents)?;
         let input = if guided { Tensor::cat(&[&input, &input], 0)? } else { input };
-        let timesteps = vec![call.timestep; input.dim(0)?];
+        let timesteps = Tensor::full(call.timestep, input.dim(0)?, &Device::Cpu)?;
         let output = pipeline.denoiser().forward(&input, &timesteps, &conditioning, &context)?;
         let output = output.narrow(1, 0, latents.dim(1)?)?;
         let output = match guided {

@@ -72,8 +72,8 @@ pub struct Context<'a> {
     /// The probe that watches the inputs of layers, if any.
     pub probe: Option<&'a dyn Probe>,
     /// For each token of the layers' input, the number of equal tokens that it stands for, or 0 if
-    /// no layer reads it: samples x tokens numbers. `None` if all are 1.
-    pub multiplicity: Option<&'a [f32]>,
+    /// no layer reads it: samples x tokens, `f32`. `None` if all are 1.
+    pub multiplicity: Option<&'a Tensor>,
     /// The gates, if any.
     pub gates: Option<&'a dyn Gates>,
 }

@@ -137,6 +137,8 @@ fn gpu(number: usize) -> std::result::Result<Device, String> {
 
 #[cfg(feature = "cudnn")]
 pub(crate) use cuda::is_there;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::let_go_of_freed_memory;
 
 #[cfg(feature = "cuda")]
 mod cuda {
@@ -262,6 +264,17 @@ mod cuda {
         unsafe { sys::cuMemPoolSetAttribute(pool, name, (&raw mut all).cast()) }.result()
     }
 
+    /// Gives freed memory back to the driver, also that of CUDA graphs.
+    pub(crate) fn let_go_of_freed_memory(device: &CudaDevice) -> Result<(), DriverError> {
+        let device = device.cuda_stream().context().cu_device();
+        // SAFETY: what is in use stays.
+        #[expect(unsafe_code, reason = "calls of the driver")]
+        unsafe {
+            sys::cuMemPoolTrimTo(pool(device)?, 0).result()?;
+            sys::cuDeviceGraphMemTrim(device).result()
+        }
+    }
+
     pub(super) fn memory(device: &CudaDevice) -> Result<DeviceMemory, DriverError> {
         let stream = device.cuda_stream();
         let context = stream.context();
@@ -271,12 +284,23 @@ mod cuda {
             // SAFETY: the attributes' values are u64.
             #[expect(unsafe_code, reason = "a call of the driver")]
             unsafe { sys::cuMemPoolGetAttribute(pool, name, (&raw mut bytes).cast()) }.result()?;
-            Ok(bytes)
+            Ok::<_, DriverError>(bytes)
         };
         let (free, total) = context.mem_get_info()?;
-        let kept = attribute(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?
-            .saturating_sub(attribute(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
+        let used = attribute(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        let kept = attribute(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?.saturating_sub(used);
         let peak = attribute(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+        // CUDA graphs have memory of their own.
+        let (mut of_graphs, name) =
+            (0u64, sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH);
+        // SAFETY: the attribute's value is a u64.
+        #[expect(unsafe_code, reason = "a call of the driver")]
+        unsafe {
+            let value = (&raw mut of_graphs).cast();
+            sys::cuDeviceGetGraphMemAttribute(context.cu_device(), name, value)
+        }
+        .result()?;
+        let peak = peak.max(used + of_graphs);
         Ok(DeviceMemory { total: total as u64, free: free as u64 + kept, peak })
     }
 }

@@ -7,12 +7,14 @@ mod graph;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod replay;
+
+pub use replay::Replay;
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 use secateur_kernels::Activation;
 use secateur_kernels::attention::Shape as AttentionShape;
-use std::sync::Arc;
 
 fn no_kernel<T>(name: &str, device: &Device) -> Result<T> {
     bail!("{name}: there is no kernel for {:?}", device.location())
@@ -141,6 +143,18 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => cuda::add(x, y),
         _ => x + y,
+    }
+}
+
+/// Multiplies tensors of one shape, number by number.
+pub fn multiply(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if x.dims() != y.dims() {
+        bail!("multiply: {:?} and {:?} are not of one shape", x.dims(), y.dims());
+    }
+    match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::multiply(x, y),
+        _ => x * y,
     }
 }
 
@@ -310,27 +324,25 @@ impl Heads {
 ///
 /// `q` is samples x queries x (heads * head width), `k` is samples x keys x (heads * head width),
 /// and `v` is samples x keys x (heads * value width). The result is samples x queries x (heads *
-/// value width). `key_bias` has one number per key, or one per key of each sample. With `causal`,
-/// token i sees the keys 0..=i only.
+/// value width). `key_bias` (keys, or samples x keys; `f32`, without a gradient) is added to the
+/// scores of a key. With `causal`, token i sees the keys 0..=i only.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     heads: Heads,
-    key_bias: Option<Arc<[f32]>>,
+    key_bias: Option<&Tensor>,
     causal: bool,
 ) -> Result<Tensor> {
     let shape = attention_shape("attention", [q, k, v], heads)?;
-    let AttentionShape { batch, keys, .. } = shape;
-    check_key_bias("attention", key_bias.as_deref(), batch, keys)?;
+    check_key_bias("attention", key_bias, shape.batch, shape.keys)?;
     match q.device() {
         Device::Cpu => cpu::attention([q, k, v], shape, heads.scale, key_bias, causal),
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let bias = key_bias
-                .filter(|_| keys > 0)
-                .map(|bias| Tensor::from_slice(&bias, (bias.len() / keys, 1, 1, keys), q.device()));
-            cuda::attention([q, k, v], shape, heads.scale, bias.transpose()?.as_ref(), causal)
+            let bias = key_bias.filter(|_| shape.keys > 0);
+            let bias = bias.map(|bias| bias.reshape(((), 1, 1, shape.keys))).transpose()?;
+            cuda::attention([q, k, v], shape, heads.scale, bias.as_ref(), causal)
         }
         device => no_kernel("attention", device),
     }
@@ -377,10 +389,10 @@ fn attention_shape(name: &str, [q, k, v]: [&Tensor; 3], heads: Heads) -> Result<
 }
 
 /// Refuses a key bias that is neither of one sample nor of all.
-fn check_key_bias(name: &str, key_bias: Option<&[f32]>, batch: usize, keys: usize) -> Result<()> {
-    match key_bias.map(<[f32]>::len) {
-        Some(length) if length != keys && length != batch * keys => {
-            bail!("{name}: a bias of {length} does not fit {keys} keys of {batch} samples")
+fn check_key_bias(name: &str, key_bias: Option<&Tensor>, batch: usize, keys: usize) -> Result<()> {
+    match key_bias.map(Tensor::dims) {
+        Some(dims) if dims != [keys] && dims != [batch, keys] => {
+            bail!("{name}: a bias of {dims:?} does not fit {keys} keys of {batch} samples")
         }
         _ => Ok(()),
     }
@@ -392,7 +404,7 @@ fn check_key_bias(name: &str, key_bias: Option<&[f32]>, batch: usize, keys: usiz
 pub fn joint_attention(
     streams: &[[&Tensor; 3]],
     heads: Heads,
-    key_bias: Option<Arc<[f32]>>,
+    key_bias: Option<&Tensor>,
 ) -> Result<Vec<Tensor>> {
     let tokens = streams.iter().map(|[q, ..]| q.dim(1)).collect::<Result<Vec<_>>>()?;
     let Some([first, _, value]) = streams.first() else { return Ok(Vec::new()) };
@@ -410,14 +422,14 @@ pub fn joint_attention(
             );
         }
     }
-    check_key_bias("joint_attention", key_bias.as_deref(), batch, keys)?;
+    check_key_bias("joint_attention", key_bias, batch, keys)?;
     // A node of the graph takes three inputs.
     let is_tracked = streams.iter().flatten().any(|tensor| tensor.track_op());
     match first.device() {
         Device::Cpu if !is_tracked => {
             let shape =
                 AttentionShape { batch, heads: heads.count, queries: 0, keys, head_dim, value_dim };
-            cpu::joint_attention(streams, &tokens, shape, heads.scale, key_bias.as_deref())
+            cpu::joint_attention(streams, &tokens, shape, heads.scale, key_bias)
         }
         _ => {
             let all = |index: usize| streams.iter().map(|stream| stream[index]).collect::<Vec<_>>();

@@ -3,19 +3,41 @@
 use crate::devices::{DeviceMemory, description, memory, to_device};
 use crate::error::Result;
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::{self, ThreadId};
 
 /// A device, and the type of the numbers that are computed there.
 #[derive(Clone, Debug)]
 pub struct Placement {
     device: Device,
     dtype: DType,
+    /// Of a GPU; shared by all that were made of one.
+    _use: Option<Arc<()>>,
+}
+
+/// The placements on GPUs that are in use, and the threads that made them.
+static USES: Mutex<Vec<(ThreadId, Weak<()>)>> = Mutex::new(Vec::new());
+
+/// Runs `body` if no other thread uses a GPU, and keeps others from it meanwhile; else None.
+#[cfg(feature = "cuda")]
+pub(crate) fn while_alone<R>(body: impl FnOnce() -> R) -> Option<R> {
+    let uses = USES.lock().unwrap_or_else(PoisonError::into_inner);
+    let own = thread::current().id();
+    uses.iter().all(|(thread, one)| *thread == own || one.strong_count() == 0).then(body)
 }
 
 impl Placement {
     /// On `device`, in `dtype` (`F32`, `F16` or `BF16`; on the CPU, `F32`).
     #[must_use]
     pub fn new(device: Device, dtype: DType) -> Self {
-        Self { device, dtype }
+        let _use = device.is_cuda().then(|| {
+            let own = Arc::new(());
+            let mut uses = USES.lock().unwrap_or_else(PoisonError::into_inner);
+            uses.retain(|(_, one)| one.strong_count() > 0);
+            uses.push((thread::current().id(), Arc::downgrade(&own)));
+            own
+        });
+        Self { device, dtype, _use }
     }
 
     /// The CPU, in `f32`.
@@ -51,7 +73,7 @@ impl Placement {
     /// The same device in `f32`.
     #[must_use]
     pub fn in_f32(&self) -> Self {
-        Self::new(self.device.clone(), DType::F32)
+        Self { dtype: DType::F32, ..self.clone() }
     }
 
     /// The same device in `f32` where it is `f16`, of numbers that may be larger than that holds.

@@ -12,7 +12,6 @@ use numbers::{random, wide, within};
 use plain::Steps;
 use secateur_nn::ops::{self, Heads};
 use secateur_nn::{Activation, devices, to_device};
-use std::sync::Arc;
 
 /// Greatest difference, relative to the largest element of the gradient, or to [`LEAST`] where that
 /// is more.
@@ -381,7 +380,7 @@ fn attention() {
             hidden[keys / 2] = f32::NEG_INFINITY;
             hidden[keys - 1] = -1e4;
         }
-        for bias in [None, Some(Arc::<[f32]>::from(hidden))] {
+        for bias in [None, Some(&hidden)] {
             for causal in [false, true] {
                 check(
                     &format!(
@@ -389,11 +388,15 @@ fn attention() {
                         bias.is_some()
                     ),
                     &[&q, &k, &k],
-                    |t| ops::attention(&t[0], &t[1], &t[2], sized, bias.clone(), causal),
+                    |t| {
+                        let bias = bias.map(|bias| Tensor::new(&bias[..], t[0].device()));
+                        let bias = bias.transpose()?;
+                        ops::attention(&t[0], &t[1], &t[2], sized, bias.as_ref(), causal)
+                    },
                     |p| {
                         let tokens = (samples, queries, keys);
                         let [q, k, v] = [&p[0][..], &p[1], &p[2]];
-                        plain::attention([q, k, v], tokens, sized, bias.as_deref(), causal)
+                        plain::attention([q, k, v], tokens, sized, bias.map(|b| &b[..]), causal)
                     },
                 );
             }
@@ -760,6 +763,7 @@ fn larger_ops() -> Vec<Case> {
         ops.push(case("RMS norm", &[tokens, &[width]], |t| ops::rms_norm(&t[0], &t[1], EPS)));
         ops.push(case("softmax", &[tokens], |t| ops::softmax(&t[0])));
         ops.push(case("geglu", &[tokens], |t| ops::geglu(&t[0])));
+        ops.push(case("product of pairs", &[tokens, tokens], |t| ops::multiply(&t[0], &t[1])));
         ops.push(case("gated residual", &[tokens, &[2, width], tokens], |t| {
             ops::gated_add(&t[0], &t[1], &t[2])
         }));
@@ -820,31 +824,36 @@ fn larger_ops() -> Vec<Case> {
             move |t| ops::attention(&t[0], &t[1], &t[2], Heads::new(2, width), None, false),
         ));
     }
-    // Heads of any width, of values too; keys that are hidden or weigh more; as many tokens as
-    // there are in a tile, one more, and one.
+    // Heads of any width, of values too; keys that weigh more, or that are hidden beside others (of
+    // a score of 1e4, f32 keeps 1e-3, which would show in gradients where all keys are hidden); as
+    // many tokens as there are in a tile, one more, and one.
     for (queries, keys, width, of_values) in
         [(70, 130, 5, 8), (64, 64, 37, 21), (65, 65, 64, 72), (1, 129, 33, 33), (300, 1, 80, 16)]
     {
         let shapes: [&[usize]; 3] =
             [&[2, queries, 3 * width], &[2, keys, 3 * width], &[2, keys, 3 * of_values]];
-        let biases: Arc<[f32]> = (0..2 * keys)
-            .map(|key| if key % 5 == 1 { -1e4 } else { (key % 7) as f32 / 3.0 })
+        let biases: Vec<f32> = (0..2 * keys)
+            .map(|key| if key % 5 == 1 && keys > 1 { -1e4 } else { (key % 7) as f32 / 3.0 })
             .collect();
+        let biases = Tensor::from_vec(biases, (2, keys), &Device::Cpu).unwrap();
         for bias in [None, Some(biases)] {
             for causal in [false, true] {
                 let (bias, heads) = (bias.clone(), Heads::new(3, width));
                 ops.push(case("attention of any width", &shapes, move |t| {
-                    ops::attention(&t[0], &t[1], &t[2], heads, bias.clone(), causal)
+                    let bias = bias.as_ref().map(|bias| to_device(bias, t[0].device()));
+                    let bias = bias.transpose()?;
+                    ops::attention(&t[0], &t[1], &t[2], heads, bias.as_ref(), causal)
                 }));
             }
         }
         // The first half of the keys hidden, all of a tile and more; or all but the last one, from
         // every other query.
-        let half: Arc<[f32]> =
+        let half: Vec<f32> =
             (0..keys).map(|key| if key < keys / 2 { f32::NEG_INFINITY } else { 0.0 }).collect();
         ops.push(case("attention of hidden keys", &shapes, move |t| {
             let heads = Heads::new(3, width);
-            ops::attention(&t[0], &t[1], &t[2], heads, Some(half.clone()), false)
+            let half = Tensor::new(half.as_slice(), t[0].device())?;
+            ops::attention(&t[0], &t[1], &t[2], heads, Some(&half), false)
         }));
         let hides = move |index| index / keys % 2 == 1 && index % keys < keys - 1;
         ops.push(case("attention of hidden keys, by query", &shapes, move |t| {

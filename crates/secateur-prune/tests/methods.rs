@@ -593,8 +593,8 @@ fn equal_tokens_may_be_folded_into_one() {
             probe: Some(&calibrator),
             ..Context::default()
         };
-        let output =
-            pipeline.denoiser().forward(&latents, &[700.0; 2], conditioning, &context).unwrap();
+        let times = Tensor::new(&[700.0f32; 2], &Device::Cpu).unwrap();
+        let output = pipeline.denoiser().forward(&latents, &times, conditioning, &context).unwrap();
         (output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), calibrator.finish())
     };
     let ((output, statistics), (all_output, all_statistics)) = (run(&folded), run(&spelled_out));

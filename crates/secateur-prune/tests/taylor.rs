@@ -12,7 +12,7 @@ mod assemble;
 mod cases;
 
 use assemble::assemble;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use given::Given;
 use secateur_models::{Axis, Edits, ModelFolder, Pipeline, Sampling, noise};
 use secateur_nn::Context;
@@ -45,7 +45,7 @@ fn losses(
         let scheduler = folder.scheduler(sampling.sampler).unwrap();
         let (latents, target) = scheduler.training_pair(*timestep, clean, &noise).unwrap();
         let told = pipeline.conditioning(prompts, sampling.latent, sampling).unwrap();
-        let times = vec![*timestep; prompts.len()];
+        let times = Tensor::full(*timestep, prompts.len(), &Device::Cpu).unwrap();
         let output =
             pipeline.denoiser().forward(&latents, &times, &told, &Context::default()).unwrap();
         let output = output.narrow(1, 0, clean.dim(1).unwrap()).unwrap();

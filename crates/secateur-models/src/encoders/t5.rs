@@ -177,7 +177,7 @@ impl FeedForward {
         let context = Context::default();
         let mut y = self.wi.forward_activated(x, self.activation, &context)?;
         if let Some(wi_1) = &self.wi_1 {
-            y = (y * wi_1.forward(x, &context)?)?;
+            y = ops::multiply(&y, &wi_1.forward(x, &context)?)?;
         }
         Ok(self.wo.forward(&y, &context)?)
     }

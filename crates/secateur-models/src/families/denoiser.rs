@@ -11,15 +11,15 @@ use std::fmt::Debug;
 /// The network that a sampler calls at every step.
 pub trait Denoiser: Send + Sync {
     /// Predicts noise or velocity for `latents` (samples x channels x height x width) at
-    /// `timesteps` (one per sample). The result may have more channels than `latents`: a variance
-    /// follows them.
+    /// `timesteps` (one per sample, `f32`). The result may have more channels than `latents`: a
+    /// variance follows them.
     ///
     /// # Errors
     /// If the shapes do not fit, or the probe or the gates of the context fail.
     fn forward(
         &self,
         latents: &Tensor,
-        timesteps: &[f32],
+        timesteps: &Tensor,
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor>;

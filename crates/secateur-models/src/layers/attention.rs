@@ -5,7 +5,6 @@ use crate::error::Result;
 use crate::structure::{Between, HeadGroup, HeadStream, Pair, Role, Rows, Site, Slice};
 use candle_core::Tensor;
 use secateur_nn::{Context, Linear, Scope, ops};
-use std::sync::Arc;
 
 /// The heads of an attention, after removals.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +116,7 @@ impl Attention {
     ) -> Result<Tensor> {
         let y = {
             let q = self.to_q.forward(x, context)?;
-            let of_others = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
+            let of_others = Context { multiplicity: multiplicity.map(|m| &m.of_text), ..*context };
             let (k, v) =
                 (self.to_k.forward(others, &of_others)?, self.to_v.forward(others, &of_others)?);
             let _span = tracing::trace_span!("attention").entered();
@@ -126,7 +125,7 @@ impl Attention {
                 &k,
                 &v,
                 self.heads.scaled(),
-                multiplicity.map(|m| Arc::clone(&m.key_bias)),
+                multiplicity.map(|m| &m.key_bias),
                 false,
             )?
         };

@@ -44,22 +44,19 @@ pub(crate) struct Sinusoids {
 }
 
 impl Sinusoids {
-    /// Encodes each of `values` as a row, at `placement`: values x channels.
-    pub(crate) fn of(self, values: &[f32], placement: &Placement) -> Result<Tensor> {
+    /// Encodes each of `values` (`f32`, at `placement`) as a row of numbers of the type that is
+    /// computed in: values x channels.
+    pub(crate) fn of(self, values: &Tensor, placement: &Placement) -> Result<Tensor> {
         let half = self.channels / 2;
         let slope = -(10000f32.ln()) / (half as f32 - self.freq_shift as f32);
-        let frequencies: Vec<f32> = (0..half).map(|i| (slope * i as f32).exp()).collect();
-        let mut rows = Vec::with_capacity(values.len() * self.channels);
-        for &value in values {
-            let angles = frequencies.iter().map(|frequency| value * frequency);
-            let sines = angles.clone().map(f32::sin);
-            let cosines = angles.map(f32::cos);
-            match self.flip_sin_to_cos {
-                true => rows.extend(cosines.chain(sines)),
-                false => rows.extend(sines.chain(cosines)),
-            }
-            rows.resize(rows.len() + self.channels % 2, 0.0);
-        }
-        Ok(placement.tensor(rows, (values.len(), self.channels))?)
+        let frequencies = (0..half).map(|i| (slope * i as f32).exp()).collect();
+        let frequencies = placement.in_f32().tensor(frequencies, (1, half))?;
+        let angles = values.flatten_all()?.unsqueeze(1)?.broadcast_mul(&frequencies)?;
+        let (sines, cosines) = (angles.sin()?, angles.cos()?);
+        let rows = match self.flip_sin_to_cos {
+            true => Tensor::cat(&[cosines, sines], 1)?,
+            false => Tensor::cat(&[sines, cosines], 1)?,
+        };
+        Ok(placement.bring(&rows.pad_with_zeros(1, 0, self.channels % 2)?)?)
     }
 }

@@ -8,6 +8,9 @@ use crate::structure::{Rows, Site};
 use candle_core::Tensor;
 use secateur_nn::{Context, Conv2d, Placement, ops};
 use serde::Deserialize;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
 
 /// Rows and columns of the tokens that latents of `size` (height, width) become.
 ///
@@ -64,8 +67,24 @@ impl PatchEmbed {
     }
 }
 
+/// Tensors that are made once for each size, and kept.
+#[derive(Default)]
+pub(crate) struct BySize<S>(Mutex<HashMap<S, Tensor>>);
+
+impl<S: Eq + Hash> BySize<S> {
+    /// The tensor for `size`, which `make` makes where it is not there.
+    pub(crate) fn of(&self, size: S, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tensor) = made.get(&size) {
+            return Ok(tensor.clone());
+        }
+        let tensor = make()?;
+        made.insert(size, tensor.clone());
+        Ok(tensor)
+    }
+}
+
 /// `get_2d_sincos_pos_embed`: sines and cosines of the place of a token.
-#[derive(Clone, Copy, Debug)]
 pub(crate) struct Positions {
     /// Tokens on a side at the size it was trained for: a larger grid is squeezed into as many
     /// places.
@@ -74,16 +93,18 @@ pub(crate) struct Positions {
     pub(crate) interpolation_scale: f64,
     /// Numbers a token, a multiple of 4.
     pub(crate) width: usize,
+    /// For each grid.
+    made: BySize<(usize, usize)>,
 }
 
 impl Positions {
-    /// 1 x tokens x width, at `placement`: the first half of each tells the column, the second the
-    /// row.
-    pub(crate) fn of(
-        self,
-        (rows, columns): (usize, usize),
-        placement: &Placement,
-    ) -> Result<Tensor> {
+    /// Of the tokens of a grid (rows, columns), 1 x tokens x width, at `placement`.
+    pub(crate) fn of(&self, grid: (usize, usize), placement: &Placement) -> Result<Tensor> {
+        self.made.of(grid, || self.table(grid, placement))
+    }
+
+    /// The first half of each token tells the column, the second the row.
+    fn table(&self, (rows, columns): (usize, usize), placement: &Placement) -> Result<Tensor> {
         let half = self.width / 2;
         let across = self
             .along(columns, placement)?
@@ -98,7 +119,7 @@ impl Positions {
 
     /// `count` places along one side, half the width each. Places are of f32, their angles of f64,
     /// as in diffusers.
-    fn along(self, count: usize, placement: &Placement) -> Result<Tensor> {
+    fn along(&self, count: usize, placement: &Placement) -> Result<Tensor> {
         let quarter = self.width / 4;
         let frequencies: Vec<f64> =
             (0..quarter).map(|i| 1.0 / 10000f64.powf(i as f64 / quarter as f64)).collect();
@@ -190,6 +211,7 @@ impl PatchTransformer {
             base_size: self.sample_size / self.patch_size,
             interpolation_scale,
             width: self.width(),
+            made: BySize::default(),
         }
     }
 }

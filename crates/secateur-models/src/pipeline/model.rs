@@ -3,7 +3,7 @@
 use crate::autoencoders::{Autoencoder, pictures};
 use crate::classes::{Sampling, Subject};
 use crate::conditioning::Conditioning;
-use crate::error::Result;
+use crate::error::{Result, refuse};
 use crate::families::Denoiser;
 use crate::folder::ModelFolder;
 use crate::observer::Observer;
@@ -11,6 +11,7 @@ use crate::pipeline::noise::noise;
 use crate::pipeline::texts::Texts;
 use crate::structure::{Description, Edits, Removals, Site, Structure};
 use candle_core::Tensor;
+use secateur_nn::ops::Replay;
 use secateur_nn::{Context, Parameters, Placement};
 use std::ops::Range;
 
@@ -20,6 +21,8 @@ pub struct Pipeline {
     parameters: Parameters,
     removals: Removals,
     denoiser: Box<dyn Denoiser>,
+    /// Of the calls of the denoiser that are neither watched nor gated.
+    replay: Replay,
     description: Description,
     texts: Texts,
     /// `None` if the denoiser works on pictures.
@@ -39,6 +42,7 @@ impl Pipeline {
         let (denoiser, description) = build(&folder, &parameters)?;
         Ok(Self {
             denoiser,
+            replay: Replay::default(),
             description,
             texts: Texts::new(folder.components().clone(), folder.class().conditioner),
             vae: folder.autoencoder()?,
@@ -82,9 +86,22 @@ impl Pipeline {
         let (samples, channels, _, _) = input.dims4()?;
         let guided = self.folder.passes(guidance) == 2;
         let input = if guided { Tensor::cat(&[input, input], 0)? } else { input.clone() };
-        let (placement, times) = (self.folder.placement(), vec![timestep; input.dim(0)?]);
+        let (placement, count) = (self.folder.placement(), input.dim(0)?);
+        let times = placement.in_f32().tensor(vec![timestep; count], count)?;
         let input = placement.bring(&input)?;
-        let output = self.denoiser.forward(&input, &times, conditioning, context)?;
+        let output = match (context.probe, context.gates) {
+            (None, None) => {
+                let inputs = [vec![input, times], conditioning.tensors()].concat();
+                self.replay.call(&inputs, |inputs| {
+                    let [input, times, tensors @ ..] = inputs else {
+                        refuse!("a denoiser's call without latents and times")
+                    };
+                    let conditioning = conditioning.with_tensors(tensors)?;
+                    self.denoiser.forward(input, times, &conditioning, context)
+                })?
+            }
+            _ => self.denoiser.forward(&input, &times, conditioning, context)?,
+        };
         let output = placement.in_f32().bring(&output)?;
         // More channels than the latents' are a variance, which no sampler here asks for.
         let output = output.narrow(1, 0, channels)?;
@@ -133,6 +150,7 @@ impl Pipeline {
             parameters.replace(name, weight.clone())?;
         }
         (self.denoiser, self.description) = build(&self.folder, &parameters)?;
+        self.replay = Replay::default();
         self.parameters = parameters;
         self.removals = edits.removals.clone();
         Ok(())

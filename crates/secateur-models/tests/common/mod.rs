@@ -30,20 +30,11 @@ pub(crate) fn call<'a>(
         (last[1] as usize + 1, last[2] as usize + 1)
     });
     let scale = if size.is_some() { 1000.0 } else { 1.0 };
-    let timesteps = (given["timestep"].to_dtype(DType::F32).unwrap() * scale)
-        .unwrap()
-        .to_vec1::<f32>()
-        .unwrap();
+    let timesteps = (given["timestep"].to_dtype(DType::F32).unwrap() * scale).unwrap();
     move |scope| {
         let placement = scope.placement().clone();
-        let there = |tensor: &Option<Tensor>| {
-            tensor.as_ref().map(|tensor| placement.bring(tensor)).transpose()
-        };
-        let conditioning = Conditioning {
-            text: there(&conditioning.text)?,
-            pooled: there(&conditioning.pooled)?,
-            ..conditioning.clone()
-        };
+        let conditioning = conditioning.at(&placement)?;
+        let timesteps = placement.in_f32().bring(&timesteps)?;
         let x = placement.bring(&x)?;
         let model = config.build(&scope.into())?;
         let forward = |x: &Tensor| model.forward(x, &timesteps, &conditioning, &context);

@@ -432,9 +432,10 @@ pub(super) fn attention(
     [q, k, v]: [&Tensor; 3],
     shape: AttentionShape,
     scale: f32,
-    key_bias: Option<Arc<[f32]>>,
+    key_bias: Option<&Tensor>,
     causal: bool,
 ) -> Result<Tensor> {
+    let key_bias: Option<Arc<[f32]>> = key_bias.map(numbers).transpose()?.map(Arc::from);
     let bias = key_bias.clone();
     apply(
         "attention",
@@ -483,12 +484,13 @@ pub(super) fn joint_attention(
     tokens: &[usize],
     shape: AttentionShape,
     scale: f32,
-    key_bias: Option<&[f32]>,
+    key_bias: Option<&Tensor>,
 ) -> Result<Vec<Tensor>> {
+    let key_bias = key_bias.map(numbers).transpose()?;
     let contiguous =
         streams.iter().flatten().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<&Tensor> = contiguous.iter().collect();
-    let scores = Scores { scale, key_bias, causal: false };
+    let scores = Scores { scale, key_bias: key_bias.as_deref(), causal: false };
     let value_width = shape.heads * shape.value_dim;
     let outputs = with_slices("joint_attention", &tensors, |data| {
         let (streams, _) = data.as_chunks::<3>();
@@ -531,6 +533,10 @@ pub(super) fn gated_add(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor>
             );
         },
     )
+}
+
+fn numbers(x: &Tensor) -> Result<Vec<f32>> {
+    x.flatten_all()?.to_vec1()
 }
 
 /// Runs `body` on the numbers of a tensor of any layout.

@@ -9,9 +9,11 @@ mod gradients;
 mod launch;
 mod node;
 mod products;
+mod recordings;
 
 pub(super) use attention::{attention, softmax};
 pub(super) use convolution::conv2d;
+pub(super) use recordings::Recordings;
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Result, Shape, Tensor, bail};
@@ -101,15 +103,18 @@ pub(super) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if let (Some(x), Some(y)) = (channels_last(x), channels_last(y)) {
         return add(&x, &y)?.permute((0, 3, 1, 2));
     }
-    if x.track_op() || y.track_op() {
-        return x + y;
-    }
+    if x.track_op() || y.track_op() { x + y } else { of_pairs("add", x, y) }
+}
+
+/// Tensors of one shape.
+pub(super) fn multiply(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if x.track_op() || y.track_op() { x * y } else { of_pairs("multiply", x, y) }
+}
+
+fn of_pairs(name: &str, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let count = x.elem_count();
-    let launch = Launch {
-        name: "add",
-        scalars: &[Scalar::Size(count)],
-        ..Launch::over(x.dtype(), count, count)
-    };
+    let launch =
+        Launch { name, scalars: &[Scalar::Size(count)], ..Launch::over(x.dtype(), count, count) };
     Ok(made(&launch, &[x, y], x.shape())?.untracked())
 }
 
@@ -323,15 +328,23 @@ pub(super) fn layer_norm_modulated(
 }
 
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    /// Of the widest rows of which a warp has several under way.
+    const MOST_ACCESSES: usize = 128;
     let width = weight.elem_count();
     let rows = x.elem_count() / width;
-    // As the kernel divides a warp: any number of blocks gives the same.
-    let lanes = (width / numbers_an_access(x.dtype())).next_power_of_two().min(32);
+    let accesses = width / numbers_an_access(x.dtype());
+    let (name, blocks, threads) = if accesses > MOST_ACCESSES {
+        ("rms_norm_of_wide_rows", rows.div_ceil(ROWS_OF_A_BLOCK), 32 * ROWS_OF_A_BLOCK)
+    } else {
+        // As the kernel divides a warp: any number of blocks gives the same.
+        let lanes = accesses.next_power_of_two().min(32);
+        ("rms_norm", (rows * lanes).div_ceil(4 * THREADS), THREADS)
+    };
     let launch = Launch {
-        name: "rms_norm",
+        name,
         width,
-        blocks: ((rows * lanes).div_ceil(4 * THREADS), 1),
-        threads: THREADS,
+        blocks: (blocks, 1),
+        threads,
         shared: 0,
         scalars: &[Scalar::Size(rows), Scalar::Int(width as i32), Scalar::Float(eps)],
     };

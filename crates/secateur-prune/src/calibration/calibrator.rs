@@ -87,8 +87,10 @@ impl Probe for Calibrator {
         };
         let samples = x.dim(0)?;
         let mut moments = moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let multiplicity = context.multiplicity.map(|m| m.flatten_all()?.to_vec1::<f32>());
+        let multiplicity = multiplicity.transpose()?;
         ops::with_values(x, |x| {
-            moments.add(x, samples, context.multiplicity, (step.index, weight))
+            moments.add(x, samples, multiplicity.as_deref(), (step.index, weight))
         })?;
         if !moments.is_finite() {
             let step = step.index + 1;

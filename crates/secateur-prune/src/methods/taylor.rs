@@ -64,10 +64,11 @@ impl Taylor {
                 let (latents, target) = scheduler.training_pair(timestep, clean, &noise)?;
                 let conditioning =
                     pipeline.conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
-                let told = vec![timestep; images.len()];
+                let times = vec![timestep; images.len()];
+                let times = folder.placement().in_f32().tensor(times, images.len())?;
                 let output = learner.denoiser.forward(
                     &latents,
-                    &told,
+                    &times,
                     &conditioning,
                     &Context::default(),
                 )?;

@@ -7,7 +7,6 @@ use crate::layers::{FeedForward, Gate, Heads, Modulation, stream};
 use crate::structure::{Between, Role, Rows, Site};
 use candle_core::Tensor;
 use secateur_nn::{Context, Linear, RmsNorm, Scope, ops};
-use std::sync::Arc;
 
 /// The options of a block.
 #[derive(Clone, Copy, Debug)]
@@ -213,7 +212,7 @@ impl JointBlock {
         multiplicity: Option<&Multiplicity>,
         context: &Context<'_>,
     ) -> Result<[Tensor; 2]> {
-        let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
+        let text_context = Context { multiplicity: multiplicity.map(|m| &m.of_text), ..*context };
         let image = Modulation::new(&self.norm1, time, context)?;
         let words = Modulation::new(&self.norm1_context, time, context)?;
         // AdaLayerNormZero orders its parts shift, scale, gate; AdaLayerNormContinuous scale,
@@ -253,11 +252,11 @@ impl JointBlock {
         multiplicity: Option<&Multiplicity>,
         context: &Context<'_>,
     ) -> Result<(Tensor, Tensor)> {
-        let text_context = Context { multiplicity: multiplicity.map(|m| &*m.of_text), ..*context };
+        let text_context = Context { multiplicity: multiplicity.map(|m| &m.of_text), ..*context };
         let [q, k, v] = self.image.forward(x, rotation, context)?;
         let [text_q, text_k, text_v] = self.text.forward(text, None, &text_context)?;
         let _span = tracing::trace_span!("attention").entered();
-        let bias = multiplicity.map(|m| Arc::clone(&m.key_bias));
+        let bias = multiplicity.map(|m| &m.key_bias);
         let streams = [[&q, &k, &v], [&text_q, &text_k, &text_v]];
         let mut outputs = ops::joint_attention(&streams, self.heads.scaled(), bias)?.into_iter();
         match (outputs.next(), outputs.next()) {

@@ -8,12 +8,11 @@ use crate::families::joint::block::{
     EPS, IMAGE, IMAGE_NORMS, JointBlock, JointConfig, Projections,
 };
 use crate::files::{Options, check_heads, options};
-use crate::layers::{Chain, Embedder, Heads, Modulation, Sinusoids, stream, whole_grid};
+use crate::layers::{BySize, Chain, Embedder, Heads, Modulation, Sinusoids, stream, whole_grid};
 use crate::structure::{HeadStream, NeuronGroup, Role, Rows, Site, Slice};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use secateur_nn::{Activation, Context, Linear, Placement, ops};
 use serde::Deserialize;
-use std::sync::Arc;
 
 /// How the timestep and the guidance scale are encoded.
 const TIME: Sinusoids = Sinusoids { channels: 256, flip_sin_to_cos: true, freq_shift: 0.0 };
@@ -216,7 +215,7 @@ impl SingleBlock {
         context: &Context<'_>,
     ) -> Result<Tensor> {
         let modulation = Modulation::new(&self.norm, time, context)?;
-        let context = &Context { multiplicity: multiplicity.map(|m| &*m.of_keys), ..*context };
+        let context = &Context { multiplicity: multiplicity.map(|m| &m.of_keys), ..*context };
         let normal = modulation.norm(&x, 0, 1, EPS)?;
         let attention = {
             let [q, k, v] = self.projections.forward(normal.clone(), Some(rotation), context)?;
@@ -226,7 +225,7 @@ impl SingleBlock {
                 &k,
                 &v,
                 self.heads.scaled(),
-                multiplicity.map(|m| Arc::clone(&m.key_bias)),
+                multiplicity.map(|m| &m.key_bias),
                 false,
             )?
         };
@@ -242,6 +241,8 @@ impl SingleBlock {
 pub struct Flux {
     placement: Placement,
     config: FluxConfig,
+    /// For each grid of the image, and number of text tokens.
+    rotations: BySize<((usize, usize), usize)>,
     x_embedder: Linear,
     timestep_embedder: Embedder,
     guidance_embedder: Option<Embedder>,
@@ -289,6 +290,7 @@ impl Flux {
             norm_out: output.once().at("norm_out.linear").linear(width, 2 * width)?,
             proj_out: output.at("proj_out").linear(width, config.out_channels())?,
             placement: site.placement().clone(),
+            rotations: BySize::default(),
             config: config.clone(),
         })
     }
@@ -296,15 +298,14 @@ impl Flux {
     /// SiLU of the embedding of time, guidance and pooled text: samples x width.
     fn embedding(
         &self,
-        timesteps: &[f32],
+        timesteps: &Tensor,
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
         let mut time =
             self.timestep_embedder.forward(&TIME.of(timesteps, &self.placement)?, context)?;
         if let Some(embedder) = &self.guidance_embedder {
-            let scales =
-                (conditioning.guidance()?.to_dtype(DType::F32)? * GUIDANCE)?.to_vec1::<f32>()?;
+            let scales = (conditioning.guidance()? * GUIDANCE)?;
             time = (time + embedder.forward(&TIME.of(&scales, &self.placement)?, context)?)?;
         }
         time = (time + self.text_embedder.forward(conditioning.pooled()?, context)?)?;
@@ -316,7 +317,7 @@ impl Denoiser for Flux {
     fn forward(
         &self,
         latents: &Tensor,
-        timesteps: &[f32],
+        timesteps: &Tensor,
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
@@ -332,9 +333,11 @@ impl Denoiser for Flux {
         let time = self.embedding(timesteps, conditioning, context)?;
         let multiplicity = conditioning.multiplicity(image)?;
         let text_context =
-            Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
+            Context { multiplicity: multiplicity.as_ref().map(|m| &m.of_text), ..*context };
         let mut text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
-        let rotations = self.config.rotations((rows, columns), text.dim(1)?, &self.placement)?;
+        let size @ (grid, words) = ((rows, columns), text.dim(1)?);
+        let rotations =
+            self.rotations.of(size, || self.config.rotations(grid, words, &self.placement))?;
         // The text is at 0 of all axes, where nothing turns.
         let image_rotations = rotations.narrow(0, 0, image)?;
         let multiplicity = multiplicity.as_ref();

@@ -179,7 +179,7 @@ impl Denoiser for Mmdit {
     fn forward(
         &self,
         latents: &Tensor,
-        timesteps: &[f32],
+        timesteps: &Tensor,
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
@@ -191,7 +191,7 @@ impl Denoiser for Mmdit {
         let time = ops::activation(Activation::Silu, &time)?;
         let multiplicity = conditioning.multiplicity(x.dim(1)?)?;
         let text_context =
-            Context { multiplicity: multiplicity.as_ref().map(|m| &*m.of_text), ..*context };
+            Context { multiplicity: multiplicity.as_ref().map(|m| &m.of_text), ..*context };
         let text = self.context_embedder.forward(conditioning.text()?, &text_context)?;
         [x, _] = self.transformer_blocks.forward([x, text], context, |_, block, [x, text]| {
             block.forward(x, text, &time, None, multiplicity.as_ref(), context)

@@ -179,16 +179,14 @@ impl Denoiser for Dit {
     fn forward(
         &self,
         latents: &Tensor,
-        timesteps: &[f32],
+        timesteps: &Tensor,
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
         let (mut x, grid) = self.pos_embed.forward(latents, context)?;
         x = x.broadcast_add(&self.positions.of(grid, &self.placement)?)?;
-        let (time, labels) = (
-            TIME.of(timesteps, &self.placement)?,
-            self.placement.bring(&conditioning.labels()?.unsqueeze(1)?)?,
-        );
+        let (time, labels) =
+            (TIME.of(timesteps, &self.placement)?, conditioning.labels()?.unsqueeze(1)?);
         let embed = |block: &DitBlock| block.embed(&time, &labels, context);
         // The output has no embedder of its own.
         let first = embed(&self.transformer_blocks.blocks[0])?;

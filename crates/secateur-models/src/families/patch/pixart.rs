@@ -10,7 +10,7 @@ use crate::layers::{
     Sinusoids,
 };
 use crate::structure::{Rows, Site};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use secateur_nn::{Activation, Context, Linear, Placement, ops};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -207,7 +207,7 @@ impl AdaLayerNormSingle {
     /// The embedding (samples x width) and the modulation that it gives.
     fn forward(
         &self,
-        timesteps: &[f32],
+        timesteps: &Tensor,
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<(Tensor, Modulation)> {
@@ -225,12 +225,11 @@ impl AdaLayerNormSingle {
 impl SizeEmbedders {
     /// `resolution`: height and width, samples x 2.
     fn forward(&self, resolution: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let sides = resolution.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let ratios: Vec<f32> = sides.chunks_exact(2).map(|sides| sides[0] / sides[1]).collect();
+        let ratios = (resolution.narrow(1, 0, 1)? / resolution.narrow(1, 1, 1)?)?;
         let samples = resolution.dim(0)?;
         let resolution = self
             .resolution_embedder
-            .forward(&TIME.of(&sides, &self.placement)?, context)?
+            .forward(&TIME.of(resolution, &self.placement)?, context)?
             .reshape((samples, ()))?;
         let ratio =
             self.aspect_ratio_embedder.forward(&TIME.of(&ratios, &self.placement)?, context)?;
@@ -287,7 +286,7 @@ impl Denoiser for Pixart {
     fn forward(
         &self,
         latents: &Tensor,
-        timesteps: &[f32],
+        timesteps: &Tensor,
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
@@ -299,10 +298,8 @@ impl Denoiser for Pixart {
         let text = conditioning.text()?;
         let text = match &self.caption_projection {
             Some(projection) => {
-                let of_text = Context {
-                    multiplicity: multiplicity.as_ref().map(|m| &*m.of_text),
-                    ..*context
-                };
+                let of_text =
+                    Context { multiplicity: multiplicity.as_ref().map(|m| &m.of_text), ..*context };
                 projection.forward(text, &of_text)?
             }
             None => text.clone(),

@@ -6,7 +6,7 @@ use crate::families::denoiser::Denoiser;
 use crate::families::unet::config::{Addition, Level, LevelAttention, UnetConfig};
 use crate::layers::{Embedder, Norm, PixelAttention, ResnetBlock, TransformerBlock};
 use crate::structure::{Rows, Site};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use secateur_nn::{Activation, Context, Conv2d, GroupNorm, Linear, Placement, ops};
 
 /// Hidden neurons of a feed-forward, per channel; no configuration says otherwise.
@@ -341,7 +341,7 @@ impl Unet {
     /// SiLU of the embedding of the time, plus that of SDXL's sizes and pooled text.
     fn time(
         &self,
-        timesteps: &[f32],
+        timesteps: &Tensor,
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {
@@ -351,10 +351,9 @@ impl Unet {
         if let (Some(embedding), Some(addition)) = (&self.add_embedding, self.config.addition) {
             let (pooled, time_ids) = (conditioning.pooled()?, conditioning.time_ids()?);
             let (samples, count) = time_ids.dims2()?;
-            let ids = time_ids.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             let ids = addition
                 .time_proj
-                .of(&ids, &self.placement)?
+                .of(time_ids, &self.placement)?
                 .reshape((samples, count * addition.time_proj.channels))?;
             time = (time + embedding.forward(&Tensor::cat(&[pooled, &ids], 1)?, context)?)?;
         }
@@ -366,7 +365,7 @@ impl Denoiser for Unet {
     fn forward(
         &self,
         latents: &Tensor,
-        timesteps: &[f32],
+        timesteps: &Tensor,
         conditioning: &Conditioning,
         context: &Context<'_>,
     ) -> Result<Tensor> {

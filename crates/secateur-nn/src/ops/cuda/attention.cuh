@@ -25,7 +25,7 @@ const float MOST_GROWTH = 8.f;
 
 struct Sizes {
   int heads, queries, keys, head_dim, value_dim;
-  // Multiplies scores.
+  // Multiplies scores; above 0.
   float scale;
   // Query i sees the keys 0..=i.
   int causal;
@@ -141,16 +141,19 @@ __device__ inline void left(uint32_t (&to)[4], const T *tile, int row, int colum
   load_matrices(to, tile + (row + (lane & 15)) * (D + 8) + column + lane / 16 * 8);
 }
 
-// sum (M * 16 rows x N) = rows of `a`, from `row` on, times the transpose of `b`'s N rows.
-template <typename T, int D, int M, int N>
-__device__ inline void products(float (&sum)[M][N / 8][4], const T *a, int row, const T *b) {
-  const int lane = threadIdx.x & 31;
+template <int M, int N> __device__ inline void clear(float (&sum)[M][N / 8][4]) {
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int n = 0; n < N / 8; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) sum[m][n][i] = 0.f;
+}
+
+// sum (M * 16 rows x N) += rows of `a`, from `row` on, times the transpose of `b`'s N rows.
+template <typename T, int D, int M, int N>
+__device__ inline void add_scores(float (&sum)[M][N / 8][4], const T *a, int row, const T *b) {
+  const int lane = threadIdx.x & 31;
   const T *of_lane = b + (lane / 16 * 8 + (lane & 7)) * (D + 8) + (lane / 8 & 1) * 8;
 #pragma unroll
   for (int k = 0; k < D / 16; k++) {
@@ -168,6 +171,13 @@ __device__ inline void products(float (&sum)[M][N / 8][4], const T *a, int row, 
       }
     }
   }
+}
+
+// As `add_scores`, from zero on.
+template <typename T, int D, int M, int N>
+__device__ inline void products(float (&sum)[M][N / 8][4], const T *a, int row, const T *b) {
+  clear<M, N>(sum);
+  add_scores<T, D, M, N>(sum, a, row, b);
 }
 
 // sum (M * 16 rows x D) += weights (M * 16 rows x N), rounded to T, times `b` (N x D).
@@ -249,16 +259,44 @@ __device__ inline const float *bias_of_head(const float *bias, const Sizes &s) {
   return bias + blockIdx.y / s.heads * s.bias_sample + blockIdx.y % s.heads * s.bias_head;
 }
 
-// A bias in powers of two; a finite one stays so.
-__device__ inline float in_powers_of_2(float bias) {
-  return isfinite(bias) ? fmaxf(bias * LOG2_E, -FLT_MAX) : bias;
+// A bias as a part of the product that the scale multiplies; a finite one stays so.
+__device__ inline float before_scale(float bias, const Sizes &s) {
+  return isfinite(bias) ? fmaxf(bias / s.scale, -1e30f) : bias;
+}
+
+// scores (M * 16 queries x N keys) = bias / scale, so that products are added to it.
+template <int M, int N>
+__device__ inline void start_from_bias(float (&scores)[M][N / 8][4], const float *bias,
+                                       const Sizes &s, int first_query, int first_key) {
+  const bool in_pairs = (s.bias_query | s.keys) % 2 == 0 && (size_t)bias % 8 == 0;
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int n = 0; n < N / 8; n++) {
+        const int query = first_query + 16 * m + (threadIdx.x & 31) / 4 + 8 * half;
+        const int key = column_of(first_key, n, 0);
+        float2 b = {0.f, 0.f};
+        if (query < s.queries && key < s.keys) {
+          const float *at = bias + query * s.bias_query + key;
+          if (in_pairs) {
+            b = *reinterpret_cast<const float2 *>(at);
+          } else {
+            b.x = at[0];
+            if (key + 1 < s.keys) b.y = at[1];
+          }
+        }
+        scores[m][n][2 * half] = before_scale(b.x, s);
+        scores[m][n][2 * half + 1] = before_scale(b.y, s);
+      }
 }
 
 // ---- Forward ------------------------------------------------------------------------------------
 
 // y = softmax(scale * q k^T + bias) v. `log_sums` (samples x heads x queries): log2 of the sums of
 // the exponentials of a query's scores. Block (queries / ROWS, samples x heads).
-template <typename T, int D, int M>
+template <typename T, int D, int M, bool BIASED>
 __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
                         const float *bias_of_all, float *log_sums, T *y_of_all, Sizes s) {
   const int ROWS = 16 * M * WARPS, N = 64;
@@ -279,24 +317,28 @@ __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
   float sum[M][D / 8][4] = {}, most[M][2], total[M][2] = {};
 #pragma unroll
   for (int m = 0; m < M; m++) most[m][0] = most[m][1] = -INFINITY;
-  // Scores are scaled within the exponential, unless they must be before.
-  const bool is_scaled = bias || !(s.scale > 0.f);
-  const float in_exponential = is_scaled ? 1.f : s.scale * LOG2_E;
+  // Scores are scaled within the exponential.
+  const float in_exponential = s.scale * LOG2_E;
 
   for (int start = 0; start < seen; start += N) {
-    // The values come while the scores are computed, and the next keys while they are used.
+    // The bias comes while the keys do, the values while the scores are computed, and the next keys
+    // while they are used.
+    float scores[M][N / 8][4];
+    if (BIASED)
+      start_from_bias<M, N>(scores, bias, s, first + row, start);
+    else
+      clear<M, N>(scores);
     wait_for_copies<0>();
     __syncthreads();
     copy_tile<T, D, N>(values, v, start);
     end_of_copies();
-    float scores[M][N / 8][4];
-    products<T, D, M, N>(scores, queries, row, keys);
+    add_scores<T, D, M, N>(scores, queries, row, keys);
     wait_for_copies<0>();
     __syncthreads();
     if (start + N < seen) copy_tile<T, D, N>(keys, k, start + N);
     end_of_copies();
 
-    if (is_scaled || s.causal || start + N > s.keys) {
+    if (s.causal || start + N > s.keys) {
 #pragma unroll
       for (int m = 0; m < M; m++)
 #pragma unroll
@@ -305,12 +347,7 @@ __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
           for (int i = 0; i < 4; i++) {
             const int query = first + row + 16 * m + lane / 4 + i / 2 * 8;
             const int key = column_of(start, n, i);
-            float &score = scores[m][n][i];
-            if (is_scaled) score *= s.scale * LOG2_E;
-            if (key >= s.keys || (s.causal && key > query))
-              score = -INFINITY;
-            else if (bias && query < s.queries)
-              score += in_powers_of_2(bias[query * s.bias_query + key]);
+            if (key >= s.keys || (s.causal && key > query)) scores[m][n][i] = -INFINITY;
           }
     }
 #pragma unroll
@@ -450,7 +487,7 @@ __device__ void of_queries(const T *q_of_all, const T *k_of_all, const T *v_of_a
             if (is_hidden(s, query, key))
               p = -INFINITY;
             else if (bias)
-              p += in_powers_of_2(bias[key]);
+              p += before_scale(bias[key], s) * in_exponential;
           }
           of_scores[m][n][i] = power_of_2(p) * (of_scores[m][n][i] - delta[m][i / 2]);
         }
@@ -486,7 +523,7 @@ __device__ void of_keys(const T *q_of_all, const T *k_of_all, const T *v_of_all,
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int key = first + row + 16 * m + lane / 4 + 8 * half;
-      if (bias && key < s.keys) of_key[m][half] = in_powers_of_2(bias[key]);
+      if (bias && key < s.keys) of_key[m][half] = before_scale(bias[key], s) * in_exponential;
     }
   for (int start = s.causal ? first / N * N : 0; start < s.queries; start += N) {
     __syncthreads();
@@ -545,7 +582,12 @@ __device__ void of_keys(const T *q_of_all, const T *k_of_all, const T *v_of_all,
 #define ATTENTION(T, TYPE, D, M, B)                                                                \
   extern "C" __global__ void __launch_bounds__(attention::THREADS, B) attention_##D##_##TYPE##_1(  \
       const T *q, const T *k, const T *v, const float *bias, float *log_sums, T *y, SIZES) {       \
-    attention::forward<T, D, M>(q, k, v, bias, log_sums, y, OF_SIZES);                             \
+    attention::forward<T, D, M, false>(q, k, v, bias, log_sums, y, OF_SIZES);                      \
+  }                                                                                                \
+  extern "C" __global__ void __launch_bounds__(attention::THREADS, B)                              \
+      attention_biased_##D##_##TYPE##_1(const T *q, const T *k, const T *v, const float *bias,     \
+                                        float *log_sums, T *y, SIZES) {                            \
+    attention::forward<T, D, 1, true>(q, k, v, bias, log_sums, y, OF_SIZES);                       \
   }
 
 #define ATTENTION_GRADIENTS(T, TYPE, D, B)                                                         \

@@ -105,7 +105,7 @@ impl Scores {
     fn padded(&self, dtype: DType, widths: &[usize]) -> Option<usize> {
         let width = self.shape.head_dim.max(self.shape.value_dim);
         let padded = widths.iter().copied().find(|&padded| padded >= width);
-        let can_start = self.shape.batch * self.shape.heads <= MOST_HEADS;
+        let can_start = self.shape.batch * self.shape.heads <= MOST_HEADS && self.scale > 0.0;
         padded.filter(|_| dtype != DType::F32 && can_start)
     }
 
@@ -165,7 +165,11 @@ impl Scores {
     fn by_kernel(&self, tensors: &[Tensor], padded: usize) -> Result<(Output, Tensor)> {
         let Shape { batch, heads, queries, .. } = self.shape;
         let dtype = tensors[0].dtype();
-        let rows = if padded > 128 { TILE } else { 2 * TILE };
+        let (name, rows) = match self.bias {
+            Some(_) => ("attention_biased", TILE),
+            None if padded > 128 => ("attention", TILE),
+            None => ("attention", 2 * TILE),
+        };
         let mut y = None;
         let log_sums = self.with_bias(|bias| {
             with_addresses(&tensors.iter().collect::<Vec<_>>(), |device, qkv| {
@@ -173,7 +177,7 @@ impl Scores {
                     y = Some(filled(device, dtype, result_of(self.shape), |y| {
                         let inputs = [qkv[0], qkv[1], qkv[2], bias, log_sums];
                         let held = (queries, rows, rows + 2 * TILE);
-                        self.start(device, ("attention", dtype, padded), held, (&inputs, y))
+                        self.start(device, (name, dtype, padded), held, (&inputs, y))
                     })?);
                     Ok(())
                 })

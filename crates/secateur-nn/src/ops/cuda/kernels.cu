@@ -159,8 +159,9 @@ __device__ void upsample(const T *x, T *y, size_t count, int width, int factor) 
 
 // A warp computes a row, and each lane keeps HELD accesses of it in registers.
 // `rows`: successive rows with one scale and shift, which lie `scale_stride` and `shift_stride`
-// numbers after those before; 0: all, and the scale is the weight itself.
-template <typename T, int N>
+// numbers after those before; 0: all, and the scale is the weight itself. Not CENTRED: RMS norm, without
+// a mean or a shift.
+template <typename T, int N, bool CENTRED>
 __device__ void layer_norm(const T *x, const T *scale, const T *shift, T *y, size_t all, int width,
                            int rows, int scale_stride, int shift_stride, float eps) {
   const int HELD = 12;
@@ -179,12 +180,15 @@ __device__ void layer_norm(const T *x, const T *scale, const T *shift, T *y, siz
       if (lane + 32 * h < across) f(lane + 32 * h, held[h]);
     for (int i = lane + 32 * HELD; i < across; i += 32) f(i, from[i]);
   };
-  float sum = 0.f;
-  each([&](int, const Vector<T, N> &v) {
+  float mean = 0.f;
+  if (CENTRED) {
+    float sum = 0.f;
+    each([&](int, const Vector<T, N> &v) {
 #pragma unroll
-    for (int k = 0; k < N; k++) sum += to_float(v.at[k]);
-  });
-  const float mean = warp_sum(sum) / width;
+      for (int k = 0; k < N; k++) sum += to_float(v.at[k]);
+    });
+    mean = warp_sum(sum) / width;
+  }
   float square = 0.f;
   each([&](int, const Vector<T, N> &v) {
 #pragma unroll
@@ -197,9 +201,9 @@ __device__ void layer_norm(const T *x, const T *scale, const T *shift, T *y, siz
   const size_t sample = rows ? row / rows : 0;
   const T *scales = scale + sample * scale_stride, *shifts = shift + sample * shift_stride;
   each([&](int i, const Vector<T, N> &v) {
-    float a[N], b[N];
+    float a[N], b[N] = {};
     load<T, N>(scales, i, a);
-    load<T, N>(shifts, i, b);
+    if (CENTRED) load<T, N>(shifts, i, b);
 #pragma unroll
     for (int k = 0; k < N; k++) a[k] = (to_float(v.at[k]) - mean) * inverse * (one + a[k]) + b[k];
     store<T, N>(y + row * width, i, a);
@@ -479,15 +483,16 @@ __device__ void gated_add(const T *x, const T *gate, const T *y, T *out, size_t 
   }
 }
 
-template <typename T, int N>
-__device__ void add(const T *x, const T *y, T *out, size_t count) {
+// x + y, or their product.
+template <typename T, int N, bool MULTIPLIED>
+__device__ void of_pairs(const T *x, const T *y, T *out, size_t count) {
   const size_t stride = (size_t)gridDim.x * blockDim.x;
   for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count / N; i += stride) {
     float a[N], b[N];
     load<T, N>(x, i, a);
     load<T, N>(y, i, b);
 #pragma unroll
-    for (int k = 0; k < N; k++) a[k] += b[k];
+    for (int k = 0; k < N; k++) a[k] = MULTIPLIED ? a[k] * b[k] : a[k] + b[k];
     store<T, N>(out, i, a);
   }
 }
@@ -613,7 +618,11 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
   extern "C" __global__ void layer_norm_##TYPE##_##N(                                              \
       const T *x, const T *scale, const T *shift, T *y, size_t all, int width, int rows,           \
       int scale_stride, int shift_stride, float eps) {                                             \
-    layer_norm<T, N>(x, scale, shift, y, all, width, rows, scale_stride, shift_stride, eps);       \
+    layer_norm<T, N, true>(x, scale, shift, y, all, width, rows, scale_stride, shift_stride, eps); \
+  }                                                                                                \
+  extern "C" __global__ void rms_norm_of_wide_rows_##TYPE##_##N(                                   \
+      const T *x, const T *weight, T *y, size_t rows, int width, float eps) {                      \
+    layer_norm<T, N, false>(x, weight, weight, y, rows, width, 0, 0, 0, eps);                      \
   }                                                                                                \
   extern "C" __global__ void rms_norm_##TYPE##_##N(const T *x, const T *weight, T *y, size_t rows, \
                                                    int width, float eps) {                         \
@@ -648,7 +657,10 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
     gated_add<T, N>(x, gate, y, out, count, rows, width, gate_stride);                             \
   }                                                                                                \
   extern "C" __global__ void add_##TYPE##_##N(const T *x, const T *y, T *out, size_t count) {      \
-    add<T, N>(x, y, out, count);                                                                   \
+    of_pairs<T, N, false>(x, y, out, count);                                                       \
+  }                                                                                                \
+  extern "C" __global__ void multiply_##TYPE##_##N(const T *x, const T *y, T *out, size_t count) { \
+    of_pairs<T, N, true>(x, y, out, count);                                                        \
   }                                                                                                \
   extern "C" __global__ void add_to_rows_##TYPE##_##N(const T *x, const T *y, T *out,              \
                                                       size_t count, int rows, int width) {         \
