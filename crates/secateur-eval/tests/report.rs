@@ -281,7 +281,7 @@ fn write_says_which_path_is_wrong() {
     assert!(matches!(error, Error::NotAFolder { .. }));
     assert!(error.to_string().contains("runs/7"), "{error}");
 
-    // A folder in the place of a file cannot be replaced by a file.
+    // A folder where a file belongs cannot be replaced by a file.
     std::fs::create_dir(folder.path().join("report.json")).unwrap();
     let error = report().write(&[], folder.path()).unwrap_err().to_string();
     assert!(error.contains("report.json"), "{error}");

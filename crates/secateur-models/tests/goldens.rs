@@ -577,7 +577,7 @@ fn clip() {
     close("ids", &clip.embed_ids(&ids).unwrap(), &want["text_embeds"], 1e-4);
     let images = clip.embed_pixels(&want["pixels"]).unwrap();
     close("images", &images, &want["image_embeds"], 1e-4);
-    // transformers 5 returns logits_per_image or per text; both are told by their transposes.
+    // transformers 5 returns logits_per_image or per text; each is the transpose of the other.
     let logits = clip.logits(&texts, &images).unwrap();
     close("logits", &logits.t().unwrap(), &want["logits"], 1e-4);
 }

@@ -116,7 +116,7 @@ impl Context<'_> {
         }
         let array = |tensors: Vec<Tensor>| {
             let count = tensors.len();
-            let problem = format!("a gate gave {count} tensors in the place of {N}");
+            let problem = format!("a gate gave {count} tensors instead of {N}");
             tensors
                 .try_into()
                 .map_err(|_| Error::Layer { layer: stretch.to_string().into(), problem })

@@ -199,6 +199,6 @@ fn gates_stand_before_and_after() {
     assert_eq!(listed.len(), 2);
     assert_eq!(
         array.unwrap_err().to_string(),
-        "layer block: a gate gave 2 tensors in the place of 1"
+        "layer block: a gate gave 2 tensors instead of 1"
     );
 }

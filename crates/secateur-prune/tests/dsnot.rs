@@ -318,7 +318,7 @@ fn nothing_to_prune_and_nothing_to_go_by() {
     }
 }
 
-/// Columns that no input reaches go first and do not come back; a column of which the input never
+/// Columns that no input reaches go first and do not come back; a column whose input never
 /// changes comes back first.
 #[test]
 fn columns_without_variance() {

@@ -64,7 +64,7 @@ fn finished_packages_are_taken_from_the_journal_if_they_are_the_plan_s() {
         assert!(again.edits.weights.keys().eq(first.edits.weights.keys()));
         // Another block's layers.
         let (_, stages) = pruned(&plan(3));
-        let [warning, rest @ ..] = stages.as_slice() else { panic!("{task}: nothing is told") };
+        let [warning, rest @ ..] = stages.as_slice() else { panic!("{task}: no warning") };
         assert!(
             warning.ends_with("has other layers than the plan: package 1 is done again"),
             "{warning}"

@@ -45,7 +45,7 @@ fn the_memory_of_the_pruner_network() {
     }
 }
 
-/// emoji-dit, of which only the blocks `live` do anything, with what is to be learned for it.
+/// emoji-dit, where only the blocks `live` do anything, with what is to be learned for it.
 fn model(live: &[usize], iterations: usize, keep: f64) -> (Pipeline, ReuseSchedule, Learning) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/emoji-dit");
     let folder = ModelFolder::open(&folder, None).unwrap();

@@ -55,7 +55,7 @@ const FIGURES: [Figure; 4] = [
     },
 ];
 
-/// Colours that are told apart with any colour vision (Okabe and Ito).
+/// Colours that differ for any colour vision (Okabe and Ito).
 const COLOURS: [&str; 6] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#777777"];
 
 /// Width and height of a panel's axes, and the room around them: left, top, right, bottom.

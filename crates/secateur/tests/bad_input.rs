@@ -108,7 +108,7 @@ fn what_was_meant_is_told() {
         (
             &["compare", "models/emoji-mmdit", "models/emoji-dit"],
             2,
-            "cannot be compared: one is told texts, the other labels",
+            "cannot be compared: one takes texts, the other labels",
         ),
         (
             &["prune", "models/emoji-mmdit", "--dry-run", "--out", "models/emoji-mmdit/x"],

@@ -268,7 +268,7 @@ impl Inputs {
             }
             reader => {
                 let first = case.file.iter().next().unwrap().to_string_lossy();
-                // What is no model is read beside the first one, or given in the place of one.
+                // What is no model is read beside the first one, or instead of one.
                 let model = match &*first {
                     "smaller-model" | "skipping-model" | "single-file.safetensors" => &*first,
                     _ => "tiny-model",

@@ -883,7 +883,7 @@ mod tests {
             scene
                 .open(RESUME)
                 .unwrap_err()
-                .contains("package-0000.json: is in the place of a file")
+                .contains("package-0000.json: is where secateur keeps a file")
         );
         assert!(progress.join("package-0000.json/thesis").exists());
         drop(scene.open(FORCE).unwrap());

@@ -99,7 +99,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Walks a component that is a link to a folder elsewhere, of which only files with the names
+    /// Walks a component that is a link to a folder elsewhere, where only files with the names
     /// of a model's are read.
     fn linked_component(&mut self, root: &Path, path: &Path) -> Result<()> {
         let folder = root.join(path);

@@ -328,7 +328,7 @@ pub(super) fn layer_norm_modulated(
 }
 
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    /// Of the widest rows of which a warp has several under way.
+    /// A warp has several rows under way where they have at most so many accesses.
     const MOST_ACCESSES: usize = 128;
     let width = weight.elem_count();
     let rows = x.elem_count() / width;

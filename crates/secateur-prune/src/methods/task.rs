@@ -21,7 +21,7 @@ pub enum Task<'a> {
     Structured {
         /// The method that chooses them, and may correct the weights that are left.
         method: &'a dyn StructuredMethod,
-        /// How much is removed, of which groups.
+        /// How much is removed, and from what groups.
         portion: Portion,
     },
 }

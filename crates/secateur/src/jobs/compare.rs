@@ -109,7 +109,7 @@ fn check_comparable(
     let (one, other) = (shown(reference.path()), shown(candidate.path()));
     if reference.subject() != candidate.subject() {
         let (told, other_told) = (told(reference), told(candidate));
-        refuse!("{one} and {other} cannot be compared: one is told {told}, the other {other_told}");
+        refuse!("{one} and {other} cannot be compared: one takes {told}, the other {other_told}");
     }
     if reference.factor() != candidate.factor() {
         let (pixels, other_pixels) = (reference.factor(), candidate.factor());

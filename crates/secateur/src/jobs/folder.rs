@@ -288,7 +288,7 @@ impl ScoreSettings {
 pub(crate) fn no_score(folder: &ModelFolder) -> &'static str {
     match folder.subject() {
         Subject::Nothing => {
-            "no text-image score: the model is told nothing that its pictures could fit"
+            "no text-image score: the model takes no text that its pictures could fit"
         }
         _ => "no text-image score: the model names no CLIP that is there; `clip DIR` gives one",
     }

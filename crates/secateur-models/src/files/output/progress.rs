@@ -34,7 +34,7 @@ pub(super) fn clear_misplaced(folder: &Path, observer: &dyn Observer) -> Result<
             _ => std::fs::remove_file(&path),
         };
         if removed.is_err() {
-            invalid!(path, "is in the place of a file that secateur keeps there: move it away");
+            invalid!(path, "is where secateur keeps a file: move it away");
         }
         observer.say(&format!("{}: was no file, and is made again", shown(&path)));
     }

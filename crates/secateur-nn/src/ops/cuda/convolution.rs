@@ -15,7 +15,7 @@ use secateur_kernels::convolution::Convolution;
 /// The columns of a picture in memory at once have at most so many numbers.
 const MOST_NUMBERS: usize = 1 << 28;
 
-/// What the kernels are told of a convolution.
+/// The sizes of a convolution, as the kernels take them.
 fn window(convolution: Convolution) -> [Scalar; 6] {
     let Convolution { size: (height, width), kernel, stride, padding, .. } = convolution;
     [height, width, kernel, stride, padding.0, convolution.output_size().1]
