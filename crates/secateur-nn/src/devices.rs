@@ -145,7 +145,6 @@ mod cuda {
     use super::DeviceMemory;
     use candle_core::cuda_backend::cudarc::driver::result::DriverError;
     use candle_core::cuda_backend::cudarc::driver::{CudaContext, sys};
-    use candle_core::cuda_backend::cudarc::get_lib_name_candidates;
     use candle_core::cuda_backend::{CudaDType, WrapErr};
     use candle_core::op::BackpropOp;
     use candle_core::{CudaDevice, CudaStorage, DType, Device, Storage, Tensor, bail};
@@ -157,13 +156,16 @@ mod cuda {
     /// Libraries that are opened with a device; the first comes with the driver.
     const NEEDED: [&str; 4] = ["cuda", "cublas", "cublasLt", "curand"];
 
+    /// The endings of libraries that cudarc looks for, where it opens them.
+    const VERSIONS: [&str; 7] = ["", ".13", ".12", ".11", ".10", ".9", ".1"];
+
     /// Whether a library of CUDA can be opened.
     pub(crate) fn is_there(library: &str) -> bool {
-        // SAFETY: these are NVIDIA's libraries, which do nothing when they are loaded.
-        #[expect(unsafe_code, reason = "opening a library runs its code")]
-        get_lib_name_candidates(library)
-            .iter()
-            .any(|name| unsafe { libloading::Library::new(name) }.is_ok())
+        VERSIONS.iter().any(|version| {
+            // SAFETY: these are NVIDIA's libraries, which do nothing when they are loaded.
+            #[expect(unsafe_code, reason = "opening a library runs its code")]
+            unsafe { libloading::Library::new(format!("lib{library}.so{version}")) }.is_ok()
+        })
     }
 
     /// Whether there is a driver, and it does not say that there is no GPU.

@@ -4,12 +4,16 @@
 //! this module depends on the device.
 
 mod graph;
+mod host_sums;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod replay;
+mod row_sums;
 
+pub use host_sums::HostSums;
 pub use replay::Replay;
+pub use row_sums::RowSums;
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Device, Result, Tensor, bail};

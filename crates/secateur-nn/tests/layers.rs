@@ -197,8 +197,5 @@ fn gates_stand_before_and_after() {
     }
     let (listed, array) = run(Some(&Gate(Some(2))));
     assert_eq!(listed.len(), 2);
-    assert_eq!(
-        array.unwrap_err().to_string(),
-        "layer block: a gate gave 2 tensors instead of 1"
-    );
+    assert_eq!(array.unwrap_err().to_string(), "layer block: a gate gave 2 tensors instead of 1");
 }

@@ -417,7 +417,7 @@ fn the_weight_follows_the_step_and_not_the_call() {
     for (index, value) in [(0, 1.0), (0, 2.0), (1, 4.0)] {
         calibrator.linear_input(&name, &x(value), &at(index, 2)).unwrap();
     }
-    let statistics = calibrator.finish().remove(&name).unwrap();
+    let statistics = calibrator.finish().unwrap().remove(&name).unwrap();
     let want = 2.0 / (1.2 + 1.2 + 0.8) * 3.0 * (1.2 + 1.2 * 4.0 + 0.8 * 16.0);
     assert!(
         (f64::from(statistics.hessian[5]) - want).abs() < 1e-4 * want,
@@ -428,11 +428,13 @@ fn the_weight_follows_the_step_and_not_the_call() {
         (statistics.rows, statistics.sums[0], statistics.squares[0]),
         (9, 3.0 * 7.0, 3.0 * 21.0)
     );
-    let error = Calibrator::new(&plan.packages[0], vec![1.0], 1)
-        .linear_input(&name, &x(f32::NAN), &at(0, 1))
-        .unwrap_err()
-        .to_string();
+    let calibrator = Calibrator::new(&plan.packages[0], vec![1.0], 1);
+    calibrator.check().unwrap();
+    let bad = calibrator.linear_input(&name, &x(f32::NAN), &at(0, 1));
+    let error = bad.unwrap_err().to_string();
     assert!(error.contains("to_q") && error.contains("step 1"), "{error}");
+    let error = calibrator.check().unwrap_err().to_string();
+    assert!(error.contains("to_q") && error.contains("NaN"), "{error}");
 }
 
 #[test]
@@ -595,7 +597,7 @@ fn equal_tokens_may_be_folded_into_one() {
         };
         let times = Tensor::new(&[700.0f32; 2], &Device::Cpu).unwrap();
         let output = pipeline.denoiser().forward(&latents, &times, conditioning, &context).unwrap();
-        (output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), calibrator.finish())
+        (output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), calibrator.finish().unwrap())
     };
     let ((output, statistics), (all_output, all_statistics)) = (run(&folded), run(&spelled_out));
     assert!(difference(&output, &all_output) < 1e-5, "{}", difference(&output, &all_output));
@@ -639,7 +641,7 @@ fn a_stride_leaves_the_hessian_where_it_was() {
                 calibrator.linear_input(&name, &x, &context).unwrap();
             }
         }
-        calibrator.finish().remove(&name).unwrap()
+        calibrator.finish().unwrap().remove(&name).unwrap()
     };
     let (all, some) = (calibrate(1, 3), calibrate(4, 3));
     assert_eq!((all.rows, some.rows), (3 * 64 * 40, 3 * 64 * 40));

@@ -2,12 +2,14 @@
 //! and gradients of all inputs.
 
 use super::graph::{self, Node};
+use super::host_sums::HostSums;
 use crate::weights::{Packed, Weight};
 use candle_core::{CpuStorage, D, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 use secateur_kernels::activation::{self, Activation};
 use secateur_kernels::attention::{self, KeysValues, Scores, Shape as AttentionShape};
 use secateur_kernels::convolution::{Convolution, ConvolutionWeight};
+use secateur_kernels::gram;
 use secateur_kernels::linear::{self, LinearWeight};
 use secateur_kernels::norm::{self, Affine};
 use secateur_kernels::rope;
@@ -542,4 +544,27 @@ fn numbers(x: &Tensor) -> Result<Vec<f32>> {
 /// Runs `body` on the numbers of a tensor of any layout.
 pub(super) fn with_values<R>(x: &Tensor, body: impl FnOnce(&[f32]) -> R) -> Result<R> {
     with_slices("reading", &[&x.contiguous()?], |slices| body(slices[0]))
+}
+
+/// Adds rows of `x` to the sums.
+pub(super) fn add_rows(
+    sums: &mut HostSums,
+    x: &Tensor,
+    (places, times): (&[usize], &[f32]),
+    weight: f64,
+) -> Result<()> {
+    let width = sums.squares.len();
+    with_values(x, |x| {
+        let row = |index: usize| &x[places[index] * width..][..width];
+        let times = |index: usize| times[index];
+        let weigh = |index: usize| weight as f32 * times(index);
+        gram::add_gram(places.len(), width, row, weigh, &mut sums.gram);
+        // The weight is the same for all of these rows.
+        let mut new = vec![0f64; width];
+        gram::add_column_moments(places.len(), row, times, &mut new, &mut sums.squares);
+        for ((sum, weighted), new) in sums.sums.iter_mut().zip(&mut sums.weighted_sums).zip(new) {
+            *sum += new;
+            *weighted += weight * new;
+        }
+    })
 }

@@ -10,10 +10,12 @@ mod launch;
 mod node;
 mod products;
 mod recordings;
+mod row_sums;
 
 pub(super) use attention::{attention, softmax};
 pub(super) use convolution::conv2d;
 pub(super) use recordings::Recordings;
+pub(super) use row_sums::RowSums;
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Result, Shape, Tensor, bail};

@@ -39,12 +39,13 @@ pub(crate) fn calibrate(
         let batch =
             Batch { observer, end: time.map(|time| start + time), stopped: Cell::new(false) };
         pipeline.sample(prompts, images, sampling, Some(&calibrator), &batch)?;
+        calibrator.check()?;
         keeper.batch(&mut calibrator, end, batch.stopped.get(), observer);
         // Whoever interrupted does so again.
         observer.advance(0)?;
         time = Some(start.elapsed());
     }
-    Ok(calibrator.finish())
+    calibrator.finish()
 }
 
 /// The longest time that an interruption waits for the end of a batch.

@@ -4,10 +4,10 @@ use crate::calibration::moments::Moments;
 use crate::calibration::statistics::InputStatistics;
 use crate::error::Result;
 use crate::plan::Package;
-use candle_core::Tensor;
-use secateur_nn::{Context, Error as LayerError, LayerName, Probe, ops};
+use candle_core::{Tensor, TensorId};
+use secateur_nn::{Context, Error as LayerError, LayerName, Probe};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Gathers one Hessian per distinct layer input while a model runs. Layers that read the same
 /// tensor share one.
@@ -15,7 +15,11 @@ pub struct Calibrator {
     /// Sums by the name of the first planned layer that reads the input.
     moments: HashMap<LayerName, (LayerName, Mutex<Moments>)>,
     weights: Vec<f64>,
+    /// The multiplicity that was last read from its device: many layers have the same.
+    multiplicity: Mutex<Option<(TensorId, Arc<[f32]>)>>,
 }
+
+const NOT_FINITE: &str = "its input holds NaN or infinite values";
 
 impl Calibrator {
     /// Creates a calibrator for the inputs that `package` watches. `weights` has one weight for
@@ -29,13 +33,26 @@ impl Calibrator {
                 (input.name.clone(), Mutex::new(Moments::new(first.columns, stride.max(1)))),
             ))
         };
-        Self { moments: package.watched_inputs().filter_map(moments).collect(), weights }
+        let moments = package.watched_inputs().filter_map(moments).collect();
+        Self { moments, weights, multiplicity: Mutex::default() }
+    }
+
+    fn multiplicity_of(&self, tensor: &Tensor) -> candle_core::Result<Arc<[f32]>> {
+        let mut last = self.multiplicity.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((id, numbers)) if *id == tensor.id() => Ok(Arc::clone(numbers)),
+            _ => {
+                let numbers = Arc::from(tensor.flatten_all()?.to_vec1::<f32>()?);
+                *last = Some((tensor.id(), Arc::clone(&numbers)));
+                Ok(numbers)
+            }
+        }
     }
 
     /// The sums of each input.
     pub(crate) fn moments_mut(&mut self) -> impl Iterator<Item = (&LayerName, &mut Moments)> {
         self.moments.values_mut().map(|(name, moments)| {
-            (&*name, moments.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner))
+            (&*name, moments.get_mut().unwrap_or_else(PoisonError::into_inner))
         })
     }
 
@@ -56,12 +73,28 @@ impl Calibrator {
         &self.weights
     }
 
+    /// Refuses inputs that were not finite.
+    ///
+    /// # Errors
+    /// The first such layer, if there is one.
+    pub fn check(&self) -> Result<()> {
+        for (layer, (_, moments)) in &self.moments {
+            if !lock(moments).is_finite()? {
+                let problem = NOT_FINITE.to_owned();
+                return Err(LayerError::Layer { layer: layer.clone(), problem }.into());
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the statistics by the name of the input.
-    #[must_use]
-    pub fn finish(self) -> BTreeMap<LayerName, InputStatistics> {
+    ///
+    /// # Errors
+    /// If the sums cannot be read from the device.
+    pub fn finish(self) -> Result<BTreeMap<LayerName, InputStatistics>> {
         let finish = |(name, moments): (LayerName, Mutex<Moments>)| {
-            let moments = moments.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-            (name, moments.finish())
+            let moments = moments.into_inner().unwrap_or_else(PoisonError::into_inner);
+            Ok((name, moments.finish()?))
         };
         self.moments.into_values().map(finish).collect()
     }
@@ -85,19 +118,17 @@ impl Probe for Calibrator {
                 step.count
             )));
         };
-        let samples = x.dim(0)?;
-        let mut moments = moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let multiplicity = context.multiplicity.map(|m| m.flatten_all()?.to_vec1::<f32>());
-        let multiplicity = multiplicity.transpose()?;
-        ops::with_values(x, |x| {
-            moments.add(x, samples, multiplicity.as_deref(), (step.index, weight))
-        })?;
-        if !moments.is_finite() {
-            let step = step.index + 1;
-            return Err(problem(format!(
-                "its input holds NaN or infinite values at denoising step {step}"
-            )));
+        let multiplicity = context.multiplicity.map(|m| self.multiplicity_of(m)).transpose()?;
+        let is_finite = lock(moments)
+            .add(x, multiplicity.as_deref(), (step.index, weight))
+            .map_err(|error| problem(error.to_string()))?;
+        match is_finite {
+            true => Ok(()),
+            false => Err(problem(format!("{NOT_FINITE} at denoising step {}", step.index + 1))),
         }
-        Ok(())
     }
+}
+
+fn lock(moments: &Mutex<Moments>) -> MutexGuard<'_, Moments> {
+    moments.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,17 +1,17 @@
 //! Running sums over the inputs of a layer during a calibration.
 
 use crate::calibration::statistics::InputStatistics;
+use crate::error::Result;
 use candle_core::Tensor;
 use secateur_kernels::gram;
 use secateur_models::files::Values;
+use secateur_nn::ops::{HostSums, RowSums};
+use std::borrow::Cow;
 
 /// Running sums over one input during a calibration.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Moments {
-    gram: Vec<f32>,
-    weighted_sums: Vec<f64>,
-    sums: Vec<f64>,
-    squares: Vec<f64>,
+    rows: RowSums,
     /// Number of rows, weighted number of rows, and sum of the weights of the samples.
     totals: [f64; 3],
     /// One of every `stride` tokens is summed, and stands for all of them.
@@ -34,71 +34,77 @@ fn taken(tokens: usize, stride: usize, step: usize) -> Vec<(usize, f32)> {
 }
 
 impl Moments {
+    /// How many [`Moments::arrays`] there are.
+    pub(crate) const ARRAYS: usize = 5;
+
     pub(crate) fn new(width: usize, stride: usize) -> Self {
-        let (gram, zeros) = (vec![0.0; width * width], vec![0.0; width]);
-        let (weighted_sums, sums, squares) = (zeros.clone(), zeros.clone(), zeros);
-        Self { gram, weighted_sums, sums, squares, totals: [0.0; 3], stride }
+        Self { rows: RowSums::new(width), totals: [0.0; 3], stride }
     }
 
-    /// Adds the rows `x` of `samples` samples, computed at a step of weight `weight`. Each row
-    /// counts `multiplicity` times (samples x tokens).
+    /// Adds the rows of `x` (samples x ... x width), computed at a step of weight `weight`. Each
+    /// counts `multiplicity` times (samples x tokens). Returns false if sums are seen not to be
+    /// finite ([`RowSums::add`]).
     pub(crate) fn add(
         &mut self,
-        x: &[f32],
-        samples: usize,
+        x: &Tensor,
         multiplicity: Option<&[f32]>,
         (step, weight): (usize, f64),
-    ) {
-        let (width, stride) = (self.squares.len(), self.stride);
-        let tokens = x.len() / (width * samples).max(1);
-        let taken = taken(tokens, stride, step);
-        let place = |index: usize| index / taken.len() * tokens + taken[index % taken.len()].0;
-        let row = |index: usize| &x[place(index) * width..][..width];
-        let times = |index: usize| {
-            multiplicity.map_or(1.0, |times| times[place(index)]) * taken[index % taken.len()].1
-        };
-        let rows = samples * taken.len();
-        gram::add_gram(rows, width, row, |index| weight as f32 * times(index), &mut self.gram);
-        // The weight is the step's, and the same for all of these rows.
-        let mut sums = vec![0f64; width];
-        gram::add_column_moments(rows, row, times, &mut sums, &mut self.squares);
-        for ((sum, weighted), new) in self.sums.iter_mut().zip(&mut self.weighted_sums).zip(sums) {
-            *sum += new;
-            *weighted += weight * new;
-        }
-        let rows = (0..rows).map(|index| f64::from(times(index))).sum::<f64>();
+    ) -> Result<bool> {
+        let samples = x.dim(0)?;
+        let tokens = x.elem_count() / (self.rows.width() * samples).max(1);
+        let taken = taken(tokens, self.stride, step);
+        let (places, times): (Vec<_>, Vec<_>) = (0..samples)
+            .flat_map(|sample| {
+                taken.iter().map(move |&(token, times)| (sample * tokens + token, times))
+            })
+            .map(|(place, times)| {
+                (place, multiplicity.map_or(1.0, |multiplicity| multiplicity[place]) * times)
+            })
+            .unzip();
+        let is_finite = self.rows.add(x, &places, &times, weight)?;
+        let rows = times.iter().copied().map(f64::from).sum::<f64>();
         let added = [rows, weight * rows, weight * samples as f64];
         self.totals.iter_mut().zip(added).for_each(|(total, new)| *total += new);
+        Ok(is_finite)
     }
 
-    /// All sums by name. Moments with equal sums continue equally.
-    pub(crate) fn arrays(&self) -> impl Iterator<Item = (&'static str, Values<'_>)> {
-        let columns = [
-            ("weighted_sums", &self.weighted_sums),
-            ("sums", &self.sums),
-            ("squares", &self.squares),
-        ];
-        let columns = columns.into_iter().map(|(name, column)| (name, Values::F64(column)));
-        [("gram", Values::F32(&self.gram)), ("totals", Values::F64(&self.totals))]
-            .into_iter()
-            .chain(columns)
+    /// The sums in memory.
+    pub(crate) fn host(&self) -> Result<Cow<'_, HostSums>> {
+        Ok(self.rows.read()?)
+    }
+
+    /// All sums by name; `host` is that of [`Moments::host`]. Moments with equal sums continue
+    /// equally.
+    pub(crate) fn arrays<'a>(
+        &'a self,
+        host: &'a HostSums,
+    ) -> [(&'static str, Values<'a>); Self::ARRAYS] {
+        let HostSums { gram, weighted_sums, sums, squares } = host;
+        [
+            ("gram", Values::F32(gram)),
+            ("totals", Values::F64(&self.totals)),
+            ("weighted_sums", Values::F64(weighted_sums)),
+            ("sums", Values::F64(sums)),
+            ("squares", Values::F64(squares)),
+        ]
     }
 
     /// Sets one of [`Moments::arrays`], if name, type and length fit.
-    pub(crate) fn set(&mut self, name: &str, tensor: &Tensor) -> candle_core::Result<bool> {
+    pub(crate) fn set(&mut self, name: &str, tensor: &Tensor) -> Result<bool> {
+        let host = self.rows.host()?;
         let column = match name {
             "gram" => {
                 let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-                let fits = values.len() == self.gram.len();
+                let fits = values.len() == host.gram.len();
                 if fits {
-                    self.gram = values;
+                    host.gram = values;
                 }
                 return Ok(fits);
             }
             "totals" => self.totals.as_mut_slice(),
-            "weighted_sums" => &mut self.weighted_sums,
-            "sums" => &mut self.sums,
-            "squares" => &mut self.squares,
+            "weighted_sums" => &mut host.weighted_sums,
+            "sums" => &mut host.sums,
+            "squares" => &mut host.squares,
             _ => return Ok(false),
         };
         let values = tensor.flatten_all()?.to_vec1::<f64>()?;
@@ -111,29 +117,30 @@ impl Moments {
 
     /// Resets all sums to zero.
     pub(crate) fn clear(&mut self) {
-        *self = Self::new(self.squares.len(), self.stride);
+        *self = Self::new(self.rows.width(), self.stride);
     }
 
     /// Whether all values that were added are finite.
-    pub(crate) fn is_finite(&self) -> bool {
-        self.squares.iter().all(|square| square.is_finite())
+    pub(crate) fn is_finite(&self) -> Result<bool> {
+        Ok(self.rows.is_finite()?)
     }
 
-    pub(crate) fn finish(mut self) -> InputStatistics {
-        let width = self.squares.len();
-        gram::symmetrise(&mut self.gram, width);
+    pub(crate) fn finish(mut self) -> Result<InputStatistics> {
+        let width = self.rows.width();
+        let HostSums { mut gram, weighted_sums, sums, squares } = std::mem::take(self.rows.host()?);
+        gram::symmetrise(&mut gram, width);
         let [rows, weighted_rows, weight] = self.totals;
         let scale = if weight > 0.0 { 2.0 / weight } else { 0.0 };
-        self.gram.iter_mut().for_each(|h| *h *= scale as f32);
+        gram.iter_mut().for_each(|h| *h *= scale as f32);
         let rounded = |sums: Vec<f64>| sums.iter().map(|&sum| sum as f32).collect();
-        InputStatistics {
-            hessian: self.gram,
-            weighted_sums: self.weighted_sums.iter().map(|sum| (scale * sum) as f32).collect(),
+        Ok(InputStatistics {
+            hessian: gram,
+            weighted_sums: weighted_sums.iter().map(|sum| (scale * sum) as f32).collect(),
             weighted_rows: scale * weighted_rows,
-            sums: rounded(self.sums),
-            squares: rounded(self.squares),
+            sums: rounded(sums),
+            squares: rounded(squares),
             rows: rows.round() as u64,
-        }
+        })
     }
 }
 

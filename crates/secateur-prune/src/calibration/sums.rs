@@ -1,6 +1,7 @@
 //! Partial sums of an unfinished calibration on disk, from which a stopped run continues.
 
 use crate::calibration::calibrator::Calibrator;
+use crate::calibration::moments::Moments;
 use crate::error::{Error, Result};
 use secateur_models::Observer;
 use secateur_models::files::{
@@ -106,8 +107,7 @@ impl Sums<'_> {
         if (kept.run.as_str(), kept.done, kept.package, kept.step_weights.clone()) != identity {
             return Err(Error::statistics(path, "is of another run or package"));
         }
-        let mut missing =
-            calibrator.moments_mut().map(|(_, sums)| sums.arrays().count()).sum::<usize>();
+        let mut missing = Moments::ARRAYS * calibrator.moments_mut().count();
         let tensors = self.tensors(kept.images);
         read_each_tensor(&tensors, &kept.sha256, observer, |name, tensor| {
             let fits = name
@@ -132,9 +132,14 @@ impl Sums<'_> {
     /// Saves the sums over the first `images` images.
     fn save(&self, calibrator: &mut Calibrator, images: usize) -> Result<()> {
         let weights = step_weights(calibrator.weights());
-        let mut arrays = HashMap::new();
+        let mut all = Vec::new();
         for (input, sums) in calibrator.moments_mut() {
-            for (array, values) in sums.arrays() {
+            let sums: &Moments = sums;
+            all.push((input, sums, sums.host()?));
+        }
+        let mut arrays = HashMap::new();
+        for (input, sums, host) in &all {
+            for (array, values) in sums.arrays(host) {
                 let length = match values {
                     Values::F32(values) => values.len(),
                     Values::F64(values) => values.len(),

@@ -176,8 +176,8 @@ impl<'a> Seed<'a> {
         let weighted = calibrators
             .0
             .into_iter()
-            .map(|(name, calibrator)| (name, calibrator.finish()))
-            .collect();
+            .map(|(name, calibrator)| Ok((name, calibrator.finish()?)))
+            .collect::<Result<_>>()?;
         Ok(self.weighted.get_or_init(|| weighted))
     }
 

@@ -601,6 +601,58 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
   }
 }
 
+// Sums over the rows of part blockIdx.y: of x (to[part][0]) and of x^2 (to[part][1]). The lanes of a
+// warp have 32 accesses of a row; the warps of a block, and the parts, take rows in turn.
+template <typename T, int N>
+__device__ void column_sums(const T *x, float *to, size_t rows, int width) {
+  const int WARPS = 8, across = width / N;
+  __shared__ float of_warps[WARPS][32][2 * N + 1];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+  for (int first = 32 * blockIdx.x; first < across; first += 32 * gridDim.x) {
+    const int column = first + lane;
+    float sums[N] = {}, squares[N] = {}, v[N];
+    if (column < across)
+      for (size_t row = warp + WARPS * blockIdx.y; row < rows; row += WARPS * gridDim.y) {
+        load<T, N>(x + row * width, column, v);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+          sums[k] += v[k];
+          squares[k] += v[k] * v[k];
+        }
+      }
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      of_warps[warp][lane][k] = sums[k];
+      of_warps[warp][lane][N + k] = squares[k];
+    }
+    __syncthreads();
+    if (warp == 0 && column < across) {
+#pragma unroll
+      for (int k = 0; k < 2 * N; k++) {
+        float sum = 0.f;
+        for (int w = 0; w < WARPS; w++) sum += of_warps[w][lane][k];
+        to[((size_t)blockIdx.y * 2 + k / N) * width + column * N + k % N] = sum;
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// Adds `column_sums` of rows that count `times` to 3 x width: weighted sums, sums and squares.
+extern "C" __global__ void add_column_sums_f32_1(const float *of_parts, double *to, int parts,
+                                                 int width, double times, double weight) {
+  const int column = blockIdx.x * blockDim.x + threadIdx.x;
+  if (column >= width) return;
+  double sum = 0., square = 0.;
+  for (int part = 0; part < parts; part++) {
+    sum += of_parts[(size_t)part * 2 * width + column];
+    square += of_parts[((size_t)part * 2 + 1) * width + column];
+  }
+  to[column] += weight * (times * sum);
+  to[width + column] += times * sum;
+  to[2 * width + column] += times * square;
+}
+
 #define ENTRIES(T, TYPE, N)                                                                        \
   extern "C" __global__ void activation_##TYPE##_##N(const T *x, T *y, size_t count, int kind) {   \
     activation<T, N>(x, y, count, kind);                                                           \
@@ -645,6 +697,10 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
       int area, int channels, int groups, float eps, int with_silu) {                              \
     group_norm_last<T, N>(x, weight, bias, moments, y, count, area, channels, groups, eps,         \
                           with_silu);                                                              \
+  }                                                                                                \
+  extern "C" __global__ void column_sums_##TYPE##_##N(const T *x, float *to, size_t rows,          \
+                                                      int width) {                                 \
+    column_sums<T, N>(x, to, rows, width);                                                         \
   }                                                                                                \
   extern "C" __global__ void upsample_last_##TYPE##_##N(const T *x, T *y, size_t count,            \
                                                         int height, int width, int channels,       \

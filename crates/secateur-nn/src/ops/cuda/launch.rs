@@ -65,6 +65,7 @@ pub(super) enum Scalar {
     Int(i32),
     Size(usize),
     Float(f32),
+    Double(f64),
 }
 
 /// How a kernel is started. Its arguments are the inputs, the output, and the scalars.
@@ -228,6 +229,7 @@ pub(super) fn start(
             Scalar::Int(value) => builder.arg(value),
             Scalar::Size(value) => builder.arg(value),
             Scalar::Float(value) => builder.arg(value),
+            Scalar::Double(value) => builder.arg(value),
         };
     }
     let shared = (launch.shared * size_of::<f32>()) as u32;

@@ -28,6 +28,17 @@ pub(super) struct Product {
     pub(super) gelu_tanh: bool,
 }
 
+/// A tile of a Gram matrix: columns x `tile` numbers of it, for `rows` rows of `width` numbers of
+/// one type, at a column from which on there are `columns`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct GramTile {
+    dtype: DType,
+    rows: usize,
+    width: usize,
+    columns: usize,
+    tile: usize,
+}
+
 /// The addresses of a product's tensors.
 pub(super) struct Operands {
     pub(super) x: u64,
@@ -50,6 +61,7 @@ pub(super) struct Products {
     workspace: CudaSlice<u8>,
     stream: Arc<CudaStream>,
     plans: Mutex<HashMap<(Product, u32), Plan>>,
+    plans_of_grams: Mutex<HashMap<(GramTile, u32), Plan>>,
 }
 
 // SAFETY: the library's handles may be used by any thread; plans are behind a lock.
@@ -75,7 +87,42 @@ impl Products {
             workspace: stream.alloc_zeros(WORKSPACE).w()?,
             stream,
             plans: Mutex::default(),
+            plans_of_grams: Mutex::default(),
         })
+    }
+
+    /// Adds factor * x^T x to the upper triangle (row <= column) of a Gram matrix (width x width,
+    /// `f32`), for x (rows x width); below it, only within tiles.
+    pub(super) fn add_gram(
+        &self,
+        dtype: DType,
+        (rows, width): (usize, usize),
+        factor: f32,
+        x: u64,
+        gram: u64,
+    ) -> Result<()> {
+        /// Of the fewest columns that make a product worth its start.
+        const LEAST: usize = 512;
+        let tile = (width / 8).next_multiple_of(128).max(LEAST);
+        let mut plans = self.plans_of_grams.lock().unwrap_or_else(PoisonError::into_inner);
+        for first in (0..width).step_by(tile) {
+            let of = GramTile {
+                dtype,
+                rows,
+                width,
+                columns: width - first,
+                tile: tile.min(width - first),
+            };
+            let x = x + (first * dtype.size_in_bytes()) as u64;
+            let y = gram + ((first * width + first) * size_of::<f32>()) as u64;
+            let operands = Operands { x, weight: x, bias: None, y };
+            let plan = match plans.entry((of, operands.alignment())) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => place.insert(self.plan_of_gram(of, &operands)?),
+            };
+            self.run(plan, &operands, (factor, 1.0))?;
+        }
+        Ok(())
     }
 
     /// Starts a product of at least one row, input and output.
@@ -88,7 +135,11 @@ impl Products {
         if let Some(bias) = operands.bias {
             plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        let (one, zero) = (1f32, 0f32);
+        self.run(plan, operands, (1.0, 0.0))
+    }
+
+    /// y = factors.0 * (the plan's product) + factors.1 * y.
+    fn run(&self, plan: &Plan, operands: &Operands, factors: (f32, f32)) -> Result<()> {
         let (workspace, _guard) = self.workspace.device_ptr(&self.stream);
         // SAFETY: the descriptors are alive, and the addresses those of live tensors of the shapes
         // that they describe.
@@ -97,8 +148,8 @@ impl Products {
             result::matmul(
                 self.handle,
                 plan.description,
-                (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const factors.0).cast(),
+                (&raw const factors.1).cast(),
                 operands.weight as *const c_void,
                 plan.weight,
                 operands.x as *const c_void,
@@ -119,20 +170,49 @@ impl Products {
     /// The library's matrices lie column by column: of ours it sees the transposes, y^T = W x^T.
     fn plan(&self, product: Product, operands: &Operands) -> Result<Plan> {
         let Product { rows, inputs, outputs, .. } = product;
-        let dtype = match product.dtype {
-            DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
-            DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
-            DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
-            dtype => bail!("there is no product of numbers of type {dtype:?}"),
+        let dtype = type_of(product.dtype)?;
+        let of = |rows: usize, columns: usize| matrix(dtype, rows, columns, rows);
+        let (weight, x, y) = (of(inputs, outputs)?, of(inputs, rows)?, of(outputs, rows)?);
+        if product.samples > 1 {
+            for (layout, stride) in [(weight, 0), (x, product.stride), (y, rows * outputs)] {
+                let (samples, stride) = (product.samples as i32, stride as i64);
+                set(layout, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &samples)?;
+                set(layout, Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride)?;
+            }
+        }
+        let mut plan = Plan::new(weight, x, y)?;
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1i32)?;
+        let epilogue = match (product.bias, product.gelu_tanh) {
+            (false, false) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+            (false, true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU,
+            (true, false) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            (true, true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
         };
-        // Without TF32, which keeps 10 bits of 23.
-        let precision = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let matrix = |rows: usize, columns: usize| {
-            result::create_matrix_layout(dtype, rows as u64, columns as u64, rows as i64)
-                .map_err(told)
-        };
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &(epilogue as u32))?;
+        if let Some(bias) = operands.bias {
+            plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+        }
+        self.choose(&mut plan, operands.alignment())?;
+        Ok(plan)
+    }
+
+    /// Of the transposes, as above: a tile's rows are those of the Gram matrix.
+    fn plan_of_gram(&self, of: GramTile, operands: &Operands) -> Result<Plan> {
+        let GramTile { rows, width, columns, tile, .. } = of;
+        let dtype = type_of(of.dtype)?;
+        let mut plan = Plan::new(
+            matrix(dtype, columns, rows, width)?,
+            matrix(dtype, tile, rows, width)?,
+            matrix(sys::cudaDataType_t::CUDA_R_32F, columns, tile, width)?,
+        )?;
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &1i32)?;
+        self.choose(&mut plan, operands.alignment())?;
+        Ok(plan)
+    }
+
+    /// Sets the algorithm that the library takes for the fastest, for addresses of that alignment.
+    fn choose(&self, plan: &mut Plan, alignment: u32) -> Result<()> {
         let preference = result::create_matmul_pref().map_err(told)?;
-        let alignment = operands.alignment();
         let mut preferences = vec![(
             Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
             (&raw const WORKSPACE_BYTES).cast::<c_void>(),
@@ -152,36 +232,7 @@ impl Products {
             unsafe { result::set_matmul_pref_attribute(preference, name, value, size) }
                 .map_err(told)?;
         }
-        let description =
-            result::create_matmul_desc(precision, sys::cudaDataType_t::CUDA_R_32F).map_err(told)?;
-        let (weight, x, y) =
-            (matrix(inputs, outputs)?, matrix(inputs, rows)?, matrix(outputs, rows)?);
-        if product.samples > 1 {
-            for (layout, stride) in [(weight, 0), (x, product.stride), (y, rows * outputs)] {
-                let (samples, stride) = (product.samples as i32, stride as i64);
-                set(layout, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &samples)?;
-                set(layout, Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride)?;
-            }
-        }
-        let mut plan = Plan {
-            description,
-            weight,
-            x,
-            y,
-            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
-        };
-        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1i32)?;
-        let epilogue = match (product.bias, product.gelu_tanh) {
-            (false, false) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
-            (false, true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU,
-            (true, false) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
-            (true, true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
-        };
-        plan.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &(epilogue as u32))?;
-        if let Some(bias) = operands.bias {
-            plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
-        }
-        // SAFETY: all descriptors were made above.
+        // SAFETY: the plan's descriptors are alive.
         #[expect(unsafe_code, reason = "a call of the library")]
         let best = unsafe {
             result::get_matmul_algo_heuristic(
@@ -198,9 +249,27 @@ impl Products {
         plan.algorithm = best.algo;
         // SAFETY: it is not used any more.
         #[expect(unsafe_code, reason = "a call of the library")]
-        unsafe { result::destroy_matmul_pref(preference) }.map_err(told)?;
-        Ok(plan)
+        unsafe { result::destroy_matmul_pref(preference) }.map_err(told)
     }
+}
+
+fn type_of(dtype: DType) -> Result<sys::cudaDataType_t> {
+    Ok(match dtype {
+        DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
+        DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
+        dtype => bail!("there is no product of numbers of type {dtype:?}"),
+    })
+}
+
+/// Of the library's order; `pitch` numbers from column to column.
+fn matrix(
+    dtype: sys::cudaDataType_t,
+    rows: usize,
+    columns: usize,
+    pitch: usize,
+) -> Result<sys::cublasLtMatrixLayout_t> {
+    result::create_matrix_layout(dtype, rows as u64, columns as u64, pitch as i64).map_err(told)
 }
 
 static WORKSPACE_BYTES: usize = WORKSPACE;
@@ -225,6 +294,19 @@ fn set<T>(layout: sys::cublasLtMatrixLayout_t, attribute: Layout, value: &T) -> 
 }
 
 impl Plan {
+    fn new(
+        weight: sys::cublasLtMatrixLayout_t,
+        x: sys::cublasLtMatrixLayout_t,
+        y: sys::cublasLtMatrixLayout_t,
+    ) -> Result<Self> {
+        // Without TF32, which keeps 10 bits of 23.
+        let precision = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let description =
+            result::create_matmul_desc(precision, sys::cudaDataType_t::CUDA_R_32F).map_err(told)?;
+        let algorithm = sys::cublasLtMatmulAlgo_t { data: [0; 8] };
+        Ok(Self { description, weight, x, y, algorithm })
+    }
+
     /// `T` is the type that the library expects of that attribute.
     fn set<T>(&self, attribute: Attribute, value: &T) -> Result<()> {
         // SAFETY: the value is alive and as large as said.

@@ -1,0 +1,121 @@
+//! Sums over rows, by products and sums of columns.
+
+use super::launch::{self, Gpu, Launch, Scalar, THREADS, numbers_an_access, with_addresses};
+use crate::ops::host_sums::HostSums;
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
+use candle_core::{CudaDevice, DType, Result, Tensor};
+
+/// The sums of [`HostSums`], on a GPU.
+#[derive(Debug)]
+pub(in crate::ops) struct RowSums {
+    device: CudaDevice,
+    width: usize,
+    /// As [`HostSums`] has it.
+    gram: CudaSlice<f32>,
+    /// Weighted sums, sums and squares: 3 x width.
+    columns: CudaSlice<f64>,
+}
+
+/// Columns of a block of the kernel that sums them, in accesses, and rows that it adds at a time.
+const ACROSS: usize = 32;
+const DOWN: usize = THREADS / ACROSS;
+/// Rows that a thread adds up in `f32`, about.
+const ROWS: usize = 16;
+
+impl RowSums {
+    /// Goes on from `host`, if that has sums.
+    pub(in crate::ops) fn new(device: &CudaDevice, width: usize, host: HostSums) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let (gram, columns) = if host.gram.is_empty() {
+            (stream.alloc_zeros(width * width).w()?, stream.alloc_zeros(3 * width).w()?)
+        } else {
+            let columns = [host.weighted_sums, host.sums, host.squares].concat();
+            (stream.clone_htod(&host.gram).w()?, stream.clone_htod(&columns).w()?)
+        };
+        Ok(Self { device: device.clone(), width, gram, columns })
+    }
+
+    /// As [`super::super::RowSums::add`].
+    pub(in crate::ops) fn add(
+        &mut self,
+        x: &Tensor,
+        (places, times): (&[usize], &[f32]),
+        weight: f64,
+    ) -> Result<()> {
+        let x = x.detach().reshape(((), self.width))?;
+        // Rows that count alike are one product, whose factor weighs them: numbers of 16 bits are
+        // multiplied as they are, without rounding.
+        let mut left: Vec<usize> = (0..places.len()).filter(|&index| times[index] != 0.0).collect();
+        while let Some(&first) = left.first() {
+            let often = times[first];
+            let (alike, others): (Vec<_>, Vec<_>) =
+                left.into_iter().partition(|&index| times[index] == often);
+            let rows = if alike.len() == x.dim(0)? {
+                x.contiguous()?
+            } else {
+                let places = alike.iter().map(|&index| places[index] as u32).collect();
+                x.index_select(&Tensor::from_vec(places, alike.len(), x.device())?, 0)?
+            };
+            self.add_all(&rows, often, weight)?;
+            left = others;
+        }
+        Ok(())
+    }
+
+    /// Adds all rows of `x` (rows x width), each `times`.
+    fn add_all(&mut self, x: &Tensor, times: f32, weight: f64) -> Result<()> {
+        let (rows, width) = x.dims2()?;
+        if rows == 0 || width == 0 {
+            return Ok(());
+        }
+        let gpu = Gpu::of(&self.device)?;
+        let stream = self.device.cuda_stream();
+        let gram = self.gram.device_ptr(&stream).0;
+        let factor = (weight * f64::from(times)) as f32;
+        with_addresses(&[x], |_, addresses| {
+            gpu.products.add_gram(x.dtype(), (rows, width), factor, addresses[0], gram)
+        })?;
+        let parts = rows.div_ceil(DOWN * ROWS).min(256);
+        let accesses = width.div_ceil(numbers_an_access(x.dtype()));
+        let of_parts = Launch {
+            name: "column_sums",
+            width,
+            blocks: (accesses.div_ceil(ACROSS), parts),
+            threads: THREADS,
+            shared: 0,
+            scalars: &[Scalar::Size(rows), Scalar::Int(width as i32)],
+        };
+        let sums = launch::run(&of_parts, &[x], (DType::F32, (parts, 2, width)))?.untracked();
+        let all = Launch {
+            name: "add_column_sums",
+            width: 1,
+            blocks: (width.div_ceil(THREADS), 1),
+            threads: THREADS,
+            shared: 0,
+            scalars: &[
+                Scalar::Int(parts as i32),
+                Scalar::Int(width as i32),
+                Scalar::Double(times.into()),
+                Scalar::Double(weight),
+            ],
+        };
+        let columns = self.columns.device_ptr(&stream).0;
+        with_addresses(&[&sums], |device, addresses| {
+            launch::start(&all, device, DType::F32, addresses, columns)
+        })
+    }
+
+    pub(in crate::ops) fn host(&self) -> Result<HostSums> {
+        let stream = self.device.cuda_stream();
+        let columns = stream.clone_dtoh(&self.columns).w()?;
+        let part = |index: usize| columns[index * self.width..][..self.width].to_vec();
+        let gram = stream.clone_dtoh(&self.gram).w()?;
+        Ok(HostSums { gram, weighted_sums: part(0), sums: part(1), squares: part(2) })
+    }
+
+    pub(in crate::ops) fn is_finite(&self) -> Result<bool> {
+        let columns = self.device.cuda_stream().clone_dtoh(&self.columns).w()?;
+        Ok(columns[2 * self.width..].iter().all(|square| square.is_finite()))
+    }
+}

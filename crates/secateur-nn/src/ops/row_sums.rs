@@ -1,0 +1,111 @@
+//! Sums over the rows of a layer's inputs.
+
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::host_sums::HostSums;
+use super::{cpu, last_dim, no_kernel};
+use candle_core::{Device, Result, Tensor};
+use std::borrow::Cow;
+
+/// Sums over rows x, which count n times each and have a weight a: of a n x^T x, of a n x, of n x
+/// and of n x^2. They are kept where the rows are.
+#[derive(Debug)]
+pub struct RowSums {
+    pub(super) width: usize,
+    host: HostSums,
+    #[cfg(feature = "cuda")]
+    there: Option<cuda::RowSums>,
+}
+
+impl RowSums {
+    /// No rows yet, of `width` numbers each.
+    #[must_use]
+    pub fn new(width: usize) -> Self {
+        Self {
+            width,
+            host: HostSums::default(),
+            #[cfg(feature = "cuda")]
+            there: None,
+        }
+    }
+
+    /// The width of a row.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Adds rows of `x` (... x width) at `places`, which rise, with how often each counts, and the
+    /// weight of all. Returns false if that is seen to make sums that are not finite: on the CPU
+    /// always, elsewhere only [`RowSums::is_finite`] tells.
+    ///
+    /// # Errors
+    /// If the width differs, or there is no memory.
+    pub fn add(
+        &mut self,
+        x: &Tensor,
+        places: &[usize],
+        times: &[f32],
+        weight: f64,
+    ) -> Result<bool> {
+        last_dim("row sums", x, self.width)?;
+        match x.device() {
+            Device::Cpu => {
+                cpu::add_rows(self.host()?, x, (places, times), weight)?;
+                self.is_finite()
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => {
+                let there = match self.there.take() {
+                    Some(there) => there,
+                    None => cuda::RowSums::new(device, self.width, std::mem::take(&mut self.host))?,
+                };
+                self.there.insert(there).add(x, (places, times), weight)?;
+                Ok(true)
+            }
+            device => no_kernel("row sums", device),
+        }
+    }
+
+    /// The sums in memory, where more can be added to them.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn host(&mut self) -> Result<&mut HostSums> {
+        #[cfg(feature = "cuda")]
+        if let Some(there) = self.there.take() {
+            self.host = there.host()?;
+        }
+        if self.host.gram.is_empty() {
+            self.host = HostSums::zeros(self.width);
+        }
+        Ok(&mut self.host)
+    }
+
+    /// The sums, or a copy of them in memory.
+    ///
+    /// # Errors
+    /// As [`RowSums::host`].
+    pub fn read(&self) -> Result<Cow<'_, HostSums>> {
+        #[cfg(feature = "cuda")]
+        if let Some(there) = &self.there {
+            return Ok(Cow::Owned(there.host()?));
+        }
+        Ok(match self.host.gram.is_empty() {
+            true => Cow::Owned(HostSums::zeros(self.width)),
+            false => Cow::Borrowed(&self.host),
+        })
+    }
+
+    /// Whether all rows that were added are finite.
+    ///
+    /// # Errors
+    /// As [`RowSums::host`].
+    pub fn is_finite(&self) -> Result<bool> {
+        #[cfg(feature = "cuda")]
+        if let Some(there) = &self.there {
+            return there.is_finite();
+        }
+        Ok(self.host.squares.iter().all(|square| square.is_finite()))
+    }
+}

@@ -1,0 +1,98 @@
+//! Sums over rows on every device, against f64.
+
+#[path = "../../secateur-kernels/tests/common/numbers.rs"]
+mod numbers;
+
+use candle_core::{DType, Device, Tensor};
+use numbers::{random, wide, within};
+use secateur_nn::ops::{HostSums, RowSums};
+use secateur_nn::{devices, to_device};
+
+/// Sums of rows (places, how often each counts) of several inputs, with their weights.
+type Added<'a> = [(&'a Tensor, Vec<usize>, Vec<f32>, f64)];
+
+/// All four sums, the whole Gram matrix.
+fn plain(width: usize, added: &Added<'_>) -> [Vec<f64>; 4] {
+    let zeros = vec![0.0; width];
+    let [mut weighted, mut sums, mut squares] = [zeros.clone(), zeros.clone(), zeros];
+    let mut gram = vec![0.0; width * width];
+    for (x, places, times, weight) in added {
+        let x = wide(x);
+        for (&place, &times) in places.iter().zip(times) {
+            let row = &x[place * width..][..width];
+            for (i, &a) in row.iter().enumerate() {
+                let a_times = f64::from(times) * a;
+                weighted[i] += weight * a_times;
+                sums[i] += a_times;
+                squares[i] += a_times * a;
+                for (j, &b) in row.iter().enumerate() {
+                    gram[i * width + j] += weight * a_times * b;
+                }
+            }
+        }
+    }
+    [gram, weighted, sums, squares]
+}
+
+fn check(what: &str, host: &HostSums, want: &[Vec<f64>; 4], width: usize, tolerance: f64) {
+    let upper = |all: &[f64]| -> Vec<f64> {
+        (0..width).flat_map(|row| all[row * width + row..(row + 1) * width].to_vec()).collect()
+    };
+    let gram: Vec<f64> = host.gram.iter().copied().map(f64::from).collect();
+    let tensor = |values: &[f64]| Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
+    within(tolerance, &format!("{what}: Gram"), &tensor(&upper(&gram)), &upper(&want[0]));
+    let columns = [&host.weighted_sums, &host.sums, &host.squares];
+    for ((name, got), want) in
+        ["weighted sums", "sums", "squares"].iter().zip(columns).zip(&want[1..])
+    {
+        within(tolerance, &format!("{what}: {name}"), &tensor(got), want);
+    }
+}
+
+#[test]
+fn sums_on_every_device_are_those_of_f64() {
+    for device in devices() {
+        let dtypes: &[DType] = match device.is_cpu() {
+            true => &[DType::F32],
+            false => &[DType::F32, DType::F16, DType::BF16],
+        };
+        // Wider than a tile of the Gram matrix, and neither of whole accesses nor of whole warps.
+        for width in [1, 3, 24, 72, 513, 1030, 1600] {
+            for &dtype in dtypes {
+                let what = format!("{width} x {dtype:?} on {:?}", device.location());
+                let inputs = [[2, 37, width], [1, 300, width]]
+                    .map(|shape| random(&shape, width as u32).to_dtype(dtype).unwrap());
+                let every = |count: usize| (0..count).collect::<Vec<usize>>();
+                // All rows alike; some rows, which count 0 times or several; no rows.
+                let some: Vec<usize> = every(300).into_iter().step_by(7).collect();
+                let times = (0..some.len()).map(|index| [1.0, 4.0, 0.0, 1.0][index % 4]).collect();
+                let added = [
+                    (&inputs[0], every(74), vec![1.0; 74], 0.75),
+                    (&inputs[1], some, times, 1.5),
+                    (&inputs[1], Vec::new(), Vec::new(), 1.0),
+                ];
+                let want = plain(width, &added);
+                let mut sums = RowSums::new(width);
+                for (x, places, times, weight) in &added {
+                    sums.add(&to_device(x, &device).unwrap(), places, times, *weight).unwrap();
+                }
+                check(&what, &sums.read().unwrap(), &want, width, 1e-5);
+                assert!(sums.is_finite().unwrap(), "{what}");
+                // From memory they go on to the device.
+                sums.host().unwrap();
+                let (x, places, times, weight) = &added[0];
+                sums.add(&to_device(x, &device).unwrap(), places, times, *weight).unwrap();
+                let again = [added[0].clone(), added[1].clone(), added[0].clone()];
+                check(&what, sums.host().unwrap(), &plain(width, &again), width, 1e-5);
+            }
+        }
+        let mut sums = RowSums::new(2);
+        assert!(sums.is_finite().unwrap() && sums.read().unwrap().gram == [0.0; 4]);
+        let bad = Tensor::new(&[[1f32, f32::NAN]], &device).unwrap();
+        let is_finite = sums.add(&bad, &[0], &[1.0], 1.0).unwrap();
+        assert_eq!(is_finite, !device.is_cpu());
+        assert!(!sums.is_finite().unwrap());
+        let error = RowSums::new(3).add(&bad, &[0], &[1.0], 1.0).unwrap_err().to_string();
+        assert!(error.contains("should be 3"), "{error}");
+    }
+}
