@@ -1,11 +1,12 @@
 //! Small parts, each by its numbers.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use safetensors::View;
 use secateur_models::files::{Array, Values};
 use secateur_models::{
     ClipImageProcessor, ClipModel, Edits, Made, ModelFolder, Past, Pipeline, Sampling, T5Tokenizer,
 };
+use secateur_nn::Placement;
 use std::path::{Path, PathBuf};
 
 fn model(name: &str) -> PathBuf {
@@ -155,4 +156,27 @@ fn fields_of_a_vocabulary_that_are_not_known_are_passed_over() {
     // Groups have been given up.
     std::fs::write(&path, [&[0xa3, 0x06], &bytes[..]].concat()).unwrap();
     assert!(tokens().is_err());
+}
+
+/// What a model computes in rounds its weights; what methods read of it does not.
+#[test]
+fn parameters_are_read_as_the_checkpoint_has_them() {
+    let folder = || ModelFolder::open(&model("emoji-dit"), None).unwrap();
+    let exact = Pipeline::open(folder()).unwrap();
+    let rounded = folder().at(Placement::new(Device::Cpu, DType::BF16));
+    let mut rounded = Pipeline::open(rounded).unwrap();
+    let name = "transformer_blocks.0.attn1.to_q.weight";
+    let values = |tensor: &Tensor| {
+        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let want = values(&exact.parameter(name).unwrap().unwrap());
+    assert_eq!(values(&rounded.parameter(name).unwrap().unwrap()), want);
+    assert_ne!(values(rounded.parameters().get(name).unwrap()), want, "is it rounded at all?");
+    // An edit is kept as it was given.
+    let edited = exact.parameter(name).unwrap().unwrap().affine(1.001, 0.0).unwrap();
+    let weights = [(name.to_owned(), edited.clone())].into();
+    rounded.apply(&Edits { weights, ..Edits::default() }).unwrap();
+    assert_eq!(values(&rounded.parameter(name).unwrap().unwrap()), values(&edited));
+    assert_eq!(rounded.parameters().get(name).unwrap().dtype(), DType::BF16);
+    assert!(rounded.parameter("transformer_blocks.0.none").unwrap().is_none());
 }

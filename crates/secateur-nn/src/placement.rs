@@ -64,6 +64,12 @@ impl Placement {
         self.dtype.size_in_bytes() as u64
     }
 
+    /// Whether numbers of `f32` stay as they are, in memory.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        self.device.is_cpu() && self.dtype == DType::F32
+    }
+
     /// Whether products read weights from a copy of their own layout.
     #[must_use]
     pub fn packs_weights(&self) -> bool {

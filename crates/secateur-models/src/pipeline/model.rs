@@ -13,12 +13,15 @@ use crate::structure::{Description, Edits, Removals, Site, Structure};
 use candle_core::Tensor;
 use secateur_nn::ops::Replay;
 use secateur_nn::{Context, Parameters, Placement};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A pipeline with its weights.
 pub struct Pipeline {
     folder: ModelFolder,
     parameters: Parameters,
+    /// The weights that were edited, as they were given.
+    edited: BTreeMap<String, Tensor>,
     removals: Removals,
     denoiser: Box<dyn Denoiser>,
     /// Of the calls of the denoiser that are neither watched nor gated.
@@ -48,6 +51,7 @@ impl Pipeline {
             vae: folder.autoencoder()?,
             folder,
             parameters,
+            edited: BTreeMap::new(),
             removals,
         })
     }
@@ -62,6 +66,22 @@ impl Pipeline {
     #[must_use]
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
+    }
+
+    /// A parameter of the denoiser as it was last edited, or as the checkpoint has it: in memory,
+    /// in `f32`, whatever the denoiser computes in. `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn parameter(&self, name: &str) -> Result<Option<Tensor>> {
+        if let Some(edited) = self.edited.get(name) {
+            return Ok(Some(edited.clone()));
+        }
+        let Some(tensor) = self.parameters.get(name) else { return Ok(None) };
+        Ok(Some(match self.folder.placement().is_exact() {
+            true => tensor.clone(),
+            false => self.folder.checkpoint().clone().at(&Placement::cpu()).read(name)?,
+        }))
     }
 
     /// The denoiser.
@@ -152,6 +172,7 @@ impl Pipeline {
         (self.denoiser, self.description) = build(&self.folder, &parameters)?;
         self.replay = Replay::default();
         self.parameters = parameters;
+        self.edited.extend(edits.weights.clone());
         self.removals = edits.removals.clone();
         Ok(())
     }

@@ -158,13 +158,13 @@ impl Measurement {
             structure.layers().filter(|layer| layer.prunable.is_some()).enumerate()
         {
             let name = layer.name.weight();
-            let weight = pipeline.parameters().get(&name);
+            let weight = pipeline.parameter(&name)?;
             let weight =
                 weight.ok_or_else(|| Error::layer(&layer.name, "no weight in the checkpoint"))?;
             let square = f64::from(weight.sqr()?.mean_all()?.to_scalar::<f32>()?);
             let noise = noise(self.seed, index..index + 1, 0, weight.dims())?.squeeze(0)?;
-            noisy.insert(name.clone(), (weight + (noise * (self.noise * square.sqrt()))?)?);
-            weights.insert(name, weight.clone());
+            noisy.insert(name.clone(), (&weight + (noise * (self.noise * square.sqrt()))?)?);
+            weights.insert(name, weight);
         }
         Ok([weights, noisy]
             .map(|weights| Edits { weights, removals: pipeline.removals().clone() })

@@ -101,7 +101,7 @@ impl StructuredMethod for Slim {
             // The rows of neurons stay as they are.
             let inputs = matches!(group, Group::Dimensions(_)).then(|| group.inputs());
             for layer in inputs.into_iter().flatten().chain(group.outputs()) {
-                let Some(weight) = pipeline.parameters().get(&layer.weight()) else { continue };
+                let Some(weight) = pipeline.parameter(&layer.weight())? else { continue };
                 let zeros = zeros(&weight.to_vec2::<f32>()?);
                 if zeros > ZEROS {
                     let problem = format!(

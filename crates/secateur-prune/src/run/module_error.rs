@@ -69,16 +69,13 @@ impl ModuleErrors {
         let rows = inputs.rows.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         rows.into_iter()
             .map(|(layer, x)| {
-                let weight = pipeline.parameters().get(&layer.weight());
+                let weight = pipeline.parameter(&layer.weight())?;
                 let weight =
                     weight.ok_or_else(|| Error::layer(&layer, "no weight in the checkpoint"))?;
                 let ((outputs, inputs), values) =
                     (weight.dims2()?, weight.flatten_all()?.to_vec1::<f32>()?);
-                let bias = pipeline
-                    .parameters()
-                    .get(&layer.bias())
-                    .map(Tensor::to_vec1::<f32>)
-                    .transpose()?;
+                let bias = pipeline.parameter(&layer.bias())?;
+                let bias = bias.map(|bias| bias.to_vec1::<f32>()).transpose()?;
                 let mut y = vec![0f32; x.len() / inputs.max(1) * outputs];
                 linear(&x, &Panels::transposed(&values, inputs), bias.as_deref(), None, &mut y);
                 Ok((layer, y))

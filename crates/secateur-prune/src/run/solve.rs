@@ -73,8 +73,8 @@ pub(crate) fn remove<'a>(
     let cuts = Cuts::new(parts);
     let weights = &mut outcome.edits.weights;
     for parameter in cuts.parameters() {
-        let Some(old) = pipeline.parameters().get(&parameter) else { continue };
-        weights.insert(parameter.clone(), cuts.take_out(&parameter, old)?);
+        let Some(old) = pipeline.parameter(&parameter)? else { continue };
+        weights.insert(parameter.clone(), cuts.take_out(&parameter, &old)?);
     }
     // The error of a layer in a new basis says nothing.
     let told: Vec<LayerName> = coupled
@@ -114,8 +114,8 @@ impl Layers for Watched<'_> {
     }
 
     fn bias(&self, layer: &LayerName) -> Result<Option<Vec<f32>>> {
-        let bias = self.pipeline.parameters().get(&layer.bias());
-        Ok(bias.map(Tensor::to_vec1).transpose()?)
+        let bias = self.pipeline.parameter(&layer.bias())?;
+        Ok(bias.map(|bias| bias.to_vec1()).transpose()?)
     }
 
     fn statistics(&self, layer: &LayerName) -> Result<&InputStatistics> {
@@ -164,7 +164,7 @@ fn layer_outcome(
 }
 
 fn read_weight(pipeline: &Pipeline, layer: &LayerName) -> Result<LayerWeight> {
-    let weight = pipeline.parameters().get(&layer.weight());
+    let weight = pipeline.parameter(&layer.weight())?;
     let weight = weight.ok_or_else(|| Error::layer(layer, "no weight in the checkpoint"))?;
     let (rows, columns) = weight.dims2()?;
     Ok(LayerWeight {
