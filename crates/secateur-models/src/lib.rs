@@ -37,7 +37,7 @@ pub use families::{
 pub use files::{Checkpoint, OutputFolder, OutputOptions, SingleFile, TensorInfo, read_prompts};
 pub use folder::{Captions, ChangedShape, Conversion, Manifest, ModelFolder, Prompts, cast};
 pub use observer::Observer;
-pub use pipeline::{Denoising, Pipeline, noise};
+pub use pipeline::{Denoising, Halfway, Pipeline, noise};
 pub use reuse::{Made, Past, Reuse, ReuseSchedule};
 pub use samplers::{Call, Instead, Run, Sampler, Schedule, SchedulerConfig, scheduler_config};
 pub use secateur_nn::LayerName;

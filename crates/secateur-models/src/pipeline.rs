@@ -5,6 +5,6 @@ mod texts;
 mod model;
 mod denoising;
 
-pub use denoising::Denoising;
+pub use denoising::{Denoising, Halfway};
 pub use model::Pipeline;
 pub use noise::noise;

@@ -8,7 +8,8 @@ mod assemble;
 
 use candle_core::{Device, Tensor};
 use secateur_models::{
-    Denoising, Error, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling, UnitKind,
+    Denoising, Error, Halfway, LayerName, ModelFolder, Pipeline, ReuseSchedule, Sampler, Sampling,
+    UnitKind,
 };
 use secateur_nn::{Context, Gates, Passage, Probe, Step};
 use std::cell::{Cell, RefCell};
@@ -325,6 +326,43 @@ fn forks() {
         let first = finish(first);
         assert_eq!(largest_difference(&first, &finish(begin(&reusing(&one)))), 0.0, "{sampler}");
         assert!(largest_difference(&first, &forked) > 0.0, "{sampler}");
+    }
+}
+
+/// A run that goes on from what an equal one had come to ends with the same numbers, for samplers
+/// that remember calls or draw noise too. One that reuses features cannot.
+#[test]
+fn a_run_goes_on_from_halfway() {
+    let folder = ModelFolder::open(&model("emoji-dit"), None).unwrap();
+    let pipeline = Pipeline::open(folder.clone()).unwrap();
+    let prompts = ["1", "2"].map(str::to_owned);
+    for sampler in [Sampler::Ddim, Sampler::Ddpm, Sampler::Pndm, Sampler::Heun, Sampler::DpmSolver]
+    {
+        let sampling = Sampling { steps: 6, sampler, ..folder.sampling() };
+        let noise = pipeline.noise(0..2, &sampling).unwrap();
+        let conditioning =
+            pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
+        let begin = |sampling: &Sampling| {
+            Denoising::new(&pipeline, &noise, &conditioning, 0..2, sampling, None).unwrap()
+        };
+        let (mut whole, mut halves) = (begin(&sampling), Vec::new());
+        while whole.step().unwrap() {
+            halves.extend(whole.halfway());
+        }
+        // PNDM starts with two calls for one step.
+        assert!(halves.len() + 1 >= sampling.steps, "{sampler}: {}", halves.len());
+        let other = halves[0].clone();
+        for halfway in halves {
+            let mut rest = begin(&sampling);
+            rest.go_on(halfway).unwrap();
+            while rest.step().unwrap() {}
+            assert_eq!(largest_difference(rest.latents(), whole.latents()), 0.0, "{sampler}");
+        }
+        let mut foreign = begin(&sampling);
+        let latents = other.latents.narrow(0, 0, 1).unwrap();
+        assert!(foreign.go_on(Halfway { latents, ..other }).is_err(), "of one image, not two");
+        let reuse = Some(Arc::new(folder.whole_reuse(&sampling, UnitKind::Block).unwrap()));
+        assert!(begin(&Sampling { reuse, ..sampling.clone() }).halfway().is_none());
     }
 }
 

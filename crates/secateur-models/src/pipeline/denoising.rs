@@ -2,7 +2,7 @@
 
 use crate::classes::Sampling;
 use crate::conditioning::Conditioning;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refuse};
 use crate::files::is_finite;
 use crate::observer::Observer;
 use crate::pipeline::model::Pipeline;
@@ -28,6 +28,19 @@ pub struct Denoising<'a> {
     calls: usize,
     /// Number of times that the sampler has drawn noise so far.
     draws: usize,
+}
+
+/// A run after some of its steps.
+#[derive(Clone, Debug)]
+pub struct Halfway {
+    /// Calls of the denoiser so far.
+    pub calls: usize,
+    /// Number of times that the sampler has drawn noise so far.
+    pub draws: usize,
+    /// The latents: samples x channels x height x width.
+    pub latents: Tensor,
+    /// What the sampler remembers, of the same shape.
+    pub memory: Vec<Tensor>,
 }
 
 impl<'a> Denoising<'a> {
@@ -91,6 +104,38 @@ impl<'a> Denoising<'a> {
             latents: self.latents.clone(),
             ..*self
         })
+    }
+
+    /// What the run has come to, from which [`Denoising::go_on`] continues it. `None` if it reuses
+    /// features, which are not part of that, or the sampler is amid calls that belong together.
+    #[must_use]
+    pub fn halfway(&self) -> Option<Halfway> {
+        if self.reuse.is_some() {
+            return None;
+        }
+        let (calls, draws, latents) = (self.calls, self.draws, self.latents.clone());
+        Some(Halfway { calls, draws, latents, memory: self.schedule.memory()? })
+    }
+
+    /// Continues from where an equal run came to.
+    ///
+    /// # Errors
+    /// If its tensors do not fit.
+    pub fn go_on(&mut self, from: Halfway) -> Result<()> {
+        let shape = self.latents.dims();
+        let fits = |tensor: &Tensor| tensor.dims() == shape;
+        if from.calls > self.schedule.calls().len()
+            || !fits(&from.latents)
+            || !from.memory.iter().all(fits)
+        {
+            refuse!("a run of {shape:?} cannot go on from another");
+        }
+        let here = |tensor: &Tensor| self.pipeline.latents(tensor);
+        let memory = from.memory.iter().map(here).collect::<Result<_>>()?;
+        self.latents = here(&from.latents)?;
+        self.schedule.remember(memory);
+        (self.calls, self.draws) = (from.calls, from.draws);
+        Ok(())
     }
 
     /// The calls of the denoiser in the next step. Empty after the last step.

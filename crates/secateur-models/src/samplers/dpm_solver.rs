@@ -264,4 +264,12 @@ impl Schedule for DpmSolver {
         let images: Vec<(f64, &Tensor)> = plan.images.iter().copied().zip(&self.images).collect();
         combine((plan.latents, latents), &images)
     }
+
+    fn memory(&self) -> Option<Vec<Tensor>> {
+        Some(self.images.clone())
+    }
+
+    fn remember(&mut self, memory: Vec<Tensor>) {
+        self.images = memory;
+    }
 }

@@ -94,6 +94,10 @@ impl Schedule for Heun {
             }
         }
     }
+
+    fn memory(&self) -> Option<Vec<Tensor>> {
+        self.start.is_none().then(Vec::new)
+    }
 }
 
 /// The noise level that a call is made at; a step's second call is made at the next step's level.

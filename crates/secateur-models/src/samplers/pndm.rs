@@ -196,6 +196,14 @@ impl Schedule for Pndm {
         };
         self.moves[call].of(&start, &output)
     }
+
+    fn memory(&self) -> Option<Vec<Tensor>> {
+        self.open.is_none().then(|| self.history.clone())
+    }
+
+    fn remember(&mut self, memory: Vec<Tensor>) {
+        self.history = memory;
+    }
 }
 
 /// The sum of tensors times weights.

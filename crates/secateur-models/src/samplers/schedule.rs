@@ -129,6 +129,16 @@ pub trait Schedule: Fork {
         output: &Tensor,
         noise: &mut dyn FnMut() -> Result<Tensor>,
     ) -> Result<Tensor>;
+
+    /// What the next steps need of the calls so far; `None` amid calls that belong together.
+    fn memory(&self) -> Option<Vec<Tensor>> {
+        Some(Vec::new())
+    }
+
+    /// Sets what [`Schedule::memory`] gave.
+    fn remember(&mut self, memory: Vec<Tensor>) {
+        let _ = memory;
+    }
 }
 
 /// The calls of a sampler that calls the model once a step.

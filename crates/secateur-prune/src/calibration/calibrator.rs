@@ -49,6 +49,11 @@ impl Calibrator {
         }
     }
 
+    /// The sums of each input, for reading.
+    pub(crate) fn moments(&self) -> impl Iterator<Item = (&LayerName, MutexGuard<'_, Moments>)> {
+        self.moments.values().map(|(name, moments)| (name, lock(moments)))
+    }
+
     /// The sums of each input.
     pub(crate) fn moments_mut(&mut self) -> impl Iterator<Item = (&LayerName, &mut Moments)> {
         self.moments.values_mut().map(|(name, moments)| {

@@ -3,12 +3,12 @@
 use crate::calibration::calibrator::Calibrator;
 use crate::calibration::moments::Moments;
 use crate::error::{Error, Result};
-use secateur_models::Observer;
 use secateur_models::files::{
     Array, Values, digest, read_each_tensor, read_sealed, write_sealed, write_tensors,
 };
+use secateur_models::{Halfway, Observer};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -37,9 +37,26 @@ struct Kept {
     step_weights: String,
     /// Number of images in the sums: the first ones.
     images: usize,
+    /// Calls of the denoiser, and draws of noise, of the batch after these, in which the sums were
+    /// saved.
+    #[serde(default)]
+    begun: Option<(usize, usize)>,
     /// SHA-256 of the file of tensors.
     sha256: String,
 }
+
+/// How far a calibration has come.
+#[derive(Debug, Default)]
+pub(crate) struct Reached {
+    /// Number of images that are done: the first ones.
+    pub(crate) images: usize,
+    /// The batch after these, if it was begun.
+    pub(crate) halfway: Option<Halfway>,
+}
+
+/// The names of the tensors of a batch that was begun.
+const LATENTS: &str = "latents";
+const MEMORY: &str = "memory.";
 
 /// The beginning of the names of sum files.
 const PREFIX: &str = "sums-";
@@ -66,12 +83,13 @@ impl Sums<'_> {
         self.folder.join(format!("{PREFIX}{:04}-{:04}{rest}", self.done, self.package))
     }
 
-    fn tensors(&self, images: usize) -> PathBuf {
-        self.path(&format!("-{images:06}.safetensors"))
+    fn tensors(&self, images: usize, begun: Option<(usize, usize)>) -> PathBuf {
+        let begun = begun.map_or_else(String::new, |(calls, _)| format!("-{calls:04}"));
+        self.path(&format!("-{images:06}{begun}.safetensors"))
     }
 
-    /// Loads the saved sums into the calibrator, and returns the number of images in them. If they
-    /// are damaged, or of other step weights, it says so to the observer and returns 0.
+    /// Loads the saved sums into the calibrator, and returns how far they go. If they are damaged,
+    /// or of other step weights, it says so to the observer and returns the start.
     ///
     /// # Errors
     /// If the observer interrupts.
@@ -79,19 +97,19 @@ impl Sums<'_> {
         &self,
         calibrator: &mut Calibrator,
         observer: &dyn Observer,
-    ) -> Result<usize> {
+    ) -> Result<Reached> {
         let path = self.path(".json");
         if !path.exists() {
-            return Ok(0);
+            return Ok(Reached::default());
         }
         match self.read(&path, calibrator, observer) {
-            Ok(images) => Ok(images),
+            Ok(reached) => Ok(reached),
             Err(error) => {
                 // Whoever interrupts does so again.
                 observer.advance(0)?;
                 calibrator.clear();
                 observer.warn(&format!("{error}: the calibration begins anew"));
-                Ok(0)
+                Ok(Reached::default())
             }
         }
     }
@@ -101,15 +119,25 @@ impl Sums<'_> {
         path: &Path,
         calibrator: &mut Calibrator,
         observer: &dyn Observer,
-    ) -> Result<usize> {
+    ) -> Result<Reached> {
         let kept: Kept = read_sealed(path)?;
         let identity = (self.run, self.done, self.package, step_weights(calibrator.weights()));
         if (kept.run.as_str(), kept.done, kept.package, kept.step_weights.clone()) != identity {
             return Err(Error::statistics(path, "is of another run or package"));
         }
         let mut missing = Moments::ARRAYS * calibrator.moments_mut().count();
-        let tensors = self.tensors(kept.images);
+        let tensors = self.tensors(kept.images, kept.begun);
+        let (mut latents, mut memory) = (None, BTreeMap::new());
         read_each_tensor(&tensors, &kept.sha256, observer, |name, tensor| {
+            if name == LATENTS {
+                latents = Some(tensor);
+                return Ok(());
+            }
+            if let Some(index) = name.strip_prefix(MEMORY).and_then(|index| index.parse().ok()) {
+                let index: usize = index;
+                memory.insert(index, tensor);
+                return Ok(());
+            }
             let fits = name
                 .rsplit_once('.')
                 .map(|(input, array)| calibrator.set(input, array, &tensor))
@@ -123,22 +151,27 @@ impl Sums<'_> {
             missing -= 1;
             Ok(())
         })?;
+        let halfway = kept.begun.zip(latents).map(|((calls, draws), latents)| {
+            let memory = memory.into_values().collect();
+            Halfway { calls, draws, latents, memory }
+        });
+        if halfway.is_none() && kept.begun.is_some() {
+            return Err(Error::statistics(&tensors, "lacks the latents"));
+        }
         match missing {
-            0 => Ok(kept.images),
+            0 => Ok(Reached { images: kept.images, halfway }),
             _ => Err(Error::statistics(&tensors, format!("lacks {missing} of the sums"))),
         }
     }
 
-    /// Saves the sums over the first `images` images.
-    fn save(&self, calibrator: &mut Calibrator, images: usize) -> Result<()> {
+    /// Saves the sums over what was reached.
+    fn save(&self, calibrator: &Calibrator, reached: &Reached) -> Result<()> {
+        calibrator.check()?;
         let weights = step_weights(calibrator.weights());
-        let mut all = Vec::new();
-        for (input, sums) in calibrator.moments_mut() {
-            let sums: &Moments = sums;
-            all.push((input, sums, sums.host()?));
-        }
+        let all: Vec<_> = calibrator.moments().collect();
+        let hosts = all.iter().map(|(_, sums)| sums.host()).collect::<Result<Vec<_>>>()?;
         let mut arrays = HashMap::new();
-        for (input, sums, host) in &all {
+        for ((input, sums), host) in all.iter().zip(&hosts) {
             for (array, values) in sums.arrays(host) {
                 let length = match values {
                     Values::F32(values) => values.len(),
@@ -147,13 +180,26 @@ impl Sums<'_> {
                 arrays.insert(format!("{input}.{array}"), Array { shape: vec![length], values });
             }
         }
-        let sha256 = write_tensors(&self.tensors(images), &arrays)?;
+        let (images, halfway) = (reached.images, reached.halfway.as_ref());
+        let begun = halfway.map(|halfway| (halfway.calls, halfway.draws));
+        let latents = halfway.map(|halfway| (LATENTS.to_owned(), &halfway.latents));
+        let memory = halfway.into_iter().flat_map(|halfway| halfway.memory.iter().enumerate());
+        let memory = memory.map(|(index, tensor)| (format!("{MEMORY}{index}"), tensor));
+        let states = latents.into_iter().chain(memory).map(|(name, tensor)| {
+            Ok((name, tensor.dims().to_vec(), tensor.flatten_all()?.to_vec1::<f32>()?))
+        });
+        let states = states.collect::<Result<Vec<_>>>()?;
+        for (name, shape, values) in &states {
+            let values = Values::F32(values);
+            arrays.insert(name.clone(), Array { shape: shape.clone(), values });
+        }
+        let sha256 = write_tensors(&self.tensors(images, begun), &arrays)?;
         let (run, done, package) = (self.run.to_owned(), self.done, self.package);
         write_sealed(
             &self.path(".json"),
-            &Kept { run, done, package, step_weights: weights, images, sha256 },
+            &Kept { run, done, package, step_weights: weights, images, begun, sha256 },
         )?;
-        self.remove_tensors(Some(images));
+        self.remove_tensors(Some(&self.tensors(images, begun)));
         Ok(())
     }
 
@@ -165,8 +211,7 @@ impl Sums<'_> {
     }
 
     /// Removes the tensors of all states except `but`.
-    fn remove_tensors(&self, but: Option<usize>) {
-        let but = but.map(|images| self.tensors(images));
+    fn remove_tensors(&self, but: Option<&PathBuf>) {
         let paths = std::fs::read_dir(self.folder)
             .into_iter()
             .flatten()
@@ -181,7 +226,7 @@ impl Sums<'_> {
         // They are written again or go with the folder.
         paths
             .filter(own)
-            .filter(|path| Some(path) != but.as_ref())
+            .filter(|path| Some(path) != but)
             .for_each(|path| drop(std::fs::remove_file(path)));
     }
 }
@@ -208,12 +253,12 @@ impl<'a> Keeper<'a> {
         Self { sums, kept: Instant::now(), cost: Duration::ZERO }
     }
 
-    /// Called after a batch. Saves the sums over the first `images` images if it is time, or if the
-    /// run is `stopped`. If saving fails, it says so to the observer.
-    pub(crate) fn batch(
+    /// Called after a step. Saves the sums over what was reached if it is time, or if the run is
+    /// `stopped`. If saving fails, it says so to the observer.
+    pub(crate) fn step(
         &mut self,
-        calibrator: &mut Calibrator,
-        images: usize,
+        calibrator: &Calibrator,
+        reached: &Reached,
         stopped: bool,
         observer: &dyn Observer,
     ) {
@@ -222,7 +267,7 @@ impl<'a> Keeper<'a> {
             return;
         }
         let start = Instant::now();
-        if let Err(error) = sums.save(calibrator, images) {
+        if let Err(error) = sums.save(calibrator, reached) {
             observer.warn(&format!("the sums so far cannot be kept: {error}"));
         }
         (self.kept, self.cost) = (Instant::now(), start.elapsed());
@@ -348,7 +393,7 @@ mod tests {
         }
     }
 
-    /// A batch that is nearly done finishes, and no step of it is run twice.
+    /// No step is run twice, within a batch either.
     #[test]
     fn an_interruption_keeps_what_was_summed_up() {
         let scene = Scene::new();
@@ -358,10 +403,10 @@ mod tests {
         assert!(scene.names().is_empty(), "nothing is kept of a short calibration");
         // Within the second batch.
         scene.run(WEIGHTS, HOUR, &Stop::after(3)).unwrap_err();
-        assert_eq!(images(scene.folder.path()), 4);
+        assert_eq!(images(scene.folder.path()), 2);
         let rest = Stop::after(NEVER);
         assert!(scene.run(WEIGHTS, HOUR, &rest).unwrap() == want);
-        assert_eq!((whole.steps.get(), rest.steps.get()), (10, 2));
+        assert_eq!((whole.steps.get(), rest.steps.get()), (10, 4));
     }
 
     /// Damaged sums are not used.
@@ -369,7 +414,7 @@ mod tests {
     fn damaged_sums_are_gathered_anew() {
         let scene = Scene::new();
         let want = scene.run(WEIGHTS, None, &Stop::after(NEVER)).unwrap();
-        let tensors = "sums-0000-0000-000004.safetensors";
+        let tensors = "sums-0000-0000-000002-0001.safetensors";
         let spoil = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
             let path = scene.folder.path().join(name);
             let mut bytes = std::fs::read(&path).unwrap();
@@ -380,7 +425,7 @@ mod tests {
         let other = |bytes: &mut Vec<u8>| {
             *bytes = String::from_utf8(std::mem::take(bytes))
                 .unwrap()
-                .replace("\"images\":4", "\"images\":2")
+                .replace("\"images\":2", "\"images\":4")
                 .into();
         };
         type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
