@@ -231,6 +231,7 @@ pub(crate) struct Multiplicity {
 impl Multiplicity {
     fn new(multiplicity: &Tensor, others: usize) -> Result<Self> {
         let of_text = multiplicity.to_dtype(DType::F32)?;
+        of_text.dims2()?;
         let of_keys = match others {
             0 => of_text.clone(),
             _ => {

@@ -246,6 +246,7 @@ mod cuda {
         Ok(Tensor::from_storage(storage, tensor.shape(), BackpropOp::none(), false))
     }
 
+    use sys::CUgraphMem_attribute as OfGraphs;
     use sys::CUmemPool_attribute as Attribute;
 
     /// The pool that all tensors are taken from.
@@ -288,22 +289,26 @@ mod cuda {
             unsafe { sys::cuMemPoolGetAttribute(pool, name, (&raw mut bytes).cast()) }.result()?;
             Ok::<_, DriverError>(bytes)
         };
+        // CUDA graphs have memory of their own.
+        let of_graphs = |name| {
+            let mut bytes = 0u64;
+            // SAFETY: the attributes' values are u64.
+            #[expect(unsafe_code, reason = "a call of the driver")]
+            unsafe {
+                let value = (&raw mut bytes).cast();
+                sys::cuDeviceGetGraphMemAttribute(context.cu_device(), name, value)
+            }
+            .result()?;
+            Ok::<_, DriverError>(bytes)
+        };
         let (free, total) = context.mem_get_info()?;
         let used = attribute(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
         let kept = attribute(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?.saturating_sub(used);
-        let peak = attribute(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
-        // CUDA graphs have memory of their own.
-        let (mut of_graphs, name) =
-            (0u64, sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH);
-        // SAFETY: the attribute's value is a u64.
-        #[expect(unsafe_code, reason = "a call of the driver")]
-        unsafe {
-            let value = (&raw mut of_graphs).cast();
-            sys::cuDeviceGetGraphMemAttribute(context.cu_device(), name, value)
-        }
-        .result()?;
-        let peak = peak.max(used + of_graphs);
-        Ok(DeviceMemory { total: total as u64, free: free as u64 + kept, peak })
+        let kept_of_graphs = of_graphs(OfGraphs::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT)?
+            .saturating_sub(of_graphs(OfGraphs::CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT)?);
+        let peak = attribute(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?
+            .max(used + of_graphs(OfGraphs::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH)?);
+        Ok(DeviceMemory { total: total as u64, free: free as u64 + kept + kept_of_graphs, peak })
     }
 }
 

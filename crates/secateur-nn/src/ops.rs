@@ -138,11 +138,17 @@ pub fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     }
 }
 
+fn of_one_kind(name: &str, x: &Tensor, y: &Tensor) -> Result<()> {
+    if (x.dims(), x.dtype()) == (y.dims(), y.dtype()) {
+        return Ok(());
+    }
+    let [x, y] = [x, y].map(|tensor| (tensor.dims(), tensor.dtype()));
+    bail!("{name}: {x:?} and {y:?} are not of one shape and type")
+}
+
 /// Adds tensors of one shape.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if x.dims() != y.dims() {
-        bail!("add: {:?} and {:?} are not of one shape", x.dims(), y.dims());
-    }
+    of_one_kind("add", x, y)?;
     match x.device() {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => cuda::add(x, y),
@@ -152,9 +158,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 
 /// Multiplies tensors of one shape, number by number.
 pub fn multiply(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if x.dims() != y.dims() {
-        bail!("multiply: {:?} and {:?} are not of one shape", x.dims(), y.dims());
-    }
+    of_one_kind("multiply", x, y)?;
     match x.device() {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => cuda::multiply(x, y),

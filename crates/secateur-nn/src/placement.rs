@@ -18,7 +18,8 @@ pub struct Placement {
 /// The placements on GPUs that are in use, and the threads that made them.
 static USES: Mutex<Vec<(ThreadId, Weak<()>)>> = Mutex::new(Vec::new());
 
-/// Runs `body` if no other thread uses a GPU, and keeps others from it meanwhile; else None.
+/// Runs `body` if no other thread has a placement on a GPU, and lets none make one meanwhile; else
+/// None.
 #[cfg(feature = "cuda")]
 pub(crate) fn while_alone<R>(body: impl FnOnce() -> R) -> Option<R> {
     let uses = USES.lock().unwrap_or_else(PoisonError::into_inner);

@@ -848,13 +848,15 @@ fn larger_ops() -> Vec<Case> {
         }
         // The first half of the keys hidden, all of a tile and more; or all but the last one, from
         // every other query.
-        let half: Vec<f32> =
-            (0..keys).map(|key| if key < keys / 2 { f32::NEG_INFINITY } else { 0.0 }).collect();
-        ops.push(case("attention of hidden keys", &shapes, move |t| {
-            let heads = Heads::new(3, width);
-            let half = Tensor::new(half.as_slice(), t[0].device())?;
-            ops::attention(&t[0], &t[1], &t[2], heads, Some(&half), false)
-        }));
+        for hidden in [f32::NEG_INFINITY, f32::MIN, -1e12] {
+            let half: Vec<f32> =
+                (0..keys).map(|key| if key < keys / 2 { hidden } else { 0.0 }).collect();
+            ops.push(case("attention of hidden keys", &shapes, move |t| {
+                let heads = Heads::new(3, width);
+                let half = Tensor::new(half.as_slice(), t[0].device())?;
+                ops::attention(&t[0], &t[1], &t[2], heads, Some(&half), false)
+            }));
+        }
         let hides = move |index| index / keys % 2 == 1 && index % keys < keys - 1;
         ops.push(case("attention of hidden keys, by query", &shapes, move |t| {
             let bias = (0..queries * keys)

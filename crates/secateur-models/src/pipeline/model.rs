@@ -141,6 +141,7 @@ impl Pipeline {
         let pictures = match &self.vae {
             Some(vae) => {
                 let latents = self.folder.placement().beyond_f16().bring(latents)?;
+                self.replay.let_go_of_memory();
                 vae.pictures(&latents, self.folder.class().shifts)?
             }
             None => pictures(latents)?,

@@ -5,8 +5,8 @@ use super::cuda::Recordings;
 use candle_core::Tensor;
 use std::fmt::Display;
 
-/// A computation that is called again and again. On a GPU, where starting its kernels takes longer
-/// than running them, it is recorded as a CUDA graph, and a call then starts all of them at once.
+/// A computation that is called again and again. On a GPU it is recorded as a CUDA graph where that
+/// takes less time: a call then starts all of its kernels at once.
 /// That takes in whatever is started on the device meanwhile: nothing is recorded while
 /// there is a [`Placement`](crate::Placement) of another thread, and threads that share one must
 /// not compute while another calls this.
@@ -18,7 +18,7 @@ pub struct Replay {
 
 impl Replay {
     /// What `compute` makes of `inputs`. It may depend on nothing but their numbers, shapes and
-    /// types, and on tensors that live as long as this. The result has no gradient.
+    /// types, and on tensors that live as long as this. What is tracked is not recorded.
     ///
     /// # Errors
     /// Those of `compute`, or if there is no memory.
@@ -31,7 +31,13 @@ impl Replay {
         if let Some(candle_core::Device::Cuda(device)) = inputs.first().map(Tensor::device) {
             return self.recordings.call(device, inputs, compute);
         }
-        Ok(compute(inputs)?.detach())
+        compute(inputs)
+    }
+
+    /// Gives the memory of recordings back to the driver; their next calls take it again.
+    pub fn let_go_of_memory(&self) {
+        #[cfg(feature = "cuda")]
+        self.recordings.let_go_of_memory();
     }
 
     /// How many computations are recorded as CUDA graphs.

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 /// and of n x^2. They are kept where the rows are.
 #[derive(Debug)]
 pub struct RowSums {
-    pub(super) width: usize,
+    width: usize,
     host: HostSums,
     #[cfg(feature = "cuda")]
     there: Option<cuda::RowSums>,
@@ -56,11 +56,15 @@ impl RowSums {
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(device) => {
-                let there = match self.there.take() {
+                let there = match &mut self.there {
                     Some(there) => there,
-                    None => cuda::RowSums::new(device, self.width, std::mem::take(&mut self.host))?,
+                    none => {
+                        let there = cuda::RowSums::new(device, self.width, &self.host)?;
+                        self.host = HostSums::default();
+                        none.insert(there)
+                    }
                 };
-                self.there.insert(there).add(x, (places, times), weight)?;
+                there.add(x, (places, times), weight)?;
                 Ok(true)
             }
             device => no_kernel("row sums", device),
@@ -73,8 +77,9 @@ impl RowSums {
     /// If they cannot be read.
     pub fn host(&mut self) -> Result<&mut HostSums> {
         #[cfg(feature = "cuda")]
-        if let Some(there) = self.there.take() {
+        if let Some(there) = &self.there {
             self.host = there.host()?;
+            self.there = None;
         }
         if self.host.gram.is_empty() {
             self.host = HostSums::zeros(self.width);

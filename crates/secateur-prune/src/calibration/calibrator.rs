@@ -6,14 +6,14 @@ use crate::error::Result;
 use crate::plan::Package;
 use candle_core::{Tensor, TensorId};
 use secateur_nn::{Context, Error as LayerError, LayerName, Probe};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Gathers one Hessian per distinct layer input while a model runs. Layers that read the same
 /// tensor share one.
 pub struct Calibrator {
     /// Sums by the name of the first planned layer that reads the input.
-    moments: HashMap<LayerName, (LayerName, Mutex<Moments>)>,
+    moments: BTreeMap<LayerName, (LayerName, Mutex<Moments>)>,
     weights: Vec<f64>,
     /// The multiplicity that was last read from its device: many layers have the same.
     multiplicity: Mutex<Option<(TensorId, Arc<[f32]>)>>,
@@ -81,7 +81,7 @@ impl Calibrator {
     /// Refuses inputs that were not finite.
     ///
     /// # Errors
-    /// The first such layer, if there is one.
+    /// One such layer, if there are any: the first by its name.
     pub fn check(&self) -> Result<()> {
         for (layer, (_, moments)) in &self.moments {
             if !lock(moments).is_finite()? {

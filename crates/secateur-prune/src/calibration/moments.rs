@@ -1,7 +1,7 @@
 //! Running sums over the inputs of a layer during a calibration.
 
 use crate::calibration::statistics::InputStatistics;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::Tensor;
 use secateur_kernels::gram;
 use secateur_models::files::Values;
@@ -52,6 +52,12 @@ impl Moments {
     ) -> Result<bool> {
         let samples = x.dim(0)?;
         let tokens = x.elem_count() / (self.rows.width() * samples).max(1);
+        if let Some(times) =
+            multiplicity.map(<[f32]>::len).filter(|&times| times != samples * tokens)
+        {
+            let problem = format!("{times} multiplicities of {samples} x {tokens} tokens");
+            return Err(Error::Request(problem));
+        }
         let taken = taken(tokens, self.stride, step);
         let (places, times): (Vec<_>, Vec<_>) = (0..samples)
             .flat_map(|sample| {

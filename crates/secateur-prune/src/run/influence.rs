@@ -70,11 +70,12 @@ impl Influence {
         edits: Edits,
         observer: &dyn Observer,
     ) -> Result<f64> {
-        let kept = edits
-            .weights
-            .keys()
-            .filter_map(|name| Some((name.clone(), pipeline.parameters().get(name)?.clone())));
-        let kept = Edits { weights: kept.collect(), removals: pipeline.removals().clone() };
+        let mut kept = Edits { removals: pipeline.removals().clone(), ..Edits::default() };
+        for name in edits.weights.keys() {
+            if let Some(weight) = pipeline.parameter(name)? {
+                kept.weights.insert(name.clone(), weight);
+            }
+        }
         pipeline.apply(&edits)?;
         let changed = self.draw(pipeline, observer);
         pipeline.apply(&kept)?;

@@ -242,11 +242,14 @@ fn alone(
     })
 }
 
-/// Draws at most one step of a batch.
+/// Draws the first steps of a batch: one, or as many as it takes until a GPU has recorded a call.
 fn warm_up(pipeline: &Pipeline, sampling: &Sampling) -> Result<()> {
     let conditioning = encode(pipeline, sampling)?;
     let mut denoising = begin(pipeline, &conditioning, sampling)?;
-    denoising.step()?;
+    let steps = if pipeline.folder().placement().description().is_some() { 4 } else { 1 };
+    for _ in 0..steps {
+        denoising.step()?;
+    }
     pipeline.pictures(denoising.latents())?;
     Ok(())
 }

@@ -259,9 +259,11 @@ __device__ inline const float *bias_of_head(const float *bias, const Sizes &s) {
   return bias + blockIdx.y / s.heads * s.bias_sample + blockIdx.y % s.heads * s.bias_head;
 }
 
-// A bias as a part of the product that the scale multiplies; a finite one stays so.
+// A bias as a part of the product that the scale multiplies. Very low ones are alike and finite:
+// where all keys have one, all weigh the same. A power of two, whose products are exact.
 __device__ inline float before_scale(float bias, const Sizes &s) {
-  return isfinite(bias) ? fmaxf(bias / s.scale, -1e30f) : bias;
+  const float quotient = bias / s.scale;
+  return isfinite(bias) && quotient < -0x1p20f ? -0x1p100f : quotient;
 }
 
 // scores (M * 16 queries x N keys) = bias / scale, so that products are added to it.

@@ -4,14 +4,15 @@ use crate::devices::let_go_of_freed_memory;
 use crate::placement::while_alone;
 use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::CudaGraph;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags as Flags, CUstreamCaptureMode as Mode,
 };
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, DriverError};
 use candle_core::{CudaDevice, DType, Result, Tensor};
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 /// The recordings of a computation, for each list of inputs.
@@ -52,7 +53,11 @@ fn timed<T, E: From<candle_core::Error>>(
 }
 
 struct Recording {
-    graph: CudaGraph,
+    device: CudaDevice,
+    /// The thread that recorded it: candle keeps what a graph reads of the host for each thread.
+    thread: ThreadId,
+    /// None only while it is dropped.
+    graph: Option<CudaGraph>,
     /// What the graph reads and writes.
     inputs: Vec<Tensor>,
     output: Tensor,
@@ -68,6 +73,16 @@ impl Recordings {
         stages.values().filter(|stage| matches!(stage, Stage::Recorded(_))).count()
     }
 
+    pub(in crate::ops) fn let_go_of_memory(&self) {
+        let stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorded = stages.values().find_map(|stage| match stage {
+            Stage::Recorded(recording) => Some(recording),
+            _ => None,
+        });
+        // Where it cannot be given back it is there for the next call.
+        let _ = recorded.map(|recording| let_go_of_freed_memory(&recording.device));
+    }
+
     pub(in crate::ops) fn call<E: From<candle_core::Error> + Display>(
         &self,
         device: &CudaDevice,
@@ -77,16 +92,21 @@ impl Recordings {
         // candle keeps what kernels of strided tensors read of the host, for the recording.
         let prepared = || {
             let _kept = device.enable_cuda_graph_htod_cache();
-            Ok::<_, E>(compute(inputs)?.detach())
+            compute(inputs)
         };
         let key = inputs.iter().map(|input| (input.dims().to_vec(), input.dtype())).collect();
         let mut stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match stages.get(&key) {
             None => {
-                let is_whole = inputs.iter().all(|input| input.elem_count() > 0);
                 let output = prepared()?;
-                stages.insert(key, if is_whole { Stage::Warm } else { Stage::Plain });
+                let is_whole = inputs.iter().all(|input| input.elem_count() > 0);
+                let is_plain = output.track_op() || !is_whole;
+                stages.insert(key, if is_plain { Stage::Plain } else { Stage::Warm });
                 Ok(output)
+            }
+            // Others would be timed, and recorded, too.
+            Some(Stage::Warm | Stage::Timed(_)) if while_alone(|| ()).is_none() => {
+                Ok(compute(inputs)?)
             }
             Some(Stage::Warm) => {
                 let (time, output) = timed(device, prepared)?;
@@ -100,7 +120,6 @@ impl Recordings {
                 let stage = match while_alone(record) {
                     Some(Ok(Some(recording))) => Stage::Recorded(recording),
                     Some(Ok(None)) => Stage::Plain,
-                    // Tried again when it is alone.
                     None => Stage::Timed(time),
                     Some(Err(error)) => {
                         tracing::debug!("not recorded as a CUDA graph: {error}");
@@ -110,8 +129,10 @@ impl Recordings {
                 stages.insert(key, stage);
                 Ok(output)
             }
-            Some(Stage::Recorded(recording)) => Ok(recording.call(inputs)?),
-            Some(Stage::Plain) => Ok(compute(inputs)?.detach()),
+            Some(Stage::Recorded(recording)) if recording.thread == thread::current().id() => {
+                Ok(recording.call(inputs)?)
+            }
+            Some(Stage::Recorded(_) | Stage::Plain) => compute(inputs),
         }
     }
 }
@@ -130,19 +151,13 @@ impl Recording {
         let inputs = inputs.iter().map(Tensor::force_contiguous).collect::<Result<Vec<_>>>()?;
         // Also prepares the same copy of what is recorded.
         let output = output.force_contiguous()?;
-        stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        let capture = Capture::begin(&stream)?;
         let start = Instant::now();
-        let is_done = compute(&inputs)
+        compute(&inputs)
             .map_err(candle_core::Error::msg)
-            .and_then(|made| output.slice_set(&made.detach().contiguous()?, 0, 0));
+            .and_then(|made| output.slice_set(&made.contiguous()?, 0, 0))?;
         let starting = start.elapsed();
-        let graph = stream.end_capture(Flags(0));
-        // What failed while it was recorded is no error of what comes after.
-        let freed = stream.context().check_err();
-        is_done?;
-        let graph = graph.w()?;
-        freed.w()?;
-        let Some(graph) = graph.filter(|_| starting > time.mul_f64(LEAST_SHARE)) else {
+        let Some(graph) = capture.end()?.filter(|_| starting > time.mul_f64(LEAST_SHARE)) else {
             return Ok(None);
         };
         // A graph has memory of its own.
@@ -152,19 +167,60 @@ impl Recording {
         graph.launch().w()?;
         let (recorded, ()) = timed(device, || graph.launch().w())?;
         tracing::debug!("a call takes {time:.1?}, and {recorded:.1?} recorded as a CUDA graph");
-        if recorded > time.mul_f64(WORTH) {
-            drop(graph);
-            let_go_of_freed_memory(device).w()?;
-            return Ok(None);
-        }
-        Ok(Some(Self { graph, inputs, output }))
+        let (device, thread) = (device.clone(), thread::current().id());
+        let recording = Self { device, thread, graph: Some(graph), inputs, output };
+        Ok((recorded <= time.mul_f64(WORTH)).then_some(recording))
     }
 
     fn call(&self, inputs: &[Tensor]) -> Result<Tensor> {
         for (own, given) in self.inputs.iter().zip(inputs) {
             own.slice_set(&given.contiguous()?, 0, 0)?;
         }
-        self.graph.launch().w()?;
+        if let Some(graph) = &self.graph {
+            graph.launch().w()?;
+        }
         self.output.force_contiguous()
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        drop(self.graph.take());
+        // Another program could have it; if not, nothing is lost.
+        let _ = let_go_of_freed_memory(&self.device);
+    }
+}
+
+/// A stream whose work is recorded in place of being done, until this ends.
+struct Capture<'a> {
+    stream: &'a Arc<CudaStream>,
+    is_open: bool,
+}
+
+impl<'a> Capture<'a> {
+    fn begin(stream: &'a Arc<CudaStream>) -> Result<Self> {
+        stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        Ok(Self { stream, is_open: true })
+    }
+
+    fn end(mut self) -> Result<Option<CudaGraph>> {
+        self.close().w()
+    }
+
+    fn close(&mut self) -> std::result::Result<Option<CudaGraph>, DriverError> {
+        self.is_open = false;
+        // What failed meanwhile, or is told of the ending, is no error of what comes after.
+        let failed = self.stream.context().check_err();
+        let graph = self.stream.end_capture(Flags(0));
+        failed.and(self.stream.context().check_err()).and(graph)
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if self.is_open {
+            // Whoever left it open has an error of his own.
+            let _ = self.close();
+        }
     }
 }

@@ -25,12 +25,12 @@ const ROWS: usize = 16;
 
 impl RowSums {
     /// Goes on from `host`, if that has sums.
-    pub(in crate::ops) fn new(device: &CudaDevice, width: usize, host: HostSums) -> Result<Self> {
+    pub(in crate::ops) fn new(device: &CudaDevice, width: usize, host: &HostSums) -> Result<Self> {
         let stream = device.cuda_stream();
         let (gram, columns) = if host.gram.is_empty() {
             (stream.alloc_zeros(width * width).w()?, stream.alloc_zeros(3 * width).w()?)
         } else {
-            let columns = [host.weighted_sums, host.sums, host.squares].concat();
+            let columns = [&host.weighted_sums[..], &host.sums, &host.squares].concat();
             (stream.clone_htod(&host.gram).w()?, stream.clone_htod(&columns).w()?)
         };
         Ok(Self { device: device.clone(), width, gram, columns })
@@ -50,7 +50,7 @@ impl RowSums {
         while let Some(&first) = left.first() {
             let often = times[first];
             let (alike, others): (Vec<_>, Vec<_>) =
-                left.into_iter().partition(|&index| times[index] == often);
+                left.into_iter().partition(|&index| times[index].to_bits() == often.to_bits());
             let rows = if alike.len() == x.dim(0)? {
                 x.contiguous()?
             } else {
