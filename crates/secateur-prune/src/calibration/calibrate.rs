@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 /// Runs the whole denoising over all prompts and gathers the statistics of a package. It starts
 /// from the partial sums saved in `sums`, if any. It saves its own there at the end of a step,
-/// about once a minute, and when the observer interrupts.
+/// about once a minute, and when the observer interrupts after ten seconds of work.
 pub(crate) fn calibrate(
     pipeline: &Pipeline,
     package: &Package,

@@ -246,6 +246,8 @@ pub(crate) struct Keeper<'a> {
 impl<'a> Keeper<'a> {
     /// The default time between two saves.
     pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
+    /// Less than this is not worth a file when a run is stopped.
+    const WORTH: Duration = Duration::from_secs(10);
     /// Saving takes at most 1 / `PARTS` of the time.
     const PARTS: u32 = 20;
 
@@ -254,7 +256,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Called after a step. Saves the sums over what was reached if it is time, or if the run is
-    /// `stopped`. If saving fails, it says so to the observer.
+    /// `stopped` and a file is worth it. If saving fails, it says so to the observer.
     pub(crate) fn step(
         &mut self,
         calibrator: &Calibrator,
@@ -263,7 +265,11 @@ impl<'a> Keeper<'a> {
         observer: &dyn Observer,
     ) {
         let Some(sums) = &self.sums else { return };
-        if !stopped && self.kept.elapsed() < sums.interval.max(self.cost * Self::PARTS) {
+        let least = match stopped {
+            true => sums.interval.min(Self::WORTH),
+            false => sums.interval.max(self.cost * Self::PARTS),
+        };
+        if self.kept.elapsed() < least {
             return;
         }
         let start = Instant::now();
@@ -400,9 +406,10 @@ mod tests {
         let want = scene.run(WEIGHTS, None, &Stop::after(NEVER)).unwrap();
         let whole = Stop::after(NEVER);
         scene.run(WEIGHTS, HOUR, &whole).unwrap();
+        scene.run(WEIGHTS, HOUR, &Stop::after(3)).unwrap_err();
         assert!(scene.names().is_empty(), "nothing is kept of a short calibration");
         // Within the second batch.
-        scene.run(WEIGHTS, HOUR, &Stop::after(3)).unwrap_err();
+        scene.run(WEIGHTS, ALWAYS, &Stop::after(3)).unwrap_err();
         assert_eq!(images(scene.folder.path()), 2);
         let rest = Stop::after(NEVER);
         assert!(scene.run(WEIGHTS, HOUR, &rest).unwrap() == want);
@@ -437,7 +444,7 @@ mod tests {
             ("another number", "sums-0000-0000.json", &other),
         ];
         for (what, name, change) in cases {
-            scene.run(WEIGHTS, HOUR, &Stop::after(3)).unwrap_err();
+            scene.run(WEIGHTS, ALWAYS, &Stop::after(3)).unwrap_err();
             spoil(name, change);
             let observer = Stop::after(NEVER);
             assert!(scene.run(WEIGHTS, HOUR, &observer).unwrap() == want, "{what} of {name}");
@@ -448,7 +455,7 @@ mod tests {
             );
             scene.sums(Duration::ZERO).remove();
         }
-        scene.run(WEIGHTS, HOUR, &Stop::after(3)).unwrap_err();
+        scene.run(WEIGHTS, ALWAYS, &Stop::after(3)).unwrap_err();
         let (observer, others) = (Stop::after(NEVER), [0.8, 1.2]);
         let found = scene.run(others, HOUR, &observer).unwrap();
         assert!(found == scene.run(others, None, &Stop::after(NEVER)).unwrap());
