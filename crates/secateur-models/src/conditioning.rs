@@ -116,19 +116,14 @@ impl Conditioning {
     /// If there is not enough memory.
     pub fn at(&self, placement: &Placement) -> Result<Self> {
         let exact = placement.in_f32();
+        let others = Self { text: None, pooled: None, ..self.clone() };
         let states = |tensor: &Option<Tensor>| {
             tensor.as_ref().map(|tensor| placement.bring(tensor)).transpose()
         };
-        let numbers =
-            |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| exact.bring(tensor)).transpose();
         Ok(Self {
             text: states(&self.text)?,
             pooled: states(&self.pooled)?,
-            time_ids: numbers(&self.time_ids)?,
-            resolution: numbers(&self.resolution)?,
-            labels: numbers(&self.labels)?,
-            guidance: numbers(&self.guidance)?,
-            multiplicity: numbers(&self.multiplicity)?,
+            ..others.map(|tensor| Ok(exact.bring(tensor)?))?
         })
     }
 

@@ -272,14 +272,29 @@ impl Pipeline {
         observer: &dyn Observer,
         mut change: impl FnMut(usize, Call, &mut Tensor) -> Result<()>,
     ) -> Result<Tensor> {
+        self.begin(prompts, images.clone(), sampling, probe, |mut denoising| {
+            while denoising.step_with(&mut change)? {
+                observer.advance(images.len())?;
+            }
+            Ok(denoising.latents().clone())
+        })
+    }
+
+    /// Begins the run that [`Pipeline::sample`] makes, and returns what `body` makes of it.
+    ///
+    /// # Errors
+    /// As [`Pipeline::guided_conditioning`] and [`Denoising::new`], or those of `body`.
+    pub fn begin<T, E: From<Error>>(
+        &self,
+        prompts: &[String],
+        images: Range<usize>,
+        sampling: &Sampling,
+        probe: Option<&dyn Probe>,
+        body: impl FnOnce(Denoising<'_>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
         let start = self.noise(images.clone(), sampling)?;
         let conditioning =
             self.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
-        let mut denoising =
-            Denoising::new(self, &start, &conditioning, images.clone(), sampling, probe)?;
-        while denoising.step_with(&mut change)? {
-            observer.advance(images.len())?;
-        }
-        Ok(denoising.latents().clone())
+        body(Denoising::new(self, &start, &conditioning, images, sampling, probe)?)
     }
 }

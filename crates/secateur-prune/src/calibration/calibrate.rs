@@ -4,9 +4,9 @@ use crate::calibration::calibrator::Calibrator;
 use crate::calibration::settings::Calibration;
 use crate::calibration::statistics::InputStatistics;
 use crate::calibration::sums::{Keeper, Reached, Sums};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::Package;
-use secateur_models::{Denoising, Observer, Pipeline};
+use secateur_models::{Observer, Pipeline};
 use secateur_nn::LayerName;
 use std::collections::BTreeMap;
 
@@ -36,33 +36,26 @@ pub(crate) fn calibrate(
     observer.begin(stage, total, "image steps");
     let mut keeper = Keeper::new(sums);
     for images in batches {
-        let start = pipeline.noise(images.clone(), sampling)?;
-        let conditioning =
-            pipeline.guided_conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
-        let mut denoising = Denoising::new(
-            pipeline,
-            &start,
-            &conditioning,
-            images.clone(),
-            sampling,
-            Some(&calibrator),
-        )?;
-        if let Some(halfway) = halfway.take() {
-            denoising.go_on(halfway)?;
-        }
-        while denoising.step()? {
-            let told = observer.advance(images.len());
-            let reached = match denoising.next_calls().is_empty() {
-                true => Some(Reached { images: images.end, halfway: None }),
-                false => denoising
-                    .halfway()
-                    .map(|halfway| Reached { images: images.start, halfway: Some(halfway) }),
-            };
-            if let Some(reached) = reached {
-                keeper.step(&calibrator, &reached, told.is_err(), observer);
+        let probe = Some(&calibrator as _);
+        pipeline.begin(prompts, images.clone(), sampling, probe, |mut denoising| {
+            if let Some(halfway) = halfway.take() {
+                denoising.go_on(halfway)?;
             }
-            told?;
-        }
+            while denoising.step()? {
+                let told = observer.advance(images.len());
+                let reached = match denoising.next_calls().is_empty() {
+                    true => Some(Reached { images: images.end, halfway: None }),
+                    false => denoising
+                        .halfway()
+                        .map(|halfway| Reached { images: images.start, halfway: Some(halfway) }),
+                };
+                if let Some(reached) = reached {
+                    keeper.step(&calibrator, &reached, told.is_err(), observer);
+                }
+                told?;
+            }
+            Ok::<_, Error>(())
+        })?;
         calibrator.check()?;
     }
     calibrator.finish()

@@ -209,7 +209,7 @@ impl<'a> Capture<'a> {
 
     fn close(&mut self) -> std::result::Result<Option<CudaGraph>, DriverError> {
         self.is_open = false;
-        // What failed meanwhile, or is told of the ending, is no error of what comes after.
+        // What failed meanwhile, or while it ends, is no error of what comes after.
         let failed = self.stream.context().check_err();
         let graph = self.stream.end_capture(Flags(0));
         failed.and(self.stream.context().check_err()).and(graph)
