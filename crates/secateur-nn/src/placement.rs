@@ -47,10 +47,10 @@ impl Placement {
         Self::new(Device::Cpu, DType::F32)
     }
 
-    /// Name, memory and libraries of the GPU; None on the CPU.
+    /// The type of numbers, and name, memory and libraries of the GPU; None on the CPU.
     #[must_use]
     pub fn description(&self) -> Option<String> {
-        description(&self.device)
+        Some(format!("{} on {}", self.dtype.as_str(), description(&self.device)?))
     }
 
     /// The memory of the GPU; None on the CPU.

@@ -45,8 +45,9 @@ fn finished_packages_are_taken_from_the_journal_if_they_are_the_plan_s() {
             Plan::new(&structure, &selection, Packages::Count(1), &task).unwrap()
         };
         let folder = tempfile::tempdir().unwrap();
-        let run = Identity::new(&fingerprint, 1, &plan(2), &task, Allocation::Uniform.into(), None)
-            .unwrap();
+        let run =
+            Identity::new(&fingerprint, 1, &plan(2), &task, Allocation::Uniform.into(), None, None)
+                .unwrap();
         let journal = Journal::create(folder.path(), &run).unwrap();
         assert_eq!(journal.finished(), (0, 0));
         let pruned = |plan: &Plan| -> (Outcome, Vec<String>) {

@@ -3,7 +3,7 @@
 //! call at a time again, with a graph. So the memory is that of one call and of the units' outputs.
 
 use crate::error::Result;
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use secateur_models::{
     Call, Conditioning, Made, Past, Pipeline, Reuse, ReuseSchedule, Sampling, noise,
 };
@@ -156,7 +156,8 @@ impl Run<'_> {
         let made: Vec<&Vec<Tensor>> =
             pasts.filter_map(|past| past[unit].made().first()).map(|made| &made.tensors).collect();
         let size = |x: &Tensor| {
-            Ok::<_, candle_core::Error>(f64::from(x.abs()?.mean_all()?.to_scalar::<f32>()?))
+            let mean = x.to_dtype(DType::F32)?.abs()?.mean_all()?;
+            Ok::<_, candle_core::Error>(f64::from(mean.to_scalar::<f32>()?))
         };
         let row = |(call, from): (usize, &&Vec<Tensor>)| {
             let sizes = from.iter().map(size).collect::<candle_core::Result<Vec<_>>>()?;
@@ -211,9 +212,9 @@ impl Run<'_> {
             let computed = &computed[index];
             let mixing = Mixing::new(self.net.schedule, computed, recorded)?;
             let output = self.net.predict(&input, recorded.call, self.conditioning, &mixing)?;
-            let mut surrogate = Tensor::zeros((), output.dtype(), output.device())?;
+            let mut surrogate = Tensor::zeros((), DType::F32, output.device())?;
             if let Some(gradient) = &of_outputs[index] {
-                surrogate = (surrogate + (output * gradient)?.sum_all()?)?;
+                surrogate = (surrogate + product(&output, gradient)?)?;
             }
             for (unit, made) in mixing.made.take().into_iter().enumerate() {
                 let gradient = match computed[unit] {
@@ -221,7 +222,7 @@ impl Run<'_> {
                     false => recorded.of_another(*order, unit, &of_forecasts[unit])?,
                 };
                 for (made, gradient) in made.iter().flatten().zip(gradient.iter().flatten()) {
-                    surrogate = (surrogate + (made * gradient)?.sum_all()?)?;
+                    surrogate = (surrogate + product(made, gradient)?)?;
                 }
             }
             let gradients = surrogate.backward()?;
@@ -235,8 +236,9 @@ impl Run<'_> {
                     of_forecasts[unit].clear();
                     continue;
                 }
-                let gradient = |tensor: &Var| {
-                    gradients.get(tensor).map_or_else(|| tensor.zeros_like(), |g| Ok(g.clone()))
+                let gradient = |tensor: &Var| match gradients.get(tensor) {
+                    Some(gradient) => gradient.to_dtype(DType::F32),
+                    None => Tensor::zeros(tensor.shape(), DType::F32, tensor.device()),
                 };
                 let gradient =
                     forecast.iter().map(gradient).collect::<candle_core::Result<Vec<_>>>()?;
@@ -280,6 +282,11 @@ impl Recorded {
         }
         Ok(sum)
     }
+}
+
+/// The sum of x times the gradient with respect to it, in `f32`.
+fn product(x: &Tensor, gradient: &Tensor) -> candle_core::Result<Tensor> {
+    (x.to_dtype(DType::F32)? * gradient.to_dtype(DType::F32)?)?.sum_all()
 }
 
 fn add_times(
@@ -368,11 +375,14 @@ impl Gates for Mixing<'_> {
             // Of inputs without a graph.
             false => kind.kept(&inputs.iter().map(Tensor::detach).collect::<Vec<_>>(), &outputs)?,
         };
-        // (gate - its value) (computed - forecast): 0, with the gradient of the gate.
+        // (gate - its value) (computed - forecast): 0, with the gradient of the gate, which is a
+        // sum over all numbers.
         let gate = self.gates[unit].affine(1.0, if computed { -1.0 } else { 0.0 })?;
         let moved = now.iter().zip(forecasts);
-        let moved =
-            moved.map(|(now, forecast)| (now.detach() - forecast.detach())?.broadcast_mul(&gate));
+        let moved = moved.map(|(now, forecast)| {
+            let difference = (now.detach() - forecast.detach())?.to_dtype(DType::F32)?;
+            difference.broadcast_mul(&gate)?.to_dtype(now.dtype())
+        });
         let moved = moved.collect::<candle_core::Result<Vec<_>>>()?;
         let base = match computed {
             true => now,

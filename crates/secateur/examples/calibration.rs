@@ -62,7 +62,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let calibrators = STRIDES.map(|stride| Calibrator::new(package, weights.clone(), stride));
     let probes = [None, Some(&calibrators[0] as &dyn Probe), Some(&calibrators[1])];
 
-    let mut product = Product::default();
+    let mut product = Product::new(folder.placement())?;
     let mut seconds: [Vec<f64>; 3] = Default::default();
     for batch in 0..arguments.batches {
         let images = batch * sampling.batch..(batch + 1) * sampling.batch;
@@ -74,7 +74,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         };
         let mut ways = probes.map(begin).into_iter().collect::<Result<Vec<_>, _>>()?;
         for step in 0..sampling.steps {
-            product.measure();
+            product.measure()?;
             // Each goes first as often as the others.
             for way in (step..step + 3).map(|turn| turn % 3) {
                 let start = Instant::now();
@@ -87,7 +87,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let rate = product.rate();
     let computed = folder.computed_structure(&sampling);
     let samples = (folder.passes(sampling.guidance) * sampling.batch) as f64;
-    println!("{} at {} GFLOPS", arguments.model.display(), rate.show(1e-9, 0));
+    println!("{}; {}", arguments.model.display(), product.text());
     println!(
         "| tokens | over forwards alone | over forwards alone and Hessians at the machine's rate \
          |\n|---|---|---|"

@@ -1,12 +1,13 @@
 //! Estimates of the time of work, before it begins.
 
+use crate::error::Result;
 use crate::machine::Product;
 use indicatif::HumanDuration;
+use secateur_nn::Placement;
 use serde::Serialize;
-use std::sync::OnceLock;
 use std::time::Duration;
 
-/// The estimated time of work on this machine, from its matrix products.
+/// The estimated time of work on a device, from its matrix products.
 #[derive(Clone, Serialize)]
 pub(crate) struct Time {
     pub(crate) seconds: f64,
@@ -27,24 +28,18 @@ impl Time {
     /// Ratio of actual time to the time of the products. On the bundled models it was 1.2 to 1.8.
     const OVERHEAD: f64 = 1.5;
 
-    /// Adds up stages, each given by its name and its multiply-accumulates. The first call measures
-    /// the machine, which takes some tens of milliseconds.
-    pub(crate) fn of(stages: &[(&'static str, f64)]) -> Self {
-        static RATE: OnceLock<f64> = OnceLock::new();
-        let operations_per_second = *RATE.get_or_init(|| {
-            let mut product = Product::default();
-            product.measure();
-            product.rate().median
-        });
+    /// Adds up stages, each given by its name and its multiply-accumulates. It measures the device,
+    /// which takes some tens of milliseconds.
+    pub(crate) fn of(placement: &Placement, stages: &[(&'static str, f64)]) -> Result<Self> {
+        let mut product = Product::new(placement)?;
+        product.measure()?;
+        let operations_per_second = product.rate().median;
         let seconds = |macs: f64| Self::OVERHEAD * 2.0 * macs / operations_per_second;
         let stages = stages.iter().filter(|(_, macs)| *macs > 0.0);
         let stages: Vec<_> =
             stages.map(|&(name, macs)| Expected { name, seconds: seconds(macs) }).collect();
-        Self {
-            seconds: stages.iter().map(|stage| stage.seconds).sum(),
-            operations_per_second,
-            stages,
-        }
+        let seconds = stages.iter().map(|stage| stage.seconds).sum();
+        Ok(Self { seconds, operations_per_second, stages })
     }
 
     pub(crate) fn text(&self) -> String {
@@ -52,7 +47,7 @@ impl Time {
         match Duration::try_from_secs_f64(self.seconds) {
             Ok(time) if self.seconds >= 1.0 => {
                 format!(
-                    "time: about {} at the {rate:.0} G operations a second of this machine",
+                    "time: about {} at the {rate:.0} G operations a second that were measured",
                     HumanDuration(time)
                 )
             }

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::format::{bytes, table};
 use secateur_models::{ClipModel, Memory, ModelFolder, Sampling, Subject};
+use secateur_nn::Placement;
 use serde::Serialize;
 use std::path::Path;
 
@@ -15,11 +16,17 @@ const ALLOCATOR: u64 = 48 << 20;
 const ALLOCATOR_OF_A_THREAD: u64 = 8 << 20;
 const ALLOCATOR_SHARE: u64 = 6;
 
-/// The peak memory of a process, with the stages that it was computed from.
+/// Bytes that CUDA's libraries take for themselves on a GPU.
+const LIBRARIES: u64 = 512 << 20;
+
+/// The peak memory of a process, or on a GPU of its tensors there, with the stages that it was
+/// computed from.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Footprint {
     /// Bytes of the largest stage.
     total: u64,
+    /// Whether it is the memory of a GPU.
+    on_gpu: bool,
     stages: Vec<Stage>,
 }
 
@@ -38,9 +45,9 @@ struct Part {
 }
 
 impl Footprint {
-    /// Creates the footprint of a process without stages.
-    pub(crate) fn new() -> Self {
-        Self { total: 0, stages: Vec::new() }
+    /// Creates a footprint without stages, of work at that place.
+    pub(crate) fn new(placement: &Placement) -> Self {
+        Self { total: 0, on_gpu: placement.memory().is_some(), stages: Vec::new() }
     }
 
     /// Adds a stage in which these parts are live at once. Parts of 0 bytes are left out.
@@ -53,12 +60,14 @@ impl Footprint {
         let mut parts: Vec<Part> = parts.map(|(name, bytes)| Part { name, bytes }).collect();
         let sum = |parts: &[Part]| parts.iter().map(|part| part.bytes).fold(0, u64::saturating_add);
         let alive = sum(&parts);
-        let of_threads = ALLOCATOR_OF_A_THREAD * rayon::current_num_threads() as u64;
-        parts.push(Part {
-            name: "allocator",
-            bytes: ALLOCATOR + of_threads + alive / ALLOCATOR_SHARE,
-        });
-        parts.push(Part { name: "program", bytes: BINARY });
+        if self.on_gpu {
+            parts.push(Part { name: "libraries", bytes: LIBRARIES });
+        } else {
+            let of_threads = ALLOCATOR_OF_A_THREAD * rayon::current_num_threads() as u64;
+            let bytes = ALLOCATOR + of_threads + alive / ALLOCATOR_SHARE;
+            parts.push(Part { name: "allocator", bytes });
+            parts.push(Part { name: "program", bytes: BINARY });
+        }
         let bytes = sum(&parts);
         self.total = self.total.max(bytes);
         self.stages.push(Stage { name, bytes, parts });
@@ -76,7 +85,8 @@ impl Footprint {
     /// Formats the total, and the name of the largest stage.
     pub(crate) fn text(&self) -> String {
         let largest = self.largest().map_or("none", |stage| stage.name);
-        format!("memory: about {} at most, in stage {largest}", bytes(self.total))
+        let memory = if self.on_gpu { "memory of the GPU" } else { "memory" };
+        format!("{memory}: about {} at most, in stage {largest}", bytes(self.total))
     }
 
     /// Formats the parts of the largest stage, one row each.

@@ -1,34 +1,63 @@
-//! The speed of this machine.
+//! The speed of the device that computes.
 
+use candle_core::Tensor;
 use secateur_eval::Spread;
-use secateur_kernels::{Panels, linear::linear};
+use secateur_nn::{Placement, Weight, ops};
 use std::time::Instant;
 
 /// Timing of a product of square matrices, which is an upper bound for the rate of work made of
 /// products.
-#[derive(Default)]
 pub(crate) struct Product {
+    /// Rows and columns of both factors.
+    side: usize,
+    /// Products that are started before the last is waited for.
+    at_once: usize,
+    x: Tensor,
+    weight: Weight,
     seconds: Vec<f64>,
 }
 
 impl Product {
-    /// Rows and columns of both factors.
-    pub(crate) const SIDE: usize = 1024;
-    const OPERATIONS: f64 = 2.0 * (Self::SIDE * Self::SIDE * Self::SIDE) as f64;
+    /// Makes the factors where a model is placed.
+    pub(crate) fn new(placement: &Placement) -> secateur_models::Result<Self> {
+        let (side, at_once) = if placement.memory().is_some() { (4096, 10) } else { (1024, 1) };
+        let values = |count: usize| (0..count).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect();
+        let x = placement.tensor::<f32>(values(side * side), (side, side))?;
+        let weight = Weight::from(x.clone());
+        let product = Self { side, at_once, x, weight, seconds: Vec::new() };
+        product.run()?;
+        Ok(product)
+    }
 
-    /// Measures once, in some tens of milliseconds.
-    pub(crate) fn measure(&mut self) {
-        let x = vec![1.0; Self::SIDE * Self::SIDE];
-        let (weight, mut y) = (Panels::transposed(&x, Self::SIDE), x.clone());
+    /// Measures five times, in some tens of milliseconds.
+    pub(crate) fn measure(&mut self) -> secateur_models::Result<()> {
         for _ in 0..5 {
             let start = Instant::now();
-            linear(&x, &weight, None, None, &mut y);
-            self.seconds.push(start.elapsed().as_secs_f64());
+            self.run()?;
+            self.seconds.push(start.elapsed().as_secs_f64() / self.at_once as f64);
         }
+        Ok(())
+    }
+
+    fn run(&self) -> secateur_models::Result<()> {
+        for done in 1..=self.at_once {
+            let y = ops::linear(&self.x, &self.weight, None, None)?;
+            if done == self.at_once {
+                Placement::cpu().bring(&y.narrow(0, 0, 1)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns the rate in operations per second.
     pub(crate) fn rate(&self) -> Spread {
-        Spread::of(self.seconds.iter().map(|seconds| Self::OPERATIONS / seconds))
+        let operations = 2.0 * (self.side as f64).powi(3);
+        Spread::of(self.seconds.iter().map(|seconds| operations / seconds))
+    }
+
+    /// Names the product, with its rate.
+    pub(crate) fn text(&self) -> String {
+        let side = self.side;
+        format!("a product of {side} x {side} x {side}: {} GFLOPS", self.rate().show(1e-9, 1))
     }
 }

@@ -5,7 +5,7 @@ use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::methods::structured::{Layers, Removed, StructuredMethod, remove_lowest};
 use crate::plan::{Plan, PlannedGroup};
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use secateur_models::{Axis, Observer, Pipeline, noise};
 use secateur_nn::{Context, LayerName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,17 +61,20 @@ impl Taylor {
             let mut products = Products::default();
             for (images, clean) in batches.clone().zip(&clean) {
                 let noise = noise(sampling.seed, images.clone(), draws, &clean.dims()[1..])?;
+                let noise = folder.placement().in_f32().bring(&noise)?;
                 let (latents, target) = scheduler.training_pair(timestep, clean, &noise)?;
                 let conditioning =
                     pipeline.conditioning(&prompts[images.clone()], sampling.latent, sampling)?;
+                let placement = folder.placement();
                 let times = vec![timestep; images.len()];
-                let times = folder.placement().in_f32().tensor(times, images.len())?;
+                let times = placement.in_f32().tensor(times, images.len())?;
                 let output = learner.denoiser.forward(
-                    &latents,
+                    &placement.bring(&latents)?,
                     &times,
-                    &conditioning,
+                    &conditioning.at(placement)?,
                     &Context::default(),
                 )?;
+                let output = placement.in_f32().bring(&output)?;
                 let error = (output.narrow(1, 0, clean.dim(1)?)? - target)?;
                 // The mean over all pictures, whatever the batch.
                 let share = images.len() as f64 / prompts.len() as f64;
@@ -154,11 +157,10 @@ impl Products {
             .0
             .entry(parameter.to_owned())
             .or_insert_with(|| [vec![0.0; rows], vec![0.0; columns]]);
-        for (row, values) in product.to_vec2::<f32>()?.iter().enumerate() {
-            for (column, &value) in values.iter().enumerate() {
-                of_rows[row] += f64::from(value);
-                of_columns[column] += f64::from(value);
-            }
+        let product = product.to_dtype(DType::F64)?;
+        for (sums, dim) in [(of_rows, 1), (of_columns, 0)] {
+            let added = product.sum(dim)?.to_vec1::<f64>()?;
+            sums.iter_mut().zip(added).for_each(|(sum, added)| *sum += added);
         }
         Ok(())
     }
@@ -207,7 +209,9 @@ impl Learner {
         let gradients = loss.backward()?;
         for (name, variable) in &self.variables {
             let Some(gradient) = gradients.get(variable) else { continue };
-            let product = (variable.as_tensor() * gradient)?;
+            let [weight, gradient] =
+                [variable.as_tensor(), gradient].map(|tensor| tensor.to_dtype(DType::F32));
+            let product = (weight? * gradient?)?;
             products.add(name, &product.reshape((product.dim(0)?, ()))?)?;
         }
         Ok(())

@@ -38,6 +38,9 @@ pub struct Identity {
     /// SHA-256 of the saved statistics that replace a calibration.
     #[serde(default)]
     statistics: Option<String>,
+    /// The GPU with the type of numbers, which change rounding; `None` on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
     /// SHA-256 of the plan before any allocation: layers, patterns, heads and neurons, packages.
     plan: String,
 }
@@ -70,7 +73,7 @@ const SETTINGS: &str = "settings.json";
 
 impl Identity {
     /// Creates the identity of a run of `plan`, as it is before any allocation. The fingerprint is
-    /// that of the calibration, which makes `batch` images at a time.
+    /// that of the calibration, which makes `batch` images at a time on `device`, if that is a GPU.
     ///
     /// # Errors
     /// If a number of the plan cannot be written as JSON.
@@ -81,6 +84,7 @@ impl Identity {
         task: &Task<'_>,
         budget: Budget,
         statistics: Option<&SavedStatistics>,
+        device: Option<String>,
     ) -> Result<Self> {
         Ok(Self {
             format_version: 2,
@@ -90,6 +94,7 @@ impl Identity {
             removed: task.to_string(),
             budget,
             statistics: statistics.map(|saved| saved.sha256().to_owned()),
+            device,
             plan: digest([json(plan)?]),
         })
     }
@@ -121,6 +126,10 @@ impl Identity {
         }
         if self.statistics != expected.statistics {
             differences.push("the saved statistics".into());
+        }
+        if self.device != expected.device {
+            let told = |identity: &Self| identity.device.clone().unwrap_or_else(|| "CPU".into());
+            differences.push(format!("device {}, now {}", told(self), told(expected)));
         }
         if self.batch != expected.batch {
             differences.push(format!("batch {}, now {}", self.batch, expected.batch));

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use secateur_kernels::Panels;
 use secateur_kernels::linear::linear;
 use secateur_models::{Observer, Pipeline, Sampling};
-use secateur_nn::{Context, LayerName, Probe};
+use secateur_nn::{Context, LayerName, Placement, Probe};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
@@ -114,6 +114,7 @@ impl Probe for Inputs<'_> {
         let stride = x.dim(0)?.div_ceil(ROWS).max(1);
         let mut rows = self.rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let kept = rows.entry(layer.clone()).or_default();
+        let x = Placement::cpu().bring(&x)?;
         for row in x.to_vec2::<f32>()?.into_iter().step_by(stride) {
             kept.extend(row);
         }

@@ -35,8 +35,11 @@ pub struct Bench {
     threads: usize,
     /// Name, memory and libraries of the GPU; `None` on the CPU.
     gpu: Option<String>,
-    /// Floating-point operations per second of a matrix product on the CPU.
+    /// Floating-point operations per second of a matrix product on the device that computes.
     product_operations_per_second: Spread,
+    /// The same in words.
+    #[serde(skip)]
+    product: String,
     models: Vec<Row>,
 }
 
@@ -57,8 +60,8 @@ struct Row {
     images_per_second: f64,
     /// Floating-point operations per second of a step.
     operations_per_second: f64,
-    /// The time of a step at the rate of the matrix product; `None` on a GPU.
-    floor_seconds: Option<f64>,
+    /// The time of a step at the rate of the matrix product.
+    floor_seconds: f64,
     /// `None` for the first model.
     gain: Option<Gain>,
 }
@@ -149,7 +152,8 @@ pub fn bench(
         peaks.push(gpu.map(|gpu| gpu.peak).or(process));
     }
     let mut times: Vec<Times> = pipelines.iter().map(|_| Times::default()).collect();
-    let mut product = Product::default();
+    let Some(first) = pipelines.first() else { refuse!("no model to measure") };
+    let mut product = Product::new(first.folder().placement())?;
     observer.begin(
         "measure",
         repeats * pipelines.len() * sampling.steps * sampling.batch,
@@ -184,6 +188,7 @@ pub fn bench(
         threads: rayon::current_num_threads(),
         gpu: pipelines.first().and_then(|one| one.folder().placement().description()),
         product_operations_per_second: product_rate,
+        product: product.text(),
         models,
     })
 }
@@ -262,7 +267,7 @@ fn round(
     product: &mut Product,
     observer: &dyn Observer,
 ) -> Result<()> {
-    product.measure();
+    product.measure()?;
     let mut conditioning = Vec::new();
     for ((pipeline, sampling), times) in pipelines.iter().zip(samplings).zip(&mut *times) {
         conditioning.push(timed(&mut times.encode, || encode(pipeline, sampling))?);
@@ -359,10 +364,7 @@ impl Row {
             image_seconds,
             images_per_second: 1.0 / image_seconds.median,
             operations_per_second: operations / step_seconds.median,
-            floor_seconds: match folder.placement().description() {
-                Some(_) => None,
-                None => Some(operations / product_rate),
-            },
+            floor_seconds: operations / product_rate,
             gain: None,
         })
     }
@@ -419,9 +421,7 @@ impl Bench {
             row("decoding, ms", &|model| milliseconds(&model.decode_seconds)),
             row("an image, ms", &|model| milliseconds(&model.image_seconds)),
             row("images a second", &|model| format!("{:.3}", model.images_per_second)),
-            row("floor of a step, ms", &|model| {
-                model.floor_seconds.map_or_else(none, |floor| format!("{:.1}", 1e3 * floor))
-            }),
+            row("floor of a step, ms", &|model| format!("{:.1}", 1e3 * model.floor_seconds)),
             row("GFLOPS", &|model| format!("{:.1}", 1e-9 * model.operations_per_second)),
         ];
         if self.models.len() > 1 {
@@ -433,22 +433,16 @@ impl Bench {
             rows.push(row("time saved / MACs saved", &gain(share)));
             rows.push(row("speed-up of an image", &gain(|gain| gain.image_speed_up.show(1.0, 2))));
         }
-        let where_computed = match &self.gpu {
-            Some(gpu) => format!("on {gpu}"),
-            None => format!(
-                "a product of {side} x {side} x {side}: {} GFLOPS",
-                self.product_operations_per_second.show(1e-9, 1),
-                side = Product::SIDE,
-            ),
-        };
+        let on_gpu = self.gpu.as_ref().map_or_else(String::new, |gpu| format!("{gpu}; "));
         format!(
             "{}\n\nmedians (quartiles) of {} rounds of {} steps, {} image(s) at a time, {} \
-             threads\n{where_computed}",
+             threads\n{on_gpu}{}",
             table(&header.collect::<Vec<_>>(), &rows),
             self.repeats,
             self.steps,
             self.batch,
             self.threads,
+            self.product,
         )
     }
 }

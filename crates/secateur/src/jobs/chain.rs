@@ -27,7 +27,7 @@ use step::Step;
 /// Makes the new model, or returns what would be done.
 pub(super) fn run(recipe: &Recipe, job: &Job<'_>) -> Result<Done> {
     let observer = job.observer;
-    let folder = job.model.open(observer)?;
+    let folder = job.open(&recipe.shared)?;
     let out = job.out.unwrap_or(Path::new("OUT"));
     let mut steps = Step::of(recipe, (folder.path(), folder.variant()), out);
     sharing::share(&mut steps, &folder)?;
@@ -48,7 +48,8 @@ pub(super) fn run(recipe: &Recipe, job: &Job<'_>) -> Result<Done> {
     let sampled = skipping(&sampling(recipe, &steps, &folder)?, &folder, false)?;
     let macs =
         folder.computed_structure(&sampled).macs() as f64 * folder.samples_of_run(&sampled)? as f64;
-    let of_report = Time::of(&[("evaluate", macs * report_prompts.len() as f64); 2]);
+    let of_report = [("evaluate", macs * report_prompts.len() as f64); 2];
+    let of_report = Time::of(folder.placement(), &of_report)?;
     let copied = folder.copied_bytes()?;
     if job.dry_run {
         job.check_output(&borrowed(&inputs), copied * steps.len() as u64)?;
@@ -245,8 +246,11 @@ impl Step {
     fn plan(&self, first: &ModelFolder, of: &Job<'_>) -> Result<Plan> {
         let model = ModelSettings { model: Some(first.path().to_owned()), ..self.model.clone() };
         let command = self.command()?;
+        // What is to be said of model and device was said when they were opened.
+        let observer = &Unseen(of.observer);
+        let of = Job { observer, ..*of };
         let job =
-            Job { model: &model, out: None, dry_run: true, part: true, command: &command, ..*of };
+            Job { model: &model, out: None, dry_run: true, part: true, command: &command, ..of };
         match run_method(&self.settings, &job).map_err(|error| error.of(&command))? {
             Done::Plan(plan) => Ok(plan),
             Done::Model(_) => refuse!("{command} made a model"),
@@ -375,9 +379,8 @@ fn evaluate(
     }
     let names = names(&[folder.path(), out]);
     let mut evaluation = Evaluation::new(prompts, clip.as_ref(), &progress);
-    for (folder, name) in
-        [folder.clone(), ModelFolder::open(&last.out, folder.variant())?].into_iter().zip(&names)
-    {
+    let last = ModelFolder::open(&last.out, folder.variant())?.at(folder.placement().clone());
+    for (folder, name) in [folder.clone(), last].into_iter().zip(&names) {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder)?;
         let sampling = skipping(&sampling, pipeline.folder(), false)?;

@@ -1,6 +1,8 @@
 //! Comparison of the pictures of two models from the same noise.
 
-use super::folder::{BATCH, names, no_score, open_model, output as output_folder, skipping};
+use super::folder::{
+    BATCH, names, no_score, of_gpu, open_model, output as output_folder, skipping,
+};
 use super::memory_needs::MemoryNeeds;
 use super::prompts::held_out_prompts;
 use crate::error::{Result, refuse};
@@ -58,14 +60,11 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
         output.map(|out| output_folder(out, settings.force, &inputs, observer)).transpose()?;
     let names = names(&[&settings.reference, &settings.candidate]);
     let mut evaluation = Evaluation::new(&prompts, clip.as_ref(), &progress);
-    let mut told = serde_json::Map::new();
+    let placement = reference.placement().clone();
     let both = [reference, candidate].into_iter().zip(&names).zip(&samplings).zip(&needs);
     for (((folder, name), sampling), needs) in both {
         progress.begin("load", 0, "");
         let pipeline = Pipeline::open(folder).map_err(|error| needs.explain(error))?;
-        if let Some(gpu) = pipeline.folder().placement().description() {
-            told.insert("device".to_owned(), gpu.into());
-        }
         pipeline.encode(&prompts, sampling, &progress).map_err(|error| needs.explain(error))?;
         let added = evaluation.add(&pipeline, name, sampling);
         added.map_err(|error| needs.explain(error))?;
@@ -78,7 +77,7 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
         command: settings.command.clone(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: sampling.seed,
-        settings: told,
+        settings: of_gpu(&placement),
         models,
         comparison,
         layers: Vec::new(),

@@ -4,7 +4,7 @@ mod dry_run;
 mod needs;
 
 use super::compare::Evaluation;
-use super::folder::{BATCH, Job, borrowed, links_left_out, names, no_score, skipping};
+use super::folder::{BATCH, Job, borrowed, links_left_out, names, no_score, of_gpu, skipping};
 use super::memory_needs::MemoryNeeds;
 use super::plan::{Done, finished};
 use super::prompts::prompt_lists;
@@ -19,6 +19,7 @@ pub(super) use needs::{STATISTICS, plan};
 use secateur_eval::{GroupReport, LayerReport, Report};
 use secateur_models::files::{digest_of_texts, shown};
 use secateur_models::{Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
+use secateur_nn::Placement;
 use secateur_prune::{
     Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Identity, Journal,
     ModuleErrors, Outcome, Pattern, Plan, PlannedLayer, SavedStatistics, Source, Task, Weighting,
@@ -46,6 +47,13 @@ pub(super) struct Request<'a> {
 
 /// Makes the new model, or returns what would be done.
 pub(super) fn run(request: Request<'_>) -> Result<Done> {
+    let Calibration { prompts, sampling, .. } = &request.calibration;
+    let needs = MemoryNeeds::of(&request.folder, sampling, sampling.batch.min(prompts.len()));
+    needs.check()?;
+    work(request).map_err(|error| needs.explain(error))
+}
+
+fn work(request: Request<'_>) -> Result<Done> {
     let Request { job, settings: args, shared, folder, calibration, report_prompts, .. } = request;
     let Request { task, removed, budget, mut notes, .. } = request;
     if job.resume && args.save_statistics.is_some() {
@@ -89,8 +97,6 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
             .cuts(&[&calibration.prompts[..], &report_prompts].concat(), &calibration.sampling)?,
     );
     let copied = folder.copied_bytes()?;
-    let images = calibration.sampling.batch.min(calibration.prompts.len());
-    MemoryNeeds::of(&folder, &calibration.sampling, images).check()?;
     let mut inputs = job.inputs(shared, &folder);
     inputs.extend(args.statistics.clone());
     if job.dry_run {
@@ -124,6 +130,7 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
         task,
         budget,
         saved.as_ref(),
+        folder.placement().description(),
     )?;
     // What is only copied counts, too.
     let score = shared.score.digest(&folder, judged, &progress)?;
@@ -190,8 +197,8 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
     let sampling = skipping(&sampling, pipeline.folder(), false)?;
     let mut evaluation = Evaluation::new(&report_prompts, clip.as_ref(), &progress);
     evaluation.add(&pipeline, &names[0], &sampling)?;
-    let mut product = Product::default();
-    product.measure();
+    let mut product = Product::new(pipeline.folder().placement())?;
+    product.measure()?;
     let step_weights = match &saved {
         Some(saved) => saved.step_weights().to_vec(),
         None => calibration.step_weights(&mut pipeline, &progress)?,
@@ -231,7 +238,7 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
     if statistics_output.is_none() && carried_output.is_none() {
         outcome.statistics.clear();
     }
-    product.measure();
+    product.measure()?;
     evaluation.add(&pipeline, &names[1], &sampling)?;
 
     progress.begin("save", pipeline.parameters().iter().count(), "tensors");
@@ -279,6 +286,7 @@ pub(super) fn run(request: Request<'_>) -> Result<Done> {
             &plan,
             (task.method(), &removed),
             budget,
+            pipeline.folder().placement(),
         ),
         models,
         comparison,
@@ -400,6 +408,7 @@ fn settings(
     plan: &Plan,
     (method, removed): (&str, &str),
     budget: Budget,
+    placement: &Placement,
 ) -> Map<String, Value> {
     let sampling = &calibration.sampling;
     let settings = json!({
@@ -420,7 +429,7 @@ fn settings(
         "threads": rayon::current_num_threads(),
     });
     match settings {
-        Value::Object(map) => map,
+        Value::Object(map) => map.into_iter().chain(of_gpu(placement)).collect(),
         _ => Map::new(),
     }
 }

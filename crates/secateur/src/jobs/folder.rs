@@ -1,6 +1,7 @@
 //! Resolution of common settings: models, sampling, outputs and scores.
 
 use crate::error::{Error, Result, refuse};
+use crate::format::bytes;
 use crate::settings::{
     DeviceSettings, DtypeName, ModelSettings, Positive, PromptSettings, SamplingSettings,
     ScoreSettings, SharedSettings,
@@ -10,7 +11,8 @@ use secateur_models::files::shown;
 use secateur_models::{
     ClipModel, ModelFolder, Observer, OutputFolder, OutputOptions, Sampling, Subject,
 };
-use secateur_nn::{DeviceChoice, Placement, description, unusable_gpu};
+use secateur_nn::{DeviceChoice, Placement, unusable_gpu};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -93,20 +95,31 @@ impl DeviceSettings {
         }
         let device = choice.open();
         let device = device.map_err(|error| Error::Request(error.to_string()))?;
-        let Some(gpu) = description(&device) else {
+        if device.is_cpu() {
             match self.dtype.unwrap_or_default() {
                 DtypeName::Auto | DtypeName::F32 => return Ok(folder),
                 _ => refuse!("the CPU computes in f32: leave `dtype` out, or give a `device`"),
             }
-        };
+        }
         let dtype = match self.dtype_of(&folder) {
             DtypeName::F16 => DType::F16,
             DtypeName::Bf16 => DType::BF16,
             DtypeName::F32 | DtypeName::Auto => DType::F32,
         };
-        observer.say(&format!("computing in {} on {gpu}", dtype.as_str()));
-        Ok(folder.at(Placement::new(device, dtype)))
+        let placement = Placement::new(device, dtype);
+        observer.say(&format!("computing in {}", placement.description().unwrap_or_default()));
+        Ok(folder.at(placement))
     }
+}
+
+/// Returns what a report tells of the GPU that computed: nothing on the CPU.
+pub(crate) fn of_gpu(placement: &Placement) -> Map<String, Value> {
+    let Some(gpu) = placement.description() else { return Map::new() };
+    let mut told = Map::from_iter([("device".to_owned(), gpu.into())]);
+    if let Some(memory) = placement.memory() {
+        told.insert("memory of the GPU at its peak".to_owned(), bytes(memory.peak).into());
+    }
+    told
 }
 
 /// Returns a hint for the name of a folder that does not exist.
@@ -170,6 +183,11 @@ impl<'a> Job<'a> {
             part: self.part,
             observer: self.observer,
         }
+    }
+
+    /// Opens the model, to be computed where the settings say.
+    pub(crate) fn open(&self, shared: &SharedSettings) -> Result<ModelFolder> {
+        shared.device.at(self.model.open(self.observer)?, self.observer)
     }
 
     /// Prepares the folder of the new model, which also keeps finished parts of the run.

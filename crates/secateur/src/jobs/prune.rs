@@ -15,7 +15,7 @@ pub(super) const SAMPLES: usize = 100;
 
 /// Makes the new model, or returns what would be done.
 pub(super) fn run(args: &PruneSettings, job: &Job<'_>) -> Result<Done> {
-    let folder = job.model.open(job.observer)?;
+    let folder = job.open(&args.shared)?;
     let structured = structured_method(args)?;
     let task = task(args, structured.as_deref())?;
     let (calibration, report_prompts, notes) =

@@ -1,7 +1,7 @@
 //! Skipping: which blocks to compute at each denoising step (DiP-GO).
 
 use super::compare::model_summary;
-use super::folder::{Job, borrowed, links_left_out, names, no_score};
+use super::folder::{Job, borrowed, links_left_out, names, no_score, of_gpu};
 use super::memory_needs::MemoryNeeds;
 use super::plan::{Done, finished};
 use super::prompts::prompt_lists;
@@ -16,6 +16,7 @@ use secateur_models::files::digest_of_texts;
 use secateur_models::{
     ModelFolder, Observer, OutputFolder, Pipeline, ReuseSchedule, Sampling, Structure, UnitKind,
 };
+use secateur_nn::Placement;
 use secateur_skip::{
     Learning, Loss, Pruner, Scores, Search, Selected, Tried, compare, kept, learn, ways,
 };
@@ -68,9 +69,23 @@ struct DryRun {
 /// Makes the new model, or returns what would be done. A run that is stopped writes its result so
 /// far, and keeps the files to continue beside it.
 pub(super) fn run(args: &SkipSettings, job: &Job<'_>) -> Result<Done> {
-    let shared = &args.shared;
-    let folder = job.model.open(job.observer)?;
+    let folder = job.open(&args.shared)?;
     let sampling = sampling(args, &folder)?;
+    let lists = prompt_lists(&args.shared.prompts, &folder, SAMPLES)?;
+    let needs = MemoryNeeds::of(&folder, &sampling, sampling.batch.min(lists.0.len()));
+    needs.check()?;
+    work(args, job, folder, sampling, lists).map_err(|error| needs.explain(error))
+}
+
+/// Does it, with prompts to learn from and of the report, and notes.
+fn work(
+    args: &SkipSettings,
+    job: &Job<'_>,
+    folder: ModelFolder,
+    sampling: Sampling,
+    lists: (Vec<String>, Vec<String>, Vec<String>),
+) -> Result<Done> {
+    let shared = &args.shared;
     let (iterations, exchanges) = (
         args.iterations.map_or(ITERATIONS, Count::get),
         args.exchanges.map_or(EXCHANGES, Count::get),
@@ -79,7 +94,6 @@ pub(super) fn run(args: &SkipSettings, job: &Job<'_>) -> Result<Done> {
     let kind = args.units.unwrap_or(UnitKind::Block);
     let whole = folder.whole_reuse(&sampling, kind)?;
     let keep = keep(args, &whole, &structure)?;
-    let lists = prompt_lists(&shared.prompts, &folder, SAMPLES)?;
     let counts = (lists.0.len(), lists.1.len());
     let of_run = (&sampling, &whole, &structure);
     let footprint = footprint(&shared.score, iterations, &folder, of_run, counts)?;
@@ -90,7 +104,6 @@ pub(super) fn run(args: &SkipSettings, job: &Job<'_>) -> Result<Done> {
     let inputs = job.inputs(shared, &folder);
     let (prompts, report_prompts, mut notes) = lists;
     notes.extend(folder.cuts(&[&prompts[..], &report_prompts].concat(), &sampling)?);
-    MemoryNeeds::of(&folder, &sampling, sampling.batch.min(prompts.len())).check()?;
     if job.dry_run {
         job.check_output(&borrowed(&inputs), copied)?;
         let text = format!("{}\n\n{}", dry.text(), dry.memory.table());
@@ -218,7 +231,13 @@ pub(super) fn run(args: &SkipSettings, job: &Job<'_>) -> Result<Done> {
         command: job.command.into(),
         secateur_version: env!("CARGO_PKG_VERSION").into(),
         seed: sampling.seed,
-        settings: settings(exchanges, &learning, history.len(), kind),
+        settings: settings(
+            exchanges,
+            &learning,
+            history.len(),
+            kind,
+            pipeline.folder().placement(),
+        ),
         models,
         comparison,
         layers: Vec::new(),
@@ -306,7 +325,8 @@ impl DryRun {
             ("exchange", exchanges),
             ("evaluate", report),
         ];
-        let time = Time::of(&stages.map(|(name, runs)| (name, runs * macs as f64)));
+        let stages = stages.map(|(name, runs)| (name, runs * macs as f64));
+        let time = Time::of(folder.placement(), &stages)?;
         Ok(Self {
             model: folder.path().to_owned(),
             kind: whole.kind,
@@ -365,7 +385,7 @@ fn footprint(
     let batch = sampling.batch.min(learned);
     let handed_on = structure.handed_on_bytes(whole.kind)? * passes as u64;
     let of_batch = |bytes: u64| bytes * batch as u64;
-    let mut footprint = Footprint::new();
+    let mut footprint = Footprint::new(folder.placement());
     footprint.add("encode", model.encoding());
     let decoder = model.decoder_packed();
     let packed = [("autoencoder packed", decoder), ("denoiser packed", model.packed())];
@@ -409,9 +429,11 @@ fn request(
         secateur_prune::Fingerprint { model: folder.digest(observer)?, ..fingerprint };
     let fingerprint = serde_json::to_string(&fingerprint)?;
     let batch = sampling.batch;
+    let device = folder.placement().description().map(|gpu| format!(", {gpu}"));
     Ok(format!(
         "{kind} units, {loss}, {iterations} iterations of {batch} pictures, {keep} kept, \
-         {fingerprint}"
+         {fingerprint}{}",
+        device.unwrap_or_default()
     ))
 }
 
@@ -438,6 +460,7 @@ fn settings(
     learning: &Learning,
     iterations: usize,
     kind: UnitKind,
+    placement: &Placement,
 ) -> Map<String, Value> {
     let sampling = &learning.sampling;
     let settings = json!({
@@ -452,7 +475,7 @@ fn settings(
         "threads": rayon::current_num_threads(),
     });
     match settings {
-        Value::Object(map) => map,
+        Value::Object(map) => map.into_iter().chain(of_gpu(placement)).collect(),
         _ => Map::new(),
     }
 }

@@ -18,7 +18,7 @@ const BUDGET: f64 = 0.12;
 
 /// Makes the new model, or returns what would be done.
 pub(super) fn run(args: &SlimSettings, job: &Job<'_>) -> Result<Done> {
-    let folder = job.model.open(job.observer)?;
+    let folder = job.open(&args.shared)?;
     let steps = args.shared.sampling.sampling(&folder, BATCH)?.steps;
     let (calibration, report_prompts, mut notes) =
         compression::prompts(&args.calibration, &args.shared, &folder, SAMPLES.div_ceil(steps))?;

@@ -1,5 +1,6 @@
 //! Settings of a model, of its pictures and of its prompts.
 
+use super::device::DeviceSettings;
 use super::number::{Count, Positive};
 use super::text;
 use clap::Args;
@@ -109,6 +110,10 @@ pub struct SharedSettings {
     #[command(flatten)]
     #[serde(flatten)]
     pub score: ScoreSettings,
+    /// Where to compute.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub device: DeviceSettings,
 }
 
 impl PromptSettings {
@@ -153,6 +158,10 @@ impl SharedSettings {
             },
             sampling: self.sampling.or(&others.sampling),
             score: ScoreSettings { clip: self.score.clip.or(others.score.clip.clone()) },
+            device: DeviceSettings {
+                device: self.device.device.or(others.device.device),
+                dtype: self.device.dtype.or(others.device.dtype),
+            },
         }
     }
 }

@@ -163,7 +163,7 @@ impl DryRun {
             );
         }
         stages.push(report);
-        let time = Time::of(&stages);
+        let time = Time::of(folder.placement(), &stages)?;
         Ok(Self {
             notes: Vec::new(),
             model: folder.name(),

@@ -27,7 +27,7 @@ pub(super) struct Needs<'a> {
 
 impl Needs<'_> {
     /// Makes the plan that the settings request: that many packages, or as few as fit into the
-    /// memory. Also returns its memory.
+    /// memory, which on a GPU is what is free there. Also returns its memory.
     pub(super) fn plan(&self) -> Result<(Plan, Footprint)> {
         let Self { settings, folder, calibration, task, .. } = self;
         let with = |packages| {
@@ -39,8 +39,11 @@ impl Needs<'_> {
         };
         // Saved statistics are read one input at a time; those to carry are of one package.
         let one = settings.statistics.is_some() || settings.carry_statistics.is_some();
-        let Some(memory) = settings.memory else {
-            let packages = match settings.packages.map(Positive::get) {
+        let asked = settings.memory.map(|memory| memory.as_u64());
+        let packages = settings.packages.map(Positive::get);
+        let free = folder.placement().memory().filter(|_| packages.is_none()).map(|gpu| gpu.free);
+        let Some(memory) = asked.into_iter().chain(free).min() else {
+            let packages = match packages {
                 Some(count) => Packages::Count(count),
                 None if one => Packages::Count(1),
                 None => Packages::Memory(STATISTICS),
@@ -49,7 +52,6 @@ impl Needs<'_> {
             let footprint = self.footprint(&plan)?;
             return Ok((plan, footprint));
         };
-        let memory = memory.as_u64();
         let mut least: Option<Footprint> = None;
         for count in 1.. {
             let plan = with(Packages::Count(count))?;
@@ -67,12 +69,14 @@ impl Needs<'_> {
             }
         }
         let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
-        let least = least.unwrap_or_else(Footprint::new);
+        let least = least.unwrap_or_else(|| Footprint::new(folder.placement()));
+        let (memory_of, needed) = (mebibytes(memory), mebibytes(least.total()));
+        let limit = match asked {
+            Some(_) => format!("`memory {memory_of} MiB` does not hold this run"),
+            None => format!("the GPU's free memory, {memory_of} MiB, does not hold this run"),
+        };
         refuse!(
-            "`memory {} MiB` does not hold this run: at least {} MiB are needed; a smaller `batch` \
-             needs less\n{}",
-            mebibytes(memory),
-            mebibytes(least.total()),
+            "{limit}: at least {needed} MiB are needed; a smaller `batch` needs less\n{}",
             least.table()
         )
     }
@@ -86,7 +90,7 @@ impl Needs<'_> {
             Model::new(folder, sampling, (calibration.prompts.len(), *judged), scorer.as_deref())?;
         let structure = folder.structure(sampling);
         let saved = settings.statistics.is_some();
-        let mut footprint = Footprint::new();
+        let mut footprint = Footprint::new(folder.placement());
 
         footprint.add("encode", model.encoding());
         if let Task::Structured { method, .. } = task
