@@ -6,7 +6,7 @@ use std::{env, error, fs};
 
 const SOURCE: &str = "src/ops/cuda/kernels.cu";
 /// What it includes.
-const INCLUDED: &str = "src/ops/cuda/attention.cuh";
+const INCLUDED: [&str; 2] = ["src/ops/cuda/attention.cuh", "src/ops/cuda/solver.cuh"];
 
 /// Cards with machine code of their own. Others translate that of the least one when they first run
 /// it.
@@ -15,7 +15,7 @@ const ARCHITECTURES: [u32; 6] = [80, 86, 89, 90, 100, 120];
 fn main() -> Result<(), Box<dyn error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={SOURCE}");
-    println!("cargo::rerun-if-changed={INCLUDED}");
+    INCLUDED.iter().for_each(|file| println!("cargo::rerun-if-changed={file}"));
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "SECATEUR_CUDA_ARCHITECTURES"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }

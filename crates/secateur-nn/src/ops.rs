@@ -10,10 +10,12 @@ mod cpu;
 mod cuda;
 mod replay;
 mod row_sums;
+mod solver;
 
 pub use host_sums::HostSums;
 pub use replay::Replay;
 pub use row_sums::RowSums;
+pub use solver::{inner_product, inverse_factor, is_finite, obs_solve, zeros};
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Device, Result, Tensor, bail};

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use secateur_prune::{InputStatistics, LayerWeight, Method, Obs, Pattern, hessian_error};
+use secateur_prune::{InputStatistics, Method, Obs, Pattern, ToPrune, hessian_error};
 use std::time::Instant;
 
 fn main() -> Result<()> {
@@ -24,19 +24,24 @@ fn main() -> Result<()> {
     let input = input.context("--input FILE is needed")?;
     let tensors = candle_core::safetensors::load(input, &Device::Cpu)?;
     let tensor = |name: &str| tensors.get(name).with_context(|| format!("no tensor {name}"));
-    let (rows, columns) = tensor("weight")?.dims2()?;
-    let hessian = tensor("hessian")?.flatten_all()?.to_vec1::<f32>()?;
-    let values = tensor("weight")?.flatten_all()?.to_vec1::<f32>()?;
-    let layer = LayerWeight { layer: "layer".into(), rows, columns, values };
-    let statistics =
-        InputStatistics { hessian, squares: vec![0.0; columns], ..InputStatistics::default() };
+    let (weight, hessian) = (tensor("weight")?.clone(), tensor("hessian")?.clone());
+    let columns = || vec![0.0; hessian.dims()[0]];
+    let statistics = InputStatistics {
+        hessian: hessian.clone(),
+        weighted_sums: columns(),
+        weighted_rows: 0.0,
+        sums: columns(),
+        squares: columns(),
+        rows: 0,
+    };
+    let layer = ToPrune { layer: "layer".into(), weight, pattern };
     let (mut best, mut error) = (f64::INFINITY, 0.0);
     for _ in 0..repeats {
-        let mut pruned = [(layer.clone(), pattern)];
+        let mut pruned = [layer.clone()];
         let start = Instant::now();
         Obs.prune(&mut pruned, &statistics)?;
         best = best.min(start.elapsed().as_secs_f64());
-        error = hessian_error(&layer.values, &pruned[0].0.values, &statistics.hessian);
+        error = hessian_error(&layer.weight, &pruned[0].weight, &hessian)?;
     }
     println!("{}", serde_json::json!({"seconds": best, "error": error}));
     Ok(())

@@ -51,7 +51,7 @@ pub use calibration::{
 pub use error::{Error, Result};
 pub use methods::{
     Dsnot, L1, LayerWeight, Layers, METHODS, Magnitude, Method, NamedMethod, Neurons, Obs, Removed,
-    Rows, Slim, Solved, StructuredMethod, Task, Taylor, Turn, Wanda,
+    Rows, Slim, Solved, StructuredMethod, Task, Taylor, ToPrune, Turn, Wanda,
 };
 pub use plan::{
     Change, Demand, Package, Packages, Pattern, Plan, PlannedGroup, PlannedLayer, Portion,

@@ -17,7 +17,7 @@ mod registry;
 pub use dsnot::Dsnot;
 pub use l1::L1;
 pub use magnitude::Magnitude;
-pub use method::{LayerWeight, Method, Solved};
+pub use method::{LayerWeight, Method, Solved, ToPrune};
 pub use obs::Obs;
 pub use registry::{METHODS, NamedMethod};
 pub use slim::{Neurons, Rows, Slim};

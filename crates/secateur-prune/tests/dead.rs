@@ -1,7 +1,7 @@
 //! What nothing comes through or nothing reads goes first, and for free, whichever method removes
 //! it.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use secateur_models::{Edits, ModelFolder, Pipeline, Sampling};
 use secateur_nn::LayerName;
 use secateur_prune::{
@@ -181,6 +181,7 @@ fn an_allocation_takes_what_is_dead_first() {
 /// The inverse of what is next to nothing would not be finite.
 #[test]
 fn inputs_next_to_nothing_are_dead() {
-    let factor = Factor::new(&[1e-38, 0.0, 0.0, 1e-38], &"layer".into()).unwrap();
+    let hessian = Tensor::new(&[[1e-38f32, 0.0], [0.0, 1e-38]], &Device::Cpu).unwrap();
+    let factor = Factor::new(&hessian, &"layer".into()).unwrap();
     assert_eq!((factor.dead.as_slice(), factor.damping), (&[0, 1][..], Factor::DAMPING));
 }

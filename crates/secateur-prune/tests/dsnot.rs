@@ -3,10 +3,16 @@
 
 #![expect(clippy::print_stdout, reason = "a test tells its figures")]
 
+#[path = "common/pruning.rs"]
+mod pruning;
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/statistics.rs"]
+mod of_hessian;
 
 use candle_core::Device;
+use of_hessian::with_hessian;
+use pruning::{numbers, prune_layers};
 use random::random;
 use rayon::ThreadPoolBuilder;
 use secateur_prune::{Dsnot, Factor, InputStatistics, LayerWeight, Method, Pattern, Wanda};
@@ -40,13 +46,8 @@ fn of_rows(x: &[f32], columns: usize) -> InputStatistics {
         }
     }
     let squares = (0..columns).map(|j| hessian[j * columns + j]).collect();
-    InputStatistics {
-        hessian,
-        sums,
-        squares,
-        rows: (x.len() / columns) as u64,
-        ..InputStatistics::default()
-    }
+    let rows = (x.len() / columns) as u64;
+    InputStatistics { sums, squares, rows, ..with_hessian(&hessian) }
 }
 
 fn layer(rows: usize, columns: usize, scale: f32) -> LayerWeight {
@@ -60,9 +61,9 @@ fn pruned(
     statistics: &InputStatistics,
     pattern: Pattern,
 ) -> Vec<f32> {
-    let mut layers = [(layer.clone(), pattern)];
-    method.prune(&mut layers, statistics).unwrap();
-    let [(layer, _)] = layers;
+    let mut layers = [layer.clone()];
+    prune_layers(method, &mut layers, statistics, pattern).unwrap();
+    let [layer] = layers;
     layer.values
 }
 
@@ -173,7 +174,8 @@ fn dsnot_is_the_plain_algorithm() {
         let (layer, statistics) =
             (layer(rows, columns, scale), statistics(columns, 1.0, 20 + index as u64));
         let factor = Factor::new(&statistics.hessian, &"layer".into()).unwrap();
-        let u: Vec<f64> = factor.values.iter().step_by(columns + 1).map(|&u| u.into()).collect();
+        let values = numbers(&factor.values);
+        let u: Vec<f64> = values.iter().step_by(columns + 1).map(|&u| u.into()).collect();
         for (method, u) in [(Dsnot::Wanda, None), (Dsnot::Hessian, Some(&*u))] {
             let got = pruned(&method, &layer, &statistics, pattern(text));
             let mut all = 0;
@@ -210,11 +212,10 @@ fn dsnot_masks_are_those_of_its_own_code() {
     let (rows, columns) = golden["weight"].dims2().unwrap();
     let layer = LayerWeight { layer: "layer".into(), rows, columns, values: values("weight") };
     let statistics = InputStatistics {
-        hessian: values("hessian"),
         sums: values("sums"),
         squares: values("squares"),
         rows: u64::from(golden["rows"].to_scalar::<u32>().unwrap()),
-        ..InputStatistics::default()
+        ..with_hessian(&values("hessian"))
     };
     for (name, method) in [("wanda", Dsnot::Wanda), ("hessian", Dsnot::Hessian)] {
         for (case, text) in [("50", "0.5"), ("70", "0.7"), ("2_4", "2:4"), ("4_8", "4:8")] {
@@ -290,12 +291,7 @@ fn rows_whose_error_is_small_are_left_as_they_start() {
 #[test]
 fn nothing_to_prune_and_nothing_to_go_by() {
     let (layer, statistics) = (layer(5, 24, 4.0), statistics(24, 1.0, 1));
-    let empty = InputStatistics {
-        hessian: vec![0.0; 576],
-        sums: vec![0.0; 24],
-        squares: vec![0.0; 24],
-        ..InputStatistics::default()
-    };
+    let empty = InputStatistics { sums: vec![0.0; 24], ..with_hessian(&[0.0; 576]) };
     for method in STARTS {
         assert_eq!(pruned(&method, &layer, &statistics, pattern("0")), layer.values);
         // 1 of 24 goes, or 23.
@@ -310,10 +306,9 @@ fn nothing_to_prune_and_nothing_to_go_by() {
         assert!(after.chunks(24).all(|row| row.iter().filter(|w| **w == 0.0).count() == 12));
         method.prune(&mut [], &statistics).unwrap();
         let odd = LayerWeight { columns: 6, values: vec![1.0; 6], rows: 1, layer: "odd".into() };
-        let error = method
-            .prune(&mut [(odd, pattern("2:4"))], &self::statistics(6, 1.0, 1))
-            .unwrap_err()
-            .to_string();
+        let statistics = self::statistics(6, 1.0, 1);
+        let error = prune_layers(&method, &mut [odd], &statistics, pattern("2:4"));
+        let error = error.unwrap_err().to_string();
         assert!(error.contains("odd") && error.contains("6 columns"), "{error}");
     }
 }

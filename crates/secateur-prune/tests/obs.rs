@@ -4,6 +4,8 @@
 
 #[path = "common/given.rs"]
 mod given;
+#[path = "common/pruning.rs"]
+mod pruning;
 
 #[path = "../../secateur-models/tests/common/cases.rs"]
 #[macro_use]
@@ -11,13 +13,14 @@ mod cases;
 
 use candle_core::{Device, Tensor};
 use given::Given;
+use pruning::{prune_layers, weight};
 use secateur_models::{
     Between, Block, Group, HeadGroup, HeadStream, Layer, NeuronGroup, Operation, Prunable, Role,
     Slice, Structure,
 };
-use secateur_nn::{Context, LayerName, Probe, Step};
+use secateur_nn::{Context, LayerName, Probe, Step, devices, to_device};
 use secateur_prune::{
-    Calibrator, InputStatistics, LayerWeight, Method, Obs, Packages, Pattern, Plan, PlannedGroup,
+    Calibrator, InputStatistics, LayerWeight, Obs, Packages, Pattern, Plan, PlannedGroup,
     Selection, StructuredMethod, Task, hessian_error,
 };
 use std::collections::HashMap;
@@ -90,13 +93,16 @@ fn obs_something_is_compared() {
 #[test]
 fn obs_hessian_is_the_references() {
     let Some(golden) = fixture() else { return };
-    let statistics = calibrated(&golden["x"], &values(&golden["timestep_weights"]));
     let want = values(&golden["hessian"]);
     let norm = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    let difference: Vec<f32> = statistics.hessian.iter().zip(&want).map(|(a, b)| a - b).collect();
-    let error = norm(&difference) / norm(&want);
-    println!("relative error {error:.2e}");
-    assert!(error < 1e-4, "relative error {error:.2e}");
+    for device in devices() {
+        let x = to_device(&golden["x"], &device).unwrap();
+        let hessian = values(&calibrated(&x, &values(&golden["timestep_weights"])).hessian);
+        let difference: Vec<f32> = hessian.iter().zip(&want).map(|(a, b)| a - b).collect();
+        let error = norm(&difference) / norm(&want);
+        println!("relative error {error:.2e} on {:?}", device.location());
+        assert!(error < 1e-4, "relative error {error:.2e} on {:?}", device.location());
+    }
 }
 
 fn solved_as_reference(case: &str, pattern: Pattern) {
@@ -105,31 +111,34 @@ fn solved_as_reference(case: &str, pattern: Pattern) {
         println!("skipped: obs.safetensors has no {case}");
         return;
     };
-    let statistics = calibrated(&golden["x"], &values(&golden["timestep_weights"]));
-    let before = layer(&golden["weight"]);
-    let mut after = [(before.clone(), pattern)];
-    let solved = Obs.prune(&mut after, &statistics).unwrap();
-    assert_eq!(solved.damping, 0.01);
-    let [(after, _)] = after;
-    let want = values(want);
+    for device in devices() {
+        let what = format!("{case} on {:?}", device.location());
+        let x = to_device(&golden["x"], &device).unwrap();
+        let statistics = calibrated(&x, &values(&golden["timestep_weights"]));
+        let mut after = [layer(&golden["weight"])];
+        let solved = prune_layers(&Obs, &mut after, &statistics, pattern).unwrap();
+        assert_eq!(solved.damping, 0.01);
+        let ([after], want) = (after, values(want));
 
-    let same = after.values.iter().zip(&want).filter(|(a, b)| (**a == 0.0) == (**b == 0.0)).count();
-    let agreement = same as f64 / want.len() as f64;
-    let hessian = values(&golden["hessian"]);
-    let (ours, theirs) = (
-        hessian_error(&before.values, &after.values, &hessian),
-        hessian_error(&before.values, &want, &hessian),
-    );
-    let scale = want.iter().fold(0f32, |scale, w| scale.max(w.abs()));
-    let furthest = after.values.iter().zip(&want).fold(0f32, |d, (a, b)| d.max((a - b).abs()));
-    println!(
-        "{case}: masks agree on {:.3} %, error {ours:.6} against {theirs:.6}",
-        100.0 * agreement
-    );
-    assert!(agreement >= 0.999, "masks agree on {agreement}");
-    assert!(ours <= theirs * 1.001, "error {ours} against {theirs}");
-    if agreement == 1.0 {
-        assert!(furthest <= 1e-4 * scale, "weights differ by {furthest}, the largest is {scale}");
+        let zeros = after.values.iter().zip(&want).map(|(a, b)| (*a == 0.0) == (*b == 0.0));
+        let agreement = zeros.filter(|same| *same).count() as f64 / want.len() as f64;
+        let error =
+            |pruned: &Tensor| hessian_error(&golden["weight"], pruned, &golden["hessian"]).unwrap();
+        let (ours, theirs) = (error(&weight(&after)), error(&golden[case]));
+        let scale = want.iter().fold(0f32, |scale, w| scale.max(w.abs()));
+        let furthest = after.values.iter().zip(&want).fold(0f32, |d, (a, b)| d.max((a - b).abs()));
+        println!(
+            "{what}: masks agree on {:.3} %, error {ours:.6} against {theirs:.6}",
+            100.0 * agreement
+        );
+        assert!(agreement >= 0.999, "{what}: masks agree on {agreement}");
+        assert!(ours <= theirs * 1.001, "{what}: error {ours} against {theirs}");
+        if agreement == 1.0 {
+            assert!(
+                furthest <= 1e-4 * scale,
+                "{what}: weights differ by {furthest}, the largest is {scale}"
+            );
+        }
     }
 }
 

@@ -3,8 +3,11 @@
 
 #[path = "common/given.rs"]
 mod given;
+#[path = "common/statistics.rs"]
+mod of_hessian;
 
 use given::Given;
+use of_hessian::with_hessian;
 use proptest::prelude::*;
 use secateur_models::{
     Between, DimensionGroup, Geometry, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Removals,
@@ -85,12 +88,12 @@ impl Matrix {
     fn statistics(&self) -> InputStatistics {
         let gram = self.transposed().times(&self.transposed(), None);
         let sums = (0..self.columns).map(|j| self.rows().map(|row| row[j]).sum::<f64>() as f32);
+        let hessian: Vec<f32> = gram.values.iter().map(|&x| x as f32).collect();
         InputStatistics {
-            hessian: gram.values.iter().map(|&x| x as f32).collect(),
             weighted_sums: sums.collect(),
             weighted_rows: (self.values.len() / self.columns) as f64,
             squares: vec![1.0; self.columns],
-            ..InputStatistics::default()
+            ..with_hessian(&hessian)
         }
     }
 
@@ -435,12 +438,7 @@ fn neurons_that_nothing_reads() {
 #[test]
 fn neurons_of_the_least_leverage_go_first() {
     let hessian = vec![1.0, -0.6, -0.6, -0.6, 4.0, 0.0, -0.6, 0.0, 9.0];
-    let statistics = InputStatistics {
-        hessian,
-        squares: vec![1.0; 3],
-        weighted_sums: vec![0.0; 3],
-        ..InputStatistics::default()
-    };
+    let statistics = InputStatistics { weighted_sums: vec![0.0; 3], ..with_hessian(&hessian) };
     let given = Given::new(vec![(Matrix::random(2, 3, 6).layer("down"), statistics)]);
     let leverage = Slim { neurons: Neurons::Leverage, ..Slim::default() };
     for (remove, gone) in [(1, &[0][..]), (2, &[0, 1])] {

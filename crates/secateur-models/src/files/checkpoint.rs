@@ -6,7 +6,7 @@ use crate::files::read::{Limit, Unique, lfs_pointer, open, read_json};
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::{self, Metadata};
-use secateur_nn::{Fit, Parameters, Placement, Scope};
+use secateur_nn::{Fit, Parameters, Placement, Scope, ops};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -234,7 +234,7 @@ impl TensorFile {
         };
         let data = self.raw(info)?;
         let tensor = placement.from_bytes(&data, dtype, &info.shape)?;
-        if dtype != DType::I64 && !is_finite(&tensor)? {
+        if dtype != DType::I64 && !ops::is_finite(&tensor)? {
             invalid!(
                 &self.path,
                 "tensor {name} holds NaN or infinite values: the checkpoint is damaged"
@@ -242,18 +242,6 @@ impl TensorFile {
         }
         Ok(tensor)
     }
-}
-
-/// Whether all elements are finite.
-pub(crate) fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
-    // x * 0 is 0 for every finite x and NaN otherwise.
-    let sum = tensor
-        .flatten_all()?
-        .affine(0.0, 0.0)?
-        .sum_all()?
-        .to_dtype(DType::F32)?
-        .to_scalar::<f32>()?;
-    Ok(sum == 0.0)
 }
 
 /// The weight files of one component.

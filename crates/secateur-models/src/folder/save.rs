@@ -12,7 +12,7 @@ use crate::reuse::ReuseSchedule;
 use crate::structure::{Cuts, Edits, Removals};
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
-use secateur_nn::{Parameters, Wanted};
+use secateur_nn::{Parameters, Placement, Wanted};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom, Write};
@@ -20,13 +20,15 @@ use std::path::Path;
 
 /// The name of the file of a [`ReuseSchedule`].
 const REUSE: &str = "reuse.json";
-/// Rounds a tensor to `dtype` (F32, F16 or BF16), and returns it in f32, as it is after saving and
-/// loading. A value outside the range of `dtype` becomes infinite.
+/// Rounds a tensor to `dtype` (F32, F16 or BF16), as it is after saving and loading: in f32 where a
+/// model at `placement` computes in that exactly, and otherwise in `dtype`, to take less memory. A
+/// value outside the range of `dtype` becomes infinite.
 ///
 /// # Errors
 /// If `dtype` is none of these types.
-pub fn cast(tensor: &Tensor, dtype: Dtype) -> Result<Tensor> {
-    Ok(tensor.to_dtype(candle_dtype(dtype)?)?.to_dtype(DType::F32)?)
+pub fn cast(tensor: &Tensor, dtype: Dtype, placement: &Placement) -> Result<Tensor> {
+    let rounded = tensor.to_dtype(candle_dtype(dtype)?)?;
+    Ok(if placement.is_exact() { rounded.to_dtype(DType::F32)? } else { rounded })
 }
 
 impl ModelFolder {

@@ -3,14 +3,13 @@
 use crate::classes::Sampling;
 use crate::conditioning::Conditioning;
 use crate::error::{Error, Result, refuse};
-use crate::files::is_finite;
 use crate::observer::Observer;
 use crate::pipeline::model::Pipeline;
 use crate::pipeline::noise::noise;
 use crate::reuse::{Reuse, ReuseSchedule};
 use crate::samplers::{Call, Schedule};
 use candle_core::Tensor;
-use secateur_nn::{Context, Gates, LayerName, Probe, Step};
+use secateur_nn::{Context, Gates, LayerName, Probe, Step, ops};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -201,7 +200,7 @@ impl<'a> Denoising<'a> {
             self.pipeline.predict(&input, call.timestep, self.conditioning, guidance, context)
         };
         let output = predict(&context)?;
-        if !is_finite(&output)? {
+        if !ops::is_finite(&output)? {
             predict(&Context { probe: Some(&FiniteProbe), ..context })?;
             return Err(Error::NotFinite { step: step.index + 1 });
         }
@@ -228,7 +227,7 @@ impl Probe for FiniteProbe {
         x: &Tensor,
         context: &Context<'_>,
     ) -> secateur_nn::Result<()> {
-        if is_finite(x)? {
+        if ops::is_finite(x)? {
             return Ok(());
         }
         let problem = format!(

@@ -68,19 +68,20 @@ impl Pipeline {
         &self.parameters
     }
 
-    /// A parameter of the denoiser as it was last edited, or as the checkpoint has it: in memory,
-    /// in `f32`, whatever the denoiser computes in. `None` if there is none of that name.
+    /// A parameter of the denoiser as it was last edited, or as the checkpoint has it: where the
+    /// denoiser is, in `f32`, whatever it computes in. `None` if there is none of that name.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn parameter(&self, name: &str) -> Result<Option<Tensor>> {
+        let exact = self.folder.placement().in_f32();
         if let Some(edited) = self.edited.get(name) {
-            return Ok(Some(edited.clone()));
+            return Ok(Some(exact.bring(edited)?));
         }
         let Some(tensor) = self.parameters.get(name) else { return Ok(None) };
         Ok(Some(match self.folder.placement().is_exact() {
             true => tensor.clone(),
-            false => self.folder.checkpoint().clone().at(&Placement::cpu()).read(name)?,
+            false => self.folder.checkpoint().clone().at(&exact).read(name)?,
         }))
     }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// New weights, and all that is removed.
 #[derive(Clone, Debug, Default)]
 pub struct Edits {
-    /// New tensors in f32, by parameter name.
+    /// New tensors, by parameter name.
     pub weights: BTreeMap<String, Tensor>,
     /// All heads, dimensions and neurons that the model lacks afterwards, including those that it
     /// lacked before.

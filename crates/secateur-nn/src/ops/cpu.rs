@@ -9,9 +9,11 @@ use rayon::prelude::*;
 use secateur_kernels::activation::{self, Activation};
 use secateur_kernels::attention::{self, KeysValues, Scores, Shape as AttentionShape};
 use secateur_kernels::convolution::{Convolution, ConvolutionWeight};
+use secateur_kernels::factor;
 use secateur_kernels::gram;
 use secateur_kernels::linear::{self, LinearWeight};
 use secateur_kernels::norm::{self, Affine};
+use secateur_kernels::obs::{self, Choice};
 use secateur_kernels::rope;
 use std::sync::Arc;
 
@@ -567,4 +569,21 @@ pub(super) fn add_rows(
             *weighted += weight * new;
         }
     })
+}
+
+pub(super) fn inverse_factor(matrix: &Tensor, diagonal: &[f32]) -> Result<Option<Tensor>> {
+    let columns = diagonal.len();
+    let mut values = with_values(matrix, <[f32]>::to_vec)?;
+    for (j, &diagonal) in diagonal.iter().enumerate() {
+        values[j * columns + j] = diagonal;
+    }
+    let is_whole = factor::inverse_factor(&mut values, columns).is_ok()
+        && values.iter().all(|value| value.is_finite());
+    is_whole.then(|| Tensor::from_vec(values, (columns, columns), &Device::Cpu)).transpose()
+}
+
+pub(super) fn obs_solve(weight: &Tensor, factor: &Tensor, choice: Choice) -> Result<Tensor> {
+    let mut values = with_values(weight, <[f32]>::to_vec)?;
+    with_values(factor, |factor| obs::solve(&mut values, factor, choice))?;
+    Tensor::from_vec(values, weight.shape(), &Device::Cpu)
 }

@@ -11,11 +11,13 @@ mod node;
 mod products;
 mod recordings;
 mod row_sums;
+mod solver;
 
 pub(super) use attention::{attention, softmax};
 pub(super) use convolution::conv2d;
 pub(super) use recordings::Recordings;
 pub(super) use row_sums::RowSums;
+pub(super) use solver::{inverse_factor, obs_solve};
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Result, Shape, Tensor, bail};
@@ -76,14 +78,11 @@ pub(super) fn linear(
     let rows = x.elem_count() / inputs.max(1);
     let (samples, rows, stride) = apart.unwrap_or((1, rows, rows * inputs));
     let product = Product {
-        dtype: x.dtype(),
-        rows,
         samples,
-        stride,
-        inputs,
-        outputs,
+        strides: [stride, rows * outputs],
         bias: bias.is_some(),
         gelu_tanh: fused,
+        ..Product::new(x.dtype(), rows, inputs, outputs)
     };
     let mut plain = plain(&tensors[1..])?;
     plain.insert(0, if apart.is_some() { x.detach() } else { x.detach().contiguous()? });

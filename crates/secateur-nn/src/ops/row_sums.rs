@@ -5,6 +5,7 @@ use super::cuda;
 use super::host_sums::HostSums;
 use super::{cpu, last_dim, no_kernel};
 use candle_core::{Device, Result, Tensor};
+use secateur_kernels::gram;
 use std::borrow::Cow;
 
 /// Sums over rows x, which count n times each and have a weight a: of a n x^T x, of a n x, of n x
@@ -85,6 +86,24 @@ impl RowSums {
             self.host = HostSums::zeros(self.width);
         }
         Ok(&mut self.host)
+    }
+
+    /// Returns the whole Gram matrix times `factor` (width x width) where it was summed, and the
+    /// other sums in memory: of a n x, of n x and of n x^2.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn finish(mut self, factor: f32) -> Result<(Tensor, [Vec<f64>; 3])> {
+        #[cfg(feature = "cuda")]
+        if let Some(there) = self.there {
+            return there.finish(factor);
+        }
+        let width = self.width;
+        let HostSums { mut gram, weighted_sums, sums, squares } = std::mem::take(self.host()?);
+        gram::symmetrise(&mut gram, width);
+        gram.iter_mut().for_each(|sum| *sum *= factor);
+        let gram = Tensor::from_vec(gram, (width, width), &Device::Cpu)?;
+        Ok((gram, [weighted_sums, sums, squares]))
     }
 
     /// The sums, or a copy of them in memory.

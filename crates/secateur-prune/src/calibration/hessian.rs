@@ -1,10 +1,9 @@
 //! The Hessian of a layer's output error: its damping, its factor, and the error computed with it.
 
 use crate::error::{Error, Result};
-use secateur_kernels::Panels;
-use secateur_kernels::factor::{inverse_factor, inverse_factor_scratch};
-use secateur_kernels::linear::linear;
-use secateur_nn::LayerName;
+use candle_core::Tensor;
+use secateur_kernels::factor::inverse_factor_scratch;
+use secateur_nn::{LayerName, Weight, ops};
 
 /// The least diagonal element that is not taken for zero. The inverse of a smaller one overflows
 /// f32.
@@ -17,8 +16,8 @@ const ESCALATIONS: u32 = 6;
 /// column j per unit of error in column i.
 #[derive(Clone, Debug)]
 pub struct Factor {
-    /// d x d, row-major; zero below the diagonal.
-    pub values: Vec<f32>,
+    /// d x d, in `f32`, where the Hessian is; zero below the diagonal.
+    pub values: Tensor,
     /// Columns whose input is always zero (H_jj is 0 or negligible).
     pub dead: Vec<usize>,
     /// The value that was added to the diagonal, relative to the mean of the diagonal.
@@ -29,34 +28,28 @@ impl Factor {
     /// The default damping, relative to the mean of the diagonal. It is that of the reference.
     pub const DAMPING: f64 = 0.01;
 
-    /// Factors `hessian` (d x d, row-major, symmetric), the Hessian of the input of `layer`: see
-    /// [`inverse_factor`]. H itself is never inverted. If H is not positive definite, the damping
-    /// is multiplied by ten until it is.
+    /// Factors `hessian` (d x d, symmetric), the Hessian of the input of `layer`: see
+    /// [`inverse_factor`](ops::inverse_factor). H itself is never inverted. If H is not positive
+    /// definite, the damping is multiplied by ten until it is.
     ///
     /// # Errors
     /// If the Hessian holds values that are not finite, or is not positive definite with the most
     /// damping.
-    pub fn new(hessian: &[f32], layer: &LayerName) -> Result<Self> {
-        let columns = hessian.len().isqrt();
-        let diagonal = |j: usize| f64::from(hessian[j * columns + j]);
+    pub fn new(hessian: &Tensor, layer: &LayerName) -> Result<Self> {
+        let mut diagonals = diagonal(hessian)?;
+        let columns = diagonals.len();
         let dead: Vec<usize> =
-            (0..columns).filter(|&j| (0.0..LEAST).contains(&diagonal(j))).collect();
-        let mut diagonals: Vec<f64> = (0..columns).map(diagonal).collect();
+            (0..columns).filter(|&j| (0.0..LEAST).contains(&diagonals[j])).collect();
         dead.iter().for_each(|&j| diagonals[j] = 1.0);
         let mean = diagonals.iter().sum::<f64>() / columns.max(1) as f64;
         if !mean.is_finite() || mean < 0.0 {
             return Err(Error::layer(layer, "the Hessian of its input is not finite"));
         }
-        let mut values = vec![0f32; hessian.len()];
         for escalation in 0..=ESCALATIONS {
             let damping = Self::DAMPING * 10f64.powi(escalation as i32);
-            values.copy_from_slice(hessian);
-            for (j, diagonal) in diagonals.iter().enumerate() {
-                values[j * columns + j] = (diagonal + damping * mean) as f32;
-            }
-            if inverse_factor(&mut values, columns).is_ok()
-                && values.iter().all(|value| value.is_finite())
-            {
+            let damped: Vec<f32> =
+                diagonals.iter().map(|diagonal| (diagonal + damping * mean) as f32).collect();
+            if let Some(values) = ops::inverse_factor(hessian, &damped)? {
                 return Ok(Self { values, dead, damping });
             }
         }
@@ -66,6 +59,23 @@ impl Factor {
         ))
     }
 
+    /// Returns `weight` (rows x d) with zeros in the dead columns.
+    pub(crate) fn without_dead(&self, weight: &Tensor) -> Result<Tensor> {
+        if self.dead.is_empty() {
+            return Ok(weight.clone());
+        }
+        let mut kept = vec![1f32; weight.dim(1)?];
+        self.dead.iter().for_each(|&j| kept[j] = 0.0);
+        let kept = Tensor::from_slice(&kept, kept.len(), weight.device())?;
+        // Without the sign of a zero.
+        Ok(weight.broadcast_mul(&kept)?.affine(1.0, 0.0)?)
+    }
+
+    /// The diagonal of U.
+    pub(crate) fn diagonal(&self) -> Result<Vec<f64>> {
+        diagonal(&self.values)
+    }
+
     /// Bytes that [`Factor::new`] needs for `columns` columns, including the result.
     #[must_use]
     pub fn scratch(columns: usize) -> u64 {
@@ -73,25 +83,32 @@ impl Factor {
     }
 }
 
-/// Returns the relative squared error of a layer's output over the calibration: tr(D H D^T) / tr(W
-/// H W^T) with D = `pruned` - `weight` (both rows x d, row-major). Returns 0 if the output of the
-/// unpruned weight is 0.
-#[must_use]
-pub fn hessian_error(weight: &[f32], pruned: &[f32], hessian: &[f32]) -> f64 {
-    let columns = hessian.len().isqrt();
-    let difference: Vec<f32> = weight.iter().zip(pruned).map(|(w, p)| p - w).collect();
-    let total = energy(weight, hessian, columns);
-    // Rounding can leave less than nothing.
-    if total > 0.0 { energy(&difference, hessian, columns).max(0.0) / total } else { 0.0 }
+fn diagonal(matrix: &Tensor) -> Result<Vec<f64>> {
+    let (rows, columns) = matrix.dims2()?;
+    if rows == 0 || columns == 0 {
+        return Ok(Vec::new());
+    }
+    let places: Vec<u32> = (0..columns as u32).map(|j| j * (columns as u32 + 1)).collect();
+    let places = Tensor::from_vec(places, columns, matrix.device())?;
+    let values = matrix.flatten_all()?.index_select(&places, 0)?.to_vec1::<f32>()?;
+    Ok(values.into_iter().map(f64::from).collect())
 }
 
-/// tr(W H W^T).
-fn energy(weight: &[f32], hessian: &[f32], columns: usize) -> f64 {
-    if columns == 0 || weight.is_empty() {
-        return 0.0;
-    }
-    let mut product = vec![0f32; weight.len()];
+/// Returns the relative squared error of a layer's output over the calibration: tr(D H D^T) / tr(W
+/// H W^T) with D = `pruned` - `weight` (both rows x d, in `f32`). Returns 0 if the output of the
+/// unpruned weight is 0.
+///
+/// # Errors
+/// If the shapes do not fit, or there is no memory.
+pub fn hessian_error(weight: &Tensor, pruned: &Tensor, hessian: &Tensor) -> Result<f64> {
     // H is its own transpose.
-    linear(weight, &Panels::transposed(hessian, columns), None, None, &mut product);
-    weight.iter().zip(&product).map(|(&w, &p)| f64::from(w) * f64::from(p)).sum()
+    let hessian = Weight::from(hessian.clone());
+    let energy = |weight: &Tensor| match weight.elem_count() {
+        0 => Ok(0.0),
+        // tr(W H W^T).
+        _ => ops::inner_product(weight, &ops::linear(weight, &hessian, None, None)?),
+    };
+    let total = energy(weight)?;
+    // Rounding can leave less than nothing.
+    Ok(if total > 0.0 { energy(&(pruned - weight)?)?.max(0.0) / total } else { 0.0 })
 }

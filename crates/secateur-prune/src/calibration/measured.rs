@@ -163,6 +163,7 @@ impl Measurement {
                 weight.ok_or_else(|| Error::layer(&layer.name, "no weight in the checkpoint"))?;
             let square = f64::from(weight.sqr()?.mean_all()?.to_scalar::<f32>()?);
             let noise = noise(self.seed, index..index + 1, 0, weight.dims())?.squeeze(0)?;
+            let noise = pipeline.folder().placement().in_f32().bring(&noise)?;
             noisy.insert(name.clone(), (&weight + (noise * (self.noise * square.sqrt()))?)?);
             weights.insert(name, weight);
         }

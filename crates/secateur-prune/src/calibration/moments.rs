@@ -3,7 +3,6 @@
 use crate::calibration::statistics::InputStatistics;
 use crate::error::{Error, Result};
 use candle_core::Tensor;
-use secateur_kernels::gram;
 use secateur_models::files::Values;
 use secateur_nn::ops::{HostSums, RowSums};
 use std::borrow::Cow;
@@ -131,16 +130,13 @@ impl Moments {
         Ok(self.rows.is_finite()?)
     }
 
-    pub(crate) fn finish(mut self) -> Result<InputStatistics> {
-        let width = self.rows.width();
-        let HostSums { mut gram, weighted_sums, sums, squares } = std::mem::take(self.rows.host()?);
-        gram::symmetrise(&mut gram, width);
+    pub(crate) fn finish(self) -> Result<InputStatistics> {
         let [rows, weighted_rows, weight] = self.totals;
         let scale = if weight > 0.0 { 2.0 / weight } else { 0.0 };
-        gram.iter_mut().for_each(|h| *h *= scale as f32);
+        let (hessian, [weighted_sums, sums, squares]) = self.rows.finish(scale as f32)?;
         let rounded = |sums: Vec<f64>| sums.iter().map(|&sum| sum as f32).collect();
         Ok(InputStatistics {
-            hessian: gram,
+            hessian,
             weighted_sums: weighted_sums.iter().map(|sum| (scale * sum) as f32).collect(),
             weighted_rows: scale * weighted_rows,
             sums: rounded(sums),

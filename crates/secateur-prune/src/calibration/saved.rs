@@ -4,8 +4,9 @@ use crate::calibration::fingerprint::Fingerprint;
 use crate::calibration::statistics::InputStatistics;
 use crate::error::{Error, Result};
 use crate::plan::{Package, Plan};
+use candle_core::{Device, Tensor};
 use secateur_models::files::{
-    Array, Limit, Values, check_digest, read_json, read_sealed, write_sealed, write_tensors,
+    Limit, check_digest, read_json, read_sealed, write_sealed, write_tensors,
 };
 use secateur_models::{Checkpoint, Observer};
 use secateur_nn::LayerName;
@@ -58,18 +59,15 @@ impl SavedStatistics {
         let mut tensors = HashMap::new();
         for (name, input) in statistics {
             let width = input.width();
-            let array = |shape: &[usize], values| Array {
-                shape: shape.to_vec(),
-                values: Values::F32(values),
-            };
-            tensors.insert(format!("{name}.hessian"), array(&[width, width], &input.hessian));
+            tensors.insert(format!("{name}.hessian"), input.hessian.clone());
             let columns = [
                 ("weighted_sums", &input.weighted_sums),
                 ("sums", &input.sums),
                 ("squares", &input.squares),
             ];
             for (kind, values) in columns {
-                tensors.insert(format!("{name}.{kind}"), array(&[width], values));
+                let values = Tensor::from_slice(values, width, &Device::Cpu)?;
+                tensors.insert(format!("{name}.{kind}"), values);
             }
         }
         let sha256 = write_tensors(&folder.join(format!("{FILE}.safetensors")), &tensors)?;
@@ -172,14 +170,15 @@ impl SavedStatistics {
                 );
                 return Err(Error::statistics(&self.folder, problem));
             }
-            Ok(tensor.flatten_all()?.to_vec1()?)
+            Ok(tensor)
         };
+        let columns = |kind| Ok::<Vec<f32>, Error>(read(kind, &[width])?.to_vec1()?);
         Ok(InputStatistics {
             hessian: read("hessian", &[width, width])?,
-            weighted_sums: read("weighted_sums", &[width])?,
+            weighted_sums: columns("weighted_sums")?,
             weighted_rows,
-            sums: read("sums", &[width])?,
-            squares: read("squares", &[width])?,
+            sums: columns("sums")?,
+            squares: columns("squares")?,
             rows,
         })
     }

@@ -1,11 +1,13 @@
 //! The result of a calibration for one input.
 
+use candle_core::Tensor;
+
 /// Statistics of one distinct layer input of width d.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct InputStatistics {
     /// H = 2 / (sum of a_t) * sum of a_t X_t^T X_t, where a_t is the weight of the step and every
-    /// sample counts once (OBS-Diff, eq. 5): d x d, symmetric, row-major.
-    pub hessian: Vec<f32>,
+    /// sample counts once (OBS-Diff, eq. 5): d x d, symmetric, in `f32`, where it was summed.
+    pub hessian: Tensor,
     /// 2 / (sum of a_t) * sum of a_t X_t^T 1, of length d: the last column of H if every row of X_t
     /// ended with a 1.
     pub weighted_sums: Vec<f32>,

@@ -326,6 +326,9 @@ mod tests {
         folder: tempfile::TempDir,
     }
 
+    /// All numbers of the statistics of an input.
+    type Numbers = ([Vec<f32>; 4], f64, u64);
+
     const NEVER: usize = usize::MAX;
 
     impl Scene {
@@ -357,10 +360,18 @@ mod tests {
             weights: [f64; 2],
             interval: Option<Duration>,
             observer: &Stop,
-        ) -> Result<BTreeMap<LayerName, InputStatistics>> {
+        ) -> Result<BTreeMap<LayerName, Numbers>> {
             let sums = interval.map(|interval| self.sums(interval));
             let (plan, calibration) = (&self.plan.packages[0], &self.calibration);
-            calibrate(&self.pipeline, plan, calibration, &weights, sums, "calibrate", observer)
+            let stage = "calibrate";
+            let found =
+                calibrate(&self.pipeline, plan, calibration, &weights, sums, stage, observer)?;
+            let numbers = |(name, own): (LayerName, InputStatistics)| {
+                let hessian = own.hessian.flatten_all()?.to_vec1::<f32>()?;
+                let columns = [hessian, own.weighted_sums, own.sums, own.squares];
+                Ok((name, (columns, own.weighted_rows, own.rows)))
+            };
+            found.into_iter().map(numbers).collect()
         }
 
         fn names(&self) -> Vec<String> {

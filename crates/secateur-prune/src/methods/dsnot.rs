@@ -3,7 +3,7 @@
 
 use crate::calibration::{Factor, InputStatistics};
 use crate::error::Result;
-use crate::methods::method::{LayerWeight, Method, Solved};
+use crate::methods::method::{Method, Solved, ToPrune};
 use crate::plan::Pattern;
 use rayon::prelude::*;
 
@@ -59,29 +59,28 @@ impl Method for Dsnot {
         }
     }
 
-    fn prune(
-        &self,
-        layers: &mut [(LayerWeight, Pattern)],
-        statistics: &InputStatistics,
-    ) -> Result<Solved> {
-        let Some((first, _)) = layers.first() else { return Ok(Solved::default()) };
+    fn prune(&self, layers: &mut [ToPrune], statistics: &InputStatistics) -> Result<Solved> {
+        let Some(first) = layers.first() else { return Ok(Solved::default()) };
         let norms = statistics.norms();
         let (start, damping) = match self {
             Self::Wanda => (norms.clone(), 0.0),
             Self::Hessian => {
                 let factor = Factor::new(&statistics.hessian, &first.layer)?;
-                let diagonal = factor.values.iter().step_by(statistics.width() + 1);
-                let mut start: Vec<f32> = diagonal.map(|u| 1.0 / u).collect();
+                let diagonal = factor.diagonal()?;
+                let mut start: Vec<f32> = diagonal.iter().map(|&u| 1.0 / u as f32).collect();
                 factor.dead.iter().for_each(|&j| start[j] = 0.0);
                 (start, factor.damping)
             }
         };
         let columns =
             Columns { start, norms, means: statistics.means(), variances: statistics.variances() };
-        for (layer, pattern) in layers {
-            pattern.check(&layer.layer, layer.columns)?;
-            let rows = layer.values.par_chunks_exact_mut(layer.columns.max(1));
-            rows.for_each(|row| columns.prune(row, *pattern));
+        for layer in layers {
+            let pattern = layer.pattern;
+            pattern.check(&layer.layer, layer.weight.dim(1)?)?;
+            layer.change(|values, width| {
+                let rows = values.par_chunks_exact_mut(width.max(1));
+                rows.for_each(|row| columns.prune(row, pattern));
+            })?;
         }
         Ok(Solved { damping })
     }

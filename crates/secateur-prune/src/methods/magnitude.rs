@@ -2,8 +2,8 @@
 
 use crate::calibration::InputStatistics;
 use crate::error::Result;
-use crate::methods::method::{LayerWeight, Method, Solved};
-use crate::plan::Pattern;
+use crate::methods::method::{Method, Solved, ToPrune};
+
 /// Removes the weights with |W| under one threshold per layer, or the smallest of every group.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Magnitude;
@@ -13,12 +13,15 @@ impl Method for Magnitude {
         "magnitude"
     }
 
-    fn prune(&self, layers: &mut [(LayerWeight, Pattern)], _: &InputStatistics) -> Result<Solved> {
-        for (layer, pattern) in layers {
-            pattern.check(&layer.layer, layer.columns)?;
-            for i in pattern.lowest(layer.values.len(), |i| layer.values[i].abs()) {
-                layer.values[i as usize] = 0.0;
-            }
+    fn prune(&self, layers: &mut [ToPrune], _: &InputStatistics) -> Result<Solved> {
+        for layer in layers {
+            let pattern = layer.pattern;
+            pattern.check(&layer.layer, layer.weight.dim(1)?)?;
+            layer.change(|values, _| {
+                for i in pattern.lowest(values.len(), |i| values[i].abs()) {
+                    values[i as usize] = 0.0;
+                }
+            })?;
         }
         Ok(Solved::default())
     }

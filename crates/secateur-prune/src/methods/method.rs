@@ -1,7 +1,8 @@
 use crate::calibration::InputStatistics;
 use crate::error::Result;
 use crate::plan::Pattern;
-use secateur_nn::LayerName;
+use candle_core::{Device, Tensor};
+use secateur_nn::{LayerName, ops, to_device};
 
 /// The weight of one linear layer, outputs x inputs, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +15,29 @@ pub struct LayerWeight {
     pub columns: usize,
     /// rows x columns.
     pub values: Vec<f32>,
+}
+
+/// A weight to prune.
+#[derive(Clone, Debug)]
+pub struct ToPrune {
+    /// The layer's checkpoint name.
+    pub layer: LayerName,
+    /// Outputs x inputs, in `f32`, where the statistics are.
+    pub weight: Tensor,
+    /// The pattern of its zeros.
+    pub pattern: Pattern,
+}
+
+impl ToPrune {
+    /// Lets `body` change the numbers in memory: row by row, with the number of columns.
+    pub(crate) fn change(&mut self, body: impl FnOnce(&mut [f32], usize)) -> Result<()> {
+        let columns = self.weight.dim(1)?;
+        let mut values = ops::with_values(&self.weight, <[f32]>::to_vec)?;
+        body(&mut values, columns);
+        let changed = Tensor::from_vec(values, self.weight.shape(), &Device::Cpu)?;
+        self.weight = to_device(&changed, self.weight.device())?;
+        Ok(())
+    }
 }
 
 /// Remarks of a method on how it solved for the weights.
@@ -33,11 +57,7 @@ pub trait Method: Sync {
     ///
     /// # Errors
     /// If a layer cannot have its pattern, or the statistics cannot be used.
-    fn prune(
-        &self,
-        layers: &mut [(LayerWeight, Pattern)],
-        statistics: &InputStatistics,
-    ) -> Result<Solved>;
+    fn prune(&self, layers: &mut [ToPrune], statistics: &InputStatistics) -> Result<Solved>;
 
     /// Bytes that [`Method::prune`] needs besides weights and statistics, for layers of at most
     /// `rows` x `columns`.

@@ -11,6 +11,7 @@ use crate::methods::obs::structured::least_columns;
 use crate::methods::structured::{Layers, Removed, StructuredMethod, lowest};
 use crate::methods::turn::{Turn, turn};
 use crate::plan::{Plan, PlannedGroup};
+use candle_core::{Device, Tensor};
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 use rayon::prelude::*;
@@ -19,7 +20,7 @@ use secateur_kernels::linear::linear;
 use secateur_models::{
     DimensionGroup, Group, HeadGroup, NeuronGroup, Observer, Pair, Pipeline, Slice,
 };
-use secateur_nn::LayerName;
+use secateur_nn::{LayerName, ops};
 
 /// Module-aligned decompositions: of query and key together, of value and output together, and of
 /// the two halves of a feed-forward.
@@ -228,7 +229,8 @@ impl Edit<'_> {
             let Some(output) = &stream.output else { continue };
             if rows == Rows::Attention {
                 let statistics = self.layers.statistics(&output.layer)?;
-                of_values.add(&Grams::of_input(statistics, output.start, heads, bias.as_deref()));
+                let (start, bias) = (output.start, bias.as_deref());
+                of_values.add(&Grams::of_input(statistics, start, heads, bias)?);
             }
             of_outputs.add(&Grams::of_columns(&self.weight(&output.layer)?, output.start, heads));
         }
@@ -305,7 +307,7 @@ impl Edit<'_> {
         let bias = if with_bias { self.bias(&slice.layer)? } else { None };
         let rows = &weight.values[slice.start * weight.columns..][..count * width * weight.columns];
         let bias = bias.as_deref().map(|bias| &bias[slice.start..][..count * width]);
-        Ok(Grams::projected(rows, bias, statistics, (count, width)))
+        Grams::projected(rows, bias, statistics, (count, width))
     }
 
     /// Multiplies the rows of a slice by the bases of their heads, and sets dimensions from `rank`
@@ -352,8 +354,10 @@ impl Edit<'_> {
         let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
         let statistics = self.layers.statistics(layer)?;
         let width = statistics.width();
-        let row = |neuron: usize| &statistics.hessian[(start + neuron) * width + start..][..*count];
-        let c: Vec<f32> = (0..*count).flat_map(row).copied().collect();
+        let c: Vec<f32> = ops::with_values(&statistics.hessian, |hessian| {
+            let row = |neuron: usize| &hessian[(start + neuron) * width + start..][..*count];
+            (0..*count).flat_map(row).copied().collect()
+        })?;
         let mut weight = self.weight(layer)?;
         let own = |row: &[f32]| row[*start..][..*count].to_vec();
         let before: Vec<f32> = weight.values.chunks_exact(weight.columns).flat_map(own).collect();
@@ -362,7 +366,7 @@ impl Edit<'_> {
             Neurons::Obs => {
                 let down =
                     LayerWeight { columns: *count, values: before.clone(), ..weight.clone() };
-                least_columns(down, &c, remove)?
+                least_columns(down, &square(&c)?, remove)?
             }
             Neurons::Leverage => lowest(&leverages(&c, layer)?, remove),
         };
@@ -406,10 +410,18 @@ impl Edit<'_> {
             }
             all[*start..][..*count].copy_from_slice(after);
         }
-        let error = hessian_error(&before, &after, &c);
+        let of_weight =
+            |values: &[f32]| Tensor::from_slice(values, (weight.rows, *count), &Device::Cpu);
+        let error = hessian_error(&of_weight(&before)?, &of_weight(&after)?, &square(&c)?)?;
         self.removed.weights.insert(layer.clone(), weight);
         Ok((gone, error))
     }
+}
+
+/// Returns a square matrix in memory as a tensor.
+fn square(values: &[f32]) -> Result<Tensor> {
+    let side = values.len().isqrt();
+    Ok(Tensor::from_slice(values, (side, side), &Device::Cpu)?)
 }
 
 /// Returns [C (C + lam I)^-1]_ii = 1 - lam [(C + lam I)^-1]_ii for every i.
@@ -417,11 +429,13 @@ fn leverages(c: &[f32], layer: &LayerName) -> Result<Vec<f64>> {
     let count = c.len().isqrt();
     let mean = (0..count).map(|i| f64::from(c[i * count + i])).sum::<f64>() / count.max(1) as f64;
     // H^-1 = U^T U.
-    let factor = Factor::new(c, layer)?;
+    let factor = Factor::new(&square(c)?, layer)?;
     let mut diagonal = vec![0f64; count];
-    for row in factor.values.chunks_exact(count.max(1)) {
-        diagonal.iter_mut().zip(row).for_each(|(sum, &u)| *sum += f64::from(u).powi(2));
-    }
+    ops::with_values(&factor.values, |values| {
+        for row in values.chunks_exact(count.max(1)) {
+            diagonal.iter_mut().zip(row).for_each(|(sum, &u)| *sum += f64::from(u).powi(2));
+        }
+    })?;
     let ridge = factor.damping.max(TO_SCORE) * mean;
     let mut leverages: Vec<f64> =
         diagonal.into_iter().map(|inverse| 1.0 - ridge * inverse).collect();
@@ -449,10 +463,12 @@ impl Grams {
         bias: Option<&[f32]>,
         statistics: &InputStatistics,
         (count, width): (usize, usize),
-    ) -> Self {
+    ) -> Result<Self> {
         let columns = statistics.width();
         let mut product = vec![0f32; weight.len()];
-        linear(weight, &Panels::transposed(&statistics.hessian, columns), None, None, &mut product);
+        ops::with_values(&statistics.hessian, |hessian| {
+            linear(weight, &Panels::transposed(hessian, columns), None, None, &mut product);
+        })?;
         let gram = |head: usize| {
             let row = |values: &'_ [f32], i: usize| {
                 values[(head * width + i) * columns..][..columns].to_vec()
@@ -472,7 +488,7 @@ impl Grams {
             }
             symmetric(&gram)
         };
-        Self((0..count).into_par_iter().map(gram).collect())
+        Ok(Self((0..count).into_par_iter().map(gram).collect()))
     }
 
     /// Returns those of the columns of each head in an input, from `start` on, with `offset`
@@ -482,19 +498,20 @@ impl Grams {
         start: usize,
         heads: &HeadGroup,
         offset: Option<&[f32]>,
-    ) -> Self {
+    ) -> Result<Self> {
         let (width, columns) = (heads.value, statistics.width());
-        let gram = |head: usize| {
+        let gram = |hessian: &[f32], head: usize| {
             let at = |i: usize| start + head * width + i;
             let m = |i: usize| f64::from(statistics.weighted_sums[at(i)]);
             let b = |i: usize| offset.map_or(0.0, |offset| f64::from(offset[head * width + i]));
             let n = statistics.weighted_rows;
             symmetric(&Mat::from_fn(width, width, |i, j| {
-                f64::from(statistics.hessian[at(i) * columns + at(j)]) - m(i) * b(j) - b(i) * m(j)
+                f64::from(hessian[at(i) * columns + at(j)]) - m(i) * b(j) - b(i) * m(j)
                     + n * b(i) * b(j)
             }))
         };
-        Self((0..heads.count).map(gram).collect())
+        let grams = |hessian: &[f32]| (0..heads.count).map(|head| gram(hessian, head)).collect();
+        Ok(Self(ops::with_values(&statistics.hessian, grams)?))
     }
 
     /// Returns those of the rows that a weight has in the columns of each head.

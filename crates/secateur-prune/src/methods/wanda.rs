@@ -2,8 +2,7 @@
 
 use crate::calibration::InputStatistics;
 use crate::error::Result;
-use crate::methods::method::{LayerWeight, Method, Solved};
-use crate::plan::Pattern;
+use crate::methods::method::{Method, Solved, ToPrune};
 use rayon::prelude::*;
 
 /// Removes the weights with the lowest |W_ij| * sqrt(sum of x_j^2 / n) of every output row. The
@@ -16,19 +15,18 @@ impl Method for Wanda {
         "wanda"
     }
 
-    fn prune(
-        &self,
-        layers: &mut [(LayerWeight, Pattern)],
-        statistics: &InputStatistics,
-    ) -> Result<Solved> {
+    fn prune(&self, layers: &mut [ToPrune], statistics: &InputStatistics) -> Result<Solved> {
         let norms = statistics.norms();
-        for (layer, pattern) in layers {
-            pattern.check(&layer.layer, layer.columns)?;
-            layer.values.par_chunks_exact_mut(layer.columns.max(1)).for_each(|row| {
-                for j in pattern.lowest(row.len(), |j| row[j].abs() * norms[j]) {
-                    row[j as usize] = 0.0;
-                }
-            });
+        for layer in layers {
+            let pattern = layer.pattern;
+            pattern.check(&layer.layer, layer.weight.dim(1)?)?;
+            layer.change(|values, columns| {
+                values.par_chunks_exact_mut(columns.max(1)).for_each(|row| {
+                    for j in pattern.lowest(row.len(), |j| row[j].abs() * norms[j]) {
+                        row[j as usize] = 0.0;
+                    }
+                });
+            })?;
         }
         Ok(Solved::default())
     }

@@ -7,8 +7,9 @@ use crate::methods::{Turn, turn};
 use crate::plan::{Package, Plan, SharedInput};
 use crate::run::outcome::{Outcome, Statistics};
 use crate::run::source::Source;
+use candle_core::{Device, Tensor};
 use secateur_models::{Axis, Part};
-use secateur_nn::LayerName;
+use secateur_nn::{LayerName, ops};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Source<'_> {
@@ -27,17 +28,14 @@ impl Source<'_> {
             let mut statistics = self.statistics(input, &outcome.statistics)?.into_owned();
             let readers: BTreeSet<&LayerName> =
                 input.layers.iter().map(|layer| &layer.name).collect();
-            outcome
-                .turns
-                .iter()
-                .filter(|turn| readers.contains(&turn.layer))
-                .for_each(|turn| statistics.turn(turn));
+            let turns = outcome.turns.iter().filter(|turn| readers.contains(&turn.layer));
+            for turn in turns {
+                statistics.turn(turn)?;
+            }
             // Those that read the same columns lose the same.
             let gone = readers.iter().find_map(|reader| columns.get(*reader));
-            Ok((
-                input.name.clone(),
-                gone.map_or_else(|| statistics.clone(), |gone| statistics.without(gone)),
-            ))
+            let left = gone.map_or_else(|| Ok(statistics.clone()), |gone| statistics.without(gone));
+            Ok((input.name.clone(), left?))
         };
         inputs.map(carried).collect()
     }
@@ -61,13 +59,14 @@ fn gone(plan: &Plan, outcome: &Outcome) -> BTreeMap<LayerName, BTreeSet<usize>> 
 
 impl InputStatistics {
     /// Multiplies columns by their new basis.
-    fn turn(&mut self, Turn { start, offset, bases, rank, .. }: &Turn) {
+    fn turn(&mut self, Turn { start, offset, bases, rank, .. }: &Turn) -> Result<()> {
         let width = self.width();
+        let mut hessian = ops::with_values(&self.hessian, <[f32]>::to_vec)?;
         if let Some(offset) = offset {
-            self.take_off(*start, offset);
+            self.take_off(&mut hessian, *start, offset);
         }
-        turn(&mut self.hessian[start * width..], width, bases, *rank, |basis| &basis.left);
-        for row in self.hessian.chunks_exact_mut(width.max(1)) {
+        turn(&mut hessian[start * width..], width, bases, *rank, |basis| &basis.left);
+        for row in hessian.chunks_exact_mut(width.max(1)) {
             turn(&mut row[*start..], 1, bases, *rank, |basis| &basis.left);
         }
         turn(&mut self.weighted_sums[*start..], 1, bases, *rank, |basis| &basis.left);
@@ -77,21 +76,23 @@ impl InputStatistics {
         let turned: usize = bases.iter().map(|basis| basis.left.nrows()).sum();
         for column in *start..start + turned {
             self.squares[column] =
-                (f64::from(self.hessian[column * width + column]) * unweighted).max(0.0) as f32;
+                (f64::from(hessian[column * width + column]) * unweighted).max(0.0) as f32;
         }
+        self.hessian = Tensor::from_vec(hessian, (width, width), &Device::Cpu)?;
+        Ok(())
     }
 
     /// Subtracts a constant from columns: with m the sums and n the rows, H - m b^T - b m^T + n b
     /// b^T. The squares are left out. They follow from the Hessian once the columns are in their
     /// basis.
-    fn take_off(&mut self, start: usize, offset: &[f32]) {
+    fn take_off(&mut self, hessian: &mut [f32], start: usize, offset: &[f32]) {
         let width = self.width();
         let b = |column: usize| {
             let place = column.checked_sub(start).and_then(|place| offset.get(place));
             place.map_or(0.0, |&b| f64::from(b))
         };
         let m = |column: usize| f64::from(self.weighted_sums[column]);
-        for (i, row) in self.hessian.chunks_exact_mut(width.max(1)).enumerate() {
+        for (i, row) in hessian.chunks_exact_mut(width.max(1)).enumerate() {
             for (j, h) in row.iter_mut().enumerate() {
                 let change = self.weighted_rows * b(i) * b(j) - m(i) * b(j) - b(i) * m(j);
                 *h = (f64::from(*h) + change) as f32;
@@ -107,19 +108,20 @@ impl InputStatistics {
     }
 
     /// Returns the statistics without the columns `gone`.
-    fn without(&self, gone: &BTreeSet<usize>) -> Self {
+    fn without(&self, gone: &BTreeSet<usize>) -> Result<Self> {
         let kept: Vec<usize> = (0..self.width()).filter(|column| !gone.contains(column)).collect();
         let of = |values: &[f32]| kept.iter().map(|&column| values[column]).collect::<Vec<f32>>();
-        Self {
-            hessian: kept
-                .iter()
-                .flat_map(|row| of(&self.hessian[row * self.width()..][..self.width()]))
-                .collect(),
+        let hessian: Vec<f32> = ops::with_values(&self.hessian, |hessian| {
+            let rows = kept.iter().map(|row| &hessian[row * self.width()..][..self.width()]);
+            rows.flat_map(of).collect()
+        })?;
+        Ok(Self {
+            hessian: Tensor::from_vec(hessian, (kept.len(), kept.len()), &Device::Cpu)?,
             weighted_sums: of(&self.weighted_sums),
             weighted_rows: self.weighted_rows,
             sums: of(&self.sums),
             squares: of(&self.squares),
             rows: self.rows,
-        }
+        })
     }
 }

@@ -2,12 +2,12 @@
 
 use crate::calibration::{InputStatistics, hessian_error};
 use crate::error::{Error, Result};
-use crate::methods::{LayerWeight, Layers, Method, Solved, StructuredMethod};
+use crate::methods::{LayerWeight, Layers, Method, Solved, StructuredMethod, ToPrune};
 use crate::plan::{Package, PlannedGroup, SharedInput};
 use crate::run::outcome::{GroupOutcome, LayerOutcome, Outcome};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use secateur_models::{Cuts, Pipeline, cast};
-use secateur_nn::LayerName;
+use secateur_nn::{LayerName, ops};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -18,19 +18,24 @@ pub(crate) fn solve(
     method: &dyn Method,
     statistics: &InputStatistics,
 ) -> Result<Outcome> {
-    let before = input
-        .layers
-        .iter()
-        .map(|layer| read_weight(pipeline, &layer.name))
-        .collect::<Result<Vec<_>>>()?;
-    let patterns = input.layers.iter().filter_map(|layer| layer.pattern);
-    let mut after: Vec<_> = before.iter().cloned().zip(patterns).collect();
+    let statistics = &at_the_model(pipeline, statistics)?;
+    let planned = input.layers.iter().filter_map(|layer| Some((&layer.name, layer.pattern?)));
+    let before = planned.map(|(layer, pattern)| {
+        Ok(ToPrune { layer: layer.clone(), weight: parameter(pipeline, layer)?, pattern })
+    });
+    let before = before.collect::<Result<Vec<_>>>()?;
+    let mut after = before.clone();
     let Solved { damping } = method.prune(&mut after, statistics)?;
     let mut outcome = Outcome::of(pipeline);
-    for (old, (new, _)) in before.iter().zip(&after) {
+    for (old, new) in before.into_iter().zip(after) {
         let parameter = old.layer.weight();
-        let (weight, values) = rounded(pipeline, new)?;
-        outcome.layers.push(layer_outcome(old, &values, statistics, damping));
+        let weight = as_stored(pipeline, &parameter, &new.weight)?;
+        outcome.layers.push(layer_outcome(
+            &old.layer,
+            (&old.weight, &weight),
+            statistics,
+            damping,
+        )?);
         outcome.edits.weights.insert(parameter, weight);
     }
     Ok(outcome)
@@ -71,9 +76,11 @@ pub(crate) fn remove<'a>(
         });
     }
     let cuts = Cuts::new(parts);
+    let placement = pipeline.folder().placement().in_f32();
     let weights = &mut outcome.edits.weights;
     for parameter in cuts.parameters() {
         let Some(old) = pipeline.parameter(&parameter)? else { continue };
+        let old = as_stored(pipeline, &parameter, &old)?;
         weights.insert(parameter.clone(), cuts.take_out(&parameter, &old)?);
     }
     // The error of a layer in a new basis says nothing.
@@ -84,19 +91,19 @@ pub(crate) fn remove<'a>(
         .flat_map(|(planned, _)| planned.group.outputs())
         .collect();
     for (layer, new) in &removed.weights {
-        let (weight, values) = rounded(pipeline, new)?;
+        let weight = Tensor::from_slice(&new.values, (new.rows, new.columns), &Device::Cpu)?;
+        let weight = as_stored(pipeline, &layer.weight(), &placement.bring(&weight)?)?;
         if told.contains(layer) {
-            let (old, statistics) = (layers.weight(layer)?, layers.statistics(layer)?);
-            outcome.layers.push(layer_outcome(&old, &values, statistics, removed.damping));
+            let old = parameter(pipeline, layer)?;
+            let statistics = &at_the_model(pipeline, layers.statistics(layer)?)?;
+            let both = (&old, &weight);
+            outcome.layers.push(layer_outcome(layer, both, statistics, removed.damping)?);
         }
         weights.insert(layer.weight(), cuts.take_out(&layer.weight(), &weight)?);
     }
     for (layer, new) in removed.biases {
-        let bias = as_stored(
-            pipeline,
-            &layer.bias(),
-            &Tensor::from_slice(&new, new.len(), &Device::Cpu)?,
-        )?;
+        let bias = placement.bring(&Tensor::from_slice(&new, new.len(), &Device::Cpu)?)?;
+        let bias = as_stored(pipeline, &layer.bias(), &bias)?;
         weights.insert(layer.bias(), cuts.take_out(&layer.bias(), &bias)?);
     }
     Ok(outcome)
@@ -124,21 +131,18 @@ impl Layers for Watched<'_> {
     }
 }
 
-/// Returns a weight, rounded to the checkpoint's type, as a tensor and as values.
-fn rounded(pipeline: &Pipeline, weight: &LayerWeight) -> Result<(Tensor, Vec<f32>)> {
-    let LayerWeight { layer, rows, columns, values } = weight;
-    let weight = Tensor::from_slice(values, (*rows, *columns), &Device::Cpu)?;
-    let weight = as_stored(pipeline, &layer.weight(), &weight)?;
-    let values = weight.flatten_all()?.to_vec1::<f32>()?;
-    Ok((weight, values))
+/// Returns statistics with the Hessian where the model is: saved ones are in memory.
+fn at_the_model(pipeline: &Pipeline, statistics: &InputStatistics) -> Result<InputStatistics> {
+    let hessian = pipeline.folder().placement().in_f32().bring(&statistics.hessian)?;
+    Ok(InputStatistics { hessian, ..statistics.clone() })
 }
 
-/// Returns the new values of a parameter, rounded to the checkpoint's type.
+/// Returns the new values of a parameter, rounded to the checkpoint's type, and on a GPU in it.
 fn as_stored(pipeline: &Pipeline, parameter: &str, tensor: &Tensor) -> Result<Tensor> {
     let info = pipeline.folder().checkpoint().tensor(parameter);
     let dtype = info.ok_or_else(|| Error::layer(&parameter.into(), "not in the checkpoint"))?.dtype;
-    let rounded = cast(tensor, dtype)?;
-    match rounded.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| value.is_finite()) {
+    let rounded = cast(tensor, dtype, pipeline.folder().placement())?;
+    match ops::is_finite(&rounded)? {
         true => Ok(rounded),
         false => {
             Err(Error::layer(&parameter.into(), format!("its new values do not fit {dtype:?}")))
@@ -147,30 +151,34 @@ fn as_stored(pipeline: &Pipeline, parameter: &str, tensor: &Tensor) -> Result<Te
 }
 
 fn layer_outcome(
-    old: &LayerWeight,
-    new: &[f32],
+    layer: &LayerName,
+    (old, new): (&Tensor, &Tensor),
     statistics: &InputStatistics,
     damping: f64,
-) -> LayerOutcome {
-    LayerOutcome {
-        name: old.layer.clone(),
-        rows: old.rows,
-        columns: old.columns,
-        zeros: new.iter().filter(|value| **value == 0.0).count(),
-        error: hessian_error(&old.values, new, &statistics.hessian),
-        damping,
-        package: 0,
-    }
-}
-
-fn read_weight(pipeline: &Pipeline, layer: &LayerName) -> Result<LayerWeight> {
-    let weight = pipeline.parameter(&layer.weight())?;
-    let weight = weight.ok_or_else(|| Error::layer(layer, "no weight in the checkpoint"))?;
-    let (rows, columns) = weight.dims2()?;
-    Ok(LayerWeight {
-        layer: layer.clone(),
+) -> Result<LayerOutcome> {
+    let (rows, columns) = old.dims2()?;
+    let new = new.to_dtype(DType::F32)?;
+    Ok(LayerOutcome {
+        name: layer.clone(),
         rows,
         columns,
-        values: weight.flatten_all()?.to_vec1()?,
+        zeros: ops::zeros(&new)?,
+        error: hessian_error(old, &new, &statistics.hessian)?,
+        damping,
+        package: 0,
     })
+}
+
+/// Returns the weight of a layer: outputs x inputs, in `f32`, where the model is.
+fn parameter(pipeline: &Pipeline, layer: &LayerName) -> Result<Tensor> {
+    let weight = pipeline.parameter(&layer.weight())?;
+    weight.ok_or_else(|| Error::layer(layer, "no weight in the checkpoint"))
+}
+
+/// Returns the weight of a layer in memory.
+fn read_weight(pipeline: &Pipeline, layer: &LayerName) -> Result<LayerWeight> {
+    let weight = parameter(pipeline, layer)?;
+    let (rows, columns) = weight.dims2()?;
+    let values = ops::with_values(&weight, <[f32]>::to_vec)?;
+    Ok(LayerWeight { layer: layer.clone(), rows, columns, values })
 }

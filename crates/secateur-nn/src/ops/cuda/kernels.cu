@@ -5,6 +5,7 @@
 // NAME_TYPE_N, see the end.
 
 #include "attention.cuh"
+#include "solver.cuh"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>

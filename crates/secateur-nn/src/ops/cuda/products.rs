@@ -12,31 +12,45 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// More makes no product faster.
 const WORKSPACE: usize = 32 << 20;
 
-/// y (rows x outputs) = x (rows x inputs) W^T + bias, W outputs x inputs, of one type of numbers.
+/// y (rows x outputs) = x (rows x inputs) W^T + bias, W outputs x inputs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Product {
+    /// Of x, W and bias.
     pub(super) dtype: DType,
+    pub(super) dtype_of_y: DType,
     /// Of each sample.
     pub(super) rows: usize,
-    pub(super) samples: usize,
-    /// Numbers from one sample of x to the next.
-    pub(super) stride: usize,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
+    /// Numbers from one row to the next in memory: of x, W and y.
+    pub(super) pitches: [usize; 3],
+    /// Whether x^T and W^T lie in memory, and not x and W.
+    pub(super) transposed: [bool; 2],
+    pub(super) samples: usize,
+    /// Numbers from one sample to the next: of x and y.
+    pub(super) strides: [usize; 2],
     pub(super) bias: bool,
     /// Ends with GELU's tanh approximation.
     pub(super) gelu_tanh: bool,
 }
 
-/// A tile of a Gram matrix: columns x `tile` numbers of it, for `rows` rows of `width` numbers of
-/// one type, at a column from which on there are `columns`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct GramTile {
-    dtype: DType,
-    rows: usize,
-    width: usize,
-    columns: usize,
-    tile: usize,
+impl Product {
+    /// Of contiguous tensors of one type, without bias and activation.
+    pub(super) fn new(dtype: DType, rows: usize, inputs: usize, outputs: usize) -> Self {
+        Self {
+            dtype,
+            dtype_of_y: dtype,
+            rows,
+            inputs,
+            outputs,
+            pitches: [inputs, inputs, outputs],
+            transposed: [false; 2],
+            samples: 1,
+            strides: [0; 2],
+            bias: false,
+            gelu_tanh: false,
+        }
+    }
 }
 
 /// The addresses of a product's tensors.
@@ -61,7 +75,6 @@ pub(super) struct Products {
     workspace: CudaSlice<u8>,
     stream: Arc<CudaStream>,
     plans: Mutex<HashMap<(Product, u32), Plan>>,
-    plans_of_grams: Mutex<HashMap<(GramTile, u32), Plan>>,
 }
 
 // SAFETY: the library's handles may be used by any thread; plans are behind a lock.
@@ -87,7 +100,6 @@ impl Products {
             workspace: stream.alloc_zeros(WORKSPACE).w()?,
             stream,
             plans: Mutex::default(),
-            plans_of_grams: Mutex::default(),
         })
     }
 
@@ -104,29 +116,33 @@ impl Products {
         /// Of the fewest columns that make a product worth its start.
         const LEAST: usize = 512;
         let tile = (width / 8).next_multiple_of(128).max(LEAST);
-        let mut plans = self.plans_of_grams.lock().unwrap_or_else(PoisonError::into_inner);
         for first in (0..width).step_by(tile) {
-            let of = GramTile {
-                dtype,
-                rows,
-                width,
-                columns: width - first,
-                tile: tile.min(width - first),
+            // Some rows of it: x^T of their columns times x of these and the columns behind them.
+            let product = Product {
+                dtype_of_y: DType::F32,
+                pitches: [width; 3],
+                transposed: [true; 2],
+                ..Product::new(dtype, tile.min(width - first), rows, width - first)
             };
             let x = x + (first * dtype.size_in_bytes()) as u64;
             let y = gram + ((first * width + first) * size_of::<f32>()) as u64;
-            let operands = Operands { x, weight: x, bias: None, y };
-            let plan = match plans.entry((of, operands.alignment())) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => place.insert(self.plan_of_gram(of, &operands)?),
-            };
-            self.run(plan, &operands, (factor, 1.0))?;
+            self.add(product, &Operands { x, weight: x, bias: None, y }, (factor, 1.0))?;
         }
         Ok(())
     }
 
     /// Starts a product of at least one row, input and output.
     pub(super) fn start(&self, product: Product, operands: &Operands) -> Result<()> {
+        self.add(product, operands, (1.0, 0.0))
+    }
+
+    /// Starts y = factors.0 * (the product) + factors.1 * y.
+    pub(super) fn add(
+        &self,
+        product: Product,
+        operands: &Operands,
+        factors: (f32, f32),
+    ) -> Result<()> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry((product, operands.alignment())) {
             Entry::Occupied(known) => known.into_mut(),
@@ -135,11 +151,6 @@ impl Products {
         if let Some(bias) = operands.bias {
             plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        self.run(plan, operands, (1.0, 0.0))
-    }
-
-    /// y = factors.0 * (the plan's product) + factors.1 * y.
-    fn run(&self, plan: &Plan, operands: &Operands, factors: (f32, f32)) -> Result<()> {
         let (workspace, _guard) = self.workspace.device_ptr(&self.stream);
         // SAFETY: the descriptors are alive, and the addresses those of live tensors of the shapes
         // that they describe.
@@ -169,19 +180,25 @@ impl Products {
 
     /// The library's matrices lie column by column: of ours it sees the transposes, y^T = W x^T.
     fn plan(&self, product: Product, operands: &Operands) -> Result<Plan> {
-        let Product { rows, inputs, outputs, .. } = product;
+        let Product { rows, inputs, outputs, pitches, transposed, strides, .. } = product;
         let dtype = type_of(product.dtype)?;
-        let of = |rows: usize, columns: usize| matrix(dtype, rows, columns, rows);
-        let (weight, x, y) = (of(inputs, outputs)?, of(inputs, rows)?, of(outputs, rows)?);
+        let of = |rows: usize, columns: usize, pitch: usize, transposed: bool| match transposed {
+            true => matrix(dtype, columns, rows, pitch),
+            false => matrix(dtype, rows, columns, pitch),
+        };
+        let x = of(inputs, rows, pitches[0], transposed[0])?;
+        let weight = of(inputs, outputs, pitches[1], transposed[1])?;
+        let y = matrix(type_of(product.dtype_of_y)?, outputs, rows, pitches[2])?;
         if product.samples > 1 {
-            for (layout, stride) in [(weight, 0), (x, product.stride), (y, rows * outputs)] {
+            for (layout, stride) in [(weight, 0), (x, strides[0]), (y, strides[1])] {
                 let (samples, stride) = (product.samples as i32, stride as i64);
                 set(layout, Layout::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &samples)?;
                 set(layout, Layout::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride)?;
             }
         }
         let mut plan = Plan::new(weight, x, y)?;
-        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1i32)?;
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &i32::from(!transposed[1]))?;
+        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &i32::from(transposed[0]))?;
         let epilogue = match (product.bias, product.gelu_tanh) {
             (false, false) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
             (false, true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU,
@@ -192,20 +209,6 @@ impl Products {
         if let Some(bias) = operands.bias {
             plan.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        self.choose(&mut plan, operands.alignment())?;
-        Ok(plan)
-    }
-
-    /// Of the transposes, as above: a tile's rows are those of the Gram matrix.
-    fn plan_of_gram(&self, of: GramTile, operands: &Operands) -> Result<Plan> {
-        let GramTile { rows, width, columns, tile, .. } = of;
-        let dtype = type_of(of.dtype)?;
-        let mut plan = Plan::new(
-            matrix(dtype, columns, rows, width)?,
-            matrix(dtype, tile, rows, width)?,
-            matrix(sys::cudaDataType_t::CUDA_R_32F, columns, tile, width)?,
-        )?;
-        plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &1i32)?;
         self.choose(&mut plan, operands.alignment())?;
         Ok(plan)
     }

@@ -1,10 +1,12 @@
 //! Sums over rows, by products and sums of columns.
 
 use super::launch::{self, Gpu, Launch, Scalar, THREADS, numbers_an_access, with_addresses};
+use super::node::Output;
+use super::solver;
 use crate::ops::host_sums::HostSums;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
-use candle_core::{CudaDevice, DType, Result, Tensor};
+use candle_core::{CudaDevice, CudaStorage, DType, Result, Tensor};
 
 /// The sums of [`HostSums`], on a GPU.
 #[derive(Debug)]
@@ -112,6 +114,17 @@ impl RowSums {
         let part = |index: usize| columns[index * self.width..][..self.width].to_vec();
         let gram = stream.clone_dtoh(&self.gram).w()?;
         Ok(HostSums { gram, weighted_sums: part(0), sums: part(1), squares: part(2) })
+    }
+
+    /// As [`super::super::RowSums::finish`].
+    pub(in crate::ops) fn finish(self, factor: f32) -> Result<(Tensor, [Vec<f64>; 3])> {
+        let Self { device, width, gram, columns } = self;
+        solver::symmetrise(&device, &gram, width, factor)?;
+        let columns = device.cuda_stream().clone_dtoh(&columns).w()?;
+        let part = |index: usize| columns[index * width..][..width].to_vec();
+        let gram = CudaStorage::wrap_cuda_slice(gram, device.clone());
+        let gram = Output { storage: gram, shape: (width, width).into() }.untracked();
+        Ok((gram, [part(0), part(1), part(2)]))
     }
 
     pub(in crate::ops) fn is_finite(&self) -> Result<bool> {

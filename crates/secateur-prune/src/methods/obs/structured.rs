@@ -7,12 +7,13 @@ use crate::methods::method::LayerWeight;
 use crate::methods::obs::Obs;
 use crate::methods::structured::{Layers, Removed, StructuredMethod, lowest};
 use crate::plan::{PlannedGroup, outputs};
+use candle_core::Tensor;
 use secateur_kernels::Panels;
 use secateur_kernels::factor::{inverse_factor, inverse_factor_scratch};
 use secateur_kernels::gram::{add_gram, add_gram_scratch, symmetrise};
 use secateur_kernels::linear::linear;
 use secateur_models::{Group, HeadGroup, Slice};
-use secateur_nn::LayerName;
+use secateur_nn::{LayerName, ops};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -34,7 +35,7 @@ impl StructuredMethod for Obs {
         for layer in outputs(groups) {
             let factor = Factor::new(&layers.statistics(&layer)?.hessian, &layer)?;
             damping = damping.max(factor.damping);
-            surgeons.insert(layer.clone(), Surgeon::new(layers.weight(&layer)?, factor));
+            surgeons.insert(layer.clone(), Surgeon::new(layers.weight(&layer)?, &factor)?);
         }
         let mut positions = Vec::with_capacity(groups.len());
         for planned in groups {
@@ -84,12 +85,12 @@ impl StructuredMethod for Obs {
 /// order of their removal.
 pub(crate) fn least_columns(
     weight: LayerWeight,
-    hessian: &[f32],
+    hessian: &Tensor,
     remove: usize,
 ) -> Result<Vec<usize>> {
     let factor = Factor::new(hessian, &weight.layer)?;
     let columns = weight.columns;
-    remove_neurons(&mut Surgeon::new(weight, factor), 0, columns, remove)
+    remove_neurons(&mut Surgeon::new(weight, &factor)?, 0, columns, remove)
 }
 
 /// Removes neurons, which are the columns from `start` on, in chunks by the reference's schedule.
@@ -174,22 +175,19 @@ struct Surgeon {
 }
 
 impl Surgeon {
-    fn new(mut weight: LayerWeight, factor: Factor) -> Self {
+    fn new(mut weight: LayerWeight, factor: &Factor) -> Result<Self> {
         let columns = weight.columns;
         for row in weight.values.chunks_exact_mut(columns.max(1)) {
             factor.dead.iter().for_each(|&j| row[j] = 0.0);
         }
         // H^-1 = U^T U.
         let mut inverse = vec![0f32; columns * columns];
-        add_gram(
-            columns,
-            columns,
-            |i| &factor.values[i * columns..][..columns],
-            |_| 1.0,
-            &mut inverse,
-        );
+        ops::with_values(&factor.values, |values| {
+            let row = |i: usize| &values[i * columns..][..columns];
+            add_gram(columns, columns, row, |_| 1.0, &mut inverse);
+        })?;
         symmetrise(&mut inverse, columns);
-        Self { weight, inverse, left: (0..columns).collect() }
+        Ok(Self { weight, inverse, left: (0..columns).collect() })
     }
 
     /// Returns the index of a column among those that are left.

@@ -3,26 +3,24 @@
 
 use crate::calibration::{Factor, InputStatistics};
 use crate::error::Result;
-use crate::methods::method::{LayerWeight, Method, Solved};
+use crate::methods::method::{Method, Solved, ToPrune};
 use crate::methods::obs::Obs;
 use crate::plan::Pattern;
+use candle_core::Tensor;
 use secateur_kernels::obs::{self, Choice};
+use secateur_nn::ops;
 
 impl Method for Obs {
     fn name(&self) -> &'static str {
         "obs"
     }
 
-    fn prune(
-        &self,
-        layers: &mut [(LayerWeight, Pattern)],
-        statistics: &InputStatistics,
-    ) -> Result<Solved> {
-        let Some((first, _)) = layers.first() else { return Ok(Solved::default()) };
+    fn prune(&self, layers: &mut [ToPrune], statistics: &InputStatistics) -> Result<Solved> {
+        let Some(first) = layers.first() else { return Ok(Solved::default()) };
         let factor = Factor::new(&statistics.hessian, &first.layer)?;
-        for (layer, pattern) in layers {
-            pattern.check(&layer.layer, layer.columns)?;
-            solve(&mut layer.values, &factor, *pattern);
+        for layer in layers {
+            layer.pattern.check(&layer.layer, layer.weight.dim(1)?)?;
+            layer.weight = solve(&layer.weight, &factor, layer.pattern)?;
         }
         Ok(Solved { damping: factor.damping })
     }
@@ -33,18 +31,15 @@ impl Method for Obs {
     }
 }
 
-/// Prunes `weight` (rows x d, row-major) in place.
-fn solve(weight: &mut [f32], factor: &Factor, pattern: Pattern) {
-    let columns = factor.values.len().isqrt();
+/// Returns `weight` (rows x d) pruned.
+fn solve(weight: &Tensor, factor: &Factor, pattern: Pattern) -> Result<Tensor> {
+    let (_, columns) = weight.dims2()?;
     if columns == 0 || pattern.sparsity() == 0.0 {
-        return;
-    }
-    for row in weight.chunks_exact_mut(columns) {
-        factor.dead.iter().for_each(|&j| row[j] = 0.0);
+        return Ok(weight.clone());
     }
     let choice = match pattern {
         Pattern::Unstructured(sparsity) => Choice::Share(sparsity),
         Pattern::SemiStructured { pruned, group } => Choice::Groups { pruned, group },
     };
-    obs::solve(weight, &factor.values, choice);
+    Ok(ops::obs_solve(&factor.without_dead(weight)?, &factor.values, choice)?)
 }
