@@ -54,9 +54,10 @@ pub struct ModelSummary {
     pub macs: u64,
     /// Size of the model's files in bytes.
     pub file_bytes: u64,
-    /// Median processor time of a denoising step for one of the report's pictures, over all
-    /// threads, in seconds. `None` if no pictures were drawn or the system does not report the
-    /// time. Unlike wall-clock time, it hardly depends on other load of the machine.
+    /// Median time of a denoising step for one of the report's pictures, in seconds: on the CPU
+    /// processor time over all threads, which hardly depends on other load of the machine, on a
+    /// GPU wall-clock time. `None` if no pictures were drawn or the system does not report the
+    /// time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step_seconds: Option<f64>,
 }

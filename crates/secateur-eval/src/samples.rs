@@ -10,6 +10,7 @@ use crate::summary::Summary;
 use candle_core::Tensor;
 use secateur_models::{ClipModel, Observer, Pipeline, Sampling};
 use std::cell::{Cell, RefCell};
+use std::time::Instant;
 
 /// Pictures of a model for a list of prompts. Two models with the same prompts and sampling start
 /// from the same noise.
@@ -21,7 +22,7 @@ pub struct Samples {
     latents: Vec<Vec<f32>>,
     pictures: Vec<Picture>,
     scores: Option<Scores>,
-    /// Processor time in seconds of each step of a full batch, per picture.
+    /// Seconds of each step of a full batch, per picture: see [`Samples::step_seconds`].
     step_seconds: Vec<f64>,
 }
 
@@ -50,6 +51,8 @@ fn processor_seconds() -> Option<f64> {
 /// Passes progress on to an observer, and times the steps of full batches.
 struct Timed<'a> {
     observer: &'a dyn Observer,
+    /// Returns the seconds so far.
+    clock: &'a dyn Fn() -> Option<f64>,
     /// Number of images of a full batch.
     full: usize,
     last: Cell<Option<f64>>,
@@ -58,7 +61,7 @@ struct Timed<'a> {
 
 impl Observer for Timed<'_> {
     fn advance(&self, amount: usize) -> secateur_models::Result<()> {
-        let now = processor_seconds();
+        let now = (self.clock)();
         if let (Some(now), Some(last), true) = (now, self.last.replace(now), amount == self.full) {
             self.steps.borrow_mut().push((now - last) / amount as f64);
         }
@@ -89,12 +92,14 @@ impl Samples {
         observer: &dyn Observer,
     ) -> Result<Self> {
         let full = sampling.batch.min(prompts.len());
-        let timed = Timed {
-            observer,
-            full,
-            last: Cell::new(processor_seconds()),
-            steps: RefCell::default(),
+        let start = Instant::now();
+        // A GPU's time is not the process's.
+        let clock = || match pipeline.folder().placement().is_on_gpu() {
+            true => Some(start.elapsed().as_secs_f64()),
+            false => processor_seconds(),
         };
+        let (clock, last, steps) = (&clock, Cell::new(clock()), RefCell::default());
+        let timed = Timed { observer, clock, full, last, steps };
         let draw = |images| Ok(pipeline.sample(prompts, images, sampling, None, &timed)?);
         let latents = sampling.batches(prompts.len()).map(draw).collect::<Result<Vec<_>>>()?;
         let samples = Self::of(pipeline, model, prompts, sampling, &latents, clip)?;
@@ -148,8 +153,8 @@ impl Samples {
         Ok(samples)
     }
 
-    /// Returns the median processor time of a denoising step for one picture, in seconds, over all
-    /// threads, in full batches. `None` if the system does not report it, or the latents were drawn
+    /// Returns the median time of a denoising step for one picture, in seconds, in full batches: on
+    /// the CPU processor time over all threads, on a GPU wall-clock time. `None` if the system does not report it, or the latents were drawn
     /// before.
     #[must_use]
     pub fn step_seconds(&self) -> Option<f64> {

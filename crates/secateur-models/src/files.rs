@@ -20,6 +20,7 @@ mod write;
 pub use crate::error::shown;
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub(crate) use checkpoint::{DIFFUSERS_STEM, TRANSFORMERS_STEM, TensorFile, variants};
+pub(crate) use digest::Digests;
 pub use digest::{digest, digest_of_file, digest_of_files, digest_of_folder, digest_of_texts};
 pub(crate) use options::{
     ACTIVATIONS, LARGEST, Numbers, OF_TRANSFORMERS, Options, activation, check_eps, check_heads,

@@ -14,7 +14,7 @@ mod solver;
 
 pub use host_sums::HostSums;
 pub use replay::Replay;
-pub use row_sums::RowSums;
+pub use row_sums::{RowSums, Rows};
 pub use solver::{inner_product, inverse_factor, is_finite, obs_solve, zeros};
 
 use crate::weights::Weight;

@@ -59,10 +59,23 @@ impl Placement {
         memory(&self.device)
     }
 
+    /// Whether that is a GPU.
+    #[must_use]
+    pub fn is_on_gpu(&self) -> bool {
+        !self.device.is_cpu()
+    }
+
     /// The bytes of a number that is computed with.
     #[must_use]
     pub fn bytes_of_a_number(&self) -> u64 {
         self.dtype.size_in_bytes() as u64
+    }
+
+    /// Whether numbers of that type stay as they are.
+    #[must_use]
+    pub fn keeps(&self, dtype: DType) -> bool {
+        let narrower = [DType::F16, DType::BF16].contains(&dtype);
+        self.dtype == dtype || (self.dtype == DType::F32 && narrower)
     }
 
     /// Whether numbers of `f32` stay as they are, in memory.

@@ -5,7 +5,7 @@ mod numbers;
 
 use candle_core::{DType, Device, Tensor};
 use numbers::{random, wide, within};
-use secateur_nn::ops::{HostSums, RowSums};
+use secateur_nn::ops::{HostSums, RowSums, Rows};
 use secateur_nn::{devices, to_device};
 
 /// Sums of rows (places, how often each counts) of several inputs, with their weights.
@@ -73,15 +73,18 @@ fn sums_on_every_device_are_those_of_f64() {
                 ];
                 let want = plain(width, &added);
                 let mut sums = RowSums::new(width);
-                for (x, places, times, weight) in &added {
-                    sums.add(&to_device(x, &device).unwrap(), places, times, *weight).unwrap();
-                }
+                let add = |sums: &mut RowSums, one: &Added<'_>| {
+                    for (x, places, times, weight) in one {
+                        let rows = Rows::new(places.clone(), times.clone());
+                        sums.add(&to_device(x, &device).unwrap(), &rows, *weight).unwrap();
+                    }
+                };
+                add(&mut sums, &added);
                 check(&what, &sums.read().unwrap(), &want, width, 1e-5);
                 assert!(sums.is_finite().unwrap(), "{what}");
                 // From memory they go on to the device.
                 sums.host().unwrap();
-                let (x, places, times, weight) = &added[0];
-                sums.add(&to_device(x, &device).unwrap(), places, times, *weight).unwrap();
+                add(&mut sums, &added[..1]);
                 let again = [added[0].clone(), added[1].clone(), added[0].clone()];
                 check(&what, sums.host().unwrap(), &plain(width, &again), width, 1e-5);
             }
@@ -89,10 +92,11 @@ fn sums_on_every_device_are_those_of_f64() {
         let mut sums = RowSums::new(2);
         assert!(sums.is_finite().unwrap() && sums.read().unwrap().gram == [0.0; 4]);
         let bad = Tensor::new(&[[1f32, f32::NAN]], &device).unwrap();
-        let is_finite = sums.add(&bad, &[0], &[1.0], 1.0).unwrap();
+        let first = Rows::new(vec![0], vec![1.0]);
+        let is_finite = sums.add(&bad, &first, 1.0).unwrap();
         assert_eq!(is_finite, !device.is_cpu());
         assert!(!sums.is_finite().unwrap());
-        let error = RowSums::new(3).add(&bad, &[0], &[1.0], 1.0).unwrap_err().to_string();
+        let error = RowSums::new(3).add(&bad, &first, 1.0).unwrap_err().to_string();
         assert!(error.contains("should be 3"), "{error}");
     }
 }

@@ -47,7 +47,7 @@ struct Part {
 impl Footprint {
     /// Creates a footprint without stages, of work at that place.
     pub(crate) fn new(placement: &Placement) -> Self {
-        Self { total: 0, on_gpu: placement.memory().is_some(), stages: Vec::new() }
+        Self { total: 0, on_gpu: placement.is_on_gpu(), stages: Vec::new() }
     }
 
     /// Adds a stage in which these parts are live at once. Parts of 0 bytes are left out.

@@ -20,7 +20,7 @@ pub(crate) struct Product {
 impl Product {
     /// Makes the factors where a model is placed.
     pub(crate) fn new(placement: &Placement) -> secateur_models::Result<Self> {
-        let (side, at_once) = if placement.memory().is_some() { (4096, 10) } else { (1024, 1) };
+        let (side, at_once) = if placement.is_on_gpu() { (4096, 10) } else { (1024, 1) };
         let values = |count: usize| (0..count).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect();
         let x = placement.tensor::<f32>(values(side * side), (side, side))?;
         let weight = Weight::from(x.clone());

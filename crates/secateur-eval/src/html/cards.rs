@@ -107,12 +107,12 @@ fn model_cards(reference: &ModelSummary, candidate: &ModelSummary) -> Markup {
             (reference.step_seconds, candidate.step_seconds, candidate.macs < reference.macs)
         {
             (change(
-                "Processor time",
+                "Time of a step",
                 format!("{:.1} ms", 1e3 * before),
                 format!("{:.1} ms", 1e3 * after),
                 format!("{:.2} times less", before / after),
-                html! { "Median of a denoising step for one of these pictures, over all threads of \
-                    this machine." },
+                html! { "Median of a denoising step for one of these pictures: processor time over \
+                    all threads, or a GPU's time." },
             ))
         }
         (change(

@@ -5,8 +5,10 @@ use crate::files::read::open;
 use crate::files::tree;
 use crate::observer::Observer;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// The SHA-256 of a sequence of bytes, which are added part by part.
 #[derive(Default)]
@@ -77,13 +79,37 @@ pub fn digest_of_files(
     files: &[PathBuf],
     observer: &dyn Observer,
 ) -> Result<String> {
-    let mut hash = Hash::default();
-    for file in files {
-        hash.add(file.as_os_str().as_encoded_bytes());
-        hash.add(&[0]);
-        hash.add(digest_of_file(&folder.join(file), observer)?.as_bytes());
+    Digests::default().of(folder, files, observer)
+}
+
+/// The SHA-256 of files that were read, so that none is read twice.
+#[derive(Debug, Default)]
+pub(crate) struct Digests(Mutex<HashMap<PathBuf, String>>);
+
+impl Digests {
+    /// As [`digest_of_files`].
+    pub(crate) fn of(
+        &self,
+        folder: &Path,
+        files: &[PathBuf],
+        observer: &dyn Observer,
+    ) -> Result<String> {
+        let mut hash = Hash::default();
+        for file in files {
+            hash.add(file.as_os_str().as_encoded_bytes());
+            hash.add(&[0]);
+            let path = folder.join(file);
+            let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = known().get(&path).cloned();
+            let digest = match found {
+                Some(digest) => digest,
+                None => digest_of_file(&path, observer)?,
+            };
+            hash.add(digest.as_bytes());
+            known().insert(path, digest);
+        }
+        Ok(hash.finish())
     }
-    Ok(hash.finish())
 }
 
 #[cfg(test)]

@@ -187,10 +187,8 @@ pub(crate) fn header(
 
 /// The bytes of a tensor in a file of that type.
 pub(crate) fn encode(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let tensor = tensor.to_dtype(candle_dtype(dtype)?)?;
-    tensor.write_bytes(&mut bytes)?;
-    Ok(bytes)
+    let tensor = tensor.to_dtype(candle_dtype(dtype)?)?.to_device(&Device::Cpu)?;
+    Ok(tensor.data().into_owned())
 }
 
 /// The type of tensors that are written so.

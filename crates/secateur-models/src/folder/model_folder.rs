@@ -10,7 +10,7 @@ use crate::encoders::{
 };
 use crate::error::{Error, Result, invalid, shown};
 use crate::families::DenoiserConfig;
-use crate::files::{Checkpoint, DIFFUSERS_STEM, Tree, digest_of_files, tree, variants};
+use crate::files::{Checkpoint, DIFFUSERS_STEM, Digests, Tree, tree, variants};
 use crate::folder::index;
 use crate::folder::index::{autoencoder_of, check_variant, denoiser_of, read_index};
 use crate::folder::manifest::{MANIFEST, Manifest};
@@ -39,6 +39,7 @@ pub struct ModelFolder {
     own: Arc<Description>,
     /// How the denoiser fits its checkpoint.
     pub(super) fit: Arc<Fit>,
+    digests: Arc<Digests>,
 }
 
 impl ModelFolder {
@@ -90,6 +91,7 @@ impl ModelFolder {
             whole: Arc::new(whole),
             own: Arc::new(own),
             fit: Arc::new(fit),
+            digests: Arc::default(),
             class,
             tree,
             clip_tokens,
@@ -138,7 +140,16 @@ impl ModelFolder {
             self.checkpoint.paths().filter_map(Path::file_name).map(|name| denoiser.join(name));
         let files: Vec<_> =
             self.tree.without(&[self.class.denoiser]).map(Path::to_owned).chain(weights).collect();
-        digest_of_files(&self.components.path, &files, observer)
+        self.digest_of(&files, observer)
+    }
+
+    /// SHA-256 of the names and contents of some files of the folder. Each is read once while this
+    /// folder is open.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the observer stops the work.
+    pub fn digest_of(&self, files: &[PathBuf], observer: &dyn Observer) -> Result<String> {
+        self.digests.of(&self.components.path, files, observer)
     }
 
     /// Links in the folder that are neither read nor copied. They lead outside the folder, nowhere,

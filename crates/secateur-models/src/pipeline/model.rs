@@ -5,6 +5,7 @@ use crate::classes::{Sampling, Subject};
 use crate::conditioning::Conditioning;
 use crate::error::{Result, refuse};
 use crate::families::Denoiser;
+use crate::files::candle_dtype;
 use crate::folder::ModelFolder;
 use crate::observer::Observer;
 use crate::pipeline::noise::noise;
@@ -79,9 +80,11 @@ impl Pipeline {
             return Ok(Some(exact.bring(edited)?));
         }
         let Some(tensor) = self.parameters.get(name) else { return Ok(None) };
-        Ok(Some(match self.folder.placement().is_exact() {
-            true => tensor.clone(),
-            false => self.folder.checkpoint().clone().at(&exact).read(name)?,
+        let (checkpoint, placement) = (self.folder.checkpoint(), self.folder.placement());
+        let stored = checkpoint.tensor(name).and_then(|info| candle_dtype(info.dtype).ok());
+        Ok(Some(match stored.is_some_and(|dtype| placement.keeps(dtype)) {
+            true => exact.bring(tensor)?,
+            false => checkpoint.clone().at(&exact).read(name)?,
         }))
     }
 

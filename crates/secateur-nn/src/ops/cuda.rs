@@ -16,7 +16,7 @@ mod solver;
 pub(super) use attention::{attention, softmax};
 pub(super) use convolution::conv2d;
 pub(super) use recordings::Recordings;
-pub(super) use row_sums::RowSums;
+pub(super) use row_sums::{RowSums, Rows};
 pub(super) use solver::{inverse_factor, obs_solve};
 
 use crate::weights::Weight;

@@ -8,6 +8,35 @@ use candle_core::{Device, Result, Tensor};
 use secateur_kernels::gram;
 use std::borrow::Cow;
 
+/// Rows of a tensor that are summed. They are prepared once for all tensors of which the same ones
+/// are.
+#[derive(Debug)]
+pub struct Rows {
+    places: Vec<usize>,
+    times: Vec<f32>,
+    #[cfg(feature = "cuda")]
+    there: std::sync::OnceLock<cuda::Rows>,
+}
+
+impl Rows {
+    /// The rows at `places`, which rise, with how often each counts: `times`, as many.
+    #[must_use]
+    pub fn new(places: Vec<usize>, times: Vec<f32>) -> Self {
+        Self {
+            places,
+            times,
+            #[cfg(feature = "cuda")]
+            there: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// How many they count for.
+    #[must_use]
+    pub fn count(&self) -> f64 {
+        self.times.iter().copied().map(f64::from).sum()
+    }
+}
+
 /// Sums over rows x, which count n times each and have a weight a: of a n x^T x, of a n x, of n x
 /// and of n x^2. They are kept where the rows are.
 #[derive(Debug)]
@@ -36,23 +65,16 @@ impl RowSums {
         self.width
     }
 
-    /// Adds rows of `x` (... x width) at `places`, which rise, with how often each counts, and the
-    /// weight of all. Returns false if that is seen to make sums that are not finite: on the CPU
+    /// Adds rows of `x` (... x width) with the weight of all. Returns false if that is seen to make sums that are not finite: on the CPU
     /// always, elsewhere only [`RowSums::is_finite`] tells.
     ///
     /// # Errors
     /// If the width differs, or there is no memory.
-    pub fn add(
-        &mut self,
-        x: &Tensor,
-        places: &[usize],
-        times: &[f32],
-        weight: f64,
-    ) -> Result<bool> {
+    pub fn add(&mut self, x: &Tensor, rows: &Rows, weight: f64) -> Result<bool> {
         last_dim("row sums", x, self.width)?;
         match x.device() {
             Device::Cpu => {
-                cpu::add_rows(self.host()?, x, (places, times), weight)?;
+                cpu::add_rows(self.host()?, x, (&rows.places, &rows.times), weight)?;
                 self.is_finite()
             }
             #[cfg(feature = "cuda")]
@@ -65,7 +87,14 @@ impl RowSums {
                         none.insert(there)
                     }
                 };
-                there.add(x, (places, times), weight)?;
+                let rows_there = match rows.there.get() {
+                    Some(known) => known,
+                    None => {
+                        let made = cuda::Rows::new(device, &rows.places, &rows.times)?;
+                        rows.there.get_or_init(|| made)
+                    }
+                };
+                there.add(x, rows_there, weight)?;
                 Ok(true)
             }
             device => no_kernel("row sums", device),

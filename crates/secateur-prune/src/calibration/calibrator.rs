@@ -1,10 +1,11 @@
 //! An observer of layer inputs while a model runs.
 
-use crate::calibration::moments::Moments;
+use crate::calibration::moments::{Moments, rows};
 use crate::calibration::statistics::InputStatistics;
 use crate::error::Result;
 use crate::plan::Package;
 use candle_core::{Tensor, TensorId};
+use secateur_nn::ops::Rows;
 use secateur_nn::{Context, Error as LayerError, LayerName, Probe};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,8 +16,18 @@ pub struct Calibrator {
     /// Sums by the name of the first planned layer that reads the input.
     moments: BTreeMap<LayerName, (LayerName, Mutex<Moments>)>,
     weights: Vec<f64>,
-    /// The multiplicity that was last read from its device: many layers have the same.
-    multiplicity: Mutex<Option<(TensorId, Arc<[f32]>)>>,
+    /// One of every `stride` tokens is summed, and stands for all of them.
+    stride: usize,
+    /// The rows that are summed at the current step: many inputs have the same.
+    rows: Mutex<Vec<(RowsOf, Arc<Rows>)>>,
+}
+
+/// What rows depend on: the step, samples and tokens, and their multiplicity.
+#[derive(Clone, Copy, PartialEq)]
+struct RowsOf {
+    step: usize,
+    shape: (usize, usize),
+    multiplicity: Option<TensorId>,
 }
 
 const NOT_FINITE: &str = "its input holds NaN or infinite values";
@@ -30,23 +41,31 @@ impl Calibrator {
             let first = input.layers.first()?;
             Some((
                 first.name.clone(),
-                (input.name.clone(), Mutex::new(Moments::new(first.columns, stride.max(1)))),
+                (input.name.clone(), Mutex::new(Moments::new(first.columns))),
             ))
         };
         let moments = package.watched_inputs().filter_map(moments).collect();
-        Self { moments, weights, multiplicity: Mutex::default() }
+        Self { moments, weights, stride: stride.max(1), rows: Mutex::default() }
     }
 
-    fn multiplicity_of(&self, tensor: &Tensor) -> candle_core::Result<Arc<[f32]>> {
-        let mut last = self.multiplicity.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some((id, numbers)) if *id == tensor.id() => Ok(Arc::clone(numbers)),
-            _ => {
-                let numbers = Arc::from(tensor.flatten_all()?.to_vec1::<f32>()?);
-                *last = Some((tensor.id(), Arc::clone(&numbers)));
-                Ok(numbers)
-            }
+    /// The rows of an input of samples x tokens rows that are summed at a step.
+    fn rows_of(
+        &self,
+        step: usize,
+        shape: (usize, usize),
+        multiplicity: Option<&Tensor>,
+    ) -> Result<Arc<Rows>> {
+        let of = RowsOf { step, shape, multiplicity: multiplicity.map(Tensor::id) };
+        let mut known = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, rows)) = known.iter().find(|(own, _)| *own == of) {
+            return Ok(Arc::clone(rows));
         }
+        known.retain(|(own, _)| own.step == step);
+        let multiplicity =
+            multiplicity.map(|tensor| tensor.flatten_all()?.to_vec1::<f32>()).transpose()?;
+        let rows = Arc::new(rows(shape, multiplicity.as_deref(), (self.stride, step))?);
+        known.push((of, Arc::clone(&rows)));
+        Ok(rows)
     }
 
     /// The sums of each input, for reading.
@@ -123,9 +142,12 @@ impl Probe for Calibrator {
                 step.count
             )));
         };
-        let multiplicity = context.multiplicity.map(|m| self.multiplicity_of(m)).transpose()?;
-        let is_finite = lock(moments)
-            .add(x, multiplicity.as_deref(), (step.index, weight))
+        let mut moments = lock(moments);
+        let samples = x.dim(0)?;
+        let tokens = x.elem_count() / (moments.width() * samples).max(1);
+        let is_finite = self
+            .rows_of(step.index, (samples, tokens), context.multiplicity)
+            .and_then(|rows| moments.add(x, &rows, weight))
             .map_err(|error| problem(error.to_string()))?;
         match is_finite {
             true => Ok(()),

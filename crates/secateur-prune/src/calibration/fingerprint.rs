@@ -1,5 +1,5 @@
 use crate::calibration::settings::Calibration;
-use secateur_models::files::{digest_of_files, digest_of_texts};
+use secateur_models::files::digest_of_texts;
 use secateur_models::{ModelFolder, Observer, Result};
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +45,7 @@ impl Fingerprint {
         observer: &dyn Observer,
     ) -> Result<Self> {
         Ok(Self {
-            model: digest_of_files(folder.path(), &folder.activation_files()?, observer)?,
+            model: folder.digest_of(&folder.activation_files()?, observer)?,
             prompts: digest_of_texts(&calibration.prompts),
             samples: calibration.prompts.len(),
             steps: calibration.sampling.steps,

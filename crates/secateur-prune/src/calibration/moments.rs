@@ -4,7 +4,7 @@ use crate::calibration::statistics::InputStatistics;
 use crate::error::{Error, Result};
 use candle_core::Tensor;
 use secateur_models::files::Values;
-use secateur_nn::ops::{HostSums, RowSums};
+use secateur_nn::ops::{HostSums, RowSums, Rows};
 use std::borrow::Cow;
 
 /// Running sums over one input during a calibration.
@@ -13,8 +13,29 @@ pub(crate) struct Moments {
     rows: RowSums,
     /// Number of rows, weighted number of rows, and sum of the weights of the samples.
     totals: [f64; 3],
-    /// One of every `stride` tokens is summed, and stands for all of them.
-    stride: usize,
+}
+
+/// Returns the rows of a tensor of samples x tokens rows that are summed at a step, where one of
+/// every `stride` tokens is. Each counts `multiplicity` times (samples x tokens).
+pub(crate) fn rows(
+    (samples, tokens): (usize, usize),
+    multiplicity: Option<&[f32]>,
+    (stride, step): (usize, usize),
+) -> Result<Rows> {
+    if let Some(given) = multiplicity.map(<[f32]>::len).filter(|&given| given != samples * tokens) {
+        let problem = format!("{given} multiplicities of {samples} x {tokens} tokens");
+        return Err(Error::Request(problem));
+    }
+    let taken = taken(tokens, stride, step);
+    let (places, times) = (0..samples)
+        .flat_map(|sample| {
+            taken.iter().map(move |&(token, times)| (sample * tokens + token, times))
+        })
+        .map(|(place, times)| {
+            (place, multiplicity.map_or(1.0, |multiplicity| multiplicity[place]) * times)
+        })
+        .unzip();
+    Ok(Rows::new(places, times))
 }
 
 /// Returns the tokens that are summed at a step, each with the number of tokens that it stands for:
@@ -36,39 +57,21 @@ impl Moments {
     /// How many [`Moments::arrays`] there are.
     pub(crate) const ARRAYS: usize = 5;
 
-    pub(crate) fn new(width: usize, stride: usize) -> Self {
-        Self { rows: RowSums::new(width), totals: [0.0; 3], stride }
+    pub(crate) fn new(width: usize) -> Self {
+        Self { rows: RowSums::new(width), totals: [0.0; 3] }
     }
 
-    /// Adds the rows of `x` (samples x ... x width), computed at a step of weight `weight`. Each
-    /// counts `multiplicity` times (samples x tokens). Returns false if sums are seen not to be
-    /// finite ([`RowSums::add`]).
-    pub(crate) fn add(
-        &mut self,
-        x: &Tensor,
-        multiplicity: Option<&[f32]>,
-        (step, weight): (usize, f64),
-    ) -> Result<bool> {
-        let samples = x.dim(0)?;
-        let tokens = x.elem_count() / (self.rows.width() * samples).max(1);
-        if let Some(times) =
-            multiplicity.map(<[f32]>::len).filter(|&times| times != samples * tokens)
-        {
-            let problem = format!("{times} multiplicities of {samples} x {tokens} tokens");
-            return Err(Error::Request(problem));
-        }
-        let taken = taken(tokens, self.stride, step);
-        let (places, times): (Vec<_>, Vec<_>) = (0..samples)
-            .flat_map(|sample| {
-                taken.iter().map(move |&(token, times)| (sample * tokens + token, times))
-            })
-            .map(|(place, times)| {
-                (place, multiplicity.map_or(1.0, |multiplicity| multiplicity[place]) * times)
-            })
-            .unzip();
-        let is_finite = self.rows.add(x, &places, &times, weight)?;
-        let rows = times.iter().copied().map(f64::from).sum::<f64>();
-        let added = [rows, weight * rows, weight * samples as f64];
+    /// The width of an input.
+    pub(crate) fn width(&self) -> usize {
+        self.rows.width()
+    }
+
+    /// Adds rows of `x` (samples x ... x width), computed at a step of weight `weight`. Returns false
+    /// if sums are seen not to be finite ([`RowSums::add`]).
+    pub(crate) fn add(&mut self, x: &Tensor, rows: &Rows, weight: f64) -> Result<bool> {
+        let is_finite = self.rows.add(x, rows, weight)?;
+        let count = rows.count();
+        let added = [count, weight * count, weight * x.dim(0)? as f64];
         self.totals.iter_mut().zip(added).for_each(|(total, new)| *total += new);
         Ok(is_finite)
     }
@@ -122,7 +125,7 @@ impl Moments {
 
     /// Resets all sums to zero.
     pub(crate) fn clear(&mut self) {
-        *self = Self::new(self.rows.width(), self.stride);
+        *self = Self::new(self.width());
     }
 
     /// Whether all values that were added are finite.

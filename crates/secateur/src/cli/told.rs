@@ -22,7 +22,9 @@ pub(crate) fn new_model(report: &Report, out: Option<&Path>) -> Result<()> {
         if let (Some(after), Some(before)) = (after.step_seconds, before.step_seconds) {
             let (millis, faster) = ([after, before].map(|seconds| 1e3 * seconds), before / after);
             let [after, before] = millis.map(|millis| format!("{millis:.1} ms"));
-            print(&format!("  CPU a step    {after} ({before} before): {faster:.2} times less"))?;
+            let device = if report.settings.contains_key("device") { "GPU" } else { "CPU" };
+            let of_step = format!("{after} ({before} before): {faster:.2} times less");
+            print(&format!("  {device} a step    {of_step}"))?;
         }
     }
     let calibrated = |stage: &Stage| stage.floor_seconds.map(|floor| (stage.seconds, floor));

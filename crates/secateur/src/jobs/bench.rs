@@ -130,7 +130,7 @@ pub fn bench(
         observer.begin("memory", folders.len(), "models");
         // In the type of numbers that the first model, and so all, are timed in.
         let mut device = args.device.clone();
-        if folders[0].placement().description().is_some() {
+        if folders[0].placement().is_on_gpu() {
             device.dtype = Some(args.device.dtype_of(&folders[0]));
         }
         for (folder, sampling) in folders.iter().zip(&samplings) {
@@ -251,7 +251,7 @@ fn alone(
 fn warm_up(pipeline: &Pipeline, sampling: &Sampling) -> Result<()> {
     let conditioning = encode(pipeline, sampling)?;
     let mut denoising = begin(pipeline, &conditioning, sampling)?;
-    let steps = if pipeline.folder().placement().description().is_some() { 4 } else { 1 };
+    let steps = if pipeline.folder().placement().is_on_gpu() { 4 } else { 1 };
     for _ in 0..steps {
         denoising.step()?;
     }

@@ -6,7 +6,7 @@ use super::solver;
 use crate::ops::host_sums::HostSums;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
-use candle_core::{CudaDevice, CudaStorage, DType, Result, Tensor};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Tensor};
 
 /// The sums of [`HostSums`], on a GPU.
 #[derive(Debug)]
@@ -17,6 +17,40 @@ pub(in crate::ops) struct RowSums {
     gram: CudaSlice<f32>,
     /// Weighted sums, sums and squares: 3 x width.
     columns: CudaSlice<f64>,
+}
+
+/// Rows that are summed. Those that count alike are one product, whose factor weighs them: numbers
+/// of 16 bits are multiplied as they are, without rounding.
+#[derive(Debug)]
+pub(in crate::ops) struct Rows(Vec<Alike>);
+
+#[derive(Debug)]
+struct Alike {
+    times: f32,
+    /// Their places on the device.
+    places: Tensor,
+}
+
+impl Rows {
+    pub(in crate::ops) fn new(
+        device: &CudaDevice,
+        places: &[usize],
+        times: &[f32],
+    ) -> Result<Self> {
+        let mut all = Vec::new();
+        let mut left: Vec<usize> = (0..places.len()).filter(|&index| times[index] != 0.0).collect();
+        while let Some(&first) = left.first() {
+            let (alike, others): (Vec<_>, Vec<_>) = left
+                .into_iter()
+                .partition(|&index| times[index].to_bits() == times[first].to_bits());
+            let count = alike.len();
+            let alike = alike.iter().map(|&index| places[index] as u32).collect();
+            let places = Tensor::from_vec(alike, count, &Device::Cuda(device.clone()))?;
+            all.push(Alike { times: times[first], places });
+            left = others;
+        }
+        Ok(Self(all))
+    }
 }
 
 /// Columns of a block of the kernel that sums them, in accesses, and rows that it adds at a time.
@@ -39,28 +73,12 @@ impl RowSums {
     }
 
     /// As [`super::super::RowSums::add`].
-    pub(in crate::ops) fn add(
-        &mut self,
-        x: &Tensor,
-        (places, times): (&[usize], &[f32]),
-        weight: f64,
-    ) -> Result<()> {
-        let x = x.detach().reshape(((), self.width))?;
-        // Rows that count alike are one product, whose factor weighs them: numbers of 16 bits are
-        // multiplied as they are, without rounding.
-        let mut left: Vec<usize> = (0..places.len()).filter(|&index| times[index] != 0.0).collect();
-        while let Some(&first) = left.first() {
-            let often = times[first];
-            let (alike, others): (Vec<_>, Vec<_>) =
-                left.into_iter().partition(|&index| times[index].to_bits() == often.to_bits());
-            let rows = if alike.len() == x.dim(0)? {
-                x.contiguous()?
-            } else {
-                let places = alike.iter().map(|&index| places[index] as u32).collect();
-                x.index_select(&Tensor::from_vec(places, alike.len(), x.device())?, 0)?
-            };
-            self.add_all(&rows, often, weight)?;
-            left = others;
+    pub(in crate::ops) fn add(&mut self, x: &Tensor, rows: &Rows, weight: f64) -> Result<()> {
+        let x = x.detach().reshape(((), self.width))?.contiguous()?;
+        for Alike { times, places } in &rows.0 {
+            let all = places.dim(0)? == x.dim(0)?;
+            let rows = if all { x.clone() } else { x.index_select(places, 0)? };
+            self.add_all(&rows, *times, weight)?;
         }
         Ok(())
     }
