@@ -113,9 +113,9 @@ impl Products {
         x: u64,
         gram: u64,
     ) -> Result<()> {
-        /// Of the fewest columns that make a product worth its start.
-        const LEAST: usize = 512;
-        let tile = (width / 8).next_multiple_of(128).max(LEAST);
+        /// Numbers of a tile that give all of a GPU's processors something to do.
+        const LEAST: usize = 9 << 18;
+        let tile = (width / 8).max(LEAST / width).next_multiple_of(128);
         for first in (0..width).step_by(tile) {
             // Some rows of it: x^T of their columns times x of these and the columns behind them.
             let product = Product {
