@@ -129,4 +129,5 @@ def main(configuration, pixels, samples, *options):
     print(f"compiled {timed(lambda: call(compiled)):.2f} ms", flush=True)
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -13,5 +13,4 @@ mod single_file;
 pub use manifest::{ChangedShape, Manifest, Prompts};
 pub use model_folder::ModelFolder;
 pub use prompts::Captions;
-pub use save::cast;
 pub use single_file::Conversion;

@@ -2,17 +2,16 @@
 
 use crate::error::{Error, Result, invalid};
 use crate::files::{
-    Checkpoint, Limit, TensorFile, TensorInfo, Tree, candle_dtype, copy, copy_file, encode, header,
-    new_file, open, read_json, write_atomically,
+    Checkpoint, Limit, TensorFile, TensorInfo, Tree, copy, copy_file, encode, header, new_file,
+    open, read_json, write_atomically,
 };
 use crate::folder::manifest::{ChangedShape, MANIFEST, Manifest};
 use crate::folder::model_folder::ModelFolder;
 use crate::observer::Observer;
 use crate::reuse::ReuseSchedule;
 use crate::structure::{Cuts, Edits, Removals};
-use candle_core::{DType, Tensor};
-use safetensors::Dtype;
-use secateur_nn::{Parameters, Placement, Wanted};
+use candle_core::Tensor;
+use secateur_nn::{Parameters, Wanted};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom, Write};
@@ -20,17 +19,6 @@ use std::path::Path;
 
 /// The name of the file of a [`ReuseSchedule`].
 const REUSE: &str = "reuse.json";
-/// Rounds a tensor to `dtype` (F32, F16 or BF16), as it is after saving and loading: in f32 where a
-/// model at `placement` computes in that exactly, and otherwise in `dtype`, to take less memory. A
-/// value outside the range of `dtype` becomes infinite.
-///
-/// # Errors
-/// If `dtype` is none of these types.
-pub fn cast(tensor: &Tensor, dtype: Dtype, placement: &Placement) -> Result<Tensor> {
-    let rounded = tensor.to_dtype(candle_dtype(dtype)?)?;
-    Ok(if placement.is_exact() { rounded.to_dtype(DType::F32)? } else { rounded })
-}
-
 impl ModelFolder {
     /// Writes the whole pipeline into the existing folder `destination`, with the denoiser edited.
     /// Files, names and types stay the same. One tensor at a time is in memory. Other weight files

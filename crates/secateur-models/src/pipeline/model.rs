@@ -11,7 +11,7 @@ use crate::observer::Observer;
 use crate::pipeline::noise::noise;
 use crate::pipeline::texts::Texts;
 use crate::structure::{Description, Edits, Removals, Site, Structure};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use secateur_nn::ops::Replay;
 use secateur_nn::{Context, Parameters, Placement};
 use std::collections::BTreeMap;
@@ -86,6 +86,21 @@ impl Pipeline {
             true => exact.bring(tensor)?,
             false => checkpoint.clone().at(&exact).read(name)?,
         }))
+    }
+
+    /// New values of a parameter, rounded to the checkpoint's type: in `f32` where the denoiser
+    /// computes in that in memory, and otherwise in that type, to take less memory. A value outside
+    /// its range becomes infinite.
+    ///
+    /// # Errors
+    /// If the checkpoint has no such parameter, or of a type that is not written.
+    pub fn as_stored(&self, name: &str, tensor: &Tensor) -> Result<Tensor> {
+        let Some(info) = self.folder.checkpoint().tensor(name) else {
+            refuse!("{name} is not in the checkpoint")
+        };
+        let rounded = tensor.to_dtype(candle_dtype(info.dtype)?)?;
+        let is_exact = self.folder.placement().is_exact();
+        Ok(if is_exact { rounded.to_dtype(DType::F32)? } else { rounded })
     }
 
     /// The denoiser.

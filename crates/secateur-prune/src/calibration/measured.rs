@@ -165,7 +165,7 @@ impl Measurement {
             let noise = noise(self.seed, index..index + 1, 0, weight.dims())?.squeeze(0)?;
             let noise = pipeline.folder().placement().in_f32().bring(&noise)?;
             noisy.insert(name.clone(), (&weight + (noise * (self.noise * square.sqrt()))?)?);
-            weights.insert(name, weight);
+            weights.insert(name.clone(), pipeline.as_stored(&name, &weight)?);
         }
         Ok([weights, noisy]
             .map(|weights| Edits { weights, removals: pipeline.removals().clone() })

@@ -73,7 +73,7 @@ impl Influence {
         let mut kept = Edits { removals: pipeline.removals().clone(), ..Edits::default() };
         for name in edits.weights.keys() {
             if let Some(weight) = pipeline.parameter(name)? {
-                kept.weights.insert(name.clone(), weight);
+                kept.weights.insert(name.clone(), pipeline.as_stored(name, &weight)?);
             }
         }
         pipeline.apply(&edits)?;

@@ -6,7 +6,7 @@ use crate::methods::{LayerWeight, Layers, Method, Solved, StructuredMethod, ToPr
 use crate::plan::{Package, PlannedGroup, SharedInput};
 use crate::run::outcome::{GroupOutcome, LayerOutcome, Outcome};
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Cuts, Pipeline, cast};
+use secateur_models::{Cuts, Pipeline};
 use secateur_nn::{LayerName, ops};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -137,15 +137,15 @@ fn at_the_model(pipeline: &Pipeline, statistics: &InputStatistics) -> Result<Inp
     Ok(InputStatistics { hessian, ..statistics.clone() })
 }
 
-/// Returns the new values of a parameter, rounded to the checkpoint's type, and on a GPU in it.
+/// Returns the new values of a parameter as [`Pipeline::as_stored`], if they fit its type.
 fn as_stored(pipeline: &Pipeline, parameter: &str, tensor: &Tensor) -> Result<Tensor> {
-    let info = pipeline.folder().checkpoint().tensor(parameter);
-    let dtype = info.ok_or_else(|| Error::layer(&parameter.into(), "not in the checkpoint"))?.dtype;
-    let rounded = cast(tensor, dtype, pipeline.folder().placement())?;
+    let rounded = pipeline.as_stored(parameter, tensor)?;
     match ops::is_finite(&rounded)? {
         true => Ok(rounded),
         false => {
-            Err(Error::layer(&parameter.into(), format!("its new values do not fit {dtype:?}")))
+            let dtype = pipeline.folder().checkpoint().tensor(parameter).map(|info| info.dtype);
+            let dtype = dtype.map_or_else(String::new, |dtype| format!(" {dtype:?}"));
+            Err(Error::layer(&parameter.into(), format!("its new values do not fit{dtype}")))
         }
     }
 }

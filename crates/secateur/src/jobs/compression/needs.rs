@@ -147,12 +147,14 @@ impl Needs<'_> {
             ("statistics", held),
             ("denoiser packed", model.packed()),
             ("pages of replaced weights", replaced),
+            ("new weights as stored", self.stored_beside(plan)),
             ("solver", solver),
         ];
         footprint.add("solve", model.beside_the_denoiser().chain(own));
         let kept = kept_to_the_end(settings) * held;
         if *judged > 0 {
-            footprint.add("evaluate", model.evaluation(2).chain([("statistics", kept)]));
+            let own = [("statistics", kept), ("new weights as stored", self.stored_beside(plan))];
+            footprint.add("evaluate", model.evaluation(2).chain(own));
         }
         if kept > 0 {
             // Where no pictures were drawn of the new model, it is not packed.
@@ -162,6 +164,18 @@ impl Needs<'_> {
             footprint.add("save", model.beside_the_denoiser().chain(own));
         }
         Ok(footprint)
+    }
+
+    /// Bytes of the new weights in the checkpoint's type, if a GPU computes in another.
+    fn stored_beside(&self, plan: &Plan) -> u64 {
+        let (placement, dtype) = (self.folder.placement(), self.folder.checkpoint().dtype());
+        let each = dtype.size_in_bytes() as u64;
+        if !placement.is_on_gpu()
+            || (placement.keeps(dtype) && placement.bytes_of_a_number() == each)
+        {
+            return 0;
+        }
+        each * plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum::<u64>()
     }
 }
 
