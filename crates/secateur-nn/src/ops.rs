@@ -8,14 +8,16 @@ mod host_sums;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod reductions;
 mod replay;
 mod row_sums;
 mod solver;
 
 pub use host_sums::HostSums;
+pub use reductions::{inner_product, is_finite, zeros};
 pub use replay::Replay;
 pub use row_sums::{RowSums, Rows};
-pub use solver::{inner_product, inverse_factor, is_finite, obs_solve, zeros};
+pub use solver::{inverse_factor, obs_solve};
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Device, Result, Tensor, bail};

@@ -4,7 +4,7 @@ mod sharing;
 mod step;
 
 use super::compare::Evaluation;
-use super::folder::{BATCH, Job, borrowed, names, no_score, skipping};
+use super::folder::{BATCH, Job, borrowed, names, no_score, of_gpu, skipping};
 use super::plan::{Done, Plan, finished, report_in};
 use super::prompts::{prompt_lists, report_list};
 use super::{prune, skip, slim};
@@ -408,6 +408,7 @@ fn evaluate(
         skipping = report.skipping.clone().or(skipping);
     }
     settings.insert("seed of the report's noise".into(), json!(sampling.seed));
+    settings.extend(of_gpu(folder.placement()));
     stages.extend(own_stages);
     let report = Report {
         format_version: Report::FORMAT_VERSION,
