@@ -154,8 +154,8 @@ impl Samples {
     }
 
     /// Returns the median time of a denoising step for one picture, in seconds, in full batches: on
-    /// the CPU processor time over all threads, on a GPU wall-clock time. `None` if the system does not report it, or the latents were drawn
-    /// before.
+    /// the CPU processor time over all threads, on a GPU wall-clock time. `None` if the system does
+    /// not report it, or the latents were drawn before.
     #[must_use]
     pub fn step_seconds(&self) -> Option<f64> {
         (!self.step_seconds.is_empty())

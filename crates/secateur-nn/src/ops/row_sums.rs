@@ -65,8 +65,8 @@ impl RowSums {
         self.width
     }
 
-    /// Adds rows of `x` (... x width) with the weight of all. Returns false if that is seen to make sums that are not finite: on the CPU
-    /// always, elsewhere only [`RowSums::is_finite`] tells.
+    /// Adds rows of `x` (... x width) with the weight of all. Returns false if that is seen to make
+    /// sums that are not finite: on the CPU always, elsewhere only [`RowSums::is_finite`] tells.
     ///
     /// # Errors
     /// If the width differs, or there is no memory.

@@ -66,8 +66,8 @@ impl Moments {
         self.rows.width()
     }
 
-    /// Adds rows of `x` (samples x ... x width), computed at a step of weight `weight`. Returns false
-    /// if sums are seen not to be finite ([`RowSums::add`]).
+    /// Adds rows of `x` (samples x ... x width), computed at a step of weight `weight`. Returns
+    /// false if sums are seen not to be finite ([`RowSums::add`]).
     pub(crate) fn add(&mut self, x: &Tensor, rows: &Rows, weight: f64) -> Result<bool> {
         let is_finite = self.rows.add(x, rows, weight)?;
         let count = rows.count();
