@@ -5,6 +5,9 @@ use crate::machine::Product;
 use indicatif::HumanDuration;
 use secateur_nn::Placement;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The estimated time of work on a device, from its matrix products.
@@ -28,12 +31,19 @@ impl Time {
     /// Ratio of actual time to the time of the products. On the bundled models it was 1.2 to 1.8.
     const OVERHEAD: f64 = 1.5;
 
-    /// Adds up stages, each given by its name and its multiply-accumulates. It measures the device,
-    /// which takes some tens of milliseconds.
+    /// Adds up stages, each given by its name and its multiply-accumulates. The first call for a
+    /// device measures it, which takes some tens of milliseconds.
     pub(crate) fn of(placement: &Placement, stages: &[(&'static str, f64)]) -> Result<Self> {
-        let mut product = Product::new(placement)?;
-        product.measure()?;
-        let operations_per_second = product.rate().median;
+        static RATES: Mutex<BTreeMap<Option<String>, f64>> = Mutex::new(BTreeMap::new());
+        let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
+        let operations_per_second = match rates.entry(placement.description()) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(place) => {
+                let mut product = Product::new(placement)?;
+                product.measure()?;
+                *place.insert(product.rate().median)
+            }
+        };
         let seconds = |macs: f64| Self::OVERHEAD * 2.0 * macs / operations_per_second;
         let stages = stages.iter().filter(|(_, macs)| *macs > 0.0);
         let stages: Vec<_> =

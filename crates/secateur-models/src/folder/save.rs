@@ -19,6 +19,7 @@ use std::path::Path;
 
 /// The name of the file of a [`ReuseSchedule`].
 const REUSE: &str = "reuse.json";
+
 impl ModelFolder {
     /// Writes the whole pipeline into the existing folder `destination`, with the denoiser edited.
     /// Files, names and types stay the same. One tensor at a time is in memory. Other weight files

@@ -8,8 +8,7 @@ use candle_core::{Device, Result, Tensor};
 use secateur_kernels::gram;
 use std::borrow::Cow;
 
-/// Rows of a tensor that are summed. They are prepared once for all tensors of which the same ones
-/// are.
+/// Rows of a tensor that are summed, prepared once for all tensors whose same rows are summed.
 #[derive(Debug)]
 pub struct Rows {
     places: Vec<usize>,

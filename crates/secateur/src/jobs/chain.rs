@@ -246,11 +246,16 @@ impl Step {
     fn plan(&self, first: &ModelFolder, of: &Job<'_>) -> Result<Plan> {
         let model = ModelSettings { model: Some(first.path().to_owned()), ..self.model.clone() };
         let command = self.command()?;
-        // What is to be said of model and device was said when they were opened.
-        let observer = &Unseen(of.observer);
-        let of = Job { observer, ..*of };
-        let job =
-            Job { model: &model, out: None, dry_run: true, part: true, command: &command, ..of };
+        let job = Job {
+            model: &model,
+            out: None,
+            dry_run: true,
+            part: true,
+            command: &command,
+            // What is to be said of model and device was said when they were opened.
+            observer: &Unseen(of.observer),
+            ..*of
+        };
         match run_method(&self.settings, &job).map_err(|error| error.of(&command))? {
             Done::Plan(plan) => Ok(plan),
             Done::Model(_) => refuse!("{command} made a model"),
