@@ -15,6 +15,7 @@ mod measured;
 pub(crate) use calibrate::calibrate;
 pub use calibrator::Calibrator;
 pub use fingerprint::Fingerprint;
+pub(crate) use hessian::diagonal;
 pub use hessian::{Factor, hessian_error};
 pub use saved::SavedStatistics;
 pub use settings::Calibration;

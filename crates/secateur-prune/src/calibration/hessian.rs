@@ -83,7 +83,8 @@ impl Factor {
     }
 }
 
-fn diagonal(matrix: &Tensor) -> Result<Vec<f64>> {
+/// The diagonal of a square matrix.
+pub(crate) fn diagonal(matrix: &Tensor) -> Result<Vec<f64>> {
     let (rows, columns) = matrix.dims2()?;
     if rows == 0 || columns == 0 {
         return Ok(Vec::new());

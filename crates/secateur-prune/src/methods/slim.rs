@@ -2,7 +2,7 @@
 //! from its predecessor MoDeGPT (Lin et al. 2024, arXiv 2408.09632). It gives query-key and
 //! value-output products a low rank, and removes neurons, by the second moments of activations.
 
-use crate::calibration::{Calibration, Factor, InputStatistics, hessian_error};
+use crate::calibration::{Calibration, Factor, InputStatistics, diagonal, hessian_error};
 use crate::error::{Error, Result};
 use crate::methods::low_rank::LowRank;
 use crate::methods::method::LayerWeight;
@@ -20,7 +20,7 @@ use secateur_kernels::linear::linear;
 use secateur_models::{
     DimensionGroup, Group, HeadGroup, NeuronGroup, Observer, Pair, Pipeline, Slice,
 };
-use secateur_nn::{LayerName, ops};
+use secateur_nn::{LayerName, Placement, ops};
 
 /// Module-aligned decompositions: of query and key together, of value and output together, and of
 /// the two halves of a feed-forward.
@@ -352,12 +352,9 @@ impl Edit<'_> {
         by: Neurons,
     ) -> Result<(Vec<usize>, f64)> {
         let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
-        let statistics = self.layers.statistics(layer)?;
-        let width = statistics.width();
-        let c: Vec<f32> = ops::with_values(&statistics.hessian, |hessian| {
-            let row = |neuron: usize| &hessian[(start + neuron) * width + start..][..*count];
-            (0..*count).flat_map(row).copied().collect()
-        })?;
+        let hessian = &self.layers.statistics(layer)?.hessian;
+        let c = hessian.narrow(0, *start, *count)?.narrow(1, *start, *count)?;
+        let c = Placement::cpu().bring(&c)?;
         let mut weight = self.weight(layer)?;
         let own = |row: &[f32]| row[*start..][..*count].to_vec();
         let before: Vec<f32> = weight.values.chunks_exact(weight.columns).flat_map(own).collect();
@@ -366,70 +363,71 @@ impl Edit<'_> {
             Neurons::Obs => {
                 let down =
                     LayerWeight { columns: *count, values: before.clone(), ..weight.clone() };
-                least_columns(down, &square(&c)?, remove)?
+                least_columns(down, &c, remove)?
             }
             Neurons::Leverage => lowest(&leverages(&c, layer)?, remove),
         };
         gone.sort_unstable();
         let kept: Vec<usize> =
             (0..*count).filter(|neuron| gone.binary_search(neuron).is_err()).collect();
-
-        let at = |i: usize, j: usize| f64::from(c[i * count + j]);
-        let mean = (0..*count).map(|i| at(i, i)).sum::<f64>() / (*count).max(1) as f64;
-        // Where nothing ever comes, any ridge will do.
-        let mean = if mean == 0.0 { 1.0 } else { mean };
-        let factor = |ridge: f64| {
-            let diagonal = |i, j| if i == j { ridge * mean } else { 0.0 };
-            Mat::from_fn(kept.len(), kept.len(), |i, j| at(kept[i], kept[j]) + diagonal(i, j))
-                .llt(Side::Lower)
-                .ok()
-        };
-        // Of few rows what is left after rounding can be negative.
-        let factor =
-            (0..=ESCALATIONS).find_map(|escalation| factor(TO_SOLVE * 10f64.powi(escalation)));
-        let problem = "the second moments of the input of its neurons are not positive definite, \
-            however much they are damped";
-        let factor = factor.ok_or_else(|| Error::layer(layer, problem))?;
-        let mut lost = before.clone();
-        for row in lost.chunks_exact_mut((*count).max(1)) {
-            kept.iter().for_each(|&neuron| row[neuron] = 0.0);
-        }
-        // C_JS W_S^T, a column for each row of the weight.
-        let mut product = vec![0f32; lost.len()];
-        linear(&lost, &Panels::transposed(&c, *count), None, None, &mut product);
-        let target =
-            Mat::from_fn(kept.len(), weight.rows, |i, j| f64::from(product[j * count + kept[i]]));
-        let solved = factor.solve(&target);
-
-        let mut after = vec![0f32; before.len()];
-        for (row, all) in weight.values.chunks_exact_mut(weight.columns).enumerate() {
-            let (before, after) =
-                (&before[row * count..][..*count], &mut after[row * count..][..*count]);
-            for (i, &neuron) in kept.iter().enumerate() {
-                after[neuron] = (f64::from(before[neuron]) + solved[(i, row)]) as f32;
-            }
+        let after = ops::with_values(&c, |c| nystrom(&before, c, &kept, layer))??;
+        for (all, after) in
+            weight.values.chunks_exact_mut(weight.columns).zip(after.chunks_exact((*count).max(1)))
+        {
             all[*start..][..*count].copy_from_slice(after);
         }
-        let of_weight =
-            |values: &[f32]| Tensor::from_slice(values, (weight.rows, *count), &Device::Cpu);
-        let error = hessian_error(&of_weight(&before)?, &of_weight(&after)?, &square(&c)?)?;
+        let of_weight = |values| Tensor::from_vec(values, (weight.rows, *count), &Device::Cpu);
+        let error = hessian_error(&of_weight(before)?, &of_weight(after)?, &c)?;
         self.removed.weights.insert(layer.clone(), weight);
         Ok((gone, error))
     }
 }
 
-/// Returns a square matrix in memory as a tensor.
-fn square(values: &[f32]) -> Result<Tensor> {
-    let side = values.len().isqrt();
-    Ok(Tensor::from_slice(values, (side, side), &Device::Cpu)?)
+/// Returns W'_J = W_J + W_S C_SJ (C_JJ + lam I)^-1 in the columns J that are `kept` of a weight W,
+/// and zeros in the others, S.
+fn nystrom(weight: &[f32], c: &[f32], kept: &[usize], layer: &LayerName) -> Result<Vec<f32>> {
+    let count = c.len().isqrt();
+    let at = |i: usize, j: usize| f64::from(c[i * count + j]);
+    let mean = (0..count).map(|i| at(i, i)).sum::<f64>() / count.max(1) as f64;
+    // Where nothing ever comes, any ridge will do.
+    let mean = if mean == 0.0 { 1.0 } else { mean };
+    let factor = |ridge: f64| {
+        let diagonal = |i, j| if i == j { ridge * mean } else { 0.0 };
+        Mat::from_fn(kept.len(), kept.len(), |i, j| at(kept[i], kept[j]) + diagonal(i, j))
+            .llt(Side::Lower)
+            .ok()
+    };
+    // Of few rows what is left after rounding can be negative.
+    let factor = (0..=ESCALATIONS).find_map(|escalation| factor(TO_SOLVE * 10f64.powi(escalation)));
+    let problem = "the second moments of the input of its neurons are not positive definite, \
+        however much they are damped";
+    let factor = factor.ok_or_else(|| Error::layer(layer, problem))?;
+    let mut lost = weight.to_vec();
+    for row in lost.chunks_exact_mut(count.max(1)) {
+        kept.iter().for_each(|&neuron| row[neuron] = 0.0);
+    }
+    // C_JS W_S^T, a column for each row of the weight.
+    let mut product = vec![0f32; lost.len()];
+    linear(&lost, &Panels::transposed(c, count), None, None, &mut product);
+    let rows = weight.len() / count.max(1);
+    let target = Mat::from_fn(kept.len(), rows, |i, j| f64::from(product[j * count + kept[i]]));
+    let solved = factor.solve(&target);
+
+    let mut after = vec![0f32; weight.len()];
+    for (row, after) in after.chunks_exact_mut(count.max(1)).enumerate() {
+        for (i, &neuron) in kept.iter().enumerate() {
+            after[neuron] = (f64::from(weight[row * count + neuron]) + solved[(i, row)]) as f32;
+        }
+    }
+    Ok(after)
 }
 
 /// Returns [C (C + lam I)^-1]_ii = 1 - lam [(C + lam I)^-1]_ii for every i.
-fn leverages(c: &[f32], layer: &LayerName) -> Result<Vec<f64>> {
-    let count = c.len().isqrt();
-    let mean = (0..count).map(|i| f64::from(c[i * count + i])).sum::<f64>() / count.max(1) as f64;
+fn leverages(c: &Tensor, layer: &LayerName) -> Result<Vec<f64>> {
+    let count = c.dim(0)?;
+    let mean = diagonal(c)?.iter().sum::<f64>() / count.max(1) as f64;
     // H^-1 = U^T U.
-    let factor = Factor::new(&square(c)?, layer)?;
+    let factor = Factor::new(c, layer)?;
     let mut diagonal = vec![0f64; count];
     ops::with_values(&factor.values, |values| {
         for row in values.chunks_exact(count.max(1)) {
