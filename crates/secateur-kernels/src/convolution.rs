@@ -40,6 +40,12 @@ impl ConvolutionWeight {
     pub fn forward(&self) -> &Strips {
         &self.forward
     }
+
+    /// The elements of the weight, row-major.
+    #[must_use]
+    pub fn elements(&self) -> Vec<f32> {
+        self.forward.to_rows()
+    }
 }
 
 /// The shape of a square-kernel convolution.
@@ -197,24 +203,19 @@ impl Convolution {
         }
     }
 
-    /// The gradient of `x`, for the gradient `gy` of `y`; `packed` was made of `weight`.
-    pub fn input_gradient(
-        &self,
-        gy: &[f32],
-        weight: &[f32],
-        packed: &ConvolutionWeight,
-        gradient: &mut [f32],
-    ) {
+    /// The gradient of `x`, for the gradient `gy` of `y`.
+    pub fn input_gradient(&self, gy: &[f32], weight: &ConvolutionWeight, gradient: &mut [f32]) {
         if gradient.is_empty() || self.output_area() == 0 {
             return;
         }
-        let outputs = weight.len() / self.depth();
+        let outputs = weight.forward.rows();
         match self.backward(outputs) {
             Some(backward) => {
-                let strips = packed.backward.get_or_init(|| self.turned(weight, outputs));
+                let turned = || self.turned(&weight.elements(), outputs);
+                let strips = weight.backward.get_or_init(turned);
                 backward.run(gy, strips, &vec![0.0; self.channels], gradient);
             }
-            None => self.scatter(gy, weight, outputs, gradient),
+            None => self.scatter(gy, &weight.elements(), outputs, gradient),
         }
     }
 

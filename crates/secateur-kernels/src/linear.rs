@@ -33,10 +33,17 @@ impl LinearWeight {
         (self.forward.depth(), self.forward.columns())
     }
 
-    /// The factor W of `weight`, which is the one it was made of.
-    fn backward(&self, weight: &[f32]) -> &Panels {
+    /// The elements of W, row-major.
+    #[must_use]
+    pub fn elements(&self) -> Vec<f32> {
+        self.forward.to_columns()
+    }
+
+    /// The factor W.
+    fn backward(&self) -> &Panels {
         let (inputs, outputs) = self.size();
         self.backward.get_or_init(|| {
+            let weight = self.elements();
             Panels::from_rows(outputs, inputs, |row| &weight[row * inputs..][..inputs])
         })
     }
@@ -88,17 +95,15 @@ pub fn weight_gradient(
     product(pack, &right, Start::Output, gradient.chunks_exact_mut(inputs).collect(), |_| ());
 }
 
-/// The gradient of x (rows x inputs): gy W, with `weight` outputs x inputs, `packed` made of it,
-/// and `gy` rows x outputs.
-pub fn input_gradient(gy: &[f32], weight: &[f32], packed: &LinearWeight, gradient: &mut [f32]) {
-    let (inputs, outputs) = packed.size();
+/// The gradient of x (rows x inputs): gy W, with `gy` rows x outputs.
+pub fn input_gradient(gy: &[f32], weight: &LinearWeight, gradient: &mut [f32]) {
+    let (inputs, outputs) = weight.size();
     if gradient.is_empty() || outputs == 0 {
         return;
     }
-    let right = packed.backward(weight);
     product(
         rows_of(gy, outputs),
-        right,
+        weight.backward(),
         Start::Zero,
         gradient.chunks_exact_mut(inputs).collect(),
         |_| (),

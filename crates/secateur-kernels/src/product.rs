@@ -86,6 +86,18 @@ impl Panels {
         panels
     }
 
+    /// The columns one after another, of which [`Panels::transposed`] makes these panels.
+    pub(crate) fn to_columns(&self) -> Vec<f32> {
+        let mut columns = vec![0f32; self.depth * self.columns];
+        columns.par_chunks_mut((self.width() * self.depth).max(1)).enumerate().for_each(
+            |(index, columns)| {
+                let ((panel, stride), count) = (self.panel(index), columns.len() / self.depth);
+                transpose(self.depth, count, |p| &panel[p * stride..], columns, self.depth);
+            },
+        );
+        columns
+    }
+
     /// As [`Panels::from_columns`], replacing what was there.
     pub(crate) fn set_columns_in_parallel<'a>(
         &mut self,
@@ -269,6 +281,24 @@ impl Strips {
         let mut strips = Self::default();
         strips.set_rows(rows, depth, row);
         strips
+    }
+
+    /// The rows one after another.
+    pub(crate) fn to_rows(&self) -> Vec<f32> {
+        let (height, depth) = (registers_rows(), self.depth);
+        let mut rows = vec![0f32; self.rows * depth];
+        for (rows, lines) in rows
+            .chunks_mut((height * depth).max(1))
+            .zip(self.values.chunks((height * depth).max(1)))
+        {
+            transpose(depth, rows.len() / depth, |p| &lines[p * height..], rows, depth);
+        }
+        rows
+    }
+
+    /// Rows of the factor.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
     }
 
     /// As [`Strips::from_rows`], replacing what was there.

@@ -7,7 +7,7 @@ mod vectors;
 
 use candle_core::{Device, Tensor};
 use numbers::{random, wide, within};
-use secateur_kernels::{gram, obs};
+use secateur_kernels::{ConvolutionWeight, LinearWeight, gram, obs};
 
 fn close(what: &str, got: &Tensor, want: &[f64]) {
     within(3e-6, what, got, want);
@@ -259,4 +259,22 @@ fn solving_removes_and_compensates() {
     let mut weight = [1.0, 4.0, 3.0, 1.0];
     obs::solve(&mut weight, &factor, obs::Choice::Share(0.25));
     assert_eq!(weight, [0.0, 3.5, 3.0, 0.0]);
+}
+
+#[test]
+fn a_packed_weight_gives_its_elements_back() {
+    for (outputs, inputs) in [(1, 1), (1, 300), (7, 5), (8, 8), (47, 33), (48, 512), (97, 513)] {
+        let mut weight =
+            random(&[outputs, inputs], 3).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (weight[0], weight[outputs * inputs / 2]) = (-0.0, f32::INFINITY);
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let linear = LinearWeight::new(&weight, inputs).elements();
+        assert_eq!(bits(&linear), bits(&weight), "linear of {outputs} x {inputs}");
+        let convolution = ConvolutionWeight::new(&weight, outputs).elements();
+        assert_eq!(bits(&convolution), bits(&weight), "convolution of {outputs} x {inputs}");
+    }
+    assert!(LinearWeight::new(&[], 4).elements().is_empty());
+    assert!(LinearWeight::new(&[], 0).elements().is_empty());
+    assert!(ConvolutionWeight::new(&[], 4).elements().is_empty());
+    assert!(ConvolutionWeight::new(&[], 0).elements().is_empty());
 }

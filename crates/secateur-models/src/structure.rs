@@ -41,8 +41,6 @@ pub struct Structure {
 pub struct Memory {
     /// Bytes of the parameters.
     pub weights: u64,
-    /// Bytes of the packed copies of the weights of linears and convolutions, which products read.
-    pub packed_weights: u64,
     /// Peak bytes of the activations.
     pub activations: u64,
 }
@@ -51,17 +49,13 @@ impl Memory {
     /// Sum of all parts, in bytes.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.weights + self.packed_weights + self.activations
+        self.weights + self.activations
     }
 
     /// The memory on `placement` of what takes this much in f32 on the CPU.
     pub(crate) fn at(self, placement: &Placement) -> Self {
         let at = |bytes: u64| bytes / size_of::<f32>() as u64 * placement.bytes_of_a_number();
-        Self {
-            weights: at(self.weights),
-            packed_weights: if placement.packs_weights() { self.packed_weights } else { 0 },
-            activations: at(self.activations),
-        }
+        Self { weights: at(self.weights), activations: at(self.activations) }
     }
 }
 
@@ -145,11 +139,9 @@ impl Structure {
     /// model's parameters.
     #[must_use]
     pub fn memory(&self, parameters: u64, samples: usize) -> Memory {
-        let packed: u64 = self.layers().map(|layer| layer.operation.weights()).sum();
         let bytes = size_of::<f32>() as u64;
         Memory {
             weights: bytes * parameters,
-            packed_weights: bytes * packed,
             activations: bytes
                 .saturating_mul((self.activations as u64).saturating_mul(samples as u64)),
         }

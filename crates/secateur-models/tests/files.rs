@@ -62,7 +62,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 
 /// One new weight.
 fn edits(name: &str, weight: Tensor) -> Edits {
-    Edits { weights: BTreeMap::from([(name.to_owned(), weight)]), ..Edits::default() }
+    Edits { weights: BTreeMap::from([(name.to_owned(), weight.into())]), ..Edits::default() }
 }
 
 /// Writes the model with one weight replaced by zeros, and opens what was written.
@@ -324,7 +324,7 @@ fn a_smaller_model_gets_its_shapes_back() {
     edits.removals.remove(group.name(), group.count(), &[0, 5]);
     for name in cuts.parameters() {
         let weight = folder.checkpoint().read(&name).unwrap().to_dtype(DType::F32).unwrap();
-        edits.weights.insert(name.clone(), cuts.take_out(&name, &weight).unwrap());
+        edits.weights.insert(name.clone(), cuts.take_out(&name, &weight).unwrap().into());
     }
     std::fs::create_dir(&small).unwrap();
     folder.write(&small, &edits, &()).unwrap();

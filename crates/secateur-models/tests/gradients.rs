@@ -34,7 +34,7 @@ fn every_gate(
     let loss = |gates: &BTreeMap<String, Tensor>| -> Tensor {
         let mut gated = parameters.clone();
         for (name, gate) in gates {
-            let parameter = parameters.get(name).unwrap();
+            let parameter = parameters.get(name).unwrap().tensor().unwrap();
             gated.replace(name, parameter.broadcast_mul(gate).unwrap()).unwrap();
         }
         let output = gated.build(&forward).unwrap();

@@ -19,7 +19,6 @@ fn model(name: &str) -> PathBuf {
 fn the_memory_of_clip() {
     let memory =
         |pictures, texts| ClipModel::memory(&model("emoji-clip"), pictures, texts).unwrap();
-    assert_eq!(memory(1, 1).packed_weights, 4 * (4 * 12 * 192 * 192 + 6 * 12 * 256 * 256));
     assert_eq!(memory(3, 5).weights, 4 * 7_035_649);
     // Of texts and pictures the larger; no more than 64 texts are read at a time.
     let (of_text, of_picture) = (4 * 32 * 9 * 192, 4 * 65 * 9 * 256);
@@ -57,10 +56,12 @@ fn the_first_layer_of_a_spoiled_input_is_named() {
         ("conv_out", "the denoiser's output is not finite"),
     ] {
         let weight = format!("{spoiled}.weight");
-        let whole = pipeline.parameters().get(&weight).unwrap().clone();
+        let whole = pipeline.parameter(&weight).unwrap().unwrap();
         let nan = (&whole * f64::NAN).unwrap();
-        let with =
-            |tensor| Edits { weights: [(weight.clone(), tensor)].into(), ..Edits::default() };
+        let with = |tensor: Tensor| Edits {
+            weights: [(weight.clone(), tensor.into())].into(),
+            ..Edits::default()
+        };
         pipeline.apply(&with(nan)).unwrap();
         let error = pipeline.sample(&prompts, 0..1, &sampling, None, &()).unwrap_err().to_string();
         assert!(error.contains(named) && error.contains("denoising step 1"), "{spoiled}: {error}");
@@ -171,12 +172,13 @@ fn parameters_are_read_as_the_checkpoint_has_them() {
     };
     let want = values(&exact.parameter(name).unwrap().unwrap());
     assert_eq!(values(&rounded.parameter(name).unwrap().unwrap()), want);
-    assert_ne!(values(rounded.parameters().get(name).unwrap()), want, "is it rounded at all?");
+    let computed_with = |model: &Pipeline| model.parameters().get(name).unwrap().tensor().unwrap();
+    assert_ne!(values(&computed_with(&rounded)), want, "is it rounded at all?");
     // An edit is kept as it was given.
     let edited = exact.parameter(name).unwrap().unwrap().affine(1.001, 0.0).unwrap();
-    let weights = [(name.to_owned(), edited.clone())].into();
+    let weights = [(name.to_owned(), edited.clone().into())].into();
     rounded.apply(&Edits { weights, ..Edits::default() }).unwrap();
     assert_eq!(values(&rounded.parameter(name).unwrap().unwrap()), values(&edited));
-    assert_eq!(rounded.parameters().get(name).unwrap().dtype(), DType::BF16);
+    assert_eq!(computed_with(&rounded).dtype(), DType::BF16);
     assert!(rounded.parameter("transformer_blocks.0.none").unwrap().is_none());
 }

@@ -85,7 +85,7 @@ fn compare(name: &str, text: &[&str]) {
     let structure = config.structure(&Geometry { latent: (height, width), text: tokens }).unwrap();
     let mut shared: BTreeMap<LayerName, Vec<f32>> = BTreeMap::new();
     for layer in structure.layers() {
-        let shape = parameters.get(&layer.name.weight()).map(Tensor::dims);
+        let shape = parameters.get(&layer.name.weight()).map(|weight| weight.shape().dims());
         match layer.operation {
             Operation::Linear { rows, inputs: columns, outputs } => {
                 assert_eq!(shape, Some(&[outputs, columns][..]), "{}", layer.name);
@@ -273,7 +273,11 @@ fn heads_and_neurons_fit_their_weights() {
             let weight = parameters
                 .get(&slice.layer.weight())
                 .unwrap_or_else(|| panic!("no {}", slice.layer));
-            assert!(slice.start + count <= weight.dims()[dimension], "{name}, {}", slice.layer);
+            assert!(
+                slice.start + count <= weight.shape().dims()[dimension],
+                "{name}, {}",
+                slice.layer
+            );
             *taken.entry((slice.layer.clone(), dimension)).or_default() += count;
         };
         for block in &structure.blocks {
@@ -307,7 +311,7 @@ fn heads_and_neurons_fit_their_weights() {
             let weight = parameters.get(&layer.weight()).unwrap();
             assert_eq!(
                 count,
-                weight.dims()[dimension],
+                weight.shape().dims()[dimension],
                 "{name}, {layer}: some of it is in no group, or in two"
             );
         }

@@ -68,7 +68,7 @@ impl Linear {
 
     fn watch(&self, x: &Tensor, context: &Context<'_>) -> Result<()> {
         let Some(probe) = context.probe else { return Ok(()) };
-        let inputs = self.weight.tensor().dim(1)?;
+        let inputs = self.weight.shape().dims()[1];
         if x.dims().last() != Some(&inputs) {
             let problem = format!("an input of {:?}, and {inputs} columns in its weight", x.dims());
             return Err(Error::Layer { layer: self.name.clone(), problem });
@@ -116,7 +116,7 @@ impl Conv2d {
         scope: &Scope<'_>,
     ) -> Result<Self> {
         let weight = scope.weight("weight", (outputs, inputs, kernel, kernel))?;
-        let bias = Tensor::zeros(outputs, weight.tensor().dtype(), weight.tensor().device())?;
+        let bias = scope.placement().tensor(vec![0f32; outputs], outputs)?;
         Ok(Self { name: scope.layer_name(), weight, bias, stride, padding })
     }
 
@@ -133,7 +133,7 @@ impl Conv2d {
 
     fn watch(&self, x: &Tensor, context: &Context<'_>) -> Result<()> {
         let Some(probe) = context.probe else { return Ok(()) };
-        let inputs = self.weight.tensor().dim(1)?;
+        let inputs = self.weight.shape().dims()[1];
         if x.rank() != 4 || x.dim(1)? != inputs {
             let problem =
                 format!("an input of {:?}, and {inputs} channels in its weight", x.dims());

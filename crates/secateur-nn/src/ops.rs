@@ -50,14 +50,14 @@ pub fn linear(
     bias: Option<&Tensor>,
     kind: Option<Activation>,
 ) -> Result<Tensor> {
-    let (outputs, inputs) = weight.tensor().dims2()?;
+    let (outputs, inputs) = weight.shape().dims2()?;
     last_dim("linear", x, inputs)?;
     if let Some(bias) = bias {
         same_width("linear", bias, outputs)?;
     }
     // The gradient of an activation needs its input, which the fused form does not keep.
     let is_tracked =
-        [Some(x), Some(weight.tensor()), bias].into_iter().flatten().any(Tensor::track_op);
+        weight.tracked().is_some() || x.track_op() || bias.is_some_and(Tensor::track_op);
     let (fused, after) = if is_tracked { (None, kind) } else { (kind, None) };
     let y = match x.device() {
         Device::Cpu => cpu::linear(x, weight, bias, fused),
@@ -79,10 +79,10 @@ pub fn conv2d(
     padding: (usize, usize),
 ) -> Result<Tensor> {
     let (_, channels, height, width) = x.dims4()?;
-    let (outputs, inputs, kernel, other) = weight.tensor().dims4()?;
+    let (outputs, inputs, kernel, other) = weight.shape().dims4()?;
     let padded = height.min(width) + padding.0 + padding.1;
     if channels != inputs || kernel != other || padded < kernel || kernel == 0 || stride == 0 {
-        let weight = weight.tensor().dims();
+        let weight = weight.shape().dims();
         bail!(
             "conv2d: input {:?} does not fit a weight of {weight:?} with stride {stride}",
             x.dims()

@@ -84,12 +84,6 @@ impl Placement {
         self.device.is_cpu() && self.dtype == DType::F32
     }
 
-    /// Whether products read weights from a copy of their own layout.
-    #[must_use]
-    pub fn packs_weights(&self) -> bool {
-        self.device.is_cpu()
-    }
-
     /// The same device in `f32`.
     #[must_use]
     pub fn in_f32(&self) -> Self {

@@ -146,13 +146,13 @@ fn places_have_names_and_sizes() {
 fn parameters_are_replaced_and_renamed() {
     let mut parameters = parameters(&[("a", &[2]), ("b", &[3])]);
     parameters.replace("a", tensor(&[4])).unwrap();
-    assert_eq!(parameters.get("a").unwrap().dims(), [4]);
+    assert_eq!(parameters.get("a").unwrap().shape().dims(), [4]);
     assert!(parameters.get("c").is_none());
     let error = parameters.replace("c", tensor(&[1])).unwrap_err().to_string();
     assert_eq!(error, "layer c: no such parameter");
     let renamed =
         parameters.map(|name, tensor| Ok((format!("x.{name}"), tensor.reshape((1, ()))?))).unwrap();
     let found: Vec<(&str, &[usize])> =
-        renamed.iter().map(|(name, tensor)| (name, tensor.dims())).collect();
+        renamed.iter().map(|(name, weight)| (name, weight.shape().dims())).collect();
     assert_eq!(found, [("x.a", &[1, 4][..]), ("x.b", &[1, 3])]);
 }

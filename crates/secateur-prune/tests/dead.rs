@@ -24,14 +24,14 @@ impl Dead {
         let layer = LayerName::from(*layer);
         let mut edits = Edits { removals: pipeline.removals().clone(), ..Edits::default() };
         let mut clear = |parameter: String, dim: usize| {
-            let old = pipeline.parameters().get(&parameter).unwrap();
+            let old = pipeline.parameter(&parameter).unwrap().unwrap();
             let index: Vec<f32> =
                 (0..old.dim(dim).unwrap()).map(|i| f32::from(!range.contains(&i))).collect();
             let shape =
                 if old.rank() == 2 && dim == 0 { (index.len(), 1) } else { (1, index.len()) };
             let mask = Tensor::new(index, old.device()).unwrap().reshape(shape).unwrap();
             let new = old.broadcast_mul(&mask).unwrap().reshape(old.shape()).unwrap();
-            edits.weights.insert(parameter, new);
+            edits.weights.insert(parameter, new.into());
         };
         match self {
             Columns(..) => clear(layer.weight(), 1),

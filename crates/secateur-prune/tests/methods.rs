@@ -357,8 +357,8 @@ fn calibration(samples: usize, batch: usize) -> Calibration {
 fn activations_that_are_not_finite_name_layer_and_step() {
     let mut pipeline = bundled();
     let name = "transformer_blocks.1.ff.net.0.proj.weight";
-    let huge = pipeline.parameters().get(name).unwrap().affine(1e30, 0.0).unwrap();
-    let weights = BTreeMap::from([(name.to_owned(), huge)]);
+    let huge = pipeline.parameter(name).unwrap().unwrap().affine(1e30, 0.0).unwrap();
+    let weights = BTreeMap::from([(name.to_owned(), huge.into())]);
     pipeline.apply(&Edits { weights, ..Edits::default() }).unwrap();
     let plan = one_package(&structure(&pipeline));
     let calibration = calibration(1, 1);

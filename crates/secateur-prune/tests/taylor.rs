@@ -86,8 +86,12 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
     let dense: BTreeMap<String, Tensor> = pipeline
         .parameters()
         .iter()
-        .map(|(name, tensor)| (name.to_owned(), tensor.clone()))
+        .map(|(name, weight)| (name.to_owned(), weight.tensor().unwrap()))
         .collect();
+    let edits = |weights: BTreeMap<String, Tensor>| {
+        let weights = weights.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+        Edits { weights, ..Edits::default() }
+    };
     for PlannedGroup { group, .. } in plan.groups() {
         let scores = taylor.scores(group.name()).unwrap();
         let largest = scores.iter().copied().fold(0.0, f64::max);
@@ -101,7 +105,7 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
         // The first, and the one in the middle.
         for one in [0, group.count() / 2] {
             let mut loss_at = |scale: f32| -> f64 {
-                let mut weights = BTreeMap::new();
+                let mut weights = BTreeMap::<String, Tensor>::new();
                 for part in group.parts(&[one]) {
                     let bias = (part.axis == Axis::Rows).then(|| part.layer.bias());
                     for name in std::iter::once(part.layer.weight()).chain(bias) {
@@ -118,9 +122,9 @@ fn scores_are_slopes(name: &str, latent: (usize, usize)) {
                         weights.insert(name, scaled);
                     }
                 }
-                pipeline.apply(&Edits { weights, ..Edits::default() }).unwrap();
+                pipeline.apply(&edits(weights)).unwrap();
                 let sum = losses(&pipeline, &clean, &prompts, &sampling)[..used].iter().sum();
-                pipeline.apply(&Edits { weights: dense.clone(), ..Edits::default() }).unwrap();
+                pipeline.apply(&edits(dense.clone())).unwrap();
                 sum
             };
             const STEP: f32 = 0.02;

@@ -58,8 +58,8 @@ fn model(live: &[usize], iterations: usize, keep: f64) -> (Pipeline, ReuseSchedu
             ["attn1.to_out.0.weight", "attn1.to_out.0.bias", "ff.net.2.weight", "ff.net.2.bias"]
         {
             let name = format!("transformer_blocks.{block}.{parameter}");
-            let zeros = pipeline.parameters().get(&name).unwrap().zeros_like().unwrap();
-            edits.weights.insert(name, zeros);
+            let zeros = pipeline.parameter(&name).unwrap().unwrap().zeros_like().unwrap();
+            edits.weights.insert(name, zeros.into());
         }
     }
     pipeline.apply(&edits).unwrap();

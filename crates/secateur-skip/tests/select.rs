@@ -196,9 +196,8 @@ fn first_block_caching_watches_and_computes_the_first_block() {
         ["attn1.to_out.0.weight", "attn1.to_out.0.bias", "ff.net.2.weight", "ff.net.2.bias"]
     {
         let name = format!("transformer_blocks.1.{parameter}");
-        edits
-            .weights
-            .insert(name.clone(), pipeline.parameters().get(&name).unwrap().zeros_like().unwrap());
+        let zeros = pipeline.parameter(&name).unwrap().unwrap().zeros_like().unwrap();
+        edits.weights.insert(name, zeros.into());
     }
     pipeline.apply(&edits).unwrap();
     let whole = pipeline.folder().whole_reuse(&sampling, UnitKind::Residual).unwrap();

@@ -157,11 +157,7 @@ impl Model {
     /// Returns the parts in memory while the prompts are encoded. The text encoders are freed
     /// afterwards.
     pub(crate) fn encoding(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-        let own = [
-            ("text encoders", self.text_encoders.weights),
-            ("encoders packed", self.text_encoders.packed_weights),
-        ];
-        self.loaded().into_iter().chain(own)
+        self.loaded().into_iter().chain([("text encoders", self.text_encoders.weights)])
     }
 
     /// Returns the parts in memory after that.
@@ -174,38 +170,15 @@ impl Model {
         ]
     }
 
-    /// Returns the same parts, and the weights that are packed for products once pictures were
-    /// drawn, except those of the denoiser.
-    pub(crate) fn beside_the_denoiser(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-        let (autoencoder, scorer) = match self.pictures {
-            0 => (0, 0),
-            _ => (self.autoencoder.packed_weights, self.scorer.packed_weights),
-        };
-        self.loaded()
-            .into_iter()
-            .chain([("autoencoder packed", autoencoder), ("scorer packed", scorer)])
-    }
-
-    /// Returns the bytes of the denoiser's weights that are packed for products.
-    pub(crate) fn packed(&self) -> u64 {
-        self.denoiser.packed_weights
-    }
-
     /// Returns all parts in memory while the denoiser is called for a batch.
     pub(crate) fn calls(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-        let own = [("denoiser packed", self.packed()), ("activations", self.denoiser.activations)];
-        self.beside_the_denoiser().chain(own)
+        self.loaded().into_iter().chain([("activations", self.denoiser.activations)])
     }
 
     /// Returns the bytes of calls of the denoiser, besides the weights, for a batch of at most that
     /// many images.
     pub(crate) fn activations(&self, images: usize) -> u64 {
         self.denoiser.activations * images.min(self.batch) as u64 / self.batch.max(1) as u64
-    }
-
-    /// Returns the bytes of the decoder's weights that are packed for products.
-    pub(crate) fn decoder_packed(&self) -> u64 {
-        self.autoencoder.packed_weights
     }
 
     /// Returns all parts in memory while pictures of the report are drawn, with the pictures of
@@ -217,7 +190,6 @@ impl Model {
         let decoding = self.autoencoder.activations + 2 * self.judged as u64 * self.picture;
         let alive = self.evaluated.max(decoding).max(self.scorer.activations);
         let pictures = (models * self.pictures) as u64 * self.picture;
-        let packed = ("denoiser packed", self.packed());
-        self.beside_the_denoiser().chain([packed, ("activations", alive), ("pictures", pictures)])
+        self.loaded().into_iter().chain([("activations", alive), ("pictures", pictures)])
     }
 }

@@ -517,11 +517,7 @@ impl ClipModel {
         let geometry = Geometry { latent: (0, 0), text: 0 };
         let of_text = text.at(&geometry).memory(parameters, texts.min(TEXTS));
         let of_pictures = vision.at(&geometry).memory(0, pictures);
-        Ok(Memory {
-            packed_weights: of_text.packed_weights + of_pictures.packed_weights,
-            activations: of_text.activations.max(of_pictures.activations),
-            ..of_text
-        })
+        Ok(Memory { activations: of_text.activations.max(of_pictures.activations), ..of_text })
     }
 
     /// The name of the folder.

@@ -30,18 +30,10 @@ impl ModelFolder {
         let mut all = Memory::default();
         for component in self.class.components.iter().filter(is_encoder) {
             let Some(checkpoint) = self.component(component) else { continue };
-            let mut memory = Memory::default();
-            for (name, info) in checkpoint.tensors() {
-                let bytes = (size_of::<f32>() * info.elements()) as u64;
-                memory.weights += bytes;
-                let is_table = ["embed", "shared"].iter().any(|part| name.contains(part));
-                if info.shape.len() > 1 && !is_table {
-                    memory.packed_weights += bytes;
-                }
-            }
-            let memory = memory.at(&component.placement(self.placement()));
-            all.weights += memory.weights;
-            all.packed_weights += memory.packed_weights;
+            let elements: usize = checkpoint.tensors().map(|(_, info)| info.elements()).sum();
+            let memory =
+                Memory { weights: (size_of::<f32>() * elements) as u64, ..Memory::default() };
+            all.weights += memory.at(&component.placement(self.placement())).weights;
         }
         all
     }
@@ -58,7 +50,6 @@ impl ModelFolder {
         let bytes = size_of::<f32>() as u64;
         let memory = Memory {
             weights: bytes * self.component(&VAE).map_or(0, elements) as u64,
-            packed_weights: bytes * decoder.iter().map(Operation::weights).sum::<u64>(),
             activations: decoder.iter().map(Operation::alive_bytes).max().unwrap_or(0),
         };
         memory.at(&VAE.placement(self.placement()))
@@ -68,6 +59,14 @@ impl ModelFolder {
     #[must_use]
     pub fn decoder_graph_bytes(&self, sampling: &Sampling) -> u64 {
         self.decoder(sampling).iter().map(Operation::graph_bytes).sum()
+    }
+
+    /// Bytes of the decoder's weights that are packed a second time when gradients go back through
+    /// it.
+    #[must_use]
+    pub fn decoder_backward_bytes(&self, sampling: &Sampling) -> u64 {
+        let weights: u64 = self.decoder(sampling).iter().map(Operation::weights).sum();
+        size_of::<f32>() as u64 * weights
     }
 
     /// The operations that decode one picture. Empty if there is no autoencoder, or none that can

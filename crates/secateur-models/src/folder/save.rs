@@ -11,7 +11,7 @@ use crate::observer::Observer;
 use crate::reuse::ReuseSchedule;
 use crate::structure::{Cuts, Edits, Removals};
 use candle_core::Tensor;
-use secateur_nn::{Parameters, Wanted};
+use secateur_nn::{Parameters, Wanted, Weight};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom, Write};
@@ -34,7 +34,7 @@ impl ModelFolder {
             invalid!(self.checkpoint().folder(), "no tensor {name} to replace");
         }
         let shape = |(name, info): (&str, &TensorInfo)| {
-            let new = edits.weights.get(name).map(|tensor| tensor.dims().to_vec());
+            let new = edits.weights.get(name).map(|weight| weight.shape().dims().to_vec());
             (name.to_owned(), new.unwrap_or_else(|| info.shape.clone()))
         };
         let shapes = self.checkpoint().tensors().map(shape);
@@ -85,7 +85,7 @@ impl ModelFolder {
         observer: &dyn Observer,
     ) -> Result<()> {
         let manifest = Manifest::with_reuse(self.path(), REUSE, reuse)?;
-        self.write_with(destination, Some(manifest), &BTreeMap::<String, Tensor>::new(), observer)?;
+        self.write_with(destination, Some(manifest), &BTreeMap::<String, Weight>::new(), observer)?;
         let path = destination.join(REUSE);
         write_atomically(&path, reuse.to_json()?.as_bytes())
     }
@@ -114,13 +114,13 @@ trait NewTensors {
     fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
 }
 
-impl NewTensors for BTreeMap<String, Tensor> {
+impl NewTensors for BTreeMap<String, Weight> {
     fn shape(&self, name: &str, _: &TensorInfo) -> Option<Vec<usize>> {
-        self.get(name).map(|tensor| tensor.dims().to_vec())
+        self.get(name).map(|weight| weight.shape().dims().to_vec())
     }
 
     fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
-        Ok(self.get(name).cloned())
+        Ok(self.get(name).map(Weight::tensor).transpose()?)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::pipeline::texts::Texts;
 use crate::structure::{Description, Edits, Removals, Site, Structure};
 use candle_core::{DType, Tensor};
 use secateur_nn::ops::Replay;
-use secateur_nn::{Context, Parameters, Placement};
+use secateur_nn::{Context, Parameters, Placement, Weight};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ pub struct Pipeline {
     folder: ModelFolder,
     parameters: Parameters,
     /// The weights that were edited, as they were given.
-    edited: BTreeMap<String, Tensor>,
+    edited: BTreeMap<String, Weight>,
     removals: Removals,
     denoiser: Box<dyn Denoiser>,
     /// Of the calls of the denoiser that are neither watched nor gated.
@@ -77,15 +77,32 @@ impl Pipeline {
     pub fn parameter(&self, name: &str) -> Result<Option<Tensor>> {
         let exact = self.folder.placement().in_f32();
         if let Some(edited) = self.edited.get(name) {
-            return Ok(Some(exact.bring(edited)?));
+            return Ok(Some(exact.bring(&edited.tensor()?)?));
         }
-        let Some(tensor) = self.parameters.get(name) else { return Ok(None) };
+        let Some(weight) = self.parameters.get(name) else { return Ok(None) };
         let (checkpoint, placement) = (self.folder.checkpoint(), self.folder.placement());
         let stored = checkpoint.tensor(name).and_then(|info| candle_dtype(info.dtype).ok());
         Ok(Some(match stored.is_some_and(|dtype| placement.keeps(dtype)) {
-            true => exact.bring(tensor)?,
+            true => exact.bring(&weight.tensor()?)?,
             false => checkpoint.clone().at(&exact).read(name)?,
         }))
+    }
+
+    /// A parameter in the form in which edits have it. `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn weight(&self, name: &str) -> Result<Option<Weight>> {
+        let own = self.edited.get(name);
+        let is_exact = self.folder.placement().is_exact();
+        let own = own.or_else(|| self.parameters.get(name).filter(|_| is_exact));
+        match own {
+            Some(weight) => Ok(Some(weight.clone())),
+            None => self
+                .parameter(name)?
+                .map(|tensor| Ok(self.as_stored(name, &tensor)?.into()))
+                .transpose(),
+        }
     }
 
     /// New values of a parameter, rounded to the checkpoint's type: in `f32` where the denoiser

@@ -3,15 +3,15 @@
 
 use crate::structure::group::{Group, Part};
 use candle_core::{Result as TensorResult, Tensor};
-use secateur_nn::LayerName;
+use secateur_nn::{LayerName, Weight};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// New weights, and all that is removed.
 #[derive(Clone, Debug, Default)]
 pub struct Edits {
-    /// New tensors, by parameter name.
-    pub weights: BTreeMap<String, Tensor>,
+    /// New weights, by parameter name.
+    pub weights: BTreeMap<String, Weight>,
     /// All heads, dimensions and neurons that the model lacks afterwards, including those that it
     /// lacked before.
     pub removals: Removals,

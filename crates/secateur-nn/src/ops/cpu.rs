@@ -160,7 +160,7 @@ fn packed_linear(weight: &Weight) -> Result<Arc<LinearWeight>> {
         })
     })?;
     match packed {
-        Packed::Linear(packed) => Ok(Arc::clone(packed)),
+        Packed::Linear(packed) => Ok(packed),
         _ => bail!("linear: the weight was packed for something else"),
     }
 }
@@ -177,7 +177,7 @@ fn packed_convolution(weight: &Weight) -> Result<Arc<ConvolutionWeight>> {
         with_slices("conv2d", &[&tensor], pack)
     })?;
     match packed {
-        Packed::Convolution(packed) => Ok(Arc::clone(packed)),
+        Packed::Convolution(packed) => Ok(packed),
         _ => bail!("conv2d: the weight was packed for something else"),
     }
 }
@@ -188,22 +188,25 @@ pub(super) fn linear(
     bias: Option<&Tensor>,
     kind: Option<Activation>,
 ) -> Result<Tensor> {
-    let (outputs, inputs) = weight.tensor().dims2()?;
+    let (outputs, inputs) = weight.shape().dims2()?;
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = outputs;
     }
     let packed = packed_linear(weight)?;
     let of_backward = Arc::clone(&packed);
-    let tensors: Vec<&Tensor> = [x, weight.tensor()].into_iter().chain(bias).collect();
+    let tracked = weight.tracked();
+    let tensors: Vec<&Tensor> = [Some(x), tracked.as_ref(), bias].into_iter().flatten().collect();
+    let has_gradient = tracked.is_some();
+    let of_bias = 1 + usize::from(has_gradient);
     let forward = move |data: &[&[f32]], y: &mut [f32]| {
-        linear::linear(data[0], packed.forward(), data.get(2).copied(), kind, y);
+        linear::linear(data[0], packed.forward(), data.get(of_bias).copied(), kind, y);
     };
     let backward = move |given: &Backward<'_>, gradients: &mut [Vec<f32>]| {
         if given.wanted[0] {
-            linear::input_gradient(given.gy, given.inputs[1], &of_backward, &mut gradients[0]);
+            linear::input_gradient(given.gy, &of_backward, &mut gradients[0]);
         }
-        if given.wanted[1] {
+        if has_gradient {
             linear::weight_gradient(
                 given.inputs[0],
                 given.gy,
@@ -211,7 +214,7 @@ pub(super) fn linear(
                 &mut gradients[1],
             );
         }
-        if let (Some(bias), Some(true)) = (gradients.get_mut(2), given.wanted.get(2)) {
+        if let (Some(bias), Some(true)) = (gradients.get_mut(of_bias), given.wanted.get(of_bias)) {
             for row in given.gy.chunks_exact(outputs.max(1)) {
                 bias.iter_mut().zip(row).for_each(|(b, g)| *b += g);
             }
@@ -228,32 +231,32 @@ pub(super) fn conv2d(
     padding: (usize, usize),
 ) -> Result<Tensor> {
     let (samples, channels, height, width) = x.dims4()?;
-    let (outputs, _, kernel, _) = weight.tensor().dims4()?;
+    let (outputs, _, kernel, _) = weight.shape().dims4()?;
     let convolution = Convolution { channels, size: (height, width), kernel, stride, padding };
     let (height, width) = convolution.output_size();
     let packed = packed_convolution(weight)?;
     let of_backward = Arc::clone(&packed);
+    let tracked = weight.tracked();
+    let tensors: Vec<&Tensor> =
+        [Some(x), tracked.as_ref(), Some(bias)].into_iter().flatten().collect();
+    let has_gradient = tracked.is_some();
+    let of_bias = 1 + usize::from(has_gradient);
     apply(
         "conv2d",
-        &[x, weight.tensor(), bias],
+        &tensors,
         (samples, outputs, height, width),
-        move |data, y| convolution.run(data[0], packed.forward(), data[2], y),
+        move |data, y| convolution.run(data[0], packed.forward(), data[of_bias], y),
         move |given, gradients| {
             if given.wanted[0] {
-                convolution.input_gradient(
-                    given.gy,
-                    given.inputs[1],
-                    &of_backward,
-                    &mut gradients[0],
-                );
+                convolution.input_gradient(given.gy, &of_backward, &mut gradients[0]);
             }
-            if given.wanted[1] {
+            if has_gradient {
                 convolution.weight_gradient(given.inputs[0], given.gy, &mut gradients[1]);
             }
-            if given.wanted[2] {
+            if given.wanted[of_bias] {
                 for (plane, gradient) in given.gy.chunks_exact((height * width).max(1)).enumerate()
                 {
-                    gradients[2][plane % outputs] += gradient.iter().sum::<f32>();
+                    gradients[of_bias][plane % outputs] += gradient.iter().sum::<f32>();
                 }
             }
         },

@@ -57,7 +57,7 @@ pub(super) fn linear(
     bias: Option<&Tensor>,
     kind: Option<Activation>,
 ) -> Result<Tensor> {
-    let weight = weight.tensor();
+    let weight = &weight.tensor()?;
     let (outputs, inputs) = weight.dims2()?;
     let shape = with_last(x, outputs);
     let tensors: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();

@@ -46,20 +46,20 @@ impl Parameters {
         Self { sizes, ..self }
     }
 
-    /// The tensor `name`, if there is one.
+    /// The parameter `name`, if there is one.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.weights.get(name).map(Weight::tensor)
+    pub fn get(&self, name: &str) -> Option<&Weight> {
+        self.weights.get(name)
     }
 
-    /// Replaces the parameter `name`, which must exist, by `tensor`, copied to where the parameters
+    /// Replaces the parameter `name`, which must exist, by `weight`, copied to where the parameters
     /// are. A shape that does not fit is an error of the next [`Parameters::build`].
     ///
     /// # Errors
-    /// If there is no such parameter.
-    pub fn replace(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+    /// If there is no such parameter, or no memory for the copy.
+    pub fn replace(&mut self, name: &str, weight: impl Into<Weight>) -> Result<()> {
         match self.weights.get_mut(name) {
-            Some(old) => *old = self.placement.bring(&tensor)?.into(),
+            Some(old) => *old = weight.into().brought(&self.placement)?,
             None => {
                 return Err(Error::Layer {
                     layer: name.into(),
@@ -79,15 +79,15 @@ impl Parameters {
         change: impl Fn(String, Tensor) -> candle_core::Result<(String, Tensor)>,
     ) -> Result<Self> {
         let changed = self.weights.into_iter().map(|(name, weight)| {
-            let (name, tensor) = change(name, weight.tensor().clone())?;
+            let (name, tensor) = change(name, weight.tensor()?)?;
             Ok((name, tensor.into()))
         });
         Ok(Self { weights: changed.collect::<candle_core::Result<_>>()?, ..self })
     }
 
     /// All parameters in the order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.weights.iter().map(|(name, weight)| (name.as_str(), weight.tensor()))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Weight)> {
+        self.weights.iter().map(|(name, weight)| (name.as_str(), weight))
     }
 
     /// Makes parameters of these shapes without values. They take no memory, and serve to check a
@@ -305,7 +305,7 @@ impl Scope<'_> {
     /// # Errors
     /// If the shape is larger than any tensor, or a placeholder cannot be made.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        Ok(self.take(name, shape.into(), false)?.tensor().clone())
+        Ok(self.take(name, shape.into(), false)?.tensor()?)
     }
 
     /// As [`Scope::get`], for the weight of a linear layer or a convolution.
@@ -322,7 +322,7 @@ impl Scope<'_> {
     /// # Errors
     /// As [`Scope::get`].
     pub fn constant(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        Ok(self.take(name, shape.into(), true)?.tensor().clone())
+        Ok(self.take(name, shape.into(), true)?.tensor()?)
     }
 
     fn take(&self, name: &str, shape: Shape, constant: bool) -> Result<Weight> {
@@ -340,8 +340,8 @@ impl Scope<'_> {
         ledger.used.insert(path.clone());
         ledger.wanted.insert(path.clone(), Wanted { shape: shape.dims().to_vec(), constant });
         match self.parameters.weights.get(&path) {
-            Some(weight) if *weight.tensor().shape() == shape => return Ok(weight.clone()),
-            Some(weight) => ledger.mismatch.misshapen(&path, weight.tensor().dims(), shape.dims()),
+            Some(weight) if *weight.shape() == shape => return Ok(weight.clone()),
+            Some(weight) => ledger.mismatch.misshapen(&path, weight.shape().dims(), shape.dims()),
             None => ledger.mismatch.missing.push(path),
         }
         Ok(placeholder(&shape)?.into())
@@ -381,6 +381,13 @@ mod tests {
             ops::linear(&x, weight, None, None).unwrap().to_vec2::<f32>().unwrap()[0][0]
         };
         assert_eq!(built(&parameters).unwrap().each_ref().map(first), [1.0, 1.0]);
+        let of_same = || parameters.get("same.weight").unwrap().tensor().unwrap();
+        assert_ne!(
+            of_same().id(),
+            of_same().id(),
+            "the numbers are in memory beside the packed ones"
+        );
+        assert_eq!(of_same().to_vec2::<f32>().unwrap(), [[1.0, 2.0], [3.0, 4.0]]);
         parameters.replace("changed.weight", numbers(5.0)).unwrap();
         let again = built(&parameters).unwrap();
         let is_packed = |weight: &Weight| {

@@ -1,23 +1,33 @@
 //! One parameter of a model.
 
-use candle_core::Tensor;
+use crate::error::Result;
+use crate::placement::Placement;
+use candle_core::{Device, Shape, Tensor};
 use secateur_kernels::{ConvolutionWeight, LinearWeight};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A parameter: its numbers, and the packed form in which products read them, made on first use.
-/// Clones share both, so that a model that is built again from the same weights packs none of them
-/// twice.
+/// A parameter: its numbers, or once a product has read it the packed form in which products read
+/// them. The numbers are then made of the packed form when they are needed, so that a weight is in
+/// memory once. Clones share it: a model that is built again from the same weights packs none of
+/// them twice.
 #[derive(Clone, Debug)]
 pub struct Weight(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    tensor: Tensor,
-    packed: OnceLock<Packed>,
+    shape: Shape,
+    held: Mutex<Held>,
+}
+
+/// One of them at least. Both if gradients go back to the numbers.
+#[derive(Debug)]
+struct Held {
+    numbers: Option<Tensor>,
+    packed: Option<Packed>,
 }
 
 /// The packed form of a weight.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Packed {
     Linear(Arc<LinearWeight>),
     Convolution(Arc<ConvolutionWeight>),
@@ -26,31 +36,81 @@ pub(crate) enum Packed {
     ChannelsLast(Tensor),
 }
 
+impl Packed {
+    fn numbers(&self, shape: &Shape) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Linear(weight) => Tensor::from_vec(weight.elements(), shape, &Device::Cpu),
+            Self::Convolution(weight) => Tensor::from_vec(weight.elements(), shape, &Device::Cpu),
+            #[cfg(feature = "cudnn")]
+            Self::ChannelsLast(weight) => weight.permute((0, 3, 1, 2)),
+        }
+    }
+}
+
 impl Weight {
-    /// The numbers of the parameter.
+    /// The shape of the parameter.
     #[must_use]
-    pub fn tensor(&self) -> &Tensor {
-        &self.0.tensor
+    pub fn shape(&self) -> &Shape {
+        &self.0.shape
     }
 
-    /// Returns the packed form, which `pack` makes on first use. It takes as much memory as the
-    /// weight, and twice as much once a gradient has gone back through it.
+    /// The numbers of the parameter. Those of a packed one are a copy.
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn tensor(&self) -> candle_core::Result<Tensor> {
+        let packed = match &*self.held() {
+            Held { numbers: Some(numbers), .. } => return Ok(numbers.clone()),
+            Held { packed, .. } => packed.clone(),
+        };
+        match packed {
+            Some(packed) => packed.numbers(&self.0.shape),
+            None => candle_core::bail!("a weight of {:?} without numbers", self.0.shape),
+        }
+    }
+
+    /// The numbers, if gradients go back to them.
+    pub(crate) fn tracked(&self) -> Option<Tensor> {
+        self.held().numbers.clone().filter(Tensor::track_op)
+    }
+
+    /// The packed form, which `pack` makes on first use. It takes as much memory as the numbers,
+    /// which are let go, and twice as much once a gradient has gone back through it.
     pub(crate) fn packed(
         &self,
         pack: impl FnOnce(&Tensor) -> candle_core::Result<Packed>,
-    ) -> candle_core::Result<&Packed> {
-        match self.0.packed.get() {
-            Some(packed) => Ok(packed),
-            None => {
-                let packed = pack(&self.0.tensor)?;
-                Ok(self.0.packed.get_or_init(|| packed))
-            }
+    ) -> candle_core::Result<Packed> {
+        if let Some(packed) = &self.held().packed {
+            return Ok(packed.clone());
         }
+        // Not with the lock, under which other work of this thread could come back here.
+        let numbers = self.tensor()?;
+        let packed = pack(&numbers)?;
+        let mut held = self.held();
+        if !numbers.track_op() {
+            held.numbers = None;
+        }
+        Ok(held.packed.get_or_insert(packed).clone())
+    }
+
+    /// The weight at `placement`: the same if it is there.
+    pub(crate) fn brought(&self, placement: &Placement) -> Result<Self> {
+        if self.held().numbers.is_none() && placement.is_exact() {
+            return Ok(self.clone());
+        }
+        let numbers = self.tensor()?;
+        let brought = placement.bring(&numbers)?;
+        Ok(if brought.id() == numbers.id() { self.clone() } else { brought.into() })
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl From<Tensor> for Weight {
     fn from(tensor: Tensor) -> Self {
-        Self(Arc::new(Shared { tensor, packed: OnceLock::new() }))
+        let (shape, numbers) = (tensor.shape().clone(), Some(tensor));
+        Self(Arc::new(Shared { shape, held: Mutex::new(Held { numbers, packed: None }) }))
     }
 }

@@ -158,14 +158,16 @@ impl Measurement {
             structure.layers().filter(|layer| layer.prunable.is_some()).enumerate()
         {
             let name = layer.name.weight();
-            let weight = pipeline.parameter(&name)?;
-            let weight =
-                weight.ok_or_else(|| Error::layer(&layer.name, "no weight in the checkpoint"))?;
+            let (Some(weight), Some(own)) = (pipeline.parameter(&name)?, pipeline.weight(&name)?)
+            else {
+                return Err(Error::layer(&layer.name, "no weight in the checkpoint"));
+            };
             let square = f64::from(weight.sqr()?.mean_all()?.to_scalar::<f32>()?);
             let noise = noise(self.seed, index..index + 1, 0, weight.dims())?.squeeze(0)?;
             let noise = pipeline.folder().placement().in_f32().bring(&noise)?;
-            noisy.insert(name.clone(), (&weight + (noise * (self.noise * square.sqrt()))?)?);
-            weights.insert(name.clone(), pipeline.as_stored(&name, &weight)?);
+            let changed = (&weight + (noise * (self.noise * square.sqrt()))?)?;
+            noisy.insert(name.clone(), changed.into());
+            weights.insert(name, own);
         }
         Ok([weights, noisy]
             .map(|weights| Edits { weights, removals: pipeline.removals().clone() })
@@ -217,6 +219,7 @@ mod tests {
     use super::*;
     use crate::calibration::weighting::Weighting;
     use secateur_models::{ModelFolder, Sampler};
+    use secateur_nn::Weight;
     use std::path::Path;
 
     fn bundled(name: &str, change: impl Fn(Sampling) -> Sampling) -> (Pipeline, Calibration) {
@@ -289,7 +292,9 @@ mod tests {
         model.1.sampling.batch = 1;
         assert_close(&weights(&MEASUREMENT, &mut model), &want, 1e-3);
         for ((name, weight), (_, old)) in model.0.parameters().iter().zip(before.iter()) {
-            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let values = |weight: &Weight| {
+                weight.tensor().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
             assert_eq!(values(weight), values(old), "{name}");
         }
     }

@@ -192,8 +192,8 @@ impl Learner {
             plan.groups().flat_map(|planned| planned.group.inputs().chain(planned.group.outputs()));
         for layer in layers.collect::<BTreeSet<LayerName>>() {
             for name in [layer.weight(), layer.bias()] {
-                if let Some(tensor) = parameters.get(&name) {
-                    let variable = Var::from_tensor(tensor)?;
+                if let Some(weight) = parameters.get(&name) {
+                    let variable = Var::from_tensor(&weight.tensor()?)?;
                     parameters.replace(&name, variable.as_tensor().clone())?;
                     variables.insert(name, variable);
                 }

@@ -72,8 +72,8 @@ impl Influence {
     ) -> Result<f64> {
         let mut kept = Edits { removals: pipeline.removals().clone(), ..Edits::default() };
         for name in edits.weights.keys() {
-            if let Some(weight) = pipeline.parameter(name)? {
-                kept.weights.insert(name.clone(), pipeline.as_stored(name, &weight)?);
+            if let Some(weight) = pipeline.weight(name)? {
+                kept.weights.insert(name.clone(), weight);
             }
         }
         pipeline.apply(&edits)?;

@@ -272,7 +272,8 @@ impl Journal {
         }
         let mut outcome =
             Outcome { layers: finished.layers, groups: finished.groups, ..Outcome::default() };
-        outcome.edits.weights = weights.into_iter().collect();
+        outcome.edits.weights =
+            weights.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
         outcome.edits.removals = finished.removals;
         Ok(outcome)
     }
@@ -280,7 +281,8 @@ impl Journal {
     /// Saves a finished package.
     pub(crate) fn save(&self, package: usize, outcome: &Outcome) -> Result<()> {
         let weights = &outcome.edits.weights;
-        let tensors = weights.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        let tensors = weights.iter().map(|(name, weight)| Ok((name.clone(), weight.tensor()?)));
+        let tensors = tensors.collect::<Result<_>>()?;
         let sha256 = write_tensors(&self.folder.join(tensors_name(package)), &tensors)?;
         let finished = Finished {
             run: self.run.clone(),
@@ -288,7 +290,7 @@ impl Journal {
             sha256,
             shapes: weights
                 .iter()
-                .map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()))
+                .map(|(name, weight)| (name.clone(), weight.shape().dims().to_vec()))
                 .collect(),
             removals: outcome.edits.removals.clone(),
             layers: outcome.layers.clone(),

@@ -36,7 +36,7 @@ pub(crate) fn solve(
             statistics,
             damping,
         )?);
-        outcome.edits.weights.insert(parameter, weight);
+        outcome.edits.weights.insert(parameter, weight.into());
     }
     Ok(outcome)
 }
@@ -81,7 +81,7 @@ pub(crate) fn remove<'a>(
     for parameter in cuts.parameters() {
         let Some(old) = pipeline.parameter(&parameter)? else { continue };
         let old = as_stored(pipeline, &parameter, &old)?;
-        weights.insert(parameter.clone(), cuts.take_out(&parameter, &old)?);
+        weights.insert(parameter.clone(), cuts.take_out(&parameter, &old)?.into());
     }
     // The error of a layer in a new basis says nothing.
     let told: Vec<LayerName> = coupled
@@ -99,12 +99,12 @@ pub(crate) fn remove<'a>(
             let both = (&old, &weight);
             outcome.layers.push(layer_outcome(layer, both, statistics, removed.damping)?);
         }
-        weights.insert(layer.weight(), cuts.take_out(&layer.weight(), &weight)?);
+        weights.insert(layer.weight(), cuts.take_out(&layer.weight(), &weight)?.into());
     }
     for (layer, new) in removed.biases {
         let bias = placement.bring(&Tensor::from_slice(&new, new.len(), &Device::Cpu)?)?;
         let bias = as_stored(pipeline, &layer.bias(), &bias)?;
-        weights.insert(layer.bias(), cuts.take_out(&layer.bias(), &bias)?);
+        weights.insert(layer.bias(), cuts.take_out(&layer.bias(), &bias)?.into());
     }
     Ok(outcome)
 }

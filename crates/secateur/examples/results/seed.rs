@@ -201,10 +201,11 @@ impl<'a> Seed<'a> {
     pub(crate) fn removed(&self, pipeline: &Pipeline) -> Result<[f64; 2]> {
         let folder = pipeline.folder();
         let (mut stay, mut all) = (0, 0);
-        for (name, tensor) in
+        for (name, weight) in
             pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name))
         {
-            stay += tensor
+            stay += weight
+                .tensor()?
                 .flatten_all()?
                 .to_vec1::<f32>()?
                 .iter()

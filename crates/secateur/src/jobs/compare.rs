@@ -181,15 +181,16 @@ pub(super) fn model_summary(
     let (mut parameters, mut zeros) = (0, 0);
     let folder = pipeline.folder();
     let mut file_bytes = folder.checkpoint().bytes();
-    for (name, tensor) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name))
+    for (name, weight) in pipeline.parameters().iter().filter(|(name, _)| folder.is_parameter(name))
     {
+        let tensor = weight.tensor()?;
         if let Some(info) = folder.checkpoint().tensor(name) {
             // What was removed since it was opened.
             let gone = info.elements().saturating_sub(tensor.elem_count());
             file_bytes -= (gone * info.bytes_each()) as u64;
         }
         parameters += tensor.elem_count() as u64;
-        zeros += ops::with_values(tensor, |values| {
+        zeros += ops::with_values(&tensor, |values| {
             values.iter().filter(|value| **value == 0.0).count() as u64
         })?;
     }

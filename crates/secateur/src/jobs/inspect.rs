@@ -170,7 +170,6 @@ impl CallMemory {
     pub fn text(&self) -> String {
         let parts = [
             ("weights", self.memory.weights),
-            ("weights as products read them", self.memory.packed_weights),
             ("activations at their most", self.memory.activations),
             ("a call of the denoiser", self.total),
         ];

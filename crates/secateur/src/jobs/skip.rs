@@ -387,17 +387,14 @@ fn footprint(
     let of_batch = |bytes: u64| bytes * batch as u64;
     let mut footprint = Footprint::new(folder.placement());
     footprint.add("encode", model.encoding());
-    let decoder = model.decoder_packed();
-    let packed = [("autoencoder packed", decoder), ("denoiser packed", model.packed())];
-    let drawing = || model.loaded().into_iter().chain(packed);
     let judging = batch.min(SEARCHED) as u64;
     let plain = [
         ("activations", model.activations(batch)),
         ("what units made", judging * calls as u64 * handed_on),
     ];
-    footprint.add("plain", drawing().chain(plain));
+    footprint.add("plain", model.loaded().into_iter().chain(plain));
     if iterations > 0 {
-        let backward = ("packed for gradients", structure.backward_bytes() + decoder);
+        let backward = structure.backward_bytes() + folder.decoder_backward_bytes(sampling);
         let network = Pruner::bytes(calls.saturating_sub(1), whole.units.len());
         // The way back goes through the autoencoder with all pictures, and then through one call of
         // the denoiser.
@@ -405,8 +402,8 @@ fn footprint(
         let of_call = passes as u64 * structure.graph_bytes() + MIXED * handed_on;
         let graph = ("kept for gradients", of_batch(of_decoder.max(of_call)));
         let made = ("what units made", of_batch(calls as u64 * handed_on));
-        footprint
-            .add("learn", drawing().chain([backward, graph, made, ("pruner network", network)]));
+        let own = [("packed for gradients", backward), graph, made, ("pruner network", network)];
+        footprint.add("learn", model.loaded().into_iter().chain(own));
     }
     if judged > 0 {
         footprint.add("evaluate", model.evaluation(1 + WAYS));

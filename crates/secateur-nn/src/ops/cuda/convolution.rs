@@ -56,7 +56,7 @@ pub(in crate::ops) fn conv2d(
     stride: usize,
     padding: (usize, usize),
 ) -> Result<Tensor> {
-    let weight = kept.tensor();
+    let weight = &kept.tensor()?;
     let (samples, channels, height, width) = x.dims4()?;
     let (outputs, _, kernel, _) = weight.dims4()?;
     let convolution = Convolution { channels, size: (height, width), kernel, stride, padding };
@@ -109,7 +109,7 @@ fn by_cudnn(
     convolution: Convolution,
 ) -> Result<Option<Tensor>> {
     let dtype = x.dtype();
-    let (samples, (outputs, ..)) = (x.dim(0)?, weight.tensor().dims4()?);
+    let (samples, (outputs, ..)) = (x.dim(0)?, weight.shape().dims4()?);
     let out_size = convolution.output_size();
     if dtype == DType::F32 || samples * outputs * out_size.0 * out_size.1 == 0 {
         return Ok(None);
@@ -123,7 +123,7 @@ fn by_cudnn(
     let x = x.detach().permute((0, 2, 3, 1))?.contiguous()?;
     let bias = bias.detach().contiguous()?;
     let shape = (samples, out_size.0, out_size.1, outputs);
-    let y = made_by_cudnn(&[&x, weight, &bias], shape, |cudnn, addresses, y| {
+    let y = made_by_cudnn(&[&x, &weight, &bias], shape, |cudnn, addresses, y| {
         let &[x, weight, bias] = addresses else { return Ok(false) };
         cudnn.convolution(dtype, (convolution, samples, outputs), [x, weight, bias, y])
     })?;

@@ -99,9 +99,8 @@ impl Needs<'_> {
             let learned = group_bytes(plan, &structure);
             let graph = structure.graph_bytes() * sampling.batch.min(drawn) as u64;
             let own = [
-                ("denoiser packed", model.packed()),
                 ("what is learned, and its gradients", 2 * learned),
-                ("packed for gradients", model.packed() + structure.backward_bytes()),
+                ("packed for gradients", learned + structure.backward_bytes()),
                 ("kept for gradients", graph),
             ];
             footprint.add("gradients", model.loaded().into_iter().chain(own));
@@ -131,37 +130,32 @@ impl Needs<'_> {
             let activations = model.activations(influence_pictures(calibration).0);
             let own = [
                 ("statistics", held),
-                ("denoiser packed", model.packed()),
                 ("solver, or activations", solver.max(activations)),
                 ("weights of a try", largest_weights(plan, &structure)),
             ];
-            footprint.add("try", model.beside_the_denoiser().chain(own));
+            footprint.add("try", model.loaded().into_iter().chain(own));
         }
-        // What is packed stays, but for weights that were replaced. Of those that get smaller, the
-        // pages stay with the allocator: the new ones are of another size.
+        // Of weights that get smaller the pages stay with the allocator: the new ones are of another
+        // size.
         let replaced = match task {
             Task::Weights { .. } => 0,
             Task::Structured { .. } => group_bytes(plan, &structure),
         };
         let own = [
             ("statistics", held),
-            ("denoiser packed", model.packed()),
             ("pages of replaced weights", replaced),
             ("new weights as stored", self.stored_beside(plan)),
             ("solver", solver),
         ];
-        footprint.add("solve", model.beside_the_denoiser().chain(own));
+        footprint.add("solve", model.loaded().into_iter().chain(own));
         let kept = kept_to_the_end(settings) * held;
         if *judged > 0 {
             let own = [("statistics", kept), ("new weights as stored", self.stored_beside(plan))];
             footprint.add("evaluate", model.evaluation(2).chain(own));
         }
         if kept > 0 {
-            // Where no pictures were drawn of the new model, it is not packed.
-            let packed = if *judged > 0 { model.packed() } else { 0 };
-            let own =
-                [("denoiser packed", packed), ("statistics as they are written", kept + held)];
-            footprint.add("save", model.beside_the_denoiser().chain(own));
+            let own = [("statistics as they are written", kept + held)];
+            footprint.add("save", model.loaded().into_iter().chain(own));
         }
         Ok(footprint)
     }
