@@ -133,6 +133,10 @@ impl Placement {
     /// If the device has no room.
     pub fn bring(&self, tensor: &Tensor) -> Result<Tensor> {
         let tensor = match tensor.dtype().is_float() {
+            // A GPU converts nothing only with an error.
+            true if tensor.elem_count() == 0 && tensor.dtype() != self.dtype => {
+                Tensor::zeros(tensor.shape(), self.dtype, &Device::Cpu)?
+            }
             true => tensor.to_dtype(self.dtype)?,
             false => tensor.clone(),
         };

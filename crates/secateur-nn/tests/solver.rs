@@ -121,3 +121,19 @@ fn sums_and_counts() {
         assert!(ops::inner_product(&x, &x.t().unwrap()).is_err());
     }
 }
+
+#[test]
+fn what_does_not_fit_the_solver_is_an_error() {
+    for device in devices() {
+        let [weight, factor] =
+            [random(&[4, 6], 1), random(&[6, 6], 2)].map(|one| to_device(&one, &device).unwrap());
+        let groups = |pruned, group| Choice::Groups { pruned, group };
+        for choice in [groups(2, 4), groups(3, 2), groups(0, 0)] {
+            assert!(ops::obs_solve(&weight, &factor, choice).is_err(), "{choice:?}");
+        }
+        let other = factor.to_dtype(DType::BF16).unwrap();
+        assert!(ops::obs_solve(&weight, &other, groups(1, 2)).is_err());
+        assert!(ops::obs_solve(&weight, &weight, groups(1, 2)).is_err());
+        assert!(ops::obs_solve(&weight, &factor, groups(1, 2)).is_ok());
+    }
+}

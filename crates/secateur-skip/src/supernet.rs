@@ -83,7 +83,8 @@ impl<'a> SuperNet<'a> {
             let output = Var::from_tensor(&output)?;
             let mut draw = || {
                 draws += 1;
-                noise(self.sampling.seed, images.clone(), draws, &shape)
+                let drawn = noise(self.sampling.seed, images.clone(), draws, &shape)?;
+                Ok(self.pipeline.folder().placement().in_f32().bring(&drawn)?)
             };
             let after = schedule.step(index, &before, &output, &mut draw)?;
             latents = after.detach();

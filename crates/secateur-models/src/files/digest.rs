@@ -103,10 +103,13 @@ impl Digests {
             let found = known().get(&path).cloned();
             let digest = match found {
                 Some(digest) => digest,
-                None => digest_of_file(&path, observer)?,
+                None => {
+                    let digest = digest_of_file(&path, observer)?;
+                    known().insert(path, digest.clone());
+                    digest
+                }
             };
             hash.add(digest.as_bytes());
-            known().insert(path, digest);
         }
         Ok(hash.finish())
     }

@@ -2,8 +2,8 @@
 //! dimensions of heads and neurons that it removes.
 
 use crate::structure::group::{Group, Part};
-use candle_core::{Result as TensorResult, Tensor};
-use secateur_nn::{LayerName, Weight};
+use candle_core::{Device, Result as TensorResult, Tensor};
+use secateur_nn::{LayerName, Weight, to_device};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -164,6 +164,13 @@ impl Cuts {
             let left: Vec<u32> =
                 kept(tensor.dim(axis)?, &cuts).into_iter().map(|index| index as u32).collect();
             let count = left.len();
+            if count == 0 {
+                // A GPU selects nothing only with an error.
+                let mut shape = tensor.dims().to_vec();
+                shape[axis] = 0;
+                let none = Tensor::zeros(shape, tensor.dtype(), &Device::Cpu)?;
+                return to_device(&none, tensor.device());
+            }
             tensor.index_select(&Tensor::from_vec(left, count, tensor.device())?, axis)
         })
     }
@@ -238,6 +245,10 @@ mod tests {
         assert_eq!(less.to_vec2::<f32>().unwrap(), [[5.0, 6.0, 7.0]]);
         let back = cuts.put_back("layer.weight", &less).unwrap();
         assert_eq!(back.to_vec2::<f32>().unwrap(), [[0.0; 4], [5.0, 6.0, 7.0, 0.0], [0.0; 4]]);
+        let all = Cuts::new([part(Axis::Rows, &[0, 1, 2])]);
+        let none = all.take_out("layer.weight", &whole).unwrap();
+        assert_eq!(none.dims(), [0, 4]);
+        assert_eq!(all.put_back("layer.weight", &none).unwrap().dims(), [3, 4]);
         let bias = Tensor::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
         assert_eq!(cuts.take_out("layer.bias", &bias).unwrap().to_vec1::<f32>().unwrap(), [2.0]);
         assert_eq!(

@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::{cpu, no_kernel};
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use secateur_kernels::obs::Choice;
 
 /// Returns the upper triangular U with A^-1 = U^T U, zero below the diagonal, for the symmetric
@@ -35,6 +35,14 @@ pub fn obs_solve(weight: &Tensor, factor: &Tensor, choice: Choice) -> Result<Ten
     let (_, columns) = weight.dims2()?;
     if factor.dims() != [columns, columns] {
         bail!("OBS: a factor of {:?} does not fit {columns} columns", factor.dims())
+    }
+    if let Choice::Groups { pruned, group } = choice
+        && (group == 0 || pruned > group || !columns.is_multiple_of(group))
+    {
+        bail!("OBS: {pruned} of every {group} do not fit {columns} columns")
+    }
+    if [weight, factor].iter().any(|x| x.dtype() != DType::F32) {
+        bail!("OBS: weight and factor are {:?} and {:?}", weight.dtype(), factor.dtype())
     }
     match weight.device() {
         Device::Cpu => cpu::obs_solve(weight, factor, choice),

@@ -52,8 +52,8 @@ impl SharedInput {
         (self.width() * self.width() * size_of::<f32>()) as u64
     }
 
-    /// Bytes of the method's scratch and of the weights of these layers: the old ones, the new
-    /// ones, these rounded as a tensor and as values, and the two products of the error.
+    /// Bytes of the method's scratch and of the weights of these layers: a copy of the old ones,
+    /// the new ones, these rounded, and for the error a difference and two products.
     fn solver_bytes(&self, task: &dyn Demand) -> u64 {
         let weights: usize =
             self.layers.iter().map(|layer| layer.rows * layer.columns * size_of::<f32>()).sum();

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A folder with one file that identifies the run, a pair of files for each finished package, and
-/// the sums of an unfinished calibration. The first file of a pair has the tensors (f32), the
-/// second the results for the layers. The second is written last, so a package is stored whole or
+/// the sums of an unfinished calibration. The first file of a pair has the tensors, the second
+/// the results for the layers. The second is written last, so a package is stored whole or
 /// not at all. It has the SHA-256 of the first, and says its package and its run. Files that are
 /// damaged are not used, and their package is pruned again.
 #[derive(Debug)]

@@ -33,7 +33,7 @@ pub struct Bench {
     batch: usize,
     repeats: usize,
     threads: usize,
-    /// Name, memory and libraries of the GPU; `None` on the CPU.
+    /// Type of numbers, and name, memory and libraries of the GPU; `None` on the CPU.
     gpu: Option<String>,
     /// Floating-point operations per second of a matrix product on the device that computes.
     product_operations_per_second: Spread,

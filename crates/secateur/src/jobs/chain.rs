@@ -69,6 +69,7 @@ pub(super) fn run(recipe: &Recipe, job: &Job<'_>) -> Result<Done> {
     let score = shared.score.digest(&folder, report_prompts.len(), &progress)?;
     progress.stages();
     let mut of = vec![model, score];
+    of.extend(folder.placement().description());
     for (step, prompts) in steps.iter_mut().zip(&learned) {
         of.extend(step.depends_on(prompts, observer)?);
         step.key = digest_of_texts(&of);

@@ -29,7 +29,7 @@ pub struct Generated {
     pub guidance: f64,
     /// Seed of the noise.
     pub seed: u64,
-    /// Name, memory and libraries of the GPU that drew; None on the CPU.
+    /// Type of numbers, and name, memory and libraries of the GPU that drew; None on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<String>,
     /// Seconds from the first noise to the last file.

@@ -88,9 +88,11 @@ pub(crate) fn least_columns(
     hessian: &Tensor,
     remove: usize,
 ) -> Result<Vec<usize>> {
-    let factor = Factor::new(hessian, &weight.layer)?;
     let columns = weight.columns;
-    remove_neurons(&mut Surgeon::new(weight, &factor)?, 0, columns, remove)
+    let factor = Factor::new(hessian, &weight.layer)?;
+    let mut surgeon = Surgeon::new(weight, &factor)?;
+    drop(factor);
+    remove_neurons(&mut surgeon, 0, columns, remove)
 }
 
 /// Removes neurons, which are the columns from `start` on, in chunks by the reference's schedule.

@@ -46,6 +46,7 @@ fn alike(one: &Step, other: &Step) -> bool {
         && (own.weighting(), own.token_stride()) == (others.weighting(), others.token_stride())
         && own_shared.prompts == others_shared.prompts
         && own_shared.sampling == others_shared.sampling
+        && own_shared.device == others_shared.device
 }
 
 /// Returns whether statistics of all inputs, with the solver, fit into the default memory three

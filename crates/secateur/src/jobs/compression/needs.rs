@@ -2,6 +2,7 @@
 
 use crate::error::{Result, refuse};
 use crate::footprint::{Footprint, Model};
+use crate::format::bytes;
 use crate::settings::{CalibrationSettings, Positive, ScoreSettings};
 use secateur_models::{ModelFolder, Operation, Sampling, Structure};
 use secateur_prune::{
@@ -27,7 +28,7 @@ pub(super) struct Needs<'a> {
 
 impl Needs<'_> {
     /// Makes the plan that the settings request: that many packages, or as few as fit into the
-    /// memory, which on a GPU is what is free there. Also returns its memory.
+    /// memory, which on a GPU is no more than 15/16 of its own. Also returns its memory.
     pub(super) fn plan(&self) -> Result<(Plan, Footprint)> {
         let Self { settings, folder, calibration, task, .. } = self;
         let with = |packages| {
@@ -41,8 +42,11 @@ impl Needs<'_> {
         let one = settings.statistics.is_some() || settings.carry_statistics.is_some();
         let asked = settings.memory.map(|memory| memory.as_u64());
         let packages = settings.packages.map(Positive::get);
-        let free = folder.placement().memory().filter(|_| packages.is_none()).map(|gpu| gpu.free);
-        let Some(memory) = asked.into_iter().chain(free).min() else {
+        // Of a GPU it is a share of all, not what is free now: a run that goes on later has to make
+        // the same plan.
+        let gpu = folder.placement().memory().filter(|_| packages.is_none());
+        let of_gpu = gpu.map(|gpu| gpu.total / 16 * 15);
+        let Some(memory) = asked.into_iter().chain(of_gpu).min() else {
             let packages = match packages {
                 Some(count) => Packages::Count(count),
                 None if one => Packages::Count(1),
@@ -57,6 +61,14 @@ impl Needs<'_> {
             let plan = with(Packages::Count(count))?;
             let footprint = self.footprint(&plan)?;
             if footprint.total() <= memory {
+                if let Some(gpu) = gpu.filter(|gpu| footprint.total() > gpu.free) {
+                    let (needed, free) = (bytes(footprint.total()), bytes(gpu.free));
+                    refuse!(
+                        "this run needs about {needed} of the GPU's memory, and {free} of {} are \
+                         free: end what takes the rest, or give a smaller `memory`",
+                        bytes(gpu.total)
+                    )
+                }
                 return Ok((plan, footprint));
             }
             // There are no more units, or only one package is of use.
@@ -71,9 +83,9 @@ impl Needs<'_> {
         let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
         let least = least.unwrap_or_else(|| Footprint::new(folder.placement()));
         let (memory_of, needed) = (mebibytes(memory), mebibytes(least.total()));
-        let limit = match asked {
-            Some(_) => format!("`memory {memory_of} MiB` does not hold this run"),
-            None => format!("the GPU's free memory, {memory_of} MiB, does not hold this run"),
+        let limit = match asked == Some(memory) {
+            true => format!("`memory {memory_of} MiB` does not hold this run"),
+            false => format!("the GPU's memory, {memory_of} MiB, does not hold this run"),
         };
         refuse!(
             "{limit}: at least {needed} MiB are needed; a smaller `batch` needs less\n{}",
@@ -90,6 +102,8 @@ impl Needs<'_> {
             Model::new(folder, sampling, (calibration.prompts.len(), *judged), scorer.as_deref())?;
         let structure = folder.structure(sampling);
         let saved = settings.statistics.is_some();
+        // What was changed stays, also if it was changed back.
+        let beside = ("new weights as stored", self.stored_beside(plan, &structure));
         let mut footprint = Footprint::new(folder.placement());
 
         footprint.add("encode", model.encoding());
@@ -108,7 +122,8 @@ impl Needs<'_> {
         if calibration.weighting == Weighting::Measured && !saved {
             let prunable = structure.layers().filter(|layer| layer.prunable.is_some());
             let second = 4 * prunable.map(|layer| layer.operation.weights()).sum::<u64>();
-            footprint.add("weigh", model.calls().chain([("second copy of weights", second)]));
+            let own = [("second copy of weights", second), beside];
+            footprint.add("weigh", model.calls().chain(own));
         }
 
         let largest =
@@ -120,10 +135,12 @@ impl Needs<'_> {
         let held = largest(&statistics);
         if !saved {
             let gram = largest(&Package::gram_bytes);
-            footprint.add(
-                "calibrate",
-                model.calls().chain([("statistics", held), ("Gram products", gram)]),
-            );
+            let is_first = calibration.weighting != Weighting::Measured
+                && *allocation == Allocation::Uniform
+                && plan.packages.len() == 1;
+            let own = [("statistics", held), ("Gram products", gram)];
+            let beside = Some(beside).filter(|_| !is_first);
+            footprint.add("calibrate", model.calls().chain(own).chain(beside));
         }
         let solver = largest(&|package| package.solver_bytes(*task));
         if *allocation != Allocation::Uniform {
@@ -132,11 +149,12 @@ impl Needs<'_> {
                 ("statistics", held),
                 ("solver, or activations", solver.max(activations)),
                 ("weights of a try", largest_weights(plan, &structure)),
+                beside,
             ];
             footprint.add("try", model.loaded().into_iter().chain(own));
         }
-        // Of weights that get smaller the pages stay with the allocator: the new ones are of another
-        // size.
+        // Of weights that get smaller the pages stay with the allocator: the new ones are of
+        // another size.
         let replaced = match task {
             Task::Weights { .. } => 0,
             Task::Structured { .. } => group_bytes(plan, &structure),
@@ -144,13 +162,13 @@ impl Needs<'_> {
         let own = [
             ("statistics", held),
             ("pages of replaced weights", replaced),
-            ("new weights as stored", self.stored_beside(plan)),
+            beside,
             ("solver", solver),
         ];
         footprint.add("solve", model.loaded().into_iter().chain(own));
         let kept = kept_to_the_end(settings) * held;
         if *judged > 0 {
-            let own = [("statistics", kept), ("new weights as stored", self.stored_beside(plan))];
+            let own = [("statistics", kept), beside];
             footprint.add("evaluate", model.evaluation(2).chain(own));
         }
         if kept > 0 {
@@ -161,7 +179,7 @@ impl Needs<'_> {
     }
 
     /// Bytes of the new weights in the checkpoint's type, if a GPU computes in another.
-    fn stored_beside(&self, plan: &Plan) -> u64 {
+    fn stored_beside(&self, plan: &Plan, structure: &Structure) -> u64 {
         let (placement, dtype) = (self.folder.placement(), self.folder.checkpoint().dtype());
         let each = dtype.size_in_bytes() as u64;
         if !placement.is_on_gpu()
@@ -169,7 +187,12 @@ impl Needs<'_> {
         {
             return 0;
         }
-        each * plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum::<u64>()
+        each * match self.task {
+            Task::Weights { .. } => {
+                plan.layers().map(|layer| (layer.rows * layer.columns) as u64).sum::<u64>()
+            }
+            Task::Structured { .. } => group_bytes(plan, structure) / size_of::<f32>() as u64,
+        }
     }
 }
 
