@@ -6,7 +6,7 @@ use crate::format::bytes;
 use crate::settings::{CalibrationSettings, Positive, ScoreSettings};
 use secateur_models::{ModelFolder, Operation, Sampling, Structure};
 use secateur_prune::{
-    Allocation, Calibration, Package, Packages, Plan, Selection, Task, Weighting,
+    Allocation, Calibration, Package, Packages, Plan, PlannedLayer, Selection, Task, Weighting,
     influence_pictures,
 };
 use std::collections::BTreeSet;
@@ -96,7 +96,7 @@ impl Needs<'_> {
     /// Estimates the memory of the run, stage by stage.
     pub(super) fn footprint(&self, plan: &Plan) -> Result<Footprint> {
         let Self { settings, score, folder, calibration, task, allocation, judged } = self;
-        let sampling = &calibration.sampling;
+        let (sampling, placement) = (&calibration.sampling, folder.placement());
         let scorer = score.path(folder).filter(|_| score.is_used(folder));
         let model =
             Model::new(folder, sampling, (calibration.prompts.len(), *judged), scorer.as_deref())?;
@@ -104,7 +104,7 @@ impl Needs<'_> {
         let saved = settings.statistics.is_some();
         // What was changed stays, also if it was changed back.
         let beside = ("new weights as stored", self.stored_beside(plan, &structure));
-        let mut footprint = Footprint::new(folder.placement());
+        let mut footprint = Footprint::new(placement);
 
         footprint.add("encode", model.encoding());
         if let Task::Structured { method, .. } = task
@@ -135,10 +135,19 @@ impl Needs<'_> {
         let held = largest(&statistics);
         if !saved {
             let gram = largest(&Package::gram_bytes);
+            // A GPU gathers the rows that are summed.
+            let samples = folder.passes(sampling.guidance) * sampling.batch;
+            let numbers = |layer: &PlannedLayer| {
+                samples * layer.tokens.div_ceil(calibration.token_stride) * layer.columns
+            };
+            let rows = match placement.is_on_gpu() {
+                true => plan.layers().map(numbers).max().unwrap_or(0) as u64,
+                false => 0,
+            } * placement.bytes_of_a_number();
             let is_first = calibration.weighting != Weighting::Measured
                 && *allocation == Allocation::Uniform
                 && plan.packages.len() == 1;
-            let own = [("statistics", held), ("Gram products", gram)];
+            let own = [("statistics", held), ("Gram products", gram), ("rows of an input", rows)];
             let beside = Some(beside).filter(|_| !is_first);
             footprint.add("calibrate", model.calls().chain(own).chain(beside));
         }
@@ -156,8 +165,8 @@ impl Needs<'_> {
         // Of weights that get smaller the pages stay with the allocator: the new ones are of
         // another size.
         let replaced = match task {
-            Task::Weights { .. } => 0,
-            Task::Structured { .. } => group_bytes(plan, &structure),
+            Task::Structured { .. } if !placement.is_on_gpu() => group_bytes(plan, &structure),
+            Task::Weights { .. } | Task::Structured { .. } => 0,
         };
         let own = [
             ("statistics", held),
