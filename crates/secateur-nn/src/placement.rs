@@ -133,7 +133,7 @@ impl Placement {
     /// If the device has no room.
     pub fn bring(&self, tensor: &Tensor) -> Result<Tensor> {
         let tensor = match tensor.dtype().is_float() {
-            // A GPU converts nothing only with an error.
+            // On a GPU, converting no number is an error.
             true if tensor.elem_count() == 0 && tensor.dtype() != self.dtype => {
                 Tensor::zeros(tensor.shape(), self.dtype, &Device::Cpu)?
             }

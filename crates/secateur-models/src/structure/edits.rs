@@ -165,7 +165,7 @@ impl Cuts {
                 kept(tensor.dim(axis)?, &cuts).into_iter().map(|index| index as u32).collect();
             let count = left.len();
             if count == 0 {
-                // A GPU selects nothing only with an error.
+                // On a GPU, selecting no row is an error.
                 let mut shape = tensor.dims().to_vec();
                 shape[axis] = 0;
                 let none = Tensor::zeros(shape, tensor.dtype(), &Device::Cpu)?;

@@ -79,9 +79,9 @@ pub(crate) fn remove<'a>(
     let placement = pipeline.folder().placement().in_f32();
     let weights = &mut outcome.edits.weights;
     for parameter in cuts.parameters() {
-        let Some(old) = pipeline.parameter(&parameter)? else { continue };
-        let old = as_stored(pipeline, &parameter, &old)?;
-        weights.insert(parameter.clone(), cuts.take_out(&parameter, &old)?.into());
+        let Some(old) = pipeline.weight(&parameter)? else { continue };
+        let cut = cuts.take_out(&parameter, &old.tensor()?)?;
+        weights.insert(parameter, cut.into());
     }
     // The error of a layer in a new basis says nothing.
     let told: Vec<LayerName> = coupled

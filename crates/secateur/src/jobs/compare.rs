@@ -190,9 +190,7 @@ pub(super) fn model_summary(
             file_bytes -= (gone * info.bytes_each()) as u64;
         }
         parameters += tensor.elem_count() as u64;
-        zeros += ops::with_values(&tensor, |values| {
-            values.iter().filter(|value| **value == 0.0).count() as u64
-        })?;
+        zeros += ops::zeros(&tensor)? as u64;
     }
     let macs = macs_a_call(&pipeline.structure(sampling), sampling)?;
     Ok(ModelSummary {
