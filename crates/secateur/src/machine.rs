@@ -18,35 +18,47 @@ pub(crate) struct Product {
 }
 
 impl Product {
-    /// Makes the factors where a model is placed.
+    /// Makes the factors where a model is placed: on the CPU, the smallest whose product takes some
+    /// milliseconds.
     pub(crate) fn new(placement: &Placement) -> secateur_models::Result<Self> {
-        let (side, at_once) = if placement.is_on_gpu() { (4096, 10) } else { (1024, 1) };
-        let values = |count: usize| (0..count).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect();
-        let x = placement.tensor::<f32>(values(side * side), (side, side))?;
+        if placement.is_on_gpu() {
+            return Self::of(placement, 4096, 10);
+        }
+        let mut product = Self::of(placement, 256, 1)?;
+        while product.side < 4096 && product.timed()? < 4e-3 {
+            product = Self::of(placement, 2 * product.side, 1)?;
+        }
+        Ok(product)
+    }
+
+    fn of(placement: &Placement, side: usize, at_once: usize) -> secateur_models::Result<Self> {
+        let values = (0..side * side).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect();
+        let x = placement.tensor::<f32>(values, (side, side))?;
         let weight = Weight::from(x.clone());
         let product = Self { side, at_once, x, weight, seconds: Vec::new() };
-        product.run()?;
+        product.timed()?;
         Ok(product)
     }
 
     /// Measures five times, in some tens of milliseconds.
     pub(crate) fn measure(&mut self) -> secateur_models::Result<()> {
         for _ in 0..5 {
-            let start = Instant::now();
-            self.run()?;
-            self.seconds.push(start.elapsed().as_secs_f64() / self.at_once as f64);
+            let seconds = self.timed()?;
+            self.seconds.push(seconds);
         }
         Ok(())
     }
 
-    fn run(&self) -> secateur_models::Result<()> {
+    /// Seconds of a product, which is made.
+    fn timed(&self) -> secateur_models::Result<f64> {
+        let start = Instant::now();
         for done in 1..=self.at_once {
             let y = ops::linear(&self.x, &self.weight, None, None)?;
             if done == self.at_once {
                 Placement::cpu().bring(&y.narrow(0, 0, 1)?)?;
             }
         }
-        Ok(())
+        Ok(start.elapsed().as_secs_f64() / self.at_once as f64)
     }
 
     /// Returns the rate in operations per second.
