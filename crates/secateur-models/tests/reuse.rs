@@ -167,7 +167,12 @@ fn check(folder: &Path, prompts: &[&str], kinds: &[UnitKind], sampler: Option<Sa
     let folder = ModelFolder::open(folder, None).unwrap();
     let prompts: Vec<String> = prompts.iter().map(|&prompt| prompt.to_owned()).collect();
     let own = folder.sampling();
-    let sampling = Sampling { steps: 5, sampler: sampler.unwrap_or(own.sampler), ..own };
+    let sampling = Sampling {
+        steps: 5,
+        sampler: sampler.unwrap_or(own.sampler),
+        latent: (own.latent.0.min(16), own.latent.1.min(16)),
+        ..own
+    };
     let structure = folder.structure(&sampling);
     let pipeline = Pipeline::open(folder).unwrap();
     let draw = |reuse: Option<&ReuseSchedule>, probe: Option<&dyn Probe>| {

@@ -258,11 +258,16 @@ fn emoji_dit() {
 /// The weight of a calibration follows the denoising step, however often a sampler calls the model
 /// in it.
 #[test]
-fn emoji_unet_by_samplers_that_call_it_more_than_once_a_step() {
-    let folder = project().join("models/emoji-unet");
-    let prompts = ["red apple, noto style emoji", "spider, fluent 3d style emoji"];
+fn samplers_that_call_the_model_more_than_once_a_step() {
+    let folder = assemble(&project().join("tests/goldens"), "stable_diffusion_2");
+    let prompts = ["red apple, noto style emoji", "Spider"];
     for (sampler, steps) in [(Sampler::Heun, 2), (Sampler::Pndm, 4)] {
-        every_method(&folder, prompts, |sampling| Sampling { sampler, steps, ..sampling });
+        every_method(folder.path(), prompts, |sampling| Sampling {
+            sampler,
+            steps,
+            latent: (16, 16),
+            ..sampling
+        });
     }
 }
 

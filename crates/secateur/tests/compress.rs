@@ -126,7 +126,7 @@ fn a_recipe_goes_on_where_it_stopped() {
     let method =
         |name: &str| format!("[[method]]\nname = 'prune'\nprompts = '{}'\n", at(name).display());
     let recipe = format!(
-        "steps = 3\nreport-samples = 0\n{}{}pattern = '2:4'\n",
+        "steps = 3\nreport-samples = 0\n{}include = 'transformer_blocks.0.*'\n{}pattern = '2:4'\n",
         method("first.txt"),
         method("labels.txt")
     );
@@ -227,7 +227,8 @@ fn a_recipe_goes_on_where_it_stopped() {
     stop(run(&["--force"]), &progress.join("1-prune.json"));
     write(
         "recipe.toml",
-        "steps = 2\nsamples = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = 0.05\n",
+        "steps = 2\nsamples = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = \
+         0.05\nallocation = 'uniform'\n",
     );
     succeed(&mut run(&["--force", "--quiet"]));
     assert_eq!(entries(temporary.path()), ["first.txt", "labels.txt", "recipe.toml", "small"]);
@@ -239,9 +240,9 @@ fn a_recipe_goes_on_where_it_stopped() {
 fn a_stopped_recipe_goes_on() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
-    let recipe = "steps = 6\nsamples = 4\nreport-samples = 0\n[[method]]\nname = 'skip'\nspeedup = \
-        2\niterations = 12\n\
-                  exchanges = 4\n[[method]]\nname = 'prune'\npattern = '2:4'\n";
+    let recipe = "steps = 5\nsamples = 2\nreport-samples = 0\n[[method]]\nname = 'skip'\nspeedup = \
+        2\niterations = 6\nexchanges = 4\n[[method]]\nname = 'prune'\npattern = '2:4'\ninclude = \
+        'transformer_blocks.0.*'\n";
     std::fs::write(at("recipe.toml"), recipe).unwrap();
     let run = |out: &str, options: &[&str]| compress(&at("recipe.toml"), &at(out), options);
     succeed(&mut run("whole", &["--quiet"]));
@@ -277,8 +278,8 @@ fn what_a_recipe_reads() {
         (at("data/recipe.toml"), model("emoji-mmdit").join("prompts/calibration.txt"));
     std::fs::write(
         &recipe,
-        "steps = 2\nsamples = 2\n[[method]]\nname = 'slim'\n[[method]]\nname = 'prune'\nsamples = \
-         3\n",
+        "steps = 2\nsamples = 2\n[[method]]\nname = 'slim'\nallocation = \
+         'uniform'\n[[method]]\nname = 'prune'\nsamples = 3\n",
     )
     .unwrap();
     let prompts: Vec<String> =
@@ -320,7 +321,7 @@ fn methods_that_would_calibrate_alike_share_a_calibration() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
     let recipe = "steps = 2\nreport-samples = 0\n[[method]]\nname = 'slim'\nbudget = \
-        0.05\n[[method]]\nname = 'prune'\n\
+        0.05\nallocation = 'uniform'\n[[method]]\nname = 'prune'\n\
                   pattern = '2:4'\n[[method]]\nname = 'prune'\nsamples = 3\n";
     std::fs::write(at("recipe.toml"), recipe).unwrap();
     let planned = succeed(&mut compress(&at("recipe.toml"), &at("small"), &["--dry-run"]));
@@ -353,7 +354,7 @@ fn methods_that_would_calibrate_alike_share_a_calibration() {
     };
     let statistics = at("carried");
     let carry = format!("--carry-statistics={}", statistics.display());
-    by_hand("slim", &["--budget=0.05", &carry], &model("emoji-dit"), "a");
+    by_hand("slim", &["--budget=0.05", "--allocation=uniform", &carry], &model("emoji-dit"), "a");
     let error = secateur()
         .arg("prune")
         .arg(model("emoji-dit"))

@@ -121,13 +121,13 @@ impl Mode {
     /// How many of the first operations, of the last, and of those between are tried.
     fn sample(self, setting: Setting) -> (usize, usize, usize) {
         match (self, setting) {
-            (Self::KillBefore, Setting::New) => (10, 10, 6),
-            (Self::NoSpace, Setting::New) => (10, 10, 3),
-            (Self::Io, Setting::New) => (4, 10, 3),
-            (Self::KillBefore, Setting::Force | Setting::ForcePlain) => (2, 10, 2),
-            (Self::NoSpace, Setting::Force | Setting::ForcePlain) => (1, 6, 1),
-            (Self::KillBefore | Self::KillTwice, _) => (1, 3, 3),
-            _ => (0, 2, 2),
+            (Self::KillBefore, Setting::New) => (5, 8, 4),
+            (Self::NoSpace, Setting::New) => (3, 6, 2),
+            (Self::Io, Setting::New) => (2, 6, 2),
+            (Self::KillBefore, Setting::Force | Setting::ForcePlain) => (1, 6, 2),
+            (Self::NoSpace, Setting::Force | Setting::ForcePlain) => (1, 4, 1),
+            (Self::KillBefore | Self::KillTwice, _) => (1, 2, 1),
+            _ => (0, 1, 1),
         }
     }
 }

@@ -456,7 +456,7 @@ fn damaged_files() {
     let seed = number("SECATEUR_SEED").unwrap_or(1);
     let indices: Vec<u64> = match number("SECATEUR_MUTATION") {
         Some(index) => vec![index],
-        None => (0..number("SECATEUR_MUTATIONS").unwrap_or(1000)).collect(),
+        None => (0..number("SECATEUR_MUTATIONS").unwrap_or(400)).collect(),
     };
     let failures = each(&indices, |index| inputs.survives(&inputs.case(seed, *index)));
     let refused = inputs.refused.load(Ordering::Relaxed);

@@ -186,7 +186,7 @@ impl<'a> Scene<'a> {
 fn survives(kind: UnitKind) {
     let (tiny, shim) = (Tiny::new(), Shim::new());
     let scene = Scene::new(&tiny, &shim, kind);
-    let count = number("SECATEUR_SIGNALS").unwrap_or(8) as usize;
+    let count = number("SECATEUR_SIGNALS").unwrap_or(4) as usize;
     let mut random = Random::new(number("SECATEUR_SEED").unwrap_or(1));
     let mut tallies = Vec::new();
     for signal in SIGNALS {

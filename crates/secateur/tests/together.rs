@@ -251,7 +251,7 @@ fn takes_over(alone: &Alone<'_>, force: bool, after: Duration) -> Result<(), Str
 fn at_once(kind: UnitKind) {
     let tiny = Tiny::new();
     let alone = Alone::new(&tiny, kind);
-    let rounds = number("SECATEUR_TOGETHER").unwrap_or(12) as usize;
+    let rounds = number("SECATEUR_TOGETHER").unwrap_or(5) as usize;
     let mut random = Random::new(number("SECATEUR_SEED").unwrap_or(1));
     let mut tallies = Vec::new();
     for force in [false, true] {
