@@ -21,7 +21,7 @@ use secateur_models::{
     autoencoder_config, denoiser_config, noise,
 };
 use secateur_nn::ops::Replay;
-use secateur_nn::{Context, DeviceChoice, Placement, Wanted};
+use secateur_nn::{Context, DeviceChoice, Kind, Placement, Wanted};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -99,7 +99,7 @@ fn write_weights(
     file.get_ref().set_len((8 + header.len() + end) as u64)?;
     let parameters: usize = wanted
         .values()
-        .filter(|wanted| !wanted.constant)
+        .filter(|wanted| wanted.kind != Kind::Constant)
         .map(|wanted| wanted.shape.iter().product::<usize>())
         .sum();
     print(&format!("{}: {parameters} parameters", component.display()))

@@ -33,7 +33,10 @@ pub use read::{Limit, open, read_bytes, read_json, read_text};
 pub use sealed::{read_sealed, write_sealed};
 pub use single_file::SingleFile;
 pub(crate) use single_file::{Marker, Naming, Piece};
-pub use tensors::{Array, Values, check_digest, read_each_tensor, read_tensors, write_tensors};
+pub use tensors::{
+    Array, LogFile, Logged, TensorLog, Values, check_digest, read_each_tensor, read_tensors,
+    write_tensors,
+};
 pub(crate) use tensors::{candle_dtype, encode, header};
 pub(crate) use tree::{Tree, is_inside};
 pub use work::remove;

@@ -11,6 +11,7 @@ mod save;
 mod single_file;
 
 pub use manifest::{ChangedShape, Manifest, Prompts};
+pub use memory::WeightBytes;
 pub use model_folder::ModelFolder;
 pub use prompts::Captions;
 pub use single_file::Conversion;

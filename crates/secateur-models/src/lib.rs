@@ -35,7 +35,7 @@ pub use families::{
     PixartConfig, Unet, UnetConfig, denoiser_config,
 };
 pub use files::{Checkpoint, OutputFolder, OutputOptions, SingleFile, TensorInfo, read_prompts};
-pub use folder::{Captions, ChangedShape, Conversion, Manifest, ModelFolder, Prompts};
+pub use folder::{Captions, ChangedShape, Conversion, Manifest, ModelFolder, Prompts, WeightBytes};
 pub use observer::Observer;
 pub use pipeline::{Denoising, Halfway, Pipeline, noise};
 pub use reuse::{Made, Past, Reuse, ReuseSchedule};

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use secateur_models::{
     Checkpoint, Geometry, Group, Operation, Pair, Reader, Slice, Structure, denoiser_config,
 };
-use secateur_nn::{Context, LayerName, Probe, Result};
+use secateur_nn::{Context, Kind, LayerName, Probe, Result};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -353,7 +353,7 @@ fn published_sizes() {
             .unwrap();
         let counted: usize = wanted
             .values()
-            .filter(|wanted| !wanted.constant)
+            .filter(|wanted| wanted.kind != Kind::Constant)
             .map(|wanted| wanted.shape.iter().product::<usize>())
             .sum();
         assert_eq!(counted, parameters, "{name}");

@@ -21,17 +21,18 @@ fn encoded_prompts_need_no_encoder() {
     copy_folder(&model("emoji-unet"), temporary.path());
     let folder = ModelFolder::open(temporary.path(), None).unwrap();
     let sampling = Sampling { batch: 2, guidance: 3.0, ..folder.sampling() };
-    let pipeline = Pipeline::open(folder).unwrap();
     let prompts = texts(&["red apple", "dog", "red apple", "house"]);
-    let whole = |prompts: &[String], sampling: &Sampling| {
-        pipeline.guided_conditioning(prompts, sampling.latent, sampling)
-    };
-    let before = whole(&prompts, &sampling).unwrap().text().unwrap().to_vec3::<f32>().unwrap();
+    let pipeline = Pipeline::open(folder.clone()).unwrap();
+    let before = pipeline.guided_conditioning(&prompts, sampling.latent, &sampling).unwrap();
+    let before = before.text().unwrap().to_vec3::<f32>().unwrap();
     // Four of what guidance leads away from, and four prompts, two of them the same.
     assert_eq!(before.len(), 8);
     assert!(before[4] == before[6] && before[4] != before[5] && before[0] == before[3]);
 
-    pipeline.encode(&prompts, &sampling, &()).unwrap();
+    let pipeline = Pipeline::encoded(folder, &prompts, &sampling, &()).unwrap();
+    let whole = |prompts: &[String], sampling: &Sampling| {
+        pipeline.guided_conditioning(prompts, sampling.latent, sampling)
+    };
     std::fs::remove_dir_all(temporary.path().join("text_encoder")).unwrap();
     let after = whole(&prompts, &sampling).unwrap().text().unwrap().to_vec3::<f32>().unwrap();
     assert_eq!(before, after);

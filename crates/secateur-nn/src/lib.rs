@@ -21,4 +21,4 @@ pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm};
 pub use name::LayerName;
 pub use placement::Placement;
 pub use secateur_kernels::Activation;
-pub use weights::{Fit, Mismatch, Parameters, Scope, Wanted, Weight};
+pub use weights::{Fit, Kind, Mismatch, Parameters, Scope, Stream, Wanted, Weight};

@@ -19,7 +19,7 @@ fn layer<T>(
     let named = parameters
         .iter()
         .map(|(name, values, shape)| (format!("layer.{name}"), tensor(values, shape)));
-    Parameters::new("", named.collect()).build(|scope| construct(&scope.at("layer"))).unwrap()
+    Parameters::new("", named).build(|scope| construct(&scope.at("layer"))).unwrap()
 }
 
 fn close(what: &str, got: &Tensor, want: &[f64]) {

@@ -1,7 +1,7 @@
 //! What a model asks its parameters for, and the errors where they do not fit.
 
 use candle_core::{Device, Tensor};
-use secateur_nn::{Error, Fit, LayerName, Mismatch, Parameters, Result, Scope, Wanted};
+use secateur_nn::{Error, Fit, Kind, LayerName, Mismatch, Parameters, Result, Scope, Wanted};
 use std::collections::BTreeMap;
 
 fn tensor(shape: &[usize]) -> Tensor {
@@ -10,7 +10,7 @@ fn tensor(shape: &[usize]) -> Tensor {
 
 fn parameters(shapes: &[(&str, &[usize])]) -> Parameters {
     let tensors = shapes.iter().map(|(name, shape)| ((*name).to_owned(), tensor(shape)));
-    Parameters::new("folder", tensors.collect())
+    Parameters::new("folder", tensors)
 }
 
 /// A model of a weight, a table that is not learned, and something that it does not need.
@@ -35,8 +35,8 @@ fn what_fits_is_built() {
     let Fit { wanted, unexpected } = parameters.fit(|scope| model(&scope)).unwrap();
     assert_eq!(unexpected, ["other"]);
     let expected: BTreeMap<String, Wanted> = [
-        ("block.0.norm.weight".to_owned(), Wanted { shape: vec![3], constant: false }),
-        ("table".to_owned(), Wanted { shape: vec![2, 5], constant: true }),
+        ("block.0.norm.weight".to_owned(), Wanted { shape: vec![3], kind: Kind::Tensor }),
+        ("table".to_owned(), Wanted { shape: vec![2, 5], kind: Kind::Constant }),
     ]
     .into();
     assert_eq!(wanted, expected);

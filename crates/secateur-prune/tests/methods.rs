@@ -19,7 +19,7 @@ use secateur_models::{
     Block, Conditioning, Edits, Geometry, Group, Layer, ModelFolder, NeuronGroup, Operation,
     Pipeline, Prunable, Removals, Role, Sampling, Slice, Structure, denoiser_config,
 };
-use secateur_nn::{Context, Probe, Step};
+use secateur_nn::{Context, Kind, Probe, Step};
 use secateur_prune::{
     Calibration, Calibrator, Dsnot, Factor, Fingerprint, InputStatistics, LayerWeight, Magnitude,
     Method, Obs, Packages, Pattern, Plan, PlannedGroup, Portion, SavedStatistics, Selection,
@@ -788,7 +788,7 @@ fn as_many_heads_neurons_and_parameters_as_in_the_paper() {
             }
             assert_eq!(plan.groups().count(), 3 * (layers - 2));
             let wanted = config.parameters(&plan.removals(&Removals::default())).unwrap();
-            let learned = wanted.values().filter(|wanted| !wanted.constant);
+            let learned = wanted.values().filter(|wanted| wanted.kind != Kind::Constant);
             let parameters: usize =
                 learned.map(|wanted| wanted.shape.iter().product::<usize>()).sum();
             let found = parameters as f64 / 1e9;

@@ -13,6 +13,7 @@ use secateur_models::{
     Between, DimensionGroup, Geometry, Group, HeadGroup, HeadStream, NeuronGroup, Pair, Removals,
     Slice, denoiser_config,
 };
+use secateur_nn::Kind;
 use secateur_prune::{
     InputStatistics, LayerWeight, Neurons, Packages, Plan, PlannedGroup, Portion, Removed, Rows,
     Selection, Slim, StructuredMethod, Task,
@@ -475,7 +476,7 @@ fn a_hundred_million_parameters_of_sd_1_5() {
         let wanted = config.parameters(removals).unwrap();
         wanted
             .values()
-            .filter(|wanted| !wanted.constant)
+            .filter(|wanted| wanted.kind != Kind::Constant)
             .map(|wanted| wanted.shape.iter().product::<usize>())
             .sum()
     };

@@ -14,7 +14,7 @@ const BINARY: u64 = 16 << 20;
 /// with 1 to 8 threads on 63 to 810 MiB of values (docs/memory.md).
 const ALLOCATOR: u64 = 48 << 20;
 const ALLOCATOR_OF_A_THREAD: u64 = 8 << 20;
-const ALLOCATOR_SHARE: u64 = 6;
+pub(crate) const ALLOCATOR_SHARE: u64 = 6;
 
 /// Bytes that CUDA's libraries take for themselves on a GPU.
 const LIBRARIES: u64 = 512 << 20;
@@ -155,9 +155,13 @@ impl Model {
     }
 
     /// Returns the parts in memory while the prompts are encoded. The text encoders are freed
-    /// afterwards.
-    pub(crate) fn encoding(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-        self.loaded().into_iter().chain([("text encoders", self.text_encoders.weights)])
+    /// before the denoiser and the autoencoder are loaded.
+    pub(crate) fn encoding(&self) -> [(&'static str, u64); 3] {
+        [
+            ("text encoders", self.text_encoders.weights),
+            ("encoded prompts", self.encoded),
+            ("scorer", self.scorer.weights),
+        ]
     }
 
     /// Returns the parts in memory after that.

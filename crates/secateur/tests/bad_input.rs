@@ -521,7 +521,7 @@ fn a_disk_that_is_full() {
     limited.args(["-c", script, "limited"]).arg(inner.get_program()).args(inner.get_args());
     limited.current_dir(common::project());
     let error = fail(&mut limited, 1);
-    assert!(error.contains(".safetensors") && error.contains("File too large"), "{error}");
+    assert!(error.contains(".tensors") && error.contains("File too large"), "{error}");
     assert!(entries(temporary.path()).is_empty());
 }
 

@@ -51,7 +51,7 @@ fn prune_writes_a_whole_model_and_a_report() {
     assert!(comparison["text_image"]["model"] == "emoji-clip");
     let stages: Vec<_> =
         report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
-    assert_eq!(stages, ["load", "encode", "evaluate", "calibrate", "solve", "save"]);
+    assert_eq!(stages, ["encode", "load", "evaluate", "calibrate", "solve", "save"]);
     let html = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(html.matches("data:image/png;base64").count() >= 6);
     assert_eq!(json(&std::fs::read_to_string(out.join("report.json")).unwrap()), report);

@@ -11,8 +11,9 @@ use std::process::Command;
 type Case = &'static [&'static str];
 
 /// One for each stage that can be the largest, spread over the models.
-const FEW: [(&str, Case); 11] = [
+const FEW: [(&str, Case); 12] = [
     ("emoji-mmdit", &["prune"]),
+    ("emoji-mmdit", &["prune", "--memory=250MiB"]),
     ("emoji-mmdit", &["prune", "--packages=4"]),
     ("emoji-mmdit", &["prune", "--structured", "--method=taylor", "--allocation=uniform"]),
     ("emoji-unet", &["prune", "--method=wanda", "--pattern=2:4"]),
@@ -45,8 +46,9 @@ const METHODS: [Case; 17] = [
     &["skip", "--iterations=2", "--exchanges=2"],
 ];
 
-const SETTINGS: [Case; 12] = [
+const SETTINGS: [Case; 13] = [
     &["prune", "--batch=1"],
+    &["prune", "--memory=250MiB"],
     &["prune", "--batch=16", "--samples=16"],
     &["prune", "--batch=64"],
     &["prune", "--method=magnitude", "--packages=8"],

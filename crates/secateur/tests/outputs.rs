@@ -281,20 +281,18 @@ fn damaged_progress_is_made_again() {
         bytes[middle] ^= 1;
         std::fs::write(path, bytes).unwrap();
     };
-    let tensors = |package: usize| progress.join(format!("package-000{package}.safetensors"));
+    let tensors = |package: usize| progress.join(format!("package-000{package}.tensors"));
     let json = |package: usize| progress.join(format!("package-000{package}.json"));
     type Damage<'a> = (&'a str, &'a dyn Fn());
     let damages: [Damage<'_>; 8] = [
-        ("package-0000.safetensors", &|| flip(&tensors(0))),
+        ("package-0000.tensors", &|| flip(&tensors(0))),
         ("package-0001.json", &|| flip(&json(1))),
-        ("package-0000.safetensors", &|| {
-            std::fs::write(tensors(0), b"\x02\0\0\0\0\0\0\0{}").unwrap()
-        }),
+        ("package-0000.tensors", &|| std::fs::write(tensors(0), b"\x02\0\0\0\0\0\0\0{}").unwrap()),
         ("package-0001.json", &|| {
             std::fs::copy(json(0), json(1)).unwrap();
             std::fs::copy(tensors(0), tensors(1)).unwrap();
         }),
-        ("package-0002.safetensors", &|| std::fs::remove_file(tensors(2)).unwrap()),
+        ("package-0002.tensors", &|| std::fs::remove_file(tensors(2)).unwrap()),
         ("package-0001.json", &|| std::fs::write(json(1), "").unwrap()),
         ("run.json", &|| flip(&progress.join("run.json"))),
         ("", &|| std::fs::remove_file(progress.join("run.json")).unwrap()),

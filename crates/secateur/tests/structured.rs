@@ -149,7 +149,7 @@ fn what_cannot_be_removed_is_refused() {
 fn a_killed_run_goes_on() {
     let temporary = tempfile::tempdir().unwrap();
     let at = |name: &str| temporary.path().join(name);
-    let options = ["--structured", "--packages", "4"];
+    let options = ["--structured", "--allocation", "uniform", "--packages", "4"];
     let run = |name: &str, more: &[&str]| {
         let mut command = prune(&model("emoji-mmdit"), &at(name), &options);
         command.args(more);
@@ -179,7 +179,7 @@ fn a_killed_run_goes_on() {
         assert!(error.contains(words), "{other:?}: {error}");
     }
     // What a write that was cut short leaves is not taken for a package.
-    std::fs::write(unfinished.join("package-0003.safetensors"), "cut").unwrap();
+    std::fs::write(unfinished.join("package-0003.tensors"), "cut").unwrap();
     std::fs::write(unfinished.join(".0123.tmp"), "{").unwrap();
     succeed(&mut run("stopped", &["--resume"]));
     assert_eq!(entries(temporary.path()), ["stopped", "whole"], "what the killed run left is gone");
@@ -259,12 +259,13 @@ fn shares_are_allocated() {
         (shares.iter().copied().fold(1.0, f64::min), shares.iter().copied().fold(0.0, f64::max));
     assert!(least < 0.45 && most > 0.55, "shares of {least} to {most}");
 
+    let some = ["--structured", "--include", "transformer_blocks.[1-3].*"];
     succeed(&mut prune(
         &model("emoji-mmdit"),
         &at("uniform"),
-        &["--structured", "--allocation", "uniform"],
+        &[&some[..], &["--allocation", "uniform"]].concat(),
     ));
-    let settings = &allocated("groups", &["--structured"])["settings"];
+    let settings = &allocated("groups", &some)["settings"];
     assert_eq!(settings["allocation"], "parameters");
     let parameters = |name: &str| inspect(&at(name))["parameters"].as_f64().unwrap();
     let difference = parameters("groups") / parameters("uniform") - 1.0;

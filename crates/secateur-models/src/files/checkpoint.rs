@@ -6,14 +6,16 @@ use crate::files::read::{Limit, Unique, lfs_pointer, open, read_json};
 use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::{self, Metadata};
-use secateur_nn::{Fit, Parameters, Placement, Scope, ops};
+use secateur_nn::{Fit, Parameters, Placement, Scope, Stream, Weight, ops};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Headers above this are refused.
 const LARGEST_HEADER: u64 = 32 << 20;
@@ -226,15 +228,22 @@ impl TensorFile {
         }
     }
 
-    /// A tensor at `placement`; integers keep their type.
-    fn read(&self, name: &str, info: &TensorInfo, placement: &Placement) -> Result<Tensor> {
+    /// A tensor at `placement`; integers keep their type. Values that are not finite are an error
+    /// if they are looked for.
+    fn read(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        placement: &Placement,
+        is_checked: bool,
+    ) -> Result<Tensor> {
         let dtype = match info.dtype {
             Dtype::I64 => DType::I64,
             _ => self.weight_type(name, info)?,
         };
         let data = self.raw(info)?;
         let tensor = placement.from_bytes(&data, dtype, &info.shape)?;
-        if dtype != DType::I64 && !ops::is_finite(&tensor)? {
+        if is_checked && dtype != DType::I64 && !ops::is_finite(&tensor)? {
             invalid!(
                 &self.path,
                 "tensor {name} holds NaN or infinite values: the checkpoint is damaged"
@@ -252,6 +261,9 @@ pub struct Checkpoint {
     pub(crate) index: Option<PathBuf>,
     pub(crate) files: Vec<TensorFile>,
     placement: Placement,
+    /// Names of the weights that are read each time they are used.
+    passing: Arc<BTreeSet<String>>,
+    stream: Stream,
 }
 
 #[derive(Deserialize)]
@@ -299,9 +311,7 @@ impl Checkpoint {
         let index = indices.map(|name| folder.join(name)).into_iter().find(|index| index.is_file());
         // Where both are there, transformers reads the single file, and diffusers the shards.
         let Some(index) = index.filter(|_| stem != TRANSFORMERS_STEM || !single.is_file()) else {
-            let files = vec![TensorFile::open(&single)?];
-            let (folder, placement) = (folder.to_owned(), Placement::cpu());
-            return Ok(Self { folder, index: None, files, placement });
+            return Ok(Self::new(folder, None, vec![TensorFile::open(&single)?]));
         };
         let Unique(map) = read_json::<Index>(&index, Limit::Config)?.weight_map;
         let mut names: Vec<&String> = map.iter().map(|(_, name)| name).collect();
@@ -331,8 +341,13 @@ impl Checkpoint {
                 invalid!(&index, "lists {tensor} in {name}, which does not hold it");
             }
         }
+        Ok(Self::new(folder, Some(index), files))
+    }
+
+    fn new(folder: &Path, index: Option<PathBuf>, files: Vec<TensorFile>) -> Self {
+        let (passing, stream) = (Arc::default(), Stream::default());
         let (folder, placement) = (folder.to_owned(), Placement::cpu());
-        Ok(Self { folder, index: Some(index), files, placement })
+        Self { folder, index, files, placement, passing, stream }
     }
 
     /// The component's folder.
@@ -393,17 +408,46 @@ impl Checkpoint {
         Self { placement: placement.clone(), ..self }
     }
 
+    /// The checkpoint, with these weights read each time they are used.
+    #[must_use]
+    pub(crate) fn passing(self, names: BTreeSet<String>) -> Self {
+        Self { passing: names.into(), ..self }
+    }
+
+    /// The stream of the weights that are read each time they are used.
+    pub(crate) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     /// Reads one tensor.
     ///
     /// # Errors
     /// If it cannot be read, or holds values that are not finite.
     pub fn read(&self, name: &str) -> Result<Tensor> {
-        for file in &self.files {
-            if let Some(info) = file.tensors.get(name) {
-                return file.read(name, info, &self.placement);
-            }
+        let (file, info) = self.place(name)?;
+        file.read(name, info, &self.placement, true)
+    }
+
+    fn place(&self, name: &str) -> Result<(&TensorFile, &TensorInfo)> {
+        let own = |file: &'_ TensorFile| file.tensors.contains_key(name);
+        match self.files.iter().find(|file| own(file)) {
+            Some(file) => Ok((file, &file.tensors[name])),
+            None => invalid!(&self.folder, "no tensor {name}"),
         }
-        invalid!(&self.folder, "no tensor {name}")
+    }
+
+    /// A weight that is read each time it is used.
+    fn stored(self: &Arc<Self>, name: &str, info: &TensorInfo) -> Weight {
+        let (own, name, was_checked) = (Arc::clone(self), name.to_owned(), AtomicBool::new(false));
+        let read = move || {
+            let (file, info) = own.place(&name)?;
+            let is_checked = !was_checked.load(Ordering::Relaxed);
+            let tensor = file.read(&name, info, &own.placement, is_checked)?;
+            was_checked.store(true, Ordering::Relaxed);
+            Ok::<_, Error>(tensor)
+        };
+        let read = move || read().map_err(candle_core::Error::wrap);
+        Weight::stored(info.shape.as_slice(), &self.stream, read)
     }
 
     /// Checks how the model of `construct` fits the files, without reading weights.
@@ -437,20 +481,25 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::load`].
     pub(crate) fn load_where(&self, wanted: impl Fn(&str) -> bool) -> Result<Parameters> {
-        let mut tensors = BTreeMap::new();
+        let shared = Arc::new(self.clone());
+        let mut weights = BTreeMap::new();
         for file in &self.files {
             for (name, info) in file.tensors.iter().filter(|(name, _)| wanted(name)) {
-                tensors.insert(name.clone(), file.read(name, info, &self.placement)?);
+                let weight = match self.passing.contains(name) {
+                    true => shared.stored(name, info),
+                    false => file.read(name, info, &self.placement, true)?.into(),
+                };
+                weights.insert(name.clone(), weight);
             }
         }
         let origin = self.folder.display().to_string();
-        Ok(Parameters::new(origin, tensors).at(self.placement.clone()))
+        Ok(Parameters::new(origin, weights).at(self.placement.clone()))
     }
 }
 
 /// The variants of a component's weights. "" is none.
-pub(crate) fn variants(folder: &Path, stem: &str) -> Result<std::collections::BTreeSet<String>> {
-    let mut found = std::collections::BTreeSet::new();
+pub(crate) fn variants(folder: &Path, stem: &str) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let name = entry.map_err(Error::io(folder))?.file_name();
         let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(stem)) else { continue };

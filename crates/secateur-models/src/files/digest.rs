@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// The SHA-256 of a sequence of bytes, which are added part by part.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Hash(Sha256);
 
 impl Hash {

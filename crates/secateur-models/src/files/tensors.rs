@@ -1,7 +1,7 @@
 //! Files of tensors: their headers, and files that a run writes for itself, identified by their
 //! SHA-256.
 
-use crate::error::{Error, Result, refuse};
+use crate::error::{Error, Result, invalid, refuse};
 use crate::files::digest::{Hash, digest_of_file};
 use crate::files::read::{Limit, open};
 use crate::files::write::replace;
@@ -9,10 +9,13 @@ use crate::observer::Observer;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, View};
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::path::Path;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// An array in memory that can be written as a tensor.
 pub struct Array<'a> {
@@ -131,6 +134,159 @@ pub fn read_each_tensor<E: From<Error>>(
     Ok(())
 }
 
+/// A file to which tensors are added one by one. A tensor can be read as soon as it is added. The
+/// file has its name once all are in it; it says nothing of what they are.
+#[derive(Debug)]
+pub struct TensorLog {
+    path: PathBuf,
+    file: Arc<LogFile>,
+    hash: Hash,
+    bytes: u64,
+}
+
+/// The file of a [`TensorLog`], to read from.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+/// A tensor in a [`LogFile`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logged {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Bytes before it.
+    offset: u64,
+}
+
+impl TensorLog {
+    /// Begins a file that will be at `path`.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn create(path: &Path) -> Result<Self> {
+        let temporary = temporary(path);
+        // Of a run that was killed.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io(path)(error));
+            }
+            _ => {}
+        }
+        let file = File::options().read(true).write(true).create_new(true).open(temporary);
+        let file = Mutex::new(file.map_err(Error::io(path))?);
+        let file = Arc::new(LogFile { path: path.to_owned(), file });
+        Ok(Self { path: path.to_owned(), file, hash: Hash::default(), bytes: 0 })
+    }
+
+    /// Adds a tensor.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn add(&mut self, tensor: &Tensor) -> Result<Logged> {
+        let tensor = tensor.to_device(&Device::Cpu)?;
+        let bytes = tensor.data();
+        let offset = self.bytes;
+        self.file.at(offset, |file| file.write_all(&bytes))?;
+        self.hash.add(&bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(Logged { dtype: View::dtype(&tensor), shape: tensor.dims().to_vec(), offset })
+    }
+
+    /// The file, from which tensors that were added can be read.
+    #[must_use]
+    pub fn file(&self) -> &Arc<LogFile> {
+        &self.file
+    }
+
+    /// Puts the file on the disk under its name, and returns its SHA-256.
+    ///
+    /// # Errors
+    /// If it cannot be.
+    pub fn finish(mut self) -> Result<String> {
+        let of_path = Error::io(&self.path);
+        self.file.at(self.bytes, |file| file.sync_all())?;
+        std::fs::rename(temporary(&self.path), &self.path).map_err(of_path)?;
+        Ok(std::mem::take(&mut self.hash).finish())
+    }
+}
+
+impl Drop for TensorLog {
+    fn drop(&mut self) {
+        // It has its name if it was finished.
+        let _ = std::fs::remove_file(temporary(&self.path));
+    }
+}
+
+/// The name of a file that is not finished.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    name.into()
+}
+
+impl LogFile {
+    /// Opens a finished file.
+    ///
+    /// # Errors
+    /// If it cannot be opened, has not this SHA-256 with the last of `tensors` at its end, or the
+    /// observer stops the work.
+    pub fn open<'a>(
+        path: &Path,
+        sha256: &str,
+        tensors: impl Iterator<Item = &'a Logged>,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        let file = open(path)?;
+        let bytes = file.metadata().map_err(Error::io(path))?.len();
+        let promised = tensors.map(Logged::end).max().unwrap_or(Some(0));
+        // One that is much larger is not read to its end.
+        if promised != Some(bytes) || digest_of_file(path, observer)? != sha256 {
+            return Err(damaged(path));
+        }
+        Ok(Self { path: path.to_owned(), file: Mutex::new(file) })
+    }
+
+    /// Reads a tensor.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(&self, logged: &Logged) -> Result<Tensor> {
+        let Some(end) = logged.end() else {
+            invalid!(&self.path, "a tensor of {:?} is larger than any file", logged.shape)
+        };
+        let mut bytes = vec![0; (end - logged.offset) as usize];
+        self.at(logged.offset, |file| file.read_exact(&mut bytes))?;
+        let dtype = candle_dtype(logged.dtype)?;
+        if bytes.is_empty() {
+            return Ok(Tensor::zeros(logged.shape(), dtype, &Device::Cpu)?);
+        }
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, &logged.shape, &Device::Cpu)?)
+    }
+
+    fn at(&self, offset: u64, work: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(offset))
+            .and_then(|_| work(&mut file))
+            .map_err(Error::io(&self.path))
+    }
+}
+
+impl Logged {
+    /// Dimensions.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Bytes of the file up to the end of the tensor; `None` if no file has as many.
+    fn end(&self) -> Option<u64> {
+        let elements = self.shape.iter().try_fold(1usize, |all, size| all.checked_mul(*size))?;
+        self.offset.checked_add(elements.checked_mul(self.dtype.bitsize() / 8)? as u64)
+    }
+}
+
 /// Checks that a file of tensors has this SHA-256.
 ///
 /// # Errors
@@ -138,11 +294,12 @@ pub fn read_each_tensor<E: From<Error>>(
 pub fn check_digest(path: &Path, sha256: &str, observer: &dyn Observer) -> Result<()> {
     match has_its_length(path)? && digest_of_file(path, observer)? == sha256 {
         true => Ok(()),
-        false => Err(Error::invalid(
-            path,
-            "is damaged, or another file in its place: its checksum is another",
-        )),
+        false => Err(damaged(path)),
     }
+}
+
+fn damaged(path: &Path) -> Error {
+    Error::invalid(path, "is damaged, or another file in its place: its checksum is another")
 }
 
 /// Whether a file has as many bytes as its header says: one that is much larger is not read to its

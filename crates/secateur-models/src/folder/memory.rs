@@ -1,16 +1,83 @@
 //! The memory that a model takes.
 
 use crate::classes::{Component, Sampling, VAE};
-use crate::files::Checkpoint;
+use crate::files::{Checkpoint, TensorInfo};
 use crate::folder::model_folder::ModelFolder;
 use crate::structure::{Memory, Operation};
+use secateur_nn::{Kind, Stream};
+use std::collections::BTreeSet;
+
+/// Bytes of a denoiser's weights in memory, where it is placed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// All of them.
+    pub all: u64,
+    /// Those that are always in memory: biases, norms and tables.
+    pub fixed: u64,
+    /// What passes through memory at once where others are read each time they are used.
+    pub passing: u64,
+}
 
 impl ModelFolder {
     /// Memory of a call of the denoiser with `samples` samples, where the model is placed.
     #[must_use]
     pub fn memory(&self, sampling: &Sampling, samples: usize) -> Memory {
+        let WeightBytes { all, fixed, passing } = self.weight_bytes();
         let parameters = self.checkpoint.tensors().map(|(_, info)| info.elements() as u64).sum();
-        self.computed_structure(sampling).memory(parameters, samples).at(self.placement())
+        let memory = self.computed_structure(sampling).memory(parameters, samples);
+        let memory = memory.at(self.placement());
+        match self.kept < all {
+            true => Memory { weights: self.kept.max(fixed) + passing, ..memory },
+            false => memory,
+        }
+    }
+
+    /// Bytes of the denoiser's weights, where it is placed.
+    #[must_use]
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let each = self.placement().bytes_of_a_number();
+        let bytes = |info: &TensorInfo| each * info.elements() as u64;
+        let mut sizes = WeightBytes::default();
+        for (name, info) in self.checkpoint.tensors() {
+            sizes.all += bytes(info);
+            if self.may_pass(name) {
+                // In use: its numbers and their packed form. Read ahead: the numbers, and as they
+                // are in the file.
+                let copies = 2 + 2 * Stream::AHEAD as u64;
+                sizes.passing = sizes.passing.max(copies * bytes(info));
+            } else {
+                sizes.fixed += bytes(info);
+            }
+        }
+        sizes
+    }
+
+    /// Whether a tensor of the denoiser's checkpoint can be read each time it is used.
+    fn may_pass(&self, name: &str) -> bool {
+        self.fit.wanted.get(name).is_some_and(|wanted| wanted.kind == Kind::Weight)
+    }
+
+    /// Names of the weights that are read each time they are used. Those that are kept lie between
+    /// them, so that there is always something to compute while another is read.
+    pub(super) fn passing(&self) -> BTreeSet<String> {
+        let WeightBytes { all, fixed, .. } = self.weight_bytes();
+        let mut names = BTreeSet::new();
+        if self.kept >= all {
+            return names;
+        }
+        let room = u128::from(self.kept.saturating_sub(fixed));
+        let each = self.placement().bytes_of_a_number();
+        let (mut passed, mut kept) = (0u128, 0u128);
+        for (name, info) in self.checkpoint.tensors().filter(|(name, _)| self.may_pass(name)) {
+            let bytes = u128::from(each) * info.elements() as u128;
+            passed += bytes;
+            if (kept + bytes) * u128::from(all - fixed) <= room * passed {
+                kept += bytes;
+            } else {
+                names.insert(name.to_owned());
+            }
+        }
+        names
     }
 
     /// Bytes of the conditioning of one prompt.

@@ -16,7 +16,7 @@ use crate::folder::index::{autoencoder_of, check_variant, denoiser_of, read_inde
 use crate::folder::manifest::{MANIFEST, Manifest};
 use crate::observer::Observer;
 use crate::structure::{Description, Geometry, Removals, Structure};
-use secateur_nn::{Fit, Parameters, Placement};
+use secateur_nn::{Fit, Kind, Parameters, Placement};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub struct ModelFolder {
     /// How the denoiser fits its checkpoint.
     pub(super) fit: Arc<Fit>,
     digests: Arc<Digests>,
+    /// Bytes of the denoiser's weights that are kept in memory.
+    pub(super) kept: u64,
 }
 
 impl ModelFolder {
@@ -92,6 +94,7 @@ impl ModelFolder {
             own: Arc::new(own),
             fit: Arc::new(fit),
             digests: Arc::default(),
+            kept: u64::MAX,
             class,
             tree,
             clip_tokens,
@@ -218,6 +221,14 @@ impl ModelFolder {
         &self.components.placement
     }
 
+    /// The folder, with as many of the denoiser's weights kept in memory from now on as fit into
+    /// `bytes`. The others are read each time they are used.
+    #[must_use]
+    pub fn within(mut self, bytes: u64) -> Self {
+        self.kept = bytes;
+        self
+    }
+
     /// The components, without their weights.
     pub(crate) fn components(&self) -> &Components {
         &self.components
@@ -259,7 +270,7 @@ impl ModelFolder {
     /// If the configuration describes no model.
     pub fn parameters_without(&self, removals: &Removals) -> Result<u64> {
         let wanted = self.denoiser().parameters(removals)?;
-        let learned = wanted.values().filter(|wanted| !wanted.constant);
+        let learned = wanted.values().filter(|wanted| wanted.kind != Kind::Constant);
         Ok(learned.map(|wanted| wanted.shape.iter().product::<usize>() as u64).sum())
     }
 
@@ -267,12 +278,13 @@ impl ModelFolder {
     /// the weights are not.
     #[must_use]
     pub fn is_parameter(&self, name: &str) -> bool {
-        self.fit.wanted.get(name).is_some_and(|wanted| !wanted.constant)
+        self.fit.wanted.get(name).is_some_and(|wanted| wanted.kind != Kind::Constant)
     }
 
-    /// Reads the denoiser's weights. Tensors that the model does not take are not read.
+    /// Reads the denoiser's weights: those that do not fit into the memory that it may take, each
+    /// time they are used. Tensors that the model does not take are not read.
     pub(crate) fn load(&self) -> Result<Parameters> {
-        let checkpoint = self.checkpoint.clone().at(self.placement());
+        let checkpoint = self.checkpoint.clone().at(self.placement()).passing(self.passing());
         checkpoint.load_where(|name| self.fit.wanted.contains_key(name))
     }
 

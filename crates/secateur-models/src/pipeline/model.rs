@@ -41,6 +41,41 @@ impl Pipeline {
     /// If a component's files cannot be read or do not fit each other.
     pub fn open(folder: ModelFolder) -> Result<Self> {
         folder.check_whole()?;
+        let texts = Texts::new(folder.components().clone(), folder.class().conditioner);
+        Self::with(folder, texts)
+    }
+
+    /// Encodes the prompts of a job, drops the text encoders, and then loads the denoiser and the
+    /// autoencoder: they are never in memory together. A prompt that was not encoded here is
+    /// encoded on first use. `observer` gets both stages.
+    ///
+    /// # Errors
+    /// As [`Pipeline::open`] and [`Pipeline::guided_conditioning`], or if `observer` ends the work.
+    pub fn encoded(
+        folder: ModelFolder,
+        prompts: &[String],
+        sampling: &Sampling,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        folder.check_whole()?;
+        let texts = Texts::new(folder.components().clone(), folder.class().conditioner);
+        if folder.subject() == Subject::Text && !prompts.is_empty() {
+            observer.begin("encode", prompts.len(), "prompts");
+            let size = pixels(&folder, sampling.latent);
+            for batch in prompts.chunks(sampling.batch.max(1)) {
+                texts.positive(batch, size, sampling)?;
+                observer.advance(batch.len())?;
+            }
+            if folder.passes(sampling.guidance) == 2 {
+                texts.negative(size, sampling)?;
+            }
+            texts.let_go();
+        }
+        observer.begin("load", 0, "");
+        Self::with(folder, texts)
+    }
+
+    fn with(folder: ModelFolder, texts: Texts) -> Result<Self> {
         let removals = folder.removals().clone();
         let parameters = folder.load()?.with_sizes(removals.sizes());
         let (denoiser, description) = build(&folder, &parameters)?;
@@ -48,7 +83,7 @@ impl Pipeline {
             denoiser,
             replay: Replay::default(),
             description,
-            texts: Texts::new(folder.components().clone(), folder.class().conditioner),
+            texts,
             vae: folder.autoencoder()?,
             folder,
             parameters,
@@ -120,6 +155,19 @@ impl Pipeline {
         Ok(if is_exact { rounded.to_dtype(DType::F32)? } else { rounded })
     }
 
+    /// A weight that is read each time it is used, if the parameter `name` is one now.
+    #[must_use]
+    pub fn passing(
+        &self,
+        name: &str,
+        shape: &[usize],
+        read: impl Fn() -> Result<Tensor> + Send + Sync + 'static,
+    ) -> Option<Weight> {
+        let passes = self.parameters.get(name).is_some_and(Weight::is_stored);
+        let read = move || read().map_err(candle_core::Error::wrap);
+        passes.then(|| Weight::stored(shape, self.folder.checkpoint().stream(), read))
+    }
+
     /// The denoiser.
     #[must_use]
     pub fn denoiser(&self) -> &dyn Denoiser {
@@ -145,8 +193,10 @@ impl Pipeline {
         let (placement, count) = (self.folder.placement(), input.dim(0)?);
         let times = placement.in_f32().tensor(vec![timestep; count], count)?;
         let input = placement.bring(&input)?;
+        // A recorded call would read weights where they no longer are.
+        let passes = self.parameters.iter().any(|(_, weight)| weight.is_stored());
         let output = match (context.probe, context.gates) {
-            (None, None) => {
+            (None, None) if !passes => {
                 let inputs = [vec![input, times], conditioning.tensors()].concat();
                 self.replay.call(&inputs, |inputs| {
                     let [input, times, tensors @ ..] = inputs else {
@@ -225,7 +275,7 @@ impl Pipeline {
         size: (usize, usize),
         sampling: &Sampling,
     ) -> Result<Conditioning> {
-        self.texts.positive(prompts, self.pixels(size), sampling)
+        self.texts.positive(prompts, pixels(&self.folder, size), sampling)
     }
 
     /// The conditioning of all calls of a run. With classifier-free guidance, as many samples of
@@ -243,40 +293,11 @@ impl Pipeline {
         let conditioning = match self.folder.passes(sampling.guidance) {
             1 => conditioning,
             _ => {
-                let negative = self.texts.negative(self.pixels(size), sampling)?;
+                let negative = self.texts.negative(pixels(&self.folder, size), sampling)?;
                 Conditioning::cat(&[&negative.repeat(prompts.len())?, &conditioning])?
             }
         };
         conditioning.at(self.folder.placement())
-    }
-
-    /// Encodes the prompts of a job, then drops the text encoders. A prompt that was not encoded
-    /// here is encoded on first use. `observer` advances by the number of prompts.
-    ///
-    /// # Errors
-    /// As [`Pipeline::guided_conditioning`], or if `observer` ends the work.
-    pub fn encode(
-        &self,
-        prompts: &[String],
-        sampling: &Sampling,
-        observer: &dyn Observer,
-    ) -> Result<()> {
-        if self.folder.subject() != Subject::Text || prompts.is_empty() {
-            return Ok(());
-        }
-        observer.begin("encode", prompts.len(), "prompts");
-        for batch in prompts.chunks(sampling.batch.max(1)) {
-            self.guided_conditioning(batch, sampling.latent, sampling)?;
-            observer.advance(batch.len())?;
-        }
-        self.texts.let_go();
-        Ok(())
-    }
-
-    /// Height and width of pictures of latents of `size`.
-    fn pixels(&self, (height, width): (usize, usize)) -> (usize, usize) {
-        let factor = self.folder.factor();
-        (height * factor, width * factor)
     }
 
     /// The initial noise of the images `images` of a run: images x channels x height x width.
@@ -293,6 +314,12 @@ impl Pipeline {
     pub(crate) fn latents(&self, numbers: &Tensor) -> Result<Tensor> {
         Ok(self.folder.placement().in_f32().bring(numbers)?)
     }
+}
+
+/// Height and width of pictures of latents of that size.
+fn pixels(folder: &ModelFolder, (height, width): (usize, usize)) -> (usize, usize) {
+    let factor = folder.factor();
+    (height * factor, width * factor)
 }
 
 fn build(

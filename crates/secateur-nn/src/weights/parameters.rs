@@ -25,9 +25,12 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Wraps tensors by name. Errors name `origin`, the folder or file that the tensors come from.
-    pub fn new(origin: impl Into<String>, tensors: BTreeMap<String, Tensor>) -> Self {
-        let weights = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+    /// Wraps weights by name. Errors name `origin`, the folder or file that the tensors come from.
+    pub fn new<W: Into<Weight>>(
+        origin: impl Into<String>,
+        weights: impl IntoIterator<Item = (String, W)>,
+    ) -> Self {
+        let weights = weights.into_iter().map(|(name, weight)| (name, weight.into())).collect();
         let (sizes, placement) = (BTreeMap::new(), Placement::cpu());
         Self { origin: origin.into(), weights, sizes, placement }
     }
@@ -101,7 +104,7 @@ impl Parameters {
     ) -> Result<Self> {
         let tensors =
             shapes.into_iter().map(|(name, shape)| Ok((name, placeholder(&shape.into())?)));
-        Ok(Self::new(origin, tensors.collect::<Result<_>>()?))
+        Ok(Self::new(origin, tensors.collect::<Result<BTreeMap<_, _>>>()?))
     }
 
     /// Runs `construct` on placeholders, and returns the parameters that it takes, by name. For
@@ -113,7 +116,8 @@ impl Parameters {
         sizes: BTreeMap<LayerName, usize>,
         construct: impl FnOnce(Scope<'_>) -> std::result::Result<T, E>,
     ) -> std::result::Result<BTreeMap<String, Wanted>, E> {
-        let (none, ledger) = (Self::new("", BTreeMap::new()).with_sizes(sizes), RefCell::default());
+        let (none, ledger) =
+            (Self::new("", BTreeMap::<_, Tensor>::new()).with_sizes(sizes), RefCell::default());
         construct(Scope { parameters: &none, ledger: &ledger, prefix: String::new() })?;
         Ok(ledger.into_inner().wanted)
     }
@@ -242,14 +246,25 @@ fn list(kind: &str, names: &[String]) -> String {
     format!("{} {kind} ({shown}{more})", names.len())
 }
 
-/// The shape of a parameter that a model takes from its checkpoint.
+/// A parameter that a model takes from its checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Dimensions.
     pub shape: Vec<usize>,
-    /// Whether it is a constant that is stored with the weights. Constants do not count as
+    /// How it is taken.
+    pub kind: Kind,
+}
+
+/// How a model takes a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// As the weight of a linear layer or a convolution, whose numbers are read at each call.
+    Weight,
+    /// As numbers that the model keeps: a bias, the weight of a norm, a table.
+    Tensor,
+    /// The same, of a constant that is stored with the weights. Constants do not count as
     /// parameters.
-    pub constant: bool,
+    Constant,
 }
 
 #[derive(Default)]
@@ -305,7 +320,7 @@ impl Scope<'_> {
     /// # Errors
     /// If the shape is larger than any tensor, or a placeholder cannot be made.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        Ok(self.take(name, shape.into(), false)?.tensor()?)
+        Ok(self.take(name, shape.into(), Kind::Tensor)?.tensor()?)
     }
 
     /// As [`Scope::get`], for the weight of a linear layer or a convolution.
@@ -313,7 +328,7 @@ impl Scope<'_> {
     /// # Errors
     /// As [`Scope::get`].
     pub fn weight(&self, name: &str, shape: impl Into<Shape>) -> Result<Weight> {
-        self.take(name, shape.into(), false)
+        self.take(name, shape.into(), Kind::Weight)
     }
 
     /// As [`Scope::get`], for a constant that is stored with the weights, such as a table of
@@ -322,10 +337,10 @@ impl Scope<'_> {
     /// # Errors
     /// As [`Scope::get`].
     pub fn constant(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        Ok(self.take(name, shape.into(), true)?.tensor()?)
+        Ok(self.take(name, shape.into(), Kind::Constant)?.tensor()?)
     }
 
-    fn take(&self, name: &str, shape: Shape, constant: bool) -> Result<Weight> {
+    fn take(&self, name: &str, shape: Shape, kind: Kind) -> Result<Weight> {
         let path = self.path(name);
         let elements =
             shape.dims().iter().try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
@@ -338,7 +353,7 @@ impl Scope<'_> {
         }
         let mut ledger = self.ledger.borrow_mut();
         ledger.used.insert(path.clone());
-        ledger.wanted.insert(path.clone(), Wanted { shape: shape.dims().to_vec(), constant });
+        ledger.wanted.insert(path.clone(), Wanted { shape: shape.dims().to_vec(), kind });
         match self.parameters.weights.get(&path) {
             Some(weight) if *weight.shape() == shape => return Ok(weight.clone()),
             Some(weight) => ledger.mismatch.misshapen(&path, weight.shape().dims(), shape.dims()),
@@ -368,8 +383,7 @@ mod tests {
     fn weights_that_did_not_change_stay_packed() {
         let numbers = |first: f32| Tensor::new(&[[first, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
         let names = ["same.weight", "changed.weight"];
-        let mut parameters =
-            Parameters::new("", names.map(|name| (name.to_owned(), numbers(1.0))).into());
+        let mut parameters = Parameters::new("", names.map(|name| (name.to_owned(), numbers(1.0))));
         let built = |parameters: &Parameters| {
             parameters.build(|scope| {
                 let weight = |name: &str| scope.at(name).weight("weight", (2, 2));

@@ -36,7 +36,8 @@ pub fn prune(
     }
     let mut outcome = Outcome::of(pipeline);
     for (index, package) in plan.packages.iter().enumerate() {
-        if let Some(done) = journal.and_then(|journal| journal.load(index, package, observer)) {
+        let known = journal.and_then(|journal| journal.load(index, package, pipeline, observer));
+        if let Some(done) = known {
             pipeline.apply(&done.edits)?;
             outcome.extend(done);
             continue;
@@ -65,12 +66,18 @@ pub fn prune(
         };
         observer.begin(&of("solve"), total, unit);
         let mut done = Outcome::of(pipeline);
+        let mut unfinished = journal.map(|journal| journal.begin(index)).transpose()?;
+        let mut keep = |pipeline: &Pipeline, part: &mut Outcome| match &mut unfinished {
+            Some(unfinished) => unfinished.add(pipeline, &mut part.edits),
+            None => Ok(()),
+        };
         // Each part is applied at once, so that old weights do not stay in memory beside the new
         // ones of a whole package.
         match *task {
             Task::Weights { method, .. } => {
                 for input in &package.inputs {
-                    let part = solve(pipeline, input, method, &*statistics(input)?)?;
+                    let mut part = solve(pipeline, input, method, &*statistics(input)?)?;
+                    keep(pipeline, &mut part)?;
                     pipeline.apply(&part.edits)?;
                     done.extend(part);
                     observer.advance(input.layers.len())?;
@@ -91,6 +98,7 @@ pub fn prune(
                     };
                     let before = outputs(pipeline)?;
                     let mut part = remove(pipeline, &some, package, method, &statistics)?;
+                    keep(pipeline, &mut part)?;
                     pipeline.apply(&part.edits)?;
                     if let (Some(before), Some(after)) = (before, outputs(pipeline)?) {
                         let error = relative(&before, &after);
@@ -105,8 +113,8 @@ pub fn prune(
             }
         }
         done.layers.iter_mut().for_each(|layer| layer.package = index);
-        if let Some(journal) = journal {
-            journal.save(index, &done)?;
+        if let Some(unfinished) = unfinished {
+            unfinished.finish(&done)?;
         }
         outcome.extend(done);
         if plan.packages.len() == 1 {

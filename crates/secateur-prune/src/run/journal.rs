@@ -6,12 +6,13 @@ use crate::methods::Task;
 use crate::plan::{Package, Plan};
 use crate::run::outcome::{GroupOutcome, LayerOutcome, Outcome};
 use crate::run::setting::{Budget, Settings};
-use secateur_models::files::{digest, read_sealed, read_tensors, write_sealed, write_tensors};
-use secateur_models::{Observer, Removals};
-use secateur_nn::LayerName;
+use secateur_models::files::{LogFile, Logged, TensorLog, digest, read_sealed, write_sealed};
+use secateur_models::{Edits, Observer, Pipeline, Removals};
+use secateur_nn::{LayerName, Weight};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A folder with one file that identifies the run, a pair of files for each finished package, and
 /// the sums of an unfinished calibration. The first file of a pair has the tensors, the second
@@ -54,11 +55,19 @@ struct Finished {
     package: usize,
     /// SHA-256 of the file of tensors.
     sha256: String,
-    /// The shape of each tensor.
-    shapes: BTreeMap<String, Vec<usize>>,
+    /// The tensors in it.
+    tensors: BTreeMap<String, Logged>,
     removals: Removals,
     layers: Vec<LayerOutcome>,
     groups: Vec<GroupOutcome>,
+}
+
+/// A package that is being solved. Its tensors are written as they are found.
+pub(crate) struct Unfinished<'a> {
+    journal: &'a Journal,
+    package: usize,
+    log: TensorLog,
+    tensors: BTreeMap<String, Logged>,
 }
 
 /// The settings of the layers, with the run that they belong to.
@@ -87,7 +96,7 @@ impl Identity {
         device: Option<String>,
     ) -> Result<Self> {
         Ok(Self {
-            format_version: 2,
+            format_version: 3,
             fingerprint: fingerprint.clone(),
             batch,
             method: task.method().to_owned(),
@@ -224,10 +233,11 @@ impl Journal {
         &self,
         package: usize,
         planned: &Package,
+        pipeline: &Pipeline,
         observer: &dyn Observer,
     ) -> Option<Outcome> {
         self.folder.join(json_name(package)).exists().then_some(())?;
-        match self.read(package, planned, observer) {
+        match self.read(package, planned, pipeline, observer) {
             Ok(outcome) => Some(outcome),
             // Whoever interrupts does so again.
             Err(_) if observer.advance(0).is_err() => None,
@@ -238,7 +248,13 @@ impl Journal {
         }
     }
 
-    fn read(&self, package: usize, planned: &Package, observer: &dyn Observer) -> Result<Outcome> {
+    fn read(
+        &self,
+        package: usize,
+        planned: &Package,
+        pipeline: &Pipeline,
+        observer: &dyn Observer,
+    ) -> Result<Outcome> {
         let path = self.folder.join(json_name(package));
         let finished: Finished = read_sealed(&path)?;
         let wrong = |problem: &str| Err(Error::statistics(&path, problem));
@@ -261,45 +277,64 @@ impl Journal {
         if !groups || (planned.coupled.is_empty() && !layers) {
             return wrong("has other layers than the plan");
         }
-        let weights =
-            read_tensors(&self.folder.join(tensors_name(package)), &finished.sha256, observer)?;
-        let shapes = weights
-            .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()))
-            .collect::<BTreeMap<_, _>>();
-        if shapes != finished.shapes {
-            return wrong("has other tensors than its file");
-        }
+        let (path, tensors) = (self.folder.join(tensors_name(package)), finished.tensors.values());
+        let file = Arc::new(LogFile::open(&path, &finished.sha256, tensors, observer)?);
         let mut outcome =
             Outcome { layers: finished.layers, groups: finished.groups, ..Outcome::default() };
-        outcome.edits.weights =
-            weights.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+        for (name, logged) in finished.tensors {
+            let weight = match stored(pipeline, &name, &logged, &file) {
+                Some(weight) => weight,
+                None => file.read(&logged)?.into(),
+            };
+            outcome.edits.weights.insert(name, weight);
+        }
         outcome.edits.removals = finished.removals;
         Ok(outcome)
     }
 
-    /// Saves a finished package.
-    pub(crate) fn save(&self, package: usize, outcome: &Outcome) -> Result<()> {
-        let weights = &outcome.edits.weights;
-        let tensors = weights.iter().map(|(name, weight)| Ok((name.clone(), weight.tensor()?)));
-        let tensors = tensors.collect::<Result<_>>()?;
-        let sha256 = write_tensors(&self.folder.join(tensors_name(package)), &tensors)?;
+    /// Begins to save a package.
+    pub(crate) fn begin(&self, package: usize) -> Result<Unfinished<'_>> {
+        let log = TensorLog::create(&self.folder.join(tensors_name(package)))?;
+        Ok(Unfinished { journal: self, package, log, tensors: BTreeMap::new() })
+    }
+}
+
+impl Unfinished<'_> {
+    /// Writes weights that were found. Those that `pipeline` reads each time they are used are read
+    /// from here from now on, and are no longer in memory.
+    pub(crate) fn add(&mut self, pipeline: &Pipeline, edits: &mut Edits) -> Result<()> {
+        for (name, weight) in &mut edits.weights {
+            let logged = self.log.add(&weight.tensor()?)?;
+            if let Some(stored) = stored(pipeline, name, &logged, self.log.file()) {
+                *weight = stored;
+            }
+            self.tensors.insert(name.clone(), logged);
+        }
+        Ok(())
+    }
+
+    /// Saves the package, whose weights are all written.
+    pub(crate) fn finish(self, outcome: &Outcome) -> Result<()> {
+        let Self { journal, package, log, tensors } = self;
         let finished = Finished {
-            run: self.run.clone(),
+            run: journal.run.clone(),
             package,
-            sha256,
-            shapes: weights
-                .iter()
-                .map(|(name, weight)| (name.clone(), weight.shape().dims().to_vec()))
-                .collect(),
+            sha256: log.finish()?,
+            tensors,
             removals: outcome.edits.removals.clone(),
             layers: outcome.layers.clone(),
             groups: outcome.groups.clone(),
         };
-        write_sealed(&self.folder.join(json_name(package)), &finished)?;
-        self.sums(package, package).remove();
+        write_sealed(&journal.folder.join(json_name(package)), &finished)?;
+        journal.sums(package, package).remove();
         Ok(())
     }
+}
+
+/// The weight that is read from a file of the journal, if `pipeline` reads it each time it is used.
+fn stored(pipeline: &Pipeline, name: &str, logged: &Logged, file: &Arc<LogFile>) -> Option<Weight> {
+    let (own, file) = (logged.clone(), Arc::clone(file));
+    pipeline.passing(name, logged.shape(), move || file.read(&own))
 }
 
 fn json(value: &impl Serialize) -> Result<String> {
@@ -311,5 +346,5 @@ fn json_name(package: usize) -> String {
 }
 
 fn tensors_name(package: usize) -> String {
-    format!("package-{package:04}.safetensors")
+    format!("package-{package:04}.tensors")
 }

@@ -387,12 +387,8 @@ fn evaluate(
     let mut evaluation = Evaluation::new(prompts, clip.as_ref(), &progress);
     let last = ModelFolder::open(&last.out, folder.variant())?.at(folder.placement().clone());
     for (folder, name) in [folder.clone(), last].into_iter().zip(&names) {
-        progress.begin("load", 0, "");
-        let pipeline = Pipeline::open(folder)?;
-        let sampling = skipping(&sampling, pipeline.folder(), false)?;
-        if !prompts.is_empty() {
-            pipeline.encode(prompts, &sampling, &progress)?;
-        }
+        let sampling = skipping(&sampling, &folder, false)?;
+        let pipeline = Pipeline::encoded(folder, prompts, &sampling, &progress)?;
         evaluation.add(&pipeline, name, &sampling)?;
     }
     let (models, comparison, pictures) = evaluation.compare()?;

@@ -63,9 +63,8 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
     let placement = reference.placement().clone();
     let both = [reference, candidate].into_iter().zip(&names).zip(&samplings).zip(&needs);
     for (((folder, name), sampling), needs) in both {
-        progress.begin("load", 0, "");
-        let pipeline = Pipeline::open(folder).map_err(|error| needs.explain(error))?;
-        pipeline.encode(&prompts, sampling, &progress).map_err(|error| needs.explain(error))?;
+        let pipeline = Pipeline::encoded(folder, &prompts, sampling, &progress)
+            .map_err(|error| needs.explain(error))?;
         let added = evaluation.add(&pipeline, name, sampling);
         added.map_err(|error| needs.explain(error))?;
     }

@@ -9,16 +9,20 @@ use super::memory_needs::MemoryNeeds;
 use super::plan::{Done, finished};
 use super::prompts::prompt_lists;
 use crate::error::{Error, Result, refuse};
-use crate::format::spelled;
+use crate::footprint::Footprint;
+use crate::format::{bytes, spelled};
 use crate::machine::Product;
+use crate::memory;
 use crate::recorder::Recorder;
 use crate::settings::{CalibrationSettings, Positive, SharedSettings};
 use dry_run::DryRun;
-use needs::Needs;
+use needs::{Fitted, Needs};
 pub(super) use needs::{STATISTICS, plan};
 use secateur_eval::{GroupReport, LayerReport, Report};
 use secateur_models::files::{digest_of_texts, shown};
-use secateur_models::{Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling};
+use secateur_models::{
+    Group, ModelFolder, Observer, OutputFolder, Pipeline, Sampling, WeightBytes,
+};
 use secateur_nn::Placement;
 use secateur_prune::{
     Allocation, Budget, Calibration, Factor, Fingerprint, GroupOutcome, Identity, Journal,
@@ -48,8 +52,11 @@ pub(super) struct Request<'a> {
 /// Makes the new model, or returns what would be done.
 pub(super) fn run(request: Request<'_>) -> Result<Done> {
     let Calibration { prompts, sampling, .. } = &request.calibration;
-    let needs = MemoryNeeds::of(&request.folder, sampling, sampling.batch.min(prompts.len()));
-    needs.check()?;
+    let needs =
+        |folder: &ModelFolder| MemoryNeeds::of(folder, sampling, sampling.batch.min(prompts.len()));
+    // With as few weights in memory as can be.
+    needs(&request.folder.clone().within(0)).check()?;
+    let needs = needs(&request.folder);
     work(request).map_err(|error| needs.explain(error))
 }
 
@@ -71,7 +78,9 @@ fn work(request: Request<'_>) -> Result<Done> {
         allocation,
         judged,
     };
-    let (mut plan, footprint) = needs.plan()?;
+    let Fitted { mut plan, footprint, kept, reading } = needs.plan()?;
+    notes.extend(read_again(&folder, kept));
+    notes.extend(beyond_machine(&folder, &footprint));
     let one = plan.packages.len() == 1;
     if !one && (args.statistics.is_some() || args.save_statistics.is_some()) {
         refuse!(
@@ -82,8 +91,14 @@ fn work(request: Request<'_>) -> Result<Done> {
     }
     let saved_before = args.statistics.is_some();
     let what = (&plan, task, removed.as_str());
-    let mut dry =
-        DryRun::new(&folder, what, &calibration, judged, (allocation, saved_before), footprint)?;
+    let mut dry = DryRun::new(
+        &folder,
+        what,
+        &calibration,
+        judged,
+        (allocation, saved_before),
+        (footprint, reading),
+    )?;
     notes.extend(too_few(&folder, &plan, &calibration)?);
     let wanted = args.packages.map(Positive::get);
     if let Some(packages) = wanted.filter(|packages| *packages > plan.packages.len()) {
@@ -180,11 +195,10 @@ fn work(request: Request<'_>) -> Result<Done> {
             ));
         }
     }
-    progress.begin("load", 0, "");
     let names = names(&[folder.path(), output.target()]);
-    let mut pipeline = Pipeline::open(folder)?;
     let texts = [&calibration.prompts[..], &report_prompts].concat();
-    pipeline.encode(&texts, &calibration.sampling, &progress)?;
+    let (folder, sampling) = (folder.within(kept), &calibration.sampling);
+    let mut pipeline = Pipeline::encoded(folder, &texts, sampling, &progress)?;
     // It may find that the model cannot be made smaller so.
     if let Task::Structured { method, .. } = task {
         method.prepare(&pipeline, &plan, &calibration, &progress)?;
@@ -303,6 +317,31 @@ fn work(request: Request<'_>) -> Result<Done> {
     carried_output.map(OutputFolder::finish).transpose()?;
     output.finish()?;
     Ok(Done::Model(Box::new(report)))
+}
+
+/// Returns what is told if not all of the denoiser's weights stay in memory.
+fn read_again(folder: &ModelFolder, kept: u64) -> Option<String> {
+    let WeightBytes { all, .. } = folder.weight_bytes();
+    (kept < all).then(|| {
+        format!(
+            "{} of {} of the denoiser's weights stay in memory; the others are read from the file \
+             each time they are used",
+            bytes(kept),
+            bytes(all)
+        )
+    })
+}
+
+/// Returns a warning if the run needs more memory than the machine has.
+fn beyond_machine(folder: &ModelFolder, footprint: &Footprint) -> Option<String> {
+    let machine = memory::of_machine().filter(|_| !folder.placement().is_on_gpu())?;
+    (footprint.total() > machine).then(|| {
+        format!(
+            "this machine has {} of memory, less than the run takes: `memory` sets a limit that \
+             it keeps to",
+            bytes(machine)
+        )
+    })
 }
 
 /// Returns a warning if an input has fewer rows in the statistics than columns.

@@ -93,10 +93,9 @@ pub fn generate(settings: &GenerateSettings, observer: &dyn Observer) -> Result<
     let inputs: Vec<&Path> =
         std::iter::once(folder.path()).chain(settings.prompts.as_deref()).collect();
     let output = output(&settings.out, settings.force, &inputs, observer)?;
-    progress.begin("load", 0, "");
     let model = folder.path().to_owned();
-    let pipeline = Pipeline::open(folder).map_err(|error| needs.explain(error))?;
-    pipeline.encode(&prompts, &sampling, &progress).map_err(|error| needs.explain(error))?;
+    let pipeline = Pipeline::encoded(folder, &prompts, &sampling, &progress)
+        .map_err(|error| needs.explain(error))?;
     let profile = settings.profile.then(Profile::start);
 
     progress.begin("generate", prompts.len() * sampling.steps, "image steps");

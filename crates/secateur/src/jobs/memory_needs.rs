@@ -14,7 +14,7 @@ pub(crate) struct MemoryNeeds {
     pixels: (usize, usize),
     /// Bytes of the weights of the denoiser and the autoencoder.
     weights: u64,
-    /// Bytes of the weights of the text encoders, which are dropped before the denoiser is called.
+    /// Bytes of the weights of the text encoders, which are dropped before the denoiser is loaded.
     encoders: u64,
     /// Peak bytes of the activations of a call of the denoiser, and of one decoded picture.
     calls: u64,
@@ -57,7 +57,8 @@ impl MemoryNeeds {
     /// of the denoiser.
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(gpu) = self.placement.memory() {
-            if self.weights.saturating_add(self.beside_weights()) > gpu.free {
+            let drawing = self.weights.saturating_add(self.calls.max(self.decoding));
+            if drawing.max(self.encoders) > gpu.free {
                 refuse!(
                     "{}, and {} are free: {}",
                     self.on_gpu(gpu),
@@ -77,21 +78,20 @@ impl MemoryNeeds {
         Ok(())
     }
 
-    /// Peak bytes beside the weights of the denoiser and the autoencoder.
-    fn beside_weights(&self) -> u64 {
-        self.encoders.max(self.calls).max(self.decoding)
-    }
-
     fn pictures(&self) -> String {
         let (height, width) = self.pixels;
         format!("{} image(s) at a time of {height} x {width} pixels", self.images)
     }
 
     fn on_gpu(&self, gpu: DeviceMemory) -> String {
+        let encoders = match self.encoders {
+            0 => String::new(),
+            encoders => format!("; before that, the text encoders take {}", bytes(encoders)),
+        };
         format!(
-            "{} take about {} of the GPU's memory, and the weights {} more; it has {}",
+            "{} take about {} of the GPU's memory, and the weights {} more{encoders}; it has {}",
             self.pictures(),
-            bytes(self.beside_weights()),
+            bytes(self.calls.max(self.decoding)),
             bytes(self.weights),
             bytes(gpu.total)
         )

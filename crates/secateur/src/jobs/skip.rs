@@ -139,10 +139,9 @@ fn work(
     progress.note(&dry.text());
     notes.iter().for_each(|note| progress.note(note));
 
-    progress.begin("load", 0, "");
     let names = names(&[folder.path(), output.target()]);
-    let pipeline = Pipeline::open(folder)?;
-    pipeline.encode(&[&learning.prompts[..], &report_prompts].concat(), &sampling, &progress)?;
+    let texts = [&learning.prompts[..], &report_prompts].concat();
+    let pipeline = Pipeline::encoded(folder, &texts, &sampling, &progress)?;
     let state = secateur_skip::Progress { folder: output.progress(), request };
     let search = Search::new(&pipeline, &whole, &learning, Some(&state), &progress)?;
     let learned = match iterations {

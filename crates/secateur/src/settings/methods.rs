@@ -30,8 +30,9 @@ pub struct CalibrationSettings {
     /// compressed [default: the smallest number that fits --memory]
     #[arg(long, value_name = "N", conflicts_with = "memory")]
     pub packages: Option<Positive>,
-    /// Limit on the memory of the whole process, or of a GPU that computes, such as 16GiB; the
-    /// smallest number of packages that fits is used [default: the model's own memory plus 4 GiB;
+    /// Limit on the memory of the whole process, or of a GPU that computes, such as 16GiB; to keep
+    /// to it, layers are calibrated in several packages, and weights are read from the file each
+    /// time they are used, whichever takes less time [default: the model's own memory plus 4 GiB;
     /// on a GPU what is free there]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,

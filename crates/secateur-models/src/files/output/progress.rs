@@ -24,7 +24,8 @@ pub(super) fn progress_names(folder: &Path) -> impl Iterator<Item = String> + us
 pub(super) fn clear_misplaced(folder: &Path, observer: &dyn Observer) -> Result<()> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let called = |path: &Path| {
-        path.extension().is_some_and(|ending| ending == "json" || ending == "safetensors")
+        let endings = ["json", "safetensors", "tensors"];
+        path.extension().is_some_and(|ending| endings.iter().any(|own| ending == *own))
     };
     for path in entries.map(|entry| entry.path()).filter(|path| called(path)) {
         let removed = match path.symlink_metadata() {

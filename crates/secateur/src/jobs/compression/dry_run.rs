@@ -74,7 +74,7 @@ impl DryRun {
         calibration: &Calibration,
         judged: usize,
         (allocation, saved_before): (Allocation, bool),
-        memory: Footprint,
+        (memory, reading): (Footprint, f64),
     ) -> Result<Self> {
         let sampling = &calibration.sampling;
         let samples = folder.samples_of_run(sampling)?;
@@ -146,8 +146,8 @@ impl DryRun {
         let rounds = if allocation == Allocation::Uniform { 1 } else { 2 };
         let packages = plan.packages.len();
         let calibrations = (packages as u64 * times).max(1) as f64;
-        let calibrate =
-            ("calibrate", forward_macs.saturating_add(hessian_macs) as f64 / calibrations);
+        let of_calibrations = forward_macs.saturating_add(hessian_macs) as f64 * (1.0 + reading);
+        let calibrate = ("calibrate", of_calibrations / calibrations);
         let solve = ("solve", once as f64 / packages as f64);
         let attempt = ("try", allocation_macs.saturating_add(to_try) as f64 / packages as f64);
         let report = ("evaluate", report_macs as f64 / 2.0);

@@ -1,10 +1,10 @@
 //! The memory of a run, and the packages that fit into a limit.
 
 use crate::error::{Result, refuse};
-use crate::footprint::{Footprint, Model};
+use crate::footprint::{ALLOCATOR_SHARE, Footprint, Model};
 use crate::format::bytes;
 use crate::settings::{CalibrationSettings, Positive, ScoreSettings};
-use secateur_models::{ModelFolder, Operation, Sampling, Structure};
+use secateur_models::{ModelFolder, Operation, Sampling, Structure, WeightBytes};
 use secateur_prune::{
     Allocation, Calibration, Package, Packages, Plan, PlannedLayer, Selection, Task, Weighting,
     influence_pictures,
@@ -26,18 +26,22 @@ pub(super) struct Needs<'a> {
     pub(super) judged: usize,
 }
 
+/// How a run keeps to its memory.
+pub(super) struct Fitted {
+    pub(super) plan: Plan,
+    pub(super) footprint: Footprint,
+    /// Bytes of the denoiser's weights that stay in memory: see [`ModelFolder::within`].
+    pub(super) kept: u64,
+    /// How much longer a calibration takes than its products, for reading the others.
+    pub(super) reading: f64,
+}
+
 impl Needs<'_> {
-    /// Makes the plan that the settings request: that many packages, or as few as fit into the
-    /// memory, which on a GPU is no more than 15/16 of its own. Also returns its memory.
-    pub(super) fn plan(&self) -> Result<(Plan, Footprint)> {
-        let Self { settings, folder, calibration, task, .. } = self;
-        let with = |packages| {
-            let mut plan = plan(settings, folder, &calibration.sampling, task, packages)?;
-            if settings.carry_statistics.is_some() {
-                plan.carry(&folder.structure(&calibration.sampling))?;
-            }
-            Ok::<_, secateur_prune::Error>(plan)
-        };
+    /// Makes the plan that the settings request: that many packages, or of those that fit into the
+    /// memory the one that takes the least time. On a GPU the memory is no more than 15/16 of its
+    /// own.
+    pub(super) fn plan(&self) -> Result<Fitted> {
+        let Self { settings, folder, .. } = self;
         // Saved statistics are read one input at a time; those to carry are of one package.
         let one = settings.statistics.is_some() || settings.carry_statistics.is_some();
         let asked = settings.memory.map(|memory| memory.as_u64());
@@ -46,44 +50,59 @@ impl Needs<'_> {
         // the same plan.
         let gpu = folder.placement().memory().filter(|_| packages.is_none());
         let of_gpu = gpu.map(|gpu| gpu.total / 16 * 15);
-        let Some(memory) = asked.into_iter().chain(of_gpu).min() else {
-            let packages = match packages {
-                Some(count) => Packages::Count(count),
-                None if one => Packages::Count(1),
-                None => Packages::Memory(STATISTICS),
-            };
-            let plan = with(packages)?;
-            let footprint = self.footprint(&plan)?;
-            return Ok((plan, footprint));
+        let limit = match asked.into_iter().chain(of_gpu).min() {
+            Some(limit) => limit,
+            None => {
+                let packages = match packages {
+                    Some(count) => Packages::Count(count),
+                    None if one => Packages::Count(1),
+                    None => Packages::Memory(STATISTICS),
+                };
+                let plan = self.plan_of(packages)?;
+                let footprint = self.footprint(&plan, folder)?;
+                return Ok(Fitted { plan, footprint, kept: u64::MAX, reading: 0.0 });
+            }
         };
         let mut least: Option<Footprint> = None;
+        let mut best: Option<(f64, Fitted)> = None;
         for count in 1.. {
-            let plan = with(Packages::Count(count))?;
-            let footprint = self.footprint(&plan)?;
-            if footprint.total() <= memory {
-                if let Some(gpu) = gpu.filter(|gpu| footprint.total() > gpu.free) {
-                    let (needed, free) = (bytes(footprint.total()), bytes(gpu.free));
-                    refuse!(
-                        "this run needs about {needed} of the GPU's memory, and {free} of {} are \
-                         free: end what takes the rest, or give a smaller `memory`",
-                        bytes(gpu.total)
-                    )
+            let plan = self.plan_of(Packages::Count(count))?;
+            // There are no more units, or only one package is of use, or more would take longer.
+            let is_last = one || plan.packages.len() < count;
+            let whole = self.footprint(&plan, folder)?;
+            let (kept, footprint) = self.kept(&plan, whole, limit)?;
+            if footprint.total() > limit {
+                if least.as_ref().is_none_or(|least| footprint.total() < least.total()) {
+                    least = Some(footprint);
                 }
-                return Ok((plan, footprint));
+            } else {
+                let reading = self.time_of_reading(kept);
+                let time = count as f64 * (1.0 + reading);
+                if best.as_ref().is_none_or(|(least, _)| time < *least) {
+                    best = Some((time, Fitted { plan, footprint, kept, reading }));
+                }
             }
-            // There are no more units, or only one package is of use.
-            let last = one || plan.packages.len() < count;
-            if least.as_ref().is_none_or(|least| footprint.total() < least.total()) {
-                least = Some(footprint);
-            }
-            if last {
+            if is_last || best.as_ref().is_some_and(|(least, _)| *least <= (count + 1) as f64) {
                 break;
             }
         }
+        if let Some((_, fitted)) = best {
+            let total = fitted.footprint.total();
+            if let Some(gpu) = gpu.filter(|gpu| total > gpu.free) {
+                refuse!(
+                    "this run needs about {} of the GPU's memory, and {} of {} are free: end what \
+                     takes the rest, or give a smaller `memory`",
+                    bytes(total),
+                    bytes(gpu.free),
+                    bytes(gpu.total)
+                )
+            }
+            return Ok(fitted);
+        }
         let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
         let least = least.unwrap_or_else(|| Footprint::new(folder.placement()));
-        let (memory_of, needed) = (mebibytes(memory), mebibytes(least.total()));
-        let limit = match asked == Some(memory) {
+        let (memory_of, needed) = (mebibytes(limit), mebibytes(least.total()));
+        let limit = match asked == Some(limit) {
             true => format!("`memory {memory_of} MiB` does not hold this run"),
             false => format!("the GPU's memory, {memory_of} MiB, does not hold this run"),
         };
@@ -93,9 +112,66 @@ impl Needs<'_> {
         )
     }
 
+    fn plan_of(&self, packages: Packages) -> Result<Plan> {
+        let Self { settings, folder, calibration, task, .. } = self;
+        let mut plan = plan(settings, folder, &calibration.sampling, task, packages)?;
+        if settings.carry_statistics.is_some() {
+            plan.carry(&folder.structure(&calibration.sampling))?;
+        }
+        Ok(plan)
+    }
+
+    /// Returns the bytes of the denoiser's weights that can stay in memory where a run of `whole`
+    /// is limited to `limit`, and the memory that it then takes: more than the limit if no weights
+    /// could be left out, or not enough.
+    fn kept(&self, plan: &Plan, whole: Footprint, limit: u64) -> Result<(u64, Footprint)> {
+        let over = whole.total().saturating_sub(limit);
+        // Gradients go back through all weights; without a journal, new ones stay in memory.
+        let has_gradients = match self.task {
+            Task::Weights { .. } => false,
+            Task::Structured { method, .. } => method.preparation(self.calibration).0 > 0,
+        };
+        if over == 0 || has_gradients || self.settings.carry_statistics.is_some() {
+            return Ok((u64::MAX, whole));
+        }
+        let WeightBytes { all, fixed, passing } = self.folder.weight_bytes();
+        let mut kept = all.saturating_sub(over.saturating_add(passing)).max(fixed);
+        let with = |kept| self.footprint(plan, &self.folder.clone().within(kept));
+        // The allocator's share went with the weights.
+        kept += limit.saturating_sub(with(kept)?.total()) * ALLOCATOR_SHARE / (ALLOCATOR_SHARE + 1);
+        let footprint = with(kept)?;
+        Ok(if footprint.total() < whole.total() { (kept, footprint) } else { (u64::MAX, whole) })
+    }
+
+    /// Returns the time that a calibration is held up by reading weights, relative to that of its
+    /// products.
+    fn time_of_reading(&self, kept: u64) -> f64 {
+        /// Operations that are computed while a byte is read: at 50 G operations and 1 GB a second,
+        /// and on a GPU at 400 T and 20 GB. They are not measured, so that a run that goes on later
+        /// makes the same plan.
+        const ON_CPU: f64 = 50.0;
+        const ON_GPU: f64 = 20_000.0;
+        /// What the products lose to reading at the same time.
+        const BESIDE: f64 = 0.1;
+        let Self { folder, calibration, .. } = self;
+        let WeightBytes { all, .. } = folder.weight_bytes();
+        if kept >= all {
+            return 0.0;
+        }
+        let sampling = &calibration.sampling;
+        let samples =
+            folder.passes(sampling.guidance) * sampling.batch.min(calibration.prompts.len());
+        let operations =
+            2.0 * folder.computed_structure(sampling).macs() as f64 * samples.max(1) as f64;
+        let of_a_byte = if folder.placement().is_on_gpu() { ON_GPU } else { ON_CPU };
+        let passing = (all - kept) as f64 / all as f64;
+        let reading = passing * folder.checkpoint().bytes() as f64 * of_a_byte / operations;
+        BESIDE * passing + (reading - 1.0).max(0.0)
+    }
+
     /// Estimates the memory of the run, stage by stage.
-    pub(super) fn footprint(&self, plan: &Plan) -> Result<Footprint> {
-        let Self { settings, score, folder, calibration, task, allocation, judged } = self;
+    fn footprint(&self, plan: &Plan, folder: &ModelFolder) -> Result<Footprint> {
+        let Self { settings, score, calibration, task, allocation, judged, .. } = self;
         let (sampling, placement) = (&calibration.sampling, folder.placement());
         let scorer = score.path(folder).filter(|_| score.is_used(folder));
         let model =
