@@ -208,7 +208,7 @@ impl Case<'_> {
         let places = (1..found.len()).flat_map(|call| (0..units).map(move |unit| (call, unit)));
         // Some of many.
         let places: Vec<(usize, usize)> =
-            places.step_by((found.len() * units).div_ceil(6)).collect();
+            places.step_by((found.len() * units).div_ceil(8)).collect();
         let wanted: Vec<f64> = places.iter().map(|&(call, unit)| difference(call, unit)).collect();
         let largest = wanted.iter().fold(0f64, |largest, d| largest.max(d.abs()));
         assert!(largest > 0.01 * hard, "{what}: no gate matters");
