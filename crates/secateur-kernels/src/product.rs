@@ -86,7 +86,7 @@ impl Panels {
         panels
     }
 
-    /// The columns one after another, of which [`Panels::transposed`] makes these panels.
+    /// The columns one after another, as [`Panels::transposed`] takes them.
     pub(crate) fn to_columns(&self) -> Vec<f32> {
         let mut columns = vec![0f32; self.depth * self.columns];
         columns.par_chunks_mut((self.width() * self.depth).max(1)).enumerate().for_each(

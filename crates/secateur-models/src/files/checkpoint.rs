@@ -228,28 +228,30 @@ impl TensorFile {
         }
     }
 
-    /// A tensor at `placement`; integers keep their type. Values that are not finite are an error
-    /// if they are looked for.
-    fn read(
-        &self,
-        name: &str,
-        info: &TensorInfo,
-        placement: &Placement,
-        is_checked: bool,
-    ) -> Result<Tensor> {
-        let dtype = match info.dtype {
-            Dtype::I64 => DType::I64,
-            _ => self.weight_type(name, info)?,
-        };
-        let data = self.raw(info)?;
-        let tensor = placement.from_bytes(&data, dtype, &info.shape)?;
-        if is_checked && dtype != DType::I64 && !ops::is_finite(&tensor)? {
+    /// A tensor at `placement`; integers keep their type.
+    fn read(&self, name: &str, info: &TensorInfo, placement: &Placement) -> Result<Tensor> {
+        let tensor = self.read_unchecked(name, info, placement)?;
+        if tensor.dtype().is_float() && !ops::is_finite(&tensor)? {
             invalid!(
                 &self.path,
                 "tensor {name} holds NaN or infinite values: the checkpoint is damaged"
             );
         }
         Ok(tensor)
+    }
+
+    /// The same, whose values may be infinite or no numbers.
+    fn read_unchecked(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        placement: &Placement,
+    ) -> Result<Tensor> {
+        let dtype = match info.dtype {
+            Dtype::I64 => DType::I64,
+            _ => self.weight_type(name, info)?,
+        };
+        Ok(placement.from_bytes(&self.raw(info)?, dtype, &info.shape)?)
     }
 }
 
@@ -259,7 +261,7 @@ pub struct Checkpoint {
     folder: PathBuf,
     /// The index file of a sharded checkpoint.
     pub(crate) index: Option<PathBuf>,
-    pub(crate) files: Vec<TensorFile>,
+    pub(crate) files: Arc<[TensorFile]>,
     placement: Placement,
     /// Names of the weights that are read each time they are used.
     passing: Arc<BTreeSet<String>>,
@@ -347,7 +349,7 @@ impl Checkpoint {
     fn new(folder: &Path, index: Option<PathBuf>, files: Vec<TensorFile>) -> Self {
         let (passing, stream) = (Arc::default(), Stream::default());
         let (folder, placement) = (folder.to_owned(), Placement::cpu());
-        Self { folder, index, files, placement, passing, stream }
+        Self { folder, index, files: files.into(), placement, passing, stream }
     }
 
     /// The component's folder.
@@ -366,7 +368,7 @@ impl Checkpoint {
     /// The tensor `name`, if there is one.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.files.iter().find_map(|file| file.tensors.get(name))
+        Some(self.place(name)?.1)
     }
 
     /// The paths of the weight files.
@@ -424,27 +426,30 @@ impl Checkpoint {
     /// # Errors
     /// If it cannot be read, or holds values that are not finite.
     pub fn read(&self, name: &str) -> Result<Tensor> {
-        let (file, info) = self.place(name)?;
-        file.read(name, info, &self.placement, true)
-    }
-
-    fn place(&self, name: &str) -> Result<(&TensorFile, &TensorInfo)> {
-        let own = |file: &'_ TensorFile| file.tensors.contains_key(name);
-        match self.files.iter().find(|file| own(file)) {
-            Some(file) => Ok((file, &file.tensors[name])),
+        match self.place(name) {
+            Some((file, info)) => file.read(name, info, &self.placement),
             None => invalid!(&self.folder, "no tensor {name}"),
         }
     }
 
-    /// A weight that is read each time it is used.
-    fn stored(self: &Arc<Self>, name: &str, info: &TensorInfo) -> Weight {
-        let (own, name, was_checked) = (Arc::clone(self), name.to_owned(), AtomicBool::new(false));
+    /// A tensor, and the file that holds it.
+    fn place(&self, name: &str) -> Option<(&TensorFile, &TensorInfo)> {
+        self.files.iter().find_map(|file| Some((file, file.tensors.get(name)?)))
+    }
+
+    /// A weight of the file of that index that is read each time it is used, and checked the first
+    /// time.
+    fn stored(&self, file: usize, name: &str, info: &TensorInfo) -> Weight {
+        let (files, placement) = (Arc::clone(&self.files), self.placement.clone());
+        let (name, of_file, was_checked) = (name.to_owned(), info.clone(), AtomicBool::new(false));
         let read = move || {
-            let (file, info) = own.place(&name)?;
-            let is_checked = !was_checked.load(Ordering::Relaxed);
-            let tensor = file.read(&name, info, &own.placement, is_checked)?;
+            let file = &files[file];
+            if was_checked.load(Ordering::Relaxed) {
+                return file.read_unchecked(&name, &of_file, &placement);
+            }
+            let tensor = file.read(&name, &of_file, &placement)?;
             was_checked.store(true, Ordering::Relaxed);
-            Ok::<_, Error>(tensor)
+            Ok(tensor)
         };
         let read = move || read().map_err(candle_core::Error::wrap);
         Weight::stored(info.shape.as_slice(), &self.stream, read)
@@ -481,13 +486,12 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::load`].
     pub(crate) fn load_where(&self, wanted: impl Fn(&str) -> bool) -> Result<Parameters> {
-        let shared = Arc::new(self.clone());
         let mut weights = BTreeMap::new();
-        for file in &self.files {
+        for (index, file) in self.files.iter().enumerate() {
             for (name, info) in file.tensors.iter().filter(|(name, _)| wanted(name)) {
                 let weight = match self.passing.contains(name) {
-                    true => shared.stored(name, info),
-                    false => file.read(name, info, &self.placement, true)?.into(),
+                    true => self.stored(index, name, info),
+                    false => file.read(name, info, &self.placement)?.into(),
                 };
                 weights.insert(name.clone(), weight);
             }

@@ -138,7 +138,6 @@ pub fn read_each_tensor<E: From<Error>>(
 /// file has its name once all are in it; it says nothing of what they are.
 #[derive(Debug)]
 pub struct TensorLog {
-    path: PathBuf,
     file: Arc<LogFile>,
     hash: Hash,
     bytes: u64,
@@ -177,7 +176,7 @@ impl TensorLog {
         let file = File::options().read(true).write(true).create_new(true).open(temporary);
         let file = Mutex::new(file.map_err(Error::io(path))?);
         let file = Arc::new(LogFile { path: path.to_owned(), file });
-        Ok(Self { path: path.to_owned(), file, hash: Hash::default(), bytes: 0 })
+        Ok(Self { file, hash: Hash::default(), bytes: 0 })
     }
 
     /// Adds a tensor.
@@ -205,9 +204,9 @@ impl TensorLog {
     /// # Errors
     /// If it cannot be.
     pub fn finish(mut self) -> Result<String> {
-        let of_path = Error::io(&self.path);
+        let path = &self.file.path;
         self.file.at(self.bytes, |file| file.sync_all())?;
-        std::fs::rename(temporary(&self.path), &self.path).map_err(of_path)?;
+        std::fs::rename(temporary(path), path).map_err(Error::io(path))?;
         Ok(std::mem::take(&mut self.hash).finish())
     }
 }
@@ -215,7 +214,7 @@ impl TensorLog {
 impl Drop for TensorLog {
     fn drop(&mut self) {
         // It has its name if it was finished.
-        let _ = std::fs::remove_file(temporary(&self.path));
+        let _ = std::fs::remove_file(temporary(&self.file.path));
     }
 }
 

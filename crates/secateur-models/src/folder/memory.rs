@@ -35,21 +35,25 @@ impl ModelFolder {
     /// Bytes of the denoiser's weights, where it is placed.
     #[must_use]
     pub fn weight_bytes(&self) -> WeightBytes {
-        let each = self.placement().bytes_of_a_number();
-        let bytes = |info: &TensorInfo| each * info.elements() as u64;
         let mut sizes = WeightBytes::default();
         for (name, info) in self.checkpoint.tensors() {
-            sizes.all += bytes(info);
+            let bytes = self.placed_bytes(info);
+            sizes.all += bytes;
             if self.may_pass(name) {
                 // In use: its numbers and their packed form. Read ahead: the numbers, and as they
                 // are in the file.
                 let copies = 2 + 2 * Stream::AHEAD as u64;
-                sizes.passing = sizes.passing.max(copies * bytes(info));
+                sizes.passing = sizes.passing.max(copies * bytes);
             } else {
-                sizes.fixed += bytes(info);
+                sizes.fixed += bytes;
             }
         }
         sizes
+    }
+
+    /// Bytes of a tensor of the denoiser's checkpoint in memory, where it is placed.
+    fn placed_bytes(&self, info: &TensorInfo) -> u64 {
+        self.placement().bytes_of_a_number() * info.elements() as u64
     }
 
     /// Whether a tensor of the denoiser's checkpoint can be read each time it is used.
@@ -66,10 +70,9 @@ impl ModelFolder {
             return names;
         }
         let room = u128::from(self.kept.saturating_sub(fixed));
-        let each = self.placement().bytes_of_a_number();
         let (mut passed, mut kept) = (0u128, 0u128);
         for (name, info) in self.checkpoint.tensors().filter(|(name, _)| self.may_pass(name)) {
-            let bytes = u128::from(each) * info.elements() as u128;
+            let bytes = u128::from(self.placed_bytes(info));
             passed += bytes;
             if (kept + bytes) * u128::from(all - fixed) <= room * passed {
                 kept += bytes;

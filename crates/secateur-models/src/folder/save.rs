@@ -151,7 +151,7 @@ impl Checkpoint {
         observer: &dyn Observer,
     ) -> Result<()> {
         let mut bytes = 0;
-        for file in &self.files {
+        for file in self.files.iter() {
             bytes += file.write(
                 &destination.join(file.path.file_name().unwrap_or_default()),
                 new,

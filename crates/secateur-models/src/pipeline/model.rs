@@ -25,8 +25,9 @@ pub struct Pipeline {
     edited: BTreeMap<String, Weight>,
     removals: Removals,
     denoiser: Box<dyn Denoiser>,
-    /// Of the calls of the denoiser that are neither watched nor gated.
-    replay: Replay,
+    /// Of the calls of the denoiser that are neither watched nor gated. `None` if weights pass: a
+    /// recorded call would read them where they no longer are.
+    replay: Option<Replay>,
     description: Description,
     texts: Texts,
     /// `None` if the denoiser works on pictures.
@@ -81,7 +82,7 @@ impl Pipeline {
         let (denoiser, description) = build(&folder, &parameters)?;
         Ok(Self {
             denoiser,
-            replay: Replay::default(),
+            replay: replay(&parameters),
             description,
             texts,
             vae: folder.autoencoder()?,
@@ -193,12 +194,10 @@ impl Pipeline {
         let (placement, count) = (self.folder.placement(), input.dim(0)?);
         let times = placement.in_f32().tensor(vec![timestep; count], count)?;
         let input = placement.bring(&input)?;
-        // A recorded call would read weights where they no longer are.
-        let passes = self.parameters.iter().any(|(_, weight)| weight.is_stored());
-        let output = match (context.probe, context.gates) {
-            (None, None) if !passes => {
+        let output = match (context.probe, context.gates, &self.replay) {
+            (None, None, Some(replay)) => {
                 let inputs = [vec![input, times], conditioning.tensors()].concat();
-                self.replay.call(&inputs, |inputs| {
+                replay.call(&inputs, |inputs| {
                     let [input, times, tensors @ ..] = inputs else {
                         refuse!("a denoiser's call without latents and times")
                     };
@@ -227,7 +226,9 @@ impl Pipeline {
         let pictures = match &self.vae {
             Some(vae) => {
                 let latents = self.folder.placement().beyond_f16().bring(latents)?;
-                self.replay.let_go_of_memory();
+                if let Some(replay) = &self.replay {
+                    replay.let_go_of_memory();
+                }
                 vae.pictures(&latents, self.folder.class().shifts)?
             }
             None => pictures(latents)?,
@@ -257,7 +258,7 @@ impl Pipeline {
             parameters.replace(name, weight.clone())?;
         }
         (self.denoiser, self.description) = build(&self.folder, &parameters)?;
-        self.replay = Replay::default();
+        self.replay = replay(&parameters);
         self.parameters = parameters;
         self.edited.extend(edits.weights.clone());
         self.removals = edits.removals.clone();
@@ -314,6 +315,11 @@ impl Pipeline {
     pub(crate) fn latents(&self, numbers: &Tensor) -> Result<Tensor> {
         Ok(self.folder.placement().in_f32().bring(numbers)?)
     }
+}
+
+fn replay(parameters: &Parameters) -> Option<Replay> {
+    let passes = parameters.iter().any(|(_, weight)| weight.is_stored());
+    (!passes).then(Replay::default)
 }
 
 /// Height and width of pictures of latents of that size.

@@ -80,7 +80,9 @@ impl Stored {
                 break;
             }
             from = next.number;
-            order.ahead.push_back((from, thread::spawn(move || next.now())));
+            // Where there is no thread to be had, it is read when it is used.
+            let Ok(thread) = thread::Builder::new().spawn(move || next.now()) else { break };
+            order.ahead.push_back((from, thread));
         }
         own
     }

@@ -319,7 +319,7 @@ fn work(request: Request<'_>) -> Result<Done> {
     Ok(Done::Model(Box::new(report)))
 }
 
-/// Returns what is told if not all of the denoiser's weights stay in memory.
+/// Returns a note if not all of the denoiser's weights stay in memory.
 fn read_again(folder: &ModelFolder, kept: u64) -> Option<String> {
     let WeightBytes { all, .. } = folder.weight_bytes();
     (kept < all).then(|| {
