@@ -51,6 +51,18 @@ def convolution(samples, channels, side):
     return lambda: F.conv2d(x, weight, bias, padding=1)
 
 
+def row_sums(rows, taken, width):
+    """As a hook of the reference: all in f32, without TF32."""
+    x, places = random(rows, width), torch.arange(taken, device="cuda") * rows // taken
+    gram = torch.zeros(width, width, device="cuda")
+
+    def add():
+        rows = x[places].float()
+        gram.addmm_(rows.T, rows)
+
+    return add
+
+
 def rope(x, cos, sin):
     real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([-imaginary, real], -1).flatten(-2)
@@ -115,6 +127,15 @@ def cases():
         every[name] = attention(*shape, gradients=True)
     for shape in [(2, 320, 128), (2, 640, 64), (2, 1280, 32), (1, 512, 512), (2, 320, 64)]:
         every["convolution " + "x".join(map(str, shape))] = convolution(*shape)
+    for rows, taken, width in [
+        (16384, 16384, 1536),
+        (16384, 16384, 6144),
+        (16384, 4096, 1536),
+        (16384, 4096, 6144),
+        (1232, 320, 1536),
+        (1232, 320, 6144),
+    ]:
+        every[f"row sums {taken} of {rows}x{width}"] = row_sums(rows, taken, width)
     return every | passes()
 
 

@@ -5,8 +5,9 @@
 #![expect(clippy::print_stdout, reason = "a benchmark tells its figures")]
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
-use secateur_nn::ops::{self, Heads};
+use secateur_nn::ops::{self, Heads, RowSums, Rows};
 use secateur_nn::{Activation, Weight};
+use std::cell::RefCell;
 use std::time::Instant;
 
 /// A case: its name, floating-point operations, bytes read and written, and itself.
@@ -94,6 +95,22 @@ impl Gpu {
                 4 * samples * side * side * channels,
             ),
             move || ops::conv2d(&x, &weight, &bias, 1, (1, 1)),
+        ))
+    }
+
+    /// The sums of a calibration over `taken` of `rows` rows.
+    fn row_sums(&self, rows: usize, taken: usize, width: usize) -> Result<Case> {
+        let x = self.random(&[rows, width])?;
+        let places = (0..taken).map(|row| row * rows / taken).collect();
+        let (rows_of_x, sums) = (Rows::new(places, vec![1.0; taken]), RowSums::new(width));
+        let sums = RefCell::new(sums);
+        Ok(Case::new(
+            format!("row sums {taken} of {rows}x{width}"),
+            (taken * width * (width + 1), 2 * taken * width + 4 * width * (width + 1)),
+            move || {
+                sums.borrow_mut().add(&x, &rows_of_x, 1.0)?;
+                Ok(x.clone())
+            },
         ))
     }
 
@@ -200,6 +217,16 @@ fn cases(gpu: &Gpu) -> Result<Vec<Case>> {
         [(2, 320, 128), (2, 640, 64), (2, 1280, 32), (1, 512, 512), (2, 320, 64)]
     {
         cases.push(gpu.convolution(samples, channels, side)?);
+    }
+    for (rows, taken, width) in [
+        (16384, 16384, 1536),
+        (16384, 16384, 6144),
+        (16384, 4096, 1536),
+        (16384, 4096, 6144),
+        (1232, 320, 1536),
+        (1232, 320, 6144),
+    ] {
+        cases.push(gpu.row_sums(rows, taken, width)?);
     }
     cases.extend(gpu.passes()?);
     Ok(cases)

@@ -26,31 +26,33 @@ pub(crate) fn rows(
         let problem = format!("{given} multiplicities of {samples} x {tokens} tokens");
         return Err(Error::Request(problem));
     }
-    let taken = taken(tokens, stride, step);
+    let (taken, times) = taken(tokens, stride, step);
     let (places, times) = (0..samples)
-        .flat_map(|sample| {
-            taken.iter().map(move |&(token, times)| (sample * tokens + token, times))
-        })
-        .map(|(place, times)| {
-            (place, multiplicity.map_or(1.0, |multiplicity| multiplicity[place]) * times)
-        })
+        .flat_map(|sample| taken.iter().map(move |token| sample * tokens + token))
+        .map(|place| (place, multiplicity.map_or(1.0, |multiplicity| multiplicity[place]) * times))
         .unzip();
     Ok(Rows::new(places, times))
 }
 
-/// Returns the tokens that are summed at a step, each with the number of tokens that it stands for:
-/// one of every `stride` successive ones. Which one is a hash of the step and the position
-/// (SplitMix64). So all tokens are seen over the steps, in no regular grid, and independently of
-/// the batch size.
-fn taken(tokens: usize, stride: usize, step: usize) -> Vec<(usize, f32)> {
-    let pick = |block: usize| {
-        let length = stride.min(tokens - block * stride);
-        let mut z = ((step as u64) << 32 | block as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
+/// Returns the tokens that are summed at a step, one of every `stride` successive ones, and the
+/// number of tokens that each stands for. Where `stride` does not divide the tokens, all parts of
+/// them are shorter by the same fraction of a token, so that all rows count alike. Which token of a
+/// part is taken is a hash of the step and the part (SplitMix64). So all tokens are seen over the
+/// steps, in no regular grid, and independently of the batch size.
+fn taken(tokens: usize, stride: usize, step: usize) -> (Vec<usize>, f32) {
+    let parts = tokens.div_ceil(stride);
+    let length = tokens as f64 / parts as f64;
+    let pick = |part: usize| {
+        let mut z = ((step as u64) << 32 | part as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (block * stride + ((z ^ (z >> 31)) % length as u64) as usize, length as f32)
+        z ^= z >> 31;
+        // The whole part of a place within a full stride, and the rest, in [0, 1).
+        let (whole, rest) = (z % stride as u64, (z >> 32) as f64 / 2f64.powi(32));
+        let within = (whole as f64 + rest) / stride as f64;
+        (((part as f64 + within) * length) as usize).min(tokens - 1)
     };
-    (0..tokens.div_ceil(stride)).map(pick).collect()
+    ((0..parts).map(pick).collect(), length as f32)
 }
 
 impl Moments {
@@ -154,18 +156,29 @@ mod tests {
     use super::taken;
 
     #[test]
-    fn every_token_is_stood_for_at_every_step_and_taken_at_some() {
-        for (tokens, stride) in [(1, 4), (3, 4), (4, 4), (33, 4), (77, 256), (5, 1)] {
-            let mut seen = vec![false; tokens];
-            for step in 0..64 * stride {
-                let taken = taken(tokens, stride, step);
-                assert_eq!(
-                    taken.iter().map(|(_, stands_for)| stands_for).sum::<f32>(),
-                    tokens as f32
-                );
-                taken.iter().for_each(|&(token, _)| seen[token] = true);
+    fn every_token_is_taken_as_often_as_the_others() {
+        for (tokens, stride) in [(1, 4), (3, 4), (4, 4), (33, 4), (77, 256), (77, 4), (5, 1)] {
+            let mut counts = vec![0.0; tokens];
+            let steps = 4096;
+            for step in 0..steps {
+                let (taken, times) = taken(tokens, stride, step);
+                assert!((taken.len() as f32 * times - tokens as f32).abs() < 1e-4);
+                assert_eq!(taken.len(), tokens.div_ceil(stride));
+                assert!(taken.is_sorted());
+                taken.iter().for_each(|&token| counts[token] += f64::from(times));
             }
-            assert!(seen.iter().all(|seen| *seen), "{tokens} tokens, stride {stride}");
+            // Of a binomial count: six standard deviations.
+            let tolerance = 6.0 * (stride as f64 / steps as f64).sqrt();
+            for (token, count) in counts.iter().enumerate() {
+                let mean = count / steps as f64;
+                assert!((mean - 1.0).abs() <= tolerance, "token {token} of {tokens}: {mean}");
+            }
+            if tokens % stride == 0 {
+                let (taken, times) = taken(tokens, stride, 7);
+                assert_eq!(times, stride as f32);
+                let parts: Vec<usize> = taken.iter().map(|token| token / stride).collect();
+                assert_eq!(parts, (0..tokens / stride).collect::<Vec<_>>());
+            }
         }
     }
 }

@@ -602,10 +602,12 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
   }
 }
 
-// Sums over the rows of part blockIdx.y: of x (to[part][0]) and of x^2 (to[part][1]). The lanes of a
-// warp have 32 accesses of a row; the warps of a block, and the parts, take rows in turn.
+// Sums over the rows of part blockIdx.y: of x (to[part][0]) and of x^2 (to[part][1]). Where `places`
+// is given, the rows are those of x at these places, and are copied to `taken`. The lanes of a warp
+// have 32 accesses of a row; the warps of a block, and the parts, take rows in turn.
 template <typename T, int N>
-__device__ void column_sums(const T *x, float *to, size_t rows, int width) {
+__device__ void column_sums(const T *x, const uint32_t *places, T *taken, float *to, size_t rows,
+                            int width) {
   const int WARPS = 8, across = width / N;
   __shared__ float of_warps[WARPS][32][2 * N + 1];
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
@@ -614,7 +616,8 @@ __device__ void column_sums(const T *x, float *to, size_t rows, int width) {
     float sums[N] = {}, squares[N] = {}, v[N];
     if (column < across)
       for (size_t row = warp + WARPS * blockIdx.y; row < rows; row += WARPS * gridDim.y) {
-        load<T, N>(x + row * width, column, v);
+        load<T, N>(x + (places ? places[row] : row) * width, column, v);
+        if (places) store<T, N>(taken + row * width, column, v);
 #pragma unroll
         for (int k = 0; k < N; k++) {
           sums[k] += v[k];
@@ -639,15 +642,26 @@ __device__ void column_sums(const T *x, float *to, size_t rows, int width) {
   }
 }
 
-// Adds `column_sums` of rows that count `times` to 3 x width: weighted sums, sums and squares.
+// Adds `column_sums` of rows that count `times` to 3 x width: weighted sums, sums and squares. The
+// lanes of a warp have 32 columns; the warps of a block take parts in turn.
 extern "C" __global__ void add_column_sums_f32_1(const float *of_parts, double *to, int parts,
                                                  int width, double times, double weight) {
-  const int column = blockIdx.x * blockDim.x + threadIdx.x;
-  if (column >= width) return;
+  const int WARPS = 8;
+  __shared__ double of_warps[2][WARPS][32];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, column = 32 * blockIdx.x + lane;
   double sum = 0., square = 0.;
-  for (int part = 0; part < parts; part++) {
-    sum += of_parts[(size_t)part * 2 * width + column];
-    square += of_parts[((size_t)part * 2 + 1) * width + column];
+  if (column < width)
+    for (int part = warp; part < parts; part += WARPS) {
+      sum += of_parts[(size_t)part * 2 * width + column];
+      square += of_parts[((size_t)part * 2 + 1) * width + column];
+    }
+  of_warps[0][warp][lane] = sum;
+  of_warps[1][warp][lane] = square;
+  __syncthreads();
+  if (warp || column >= width) return;
+  for (int w = 1; w < WARPS; w++) {
+    sum += of_warps[0][w][lane];
+    square += of_warps[1][w][lane];
   }
   to[column] += weight * (times * sum);
   to[width + column] += times * sum;
@@ -699,9 +713,9 @@ extern "C" __global__ void add_column_sums_f32_1(const float *of_parts, double *
     group_norm_last<T, N>(x, weight, bias, moments, y, count, area, channels, groups, eps,         \
                           with_silu);                                                              \
   }                                                                                                \
-  extern "C" __global__ void column_sums_##TYPE##_##N(const T *x, float *to, size_t rows,          \
-                                                      int width) {                                 \
-    column_sums<T, N>(x, to, rows, width);                                                         \
+  extern "C" __global__ void column_sums_##TYPE##_##N(const T *x, const uint32_t *places, T *taken, \
+                                                      float *to, size_t rows, int width) {         \
+    column_sums<T, N>(x, places, taken, to, rows, width);                                          \
   }                                                                                                \
   extern "C" __global__ void upsample_last_##TYPE##_##N(const T *x, T *y, size_t count,            \
                                                         int height, int width, int channels,       \

@@ -1,12 +1,14 @@
 //! Sums over rows, by products and sums of columns.
 
-use super::launch::{self, Gpu, Launch, Scalar, THREADS, numbers_an_access, with_addresses};
+use super::launch::{
+    self, Gpu, Launch, Scalar, THREADS, filled, numbers_an_access, with_addresses,
+};
 use super::node::Output;
 use super::solver;
 use crate::ops::host_sums::HostSums;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Tensor};
+use candle_core::{CudaDevice, CudaStorage, DType, Result, Tensor};
 
 /// The sums of [`HostSums`], on a GPU.
 #[derive(Debug)]
@@ -27,8 +29,9 @@ pub(in crate::ops) struct Rows(Vec<Alike>);
 #[derive(Debug)]
 struct Alike {
     times: f32,
-    /// Their places on the device.
-    places: Tensor,
+    count: usize,
+    /// On the device.
+    places: CudaSlice<u32>,
 }
 
 impl Rows {
@@ -44,20 +47,20 @@ impl Rows {
                 .into_iter()
                 .partition(|&index| times[index].to_bits() == times[first].to_bits());
             let count = alike.len();
-            let alike = alike.iter().map(|&index| places[index] as u32).collect();
-            let places = Tensor::from_vec(alike, count, &Device::Cuda(device.clone()))?;
-            all.push(Alike { times: times[first], places });
+            let alike: Vec<u32> = alike.iter().map(|&index| places[index] as u32).collect();
+            let places = device.cuda_stream().clone_htod(&alike).w()?;
+            all.push(Alike { times: times[first], count, places });
             left = others;
         }
         Ok(Self(all))
     }
 }
 
-/// Columns of a block of the kernel that sums them, in accesses, and rows that it adds at a time.
-const ACROSS: usize = 32;
-const DOWN: usize = THREADS / ACROSS;
+/// Threads of a warp, which have columns that follow each other, and warps of a block.
+const WARP: usize = 32;
+const WARPS: usize = THREADS / WARP;
 /// Rows that a thread adds up in `f32`, about.
-const ROWS: usize = 16;
+const ROWS: usize = 8;
 
 impl RowSums {
     /// Goes on from `host`, if that has sums.
@@ -75,42 +78,53 @@ impl RowSums {
     /// As [`super::super::RowSums::add`].
     pub(in crate::ops) fn add(&mut self, x: &Tensor, rows: &Rows, weight: f64) -> Result<()> {
         let x = x.detach().reshape(((), self.width))?.contiguous()?;
-        for Alike { times, places } in &rows.0 {
-            let all = places.dim(0)? == x.dim(0)?;
-            let rows = if all { x.clone() } else { x.index_select(places, 0)? };
-            self.add_all(&rows, *times, weight)?;
-        }
-        Ok(())
+        rows.0.iter().try_for_each(|alike| self.add_alike(&x, alike, weight))
     }
 
-    /// Adds all rows of `x` (rows x width), each `times`.
-    fn add_all(&mut self, x: &Tensor, times: f32, weight: f64) -> Result<()> {
-        let (rows, width) = x.dims2()?;
-        if rows == 0 || width == 0 {
+    /// Adds some rows of `x` (rows x width).
+    fn add_alike(&mut self, x: &Tensor, alike: &Alike, weight: f64) -> Result<()> {
+        let (width, dtype) = (self.width, x.dtype());
+        let &Alike { times, count, ref places } = alike;
+        let all = count == x.dim(0)?;
+        if count == 0 || width == 0 {
             return Ok(());
         }
         let gpu = Gpu::of(&self.device)?;
         let stream = self.device.cuda_stream();
-        let gram = self.gram.device_ptr(&stream).0;
-        let factor = (weight * f64::from(times)) as f32;
-        with_addresses(&[x], |_, addresses| {
-            gpu.products.add_gram(x.dtype(), (rows, width), factor, addresses[0], gram)
-        })?;
-        let parts = rows.div_ceil(DOWN * ROWS).min(256);
-        let accesses = width.div_ceil(numbers_an_access(x.dtype()));
+        let parts = count.div_ceil(WARPS * ROWS).min(256);
+        let accesses = width.div_ceil(numbers_an_access(dtype));
         let of_parts = Launch {
             name: "column_sums",
             width,
-            blocks: (accesses.div_ceil(ACROSS), parts),
+            blocks: (accesses.div_ceil(WARP), parts),
             threads: THREADS,
             shared: 0,
-            scalars: &[Scalar::Size(rows), Scalar::Int(width as i32)],
+            scalars: &[Scalar::Size(count), Scalar::Int(width as i32)],
         };
-        let sums = launch::run(&of_parts, &[x], (DType::F32, (parts, 2, width)))?.untracked();
-        let all = Launch {
+        let gram = self.gram.device_ptr(&stream).0;
+        let factor = (weight * f64::from(times)) as f32;
+        let sums = with_addresses(&[x], |device, addresses| {
+            let x = addresses[0];
+            let add_gram = |x| gpu.products.add_gram(dtype, (count, width), factor, x, gram);
+            filled(device, DType::F32, (parts, 2, width), |sums| {
+                let sum = |places: u64, taken: u64| {
+                    launch::start(&of_parts, device, dtype, &[x, places, taken], sums)
+                };
+                if all {
+                    sum(0, 0)?;
+                    return add_gram(x);
+                }
+                filled(device, dtype, (count, width), |taken| {
+                    sum(places.device_ptr(&stream).0, taken)?;
+                    add_gram(taken)
+                })?;
+                Ok(())
+            })
+        })?;
+        let of_all = Launch {
             name: "add_column_sums",
             width: 1,
-            blocks: (width.div_ceil(THREADS), 1),
+            blocks: (width.div_ceil(WARP), 1),
             threads: THREADS,
             shared: 0,
             scalars: &[
@@ -121,8 +135,8 @@ impl RowSums {
             ],
         };
         let columns = self.columns.device_ptr(&stream).0;
-        with_addresses(&[&sums], |device, addresses| {
-            launch::start(&all, device, DType::F32, addresses, columns)
+        with_addresses(&[&sums.untracked()], |device, addresses| {
+            launch::start(&of_all, device, DType::F32, addresses, columns)
         })
     }
 
