@@ -123,9 +123,10 @@ fn write_random(wanted: &BTreeMap<String, Wanted>, file: &mut impl Write) -> Res
         };
         for start in (0..count).step_by(DIFFERENT) {
             // The upper half of a float is a bfloat16.
-            let halves = (start..count.min(start + DIFFERENT))
-                .flat_map(|index| ((value(index).to_bits() >> 16) as u16).to_le_bytes());
-            file.write_all(&halves.collect::<Vec<u8>>())?;
+            let halves: Vec<[u8; 2]> = (start..count.min(start + DIFFERENT))
+                .map(|index| ((value(index).to_bits() >> 16) as u16).to_le_bytes())
+                .collect();
+            file.write_all(halves.as_flattened())?;
         }
         from = (from + count + 12_345) % DIFFERENT;
     }

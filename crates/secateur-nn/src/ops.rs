@@ -14,10 +14,10 @@ mod row_sums;
 mod solver;
 
 pub use host_sums::HostSums;
-pub use reductions::{inner_product, is_finite, zeros};
+pub use reductions::{column_squares, inner_product, is_finite, zeros};
 pub use replay::Replay;
 pub use row_sums::{RowSums, Rows};
-pub use solver::{inverse_factor, obs_solve};
+pub use solver::{add_gram, inverse_factor, obs_solve};
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Device, Result, Tensor, bail};

@@ -63,6 +63,9 @@ fn sums_on_every_device_are_those_of_f64() {
                 let inputs = [[2, 37, width], [1, 300, width]]
                     .map(|shape| random(&shape, width as u32).to_dtype(dtype).unwrap());
                 let every = |count: usize| (0..count).collect::<Vec<usize>>();
+                // Samples that lie apart, as parts of a joined tensor.
+                let joined = random(&[2, 50, width], 1 + width as u32).to_dtype(dtype).unwrap();
+                let part = joined.narrow(1, 9, 21).unwrap();
                 // All rows alike; some rows, which count 0 times or several; no rows.
                 let some: Vec<usize> = every(300).into_iter().step_by(7).collect();
                 let times = (0..some.len()).map(|index| [1.0, 4.0, 0.0, 1.0][index % 4]).collect();
@@ -70,13 +73,19 @@ fn sums_on_every_device_are_those_of_f64() {
                     (&inputs[0], every(74), vec![1.0; 74], 0.75),
                     (&inputs[1], some, times, 1.5),
                     (&inputs[1], Vec::new(), Vec::new(), 1.0),
+                    (&part, every(42), vec![2.0; 42], 0.5),
+                    (&part, vec![0, 20, 21, 40], vec![1.0; 4], 0.25),
                 ];
                 let want = plain(width, &added);
                 let mut sums = RowSums::new(width);
                 let add = |sums: &mut RowSums, one: &Added<'_>| {
                     for (x, places, times, weight) in one {
                         let rows = Rows::new(places.clone(), times.clone());
-                        sums.add(&to_device(x, &device).unwrap(), &rows, *weight).unwrap();
+                        let x = match x.is_contiguous() {
+                            true => to_device(x, &device).unwrap(),
+                            false => to_device(&joined, &device).unwrap().narrow(1, 9, 21).unwrap(),
+                        };
+                        sums.add(&x, &rows, *weight).unwrap();
                     }
                 };
                 add(&mut sums, &added);
@@ -85,7 +94,7 @@ fn sums_on_every_device_are_those_of_f64() {
                 // From memory they go on to the device.
                 sums.host().unwrap();
                 add(&mut sums, &added[..1]);
-                let again = [added[0].clone(), added[1].clone(), added[0].clone()];
+                let again = [&added[..], &added[..1]].concat();
                 check(&what, sums.host().unwrap(), &plain(width, &again), width, 1e-5);
             }
         }

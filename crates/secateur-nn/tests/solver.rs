@@ -119,6 +119,48 @@ fn sums_and_counts() {
             assert!(!ops::is_finite(&bad).unwrap());
         }
         assert!(ops::inner_product(&x, &x.t().unwrap()).is_err());
+        // Of columns that lie apart, and of none.
+        for part in [x.clone(), x.narrow(1, 3, 17).unwrap(), x.narrow(0, 0, 0).unwrap()] {
+            let want: Vec<f64> = match part.dim(0).unwrap() {
+                0 => vec![0.0; 65],
+                _ => (0..part.dim(1).unwrap())
+                    .map(|j| wide(&part.narrow(1, j, 1).unwrap()).iter().map(|x| x * x).sum())
+                    .collect(),
+            };
+            let got = ops::column_squares(&part).unwrap();
+            assert_eq!(got.len(), want.len());
+            for (got, want) in got.iter().zip(want) {
+                assert!((got - want).abs() <= 1e-5 * want, "{got} against {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gram_matrix_is_added_to_a_symmetric_one() {
+    for device in devices() {
+        for (rows, columns) in [(1, 1), (3, 5), (64, 200), (130, 33), (1, 1100), (0, 7)] {
+            let what = format!("{rows} x {columns} on {:?}", device.location());
+            let (h, _) = hessian(columns);
+            let x = random(&[rows + 1, columns], 9).narrow(0, 0, rows).unwrap();
+            let [there, x_there] = [&h, &x].map(|one| to_device(one, &device).unwrap());
+            let got = ops::add_gram(&there, &x_there, -0.5).unwrap();
+            let (h, rows_of_x) = (wide(&h), if rows == 0 { Vec::new() } else { wide(&x) });
+            let mut want = h;
+            for row in rows_of_x.chunks_exact(columns) {
+                for (i, a) in row.iter().enumerate() {
+                    for (j, b) in row.iter().enumerate() {
+                        want[i * columns + j] -= 0.5 * a * b;
+                    }
+                }
+            }
+            within(1e-5, &what, &got, &want);
+            // The matrix itself is as it was.
+            assert_eq!(wide(&there), wide(&hessian(columns).0), "{what}");
+        }
+        let [matrix, x] =
+            [random(&[3, 3], 1), random(&[4, 2], 2)].map(|one| to_device(&one, &device).unwrap());
+        assert!(ops::add_gram(&matrix, &x, 1.0).is_err());
     }
 }
 

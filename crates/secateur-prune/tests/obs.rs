@@ -188,13 +188,10 @@ fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
         return;
     }
     let weights = values(&golden["timestep_weights"]);
-    let statistics: Vec<_> =
-        cases.iter().map(|case| calibrated(&golden[case.x], &weights)).collect();
     let weight =
         |case: &Case| LayerWeight { layer: case.layer.into(), ..layer(&golden[case.weight]) };
     let columns = weight(&cases[0]).columns;
     let group = group(columns);
-    let given = Given::new(cases.iter().map(weight).zip(statistics).collect());
     let gone = |values: &[f32]| -> Vec<usize> {
         (0..columns)
             .filter(|&j| values.iter().skip(j).step_by(columns).all(|&w| w == 0.0))
@@ -204,23 +201,31 @@ fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
     let width = group.parts(&[0])[0].indices.len();
     let remove = want_gone.len() / width;
     let planned = [PlannedGroup { group, remove }];
-    let removed = Obs.remove(&planned, &given).unwrap();
-    assert_eq!(removed.positions[0].len(), remove);
-    for Case { layer: name, after, .. } in cases {
-        let weight = &removed.weights[*name];
-        let want = values(&golden[*after]);
-        assert_eq!(gone(&weight.values), gone(&want), "{after}: columns removed of {name}");
-        let scale = want.iter().fold(0f32, |scale, w| scale.max(w.abs()));
-        let furthest = weight.values.iter().zip(&want).fold(0f32, |d, (a, b)| d.max((a - b).abs()));
-        println!(
-            "{after}: {} columns of {columns} as the reference, weights within {:.1e}",
-            want_gone.len(),
-            furthest / scale
-        );
-        assert!(
-            furthest <= 1e-3 * scale,
-            "{after}: weights differ by {furthest}, the largest is {scale}"
-        );
+    for device in devices() {
+        let statistics = cases
+            .iter()
+            .map(|case| calibrated(&to_device(&golden[case.x], &device).unwrap(), &weights));
+        let given = Given::new(cases.iter().map(weight).zip(statistics).collect());
+        let removed = Obs.remove(&planned, &given).unwrap();
+        assert_eq!(removed.positions[0].len(), remove);
+        for Case { layer: name, after, .. } in cases {
+            let what = format!("{after} on {:?}", device.location());
+            let weight = &removed.weights[*name];
+            let want = values(&golden[*after]);
+            assert_eq!(gone(&weight.values), gone(&want), "{what}: columns removed of {name}");
+            let scale = want.iter().fold(0f32, |scale, w| scale.max(w.abs()));
+            let furthest =
+                weight.values.iter().zip(&want).fold(0f32, |d, (a, b)| d.max((a - b).abs()));
+            println!(
+                "{what}: {} columns of {columns} as the reference, weights within {:.1e}",
+                want_gone.len(),
+                furthest / scale
+            );
+            assert!(
+                furthest <= 1e-3 * scale,
+                "{what}: weights differ by {furthest}, the largest is {scale}"
+            );
+        }
     }
 }
 

@@ -246,7 +246,7 @@ impl Pruner {
         Ok(())
     }
 
-    /// Writes all state that [`Pruner::open`] needs to continue, and returns the file's SHA-256.
+    /// Writes all state that [`Pruner::open`] needs to continue, and returns the file's digest.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -264,17 +264,17 @@ impl Pruner {
     /// calls and units and that seed. The network then continues exactly as it would have.
     ///
     /// # Errors
-    /// If the file cannot be read, has a different SHA-256, or is of another network.
+    /// If the file cannot be read, has a different digest, or is of another network.
     pub fn open(
         path: &Path,
-        sha256: &str,
+        digest: &str,
         calls: usize,
         units: usize,
         seed: u64,
         steps: usize,
     ) -> Result<Self> {
         let mut pruner = Self::new(calls, units, seed)?;
-        let mut tensors = read_tensors(path, sha256, &())?;
+        let mut tensors = read_tensors(path, digest, &())?;
         let problem = |problem: String| Error::Progress { path: path.to_owned(), problem };
         for (name, parameter) in &pruner.parameters {
             let tensor = tensors.remove(name).filter(|tensor| tensor.shape() == parameter.shape());

@@ -1,37 +1,42 @@
-//! SHA-256, in hexadecimal.
+//! BLAKE3 digests, in hexadecimal.
 
 use crate::error::{Error, Result};
 use crate::files::read::open;
 use crate::files::tree;
 use crate::observer::Observer;
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// The SHA-256 of a sequence of bytes, which are added part by part.
+/// The digest of a sequence of bytes, which are added part by part.
 #[derive(Debug, Default)]
-pub(crate) struct Hash(Sha256);
+pub(crate) struct Hash(blake3::Hasher);
+
+/// Fewer bytes are not worth waking other threads for.
+const FOR_THREADS: usize = 1 << 17;
 
 impl Hash {
     pub(crate) fn add(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        match bytes.len() < FOR_THREADS {
+            true => self.0.update(bytes),
+            false => self.0.update_rayon(bytes),
+        };
     }
 
     pub(crate) fn finish(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.0.finalize().to_hex().to_string()
     }
 }
 
-/// The SHA-256 of successive parts.
+/// The digest of successive parts.
 pub fn digest(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
     let mut hash = Hash::default();
     parts.into_iter().for_each(|part| hash.add(part.as_ref()));
     hash.finish()
 }
 
-/// The SHA-256 of texts, each with its length.
+/// The digest of texts, each with its length.
 pub fn digest_of_texts(texts: &[String]) -> String {
     digest(
         texts
@@ -40,14 +45,14 @@ pub fn digest_of_texts(texts: &[String]) -> String {
     )
 }
 
-/// The SHA-256 of a file.
+/// The digest of a file.
 ///
 /// # Errors
 /// If the file cannot be read, or the observer stops the work.
 pub fn digest_of_file(path: &Path, observer: &dyn Observer) -> Result<String> {
     let mut hash = Hash::default();
     let mut file = open(path)?;
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; 1 << 22];
     loop {
         observer.advance(0)?;
         match file.read(&mut buffer) {
@@ -59,7 +64,7 @@ pub fn digest_of_file(path: &Path, observer: &dyn Observer) -> Result<String> {
     }
 }
 
-/// The SHA-256 of the names and contents of all files in a folder and the folders inside.
+/// The digest of the names and contents of all files in a folder and the folders inside.
 ///
 /// # Errors
 /// If a file cannot be read or is no regular file, or the observer stops the work.
@@ -70,7 +75,7 @@ pub fn digest_of_folder(folder: &Path, observer: &dyn Observer) -> Result<String
     digest_of_files(folder, &files, observer)
 }
 
-/// The SHA-256 of the names and contents of files of a folder, named relative to it.
+/// The digest of the names and contents of files of a folder, named relative to it.
 ///
 /// # Errors
 /// If a file cannot be read or is no regular file, or the observer stops the work.
@@ -82,7 +87,7 @@ pub fn digest_of_files(
     Digests::default().of(folder, files, observer)
 }
 
-/// The SHA-256 of files that were read, so that none is read twice.
+/// The digest of files that were read, so that none is read twice.
 #[derive(Debug, Default)]
 pub(crate) struct Digests(Mutex<HashMap<PathBuf, String>>);
 

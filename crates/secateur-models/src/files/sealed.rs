@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::path::Path;
 
-/// The file: `content` as it stands there, and its SHA-256.
+/// The file: `content` as it stands there, and its digest.
 #[derive(Serialize, Deserialize)]
 struct Sealed {
-    sha256: String,
+    digest: String,
     content: Box<RawValue>,
 }
 
@@ -23,7 +23,7 @@ struct Sealed {
 pub fn write_sealed(path: &Path, value: &impl Serialize) -> Result<()> {
     let failed = |error| Error::invalid(path, error);
     let content = serde_json::value::to_raw_value(value).map_err(failed)?;
-    let sealed = Sealed { sha256: digest([content.get()]), content };
+    let sealed = Sealed { digest: digest([content.get()]), content };
     write_atomically(path, &serde_json::to_vec(&sealed).map_err(failed)?)
 }
 
@@ -34,8 +34,8 @@ pub fn write_sealed(path: &Path, value: &impl Serialize) -> Result<()> {
 pub fn read_sealed<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let damaged =
         |problem: &dyn std::fmt::Display| Error::invalid(path, format!("is damaged: {problem}"));
-    let Sealed { sha256, content } = read_json(path, Limit::Report)?;
-    if digest([content.get()]) != sha256 {
+    let Sealed { digest: expected, content } = read_json(path, Limit::Report)?;
+    if digest([content.get()]) != expected {
         return Err(damaged(&"its checksum is another"));
     }
     serde_json::from_str(content.get()).map_err(|error| damaged(&error))

@@ -1,5 +1,5 @@
 //! Files of tensors: their headers, and files that a run writes for itself, identified by their
-//! SHA-256.
+//! digest.
 
 use crate::error::{Error, Result, invalid, refuse};
 use crate::files::digest::{Hash, digest_of_file};
@@ -60,7 +60,7 @@ impl View for Array<'_> {
     }
 }
 
-/// Writes tensors as a safetensors file, whole or not at all, and returns its SHA-256. One tensor
+/// Writes tensors as a safetensors file, whole or not at all, and returns its digest. One tensor
 /// at a time is copied in memory.
 ///
 /// # Errors
@@ -87,14 +87,14 @@ pub fn write_tensors<T: View>(path: &Path, tensors: &HashMap<String, T>) -> Resu
 /// Reads a file of [`write_tensors`].
 ///
 /// # Errors
-/// If the file cannot be read, does not have this SHA-256, or the observer stops the work.
+/// If the file cannot be read, does not have this digest, or the observer stops the work.
 pub fn read_tensors(
     path: &Path,
-    sha256: &str,
+    digest: &str,
     observer: &dyn Observer,
 ) -> Result<HashMap<String, Tensor>> {
     let mut tensors = HashMap::new();
-    read_each_tensor(path, sha256, observer, |name, tensor| {
+    read_each_tensor(path, digest, observer, |name, tensor| {
         tensors.insert(name, tensor);
         Ok::<_, Error>(())
     })?;
@@ -107,11 +107,11 @@ pub fn read_tensors(
 /// As [`read_tensors`], or if `take` fails.
 pub fn read_each_tensor<E: From<Error>>(
     path: &Path,
-    sha256: &str,
+    digest: &str,
     observer: &dyn Observer,
     mut take: impl FnMut(String, Tensor) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
-    check_digest(path, sha256, observer)?;
+    check_digest(path, digest, observer)?;
     let invalid = |problem: String| Error::invalid(path, problem);
     let mut file = open(path)?;
     let mut next = |bytes: usize| {
@@ -199,7 +199,7 @@ impl TensorLog {
         &self.file
     }
 
-    /// Puts the file on the disk under its name, and returns its SHA-256.
+    /// Puts the file on the disk under its name, and returns its digest.
     ///
     /// # Errors
     /// If it cannot be.
@@ -229,11 +229,11 @@ impl LogFile {
     /// Opens a finished file.
     ///
     /// # Errors
-    /// If it cannot be opened, has not this SHA-256 with the last of `tensors` at its end, or the
+    /// If it cannot be opened, has not this digest with the last of `tensors` at its end, or the
     /// observer stops the work.
     pub fn open<'a>(
         path: &Path,
-        sha256: &str,
+        digest: &str,
         tensors: impl Iterator<Item = &'a Logged>,
         observer: &dyn Observer,
     ) -> Result<Self> {
@@ -241,7 +241,7 @@ impl LogFile {
         let bytes = file.metadata().map_err(Error::io(path))?.len();
         let promised = tensors.map(Logged::end).max().unwrap_or(Some(0));
         // One that is much larger is not read to its end.
-        if promised != Some(bytes) || digest_of_file(path, observer)? != sha256 {
+        if promised != Some(bytes) || digest_of_file(path, observer)? != digest {
             return Err(damaged(path));
         }
         Ok(Self { path: path.to_owned(), file: Mutex::new(file) })
@@ -286,12 +286,12 @@ impl Logged {
     }
 }
 
-/// Checks that a file of tensors has this SHA-256.
+/// Checks that a file of tensors has this digest.
 ///
 /// # Errors
 /// If it has not, cannot be read, or the observer stops the work.
-pub fn check_digest(path: &Path, sha256: &str, observer: &dyn Observer) -> Result<()> {
-    match has_its_length(path)? && digest_of_file(path, observer)? == sha256 {
+pub fn check_digest(path: &Path, digest: &str, observer: &dyn Observer) -> Result<()> {
+    match has_its_length(path)? && digest_of_file(path, observer)? == digest {
         true => Ok(()),
         false => Err(damaged(path)),
     }

@@ -132,7 +132,7 @@ impl ModelFolder {
         Ok(self.tree.without(&[self.class.denoiser]).map(bytes).sum())
     }
 
-    /// SHA-256 of all files that a new model is made from: the denoiser's opened weights, and the
+    /// digest of all files that a new model is made from: the denoiser's opened weights, and the
     /// files that are copied.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl ModelFolder {
         self.digest_of(&files, observer)
     }
 
-    /// SHA-256 of the names and contents of some files of the folder. Each is read once while this
+    /// digest of the names and contents of some files of the folder. Each is read once while this
     /// folder is open.
     ///
     /// # Errors

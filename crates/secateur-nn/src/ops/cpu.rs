@@ -585,6 +585,16 @@ pub(super) fn inverse_factor(matrix: &Tensor, diagonal: &[f32]) -> Result<Option
     is_whole.then(|| Tensor::from_vec(values, (columns, columns), &Device::Cpu)).transpose()
 }
 
+pub(super) fn add_gram(matrix: &Tensor, x: &Tensor, factor: f32) -> Result<Tensor> {
+    let (rows, columns) = x.dims2()?;
+    let mut sum = with_values(matrix, <[f32]>::to_vec)?;
+    with_values(x, |x| {
+        gram::add_gram(rows, columns, |i| &x[i * columns..][..columns], |_| factor, &mut sum);
+    })?;
+    gram::symmetrise(&mut sum, columns);
+    Tensor::from_vec(sum, (columns, columns), &Device::Cpu)
+}
+
 pub(super) fn obs_solve(weight: &Tensor, factor: &Tensor, choice: Choice) -> Result<Tensor> {
     let mut values = with_values(weight, <[f32]>::to_vec)?;
     with_values(factor, |factor| obs::solve(&mut values, factor, choice))?;

@@ -52,3 +52,24 @@ pub fn inner_product(x: &Tensor, y: &Tensor) -> Result<f64> {
         }
     }
 }
+
+/// The sum of x^2 over each column of `x` (rows x columns), in `f32`, on the CPU in `f64`.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn column_squares(x: &Tensor) -> Result<Vec<f64>> {
+    let (_, columns) = x.dims2()?;
+    let mut sums = vec![0f64; columns];
+    match x.device() {
+        _ if x.elem_count() == 0 => {}
+        Device::Cpu => with_values(x, |x| {
+            for row in x.chunks_exact(columns) {
+                sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x).powi(2));
+            }
+        })?,
+        _ => with_values(&x.detach().sqr()?.sum(0)?, |squares| {
+            sums.iter_mut().zip(squares).for_each(|(sum, &square)| *sum = square.into());
+        })?,
+    }
+    Ok(sums)
+}

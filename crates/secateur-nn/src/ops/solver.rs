@@ -26,6 +26,25 @@ pub fn inverse_factor(matrix: &Tensor, diagonal: &[f32]) -> Result<Option<Tensor
     }
 }
 
+/// Returns `matrix` + factor x^T x, for a symmetric matrix (n x n) and rows `x` (rows x n), both
+/// `f32`.
+///
+/// # Errors
+/// If the shapes do not fit each other, or there is no memory.
+pub fn add_gram(matrix: &Tensor, x: &Tensor, factor: f32) -> Result<Tensor> {
+    let (rows, columns) = x.dims2()?;
+    if matrix.dims() != [columns, columns] {
+        bail!("Gram matrix: rows of {columns} numbers do not fit {:?}", matrix.dims())
+    }
+    match matrix.device() {
+        _ if rows == 0 || columns == 0 => Ok(matrix.clone()),
+        Device::Cpu => cpu::add_gram(matrix, x, factor),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::add_gram(matrix, x, factor),
+        device => no_kernel("Gram matrix", device),
+    }
+}
+
 /// Removes weights of `weight` (rows x columns) with `factor` (columns x columns), both `f32`, and
 /// pays for them by those behind them: see [`secateur_kernels::obs::solve`].
 ///

@@ -61,14 +61,10 @@ impl Factor {
 
     /// Returns `weight` (rows x d) with zeros in the dead columns.
     pub(crate) fn without_dead(&self, weight: &Tensor) -> Result<Tensor> {
-        if self.dead.is_empty() {
-            return Ok(weight.clone());
+        match self.dead.is_empty() {
+            true => Ok(weight.clone()),
+            false => without(weight, &self.dead),
         }
-        let mut kept = vec![1f32; weight.dim(1)?];
-        self.dead.iter().for_each(|&j| kept[j] = 0.0);
-        let kept = Tensor::from_slice(&kept, kept.len(), weight.device())?;
-        // Without the sign of a zero.
-        Ok(weight.broadcast_mul(&kept)?.affine(1.0, 0.0)?)
     }
 
     /// The diagonal of U.
@@ -81,6 +77,15 @@ impl Factor {
     pub fn scratch(columns: usize) -> u64 {
         (columns * columns * size_of::<f32>()) as u64 + inverse_factor_scratch(columns)
     }
+}
+
+/// Returns `weight` (rows x columns) with zeros in some columns.
+pub(crate) fn without(weight: &Tensor, columns: &[usize]) -> Result<Tensor> {
+    let mut kept = vec![1f32; weight.dim(1)?];
+    columns.iter().for_each(|&j| kept[j] = 0.0);
+    let kept = Tensor::from_slice(&kept, kept.len(), weight.device())?;
+    // Without the sign of a zero.
+    Ok(weight.broadcast_mul(&kept)?.affine(1.0, 0.0)?)
 }
 
 /// The diagonal of a square matrix.

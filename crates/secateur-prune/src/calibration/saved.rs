@@ -25,8 +25,8 @@ pub struct SavedStatistics {
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Saved {
     format_version: u32,
-    /// SHA-256 of the file of tensors.
-    sha256: String,
+    /// digest of the file of tensors.
+    digest: String,
     fingerprint: Fingerprint,
     step_weights: Vec<f64>,
     rows: BTreeMap<String, u64>,
@@ -70,10 +70,10 @@ impl SavedStatistics {
                 tensors.insert(format!("{name}.{kind}"), values);
             }
         }
-        let sha256 = write_tensors(&folder.join(format!("{FILE}.safetensors")), &tensors)?;
+        let digest = write_tensors(&folder.join(format!("{FILE}.safetensors")), &tensors)?;
         let saved = Saved {
             format_version: FORMAT_VERSION,
-            sha256,
+            digest,
             fingerprint: fingerprint.clone(),
             step_weights: step_weights.to_vec(),
             rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
@@ -97,7 +97,7 @@ impl SavedStatistics {
             return Err(Error::statistics(&path, problem));
         }
         let saved: Saved = read_sealed(&path)?;
-        check_digest(&folder.join(format!("{FILE}.safetensors")), &saved.sha256, observer)?;
+        check_digest(&folder.join(format!("{FILE}.safetensors")), &saved.digest, observer)?;
         Ok(saved)
     }
 
@@ -120,10 +120,10 @@ impl SavedStatistics {
         })
     }
 
-    /// SHA-256 of the file of tensors.
+    /// digest of the file of tensors.
     #[must_use]
-    pub fn sha256(&self) -> &str {
-        &self.saved.sha256
+    pub fn digest(&self) -> &str {
+        &self.saved.digest
     }
 
     /// The weights of the denoising steps in the statistics.

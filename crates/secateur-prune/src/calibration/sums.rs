@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// still valid.
 pub(crate) struct Sums<'a> {
     pub(crate) folder: &'a Path,
-    /// SHA-256 of the run's identity.
+    /// digest of the run's identity.
     pub(crate) run: &'a str,
     /// Number of packages that the model was pruned in before this calibration.
     pub(crate) done: usize,
@@ -33,7 +33,7 @@ struct Kept {
     run: String,
     done: usize,
     package: usize,
-    /// SHA-256 of the weights of the steps.
+    /// digest of the weights of the steps.
     step_weights: String,
     /// Number of images in the sums: the first ones.
     images: usize,
@@ -41,8 +41,8 @@ struct Kept {
     /// saved.
     #[serde(default)]
     begun: Option<(usize, usize)>,
-    /// SHA-256 of the file of tensors.
-    sha256: String,
+    /// digest of the file of tensors.
+    digest: String,
 }
 
 /// How far a calibration has come.
@@ -128,7 +128,7 @@ impl Sums<'_> {
         let mut missing = Moments::ARRAYS * calibrator.moments_mut().count();
         let tensors = self.tensors(kept.images, kept.begun);
         let (mut latents, mut memory) = (None, BTreeMap::new());
-        read_each_tensor(&tensors, &kept.sha256, observer, |name, tensor| {
+        read_each_tensor(&tensors, &kept.digest, observer, |name, tensor| {
             if name == LATENTS {
                 latents = Some(tensor);
                 return Ok(());
@@ -193,11 +193,11 @@ impl Sums<'_> {
             let values = Values::F32(values);
             arrays.insert(name.clone(), Array { shape: shape.clone(), values });
         }
-        let sha256 = write_tensors(&self.tensors(images, begun), &arrays)?;
+        let digest = write_tensors(&self.tensors(images, begun), &arrays)?;
         let (run, done, package) = (self.run.to_owned(), self.done, self.package);
         write_sealed(
             &self.path(".json"),
-            &Kept { run, done, package, step_weights: weights, images, begun, sha256 },
+            &Kept { run, done, package, step_weights: weights, images, begun, digest },
         )?;
         self.remove_tensors(Some(&self.tensors(images, begun)));
         Ok(())

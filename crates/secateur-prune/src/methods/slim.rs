@@ -2,7 +2,7 @@
 //! from its predecessor MoDeGPT (Lin et al. 2024, arXiv 2408.09632). It gives query-key and
 //! value-output products a low rank, and removes neurons, by the second moments of activations.
 
-use crate::calibration::{Calibration, Factor, InputStatistics, diagonal, hessian_error};
+use crate::calibration::{Calibration, Factor, InputStatistics, diagonal, hessian_error, without};
 use crate::error::{Error, Result};
 use crate::methods::low_rank::LowRank;
 use crate::methods::method::LayerWeight;
@@ -11,16 +11,15 @@ use crate::methods::obs::structured::least_columns;
 use crate::methods::structured::{Layers, Removed, StructuredMethod, lowest};
 use crate::methods::turn::{Turn, turn};
 use crate::plan::{Plan, PlannedGroup};
-use candle_core::{Device, Tensor};
-use faer::linalg::solvers::Solve;
-use faer::{Mat, Side};
+use candle_core::{DType, Device, Tensor};
+use faer::Mat;
 use rayon::prelude::*;
 use secateur_kernels::Panels;
 use secateur_kernels::linear::linear;
 use secateur_models::{
     DimensionGroup, Group, HeadGroup, NeuronGroup, Observer, Pair, Pipeline, Slice,
 };
-use secateur_nn::{LayerName, Placement, ops};
+use secateur_nn::{LayerName, Weight, ops, to_device};
 
 /// Module-aligned decompositions: of query and key together, of value and output together, and of
 /// the two halves of a feed-forward.
@@ -144,10 +143,8 @@ impl StructuredMethod for Slim {
     }
 
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
-        // A feed-forward: what chooses, then C_JJ and its factor in f64, and both sides of the
-        // system.
-        let square = columns * columns;
-        let to_solve = (2 * square + 2 * rows * columns) * size_of::<f64>();
+        // A feed-forward: what chooses, then C_JJ, its factor and that transposed, and rows.
+        let to_solve = (4 * columns * columns + 7 * rows * columns) * size_of::<f32>();
         let to_choose = match self.neurons {
             Neurons::Obs => StructuredMethod::scratch(&Obs, rows, columns),
             Neurons::Leverage => Factor::scratch(columns),
@@ -353,73 +350,88 @@ impl Edit<'_> {
     ) -> Result<(Vec<usize>, f64)> {
         let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
         let hessian = &self.layers.statistics(layer)?.hessian;
-        let c = hessian.narrow(0, *start, *count)?.narrow(1, *start, *count)?;
-        let c = Placement::cpu().bring(&c)?;
+        let c = hessian.narrow(0, *start, *count)?.narrow(1, *start, *count)?.contiguous()?;
         let mut weight = self.weight(layer)?;
         let own = |row: &[f32]| row[*start..][..*count].to_vec();
-        let before: Vec<f32> = weight.values.chunks_exact(weight.columns).flat_map(own).collect();
+        let values: Vec<f32> = weight.values.chunks_exact(weight.columns).flat_map(own).collect();
+        let before = Tensor::from_slice(&values, (weight.rows, *count), &Device::Cpu)?;
+        let before = to_device(&before, c.device())?;
 
         let mut gone = match by {
             Neurons::Obs => {
-                let down =
-                    LayerWeight { columns: *count, values: before.clone(), ..weight.clone() };
+                let down = LayerWeight { columns: *count, values, ..weight.clone() };
                 least_columns(down, &c, remove)?
             }
             Neurons::Leverage => lowest(&leverages(&c, layer)?, remove),
         };
         gone.sort_unstable();
-        let kept: Vec<usize> =
-            (0..*count).filter(|neuron| gone.binary_search(neuron).is_err()).collect();
-        let after = ops::with_values(&c, |c| nystrom(&before, c, &kept, layer))??;
-        for (all, after) in
-            weight.values.chunks_exact_mut(weight.columns).zip(after.chunks_exact((*count).max(1)))
-        {
-            all[*start..][..*count].copy_from_slice(after);
-        }
-        let of_weight = |values| Tensor::from_vec(values, (weight.rows, *count), &Device::Cpu);
-        let error = hessian_error(&of_weight(before)?, &of_weight(after)?, &c)?;
+        let after = nystrom(&before, &c, &gone, layer)?;
+        ops::with_values(&after, |after| {
+            for (all, after) in weight
+                .values
+                .chunks_exact_mut(weight.columns)
+                .zip(after.chunks_exact((*count).max(1)))
+            {
+                all[*start..][..*count].copy_from_slice(after);
+            }
+        })?;
+        let error = hessian_error(&before, &after, &c)?;
         self.removed.weights.insert(layer.clone(), weight);
         Ok((gone, error))
     }
 }
 
-/// Returns W'_J = W_J + W_S C_SJ (C_JJ + lam I)^-1 in the columns J that are `kept` of a weight W,
-/// and zeros in the others, S.
-fn nystrom(weight: &[f32], c: &[f32], kept: &[usize], layer: &LayerName) -> Result<Vec<f32>> {
-    let count = c.len().isqrt();
-    let at = |i: usize, j: usize| f64::from(c[i * count + j]);
-    let mean = (0..count).map(|i| at(i, i)).sum::<f64>() / count.max(1) as f64;
+/// Returns W'_J = W_J + W_S C_SJ (C_JJ + lam I)^-1 in the columns J of a weight W (rows x n) that
+/// are kept, and zeros in the others, S, for C (n x n).
+fn nystrom(weight: &Tensor, c: &Tensor, gone: &[usize], layer: &LayerName) -> Result<Tensor> {
+    let (rows, count) = weight.dims2()?;
+    let kept: Vec<usize> =
+        (0..count).filter(|neuron| gone.binary_search(neuron).is_err()).collect();
+    if rows == 0 || gone.is_empty() || kept.is_empty() {
+        return without(weight, gone);
+    }
+    let places = |places: &[usize]| {
+        let places: Vec<u32> = places.iter().map(|&place| place as u32).collect();
+        Tensor::new(places, weight.device())
+    };
+    let at_kept = places(&kept)?;
+    let of_kept = c.index_select(&at_kept, 0)?;
+    let c_jj = of_kept.index_select(&at_kept, 1)?;
+    let diagonals = diagonal(&c_jj)?;
+    let mean = diagonal(c)?.iter().sum::<f64>() / count as f64;
     // Where nothing ever comes, any ridge will do.
     let mean = if mean == 0.0 { 1.0 } else { mean };
-    let factor = |ridge: f64| {
-        let diagonal = |i, j| if i == j { ridge * mean } else { 0.0 };
-        Mat::from_fn(kept.len(), kept.len(), |i, j| at(kept[i], kept[j]) + diagonal(i, j))
-            .llt(Side::Lower)
-            .ok()
-    };
     // Of few rows what is left after rounding can be negative.
-    let factor = (0..=ESCALATIONS).find_map(|escalation| factor(TO_SOLVE * 10f64.powi(escalation)));
-    let problem = "the second moments of the input of its neurons are not positive definite, \
-        however much they are damped";
-    let factor = factor.ok_or_else(|| Error::layer(layer, problem))?;
-    let mut lost = weight.to_vec();
-    for row in lost.chunks_exact_mut(count.max(1)) {
-        kept.iter().for_each(|&neuron| row[neuron] = 0.0);
-    }
-    // C_JS W_S^T, a column for each row of the weight.
-    let mut product = vec![0f32; lost.len()];
-    linear(&lost, &Panels::transposed(c, count), None, None, &mut product);
-    let rows = weight.len() / count.max(1);
-    let target = Mat::from_fn(kept.len(), rows, |i, j| f64::from(product[j * count + kept[i]]));
-    let solved = factor.solve(&target);
-
-    let mut after = vec![0f32; weight.len()];
-    for (row, after) in after.chunks_exact_mut(count.max(1)).enumerate() {
-        for (i, &neuron) in kept.iter().enumerate() {
-            after[neuron] = (f64::from(weight[row * count + neuron]) + solved[(i, row)]) as f32;
+    let mut found = None;
+    for escalation in 0..=ESCALATIONS {
+        let ridge = TO_SOLVE * 10f64.powi(escalation) * mean;
+        let damped: Vec<f32> = diagonals.iter().map(|diagonal| (diagonal + ridge) as f32).collect();
+        if let Some(factor) = ops::inverse_factor(&c_jj, &damped)? {
+            found = Some((factor, ridge));
+            break;
         }
     }
-    Ok(after)
+    let Some((factor, ridge)) = found else {
+        let problem = "the second moments of the input of its neurons are not positive definite, \
+            however much they are damped";
+        return Err(Error::layer(layer, problem));
+    };
+    // Rows x (C_JJ + lam I)^-1 = x U^T U.
+    let (factor, transposed) = (Weight::from(factor.clone()), factor.t()?.contiguous()?.into());
+    let solve =
+        |x: &Tensor| ops::linear(&ops::linear(x, &factor, None, None)?, &transposed, None, None);
+    let lost = without(weight, &kept)?;
+    let owed = ops::linear(&lost, &of_kept.into(), None, None)?;
+    let paid = solve(&owed)?;
+    // What rounding in `f32` left of it.
+    let back = (ops::linear(&paid, &c_jj.into(), None, None)? + paid.affine(ridge, 0.0)?)?;
+    let paid = (&paid + solve(&(&owed - back)?)?)?;
+    // Each column at its place, the others of zeros.
+    let mut of_columns = vec![kept.len(); count];
+    kept.iter().enumerate().for_each(|(index, &place)| of_columns[place] = index);
+    let zeros = Tensor::zeros((rows, 1), DType::F32, weight.device())?;
+    let paid = Tensor::cat(&[&paid, &zeros], 1)?.index_select(&places(&of_columns)?, 1)?;
+    Ok((without(weight, gone)? + paid)?)
 }
 
 /// Returns [C (C + lam I)^-1]_ii = 1 - lam [(C + lam I)^-1]_ii for every i.
@@ -428,15 +440,10 @@ fn leverages(c: &Tensor, layer: &LayerName) -> Result<Vec<f64>> {
     let mean = diagonal(c)?.iter().sum::<f64>() / count.max(1) as f64;
     // H^-1 = U^T U.
     let factor = Factor::new(c, layer)?;
-    let mut diagonal = vec![0f64; count];
-    ops::with_values(&factor.values, |values| {
-        for row in values.chunks_exact(count.max(1)) {
-            diagonal.iter_mut().zip(row).for_each(|(sum, &u)| *sum += f64::from(u).powi(2));
-        }
-    })?;
+    let inverse = ops::column_squares(&factor.values)?;
     let ridge = factor.damping.max(TO_SCORE) * mean;
     let mut leverages: Vec<f64> =
-        diagonal.into_iter().map(|inverse| 1.0 - ridge * inverse).collect();
+        inverse.into_iter().map(|inverse| 1.0 - ridge * inverse).collect();
     // What nothing ever reaches is of no use.
     factor.dead.iter().for_each(|&i| leverages[i] = f64::NEG_INFINITY);
     Ok(leverages)

@@ -2,6 +2,7 @@
 
 use crate::methods::low_rank::LowRank;
 use faer::Mat;
+use rayon::prelude::*;
 use secateur_nn::LayerName;
 
 /// A new basis of columns of a layer's input, for each head: x becomes (x - offset) L.
@@ -26,16 +27,23 @@ pub(crate) fn turn(
     rank: usize,
     basis: fn(&LowRank) -> &Mat<f64>,
 ) {
-    for (rows, head) in rows.chunks_mut(columns * basis(&bases[0]).nrows()).zip(bases) {
-        let (basis, width) = (basis(head), basis(head).nrows());
+    let heads = rows.chunks_mut(columns * basis(&bases[0]).nrows()).zip(bases);
+    let turn = |(rows, head): (&mut [f32], &LowRank)| {
+        let basis = basis(head);
         let old: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();
         rows.fill(0.0);
         for (to, new) in rows.chunks_exact_mut(columns).take(rank).enumerate() {
-            for (column, x) in new.iter_mut().enumerate() {
-                *x = (0..width)
-                    .map(|from| basis[(from, to)] * old[from * columns + column])
-                    .sum::<f64>() as f32;
+            let mut sums = vec![0f64; columns];
+            for (from, old) in old.chunks_exact(columns).enumerate() {
+                let by = basis[(from, to)];
+                sums.iter_mut().zip(old).for_each(|(sum, x)| *sum += by * x);
             }
+            new.iter_mut().zip(sums).for_each(|(x, sum)| *x = sum as f32);
         }
+    };
+    // Heads of whole rows are enough work for a thread each.
+    match columns {
+        1 => heads.for_each(turn),
+        _ => heads.par_bridge().for_each(turn),
     }
 }

@@ -17,12 +17,12 @@ use std::sync::Arc;
 /// A folder with one file that identifies the run, a pair of files for each finished package, and
 /// the sums of an unfinished calibration. The first file of a pair has the tensors, the second
 /// the results for the layers. The second is written last, so a package is stored whole or
-/// not at all. It has the SHA-256 of the first, and says its package and its run. Files that are
+/// not at all. It has the digest of the first, and says its package and its run. Files that are
 /// damaged are not used, and their package is pruned again.
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
-    /// SHA-256 of the run's identity.
+    /// digest of the run's identity.
     run: String,
 }
 
@@ -36,25 +36,25 @@ pub struct Identity {
     method: String,
     removed: String,
     budget: Budget,
-    /// SHA-256 of the saved statistics that replace a calibration.
+    /// digest of the saved statistics that replace a calibration.
     #[serde(default)]
     statistics: Option<String>,
     /// The GPU with the type of numbers, which change rounding; `None` on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     device: Option<String>,
-    /// SHA-256 of the plan before any allocation: layers, patterns, heads and neurons, packages.
+    /// digest of the plan before any allocation: layers, patterns, heads and neurons, packages.
     plan: String,
 }
 
 /// A finished package, without its tensors.
 #[derive(Serialize, Deserialize)]
 struct Finished {
-    /// SHA-256 of the identity of its run.
+    /// digest of the identity of its run.
     run: String,
     /// Its number.
     package: usize,
-    /// SHA-256 of the file of tensors.
-    sha256: String,
+    /// digest of the file of tensors.
+    digest: String,
     /// The tensors in it.
     tensors: BTreeMap<String, Logged>,
     removals: Removals,
@@ -102,17 +102,17 @@ impl Identity {
             method: task.method().to_owned(),
             removed: task.to_string(),
             budget,
-            statistics: statistics.map(|saved| saved.sha256().to_owned()),
+            statistics: statistics.map(|saved| saved.digest().to_owned()),
             device,
             plan: digest([json(plan)?]),
         })
     }
 
-    /// Computes the identity's SHA-256.
+    /// Computes the identity's digest.
     ///
     /// # Errors
     /// If a number of the identity cannot be written as JSON.
-    pub fn sha256(&self) -> Result<String> {
+    pub fn digest(&self) -> Result<String> {
         Ok(digest([json(self)?]))
     }
 
@@ -157,7 +157,7 @@ impl Journal {
     /// If a file cannot be written.
     pub fn create(folder: &Path, run: &Identity) -> Result<Self> {
         write_sealed(&folder.join(RUN), run)?;
-        Ok(Self { folder: folder.to_owned(), run: run.sha256()? })
+        Ok(Self { folder: folder.to_owned(), run: run.digest()? })
     }
 
     /// Opens the journal of a stopped run. If the file that identifies the run is missing or
@@ -278,7 +278,7 @@ impl Journal {
             return wrong("has other layers than the plan");
         }
         let (path, tensors) = (self.folder.join(tensors_name(package)), finished.tensors.values());
-        let file = Arc::new(LogFile::open(&path, &finished.sha256, tensors, observer)?);
+        let file = Arc::new(LogFile::open(&path, &finished.digest, tensors, observer)?);
         let mut outcome =
             Outcome { layers: finished.layers, groups: finished.groups, ..Outcome::default() };
         for (name, logged) in finished.tensors {
@@ -319,7 +319,7 @@ impl Unfinished<'_> {
         let finished = Finished {
             run: journal.run.clone(),
             package,
-            sha256: log.finish()?,
+            digest: log.finish()?,
             tensors,
             removals: outcome.edits.removals.clone(),
             layers: outcome.layers.clone(),

@@ -204,9 +204,9 @@ fn begin(
 struct Made {
     /// The method's key: [`Step::key`].
     of: String,
-    /// SHA-256 of its folder.
-    sha256: String,
-    /// SHA-256 of the statistics for the next method, if it leaves any.
+    /// digest of its folder.
+    digest: String,
+    /// digest of the statistics for the next method, if it leaves any.
     statistics: Option<String>,
 }
 
@@ -287,8 +287,8 @@ impl Step {
         // A signal that comes now finds it finished.
         let statistics =
             statistics.is_dir().then(|| digest_of_folder(&statistics, &())).transpose()?;
-        let sha256 = digest_of_folder(&self.out, &())?;
-        Ok(write_sealed(&self.made_path(), &Made { of: self.key.clone(), sha256, statistics })?)
+        let digest = digest_of_folder(&self.out, &())?;
+        Ok(write_sealed(&self.made_path(), &Made { of: self.key.clone(), digest, statistics })?)
     }
 
     fn made(&self) -> Option<Made> {
@@ -305,7 +305,7 @@ impl Step {
             Ok(made) if made.of != self.key => "of other settings",
             Ok(made)
                 if digest_of_folder(&self.out, &Unseen(observer))
-                    .is_ok_and(|now| now == made.sha256) =>
+                    .is_ok_and(|now| now == made.digest) =>
             {
                 return true;
             }

@@ -152,7 +152,7 @@ fn work(request: Request<'_>) -> Result<Done> {
     let carried =
         args.carry_statistics.as_ref().map_or(String::new(), |path| shown(path).to_string());
     let request = [
-        run.sha256()?,
+        run.digest()?,
         folder.digest(&progress)?,
         digest_of_texts(&report_prompts),
         score,

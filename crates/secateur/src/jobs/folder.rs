@@ -277,7 +277,7 @@ impl ScoreSettings {
         folder.subject() != Subject::Nothing
     }
 
-    /// Returns the SHA-256 of that CLIP, or an empty text if no pictures are scored.
+    /// Returns the digest of that CLIP, or an empty text if no pictures are scored.
     pub(crate) fn digest(
         &self,
         folder: &ModelFolder,

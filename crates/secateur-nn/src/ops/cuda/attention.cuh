@@ -294,15 +294,43 @@ __device__ inline void start_from_bias(float (&scores)[M][N / 8][4], const float
       }
 }
 
+// What `before_scale` makes of the bias of a tile's keys, which is the same for all queries. A thread
+// that has none of the keys does nothing.
+template <int N>
+__device__ inline void bias_of_tile(float *to, const float *bias, const Sizes &s, int first_key) {
+  const int key = first_key + threadIdx.x;
+  if (threadIdx.x < N) to[threadIdx.x] = before_scale(key < s.keys ? bias[key] : 0.f, s);
+}
+
+// As `start_from_bias`, of `bias_of_tile`.
+template <int M, int N>
+__device__ inline void start_from_tile(float (&scores)[M][N / 8][4], const float *of_tile) {
+#pragma unroll
+  for (int n = 0; n < N / 8; n++) {
+    const float2 b = *reinterpret_cast<const float2 *>(of_tile + column_of(0, n, 0));
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        scores[m][n][2 * half] = b.x;
+        scores[m][n][2 * half + 1] = b.y;
+      }
+  }
+}
+
 // ---- Forward ------------------------------------------------------------------------------------
+
+// What a bias differs by, besides samples and heads.
+enum Bias { NONE, OF_KEYS, OF_QUERIES_AND_KEYS };
 
 // y = softmax(scale * q k^T + bias) v. `log_sums` (samples x heads x queries): log2 of the sums of
 // the exponentials of a query's scores. Block (queries / ROWS, samples x heads).
-template <typename T, int D, int M, bool BIASED>
+template <typename T, int D, int M, Bias BIAS>
 __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
                         const float *bias_of_all, float *log_sums, T *y_of_all, Sizes s) {
   const int ROWS = 16 * M * WARPS, N = 64;
   extern __shared__ __align__(16) unsigned char memory[];
+  __shared__ __align__(8) float of_tile[N];
   T *queries = reinterpret_cast<T *>(memory), *keys = queries + ROWS * (D + 8),
     *values = keys + N * (D + 8);
   const Head<const T> q = head(q_of_all, s.heads, s.queries, s.head_dim),
@@ -326,12 +354,12 @@ __device__ void forward(const T *q_of_all, const T *k_of_all, const T *v_of_all,
     // The bias comes while the keys do, the values while the scores are computed, and the next keys
     // while they are used.
     float scores[M][N / 8][4];
-    if (BIASED)
-      start_from_bias<M, N>(scores, bias, s, first + row, start);
-    else
-      clear<M, N>(scores);
+    if (BIAS == OF_QUERIES_AND_KEYS) start_from_bias<M, N>(scores, bias, s, first + row, start);
+    if (BIAS == OF_KEYS) bias_of_tile<N>(of_tile, bias, s, start);
+    if (BIAS == NONE) clear<M, N>(scores);
     wait_for_copies<0>();
     __syncthreads();
+    if (BIAS == OF_KEYS) start_from_tile<M, N>(scores, of_tile);
     copy_tile<T, D, N>(values, v, start);
     end_of_copies();
     add_scores<T, D, M, N>(scores, queries, row, keys);
@@ -584,12 +612,18 @@ __device__ void of_keys(const T *q_of_all, const T *k_of_all, const T *v_of_all,
 #define ATTENTION(T, TYPE, D, M, B)                                                                \
   extern "C" __global__ void __launch_bounds__(attention::THREADS, B) attention_##D##_##TYPE##_1(  \
       const T *q, const T *k, const T *v, const float *bias, float *log_sums, T *y, SIZES) {       \
-    attention::forward<T, D, M, false>(q, k, v, bias, log_sums, y, OF_SIZES);                      \
+    attention::forward<T, D, M, attention::NONE>(q, k, v, bias, log_sums, y, OF_SIZES);            \
+  }                                                                                                \
+  extern "C" __global__ void __launch_bounds__(attention::THREADS, B)                              \
+      attention_biased_by_key_##D##_##TYPE##_1(const T *q, const T *k, const T *v,                 \
+                                               const float *bias, float *log_sums, T *y, SIZES) {  \
+    attention::forward<T, D, M, attention::OF_KEYS>(q, k, v, bias, log_sums, y, OF_SIZES);         \
   }                                                                                                \
   extern "C" __global__ void __launch_bounds__(attention::THREADS, B)                              \
       attention_biased_##D##_##TYPE##_1(const T *q, const T *k, const T *v, const float *bias,     \
                                         float *log_sums, T *y, SIZES) {                            \
-    attention::forward<T, D, 1, true>(q, k, v, bias, log_sums, y, OF_SIZES);                       \
+    attention::forward<T, D, 1, attention::OF_QUERIES_AND_KEYS>(q, k, v, bias, log_sums, y,        \
+                                                                OF_SIZES);                         \
   }
 
 #define ATTENTION_GRADIENTS(T, TYPE, D, B)                                                         \

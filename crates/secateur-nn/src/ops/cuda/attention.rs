@@ -165,10 +165,11 @@ impl Scores {
     fn by_kernel(&self, tensors: &[Tensor], padded: usize) -> Result<(Output, Tensor)> {
         let Shape { batch, heads, queries, .. } = self.shape;
         let dtype = tensors[0].dtype();
-        let (name, rows) = match self.bias {
+        let rows = if padded > 128 { TILE } else { 2 * TILE };
+        let (name, rows) = match &self.bias {
+            None => ("attention", rows),
+            Some(bias) if bias.dim(2)? == 1 => ("attention_biased_by_key", rows),
             Some(_) => ("attention_biased", TILE),
-            None if padded > 128 => ("attention", TILE),
-            None => ("attention", 2 * TILE),
         };
         let mut y = None;
         let log_sums = self.with_bias(|bias| {

@@ -603,11 +603,12 @@ __device__ void picture(const T *y, T *x, size_t count, int out_height, Window w
 }
 
 // Sums over the rows of part blockIdx.y: of x (to[part][0]) and of x^2 (to[part][1]). Where `places`
-// is given, the rows are those of x at these places, and are copied to `taken`. The lanes of a warp
-// have 32 accesses of a row; the warps of a block, and the parts, take rows in turn.
+// is given, the rows are those of x at these places, and are copied to `taken`; every `tokens` rows
+// of x begin `pitch` rows after those before them. The lanes of a warp have 32 accesses of a row; the
+// warps of a block, and the parts, take rows in turn.
 template <typename T, int N>
 __device__ void column_sums(const T *x, const uint32_t *places, T *taken, float *to, size_t rows,
-                            int width) {
+                            int width, int tokens, int pitch) {
   const int WARPS = 8, across = width / N;
   __shared__ float of_warps[WARPS][32][2 * N + 1];
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
@@ -616,7 +617,9 @@ __device__ void column_sums(const T *x, const uint32_t *places, T *taken, float 
     float sums[N] = {}, squares[N] = {}, v[N];
     if (column < across)
       for (size_t row = warp + WARPS * blockIdx.y; row < rows; row += WARPS * gridDim.y) {
-        load<T, N>(x + (places ? places[row] : row) * width, column, v);
+        size_t from = row;
+        if (places) from = (size_t)(places[row] / tokens) * pitch + places[row] % tokens;
+        load<T, N>(x + from * width, column, v);
         if (places) store<T, N>(taken + row * width, column, v);
 #pragma unroll
         for (int k = 0; k < N; k++) {
@@ -714,8 +717,9 @@ extern "C" __global__ void add_column_sums_f32_1(const float *of_parts, double *
                           with_silu);                                                              \
   }                                                                                                \
   extern "C" __global__ void column_sums_##TYPE##_##N(const T *x, const uint32_t *places, T *taken, \
-                                                      float *to, size_t rows, int width) {         \
-    column_sums<T, N>(x, places, taken, to, rows, width);                                          \
+                                                      float *to, size_t rows, int width,           \
+                                                      int tokens, int pitch) {                     \
+    column_sums<T, N>(x, places, taken, to, rows, width, tokens, pitch);                           \
   }                                                                                                \
   extern "C" __global__ void upsample_last_##TYPE##_##N(const T *x, T *y, size_t count,            \
                                                         int height, int width, int channels,       \

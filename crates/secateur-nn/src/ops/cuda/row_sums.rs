@@ -77,18 +77,37 @@ impl RowSums {
 
     /// As [`super::super::RowSums::add`].
     pub(in crate::ops) fn add(&mut self, x: &Tensor, rows: &Rows, weight: f64) -> Result<()> {
-        let x = x.detach().reshape(((), self.width))?.contiguous()?;
-        rows.0.iter().try_for_each(|alike| self.add_alike(&x, alike, weight))
+        let width = self.width;
+        let x = x.detach();
+        // Samples that lie apart, as parts of a joint attention's result, are taken as they lie.
+        let (x, apart) = match (x.dims(), x.stride()) {
+            (&[_, tokens, _], &[sample, row, 1])
+                if row == width && sample.is_multiple_of(width) && !x.is_contiguous() =>
+            {
+                (x.clone(), Some((tokens, sample / width)))
+            }
+            _ => (x.contiguous()?, None),
+        };
+        rows.0.iter().try_for_each(|alike| self.add_alike(&x, apart, alike, weight))
     }
 
-    /// Adds some rows of `x` (rows x width).
-    fn add_alike(&mut self, x: &Tensor, alike: &Alike, weight: f64) -> Result<()> {
+    /// Adds some rows of `x` (... x width). `apart`: the tokens of a sample, and the rows from one
+    /// sample to the next, if those are more.
+    fn add_alike(
+        &mut self,
+        x: &Tensor,
+        apart: Option<(usize, usize)>,
+        alike: &Alike,
+        weight: f64,
+    ) -> Result<()> {
         let (width, dtype) = (self.width, x.dtype());
         let &Alike { times, count, ref places } = alike;
-        let all = count == x.dim(0)?;
         if count == 0 || width == 0 {
             return Ok(());
         }
+        let rows = x.elem_count() / width;
+        let all = count == rows && apart.is_none();
+        let (tokens, pitch) = apart.unwrap_or((rows, rows));
         let gpu = Gpu::of(&self.device)?;
         let stream = self.device.cuda_stream();
         let parts = count.div_ceil(WARPS * ROWS).min(256);
@@ -99,7 +118,12 @@ impl RowSums {
             blocks: (accesses.div_ceil(WARP), parts),
             threads: THREADS,
             shared: 0,
-            scalars: &[Scalar::Size(count), Scalar::Int(width as i32)],
+            scalars: &[
+                Scalar::Size(count),
+                Scalar::Int(width as i32),
+                Scalar::Int(tokens as i32),
+                Scalar::Int(pitch as i32),
+            ],
         };
         let gram = self.gram.device_ptr(&stream).0;
         let factor = (weight * f64::from(times)) as f32;
@@ -151,7 +175,8 @@ impl RowSums {
     /// As [`super::super::RowSums::finish`].
     pub(in crate::ops) fn finish(self, factor: f32) -> Result<(Tensor, [Vec<f64>; 3])> {
         let Self { device, width, gram, columns } = self;
-        solver::symmetrise(&device, &gram, width, factor)?;
+        let at = gram.device_ptr(&device.cuda_stream()).0;
+        solver::symmetrise(&device, at, width, factor)?;
         let columns = device.cuda_stream().clone_dtoh(&columns).w()?;
         let part = |index: usize| columns[index * width..][..width].to_vec();
         let gram = CudaStorage::wrap_cuda_slice(gram, device.clone());

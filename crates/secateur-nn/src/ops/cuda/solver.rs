@@ -37,21 +37,28 @@ fn start(
     launch::start(&launch, device, DType::F32, inputs, output)
 }
 
-/// Multiplies the upper triangle of `gram` (width x width) by `factor`, and mirrors it into the
+/// Multiplies the upper triangle of the matrix at `gram` (width x width) by `factor`, and mirrors it into the
 /// lower one.
-pub(super) fn symmetrise(
-    device: &CudaDevice,
-    gram: &CudaSlice<f32>,
-    width: usize,
-    factor: f32,
-) -> Result<()> {
+pub(super) fn symmetrise(device: &CudaDevice, gram: u64, width: usize, factor: f32) -> Result<()> {
     if width == 0 {
         return Ok(());
     }
     let tiles = width.div_ceil(32);
     let scalars = [Scalar::Int(width as i32), Scalar::Float(factor)];
-    let gram = gram.device_ptr(&device.cuda_stream()).0;
     start("symmetrise", device, ((tiles, tiles), THREADS, 0), &scalars, &[], gram)
+}
+
+/// As [`super::super::add_gram`].
+pub(in crate::ops) fn add_gram(matrix: &Tensor, x: &Tensor, factor: f32) -> Result<Tensor> {
+    let (rows, columns) = x.dims2()?;
+    let sum = matrix.detach().contiguous()?.copy()?;
+    let x = x.detach().contiguous()?;
+    with_addresses(&[&sum, &x], |device, addresses| {
+        let [sum, x] = [addresses[0], addresses[1]];
+        Gpu::of(device)?.products.add_gram(DType::F32, (rows, columns), factor, x, sum)?;
+        symmetrise(device, sum, columns, 1.0)
+    })?;
+    Ok(sum)
 }
 
 /// As [`super::super::inverse_factor`].

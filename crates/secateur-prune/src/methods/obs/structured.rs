@@ -1,19 +1,17 @@
 //! OBS-Diff's structured removal. Heads and neurons are scored by the inverse Hessian of the input
 //! of the layers that read them, and the columns that are left are corrected exactly.
 
-use crate::calibration::Factor;
+use crate::calibration::{Factor, diagonal, without};
 use crate::error::{Error, Result};
 use crate::methods::method::LayerWeight;
 use crate::methods::obs::Obs;
 use crate::methods::structured::{Layers, Removed, StructuredMethod, lowest};
 use crate::plan::{PlannedGroup, outputs};
-use candle_core::Tensor;
-use secateur_kernels::Panels;
-use secateur_kernels::factor::{inverse_factor, inverse_factor_scratch};
-use secateur_kernels::gram::{add_gram, add_gram_scratch, symmetrise};
-use secateur_kernels::linear::linear;
+use candle_core::{DType, Device, Tensor};
+use secateur_kernels::factor::inverse_factor_scratch;
+use secateur_kernels::gram::add_gram_scratch;
 use secateur_models::{Group, HeadGroup, Slice};
-use secateur_nn::{LayerName, ops};
+use secateur_nn::{LayerName, ops, to_device};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -57,8 +55,10 @@ impl StructuredMethod for Obs {
             removed.sort_unstable();
             positions.push(removed);
         }
-        let weights =
-            surgeons.into_iter().map(|(layer, surgeon)| (layer, surgeon.weight)).collect();
+        let weights = surgeons
+            .into_iter()
+            .map(|(layer, surgeon)| Ok((layer, surgeon.into_weight()?)))
+            .collect::<Result<_>>()?;
         Ok(Removed {
             positions,
             weights,
@@ -69,15 +69,16 @@ impl StructuredMethod for Obs {
     }
 
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
-        // The inverse beside its factor at first; then the inverse, and what goes with what it does
-        // to the others.
-        let square = (columns * columns * size_of::<f32>()) as u64;
+        let of = |numbers: usize| (numbers * size_of::<f32>()) as u64;
+        let square = columns * columns;
+        // The factor, beside the inverse and what it is added to.
+        let at_first = of(2 * square) + add_gram_scratch(columns);
+        // The inverse before and after, the weight before and after, and what goes.
         let chunk = size_of_chunk(halved(columns as i64)).min(columns);
-        let portion =
-            (chunk * (chunk + 2 * columns + 2 * rows) + rows * columns) * size_of::<f32>();
-        let factor = Factor::scratch(columns).max(square + add_gram_scratch(columns));
-        square
-            + factor.max(portion as u64 + inverse_factor_scratch(chunk) + add_gram_scratch(columns))
+        let portion = chunk * (2 * chunk + 4 * columns + 2 * rows) + 3 * rows * columns;
+        let removing =
+            of(square + portion) + inverse_factor_scratch(chunk).max(add_gram_scratch(columns));
+        of(square) + Factor::scratch(columns).max(at_first).max(removing)
     }
 }
 
@@ -109,9 +110,10 @@ fn remove_neurons(
     while removed.len() < remove {
         let size = size_of_chunk(chunk).min(remove - removed.len());
         chunk = halved(chunk);
-        let scores = surgeon.scores(left.iter().map(|&neuron| start + neuron));
+        let all = surgeon.scores()?;
+        let scores: Vec<f64> = left.iter().map(|&neuron| all[start + neuron]).collect();
         let gone: Vec<usize> = lowest(&scores, size).into_iter().map(|place| left[place]).collect();
-        surgeon.remove(gone.iter().map(|&neuron| start + neuron).collect())?;
+        surgeon.remove(&gone.iter().map(|&neuron| start + neuron).collect::<Vec<_>>())?;
         left.retain(|neuron| !gone.contains(neuron));
         removed.extend(gone);
     }
@@ -146,10 +148,8 @@ fn remove_heads(
             outputs.iter().filter_map(|output| Some((output, surgeons.get(&output.layer)?)))
         {
             let (slice, surgeon) = output;
-            let scores: Vec<f64> = left
-                .iter()
-                .map(|&head| surgeon.block_score(slice.indices(head, heads.value)))
-                .collect();
+            let blocks = left.iter().map(|&head| slice.indices(head, heads.value));
+            let scores = surgeon.block_scores(blocks)?;
             for (rank, place) in lowest(&scores, scores.len()).into_iter().enumerate() {
                 fused[place] += 1.0 / (RANKS + rank as f64 + 1.0);
             }
@@ -159,7 +159,7 @@ fn remove_heads(
         let head = left.remove(place);
         for output in &outputs {
             if let Some(surgeon) = surgeons.get_mut(&output.layer) {
-                surgeon.remove(output.indices(head, heads.value).collect())?;
+                surgeon.remove(&output.indices(head, heads.value).collect::<Vec<_>>())?;
             }
         }
         removed.push(head);
@@ -169,139 +169,86 @@ fn remove_heads(
 
 /// A weight, and the inverse of the Hessian of the columns that are left of it.
 struct Surgeon {
-    weight: LayerWeight,
-    /// The inverse, left x left, symmetric.
-    inverse: Vec<f32>,
-    /// The columns that are left, ascending.
-    left: Vec<usize>,
+    layer: LayerName,
+    /// Rows x columns, in `f32`, where the Hessian is; zero in the columns that were removed.
+    weight: Tensor,
+    /// Columns x columns, symmetric, in `f32`; of no use for columns that were removed.
+    inverse: Tensor,
 }
 
 impl Surgeon {
-    fn new(mut weight: LayerWeight, factor: &Factor) -> Result<Self> {
-        let columns = weight.columns;
-        for row in weight.values.chunks_exact_mut(columns.max(1)) {
-            factor.dead.iter().for_each(|&j| row[j] = 0.0);
-        }
+    fn new(weight: LayerWeight, factor: &Factor) -> Result<Self> {
+        let LayerWeight { layer, rows, columns, values } = weight;
+        let device = factor.values.device();
+        let weight = to_device(&Tensor::from_vec(values, (rows, columns), &Device::Cpu)?, device)?;
         // H^-1 = U^T U.
-        let mut inverse = vec![0f32; columns * columns];
-        ops::with_values(&factor.values, |values| {
-            let row = |i: usize| &values[i * columns..][..columns];
-            add_gram(columns, columns, row, |_| 1.0, &mut inverse);
+        let zeros = Tensor::zeros((columns, columns), DType::F32, device)?;
+        let inverse = ops::add_gram(&zeros, &factor.values, 1.0)?;
+        Ok(Self { layer, weight: factor.without_dead(&weight)?, inverse })
+    }
+
+    fn into_weight(self) -> Result<LayerWeight> {
+        let (rows, columns) = self.weight.dims2()?;
+        let values = ops::with_values(&self.weight, <[f32]>::to_vec)?;
+        Ok(LayerWeight { layer: self.layer, rows, columns, values })
+    }
+
+    /// Returns the sum over rows of W_q^2 / (H^-1)_qq for each column q.
+    fn scores(&self) -> Result<Vec<f64>> {
+        let (squares, inverse) = (ops::column_squares(&self.weight)?, diagonal(&self.inverse)?);
+        Ok(squares.into_iter().zip(inverse).map(|(square, inverse)| square / inverse).collect())
+    }
+
+    /// Returns the score of each block of columns that follow each other: sum over its columns k of
+    /// W_k^2 / L_kk^2, where L is the Cholesky factor of the block of H^-1.
+    fn block_scores(&self, blocks: impl Iterator<Item = Range<usize>>) -> Result<Vec<f64>> {
+        let squares = ops::column_squares(&self.weight)?;
+        let score = |columns: Range<usize>| {
+            let (first, n) = (columns.start, columns.len());
+            let block = self.inverse.narrow(0, first, n)?.narrow(1, first, n)?.contiguous()?;
+            let block = ops::with_values(&block, <[f32]>::to_vec)?;
+            let mut l = vec![0f64; n * n];
+            let mut score = 0.0;
+            for k in 0..n {
+                for i in k..n {
+                    let sum: f64 = (0..k).map(|p| l[i * n + p] * l[k * n + p]).sum();
+                    let rest = f64::from(block[i * n + k]) - sum;
+                    l[i * n + k] = if i == k {
+                        rest.max(f64::MIN_POSITIVE).sqrt()
+                    } else {
+                        rest / l[k * n + k]
+                    };
+                }
+                score += squares[first + k] / l[k * n + k].powi(2);
+            }
+            Ok(score)
+        };
+        blocks.map(score).collect()
+    }
+
+    /// Removes the columns S, and corrects the others: W -= W_S (H^-1_SS)^-1 H^-1_S. The inverse
+    /// Hessian of what is left is H^-1 - H^-1_S^T (H^-1_SS)^-1 H^-1_S without the rows and columns
+    /// S. With (H^-1_SS)^-1 = V^T V, both are products with G = V H^-1_S.
+    fn remove(&mut self, columns: &[usize]) -> Result<()> {
+        let device = self.weight.device();
+        let gone = columns.iter().map(|&column| column as u32).collect();
+        let gone = Tensor::from_vec(gone, columns.len(), device)?;
+        let between = self.inverse.index_select(&gone, 1)?;
+        let of_gone = between.index_select(&gone, 0)?;
+        let of_diagonal: Vec<f32> = diagonal(&of_gone)?.iter().map(|&h| h as f32).collect();
+        let v = ops::inverse_factor(&of_gone, &of_diagonal)?.ok_or_else(|| {
+            let problem =
+                "what is left of the inverse Hessian of its input is not positive definite";
+            Error::layer(&self.layer, problem)
         })?;
-        symmetrise(&mut inverse, columns);
-        Ok(Self { weight, inverse, left: (0..columns).collect() })
-    }
-
-    /// Returns the index of a column among those that are left.
-    fn place(&self, column: usize) -> usize {
-        self.left.partition_point(|&left| left < column)
-    }
-
-    /// Returns the sum over rows of W_q^2 for each column q.
-    fn squares(&self) -> Vec<f64> {
-        let mut squares = vec![0f64; self.weight.columns];
-        for row in self.weight.values.chunks_exact(self.weight.columns.max(1)) {
-            squares.iter_mut().zip(row).for_each(|(sum, &w)| *sum += f64::from(w).powi(2));
+        let g = ops::linear(&v, &between.into(), None, None)?;
+        if self.weight.elem_count() > 0 {
+            let owed = self.weight.index_select(&gone, 1)?;
+            let owed = ops::linear(&owed, &v.into(), None, None)?;
+            let change = ops::linear(&owed, &g.t()?.contiguous()?.into(), None, None)?;
+            self.weight = without(&(&self.weight - change)?, columns)?;
         }
-        squares
-    }
-
-    /// Returns the sum over rows of W_q^2 / (H^-1)_qq for each of these columns.
-    fn scores(&self, columns: impl Iterator<Item = usize>) -> Vec<f64> {
-        let (squares, count) = (self.squares(), self.left.len());
-        let score = |column: usize| {
-            let place = self.place(column);
-            squares[column] / f64::from(self.inverse[place * count + place])
-        };
-        columns.map(score).collect()
-    }
-
-    /// Returns the score of a block of columns together: sum over k of W_k^2 / L_kk^2, where L is
-    /// the Cholesky factor of the block of H^-1.
-    fn block_score(&self, columns: Range<usize>) -> f64 {
-        let (n, count) = (columns.len(), self.left.len());
-        let first = self.place(columns.start);
-        let mut l = vec![0f64; n * n];
-        let mut score = 0.0;
-        for k in 0..n {
-            for i in k..n {
-                let sum: f64 = (0..k).map(|p| l[i * n + p] * l[k * n + p]).sum();
-                let rest = f64::from(self.inverse[(first + i) * count + first + k]) - sum;
-                l[i * n + k] =
-                    if i == k { rest.max(f64::MIN_POSITIVE).sqrt() } else { rest / l[k * n + k] };
-            }
-            let column = columns.start + k;
-            let rows = self.weight.values.iter().skip(column).step_by(self.weight.columns);
-            score += rows.map(|&w| f64::from(w).powi(2)).sum::<f64>() / l[k * n + k].powi(2);
-        }
-        score
-    }
-
-    /// Removes the columns S, and corrects the others, K: W_K -= W_S (H^-1_SS)^-1 H^-1_SK. The
-    /// inverse Hessian of what is left becomes H^-1_KK - H^-1_KS (H^-1_SS)^-1 H^-1_SK. With
-    /// (H^-1_SS)^-1 = V^T V, both are products with V H^-1_SK.
-    fn remove(&mut self, mut columns: Vec<usize>) -> Result<()> {
-        columns.sort_unstable();
-        let (count, gone) = (self.left.len(), columns.len());
-        let places: Vec<usize> = columns.iter().map(|&column| self.place(column)).collect();
-        let mut is_gone = vec![false; count];
-        places.iter().for_each(|&place| is_gone[place] = true);
-        let kept: Vec<usize> = (0..count).filter(|&place| !is_gone[place]).collect();
-        let row = |place: usize| &self.inverse[place * count..][..count];
-        let pick = |from: &[usize], to: &[usize]| -> Vec<f32> {
-            from.iter().flat_map(|&place| to.iter().map(move |&other| row(place)[other])).collect()
-        };
-        let (mut v, between) = (pick(&places, &places), pick(&places, &kept));
-        inverse_factor(&mut v, gone).map_err(|error| Error::layer(&self.weight.layer, error))?;
-        let mut g = vec![0f32; gone * kept.len()];
-        linear(
-            &v,
-            &Panels::from_rows(gone, kept.len(), |i| &between[i * kept.len()..]),
-            None,
-            None,
-            &mut g,
-        );
-        drop(between);
-
-        let (rows, width) = (self.weight.rows, self.weight.columns);
-        let w_s: Vec<f32> = self
-            .weight
-            .values
-            .chunks_exact(width)
-            .flat_map(|w| columns.iter().map(|&j| w[j]))
-            .collect();
-        let mut owed = vec![0f32; rows * gone];
-        linear(&w_s, &Panels::transposed(&v, gone), None, None, &mut owed);
-        let mut change = vec![0f32; rows * kept.len()];
-        linear(
-            &owed,
-            &Panels::from_rows(gone, kept.len(), |i| &g[i * kept.len()..]),
-            None,
-            None,
-            &mut change,
-        );
-        for (w, change) in
-            self.weight.values.chunks_exact_mut(width).zip(change.chunks_exact(kept.len().max(1)))
-        {
-            kept.iter().zip(change).for_each(|(&place, change)| w[self.left[place]] -= change);
-            columns.iter().for_each(|&j| w[j] = 0.0);
-        }
-
-        for (new, &old) in kept.iter().enumerate() {
-            for (column, &place) in kept.iter().enumerate() {
-                self.inverse[new * kept.len() + column] = self.inverse[old * count + place];
-            }
-        }
-        self.inverse.truncate(kept.len() * kept.len());
-        add_gram(
-            gone,
-            kept.len(),
-            |i| &g[i * kept.len()..][..kept.len()],
-            |_| -1.0,
-            &mut self.inverse,
-        );
-        symmetrise(&mut self.inverse, kept.len());
-        self.left = kept.into_iter().map(|place| self.left[place]).collect();
+        self.inverse = ops::add_gram(&self.inverse, &g, -1.0)?;
         Ok(())
     }
 }
