@@ -10,8 +10,8 @@ target=$PWD/target/cuda
 pack=$target/gpu-tests
 rm -rf "$pack"
 mkdir -p "$pack/crates/secateur-models"
-for test in secateur-nn:gradients secateur-nn:replay secateur-nn:row_sums secateur-nn:solver \
-    secateur-prune:obs secateur-models:goldens; do
+for test in secateur-nn:gradients secateur-nn:replay secateur-nn:row_sums \
+    secateur-nn:stream secateur-nn:solver secateur-prune:obs secateur-models:goldens; do
     program=$(tools/cuda/build.sh -p "${test%:*}" --test "${test#*:}" --message-format json \
         | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
     strip -o "$pack/${test#*:}" "$program"
@@ -33,7 +33,7 @@ for site in $(python3 -c 'import site; print(*site.getsitepackages())' 2>/dev/nu
 done
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}
 failed=0
-for tests in gradients replay row_sums solver obs goldens; do
+for tests in gradients replay row_sums stream solver obs goldens; do
     "./$tests" --test-threads 4 "$@" || failed=1
 done
 exit $failed
