@@ -174,6 +174,7 @@ struct Surgeon {
     weight: Tensor,
     /// Columns x columns, symmetric, in `f32`; of no use for columns that were removed.
     inverse: Tensor,
+    removed: Vec<usize>,
 }
 
 impl Surgeon {
@@ -184,7 +185,8 @@ impl Surgeon {
         // H^-1 = U^T U.
         let zeros = Tensor::zeros((columns, columns), DType::F32, device)?;
         let inverse = ops::add_gram(&zeros, &factor.values, 1.0)?;
-        Ok(Self { layer, weight: factor.without_dead(&weight)?, inverse })
+        let weight = factor.without_dead(&weight)?;
+        Ok(Self { layer, weight, inverse, removed: Vec::new() })
     }
 
     fn into_weight(self) -> Result<LayerWeight> {
@@ -246,7 +248,8 @@ impl Surgeon {
             let owed = self.weight.index_select(&gone, 1)?;
             let owed = ops::linear(&owed, &v.into(), None, None)?;
             let change = ops::linear(&owed, &g.t()?.contiguous()?.into(), None, None)?;
-            self.weight = without(&(&self.weight - change)?, columns)?;
+            self.removed.extend(columns);
+            self.weight = without(&(&self.weight - change)?, &self.removed)?;
         }
         self.inverse = ops::add_gram(&self.inverse, &g, -1.0)?;
         Ok(())
