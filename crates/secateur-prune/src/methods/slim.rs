@@ -7,15 +7,13 @@ use crate::error::{Error, Result};
 use crate::methods::low_rank::LowRank;
 use crate::methods::method::LayerWeight;
 use crate::methods::obs::Obs;
-use crate::methods::obs::structured::least_columns;
+use crate::methods::obs::structured::LeastColumns;
 use crate::methods::structured::{Layers, Removed, StructuredMethod, lowest};
 use crate::methods::turn::{Turn, turn};
 use crate::plan::{Plan, PlannedGroup};
 use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use rayon::prelude::*;
-use secateur_kernels::Panels;
-use secateur_kernels::linear::linear;
 use secateur_models::{
     DimensionGroup, Group, HeadGroup, NeuronGroup, Observer, Pair, Pipeline, Slice,
 };
@@ -131,7 +129,7 @@ impl StructuredMethod for Slim {
                     };
                     ((rank..group.count()).collect(), error)
                 }
-                Group::Neurons(neurons) => edit.feed_forward(neurons, *remove, self.neurons)?,
+                Group::Neurons(neurons) => edit.remove_neurons(neurons, *remove, self.neurons)?,
                 Group::Heads(heads) => {
                     return Err(Error::layer(&heads.name, "SlimDiff removes no whole heads"));
                 }
@@ -142,14 +140,45 @@ impl StructuredMethod for Slim {
         Ok(edit.removed)
     }
 
+    fn errors(
+        &self,
+        group: &Group,
+        counts: &[usize],
+        layers: &dyn Layers,
+    ) -> Result<Option<Vec<f64>>> {
+        let edit = Edit { layers, removed: Removed::default() };
+        let errors = match group {
+            Group::Dimensions(DimensionGroup { pair, heads, .. }) => {
+                let bases = match pair {
+                    Pair::QueryKey => edit.bases_of_query_key(heads)?,
+                    Pair::ValueOutput => {
+                        let bias = edit.folded_bias(heads)?;
+                        edit.bases_of_value_output(heads, bias.as_deref(), self.rows)?
+                    }
+                };
+                let rank = |count: &usize| group.count() - count;
+                counts.iter().map(|count| relative_tail(&bases, rank(count))).collect()
+            }
+            Group::Neurons(neurons) => {
+                let feed_forward = edit.feed_forward(neurons, self.neurons)?;
+                let error = |&count: &usize| Ok(feed_forward.without(count)?.error);
+                counts.iter().map(error).collect::<Result<_>>()?
+            }
+            Group::Heads(_) => return Ok(None),
+        };
+        Ok(Some(errors))
+    }
+
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
         // A feed-forward: what chooses, then C_JJ, its factor and that transposed, and rows.
-        let to_solve = (4 * columns * columns + 7 * rows * columns) * size_of::<f32>();
+        let of = |numbers: usize| (numbers * size_of::<f32>()) as u64;
+        let to_solve = of(4 * columns * columns + 7 * rows * columns);
         let to_choose = match self.neurons {
-            Neurons::Obs => StructuredMethod::scratch(&Obs, rows, columns),
+            // Beside the inverse that the next number of neurons starts from.
+            Neurons::Obs => StructuredMethod::scratch(&Obs, rows, columns) + of(columns * columns),
             Neurons::Leverage => Factor::scratch(columns),
         };
-        to_choose.max(to_solve as u64)
+        to_choose.max(to_solve)
     }
 }
 
@@ -192,6 +221,15 @@ impl Edit<'_> {
     /// softmax. Returns its square relative to || Q K^T ||_F^2, over all heads. The streams of a
     /// joint attention share the dimensions of a head.
     fn query_key(&mut self, heads: &HeadGroup, rank: usize) -> Result<f64> {
+        let bases = self.bases_of_query_key(heads)?;
+        for stream in &heads.streams {
+            self.turn_rows(&stream.query, &bases, rank, |basis| &basis.left)?;
+            self.turn_rows(&stream.key, &bases, rank, |basis| &basis.right)?;
+        }
+        Ok(relative_tail(&bases, rank))
+    }
+
+    fn bases_of_query_key(&self, heads: &HeadGroup) -> Result<Vec<LowRank>> {
         let (mut of_queries, mut of_keys) = (
             Grams::zeros(heads.count, heads.query_key),
             Grams::zeros(heads.count, heads.query_key),
@@ -200,41 +238,17 @@ impl Edit<'_> {
             of_queries.add(&self.projected(&stream.query, heads.count, heads.query_key, true)?);
             of_keys.add(&self.projected(&stream.key, heads.count, heads.query_key, true)?);
         }
-        let bases = bases(&heads.name, &of_queries, &of_keys)?;
-        for stream in &heads.streams {
-            self.turn_rows(&stream.query, &bases, rank, |basis| &basis.left)?;
-            self.turn_rows(&stream.key, &bases, rank, |basis| &basis.right)?;
-        }
-        Ok(relative_tail(&bases, rank))
+        bases(&heads.name, &of_queries, &of_keys)
     }
 
     /// Minimises || V W_o - V' W_o' ||_F. Returns its square relative to || V W_o ||_F^2, over all
     /// heads.
     fn value_output(&mut self, heads: &HeadGroup, rank: usize, rows: Rows) -> Result<f64> {
         let bias = self.folded_bias(heads)?;
-        let mut of_values = Grams::zeros(heads.count, heads.value);
-        let mut of_outputs = Grams::zeros(heads.count, heads.value);
-        for stream in &heads.streams {
-            if rows == Rows::Values {
-                of_values.add(&self.projected(
-                    &stream.value,
-                    heads.count,
-                    heads.value,
-                    bias.is_none(),
-                )?);
-            }
-            let Some(output) = &stream.output else { continue };
-            if rows == Rows::Attention {
-                let statistics = self.layers.statistics(&output.layer)?;
-                let (start, bias) = (output.start, bias.as_deref());
-                of_values.add(&Grams::of_input(statistics, start, heads, bias)?);
-            }
-            of_outputs.add(&Grams::of_columns(&self.weight(&output.layer)?, output.start, heads));
-        }
+        let bases = self.bases_of_value_output(heads, bias.as_deref(), rows)?;
         if let Some(bias) = &bias {
             self.fold(heads, bias)?;
         }
-        let bases = bases(&heads.name, &of_values, &of_outputs)?;
         for stream in &heads.streams {
             self.turn_rows(&stream.value, &bases, rank, |basis| &basis.left)?;
             if let Some(output) = &stream.output {
@@ -250,6 +264,34 @@ impl Edit<'_> {
             }
         }
         Ok(relative_tail(&bases, rank))
+    }
+
+    /// `bias`: of the values, if it is folded.
+    fn bases_of_value_output(
+        &self,
+        heads: &HeadGroup,
+        bias: Option<&[f32]>,
+        rows: Rows,
+    ) -> Result<Vec<LowRank>> {
+        let mut of_values = Grams::zeros(heads.count, heads.value);
+        let mut of_outputs = Grams::zeros(heads.count, heads.value);
+        for stream in &heads.streams {
+            if rows == Rows::Values {
+                of_values.add(&self.projected(
+                    &stream.value,
+                    heads.count,
+                    heads.value,
+                    bias.is_none(),
+                )?);
+            }
+            let Some(output) = &stream.output else { continue };
+            if rows == Rows::Attention {
+                let statistics = self.layers.statistics(&output.layer)?;
+                of_values.add(&Grams::of_input(statistics, output.start, heads, bias)?);
+            }
+            of_outputs.add(&Grams::of_columns(&self.weight(&output.layer)?, output.start, heads));
+        }
+        bases(&heads.name, &of_values, &of_outputs)
     }
 
     /// Returns the bias of the values if it can be folded into that of the output projection. The
@@ -338,46 +380,86 @@ impl Edit<'_> {
         Ok(())
     }
 
-    /// Removes neurons by Nystrom. With the second moments C of the down projection's input, W'_J =
-    /// W_J + W_S C_SJ (C_JJ + lam I)^-1 corrects for the removed neurons S. It is W_J if their
-    /// activations or their weights are all zero. Returns S, ascending, and tr(D C D^T) / tr(W C
-    /// W^T) for D = W' - W.
-    fn feed_forward(
+    /// Removes neurons. Returns them, ascending, and [`WithoutNeurons::error`].
+    fn remove_neurons(
         &mut self,
         neurons: &NeuronGroup,
         remove: usize,
         by: Neurons,
     ) -> Result<(Vec<usize>, f64)> {
         let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
-        let hessian = &self.layers.statistics(layer)?.hessian;
-        let c = hessian.narrow(0, *start, *count)?.narrow(1, *start, *count)?.contiguous()?;
+        let WithoutNeurons { gone, weight: after, error } =
+            self.feed_forward(neurons, by)?.without(remove)?;
         let mut weight = self.weight(layer)?;
-        let own = |row: &[f32]| row[*start..][..*count].to_vec();
-        let values: Vec<f32> = weight.values.chunks_exact(weight.columns).flat_map(own).collect();
-        let before = Tensor::from_slice(&values, (weight.rows, *count), &Device::Cpu)?;
-        let before = to_device(&before, c.device())?;
-
-        let mut gone = match by {
-            Neurons::Obs => {
-                let down = LayerWeight { columns: *count, values, ..weight.clone() };
-                least_columns(down, &c, remove)?
-            }
-            Neurons::Leverage => lowest(&leverages(&c, layer)?, remove),
-        };
-        gone.sort_unstable();
-        let after = nystrom(&before, &c, &gone, layer)?;
         ops::with_values(&after, |after| {
-            for (all, after) in weight
-                .values
-                .chunks_exact_mut(weight.columns)
-                .zip(after.chunks_exact((*count).max(1)))
-            {
+            let rows = weight.values.chunks_exact_mut(weight.columns);
+            for (all, after) in rows.zip(after.chunks_exact((*count).max(1))) {
                 all[*start..][..*count].copy_from_slice(after);
             }
         })?;
-        let error = hessian_error(&before, &after, &c)?;
         self.removed.weights.insert(layer.clone(), weight);
         Ok((gone, error))
+    }
+
+    fn feed_forward(&self, neurons: &NeuronGroup, by: Neurons) -> Result<FeedForward> {
+        let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
+        let hessian = &self.layers.statistics(layer)?.hessian;
+        let c = hessian.narrow(0, *start, *count)?.narrow(1, *start, *count)?.contiguous()?;
+        let LayerWeight { rows, columns, values, .. } = self.weight(layer)?;
+        let own = |row: &[f32]| row[*start..][..*count].to_vec();
+        let values: Vec<f32> = values.chunks_exact(columns).flat_map(own).collect();
+        let weight = Tensor::from_slice(&values, (rows, *count), &Device::Cpu)?;
+        let weight = to_device(&weight, c.device())?;
+        let chosen = match by {
+            Neurons::Obs => {
+                let down = LayerWeight { layer: layer.clone(), rows, columns: *count, values };
+                Chosen::Obs(LeastColumns::new(down, &c)?)
+            }
+            Neurons::Leverage => Chosen::Leverage(leverages(&c, layer)?),
+        };
+        Ok(FeedForward { layer: layer.clone(), weight, c, chosen })
+    }
+}
+
+/// The neurons of a feed-forward.
+struct FeedForward {
+    layer: LayerName,
+    /// Of the down projection, outputs x neurons.
+    weight: Tensor,
+    /// The second moments of the neurons, neurons x neurons.
+    c: Tensor,
+    chosen: Chosen,
+}
+
+/// How neurons are chosen, see [`Neurons`].
+enum Chosen {
+    Obs(LeastColumns),
+    Leverage(Vec<f64>),
+}
+
+/// A feed-forward that lost neurons.
+struct WithoutNeurons {
+    /// The neurons, ascending.
+    gone: Vec<usize>,
+    /// As [`FeedForward::weight`], with zeros for these.
+    weight: Tensor,
+    /// tr(D C D^T) / tr(W C W^T), for the difference D of the weights W.
+    error: f64,
+}
+
+impl FeedForward {
+    /// Removes `count` neurons by Nystrom. With the second moments C of the down projection's input,
+    /// W'_J = W_J + W_S C_SJ (C_JJ + lam I)^-1 corrects for the removed neurons S. It is W_J if
+    /// their activations or their weights are all zero.
+    fn without(&self, count: usize) -> Result<WithoutNeurons> {
+        let mut gone = match &self.chosen {
+            Chosen::Obs(columns) => columns.first(count)?,
+            Chosen::Leverage(leverages) => lowest(leverages, count),
+        };
+        gone.sort_unstable();
+        let weight = nystrom(&self.weight, &self.c, &gone, &self.layer)?;
+        let error = hessian_error(&self.weight, &weight, &self.c)?;
+        Ok(WithoutNeurons { gone, weight, error })
     }
 }
 
@@ -470,10 +552,12 @@ impl Grams {
         (count, width): (usize, usize),
     ) -> Result<Self> {
         let columns = statistics.width();
-        let mut product = vec![0f32; weight.len()];
-        ops::with_values(&statistics.hessian, |hessian| {
-            linear(weight, &Panels::transposed(hessian, columns), None, None, &mut product);
-        })?;
+        let hessian = &statistics.hessian;
+        let rows = Tensor::from_slice(weight, (count * width, columns), &Device::Cpu)?;
+        let rows = to_device(&rows, hessian.device())?;
+        // C is its own transpose.
+        let product = ops::linear(&rows, &hessian.clone().into(), None, None)?;
+        let product = ops::with_values(&product, <[f32]>::to_vec)?;
         let gram = |head: usize| {
             let row = |values: &'_ [f32], i: usize| {
                 values[(head * width + i) * columns..][..columns].to_vec()

@@ -88,6 +88,20 @@ pub trait StructuredMethod: Sync {
     /// If the statistics cannot be used.
     fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed>;
 
+    /// The error of removing each of `counts` from a group alone ([`Removed::errors`]), or `None` if
+    /// there is no faster way than [`StructuredMethod::remove`] of each.
+    ///
+    /// # Errors
+    /// If the statistics cannot be used.
+    fn errors(
+        &self,
+        _group: &Group,
+        _counts: &[usize],
+        _layers: &dyn Layers,
+    ) -> Result<Option<Vec<f64>>> {
+        Ok(None)
+    }
+
     /// Bytes that [`StructuredMethod::remove`] needs besides weights and statistics, for a watched
     /// layer of `rows` x `columns`.
     fn scratch(&self, rows: usize, columns: usize) -> u64;

@@ -3,12 +3,12 @@
 use crate::calibration::InputStatistics;
 use crate::error::Result;
 use crate::methods::Task;
-use crate::plan::{Package, Pattern, PlannedGroup, Portion, SharedInput};
+use crate::plan::{Package, Pattern, Portion, SharedInput};
 use crate::run::budget::MOST_OF_GROUP;
 use crate::run::influence::Influence;
 use crate::run::outcome::Outcome;
 use crate::run::setting::{Amount, Setting};
-use crate::run::solve::{remove, solve};
+use crate::run::solve::{errors, remove, solve};
 use secateur_models::{Edits, Observer, Pipeline, Removals};
 use secateur_nn::LayerName;
 use std::borrow::Cow;
@@ -198,26 +198,15 @@ pub(super) fn group_curves(
             counts.chain([planned.remove]).filter(|count| *count > 0).collect();
         counts.sort_unstable();
         counts.dedup();
-        let attempt = |pipeline: &Pipeline, count: usize| {
-            let planned = PlannedGroup { group: group.clone(), remove: count };
-            remove(pipeline, &[planned], trial.package, method, trial.statistics)
-        };
-        let error = |outcome: &Outcome| {
-            let of_layers = outcome.layers.iter().map(|layer| layer.error);
-            of_layers.chain(outcome.groups.iter().filter_map(|group| group.error)).sum::<f64>()
-        };
-        let uniform = attempt(pipeline, planned.remove)?;
+        let package = trial.package;
+        let uniform = [planned.clone()];
+        let uniform = remove(pipeline, &uniform, package, method, trial.statistics)?;
         let scale = influence.of(pipeline, uniform.edits.clone(), observer)?;
-        let of_uniform = error(&uniform);
-        let factor = scaled(scale, of_uniform);
+        let factor = scaled(scale, uniform.error());
         let nothing = Choice { setting: Setting::Remove(0), amount: 0.0, error: 0.0 };
         let mut choices = vec![nothing];
-        for count in counts {
-            let error = if count == planned.remove {
-                of_uniform
-            } else {
-                error(&attempt(pipeline, count)?)
-            };
+        let errors = errors(pipeline, group, &counts, package, method, trial.statistics)?;
+        for (count, error) in counts.into_iter().zip(errors) {
             let (setting, amount) = (Setting::Remove(count), amount * count as f64);
             choices.push(Choice { setting, amount, error: factor * error });
         }

@@ -74,6 +74,12 @@ impl Outcome {
         }
     }
 
+    /// The sum of the relative squared errors of its layers and groups.
+    pub(super) fn error(&self) -> f64 {
+        let of_layers = self.layers.iter().map(|layer| layer.error);
+        of_layers.chain(self.groups.iter().filter_map(|group| group.error)).sum()
+    }
+
     /// Adds the outcome of the next package.
     pub(super) fn extend(&mut self, next: Self) {
         self.edits.weights.extend(next.edits.weights);

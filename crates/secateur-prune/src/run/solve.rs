@@ -6,7 +6,7 @@ use crate::methods::{LayerWeight, Layers, Method, Solved, StructuredMethod, ToPr
 use crate::plan::{Package, PlannedGroup, SharedInput};
 use crate::run::outcome::{GroupOutcome, LayerOutcome, Outcome};
 use candle_core::{DType, Device, Tensor};
-use secateur_models::{Cuts, Pipeline};
+use secateur_models::{Cuts, Group, Pipeline};
 use secateur_nn::{LayerName, ops};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -50,13 +50,7 @@ pub(crate) fn remove<'a>(
     method: &dyn StructuredMethod,
     statistics: &dyn Fn(&SharedInput) -> Result<Cow<'a, InputStatistics>>,
 ) -> Result<Outcome> {
-    let mut watched = BTreeMap::new();
-    let inputs = package.watched(coupled, &|group| method.watched(group));
-    let of_inputs = inputs.iter().map(statistics).collect::<Result<Vec<_>>>()?;
-    for (input, statistics) in inputs.iter().zip(&of_inputs) {
-        watched.extend(input.layers.iter().map(|layer| (&layer.name, &**statistics)));
-    }
-    let layers = Watched { pipeline, watched };
+    let layers = Watched::new(pipeline, coupled, package, method, statistics)?;
     let removed = method.remove(coupled, &layers)?;
     let mut outcome = Outcome { turns: removed.turns, ..Outcome::of(pipeline) };
     let mut parts = Vec::new();
@@ -95,8 +89,7 @@ pub(crate) fn remove<'a>(
         let weight = as_stored(pipeline, &layer.weight(), &placement.bring(&weight)?)?;
         if told.contains(layer) {
             let old = parameter(pipeline, layer)?;
-            let statistics = &at_the_model(pipeline, layers.statistics(layer)?)?;
-            let both = (&old, &weight);
+            let (statistics, both) = (layers.statistics(layer)?, (&old, &weight));
             outcome.layers.push(layer_outcome(layer, both, statistics, removed.damping)?);
         }
         weights.insert(layer.weight(), cuts.take_out(&layer.weight(), &weight)?.into());
@@ -109,10 +102,53 @@ pub(crate) fn remove<'a>(
     Ok(outcome)
 }
 
-/// A model, and statistics of some of its layers.
+/// Returns the error of removing each of `counts` from a group: the sum of those that [`remove`]
+/// tells.
+pub(crate) fn errors<'a>(
+    pipeline: &Pipeline,
+    group: &Group,
+    counts: &[usize],
+    package: &Package,
+    method: &dyn StructuredMethod,
+    statistics: &dyn Fn(&SharedInput) -> Result<Cow<'a, InputStatistics>>,
+) -> Result<Vec<f64>> {
+    let planned = |remove: usize| [PlannedGroup { group: group.clone(), remove }];
+    let layers = Watched::new(pipeline, &planned(0), package, method, statistics)?;
+    if let Some(errors) = method.errors(group, counts, &layers)? {
+        return Ok(errors);
+    }
+    let error = |&count: &usize| {
+        Ok(remove(pipeline, &planned(count), package, method, statistics)?.error())
+    };
+    counts.iter().map(error).collect()
+}
+
+/// A model, and statistics of some of its layers, with the Hessians where the model is.
 struct Watched<'a> {
     pipeline: &'a Pipeline,
-    watched: BTreeMap<&'a LayerName, &'a InputStatistics>,
+    /// By layer, the place of those of its input.
+    places: BTreeMap<LayerName, usize>,
+    statistics: Vec<InputStatistics>,
+}
+
+impl<'a> Watched<'a> {
+    /// Of what `method` needs to remove parts of `coupled`.
+    fn new<'b>(
+        pipeline: &'a Pipeline,
+        coupled: &[PlannedGroup],
+        package: &Package,
+        method: &dyn StructuredMethod,
+        statistics: &dyn Fn(&SharedInput) -> Result<Cow<'b, InputStatistics>>,
+    ) -> Result<Self> {
+        let inputs = package.watched(coupled, &|group| method.watched(group));
+        let names = inputs.iter().enumerate().flat_map(|(place, input)| {
+            input.layers.iter().map(move |layer| (layer.name.clone(), place))
+        });
+        let places = names.collect();
+        let of_input = |input: &SharedInput| at_the_model(pipeline, &*statistics(input)?);
+        let statistics = inputs.iter().map(of_input).collect::<Result<_>>()?;
+        Ok(Self { pipeline, places, statistics })
+    }
 }
 
 impl Layers for Watched<'_> {
@@ -126,7 +162,7 @@ impl Layers for Watched<'_> {
     }
 
     fn statistics(&self, layer: &LayerName) -> Result<&InputStatistics> {
-        let found = self.watched.get(layer).copied();
+        let found = self.places.get(layer).map(|&place| &self.statistics[place]);
         found.ok_or_else(|| Error::layer(layer, "its input was not watched"))
     }
 }

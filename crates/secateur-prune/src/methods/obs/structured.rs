@@ -82,18 +82,21 @@ impl StructuredMethod for Obs {
     }
 }
 
-/// Returns the columns of a weight with the least scores under the Hessian of its input, in the
-/// order of their removal.
-pub(crate) fn least_columns(
-    weight: LayerWeight,
-    hessian: &Tensor,
-    remove: usize,
-) -> Result<Vec<usize>> {
-    let columns = weight.columns;
-    let factor = Factor::new(hessian, &weight.layer)?;
-    let mut surgeon = Surgeon::new(weight, &factor)?;
-    drop(factor);
-    remove_neurons(&mut surgeon, 0, columns, remove)
+/// Chooses columns of a weight by their scores under the Hessian of its input.
+pub(crate) struct LeastColumns(Surgeon);
+
+impl LeastColumns {
+    pub(crate) fn new(weight: LayerWeight, hessian: &Tensor) -> Result<Self> {
+        let factor = Factor::new(hessian, &weight.layer)?;
+        Ok(Self(Surgeon::new(weight, &factor)?))
+    }
+
+    /// Returns so many columns with the least scores, in the order of their removal.
+    pub(crate) fn first(&self, count: usize) -> Result<Vec<usize>> {
+        let mut surgeon = self.0.clone();
+        let columns = surgeon.weight.dim(1)?;
+        remove_neurons(&mut surgeon, 0, columns, count)
+    }
 }
 
 /// Removes neurons, which are the columns from `start` on, in chunks by the reference's schedule.
@@ -168,6 +171,7 @@ fn remove_heads(
 }
 
 /// A weight, and the inverse of the Hessian of the columns that are left of it.
+#[derive(Clone)]
 struct Surgeon {
     layer: LayerName,
     /// Rows x columns, in `f32`, where the Hessian is; zero in the columns that were removed.
