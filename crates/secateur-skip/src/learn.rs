@@ -38,7 +38,7 @@ pub struct Learned {
 struct State {
     history: Vec<Point>,
     settled: Settled,
-    /// digest of the network's file. The file's name has the number of iterations, and the file is
+    /// Digest of the network's file. The file's name has the number of iterations, and the file is
     /// kept until that of a later save is complete.
     pruner: String,
 }

@@ -233,7 +233,7 @@ impl Exchange<'_> {
 /// The PSNR of all schedules that were tried, in a reproducible order.
 struct Tries<'a> {
     progress: Option<&'a Progress>,
-    /// digest and PSNR of each schedule.
+    /// Digest and PSNR of each schedule.
     tried: RefCell<Vec<(String, f64)>>,
     /// How many of them this run has reached. A stopped run may have tried more.
     done: Cell<usize>,

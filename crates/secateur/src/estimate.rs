@@ -52,6 +52,20 @@ impl Time {
         Ok(Self { seconds, operations_per_second, stages })
     }
 
+    /// Bytes a second that are read with their digest, or written.
+    const BYTES_PER_SECOND: f64 = 1e9;
+
+    /// Adds the reading of so many bytes at the beginning, and the writing of so many at the end.
+    pub(crate) fn with_files(mut self, read: u64, written: u64) -> Self {
+        let stage =
+            |name, bytes: u64| Expected { name, seconds: bytes as f64 / Self::BYTES_PER_SECOND };
+        let (load, save) = (stage("load", read), stage("save", written));
+        self.seconds += load.seconds + save.seconds;
+        self.stages.insert(0, load);
+        self.stages.push(save);
+        self
+    }
+
     pub(crate) fn text(&self) -> String {
         let rate = self.operations_per_second / 1e9;
         match Duration::try_from_secs_f64(self.seconds) {

@@ -487,7 +487,7 @@ impl ClipModel {
         })
     }
 
-    /// digest of all files that the model is opened from.
+    /// Digest of all files that the model is opened from.
     ///
     /// # Errors
     /// If a file cannot be read, or the observer interrupts.

@@ -132,7 +132,7 @@ impl ModelFolder {
         Ok(self.tree.without(&[self.class.denoiser]).map(bytes).sum())
     }
 
-    /// digest of all files that a new model is made from: the denoiser's opened weights, and the
+    /// Digest of all files that a new model is made from: the denoiser's opened weights, and the
     /// files that are copied.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl ModelFolder {
         self.digest_of(&files, observer)
     }
 
-    /// digest of the names and contents of some files of the folder. Each is read once while this
+    /// Digest of the names and contents of some files of the folder. Each is read once while this
     /// folder is open.
     ///
     /// # Errors

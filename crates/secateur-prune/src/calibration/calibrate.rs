@@ -11,8 +11,9 @@ use secateur_nn::LayerName;
 use std::collections::BTreeMap;
 
 /// Runs the whole denoising over all prompts and gathers the statistics of a package. It starts
-/// from the partial sums saved in `sums`, if any. It saves its own there at the end of a step,
-/// about once a minute, and when the observer interrupts after ten seconds of work.
+/// from the partial sums saved in `sums`, if any. It saves its own there at the end of a step, every
+/// one to five minutes, by what that costs, and when the observer interrupts after ten seconds of
+/// work.
 pub(crate) fn calibrate(
     pipeline: &Pipeline,
     package: &Package,
@@ -34,7 +35,7 @@ pub(crate) fn calibrate(
     let first = batches.clone().next().map_or(0, |images| images.len());
     let total = left * sampling.steps - begun.map_or(0, |call| call.step) * first;
     observer.begin(stage, total, "image steps");
-    let mut keeper = Keeper::new(sums);
+    let mut keeper = Keeper::new(sums, &calibrator);
     for images in batches {
         let probe = Some(&calibrator as _);
         pipeline.begin(prompts, images.clone(), sampling, probe, |mut denoising| {

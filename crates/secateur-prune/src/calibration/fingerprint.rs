@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 /// change only rounding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// digest of all files that the activations depend on: the denoiser, text encoders, tokenizers
+    /// Digest of all files that the activations depend on: the denoiser, text encoders, tokenizers
     /// and scheduler.
     pub model: String,
-    /// digest of the prompts.
+    /// Digest of the prompts.
     pub prompts: String,
     /// Number of prompts.
     pub samples: usize,

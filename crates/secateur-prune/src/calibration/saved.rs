@@ -25,7 +25,7 @@ pub struct SavedStatistics {
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Saved {
     format_version: u32,
-    /// digest of the file of tensors.
+    /// Digest of the file of tensors.
     digest: String,
     fingerprint: Fingerprint,
     step_weights: Vec<f64>,
@@ -120,7 +120,7 @@ impl SavedStatistics {
         })
     }
 
-    /// digest of the file of tensors.
+    /// Digest of the file of tensors.
     #[must_use]
     pub fn digest(&self) -> &str {
         &self.saved.digest

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// still valid.
 pub(crate) struct Sums<'a> {
     pub(crate) folder: &'a Path,
-    /// digest of the run's identity.
+    /// Digest of the run's identity.
     pub(crate) run: &'a str,
     /// Number of packages that the model was pruned in before this calibration.
     pub(crate) done: usize,
@@ -33,7 +33,7 @@ struct Kept {
     run: String,
     done: usize,
     package: usize,
-    /// digest of the weights of the steps.
+    /// Digest of the weights of the steps.
     step_weights: String,
     /// Number of images in the sums: the first ones.
     images: usize,
@@ -41,7 +41,7 @@ struct Kept {
     /// saved.
     #[serde(default)]
     begun: Option<(usize, usize)>,
-    /// digest of the file of tensors.
+    /// Digest of the file of tensors.
     digest: String,
 }
 
@@ -239,7 +239,7 @@ fn step_weights(weights: &[f64]) -> String {
 pub(crate) struct Keeper<'a> {
     sums: Option<Sums<'a>>,
     kept: Instant,
-    /// How long the last save took.
+    /// How long the last save took, or what the first one is taken to.
     cost: Duration,
 }
 
@@ -248,11 +248,20 @@ impl<'a> Keeper<'a> {
     pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
     /// Less than this is not worth a file when a run is stopped.
     const WORTH: Duration = Duration::from_secs(10);
-    /// Saving takes at most 1 / `PARTS` of the time.
+    /// Saving takes at most 1 / `PARTS` of the time,
     const PARTS: u32 = 20;
+    /// but so much work is never lost.
+    const MOST: Duration = Duration::from_secs(300);
+    /// Bytes a second that the first save is taken to write.
+    const RATE: f64 = 1e9;
 
-    pub(crate) fn new(sums: Option<Sums<'a>>) -> Self {
-        Self { sums, kept: Instant::now(), cost: Duration::ZERO }
+    pub(crate) fn new(sums: Option<Sums<'a>>, calibrator: &Calibrator) -> Self {
+        let bytes = calibrator
+            .moments()
+            .map(|(_, moments)| (moments.width().pow(2) * size_of::<f32>()) as f64)
+            .sum::<f64>();
+        let cost = Duration::from_secs_f64(bytes / Self::RATE);
+        Self { sums, kept: Instant::now(), cost }
     }
 
     /// Called after a step. Saves the sums over what was reached if it is time, or if the run is
@@ -267,7 +276,7 @@ impl<'a> Keeper<'a> {
         let Some(sums) = &self.sums else { return };
         let least = match stopped {
             true => sums.interval.min(Self::WORTH),
-            false => sums.interval.max(self.cost * Self::PARTS),
+            false => sums.interval.max((self.cost * Self::PARTS).min(Self::MOST)),
         };
         if self.kept.elapsed() < least {
             return;

@@ -22,7 +22,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
-    /// digest of the run's identity.
+    /// Digest of the run's identity.
     run: String,
 }
 
@@ -36,24 +36,24 @@ pub struct Identity {
     method: String,
     removed: String,
     budget: Budget,
-    /// digest of the saved statistics that replace a calibration.
+    /// Digest of the saved statistics that replace a calibration.
     #[serde(default)]
     statistics: Option<String>,
     /// The GPU with the type of numbers, which change rounding; `None` on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     device: Option<String>,
-    /// digest of the plan before any allocation: layers, patterns, heads and neurons, packages.
+    /// Digest of the plan before any allocation: layers, patterns, heads and neurons, packages.
     plan: String,
 }
 
 /// A finished package, without its tensors.
 #[derive(Serialize, Deserialize)]
 struct Finished {
-    /// digest of the identity of its run.
+    /// Digest of the identity of its run.
     run: String,
     /// Its number.
     package: usize,
-    /// digest of the file of tensors.
+    /// Digest of the file of tensors.
     digest: String,
     /// The tensors in it.
     tensors: BTreeMap<String, Logged>,

@@ -204,9 +204,9 @@ fn begin(
 struct Made {
     /// The method's key: [`Step::key`].
     of: String,
-    /// digest of its folder.
+    /// Digest of its folder.
     digest: String,
-    /// digest of the statistics for the next method, if it leaves any.
+    /// Digest of the statistics for the next method, if it leaves any.
     statistics: Option<String>,
 }
 

@@ -18,7 +18,7 @@ pub(super) struct Published {
     pub(super) goes_on: bool,
     /// Everything that the output depends on, if known.
     pub(super) request: Option<String>,
-    /// digest of the record in it.
+    /// Digest of the record in it.
     pub(super) record: String,
     /// Whether the run is complete. Otherwise it was stopped and can be resumed, and the folder is
     /// its output so far.

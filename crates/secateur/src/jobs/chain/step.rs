@@ -16,7 +16,7 @@ pub(super) struct Step {
     pub(super) model: ModelSettings,
     /// The folder of its new model.
     pub(super) out: PathBuf,
-    /// digest of everything that the new model depends on: the first model, and the settings and
+    /// Digest of everything that the new model depends on: the first model, and the settings and
     /// prompts of the methods up to this one.
     pub(super) key: String,
     /// Whether it uses the statistics that the method before it carries over, instead of a

@@ -11,6 +11,9 @@ use secateur_prune::{
 };
 use serde::Serialize;
 
+/// How many times longer a product of the solver, in `f32`, takes on a GPU than one in 16 bits.
+const IN_F32: f64 = 16.0;
+
 /// The plan of a run.
 #[derive(Serialize)]
 pub(super) struct DryRun {
@@ -148,8 +151,10 @@ impl DryRun {
         let calibrations = (packages as u64 * times).max(1) as f64;
         let of_calibrations = forward_macs.saturating_add(hessian_macs) as f64 * (1.0 + reading);
         let calibrate = ("calibrate", of_calibrations / calibrations);
-        let solve = ("solve", once as f64 / packages as f64);
-        let attempt = ("try", allocation_macs.saturating_add(to_try) as f64 / packages as f64);
+        let bytes_of_a_number = folder.placement().bytes_of_a_number();
+        let of_solver = |macs: u64| macs as f64 * if bytes_of_a_number == 2 { IN_F32 } else { 1.0 };
+        let solve = ("solve", of_solver(once) / packages as f64);
+        let attempt = ("try", (allocation_macs as f64 + of_solver(to_try)) / packages as f64);
         let report = ("evaluate", report_macs as f64 / 2.0);
         let mut stages =
             vec![("gradients", preparation_macs as f64), report, ("weigh", weighting_macs as f64)];
@@ -163,7 +168,10 @@ impl DryRun {
             );
         }
         stages.push(report);
-        let time = Time::of(folder.placement(), &stages)?;
+        // The new weights are written twice: as they are found, and in the model.
+        let model = folder.copied_bytes()? + folder.weight_bytes().all;
+        let new = weights * bytes_of_a_number;
+        let time = Time::of(folder.placement(), &stages)?.with_files(model, model + new);
         Ok(Self {
             notes: Vec::new(),
             model: folder.name(),
