@@ -247,6 +247,6 @@ fn bytes_of_the_methods() {
         let of_columns = inverse_factor_scratch(64).max(add_gram_scratch(100));
         (StructuredMethod::scratch(&Obs, rows, 100), of_columns)
     });
-    let portion = 64 * (2 * 64 + 4 * 100 + 2 * rows as u64) + 3 * 100 * rows as u64;
-    assert_eq!(scratch, 4 * (2 * 100 * 100 + portion) + of_columns);
+    let portion = 64 * (2 * 64 + 4 * 100 + 2 * rows as u64) + 4 * 100 * rows as u64;
+    assert_eq!(scratch, 4 * (3 * 100 * 100 + portion) + of_columns);
 }

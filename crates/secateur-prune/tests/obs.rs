@@ -20,7 +20,7 @@ use secateur_models::{
 };
 use secateur_nn::{Context, LayerName, Probe, Step, devices, to_device};
 use secateur_prune::{
-    Calibrator, InputStatistics, LayerWeight, Obs, Packages, Pattern, Plan, PlannedGroup,
+    Calibrator, InputStatistics, LayerWeight, Layers, Obs, Packages, Pattern, Plan, PlannedGroup,
     Selection, StructuredMethod, Task, hessian_error,
 };
 use std::collections::HashMap;
@@ -188,9 +188,9 @@ fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
         return;
     }
     let weights = values(&golden["timestep_weights"]);
-    let weight =
+    let given_weight =
         |case: &Case| LayerWeight { layer: case.layer.into(), ..layer(&golden[case.weight]) };
-    let columns = weight(&cases[0]).columns;
+    let columns = given_weight(&cases[0]).columns;
     let group = group(columns);
     let gone = |values: &[f32]| -> Vec<usize> {
         (0..columns)
@@ -205,9 +205,21 @@ fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
         let statistics = cases
             .iter()
             .map(|case| calibrated(&to_device(&golden[case.x], &device).unwrap(), &weights));
-        let given = Given::new(cases.iter().map(weight).zip(statistics).collect());
+        let given = Given::new(cases.iter().map(given_weight).zip(statistics).collect());
         let removed = Obs.remove(&planned, &given).unwrap();
         assert_eq!(removed.positions[0].len(), remove);
+        // What several numbers cost is told together, too.
+        let errors = Obs.errors(&planned[0].group, &[1, remove], &given).unwrap().unwrap();
+        let error = |case: &Case| {
+            let after = &removed.weights[case.layer];
+            let hessian = &given.statistics(&case.layer.into()).unwrap().hessian;
+            let after = to_device(&weight(after), &device).unwrap();
+            let before = to_device(&golden[case.weight], &device).unwrap();
+            hessian_error(&before, &after, hessian).unwrap()
+        };
+        let want: f64 = cases.iter().map(error).sum();
+        assert!((errors[1] / want - 1.0).abs() < 1e-6, "{} told, {want} of remove", errors[1]);
+        assert!(errors[0] > 0.0 && errors[0] < errors[1], "{errors:?}");
         for Case { layer: name, after, .. } in cases {
             let what = format!("{after} on {:?}", device.location());
             let weight = &removed.weights[*name];

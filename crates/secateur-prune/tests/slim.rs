@@ -237,6 +237,9 @@ fn query_key_of_one_stream_and_of_two() {
             );
             let measured = error(&before, &products(&queries, &keys));
             let predicted = removed.errors[0].unwrap();
+            let [group] = planned(Pair::QueryKey, names, rank);
+            let errors = Slim::default().errors(&group.group, &[0, WIDTH - rank], &given).unwrap();
+            assert_eq!(errors.unwrap()[1], predicted);
             match rank {
                 WIDTH => assert!(measured < 1e-10, "at full rank: {measured}"),
                 _ => close(predicted, measured, 0.01, "predicted"),
@@ -296,9 +299,11 @@ fn value_output_on_values_and_on_what_attention_makes_of_them() {
             given.biases.insert("out".into(), of_output.iter().map(|&x| x as f32).collect());
         }
         for rank in [1, 3, 6, WIDTH] {
-            let removed = Slim { rows, ..Slim::default() }
-                .remove(&planned(Pair::ValueOutput, &[""], rank), &given)
-                .unwrap();
+            let slim = Slim { rows, ..Slim::default() };
+            let planned = planned(Pair::ValueOutput, &[""], rank);
+            let removed = slim.remove(&planned, &given).unwrap();
+            let errors = slim.errors(&planned[0].group, &[WIDTH - rank], &given).unwrap();
+            assert_eq!(errors, Some(vec![removed.errors[0].unwrap()]));
             let (new_value, new_output) = (weight(&removed, "v"), weight(&removed, "out"));
             let new_bias = if folds { bias_of(&removed, "out") } else { of_output.clone() };
             assert_eq!(bias_of(&removed, "v").iter().all(|&b| b == 0.0), folds);
@@ -390,9 +395,11 @@ fn feed_forward_error_and_choice() {
     for (remove, neurons) in
         [1, 9, 20].into_iter().flat_map(|remove| BOTH.map(|neurons| (remove, neurons)))
     {
-        let removed = Slim { neurons, ..Slim::default() }
-            .remove(&feed_forward(count, remove), &given)
-            .unwrap();
+        let slim = Slim { neurons, ..Slim::default() };
+        let planned = feed_forward(count, remove);
+        let removed = slim.remove(&planned, &given).unwrap();
+        let errors = slim.errors(&planned[0].group, &[remove, 1, 0], &given).unwrap().unwrap();
+        assert_eq!((errors[0], errors[2]), (removed.errors[0].unwrap(), 0.0));
         let gone = &removed.positions[0];
         assert!(gone.len() == remove && gone.is_sorted());
         let new = weight(&removed, "down");

@@ -174,8 +174,7 @@ impl StructuredMethod for Slim {
         let of = |numbers: usize| (numbers * size_of::<f32>()) as u64;
         let to_solve = of(4 * columns * columns + 7 * rows * columns);
         let to_choose = match self.neurons {
-            // Beside the inverse that the next number of neurons starts from.
-            Neurons::Obs => StructuredMethod::scratch(&Obs, rows, columns) + of(columns * columns),
+            Neurons::Obs => StructuredMethod::scratch(&Obs, rows, columns),
             Neurons::Leverage => Factor::scratch(columns),
         };
         to_choose.max(to_solve)

@@ -1,7 +1,7 @@
 //! OBS-Diff's structured removal. Heads and neurons are scored by the inverse Hessian of the input
 //! of the layers that read them, and the columns that are left are corrected exactly.
 
-use crate::calibration::{Factor, diagonal, without};
+use crate::calibration::{Factor, diagonal, hessian_error, without};
 use crate::error::{Error, Result};
 use crate::methods::method::LayerWeight;
 use crate::methods::obs::Obs;
@@ -10,7 +10,7 @@ use crate::plan::{PlannedGroup, outputs};
 use candle_core::{DType, Device, Tensor};
 use secateur_kernels::factor::inverse_factor_scratch;
 use secateur_kernels::gram::add_gram_scratch;
-use secateur_models::{Group, HeadGroup, Slice};
+use secateur_models::{Group, HeadGroup, NeuronGroup, Slice};
 use secateur_nn::{LayerName, ops, to_device};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,34 +28,16 @@ impl StructuredMethod for Obs {
     }
 
     fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed> {
-        let mut damping = 0f64;
-        let mut surgeons = BTreeMap::new();
-        for layer in outputs(groups) {
-            let factor = Factor::new(&layers.statistics(&layer)?.hessian, &layer)?;
-            damping = damping.max(factor.damping);
-            surgeons.insert(layer.clone(), Surgeon::new(layers.weight(&layer)?, &factor)?);
-        }
-        let mut positions = Vec::with_capacity(groups.len());
-        for planned in groups {
-            let mut removed = match &planned.group {
-                Group::Neurons(neurons) => match surgeons.get_mut(&neurons.down.layer) {
-                    Some(surgeon) => {
-                        remove_neurons(surgeon, neurons.down.start, neurons.count, planned.remove)?
-                    }
-                    None => Vec::new(),
-                },
-                Group::Heads(heads) => remove_heads(&mut surgeons, heads, planned.remove)?,
-                Group::Dimensions(_) => {
-                    return Err(Error::layer(
-                        planned.group.name(),
-                        "OBS removes whole heads and neurons",
-                    ));
-                }
-            };
-            removed.sort_unstable();
-            positions.push(removed);
-        }
-        let weights = surgeons
+        let Surgeons { mut of_layers, damping } = Surgeons::new(outputs(groups), layers)?;
+        let positions = groups
+            .iter()
+            .map(|planned| {
+                let mut removed = remove_of(&planned.group, planned.remove, &mut of_layers)?;
+                removed.sort_unstable();
+                Ok(removed)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let weights = of_layers
             .into_iter()
             .map(|(layer, surgeon)| Ok((layer, surgeon.into_weight()?)))
             .collect::<Result<_>>()?;
@@ -66,6 +48,30 @@ impl StructuredMethod for Obs {
             damping,
             ..Removed::default()
         })
+    }
+
+    fn errors(
+        &self,
+        group: &Group,
+        counts: &[usize],
+        layers: &dyn Layers,
+    ) -> Result<Option<Vec<f64>>> {
+        let Surgeons { of_layers, .. } = Surgeons::new(group.outputs(), layers)?;
+        let weights = of_layers
+            .keys()
+            .map(|layer| {
+                let hessian = &layers.statistics(layer)?.hessian;
+                Ok((in_tensor(layers.weight(layer)?, hessian.device())?, hessian))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let error = |&count: &usize| {
+            let mut of_layers = of_layers.clone();
+            remove_of(group, count, &mut of_layers)?;
+            let after = of_layers.values().map(|surgeon| &surgeon.weight);
+            let errors = weights.iter().zip(after);
+            errors.map(|((before, hessian), after)| hessian_error(before, after, hessian)).sum()
+        };
+        Ok(Some(counts.iter().map(error).collect::<Result<_>>()?))
     }
 
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
@@ -79,6 +85,44 @@ impl StructuredMethod for Obs {
         let removing =
             of(square + portion) + inverse_factor_scratch(chunk).max(add_gram_scratch(columns));
         of(square) + Factor::scratch(columns).max(at_first).max(removing)
+    }
+}
+
+/// Surgeons of the layers that read groups.
+struct Surgeons {
+    of_layers: BTreeMap<LayerName, Surgeon>,
+    /// The most that was added to one of their Hessians.
+    damping: f64,
+}
+
+impl Surgeons {
+    fn new(outputs: impl IntoIterator<Item = LayerName>, layers: &dyn Layers) -> Result<Self> {
+        let (mut of_layers, mut damping) = (BTreeMap::new(), 0f64);
+        for layer in outputs {
+            let factor = Factor::new(&layers.statistics(&layer)?.hessian, &layer)?;
+            damping = damping.max(factor.damping);
+            of_layers.insert(layer.clone(), Surgeon::new(layers.weight(&layer)?, &factor)?);
+        }
+        Ok(Self { of_layers, damping })
+    }
+}
+
+/// Removes so many heads or neurons of a group, and returns them in the order of their removal.
+fn remove_of(
+    group: &Group,
+    count: usize,
+    surgeons: &mut BTreeMap<LayerName, Surgeon>,
+) -> Result<Vec<usize>> {
+    match group {
+        Group::Neurons(NeuronGroup { count: all, down, .. }) => match surgeons.get_mut(&down.layer)
+        {
+            Some(surgeon) => remove_neurons(surgeon, down.start, *all, count),
+            None => Ok(Vec::new()),
+        },
+        Group::Heads(heads) => remove_heads(surgeons, heads, count),
+        Group::Dimensions(_) => {
+            Err(Error::layer(group.name(), "OBS removes whole heads and neurons"))
+        }
     }
 }
 
@@ -170,6 +214,12 @@ fn remove_heads(
     Ok(removed)
 }
 
+/// Rows x columns.
+fn in_tensor(weight: LayerWeight, device: &Device) -> Result<Tensor> {
+    let LayerWeight { rows, columns, values, .. } = weight;
+    Ok(to_device(&Tensor::from_vec(values, (rows, columns), &Device::Cpu)?, device)?)
+}
+
 /// A weight, and the inverse of the Hessian of the columns that are left of it.
 #[derive(Clone)]
 struct Surgeon {
@@ -183,9 +233,9 @@ struct Surgeon {
 
 impl Surgeon {
     fn new(weight: LayerWeight, factor: &Factor) -> Result<Self> {
-        let LayerWeight { layer, rows, columns, values } = weight;
-        let device = factor.values.device();
-        let weight = to_device(&Tensor::from_vec(values, (rows, columns), &Device::Cpu)?, device)?;
+        let (layer, columns, device) =
+            (weight.layer.clone(), weight.columns, factor.values.device());
+        let weight = in_tensor(weight, device)?;
         // H^-1 = U^T U.
         let zeros = Tensor::zeros((columns, columns), DType::F32, device)?;
         let inverse = ops::add_gram(&zeros, &factor.values, 1.0)?;
