@@ -79,11 +79,12 @@ impl StructuredMethod for Obs {
         let square = columns * columns;
         // The factor, beside the inverse and what it is added to.
         let at_first = of(2 * square) + add_gram_scratch(columns);
-        // The inverse before and after, the weight before and after, and what goes.
+        // The inverse before and after, the weight before and after, and what goes; and where
+        // several numbers are tried, what each of them starts from.
         let chunk = size_of_chunk(halved(columns as i64)).min(columns);
-        let portion = chunk * (2 * chunk + 4 * columns + 2 * rows) + 3 * rows * columns;
+        let portion = chunk * (2 * chunk + 4 * columns + 2 * rows) + 4 * rows * columns;
         let removing =
-            of(square + portion) + inverse_factor_scratch(chunk).max(add_gram_scratch(columns));
+            of(2 * square + portion) + inverse_factor_scratch(chunk).max(add_gram_scratch(columns));
         of(square) + Factor::scratch(columns).max(at_first).max(removing)
     }
 }
