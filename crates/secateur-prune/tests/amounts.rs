@@ -240,8 +240,8 @@ fn bytes_of_the_methods() {
     let scratch = pool.install(|| leverage.scratch(1000, 500));
     assert_eq!(scratch, 4 * (4 * 500 * 500 + 7 * 1000 * 500));
     assert_eq!(Taylor::default().scratch(1000, 500), 0);
-    // Of many rows the portion of 64 columns at a time takes the most, beside the inverse before and
-    // after.
+    // Of many rows the portion of 64 columns at a time takes the most, beside the inverse before
+    // and after.
     let rows = 100_000;
     let (scratch, of_columns) = pool.install(|| {
         let of_columns = inverse_factor_scratch(64).max(add_gram_scratch(100));

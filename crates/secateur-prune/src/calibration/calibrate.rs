@@ -11,9 +11,9 @@ use secateur_nn::LayerName;
 use std::collections::BTreeMap;
 
 /// Runs the whole denoising over all prompts and gathers the statistics of a package. It starts
-/// from the partial sums saved in `sums`, if any. It saves its own there at the end of a step, every
-/// one to five minutes, by what that costs, and when the observer interrupts after ten seconds of
-/// work.
+/// from the partial sums saved in `sums`, if any. It saves its own there at the end of a step,
+/// every one to five minutes, by what that costs, and when the observer interrupts after ten
+/// seconds of work.
 pub(crate) fn calibrate(
     pipeline: &Pipeline,
     package: &Package,

@@ -447,9 +447,9 @@ struct WithoutNeurons {
 }
 
 impl FeedForward {
-    /// Removes `count` neurons by Nystrom. With the second moments C of the down projection's input,
-    /// W'_J = W_J + W_S C_SJ (C_JJ + lam I)^-1 corrects for the removed neurons S. It is W_J if
-    /// their activations or their weights are all zero.
+    /// Removes `count` neurons by Nystrom. With the second moments C of the down projection's
+    /// input, W'_J = W_J + W_S C_SJ (C_JJ + lam I)^-1 corrects for the removed neurons S. It is W_J
+    /// if their activations or their weights are all zero.
     fn without(&self, count: usize) -> Result<WithoutNeurons> {
         let mut gone = match &self.chosen {
             Chosen::Obs(columns) => columns.first(count)?,

@@ -37,8 +37,8 @@ fn start(
     launch::start(&launch, device, DType::F32, inputs, output)
 }
 
-/// Multiplies the upper triangle of the matrix at `gram` (width x width) by `factor`, and mirrors it into the
-/// lower one.
+/// Multiplies the upper triangle of the matrix at `gram` (width x width) by `factor`, and mirrors
+/// it into the lower one.
 pub(super) fn symmetrise(device: &CudaDevice, gram: u64, width: usize, factor: f32) -> Result<()> {
     if width == 0 {
         return Ok(());
