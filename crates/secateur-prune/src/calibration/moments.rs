@@ -15,8 +15,8 @@ pub(crate) struct Moments {
     totals: [f64; 3],
 }
 
-/// Returns the rows of a tensor of samples x tokens rows that are summed at a step, where one of
-/// every `stride` tokens is. Each counts `multiplicity` times (samples x tokens).
+/// Returns the rows of a tensor of samples x tokens rows that are summed at a step: one of every
+/// `stride` tokens, or all of them if each counts `multiplicity` times (samples x tokens).
 pub(crate) fn rows(
     (samples, tokens): (usize, usize),
     multiplicity: Option<&[f32]>,
@@ -26,6 +26,8 @@ pub(crate) fn rows(
         let problem = format!("{given} multiplicities of {samples} x {tokens} tokens");
         return Err(Error::Request(problem));
     }
+    // A token that stands for several weighs too much to be left to chance.
+    let stride = if multiplicity.is_some() { 1 } else { stride };
     let (taken, times) = taken(tokens, stride, step);
     let (places, times) = (0..samples)
         .flat_map(|sample| taken.iter().map(move |token| sample * tokens + token))
