@@ -16,7 +16,7 @@ pub(crate) use calibrate::calibrate;
 pub use calibrator::Calibrator;
 pub use fingerprint::Fingerprint;
 pub use hessian::{Factor, hessian_error};
-pub(crate) use hessian::{diagonal, without};
+pub(crate) use hessian::{damped_factor, diagonal, indices, without};
 pub use saved::SavedStatistics;
 pub use settings::Calibration;
 pub use statistics::InputStatistics;

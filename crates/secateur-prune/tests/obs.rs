@@ -208,7 +208,7 @@ fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
         let given = Given::new(cases.iter().map(given_weight).zip(statistics).collect());
         let removed = Obs.remove(&planned, &given).unwrap();
         assert_eq!(removed.positions[0].len(), remove);
-        // What several numbers cost is told together, too.
+        // The errors of several numbers, from one factor.
         let errors = Obs.errors(&planned[0].group, &[1, remove], &given).unwrap().unwrap();
         let error = |case: &Case| {
             let after = &removed.weights[case.layer];

@@ -68,13 +68,7 @@ pub(super) fn linear(
         return kind.map_or(Ok(y.clone()), |kind| activation(kind, &y));
     }
     let fused = kind == Some(Activation::GeluTanh);
-    // Samples that lie apart, as parts of a joint attention's result, are multiplied as they lie.
-    let apart = match (x.dims(), x.stride()) {
-        (&[samples, rows, _], &[stride, row, 1]) if row == inputs && !x.is_contiguous() => {
-            Some((samples, rows, stride))
-        }
-        _ => None,
-    };
+    let apart = launch::apart(x, inputs);
     let rows = x.elem_count() / inputs.max(1);
     let (samples, rows, stride) = apart.unwrap_or((1, rows, rows * inputs));
     let product = Product {

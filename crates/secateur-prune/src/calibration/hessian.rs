@@ -1,7 +1,7 @@
 //! The Hessian of a layer's output error: its damping, its factor, and the error computed with it.
 
 use crate::error::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use secateur_kernels::factor::inverse_factor_scratch;
 use secateur_nn::{LayerName, Weight, ops};
 
@@ -9,7 +9,7 @@ use secateur_nn::{LayerName, Weight, ops};
 /// f32.
 const LEAST: f64 = 1e-30;
 /// How many times the damping is multiplied by ten if the Hessian is not positive definite.
-const ESCALATIONS: u32 = 6;
+const ESCALATIONS: i32 = 6;
 
 /// The factor U of an inverse Hessian: upper triangular, with H^-1 = U^T U. 1 / U_jj^2 is the
 /// curvature along weight j once the columns before it are fixed. U_ij / U_ii is the correction of
@@ -45,26 +45,16 @@ impl Factor {
         if !mean.is_finite() || mean < 0.0 {
             return Err(Error::layer(layer, "the Hessian of its input is not finite"));
         }
-        for escalation in 0..=ESCALATIONS {
-            let damping = Self::DAMPING * 10f64.powi(escalation as i32);
-            let damped: Vec<f32> =
-                diagonals.iter().map(|diagonal| (diagonal + damping * mean) as f32).collect();
-            if let Some(values) = ops::inverse_factor(hessian, &damped)? {
-                return Ok(Self { values, dead, damping });
-            }
-        }
-        Err(Error::layer(
-            layer,
-            "the Hessian of its input is not positive definite, however much it is damped",
-        ))
+        let factor = damped_factor(hessian, &diagonals, mean, (Self::DAMPING, ESCALATIONS))?;
+        let problem =
+            "the Hessian of its input is not positive definite, however much it is damped";
+        let (values, damping) = factor.ok_or_else(|| Error::layer(layer, problem))?;
+        Ok(Self { values, dead, damping })
     }
 
     /// Returns `weight` (rows x d) with zeros in the dead columns.
     pub(crate) fn without_dead(&self, weight: &Tensor) -> Result<Tensor> {
-        match self.dead.is_empty() {
-            true => Ok(weight.clone()),
-            false => without(weight, &self.dead),
-        }
+        without(weight, &self.dead)
     }
 
     /// The diagonal of U.
@@ -79,8 +69,37 @@ impl Factor {
     }
 }
 
+/// Returns [`ops::inverse_factor`] of a matrix with `diagonals` + damping * `mean` on its diagonal,
+/// and the damping: `least`, multiplied by ten until the matrix is positive definite, at most
+/// `escalations` times. `None` if that is not enough.
+pub(crate) fn damped_factor(
+    matrix: &Tensor,
+    diagonals: &[f64],
+    mean: f64,
+    (least, escalations): (f64, i32),
+) -> Result<Option<(Tensor, f64)>> {
+    for escalation in 0..=escalations {
+        let damping = least * 10f64.powi(escalation);
+        let damped: Vec<f32> =
+            diagonals.iter().map(|diagonal| (diagonal + damping * mean) as f32).collect();
+        if let Some(factor) = ops::inverse_factor(matrix, &damped)? {
+            return Ok(Some((factor, damping)));
+        }
+    }
+    Ok(None)
+}
+
+/// Indices, in a tensor that selects by them.
+pub(crate) fn indices(places: &[usize], device: &Device) -> Result<Tensor> {
+    let places: Vec<u32> = places.iter().map(|&place| place as u32).collect();
+    Ok(Tensor::new(places, device)?)
+}
+
 /// Returns `weight` (rows x columns) with zeros in some columns.
 pub(crate) fn without(weight: &Tensor, columns: &[usize]) -> Result<Tensor> {
+    if columns.is_empty() {
+        return Ok(weight.clone());
+    }
     let mut kept = vec![1f32; weight.dim(1)?];
     columns.iter().for_each(|&j| kept[j] = 0.0);
     let kept = Tensor::from_slice(&kept, kept.len(), weight.device())?;

@@ -17,6 +17,21 @@ pub struct LayerWeight {
     pub values: Vec<f32>,
 }
 
+impl LayerWeight {
+    /// Reads the weight of a layer (outputs x inputs, `f32`).
+    pub(crate) fn read(layer: &LayerName, weight: &Tensor) -> Result<Self> {
+        let (rows, columns) = weight.dims2()?;
+        let values = ops::with_values(weight, <[f32]>::to_vec)?;
+        Ok(Self { layer: layer.clone(), rows, columns, values })
+    }
+
+    /// The weight as a tensor, outputs x inputs.
+    pub(crate) fn tensor(&self, device: &Device) -> Result<Tensor> {
+        let weight = Tensor::from_slice(&self.values, (self.rows, self.columns), &Device::Cpu)?;
+        Ok(to_device(&weight, device)?)
+    }
+}
+
 /// A weight to prune.
 #[derive(Clone, Debug)]
 pub struct ToPrune {

@@ -2,7 +2,9 @@
 //! from its predecessor MoDeGPT (Lin et al. 2024, arXiv 2408.09632). It gives query-key and
 //! value-output products a low rank, and removes neurons, by the second moments of activations.
 
-use crate::calibration::{Calibration, Factor, InputStatistics, diagonal, hessian_error, without};
+use crate::calibration::{
+    Calibration, Factor, InputStatistics, damped_factor, diagonal, hessian_error, indices, without,
+};
 use crate::error::{Error, Result};
 use crate::methods::low_rank::LowRank;
 use crate::methods::method::LayerWeight;
@@ -407,13 +409,10 @@ impl Edit<'_> {
         let LayerWeight { rows, columns, values, .. } = self.weight(layer)?;
         let own = |row: &[f32]| row[*start..][..*count].to_vec();
         let values: Vec<f32> = values.chunks_exact(columns).flat_map(own).collect();
-        let weight = Tensor::from_slice(&values, (rows, *count), &Device::Cpu)?;
-        let weight = to_device(&weight, c.device())?;
+        let down = LayerWeight { layer: layer.clone(), rows, columns: *count, values };
+        let weight = down.tensor(c.device())?;
         let chosen = match by {
-            Neurons::Obs => {
-                let down = LayerWeight { layer: layer.clone(), rows, columns: *count, values };
-                Chosen::Obs(LeastColumns::new(down, &c)?)
-            }
+            Neurons::Obs => Chosen::Obs(LeastColumns::new(down, &c)?),
             Neurons::Leverage => Chosen::Leverage(leverages(&c, layer)?),
         };
         Ok(FeedForward { layer: layer.clone(), weight, c, chosen })
@@ -471,32 +470,18 @@ fn nystrom(weight: &Tensor, c: &Tensor, gone: &[usize], layer: &LayerName) -> Re
     if rows == 0 || gone.is_empty() || kept.is_empty() {
         return without(weight, gone);
     }
-    let places = |places: &[usize]| {
-        let places: Vec<u32> = places.iter().map(|&place| place as u32).collect();
-        Tensor::new(places, weight.device())
-    };
-    let at_kept = places(&kept)?;
+    let device = weight.device();
+    let at_kept = indices(&kept, device)?;
     let of_kept = c.index_select(&at_kept, 0)?;
     let c_jj = of_kept.index_select(&at_kept, 1)?;
-    let diagonals = diagonal(&c_jj)?;
     let mean = diagonal(c)?.iter().sum::<f64>() / count as f64;
     // Where nothing ever comes, any ridge will do.
     let mean = if mean == 0.0 { 1.0 } else { mean };
     // Of few rows what is left after rounding can be negative.
-    let mut found = None;
-    for escalation in 0..=ESCALATIONS {
-        let ridge = TO_SOLVE * 10f64.powi(escalation) * mean;
-        let damped: Vec<f32> = diagonals.iter().map(|diagonal| (diagonal + ridge) as f32).collect();
-        if let Some(factor) = ops::inverse_factor(&c_jj, &damped)? {
-            found = Some((factor, ridge));
-            break;
-        }
-    }
-    let Some((factor, ridge)) = found else {
-        let problem = "the second moments of the input of its neurons are not positive definite, \
-            however much they are damped";
-        return Err(Error::layer(layer, problem));
-    };
+    let factor = damped_factor(&c_jj, &diagonal(&c_jj)?, mean, (TO_SOLVE, ESCALATIONS))?;
+    let problem = "the second moments of the input of its neurons are not positive definite, \
+        however much they are damped";
+    let (factor, damping) = factor.ok_or_else(|| Error::layer(layer, problem))?;
     // Rows x (C_JJ + lam I)^-1 = x U^T U.
     let (factor, transposed) = (Weight::from(factor.clone()), factor.t()?.contiguous()?.into());
     let solve =
@@ -505,13 +490,14 @@ fn nystrom(weight: &Tensor, c: &Tensor, gone: &[usize], layer: &LayerName) -> Re
     let owed = ops::linear(&lost, &of_kept.into(), None, None)?;
     let paid = solve(&owed)?;
     // What rounding in `f32` left of it.
-    let back = (ops::linear(&paid, &c_jj.into(), None, None)? + paid.affine(ridge, 0.0)?)?;
+    let back =
+        (ops::linear(&paid, &c_jj.into(), None, None)? + paid.affine(damping * mean, 0.0)?)?;
     let paid = (&paid + solve(&(&owed - back)?)?)?;
     // Each column at its place, the others of zeros.
     let mut of_columns = vec![kept.len(); count];
     kept.iter().enumerate().for_each(|(index, &place)| of_columns[place] = index);
-    let zeros = Tensor::zeros((rows, 1), DType::F32, weight.device())?;
-    let paid = Tensor::cat(&[&paid, &zeros], 1)?.index_select(&places(&of_columns)?, 1)?;
+    let zeros = Tensor::zeros((rows, 1), DType::F32, device)?;
+    let paid = Tensor::cat(&[&paid, &zeros], 1)?.index_select(&indices(&of_columns, device)?, 1)?;
     Ok((without(weight, gone)? + paid)?)
 }
 

@@ -12,6 +12,7 @@ use crate::run::solve::{errors, remove, solve};
 use secateur_models::{Edits, Observer, Pipeline, Removals};
 use secateur_nn::LayerName;
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A setting of a layer or group, with the amount that it removes and its error.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -194,22 +195,23 @@ pub(super) fn group_curves(
         let over_all = EIGHTHS.map(|eighths| MOST_OF_GROUP * eighths as f64 / 8.0);
         let counts =
             around.chain(over_all).map(|sparsity| Portion { sparsity, ..portion }.count(group));
-        let mut counts: Vec<usize> =
-            counts.chain([planned.remove]).filter(|count| *count > 0).collect();
-        counts.sort_unstable();
-        counts.dedup();
+        let tried: BTreeSet<usize> =
+            counts.filter(|count| ![0, planned.remove].contains(count)).collect();
+        let tried: Vec<usize> = tried.into_iter().collect();
         let package = trial.package;
         let uniform = [planned.clone()];
         let uniform = remove(pipeline, &uniform, package, method, trial.statistics)?;
         let scale = influence.of(pipeline, uniform.edits.clone(), observer)?;
         let factor = scaled(scale, uniform.error());
-        let nothing = Choice { setting: Setting::Remove(0), amount: 0.0, error: 0.0 };
-        let mut choices = vec![nothing];
-        let errors = errors(pipeline, group, &counts, package, method, trial.statistics)?;
-        for (count, error) in counts.into_iter().zip(errors) {
-            let (setting, amount) = (Setting::Remove(count), amount * count as f64);
-            choices.push(Choice { setting, amount, error: factor * error });
-        }
+        let errors = errors(pipeline, group, &tried, package, method, trial.statistics)?;
+        let known = [(planned.remove, uniform.error()), (0, 0.0)];
+        let solved: BTreeMap<usize, f64> = tried.into_iter().zip(errors).chain(known).collect();
+        let choice = |(count, error)| Choice {
+            setting: Setting::Remove(count),
+            amount: amount * count as f64,
+            error: factor * error,
+        };
+        let choices = solved.into_iter().map(choice).collect();
         let of_share = group.clone();
         let at = move |share: f64| {
             let count = Portion { sparsity: share, ..portion }.count(&of_share);

@@ -85,7 +85,7 @@ pub(crate) fn remove<'a>(
         .flat_map(|(planned, _)| planned.group.outputs())
         .collect();
     for (layer, new) in &removed.weights {
-        let weight = Tensor::from_slice(&new.values, (new.rows, new.columns), &Device::Cpu)?;
+        let weight = new.tensor(&Device::Cpu)?;
         let weight = as_stored(pipeline, &layer.weight(), &placement.bring(&weight)?)?;
         if told.contains(layer) {
             let old = parameter(pipeline, layer)?;
@@ -213,8 +213,5 @@ fn parameter(pipeline: &Pipeline, layer: &LayerName) -> Result<Tensor> {
 
 /// Returns the weight of a layer in memory.
 fn read_weight(pipeline: &Pipeline, layer: &LayerName) -> Result<LayerWeight> {
-    let weight = parameter(pipeline, layer)?;
-    let (rows, columns) = weight.dims2()?;
-    let values = ops::with_values(&weight, <[f32]>::to_vec)?;
-    Ok(LayerWeight { layer: layer.clone(), rows, columns, values })
+    LayerWeight::read(layer, &parameter(pipeline, layer)?)
 }

@@ -89,6 +89,7 @@ fn work(request: Request<'_>) -> Result<Done> {
             plan.packages.len()
         );
     }
+    let copied = folder.copied_bytes()?;
     let saved_before = args.statistics.is_some();
     let what = (&plan, task, removed.as_str());
     let mut dry = DryRun::new(
@@ -97,7 +98,7 @@ fn work(request: Request<'_>) -> Result<Done> {
         &calibration,
         judged,
         (allocation, saved_before),
-        (footprint, reading),
+        (footprint, reading, copied),
     )?;
     notes.extend(too_few(&folder, &plan, &calibration)?);
     let wanted = args.packages.map(Positive::get);
@@ -111,7 +112,6 @@ fn work(request: Request<'_>) -> Result<Done> {
         folder
             .cuts(&[&calibration.prompts[..], &report_prompts].concat(), &calibration.sampling)?,
     );
-    let copied = folder.copied_bytes()?;
     let mut inputs = job.inputs(shared, &folder);
     inputs.extend(args.statistics.clone());
     if job.dry_run {

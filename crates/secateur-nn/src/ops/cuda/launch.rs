@@ -185,6 +185,18 @@ pub(super) fn run(
     })
 }
 
+/// How samples lie that are apart, as parts of a joint attention's result, so that their rows of
+/// `width` numbers can be used where they are: samples, rows of a sample, and numbers from one
+/// sample to the next.
+pub(super) fn apart(x: &Tensor, width: usize) -> Option<(usize, usize, usize)> {
+    match (x.dims(), x.stride()) {
+        (&[samples, rows, _], &[stride, row, 1]) if row == width && !x.is_contiguous() => {
+            Some((samples, rows, stride))
+        }
+        _ => None,
+    }
+}
+
 /// The same tensors outside of the graph, contiguous.
 pub(super) fn plain(inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     inputs.iter().map(|input| input.detach().contiguous()).collect()

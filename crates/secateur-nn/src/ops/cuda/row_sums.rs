@@ -79,15 +79,9 @@ impl RowSums {
     pub(in crate::ops) fn add(&mut self, x: &Tensor, rows: &Rows, weight: f64) -> Result<()> {
         let width = self.width;
         let x = x.detach();
-        // Samples that lie apart, as parts of a joint attention's result, are taken as they lie.
-        let (x, apart) = match (x.dims(), x.stride()) {
-            (&[_, tokens, _], &[sample, row, 1])
-                if row == width && sample.is_multiple_of(width) && !x.is_contiguous() =>
-            {
-                (x.clone(), Some((tokens, sample / width)))
-            }
-            _ => (x.contiguous()?, None),
-        };
+        let apart = launch::apart(&x, width).filter(|(.., sample)| sample.is_multiple_of(width));
+        let apart = apart.map(|(_, tokens, sample)| (tokens, sample / width));
+        let x = if apart.is_some() { x } else { x.contiguous()? };
         rows.0.iter().try_for_each(|alike| self.add_alike(&x, apart, alike, weight))
     }
 

@@ -1,17 +1,17 @@
 //! OBS-Diff's structured removal. Heads and neurons are scored by the inverse Hessian of the input
 //! of the layers that read them, and the columns that are left are corrected exactly.
 
-use crate::calibration::{Factor, diagonal, hessian_error, without};
+use crate::calibration::{Factor, diagonal, hessian_error, indices, without};
 use crate::error::{Error, Result};
 use crate::methods::method::LayerWeight;
 use crate::methods::obs::Obs;
 use crate::methods::structured::{Layers, Removed, StructuredMethod, lowest};
 use crate::plan::{PlannedGroup, outputs};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use secateur_kernels::factor::inverse_factor_scratch;
 use secateur_kernels::gram::add_gram_scratch;
 use secateur_models::{Group, HeadGroup, NeuronGroup, Slice};
-use secateur_nn::{LayerName, ops, to_device};
+use secateur_nn::{LayerName, ops};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -39,7 +39,10 @@ impl StructuredMethod for Obs {
             .collect::<Result<Vec<_>>>()?;
         let weights = of_layers
             .into_iter()
-            .map(|(layer, surgeon)| Ok((layer, surgeon.into_weight()?)))
+            .map(|(layer, surgeon)| {
+                let weight = LayerWeight::read(&layer, &surgeon.weight)?;
+                Ok((layer, weight))
+            })
             .collect::<Result<_>>()?;
         Ok(Removed {
             positions,
@@ -61,7 +64,7 @@ impl StructuredMethod for Obs {
             .keys()
             .map(|layer| {
                 let hessian = &layers.statistics(layer)?.hessian;
-                Ok((in_tensor(layers.weight(layer)?, hessian.device())?, hessian))
+                Ok((layers.weight(layer)?.tensor(hessian.device())?, hessian))
             })
             .collect::<Result<Vec<_>>>()?;
         let error = |&count: &usize| {
@@ -215,12 +218,6 @@ fn remove_heads(
     Ok(removed)
 }
 
-/// Rows x columns.
-fn in_tensor(weight: LayerWeight, device: &Device) -> Result<Tensor> {
-    let LayerWeight { rows, columns, values, .. } = weight;
-    Ok(to_device(&Tensor::from_vec(values, (rows, columns), &Device::Cpu)?, device)?)
-}
-
 /// A weight, and the inverse of the Hessian of the columns that are left of it.
 #[derive(Clone)]
 struct Surgeon {
@@ -229,25 +226,17 @@ struct Surgeon {
     weight: Tensor,
     /// Columns x columns, symmetric, in `f32`; of no use for columns that were removed.
     inverse: Tensor,
+    /// The columns that were removed.
     removed: Vec<usize>,
 }
 
 impl Surgeon {
     fn new(weight: LayerWeight, factor: &Factor) -> Result<Self> {
-        let (layer, columns, device) =
-            (weight.layer.clone(), weight.columns, factor.values.device());
-        let weight = in_tensor(weight, device)?;
         // H^-1 = U^T U.
-        let zeros = Tensor::zeros((columns, columns), DType::F32, device)?;
-        let inverse = ops::add_gram(&zeros, &factor.values, 1.0)?;
-        let weight = factor.without_dead(&weight)?;
-        Ok(Self { layer, weight, inverse, removed: Vec::new() })
-    }
-
-    fn into_weight(self) -> Result<LayerWeight> {
-        let (rows, columns) = self.weight.dims2()?;
-        let values = ops::with_values(&self.weight, <[f32]>::to_vec)?;
-        Ok(LayerWeight { layer: self.layer, rows, columns, values })
+        let inverse = ops::add_gram(&factor.values.zeros_like()?, &factor.values, 1.0)?;
+        let dense = weight.tensor(factor.values.device())?;
+        let dense = factor.without_dead(&dense)?;
+        Ok(Self { layer: weight.layer, weight: dense, inverse, removed: Vec::new() })
     }
 
     /// Returns the sum over rows of W_q^2 / (H^-1)_qq for each column q.
@@ -287,9 +276,7 @@ impl Surgeon {
     /// Hessian of what is left is H^-1 - H^-1_S^T (H^-1_SS)^-1 H^-1_S without the rows and columns
     /// S. With (H^-1_SS)^-1 = V^T V, both are products with G = V H^-1_S.
     fn remove(&mut self, columns: &[usize]) -> Result<()> {
-        let device = self.weight.device();
-        let gone = columns.iter().map(|&column| column as u32).collect();
-        let gone = Tensor::from_vec(gone, columns.len(), device)?;
+        let gone = indices(columns, self.weight.device())?;
         let between = self.inverse.index_select(&gone, 1)?;
         let of_gone = between.index_select(&gone, 0)?;
         let of_diagonal: Vec<f32> = diagonal(&of_gone)?.iter().map(|&h| h as f32).collect();

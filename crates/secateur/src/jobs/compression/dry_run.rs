@@ -77,7 +77,7 @@ impl DryRun {
         calibration: &Calibration,
         judged: usize,
         (allocation, saved_before): (Allocation, bool),
-        (memory, reading): (Footprint, f64),
+        (memory, reading, copied): (Footprint, f64, u64),
     ) -> Result<Self> {
         let sampling = &calibration.sampling;
         let samples = folder.samples_of_run(sampling)?;
@@ -169,7 +169,7 @@ impl DryRun {
         }
         stages.push(report);
         // The new weights are written twice: as they are found, and in the model.
-        let model = folder.copied_bytes()? + folder.weight_bytes().all;
+        let model = copied + folder.weight_bytes().all;
         let new = weights * bytes_of_a_number;
         let time = Time::of(folder.placement(), &stages)?.with_files(model, model + new);
         Ok(Self {
