@@ -479,7 +479,8 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
     // As they were written before there were checksums, and as a later version may write them.
     for text in [
         "{\"format_version\": 3, \"rows\": {}}",
-        &text.replace("\"format_version\":4", "\"format_version\":5"),
+        "{\"sha256\": \"0\", \"content\": {\"format_version\": 4}}",
+        &text.replace("\"format_version\":5", "\"format_version\":6"),
     ] {
         let error = refused(text);
         assert!(error.contains("format_version") && error.contains("calibrate again"), "{error}");

@@ -35,8 +35,9 @@ struct Saved {
 
 const FILE: &str = "statistics";
 
-/// Version 1 had no column sums, version 2 no weighted ones, version 3 no checksums.
-const FORMAT_VERSION: u32 = 4;
+/// Version 1 had no column sums, version 2 no weighted ones, version 3 no checksums, version 4
+/// those of SHA-256.
+const FORMAT_VERSION: u32 = 5;
 
 /// The field with the version, which files of all versions have.
 #[derive(serde::Deserialize)]
