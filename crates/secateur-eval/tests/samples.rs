@@ -9,7 +9,7 @@ use std::path::Path;
 fn pictures_are_scored_against_their_texts_and_all_others() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
     let folder = ModelFolder::open(&models.join("emoji-unet"), None).unwrap();
-    let clip = ClipModel::open(&models.join("emoji-clip")).unwrap();
+    let clip = ClipModel::open(&models.join("emoji-clip"), folder.placement()).unwrap();
     let sampling = Sampling { steps: 7, guidance: 2.5, batch: 2, ..folder.sampling() };
     let pipeline = Pipeline::open(folder).unwrap();
     // The first text comes twice: a tie is no mistake.

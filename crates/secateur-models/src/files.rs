@@ -26,17 +26,14 @@ pub(crate) use options::{
     ACTIVATIONS, LARGEST, Numbers, OF_TRANSFORMERS, Options, activation, check_eps, check_heads,
     check_layers, check_numbers, config_fields, read_config, read_fields,
 };
-pub use output::{OutputFolder, OutputOptions};
+pub use output::{OutputFolder, OutputOptions, free_space};
 pub use prompts::read_prompts;
 pub(crate) use read::parse_json;
 pub use read::{Limit, open, read_bytes, read_json, read_text};
 pub use sealed::{read_sealed, write_sealed};
 pub use single_file::SingleFile;
 pub(crate) use single_file::{Marker, Naming, Piece};
-pub use tensors::{
-    Array, LogFile, Logged, TensorLog, Values, check_digest, read_each_tensor, read_tensors,
-    write_tensors,
-};
+pub use tensors::{LogFile, Logged, TensorLog, check_digest, read_tensors, write_tensors};
 pub(crate) use tensors::{candle_dtype, encode, header};
 pub(crate) use tree::{Tree, is_inside};
 pub use work::remove;

@@ -570,16 +570,19 @@ fn autoencoders_that_cannot_be_are_refused() {
 fn clip() {
     let Some(path) = fixture("clip.safetensors") else { return };
     let want = tensors(&path);
-    let clip = ClipModel::open(&model("clip")).unwrap();
-    let texts = clip.embed_texts(&prompts()).unwrap();
-    close("texts", &texts, &want["text_embeds"], 1e-4);
-    let ids = want["ids"].to_dtype(DType::U32).unwrap();
-    close("ids", &clip.embed_ids(&ids).unwrap(), &want["text_embeds"], 1e-4);
-    let images = clip.embed_pixels(&want["pixels"]).unwrap();
-    close("images", &images, &want["image_embeds"], 1e-4);
-    // transformers 5 returns logits_per_image or per text; each is the transpose of the other.
-    let logits = clip.logits(&texts, &images).unwrap();
-    close("logits", &logits.t().unwrap(), &want["logits"], 1e-4);
+    for device in devices() {
+        // In f32, whatever the pictures are drawn in.
+        let clip = ClipModel::open(&model("clip"), &Placement::new(device, DType::BF16)).unwrap();
+        let texts = clip.embed_texts(&prompts()).unwrap();
+        close("texts", &texts, &want["text_embeds"], 1e-4);
+        let ids = want["ids"].to_dtype(DType::U32).unwrap();
+        close("ids", &clip.embed_ids(&ids).unwrap(), &want["text_embeds"], 1e-4);
+        let images = clip.embed_pixels(&want["pixels"]).unwrap();
+        close("images", &images, &want["image_embeds"], 1e-4);
+        // transformers 5 returns logits_per_image or per text; each is the transpose of the other.
+        let logits = clip.logits(&texts, &images).unwrap();
+        close("logits", &logits.t().unwrap(), &want["logits"], 1e-4);
+    }
 }
 
 fn text_encoder(name: &str, projected: bool, pooled: &str) {

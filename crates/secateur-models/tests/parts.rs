@@ -1,8 +1,6 @@
 //! Small parts, each by its numbers.
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::View;
-use secateur_models::files::{Array, Values};
 use secateur_models::{
     ClipImageProcessor, ClipModel, Edits, Made, ModelFolder, Past, Pipeline, Sampling, T5Tokenizer,
 };
@@ -121,15 +119,6 @@ fn weights_of_a_forecast() {
         assert_eq!(past.made()[0].call, call);
     }
     assert_eq!(past.weights(1.0), [1.0, 0.0]);
-}
-
-#[test]
-fn arrays_are_as_long_as_their_bytes() {
-    let (single, double) = ([1f32, -2.0, 0.5], [1f64, -2.0, 0.5]);
-    for (values, bytes) in [(Values::F32(&single), 12), (Values::F64(&double), 24)] {
-        let array = Array { shape: vec![3], values };
-        assert_eq!((array.data_len(), array.data().len()), (bytes, bytes));
-    }
 }
 
 /// A vocabulary of a later version: field 100, of each kind that protocol buffers have.

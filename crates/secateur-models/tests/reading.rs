@@ -15,6 +15,7 @@ use secateur_models::{
     ClipImageProcessor, ClipModel, ClipTextConfig, ClipTokenizer, ModelFolder, Pipeline, Result,
     Sampler, T5Config, T5Tokenizer, autoencoder_config, denoiser_config,
 };
+use secateur_nn::Placement;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -60,7 +61,7 @@ impl Part {
             Vae => format!("{:?}", autoencoder_config(&path)?),
             Clip => format!("{:?}", ClipTextConfig::open(&path)?),
             T5 => format!("{:?}", T5Config::open(&path)?),
-            WholeClip => ClipModel::open(folder)?.name().to_owned(),
+            WholeClip => ClipModel::open(folder, &Placement::cpu())?.name().to_owned(),
             ClipWords => format!("{:?}", ClipTokenizer::open(folder)?.encode("a red apple")?),
             T5Words => {
                 format!("{:?}", T5Tokenizer::open(folder)?.encode_batch(&["apple".into()], 8)?)

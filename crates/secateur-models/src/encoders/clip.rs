@@ -460,10 +460,12 @@ pub struct ClipModel {
 
 impl ClipModel {
     /// Opens a folder in the transformers layout: configuration, weights, tokenizer, preprocessor.
+    /// It is computed on the device of `placement`, in `f32` always: a score does not depend on the
+    /// numbers that the pictures were drawn with. Embeddings are given on the CPU.
     ///
     /// # Errors
     /// If its files cannot be read or do not fit each other.
-    pub fn open(folder: &Path) -> Result<Self> {
+    pub fn open(folder: &Path, placement: &Placement) -> Result<Self> {
         let path = folder.join("config.json");
         let ClipConfig { text, vision, projection_dim } = ClipConfig::open(&path)?;
         let tokenizer = ClipTokenizer::open(folder)?;
@@ -471,7 +473,8 @@ impl ClipModel {
         let name = folder.canonicalize().map_err(Error::io(folder))?;
         let name =
             name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Checkpoint::open(folder, TRANSFORMERS_STEM, None)?.build(|scope| {
+        let checkpoint = Checkpoint::open(folder, TRANSFORMERS_STEM, None)?;
+        checkpoint.at(&placement.in_f32()).build(|scope| {
             let width = vision.encoder.hidden_size;
             let site = Site::from(scope);
             let projection = site.at("visual_projection");
@@ -479,7 +482,7 @@ impl ClipModel {
                 text: ClipTextModel::new(&text, true, &site)?,
                 vision: VisionModel::new(&vision, &site.at("vision_model"))?,
                 visual_projection: Linear::without_bias(width, projection_dim, &projection)?,
-                logit_scale: site.get("logit_scale", ())?,
+                logit_scale: Placement::cpu().bring(&site.get("logit_scale", ())?)?,
                 tokenizer: tokenizer.clone(),
                 processor: processor.clone(),
                 name: name.clone(),
@@ -549,7 +552,8 @@ impl ClipModel {
     /// # Errors
     /// If the size is not the model's.
     pub fn embed_pixels(&self, pixels: &Tensor) -> Result<Tensor> {
-        unit(&self.visual_projection.forward(&self.vision.forward(pixels)?, &Context::default())?)
+        let encoded = self.vision.forward(&self.text.placement.bring(pixels)?)?;
+        unit(&self.visual_projection.forward(&encoded, &Context::default())?)
     }
 
     /// Embeds pictures in [0, 1] (samples x height x width x 3) as unit vectors: samples x
@@ -571,6 +575,8 @@ impl ClipModel {
     }
 }
 
+/// Returns the rows of `x` at length 1, on the CPU.
 fn unit(x: &Tensor) -> Result<Tensor> {
+    let x = Placement::cpu().bring(x)?;
     Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?)
 }

@@ -10,67 +10,23 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// An array in memory that can be written as a tensor.
-pub struct Array<'a> {
-    /// The shape of the tensor.
-    pub shape: Vec<usize>,
-    /// The elements, row-major.
-    pub values: Values<'a>,
-}
-
-/// The elements of a tensor.
-pub enum Values<'a> {
-    /// Single precision.
-    F32(&'a [f32]),
-    /// Double precision.
-    F64(&'a [f64]),
-}
-
-impl View for Array<'_> {
-    fn dtype(&self) -> Dtype {
-        match self.values {
-            Values::F32(_) => Dtype::F32,
-            Values::F64(_) => Dtype::F64,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        match self.values {
-            Values::F32(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            Values::F64(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        match self.values {
-            Values::F32(values) => size_of_val(values),
-            Values::F64(values) => size_of_val(values),
-        }
-    }
-}
-
 /// Writes tensors as a safetensors file, whole or not at all, and returns its digest. One tensor
 /// at a time is copied in memory.
 ///
 /// # Errors
 /// If the file cannot be written. An old file is then still there.
-pub fn write_tensors<T: View>(path: &Path, tensors: &HashMap<String, T>) -> Result<String> {
+pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<String> {
     let mut sorted: Vec<_> = tensors.iter().collect();
     sorted.sort_by_key(|(name, _)| *name);
     let described = sorted
         .iter()
-        .map(|(name, tensor)| ((*name).clone(), tensor.dtype(), tensor.shape().to_vec()));
+        .map(|(name, tensor)| ((*name).clone(), View::dtype(*tensor), tensor.dims().to_vec()));
     let header = header(described, None).map_err(|problem| Error::invalid(path, problem))?;
     let mut hash = Hash::default();
     replace(path, |file| {
@@ -93,24 +49,6 @@ pub fn read_tensors(
     digest: &str,
     observer: &dyn Observer,
 ) -> Result<HashMap<String, Tensor>> {
-    let mut tensors = HashMap::new();
-    read_each_tensor(path, digest, observer, |name, tensor| {
-        tensors.insert(name, tensor);
-        Ok::<_, Error>(())
-    })?;
-    Ok(tensors)
-}
-
-/// Reads a file of [`write_tensors`], one tensor after the other.
-///
-/// # Errors
-/// As [`read_tensors`], or if `take` fails.
-pub fn read_each_tensor<E: From<Error>>(
-    path: &Path,
-    digest: &str,
-    observer: &dyn Observer,
-    mut take: impl FnMut(String, Tensor) -> std::result::Result<(), E>,
-) -> std::result::Result<(), E> {
     check_digest(path, digest, observer)?;
     let invalid = |problem: String| Error::invalid(path, problem);
     let mut file = open(path)?;
@@ -123,15 +61,16 @@ pub fn read_each_tensor<E: From<Error>>(
     // The checksum is that of a header that was written here.
     let header: Metadata = serde_json::from_slice(&next(length as usize)?)
         .map_err(|error| invalid(error.to_string()))?;
-    let mut tensors: Vec<_> = header.tensors().into_iter().collect();
-    tensors.sort_by_key(|(_, info)| info.data_offsets);
-    for (name, info) in tensors {
+    let mut described: Vec<_> = header.tensors().into_iter().collect();
+    described.sort_by_key(|(_, info)| info.data_offsets);
+    let mut tensors = HashMap::new();
+    for (name, info) in described {
         let dtype = candle_dtype(info.dtype)?;
         let bytes = next(info.data_offsets.1 - info.data_offsets.0)?;
         let tensor = Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu);
-        take(name, tensor.map_err(|error| invalid(error.to_string()))?)?;
+        tensors.insert(name, tensor.map_err(|error| invalid(error.to_string()))?);
     }
-    Ok(())
+    Ok(tensors)
 }
 
 /// A file to which tensors are added one by one. A tensor can be read as soon as it is added. The

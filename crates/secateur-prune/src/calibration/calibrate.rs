@@ -35,7 +35,8 @@ pub(crate) fn calibrate(
     let first = batches.clone().next().map_or(0, |images| images.len());
     let total = left * sampling.steps - begun.map_or(0, |call| call.step) * first;
     observer.begin(stage, total, "image steps");
-    let mut keeper = Keeper::new(sums, &calibrator);
+    let model = pipeline.folder().checkpoint().bytes();
+    let mut keeper = Keeper::new(sums, &calibrator, model);
     for images in batches {
         let probe = Some(&calibrator as _);
         pipeline.begin(prompts, images.clone(), sampling, probe, |mut denoising| {

@@ -80,13 +80,6 @@ impl Calibrator {
         })
     }
 
-    /// Sets the sums named `array` of an input. Returns whether there are sums of that name and
-    /// length.
-    pub(crate) fn set(&mut self, input: &str, array: &str, values: &Tensor) -> Result<bool> {
-        let found = self.moments_mut().find(|(name, _)| name.as_str() == input);
-        Ok(found.map(|(_, moments)| moments.set(array, values)).transpose()?.unwrap_or(false))
-    }
-
     /// Resets all sums to zero.
     pub(crate) fn clear(&mut self) {
         self.moments_mut().for_each(|(_, moments)| moments.clear());

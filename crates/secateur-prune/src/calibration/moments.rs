@@ -2,10 +2,8 @@
 
 use crate::calibration::statistics::InputStatistics;
 use crate::error::{Error, Result};
-use candle_core::Tensor;
-use secateur_models::files::Values;
+use candle_core::{Device, Tensor};
 use secateur_nn::ops::{HostSums, RowSums, Rows};
-use std::borrow::Cow;
 
 /// Running sums over one input during a calibration.
 #[derive(Debug)]
@@ -58,9 +56,6 @@ fn taken(tokens: usize, stride: usize, step: usize) -> (Vec<usize>, f32) {
 }
 
 impl Moments {
-    /// How many [`Moments::arrays`] there are.
-    pub(crate) const ARRAYS: usize = 5;
-
     pub(crate) fn new(width: usize) -> Self {
         Self { rows: RowSums::new(width), totals: [0.0; 3] }
     }
@@ -68,6 +63,11 @@ impl Moments {
     /// The width of an input.
     pub(crate) fn width(&self) -> usize {
         self.rows.width()
+    }
+
+    /// The numbers of the triangle of the Gram matrix that is summed.
+    pub(crate) fn numbers(&self) -> usize {
+        self.width() * (self.width() + 1) / 2
     }
 
     /// Adds rows of `x` (samples x ... x width), computed at a step of weight `weight`. Returns
@@ -80,51 +80,36 @@ impl Moments {
         Ok(is_finite)
     }
 
-    /// The sums in memory.
-    pub(crate) fn host(&self) -> Result<Cow<'_, HostSums>> {
-        Ok(self.rows.read()?)
+    /// All sums, as they are saved: the Gram matrix without what is there twice, and the others one
+    /// after the other. Moments with equal sums continue equally.
+    pub(crate) fn tensors(&self) -> Result<[Tensor; 2]> {
+        let host = self.rows.read()?;
+        let HostSums { weighted_sums, sums, squares, .. } = &*host;
+        let others = [&self.totals[..], weighted_sums, sums, squares].concat();
+        Ok([
+            Tensor::from_vec(host.triangle(), self.numbers(), &Device::Cpu)?,
+            Tensor::from_vec(others, 3 + 3 * self.width(), &Device::Cpu)?,
+        ])
     }
 
-    /// All sums by name; `host` is that of [`Moments::host`]. Moments with equal sums continue
-    /// equally.
-    pub(crate) fn arrays<'a>(
-        &'a self,
-        host: &'a HostSums,
-    ) -> [(&'static str, Values<'a>); Self::ARRAYS] {
-        let HostSums { gram, weighted_sums, sums, squares } = host;
-        [
-            ("gram", Values::F32(gram)),
-            ("totals", Values::F64(&self.totals)),
-            ("weighted_sums", Values::F64(weighted_sums)),
-            ("sums", Values::F64(sums)),
-            ("squares", Values::F64(squares)),
-        ]
-    }
-
-    /// Sets one of [`Moments::arrays`], if name, type and length fit.
-    pub(crate) fn set(&mut self, name: &str, tensor: &Tensor) -> Result<bool> {
-        let host = self.rows.host()?;
-        let column = match name {
-            "gram" => {
-                let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-                let fits = values.len() == host.gram.len();
-                if fits {
-                    host.gram = values;
-                }
-                return Ok(fits);
-            }
-            "totals" => self.totals.as_mut_slice(),
-            "weighted_sums" => &mut host.weighted_sums,
-            "sums" => &mut host.sums,
-            "squares" => &mut host.squares,
-            _ => return Ok(false),
-        };
-        let values = tensor.flatten_all()?.to_vec1::<f64>()?;
-        let fits = values.len() == column.len();
-        if fits {
-            column.copy_from_slice(&values);
+    /// Sets the sums to [`Moments::tensors`], if they have their lengths.
+    pub(crate) fn set(&mut self, [triangle, others]: &[Tensor; 2]) -> Result<bool> {
+        let (triangle, others) = (triangle.to_vec1::<f32>()?, others.to_vec1::<f64>()?);
+        let width = self.width();
+        if (triangle.len(), others.len()) != (self.numbers(), 3 + 3 * width) {
+            return Ok(false);
         }
-        Ok(fits)
+        let (totals, others) = others.split_at(3);
+        self.totals.copy_from_slice(totals);
+        let host = self.rows.host()?;
+        host.set_triangle(&triangle);
+        let columns = [&mut host.weighted_sums, &mut host.sums, &mut host.squares];
+        // Of no width there are no columns.
+        columns
+            .into_iter()
+            .zip(others.chunks(width.max(1)))
+            .for_each(|(column, values)| column.copy_from_slice(values));
+        Ok(true)
     }
 
     /// Resets all sums to zero.

@@ -1,14 +1,13 @@
 //! Partial sums of an unfinished calibration on disk, from which a stopped run continues.
 
 use crate::calibration::calibrator::Calibrator;
-use crate::calibration::moments::Moments;
 use crate::error::{Error, Result};
 use secateur_models::files::{
-    Array, Values, digest, read_each_tensor, read_sealed, write_sealed, write_tensors,
+    LogFile, Logged, TensorLog, digest, free_space, read_sealed, write_sealed,
 };
 use secateur_models::{Halfway, Observer};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,6 +42,11 @@ struct Kept {
     begun: Option<(usize, usize)>,
     /// Digest of the file of tensors.
     digest: String,
+    /// The [`Moments::tensors`](super::moments::Moments::tensors) of every input, by its name.
+    moments: BTreeMap<String, [Logged; 2]>,
+    /// The latents of the batch that was begun, and what its sampler keeps of earlier calls.
+    latents: Option<Logged>,
+    memory: Vec<Logged>,
 }
 
 /// How far a calibration has come.
@@ -53,10 +57,6 @@ pub(crate) struct Reached {
     /// The batch after these, if it was begun.
     pub(crate) halfway: Option<Halfway>,
 }
-
-/// The names of the tensors of a batch that was begun.
-const LATENTS: &str = "latents";
-const MEMORY: &str = "memory.";
 
 /// The beginning of the names of sum files.
 const PREFIX: &str = "sums-";
@@ -85,7 +85,7 @@ impl Sums<'_> {
 
     fn tensors(&self, images: usize, begun: Option<(usize, usize)>) -> PathBuf {
         let begun = begun.map_or_else(String::new, |(calls, _)| format!("-{calls:04}"));
-        self.path(&format!("-{images:06}{begun}.safetensors"))
+        self.path(&format!("-{images:06}{begun}.tensors"))
     }
 
     /// Loads the saved sums into the calibrator, and returns how far they go. If they are damaged,
@@ -125,81 +125,69 @@ impl Sums<'_> {
         if (kept.run.as_str(), kept.done, kept.package, kept.step_weights.clone()) != identity {
             return Err(Error::statistics(path, "is of another run or package"));
         }
-        let mut missing = Moments::ARRAYS * calibrator.moments_mut().count();
-        let tensors = self.tensors(kept.images, kept.begun);
-        let (mut latents, mut memory) = (None, BTreeMap::new());
-        read_each_tensor(&tensors, &kept.digest, observer, |name, tensor| {
-            if name == LATENTS {
-                latents = Some(tensor);
-                return Ok(());
+        let path = self.tensors(kept.images, kept.begun);
+        let all = kept.moments.values().flatten().chain(&kept.latents).chain(&kept.memory);
+        let file = LogFile::open(&path, &kept.digest, all, observer)?;
+        for (input, sums) in calibrator.moments_mut() {
+            observer.advance(0)?;
+            let found = kept.moments.get(input.as_str());
+            let found = found
+                .map(|[triangle, others]| sums.set(&[file.read(triangle)?, file.read(others)?]));
+            if !found.transpose()?.unwrap_or(false) {
+                return Err(Error::statistics(&path, format!("lacks the sums of {input}")));
             }
-            if let Some(index) = name.strip_prefix(MEMORY).and_then(|index| index.parse().ok()) {
-                let index: usize = index;
-                memory.insert(index, tensor);
-                return Ok(());
-            }
-            let fits = name
-                .rsplit_once('.')
-                .map(|(input, array)| calibrator.set(input, array, &tensor))
-                .transpose()?;
-            if fits != Some(true) {
-                return Err(Error::statistics(
-                    &tensors,
-                    format!("has sums that are not wanted: {name}"),
-                ));
-            }
-            missing -= 1;
-            Ok(())
-        })?;
-        let halfway = kept.begun.zip(latents).map(|((calls, draws), latents)| {
-            let memory = memory.into_values().collect();
-            Halfway { calls, draws, latents, memory }
-        });
-        if halfway.is_none() && kept.begun.is_some() {
-            return Err(Error::statistics(&tensors, "lacks the latents"));
         }
-        match missing {
-            0 => Ok(Reached { images: kept.images, halfway }),
-            _ => Err(Error::statistics(&tensors, format!("lacks {missing} of the sums"))),
-        }
+        let Some((calls, draws)) = kept.begun else {
+            return Ok(Reached { images: kept.images, halfway: None });
+        };
+        let Some(latents) = kept.latents else {
+            return Err(Error::statistics(&path, "lacks the latents"));
+        };
+        let memory =
+            kept.memory.iter().map(|logged| Ok(file.read(logged)?)).collect::<Result<_>>()?;
+        let halfway = Halfway { calls, draws, latents: file.read(&latents)?, memory };
+        Ok(Reached { images: kept.images, halfway: Some(halfway) })
     }
 
-    /// Saves the sums over what was reached.
-    fn save(&self, calibrator: &Calibrator, reached: &Reached) -> Result<()> {
+    /// Saves the sums over what was reached, one input after the other, if that leaves `reserve`
+    /// bytes of the disk free.
+    fn save(&self, calibrator: &Calibrator, reached: &Reached, reserve: u64) -> Result<()> {
         calibrator.check()?;
-        let weights = step_weights(calibrator.weights());
-        let all: Vec<_> = calibrator.moments().collect();
-        let hosts = all.iter().map(|(_, sums)| sums.host()).collect::<Result<Vec<_>>>()?;
-        let mut arrays = HashMap::new();
-        for ((input, sums), host) in all.iter().zip(&hosts) {
-            for (array, values) in sums.arrays(host) {
-                let length = match values {
-                    Values::F32(values) => values.len(),
-                    Values::F64(values) => values.len(),
-                };
-                arrays.insert(format!("{input}.{array}"), Array { shape: vec![length], values });
-            }
+        let bytes = bytes(calibrator);
+        if let Some(free) =
+            free_space(self.folder).filter(|free| *free < bytes.saturating_add(reserve))
+        {
+            let problem = format!(
+                "has {free} bytes free: the sums take {bytes}, and the new model up to {reserve}"
+            );
+            return Err(Error::statistics(self.folder, problem));
         }
         let (images, halfway) = (reached.images, reached.halfway.as_ref());
         let begun = halfway.map(|halfway| (halfway.calls, halfway.draws));
-        let latents = halfway.map(|halfway| (LATENTS.to_owned(), &halfway.latents));
-        let memory = halfway.into_iter().flat_map(|halfway| halfway.memory.iter().enumerate());
-        let memory = memory.map(|(index, tensor)| (format!("{MEMORY}{index}"), tensor));
-        let states = latents.into_iter().chain(memory).map(|(name, tensor)| {
-            Ok((name, tensor.dims().to_vec(), tensor.flatten_all()?.to_vec1::<f32>()?))
-        });
-        let states = states.collect::<Result<Vec<_>>>()?;
-        for (name, shape, values) in &states {
-            let values = Values::F32(values);
-            arrays.insert(name.clone(), Array { shape: shape.clone(), values });
+        let path = self.tensors(images, begun);
+        let mut log = TensorLog::create(&path)?;
+        let mut moments = BTreeMap::new();
+        for (input, sums) in calibrator.moments() {
+            let [triangle, others] = sums.tensors()?;
+            moments.insert(input.to_string(), [log.add(&triangle)?, log.add(&others)?]);
         }
-        let digest = write_tensors(&self.tensors(images, begun), &arrays)?;
-        let (run, done, package) = (self.run.to_owned(), self.done, self.package);
-        write_sealed(
-            &self.path(".json"),
-            &Kept { run, done, package, step_weights: weights, images, begun, digest },
-        )?;
-        self.remove_tensors(Some(&self.tensors(images, begun)));
+        let latents = halfway.map(|halfway| log.add(&halfway.latents)).transpose()?;
+        let memory = halfway.map_or(&[][..], |halfway| &halfway.memory);
+        let memory = memory.iter().map(|tensor| Ok(log.add(tensor)?)).collect::<Result<_>>()?;
+        let kept = Kept {
+            run: self.run.to_owned(),
+            done: self.done,
+            package: self.package,
+            step_weights: step_weights(calibrator.weights()),
+            images,
+            begun,
+            digest: log.finish()?,
+            moments,
+            latents,
+            memory,
+        };
+        write_sealed(&self.path(".json"), &kept)?;
+        self.remove_tensors(Some(&path));
         Ok(())
     }
 
@@ -235,9 +223,18 @@ fn step_weights(weights: &[f64]) -> String {
     digest(weights.iter().map(|weight| weight.to_le_bytes()))
 }
 
+/// Bytes of the sums of a calibrator.
+fn bytes(calibrator: &Calibrator) -> u64 {
+    calibrator.moments().map(|(_, moments)| (moments.numbers() * size_of::<f32>()) as u64).sum()
+}
+
 /// Decides when sums are saved.
 pub(crate) struct Keeper<'a> {
     sums: Option<Sums<'a>>,
+    /// Bytes of the disk that are left for the new model.
+    reserve: u64,
+    /// Whether the observer was told that saving fails.
+    told: bool,
     kept: Instant,
     /// How long the last save took, or what the first one is taken to.
     cost: Duration,
@@ -255,17 +252,15 @@ impl<'a> Keeper<'a> {
     /// Bytes a second that the first save is taken to write.
     const RATE: f64 = 1e9;
 
-    pub(crate) fn new(sums: Option<Sums<'a>>, calibrator: &Calibrator) -> Self {
-        let bytes = calibrator
-            .moments()
-            .map(|(_, moments)| (moments.width().pow(2) * size_of::<f32>()) as f64)
-            .sum::<f64>();
-        let cost = Duration::from_secs_f64(bytes / Self::RATE);
-        Self { sums, kept: Instant::now(), cost }
+    /// `model`: bytes of the files of the model that is pruned.
+    pub(crate) fn new(sums: Option<Sums<'a>>, calibrator: &Calibrator, model: u64) -> Self {
+        let cost = Duration::from_secs_f64(bytes(calibrator) as f64 / Self::RATE);
+        // New weights are written to the journal and then to the output.
+        Self { sums, reserve: model.saturating_mul(2), told: false, kept: Instant::now(), cost }
     }
 
     /// Called after a step. Saves the sums over what was reached if it is time, or if the run is
-    /// `stopped` and a file is worth it. If saving fails, it says so to the observer.
+    /// `stopped` and a file is worth it. If saving fails, it says so to the observer, once.
     pub(crate) fn step(
         &mut self,
         calibrator: &Calibrator,
@@ -282,8 +277,13 @@ impl<'a> Keeper<'a> {
             return;
         }
         let start = Instant::now();
-        if let Err(error) = sums.save(calibrator, reached) {
-            observer.warn(&format!("the sums so far cannot be kept: {error}"));
+        match sums.save(calibrator, reached, self.reserve) {
+            Ok(()) => self.told = false,
+            Err(_) if self.told => {}
+            Err(error) => {
+                self.told = true;
+                observer.warn(&format!("the sums so far cannot be kept: {error}"));
+            }
         }
         (self.kept, self.cost) = (Instant::now(), start.elapsed());
     }
@@ -436,12 +436,35 @@ mod tests {
         assert_eq!((whole.steps.get(), rest.steps.get()), (10, 4));
     }
 
+    /// Sums are not saved where the new model may need the place.
+    #[test]
+    fn room_is_left_for_the_model() {
+        let scene = Scene::new();
+        let package = &scene.plan.packages[0];
+        let calibrator = Calibrator::new(package, WEIGHTS.to_vec(), 1);
+        let step = |model, observer: &Stop| {
+            let sums = Some(scene.sums(Duration::ZERO));
+            let mut keeper = Keeper::new(sums, &calibrator, model);
+            for _ in 0..2 {
+                keeper.step(&calibrator, &Reached::default(), true, observer);
+            }
+        };
+        let observer = Stop::after(NEVER);
+        step(u64::MAX, &observer);
+        let warnings = observer.warnings.take();
+        assert!(warnings.len() == 1 && warnings[0].contains("bytes free"), "{warnings:?}");
+        assert!(scene.names().is_empty());
+        step(0, &observer);
+        assert!(observer.warnings.take().is_empty());
+        assert_eq!(scene.names().len(), 2);
+    }
+
     /// Damaged sums are not used.
     #[test]
     fn damaged_sums_are_gathered_anew() {
         let scene = Scene::new();
         let want = scene.run(WEIGHTS, None, &Stop::after(NEVER)).unwrap();
-        let tensors = "sums-0000-0000-000002-0001.safetensors";
+        let tensors = "sums-0000-0000-000002-0001.tensors";
         let spoil = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
             let path = scene.folder.path().join(name);
             let mut bytes = std::fs::read(&path).unwrap();

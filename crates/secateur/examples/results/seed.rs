@@ -57,6 +57,7 @@ impl<'a> Seed<'a> {
         let manifest = folder.manifest();
         let clip = ClipModel::open(
             &model.join(manifest.clip.as_ref().context("the model names no CLIP")?),
+            folder.placement(),
         )?;
         let list =
             folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;

@@ -73,7 +73,7 @@ impl SkipStudy {
     fn fill_seed(&self, model: &Path, out: &Path, seed: u64, rates: &[u32]) -> Result<()> {
         let folder = ModelFolder::open(model, None)?;
         let clip = folder.manifest().clip.clone().context("the model names no CLIP")?;
-        let clip = ClipModel::open(&model.join(clip))?;
+        let clip = ClipModel::open(&model.join(clip), folder.placement())?;
         let prompts =
             folder.prompts(|prompts| &prompts.calibration)?.context("no calibration prompts")?;
         let judged = folder.prompts(|prompts| &prompts.held_out)?.context("no held-out prompts")?;

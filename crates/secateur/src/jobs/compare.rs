@@ -12,7 +12,7 @@ use secateur_eval::{Comparison, ModelSummary, PicturePair, Report, Samples};
 use secateur_models::files::shown;
 use secateur_models::{ClipModel, ModelFolder, Observer, Pipeline, Sampling, Structure, Subject};
 use secateur_nn::ops;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The default number of pictures of each model.
 const SAMPLES: usize = 64;
@@ -34,9 +34,12 @@ pub fn compare(settings: &CompareSettings, observer: &dyn Observer) -> Result<Re
         settings.samples.map_or(SAMPLES, Positive::get),
     )?;
     let images = sampling.batch.min(prompts.len());
-    let needs = [&reference, &candidate].map(|model| MemoryNeeds::of(model, &sampling, images));
-    needs.iter().try_for_each(MemoryNeeds::check)?;
     let clip_path = settings.score.path(&reference);
+    let scorer = |path: &PathBuf| ClipModel::memory(path, images, prompts.len());
+    let scorer = clip_path.as_ref().map(scorer).transpose()?.unwrap_or_default();
+    let needs = |model| MemoryNeeds::of(model, &sampling, images).scored_by(scorer);
+    let needs = [&reference, &candidate].map(needs);
+    needs.iter().try_for_each(MemoryNeeds::check)?;
     let clip = settings.score.open(&reference)?;
     reference.check_pictures()?;
     candidate.check_pictures()?;

@@ -261,8 +261,12 @@ pub(crate) fn skipping(sampling: &Sampling, folder: &ModelFolder, adapt: bool) -
 
 impl ScoreSettings {
     /// Returns the path of the CLIP that was requested, or of the model's own, if it exists: beside
-    /// the model folder, or in `models/` under the current folder.
+    /// the model folder, or in `models/` under the current folder. Pictures of a model that takes
+    /// nothing are not scored.
     pub(crate) fn path(&self, folder: &ModelFolder) -> Option<PathBuf> {
+        if folder.subject() == Subject::Nothing {
+            return None;
+        }
         if let Some(path) = &self.clip {
             return Some(path.clone());
         }
@@ -272,11 +276,6 @@ impl ScoreSettings {
         candidates.into_iter().find(|path| path.join("config.json").is_file())
     }
 
-    /// Returns whether pictures of a model are scored at all.
-    pub(crate) fn is_used(&self, folder: &ModelFolder) -> bool {
-        folder.subject() != Subject::Nothing
-    }
-
     /// Returns the digest of that CLIP, or an empty text if no pictures are scored.
     pub(crate) fn digest(
         &self,
@@ -284,21 +283,19 @@ impl ScoreSettings {
         pictures: usize,
         observer: &dyn Observer,
     ) -> Result<String> {
-        let used = self.path(folder).filter(|_| pictures > 0 && self.is_used(folder));
+        let used = self.path(folder).filter(|_| pictures > 0);
         Ok(used.map_or(Ok(String::new()), |path| ClipModel::digest(&path, observer))?)
     }
 
     pub(crate) fn open(&self, folder: &ModelFolder) -> Result<Option<ClipModel>> {
-        if folder.subject() == Subject::Nothing {
-            if self.clip.is_some() {
-                refuse!(
-                    "`clip` scores pictures against prompts, and {} takes none",
-                    shown(folder.path())
-                );
-            }
-            return Ok(None);
+        if folder.subject() == Subject::Nothing && self.clip.is_some() {
+            refuse!(
+                "`clip` scores pictures against prompts, and {} takes none",
+                shown(folder.path())
+            );
         }
-        Ok(self.path(folder).map(|path| ClipModel::open(&path)).transpose()?)
+        let open = |path: PathBuf| ClipModel::open(&path, folder.placement());
+        Ok(self.path(folder).map(open).transpose()?)
     }
 }
 

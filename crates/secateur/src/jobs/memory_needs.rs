@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, refuse};
 use crate::format::bytes;
 use crate::memory;
-use secateur_models::{ModelFolder, Sampling};
+use secateur_models::{Memory, ModelFolder, Sampling};
 use secateur_nn::{DeviceMemory, Placement};
 
 /// The memory that drawing takes where a model is placed.
@@ -40,6 +40,12 @@ impl MemoryNeeds {
     /// Returns the memory with text encoders that stay.
     pub(crate) fn with_encoders(self) -> Self {
         Self { weights: self.weights + self.encoders, encoders: 0, ..self }
+    }
+
+    /// Returns the memory with a model that scores the pictures.
+    pub(crate) fn scored_by(self, scorer: Memory) -> Self {
+        let decoding = self.decoding.max(scorer.activations);
+        Self { weights: self.weights + scorer.weights, decoding, ..self }
     }
 
     /// Returns the memory of two models that are loaded together and called by turns.

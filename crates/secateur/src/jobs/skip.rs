@@ -378,7 +378,7 @@ fn footprint(
     (sampling, whole, structure): (&Sampling, &ReuseSchedule, &Structure),
     (learned, judged): (usize, usize),
 ) -> Result<Footprint> {
-    let scorer = score.path(folder).filter(|_| score.is_used(folder));
+    let scorer = score.path(folder);
     let model = Model::new(folder, sampling, (learned, judged), scorer.as_deref())?;
     let (passes, calls) = (folder.passes(sampling.guidance), whole.computed.len());
     let batch = sampling.batch.min(learned);

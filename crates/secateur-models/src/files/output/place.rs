@@ -88,8 +88,8 @@ pub(super) fn refuse_existing(target: &Path) -> Result<()> {
     }
 }
 
-/// The bytes that may be written to a file system, where it tells.
-pub(super) fn free_space(folder: &Path) -> Option<u64> {
+/// The bytes that may be written to the file system of a folder, where it tells.
+pub fn free_space(folder: &Path) -> Option<u64> {
     #[cfg(unix)]
     return rustix::fs::statvfs(folder)
         .ok()

@@ -173,7 +173,7 @@ impl Needs<'_> {
     fn footprint(&self, plan: &Plan, folder: &ModelFolder) -> Result<Footprint> {
         let Self { settings, score, calibration, task, allocation, judged, .. } = self;
         let (sampling, placement) = (&calibration.sampling, folder.placement());
-        let scorer = score.path(folder).filter(|_| score.is_used(folder));
+        let scorer = score.path(folder);
         let model =
             Model::new(folder, sampling, (calibration.prompts.len(), *judged), scorer.as_deref())?;
         let structure = folder.structure(sampling);
