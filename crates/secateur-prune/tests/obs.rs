@@ -208,8 +208,9 @@ fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
         let given = Given::new(cases.iter().map(given_weight).zip(statistics).collect());
         let removed = Obs.remove(&planned, &given).unwrap();
         assert_eq!(removed.positions[0].len(), remove);
-        // The errors of several numbers, from one factor.
-        let errors = Obs.errors(&planned[0].group, &[1, remove], &given).unwrap().unwrap();
+        // The errors of several numbers, which come out one after the other.
+        let errors =
+            |counts: &[usize]| Obs.errors(&planned[0].group, counts, &given).unwrap().unwrap();
         let error = |case: &Case| {
             let after = &removed.weights[case.layer];
             let hessian = &given.statistics(&case.layer.into()).unwrap().hessian;
@@ -218,8 +219,12 @@ fn removed_as_reference(group: impl Fn(usize) -> Group, cases: &[Case]) {
             hessian_error(&before, &after, hessian).unwrap()
         };
         let want: f64 = cases.iter().map(error).sum();
-        assert!((errors[1] / want - 1.0).abs() < 1e-6, "{} told, {want} of remove", errors[1]);
-        assert!(errors[0] > 0.0 && errors[0] < errors[1], "{errors:?}");
+        let told = errors(&[remove])[0];
+        assert!((told / want - 1.0).abs() < 1e-6, "{told} told, {want} of remove");
+        // Neurons are scored again at each number.
+        let told = errors(&[1, remove / 2, remove]);
+        assert!((told[2] / want - 1.0).abs() < 0.05, "{told:?}, {want} of remove");
+        assert!(told[0] > 0.0 && told.is_sorted(), "{told:?}");
         for Case { layer: name, after, .. } in cases {
             let what = format!("{after} on {:?}", device.location());
             let weight = &removed.weights[*name];

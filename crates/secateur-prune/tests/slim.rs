@@ -398,8 +398,13 @@ fn feed_forward_error_and_choice() {
         let slim = Slim { neurons, ..Slim::default() };
         let planned = feed_forward(count, remove);
         let removed = slim.remove(&planned, &given).unwrap();
-        let errors = slim.errors(&planned[0].group, &[remove, 1, 0], &given).unwrap().unwrap();
-        assert_eq!((errors[0], errors[2]), (removed.errors[0].unwrap(), 0.0));
+        let errors =
+            |counts: &[usize]| slim.errors(&planned[0].group, counts, &given).unwrap().unwrap();
+        assert_eq!(errors(&[0, remove]), [0.0, removed.errors[0].unwrap()]);
+        // By OBS neurons are scored again at each number.
+        let told = errors(&[0, 1, remove.div_ceil(2), remove]);
+        assert!(told.is_sorted() && told[1] > 0.0, "{told:?}");
+        close(told[3], removed.errors[0].unwrap(), 0.05, "the error of several numbers");
         let gone = &removed.positions[0];
         assert!(gone.len() == remove && gone.is_sorted());
         let new = weight(&removed, "down");

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::methods::low_rank::LowRank;
 use crate::methods::method::LayerWeight;
 use crate::methods::obs::Obs;
-use crate::methods::obs::structured::LeastColumns;
+use crate::methods::obs::structured::least_columns;
 use crate::methods::structured::{Layers, Removed, StructuredMethod, lowest};
 use crate::methods::turn::{Turn, turn};
 use crate::plan::{Plan, PlannedGroup};
@@ -162,7 +162,7 @@ impl StructuredMethod for Slim {
                 counts.iter().map(|count| relative_tail(&bases, rank(count))).collect()
             }
             Group::Neurons(neurons) => {
-                let feed_forward = edit.feed_forward(neurons, self.neurons)?;
+                let feed_forward = edit.feed_forward(neurons, self.neurons, counts)?;
                 let error = |&count: &usize| Ok(feed_forward.without(count)?.error);
                 counts.iter().map(error).collect::<Result<_>>()?
             }
@@ -390,7 +390,7 @@ impl Edit<'_> {
     ) -> Result<(Vec<usize>, f64)> {
         let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
         let WithoutNeurons { gone, weight: after, error } =
-            self.feed_forward(neurons, by)?.without(remove)?;
+            self.feed_forward(neurons, by, &[remove])?.without(remove)?;
         let mut weight = self.weight(layer)?;
         ops::with_values(&after, |after| {
             let rows = weight.values.chunks_exact_mut(weight.columns);
@@ -402,7 +402,13 @@ impl Edit<'_> {
         Ok((gone, error))
     }
 
-    fn feed_forward(&self, neurons: &NeuronGroup, by: Neurons) -> Result<FeedForward> {
+    /// `counts`: how many neurons will be removed, ascending.
+    fn feed_forward(
+        &self,
+        neurons: &NeuronGroup,
+        by: Neurons,
+        counts: &[usize],
+    ) -> Result<FeedForward> {
         let NeuronGroup { count, down: Slice { layer, start }, .. } = neurons;
         let hessian = &self.layers.statistics(layer)?.hessian;
         let c = hessian.narrow(0, *start, *count)?.narrow(1, *start, *count)?.contiguous()?;
@@ -411,11 +417,11 @@ impl Edit<'_> {
         let values: Vec<f32> = values.chunks_exact(columns).flat_map(own).collect();
         let down = LayerWeight { layer: layer.clone(), rows, columns: *count, values };
         let weight = down.tensor(c.device())?;
-        let chosen = match by {
-            Neurons::Obs => Chosen::Obs(LeastColumns::new(down, &c)?),
-            Neurons::Leverage => Chosen::Leverage(leverages(&c, layer)?),
+        let order = match by {
+            Neurons::Obs => least_columns(down, &c, counts)?,
+            Neurons::Leverage => lowest(&leverages(&c, layer)?, *count),
         };
-        Ok(FeedForward { layer: layer.clone(), weight, c, chosen })
+        Ok(FeedForward { layer: layer.clone(), weight, c, order })
     }
 }
 
@@ -426,13 +432,8 @@ struct FeedForward {
     weight: Tensor,
     /// The second moments of the neurons, neurons x neurons.
     c: Tensor,
-    chosen: Chosen,
-}
-
-/// How neurons are chosen, see [`Neurons`].
-enum Chosen {
-    Obs(LeastColumns),
-    Leverage(Vec<f64>),
+    /// The neurons to remove, those that are missed least first.
+    order: Vec<usize>,
 }
 
 /// A feed-forward that lost neurons.
@@ -450,10 +451,7 @@ impl FeedForward {
     /// input, W'_J = W_J + W_S C_SJ (C_JJ + lam I)^-1 corrects for the removed neurons S. It is W_J
     /// if their activations or their weights are all zero.
     fn without(&self, count: usize) -> Result<WithoutNeurons> {
-        let mut gone = match &self.chosen {
-            Chosen::Obs(columns) => columns.first(count)?,
-            Chosen::Leverage(leverages) => lowest(leverages, count),
-        };
+        let mut gone = self.order[..count].to_vec();
         gone.sort_unstable();
         let weight = nystrom(&self.weight, &self.c, &gone, &self.layer)?;
         let error = hessian_error(&self.weight, &weight, &self.c)?;

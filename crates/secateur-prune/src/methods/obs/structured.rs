@@ -32,9 +32,11 @@ impl StructuredMethod for Obs {
         let positions = groups
             .iter()
             .map(|planned| {
-                let mut removed = remove_of(&planned.group, planned.remove, &mut of_layers)?;
-                removed.sort_unstable();
-                Ok(removed)
+                let PlannedGroup { group, remove } = planned;
+                let mut removal = Removal::new(group.count(), *remove);
+                removal.up_to(*remove, group, &mut of_layers)?;
+                removal.removed.sort_unstable();
+                Ok(removal.removed)
             })
             .collect::<Result<Vec<_>>>()?;
         let weights = of_layers
@@ -59,7 +61,7 @@ impl StructuredMethod for Obs {
         counts: &[usize],
         layers: &dyn Layers,
     ) -> Result<Option<Vec<f64>>> {
-        let Surgeons { of_layers, .. } = Surgeons::new(group.outputs(), layers)?;
+        let Surgeons { mut of_layers, .. } = Surgeons::new(group.outputs(), layers)?;
         let weights = of_layers
             .keys()
             .map(|layer| {
@@ -67,14 +69,14 @@ impl StructuredMethod for Obs {
                 Ok((layers.weight(layer)?.tensor(hessian.device())?, hessian))
             })
             .collect::<Result<Vec<_>>>()?;
-        let error = |&count: &usize| {
-            let mut of_layers = of_layers.clone();
-            remove_of(group, count, &mut of_layers)?;
+        let mut removal = Removal::new(group.count(), counts.last().copied().unwrap_or(0));
+        let mut error = |&count: &usize| {
+            removal.up_to(count, group, &mut of_layers)?;
             let after = of_layers.values().map(|surgeon| &surgeon.weight);
             let errors = weights.iter().zip(after);
             errors.map(|((before, hessian), after)| hessian_error(before, after, hessian)).sum()
         };
-        Ok(Some(counts.iter().map(error).collect::<Result<_>>()?))
+        Ok(Some(counts.iter().map(&mut error).collect::<Result<_>>()?))
     }
 
     fn scratch(&self, rows: usize, columns: usize) -> u64 {
@@ -82,13 +84,12 @@ impl StructuredMethod for Obs {
         let square = columns * columns;
         // The factor, beside the inverse and what it is added to.
         let at_first = of(2 * square) + add_gram_scratch(columns);
-        // The inverse before and after, the weight before and after, and what goes; and where
-        // several numbers are tried, what each of them starts from.
+        // The inverse before and after, the weight before and after, and what goes.
         let chunk = size_of_chunk(halved(columns as i64)).min(columns);
         let portion = chunk * (2 * chunk + 4 * columns + 2 * rows) + 4 * rows * columns;
         let removing =
             of(2 * square + portion) + inverse_factor_scratch(chunk).max(add_gram_scratch(columns));
-        of(square) + Factor::scratch(columns).max(at_first).max(removing)
+        Factor::scratch(columns).max(at_first).max(removing)
     }
 }
 
@@ -111,64 +112,108 @@ impl Surgeons {
     }
 }
 
-/// Removes so many heads or neurons of a group, and returns them in the order of their removal.
-fn remove_of(
-    group: &Group,
-    count: usize,
-    surgeons: &mut BTreeMap<LayerName, Surgeon>,
+/// Returns the columns of a weight in the order of their removal, as many as the last of `counts`,
+/// which rise. They go by their scores under the Hessian of its input, as neurons do.
+pub(crate) fn least_columns(
+    weight: LayerWeight,
+    hessian: &Tensor,
+    counts: &[usize],
 ) -> Result<Vec<usize>> {
-    match group {
-        Group::Neurons(NeuronGroup { count: all, down, .. }) => match surgeons.get_mut(&down.layer)
-        {
-            Some(surgeon) => remove_neurons(surgeon, down.start, *all, count),
-            None => Ok(Vec::new()),
-        },
-        Group::Heads(heads) => remove_heads(surgeons, heads, count),
-        Group::Dimensions(_) => {
-            Err(Error::layer(group.name(), "OBS removes whole heads and neurons"))
+    let factor = Factor::new(hessian, &weight.layer)?;
+    let mut removal = Removal::new(weight.columns, counts.last().copied().unwrap_or(0));
+    let mut surgeon = Surgeon::new(weight, &factor)?;
+    counts.iter().try_for_each(|&count| removal.neurons(count, &mut surgeon, 0))?;
+    Ok(removal.removed)
+}
+
+/// The heads or neurons of a group while some are removed.
+struct Removal {
+    left: Vec<usize>,
+    /// In the order of their removal.
+    removed: Vec<usize>,
+    /// The next number of neurons, see [`halved`].
+    chunk: i64,
+}
+
+impl Removal {
+    /// Of `count` heads or neurons, `most` are to be removed in the end.
+    fn new(count: usize, most: usize) -> Self {
+        let chunk = halved(most as i64);
+        Self { left: (0..count).collect(), removed: Vec::with_capacity(most), chunk }
+    }
+
+    /// Removes more, until so many are removed.
+    fn up_to(
+        &mut self,
+        count: usize,
+        group: &Group,
+        surgeons: &mut BTreeMap<LayerName, Surgeon>,
+    ) -> Result<()> {
+        match group {
+            Group::Neurons(NeuronGroup { down, .. }) => match surgeons.get_mut(&down.layer) {
+                Some(surgeon) => self.neurons(count, surgeon, down.start),
+                None => Ok(()),
+            },
+            Group::Heads(heads) => self.heads(count, surgeons, heads),
+            Group::Dimensions(_) => {
+                Err(Error::layer(group.name(), "OBS removes whole heads and neurons"))
+            }
         }
     }
-}
 
-/// Chooses columns of a weight by their scores under the Hessian of its input.
-pub(crate) struct LeastColumns(Surgeon);
-
-impl LeastColumns {
-    pub(crate) fn new(weight: LayerWeight, hessian: &Tensor) -> Result<Self> {
-        let factor = Factor::new(hessian, &weight.layer)?;
-        Ok(Self(Surgeon::new(weight, &factor)?))
+    /// Removes neurons, which are the columns from `start` on, in chunks by the reference's
+    /// schedule. Each chunk has, of the neurons that are left, those with the least sum_rows W_q^2
+    /// / (H^-1)_qq.
+    fn neurons(&mut self, count: usize, surgeon: &mut Surgeon, start: usize) -> Result<()> {
+        while self.removed.len() < count {
+            let size = size_of_chunk(self.chunk).min(count - self.removed.len());
+            self.chunk = halved(self.chunk);
+            let all = surgeon.scores()?;
+            let scores: Vec<f64> = self.left.iter().map(|&neuron| all[start + neuron]).collect();
+            let gone = lowest(&scores, size);
+            let gone: Vec<usize> = gone.into_iter().map(|place| self.left[place]).collect();
+            surgeon.remove(&gone.iter().map(|&neuron| start + neuron).collect::<Vec<_>>())?;
+            self.left.retain(|neuron| !gone.contains(neuron));
+            self.removed.extend(gone);
+        }
+        Ok(())
     }
 
-    /// Returns so many columns with the least scores, in the order of their removal.
-    pub(crate) fn first(&self, count: usize) -> Result<Vec<usize>> {
-        let mut surgeon = self.0.clone();
-        let columns = surgeon.weight.dim(1)?;
-        remove_neurons(&mut surgeon, 0, columns, count)
+    /// Removes heads one at a time, and scores the others again after each. If several streams read
+    /// the heads, each stream ranks them by its own Hessian, and reciprocal rank fusion merges the
+    /// rankings.
+    fn heads(
+        &mut self,
+        count: usize,
+        surgeons: &mut BTreeMap<LayerName, Surgeon>,
+        heads: &HeadGroup,
+    ) -> Result<()> {
+        let outputs: Vec<&Slice> =
+            heads.streams.iter().filter_map(|stream| stream.output.as_ref()).collect();
+        while self.removed.len() < count {
+            let mut fused = vec![0f64; self.left.len()];
+            for output in
+                outputs.iter().filter_map(|output| Some((output, surgeons.get(&output.layer)?)))
+            {
+                let (slice, surgeon) = output;
+                let blocks = self.left.iter().map(|&head| slice.indices(head, heads.value));
+                let scores = surgeon.block_scores(blocks)?;
+                for (rank, place) in lowest(&scores, scores.len()).into_iter().enumerate() {
+                    fused[place] += 1.0 / (RANKS + rank as f64 + 1.0);
+                }
+            }
+            let best = fused.iter().copied().fold(0.0, f64::max);
+            let place = fused.iter().position(|&score| score == best).unwrap_or(0);
+            let head = self.left.remove(place);
+            for output in &outputs {
+                if let Some(surgeon) = surgeons.get_mut(&output.layer) {
+                    surgeon.remove(&output.indices(head, heads.value).collect::<Vec<_>>())?;
+                }
+            }
+            self.removed.push(head);
+        }
+        Ok(())
     }
-}
-
-/// Removes neurons, which are the columns from `start` on, in chunks by the reference's schedule.
-/// Each chunk has, of the neurons that are left, those with the least sum_rows W_q^2 / (H^-1)_qq.
-fn remove_neurons(
-    surgeon: &mut Surgeon,
-    start: usize,
-    count: usize,
-    remove: usize,
-) -> Result<Vec<usize>> {
-    let mut left: Vec<usize> = (0..count).collect();
-    let mut removed: Vec<usize> = Vec::with_capacity(remove);
-    let mut chunk = halved(remove as i64);
-    while removed.len() < remove {
-        let size = size_of_chunk(chunk).min(remove - removed.len());
-        chunk = halved(chunk);
-        let all = surgeon.scores()?;
-        let scores: Vec<f64> = left.iter().map(|&neuron| all[start + neuron]).collect();
-        let gone: Vec<usize> = lowest(&scores, size).into_iter().map(|place| left[place]).collect();
-        surgeon.remove(&gone.iter().map(|&neuron| start + neuron).collect::<Vec<_>>())?;
-        left.retain(|neuron| !gone.contains(neuron));
-        removed.extend(gone);
-    }
-    Ok(removed)
 }
 
 /// Returns the next number of the schedule: half of the excess of `chunk` over 512.
@@ -181,45 +226,7 @@ fn size_of_chunk(chunk: i64) -> usize {
     usize::try_from(chunk).unwrap_or(0).clamp(FEWEST, MOST)
 }
 
-/// Removes heads one at a time, and scores the others again after each. If several streams read the
-/// heads, each stream ranks them by its own Hessian, and reciprocal rank fusion merges the
-/// rankings.
-fn remove_heads(
-    surgeons: &mut BTreeMap<LayerName, Surgeon>,
-    heads: &HeadGroup,
-    remove: usize,
-) -> Result<Vec<usize>> {
-    let outputs: Vec<&Slice> =
-        heads.streams.iter().filter_map(|stream| stream.output.as_ref()).collect();
-    let mut left: Vec<usize> = (0..heads.count).collect();
-    let mut removed = Vec::with_capacity(remove);
-    while removed.len() < remove {
-        let mut fused = vec![0f64; left.len()];
-        for output in
-            outputs.iter().filter_map(|output| Some((output, surgeons.get(&output.layer)?)))
-        {
-            let (slice, surgeon) = output;
-            let blocks = left.iter().map(|&head| slice.indices(head, heads.value));
-            let scores = surgeon.block_scores(blocks)?;
-            for (rank, place) in lowest(&scores, scores.len()).into_iter().enumerate() {
-                fused[place] += 1.0 / (RANKS + rank as f64 + 1.0);
-            }
-        }
-        let best = fused.iter().copied().fold(0.0, f64::max);
-        let place = fused.iter().position(|&score| score == best).unwrap_or(0);
-        let head = left.remove(place);
-        for output in &outputs {
-            if let Some(surgeon) = surgeons.get_mut(&output.layer) {
-                surgeon.remove(&output.indices(head, heads.value).collect::<Vec<_>>())?;
-            }
-        }
-        removed.push(head);
-    }
-    Ok(removed)
-}
-
 /// A weight, and the inverse of the Hessian of the columns that are left of it.
-#[derive(Clone)]
 struct Surgeon {
     layer: LayerName,
     /// Rows x columns, in `f32`, where the Hessian is; zero in the columns that were removed.
