@@ -8,6 +8,8 @@
 mod name;
 mod error;
 mod devices;
+#[cfg(feature = "cuda")]
+mod upload;
 mod placement;
 mod context;
 mod weights;

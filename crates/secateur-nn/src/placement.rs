@@ -1,7 +1,7 @@
 //! Where a model lives, and in which numbers it computes.
 
 use crate::devices::{DeviceMemory, description, memory, to_device};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, ThreadId};
@@ -104,27 +104,42 @@ impl Placement {
         self.bring(&Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
     }
 
-    /// The tensor of that type whose bytes, in the order of its elements, are `bytes`, as
-    /// [`Placement::tensor`].
+    /// A tensor of that type and shape there, its floating point numbers in the type that is
+    /// computed in. `read` fills buffers with its bytes, in the order of its elements, from the one
+    /// that it is given on. A GPU goes on computing meanwhile.
     ///
     /// # Errors
-    /// As [`Placement::tensor`].
-    pub fn from_bytes(&self, bytes: &[u8], dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    /// As [`Placement::tensor`], or if `read` fails.
+    pub fn read<E: From<Error>>(
+        &self,
+        dtype: DType,
+        shape: &[usize],
+        mut read: impl FnMut(usize, &mut [u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Tensor, E> {
+        let own = |tensor: candle_core::Result<Tensor>| tensor.map_err(Error::from);
         if shape.contains(&0) {
-            return self.bring(&Tensor::zeros(shape, dtype, &Device::Cpu)?);
+            return Ok(self.bring(&own(Tensor::zeros(shape, dtype, &Device::Cpu))?)?);
         }
         // Converted there: that takes the fewest bytes across.
-        let tensor = Tensor::from_raw_buffer(bytes, dtype, shape, &self.device)?;
+        let tensor = match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => crate::upload::upload(device, dtype, &shape.into(), read)?,
+            device => {
+                let mut bytes = vec![0; shape.iter().product::<usize>() * dtype.size_in_bytes()];
+                read(0, &mut bytes)?;
+                own(Tensor::from_raw_buffer(&bytes, dtype, shape, device))?
+            }
+        };
         if !dtype.is_float() {
             return Ok(tensor);
         }
-        let tensor = tensor.to_dtype(self.dtype)?;
+        let tensor = own(tensor.to_dtype(self.dtype))?;
         // cuDNN's convolutions read weights whose channels lie together: no second copy is made.
         let is_read_so = cfg!(feature = "cudnn")
             && shape.len() == 4
             && self.device.is_cuda()
             && self.dtype != DType::F32;
-        Ok(if is_read_so { channels_last(&tensor)? } else { tensor })
+        Ok(if is_read_so { own(channels_last(&tensor))? } else { tensor })
     }
 
     /// The same tensor there, its floating point numbers in the type that is computed in.

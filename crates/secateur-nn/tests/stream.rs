@@ -1,8 +1,8 @@
 //! Weights that are not held: they are read when they are used, and ahead of that in the order of
 //! the last time.
 
-use candle_core::{Device, Tensor};
-use secateur_nn::{Stream, Weight, ops};
+use candle_core::{DType, Device, Tensor};
+use secateur_nn::{Error, Placement, Stream, Weight, devices, ops};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -102,4 +102,62 @@ fn gradients_of_the_input() {
         loss.backward().unwrap().get(&x).unwrap().to_vec2::<f32>().unwrap()
     };
     assert_eq!(gradient(&stored), gradient(&numbers.into()));
+}
+
+/// Bytes come to a device part by part, from several threads, while it computes with others.
+#[test]
+fn tensors_are_read_to_every_device() {
+    // More than a part, of an odd length; one number; none.
+    let shapes: [&[usize]; 3] = [&[3, 1_500_001], &[1], &[0, 4]];
+    let byte = |seed: usize, place: usize| match place % 4 {
+        // The upper byte of a float of about 1.
+        3 => 0x3f,
+        _ => (place.wrapping_mul(2_654_435_761) >> 7) as u8 ^ seed as u8,
+    };
+    let read = |placement: &Placement, shape: &[usize], seed: usize| {
+        placement.read::<Error>(DType::F32, shape, |start, part| {
+            (start..).zip(part).for_each(|(place, own)| *own = byte(seed, place));
+            Ok(())
+        })
+    };
+    let bits = |tensor: &Tensor| {
+        let numbers = Placement::cpu().bring(tensor).unwrap().flatten_all().unwrap();
+        numbers.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    for device in devices() {
+        let placement = Placement::new(device.clone(), DType::F32);
+        for shape in shapes {
+            let tensor = read(&placement, shape, 5).unwrap();
+            assert_eq!(tensor.dims(), shape);
+            let number = |index: usize| {
+                u32::from_le_bytes([0, 1, 2, 3].map(|place| byte(5, 4 * index + place)))
+            };
+            let want: Vec<u32> = (0..shape.iter().product()).map(number).collect();
+            assert!(bits(&tensor) == want, "{shape:?} on {:?}", device.location());
+        }
+        // Tensors come and go meanwhile: none is read to memory that is still in use.
+        let want: Vec<_> =
+            (0..4).map(|seed| bits(&read(&placement, shapes[0], seed).unwrap())).collect();
+        std::thread::scope(|scope| {
+            for (seed, want) in want.iter().enumerate() {
+                let placement = placement.clone();
+                scope.spawn(move || {
+                    for _ in 0..4 {
+                        assert!(bits(&read(&placement, shapes[0], seed).unwrap()) == *want);
+                    }
+                });
+            }
+            let ones = Tensor::ones((512, 512), DType::F32, &device).unwrap();
+            let weight = Weight::from(ones.clone());
+            for _ in 0..50 {
+                let sums = ops::linear(&ones, &weight, None, None).unwrap();
+                let all = sums.sum_all().unwrap().to_scalar::<f32>().unwrap();
+                assert_eq!(all, 512.0 * 512.0 * 512.0);
+            }
+        });
+        let failed = placement.read::<Error>(DType::F32, &[2], |_, _| {
+            Err(candle_core::Error::Msg("the file is gone".into()).into())
+        });
+        assert!(failed.unwrap_err().to_string().contains("the file is gone"));
+    }
 }

@@ -205,12 +205,17 @@ impl TensorFile {
 
     /// Those of a tensor's bytes.
     pub(crate) fn raw_part(&self, info: &TensorInfo, part: Range<usize>) -> Result<Vec<u8>> {
-        let mut file = open(&self.path)?;
-        file.seek(SeekFrom::Start(info.offset + part.start as u64))
-            .map_err(Error::io(&self.path))?;
         let mut data = vec![0u8; part.len()];
-        file.read_exact(&mut data).map_err(Error::io(&self.path))?;
+        self.fill(info, part.start, &mut data)?;
         Ok(data)
+    }
+
+    /// Reads a tensor's bytes from the one at `start` on.
+    fn fill(&self, info: &TensorInfo, start: usize, bytes: &mut [u8]) -> Result<()> {
+        let mut file = open(&self.path)?;
+        file.seek(SeekFrom::Start(info.offset + start as u64))
+            .and_then(|_| file.read_exact(bytes))
+            .map_err(Error::io(&self.path))
     }
 
     /// The type of a tensor of weights.
@@ -251,7 +256,7 @@ impl TensorFile {
             Dtype::I64 => DType::I64,
             _ => self.weight_type(name, info)?,
         };
-        Ok(placement.from_bytes(&self.raw(info)?, dtype, &info.shape)?)
+        placement.read(dtype, &info.shape, |start, part| self.fill(info, start, part))
     }
 }
 
