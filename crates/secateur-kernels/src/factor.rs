@@ -76,8 +76,8 @@ fn by_halves(
     product_in_place(right_half(top, stride, first, second), packed);
 
     packed.set_columns_in_parallel(second, first, |row| &top[row * stride + first..][..second]);
-    let a11 = top.chunks_mut(stride).map(|row| &mut row[..first]).collect();
-    add_upper(packed, |_| -1.0, a11);
+    let mut a11: Vec<_> = top.chunks_mut(stride).map(|row| &mut row[..first]).collect();
+    add_upper(packed, |_| -1.0, &mut a11);
     by_halves(top, first, stride, packed)?;
 
     // -U11 R12 in place of R12, then U12.

@@ -5,6 +5,7 @@ use crate::simd::{MOST_LANES, dispatch, map_with};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::ops::Range;
 
 /// Rows that are packed at a time.
 const ROWS: usize = 1024;
@@ -31,6 +32,38 @@ pub fn add_gram<'a>(
     gram: &mut [f32],
 ) {
     assert_eq!(gram.len(), columns * columns);
+    let mut gram: Vec<_> = gram.chunks_exact_mut(columns.max(1)).collect();
+    add_to_rows(rows, columns, row, weight, &mut gram);
+}
+
+/// As [`add_gram`], to a matrix of which only [`bands`] are held.
+pub fn add_gram_to_bands<'a>(
+    rows: usize,
+    columns: usize,
+    row: impl Fn(usize) -> &'a [f32] + Sync,
+    weight: impl Fn(usize) -> f32 + Sync,
+    gram: &mut [f32],
+) {
+    assert_eq!(gram.len(), numbers_in_bands(columns));
+    let mut rest = gram;
+    let mut of_rows = Vec::with_capacity(columns);
+    for band in bands(columns) {
+        let width = columns - band.start;
+        let (own, others) = rest.split_at_mut(band.len() * width);
+        of_rows.extend(own.chunks_exact_mut(width));
+        rest = others;
+    }
+    add_to_rows(rows, columns, row, weight, &mut of_rows);
+}
+
+/// `gram`: of each row of the matrix its end, from the diagonal's panel on at least.
+fn add_to_rows<'a>(
+    rows: usize,
+    columns: usize,
+    row: impl Fn(usize) -> &'a [f32] + Sync,
+    weight: impl Fn(usize) -> f32 + Sync,
+    gram: &mut [&mut [f32]],
+) {
     if columns == 0 {
         return;
     }
@@ -38,10 +71,49 @@ pub fn add_gram<'a>(
         for first in (0..rows).step_by(ROWS) {
             let rows = ROWS.min(rows - first);
             right.set_rows_in_parallel(rows, columns, |index| row(first + index));
-            let gram = gram.chunks_exact_mut(columns).collect();
             add_upper(right, |index| weight(first + index), gram);
         }
     });
+}
+
+/// The bands of rows in which the upper triangle of a square matrix is held: of each band the
+/// columns from its first row on, row by row, and one band after the other. Of a wide matrix that
+/// is little more than half. What is below the diagonal is of no use.
+pub fn bands(columns: usize) -> impl Iterator<Item = Range<usize>> {
+    let rows = rows_of_a_band(columns);
+    (0..columns).step_by(rows).map(move |first| first..(first + rows).min(columns))
+}
+
+/// Rows of a band: an eighth of all, and so many that a GPU has enough to do with one; whole panels
+/// of every width.
+#[must_use]
+pub fn rows_of_a_band(columns: usize) -> usize {
+    const ENOUGH: usize = 9 << 18;
+    const PANELS_OF_ALL_WIDTHS: usize = 128 * VECTORS;
+    (columns / 8).max(ENOUGH / columns.max(1)).next_multiple_of(PANELS_OF_ALL_WIDTHS)
+}
+
+/// How many numbers all [`bands`] have.
+#[must_use]
+pub fn numbers_in_bands(columns: usize) -> usize {
+    bands(columns).map(|band| band.len() * (columns - band.start)).sum()
+}
+
+/// The whole symmetric matrix whose [`bands`] these are.
+#[must_use]
+pub fn whole(gram: &[f32], columns: usize) -> Vec<f32> {
+    assert_eq!(gram.len(), numbers_in_bands(columns));
+    let mut whole = vec![0f32; columns * columns];
+    let mut rest = gram;
+    for band in bands(columns) {
+        let (own, others) = rest.split_at(band.len() * (columns - band.start));
+        for (row, numbers) in band.clone().zip(own.chunks_exact(columns - band.start)) {
+            whole[row * columns + band.start..(row + 1) * columns].copy_from_slice(numbers);
+        }
+        rest = others;
+    }
+    symmetrise(&mut whole, columns);
+    whole
 }
 
 /// Bytes that [`add_gram`] takes beside the matrix, and that its threads keep for the next call:
@@ -58,11 +130,11 @@ pub(crate) fn upper_scratch(rows: usize) -> usize {
 }
 
 /// Adds x^T diag(weights) x to the upper triangle of a matrix, given by its rows, for a packed x of
-/// as many columns.
+/// as many columns. Rows may lack columns before their panel.
 pub(crate) fn add_upper(
     x: &Panels,
     weight: impl Fn(usize) -> f32 + Sync,
-    mut matrix: Vec<&mut [f32]>,
+    matrix: &mut [&mut [f32]],
 ) {
     debug_assert_eq!(matrix.len(), x.columns());
     let width = x.width();
@@ -81,8 +153,14 @@ pub(crate) fn add_upper(
             }
             for index in first..x.count() {
                 for (rows, left) in blocks.iter_mut().take(index + 1 - first) {
-                    let mut output: Vec<&mut [f32]> =
-                        rows.iter_mut().map(|row| &mut row[index * width..]).collect();
+                    let begin = |row: &[f32]| index * width - (x.columns() - row.len());
+                    let mut output: Vec<&mut [f32]> = rows
+                        .iter_mut()
+                        .map(|row| {
+                            let begin = begin(row);
+                            &mut row[begin..]
+                        })
+                        .collect();
                     multiply(left, 0, x, index..index + 1, Start::Output, &mut output);
                 }
             }

@@ -51,6 +51,29 @@ fn gram_matrices() {
     }
 }
 
+/// In bands the sums are the same, to the bit.
+#[test]
+fn gram_matrices_in_bands() {
+    // No, one and several bands, the last of one row, and of whole panels.
+    for columns in [0, 1, 70, 1537, 2305, 3100] {
+        let rows = 5;
+        let x = random(&[rows, columns], 2).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let row = |row: usize| &x[row * columns..][..columns];
+        let (mut whole, mut bands) =
+            (vec![0f32; columns * columns], vec![0f32; gram::numbers_in_bands(columns)]);
+        for weight in [0.5, 1.25] {
+            gram::add_gram(rows, columns, row, |_| weight, &mut whole);
+            gram::add_gram_to_bands(rows, columns, row, |_| weight, &mut bands);
+        }
+        gram::symmetrise(&mut whole, columns);
+        assert!(gram::whole(&bands, columns) == whole, "{columns} columns");
+        let all: Vec<usize> = gram::bands(columns).flatten().collect();
+        assert_eq!(all, (0..columns).collect::<Vec<_>>());
+    }
+    // Little more than half.
+    assert!(gram::numbers_in_bands(9728) * 100 < 59 * 9728 * 9728);
+}
+
 #[test]
 fn a_gram_of_many_rows_stays_accurate() {
     // A million rows, in calls as a calibration makes them; in f64 beside it.

@@ -16,7 +16,7 @@ mod solver;
 pub use host_sums::HostSums;
 pub use reductions::{column_squares, inner_product, is_finite, zeros};
 pub use replay::Replay;
-pub use row_sums::{RowSums, Rows};
+pub use row_sums::{RowSums, Rows, bands_of_gram, whole_gram};
 pub use solver::{add_gram, inverse_factor, obs_solve};
 
 use crate::weights::Weight;

@@ -5,7 +5,8 @@ mod numbers;
 
 use candle_core::{DType, Device, Tensor};
 use numbers::{random, wide, within};
-use secateur_nn::ops::{HostSums, RowSums, Rows};
+use secateur_kernels::gram;
+use secateur_nn::ops::{HostSums, RowSums, Rows, bands_of_gram, whole_gram};
 use secateur_nn::{devices, to_device};
 
 /// Sums of rows (places, how often each counts) of several inputs, with their weights.
@@ -38,7 +39,7 @@ fn check(what: &str, host: &HostSums, want: &[Vec<f64>; 4], width: usize, tolera
     let upper = |all: &[f64]| -> Vec<f64> {
         (0..width).flat_map(|row| all[row * width + row..(row + 1) * width].to_vec()).collect()
     };
-    let gram: Vec<f64> = host.gram.iter().copied().map(f64::from).collect();
+    let gram: Vec<f64> = gram::whole(&host.gram, width).into_iter().map(f64::from).collect();
     let tensor = |values: &[f64]| Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
     within(tolerance, &format!("{what}: Gram"), &tensor(&upper(&gram)), &upper(&want[0]));
     let columns = [&host.weighted_sums, &host.sums, &host.squares];
@@ -95,7 +96,18 @@ fn sums_on_every_device_are_those_of_f64() {
                 sums.host().unwrap();
                 add(&mut sums, &added[..1]);
                 let again = [&added[..], &added[..1]].concat();
-                check(&what, sums.host().unwrap(), &plain(width, &again), width, 1e-5);
+                let want = plain(width, &again);
+                check(&what, sums.host().unwrap(), &want, width, 1e-5);
+                // No rows: the sums are on the device again.
+                let none = (&inputs[1], Vec::new(), Vec::new(), 1.0);
+                add(&mut sums, &[none]);
+                let (bands, _) = sums.finish(0.5).unwrap();
+                assert!(bands.device().same_device(&device), "{what}");
+                let whole = whole_gram(&bands, width).unwrap();
+                let half: Vec<f64> = want[0].iter().map(|sum| 0.5 * sum).collect();
+                within(1e-5, &format!("{what}: whole"), &whole, &half);
+                let again = bands_of_gram(&whole).unwrap();
+                assert_eq!(wide(&whole_gram(&again, width).unwrap()), wide(&whole), "{what}");
             }
         }
         let mut sums = RowSums::new(2);

@@ -19,6 +19,6 @@ pub use hessian::{Factor, hessian_error};
 pub(crate) use hessian::{damped_factor, diagonal, indices, without};
 pub use saved::SavedStatistics;
 pub use settings::Calibration;
-pub use statistics::InputStatistics;
+pub use statistics::{InputStatistics, PackedStatistics};
 pub(crate) use sums::{Keeper, Sums};
 pub use weighting::Weighting;

@@ -45,8 +45,8 @@ mod methods;
 mod run;
 
 pub use calibration::{
-    Calibration, Calibrator, Factor, Fingerprint, InputStatistics, SavedStatistics, Weighting,
-    hessian_error,
+    Calibration, Calibrator, Factor, Fingerprint, InputStatistics, PackedStatistics,
+    SavedStatistics, Weighting, hessian_error,
 };
 pub use error::{Error, Result};
 pub use methods::{

@@ -67,7 +67,7 @@ fn calibrated(x: &Tensor, weights: &[f32]) -> InputStatistics {
         let step = Context { step: Step { index, count: steps }, ..Context::default() };
         calibrator.linear_input(&name, &x.narrow(0, index, 1).unwrap(), &step).unwrap();
     }
-    calibrator.finish().unwrap().remove(&name).unwrap()
+    calibrator.finish().unwrap().remove(&name).unwrap().whole().unwrap()
 }
 
 #[test]

@@ -563,7 +563,7 @@ pub(super) fn add_rows(
         let row = |index: usize| &x[places[index] * width..][..width];
         let times = |index: usize| times[index];
         let weigh = |index: usize| weight as f32 * times(index);
-        gram::add_gram(places.len(), width, row, weigh, &mut sums.gram);
+        gram::add_gram_to_bands(places.len(), width, row, weigh, &mut sums.gram);
         // The weight is the same for all of these rows.
         let mut new = vec![0f64; width];
         gram::add_column_moments(places.len(), row, times, &mut new, &mut sums.squares);
@@ -593,6 +593,11 @@ pub(super) fn add_gram(matrix: &Tensor, x: &Tensor, factor: f32) -> Result<Tenso
     })?;
     gram::symmetrise(&mut sum, columns);
     Tensor::from_vec(sum, (columns, columns), &Device::Cpu)
+}
+
+pub(super) fn whole_gram(bands: &Tensor, width: usize) -> Result<Tensor> {
+    let whole = with_values(bands, |bands| gram::whole(bands, width))?;
+    Tensor::from_vec(whole, (width, width), &Device::Cpu)
 }
 
 pub(super) fn obs_solve(weight: &Tensor, factor: &Tensor, choice: Choice) -> Result<Tensor> {

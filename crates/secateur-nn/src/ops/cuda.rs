@@ -17,7 +17,7 @@ pub(super) use attention::{attention, softmax};
 pub(super) use convolution::conv2d;
 pub(super) use recordings::Recordings;
 pub(super) use row_sums::{RowSums, Rows};
-pub(super) use solver::{add_gram, inverse_factor, obs_solve};
+pub(super) use solver::{add_gram, inverse_factor, obs_solve, whole_gram};
 
 use crate::weights::Weight;
 use candle_core::{D, DType, Result, Shape, Tensor, bail};

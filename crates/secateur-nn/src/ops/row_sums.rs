@@ -4,9 +4,47 @@
 use super::cuda;
 use super::host_sums::HostSums;
 use super::{cpu, last_dim, no_kernel};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use secateur_kernels::gram;
 use std::borrow::Cow;
+
+/// Returns the whole symmetric matrix (width x width) of its [bands](gram::bands).
+///
+/// # Errors
+/// If there are more or fewer of them, or there is no memory.
+pub fn whole_gram(bands: &Tensor, width: usize) -> Result<Tensor> {
+    let numbers = gram::numbers_in_bands(width);
+    if bands.elem_count() != numbers {
+        bail!("Gram matrix: {:?} are no bands of {width} columns", bands.dims())
+    }
+    match bands.device() {
+        _ if width == 0 => Tensor::zeros((0, 0), DType::F32, &Device::Cpu),
+        Device::Cpu => cpu::whole_gram(bands, width),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::whole_gram(bands, width),
+        device => no_kernel("Gram matrix", device),
+    }
+}
+
+/// Returns the [bands](gram::bands) of a symmetric matrix, for [`whole_gram`].
+///
+/// # Errors
+/// If it is not square, or there is no memory.
+pub fn bands_of_gram(matrix: &Tensor) -> Result<Tensor> {
+    let (rows, width) = matrix.dims2()?;
+    if rows != width {
+        bail!("Gram matrix: {:?} is not square", matrix.dims())
+    }
+    let of_band = |band: std::ops::Range<usize>| {
+        let rows = matrix.narrow(0, band.start, band.len())?;
+        rows.narrow(1, band.start, width - band.start)?.contiguous()?.flatten_all()
+    };
+    match gram::bands(width).map(of_band).collect::<Result<Vec<_>>>()?.as_slice() {
+        [] => Tensor::zeros(0, DType::F32, &Device::Cpu),
+        [one] => Ok(one.clone()),
+        bands => Tensor::cat(bands, 0),
+    }
+}
 
 /// Rows of a tensor that are summed, prepared once for all tensors whose same rows are summed.
 #[derive(Debug)]
@@ -116,8 +154,8 @@ impl RowSums {
         Ok(&mut self.host)
     }
 
-    /// Returns the whole Gram matrix times `factor` (width x width) where it was summed, and the
-    /// other sums in memory: of a n x, of n x and of n x^2.
+    /// Returns the [bands](gram::bands) of the Gram matrix times `factor` where it was summed, see
+    /// [`whole_gram`], and the other sums in memory: of a n x, of n x and of n x^2.
     ///
     /// # Errors
     /// If they cannot be read.
@@ -126,11 +164,9 @@ impl RowSums {
         if let Some(there) = self.there {
             return there.finish(factor);
         }
-        let width = self.width;
         let HostSums { mut gram, weighted_sums, sums, squares } = std::mem::take(self.host()?);
-        gram::symmetrise(&mut gram, width);
         gram.iter_mut().for_each(|sum| *sum *= factor);
-        let gram = Tensor::from_vec(gram, (width, width), &Device::Cpu)?;
+        let gram = Tensor::from_vec(gram, gram::numbers_in_bands(self.width), &Device::Cpu)?;
         Ok((gram, [weighted_sums, sums, squares]))
     }
 

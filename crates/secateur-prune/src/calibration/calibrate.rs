@@ -2,7 +2,7 @@
 
 use crate::calibration::calibrator::Calibrator;
 use crate::calibration::settings::Calibration;
-use crate::calibration::statistics::InputStatistics;
+use crate::calibration::statistics::PackedStatistics;
 use crate::calibration::sums::{Keeper, Reached, Sums};
 use crate::error::{Error, Result};
 use crate::plan::Package;
@@ -22,7 +22,7 @@ pub(crate) fn calibrate(
     sums: Option<Sums<'_>>,
     stage: &str,
     observer: &dyn Observer,
-) -> Result<BTreeMap<LayerName, InputStatistics>> {
+) -> Result<BTreeMap<LayerName, PackedStatistics>> {
     let Calibration { prompts, sampling, .. } = calibration;
     let mut calibrator = Calibrator::new(package, step_weights.to_vec(), calibration.token_stride);
     let Reached { images: done, mut halfway } = sums

@@ -1,7 +1,7 @@
 //! An observer of layer inputs while a model runs.
 
 use crate::calibration::moments::{Moments, rows};
-use crate::calibration::statistics::InputStatistics;
+use crate::calibration::statistics::PackedStatistics;
 use crate::error::Result;
 use crate::plan::Package;
 use candle_core::{Tensor, TensorId};
@@ -108,7 +108,7 @@ impl Calibrator {
     ///
     /// # Errors
     /// If the sums cannot be read from the device.
-    pub fn finish(self) -> Result<BTreeMap<LayerName, InputStatistics>> {
+    pub fn finish(self) -> Result<BTreeMap<LayerName, PackedStatistics>> {
         let finish = |(name, moments): (LayerName, Mutex<Moments>)| {
             let moments = moments.into_inner().unwrap_or_else(PoisonError::into_inner);
             Ok((name, moments.finish()?))

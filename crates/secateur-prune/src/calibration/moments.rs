@@ -1,8 +1,9 @@
 //! Running sums over the inputs of a layer during a calibration.
 
-use crate::calibration::statistics::InputStatistics;
+use crate::calibration::statistics::{InputStatistics, PackedStatistics};
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
+use secateur_kernels::gram::numbers_in_bands;
 use secateur_nn::ops::{HostSums, RowSums, Rows};
 
 /// Running sums over one input during a calibration.
@@ -65,9 +66,9 @@ impl Moments {
         self.rows.width()
     }
 
-    /// The numbers of the triangle of the Gram matrix that is summed.
+    /// The numbers of the Gram matrix that are summed.
     pub(crate) fn numbers(&self) -> usize {
-        self.width() * (self.width() + 1) / 2
+        numbers_in_bands(self.width())
     }
 
     /// Adds rows of `x` (samples x ... x width), computed at a step of weight `weight`. Returns
@@ -80,29 +81,28 @@ impl Moments {
         Ok(is_finite)
     }
 
-    /// All sums, as they are saved: the Gram matrix without what is there twice, and the others one
-    /// after the other. Moments with equal sums continue equally.
+    /// All sums, as they are saved: the bands of the Gram matrix, and the others one after the other.
+    /// Moments with equal sums continue equally.
     pub(crate) fn tensors(&self) -> Result<[Tensor; 2]> {
-        let host = self.rows.read()?;
-        let HostSums { weighted_sums, sums, squares, .. } = &*host;
-        let others = [&self.totals[..], weighted_sums, sums, squares].concat();
+        let HostSums { gram, weighted_sums, sums, squares } = self.rows.read()?.into_owned();
+        let others = [&self.totals[..], &weighted_sums, &sums, &squares].concat();
         Ok([
-            Tensor::from_vec(host.triangle(), self.numbers(), &Device::Cpu)?,
+            Tensor::from_vec(gram, self.numbers(), &Device::Cpu)?,
             Tensor::from_vec(others, 3 + 3 * self.width(), &Device::Cpu)?,
         ])
     }
 
     /// Sets the sums to [`Moments::tensors`], if they have their lengths.
-    pub(crate) fn set(&mut self, [triangle, others]: &[Tensor; 2]) -> Result<bool> {
-        let (triangle, others) = (triangle.to_vec1::<f32>()?, others.to_vec1::<f64>()?);
+    pub(crate) fn set(&mut self, [gram, others]: &[Tensor; 2]) -> Result<bool> {
         let width = self.width();
-        if (triangle.len(), others.len()) != (self.numbers(), 3 + 3 * width) {
+        if (gram.dims(), others.dims()) != (&[self.numbers()][..], &[3 + 3 * width][..]) {
             return Ok(false);
         }
+        let others = others.to_vec1::<f64>()?;
         let (totals, others) = others.split_at(3);
         self.totals.copy_from_slice(totals);
         let host = self.rows.host()?;
-        host.set_triangle(&triangle);
+        host.gram = gram.to_vec1()?;
         let columns = [&mut host.weighted_sums, &mut host.sums, &mut host.squares];
         // Of no width there are no columns.
         columns
@@ -122,19 +122,19 @@ impl Moments {
         Ok(self.rows.is_finite()?)
     }
 
-    pub(crate) fn finish(self) -> Result<InputStatistics> {
+    pub(crate) fn finish(self) -> Result<PackedStatistics> {
         let [rows, weighted_rows, weight] = self.totals;
         let scale = if weight > 0.0 { 2.0 / weight } else { 0.0 };
         let (hessian, [weighted_sums, sums, squares]) = self.rows.finish(scale as f32)?;
         let rounded = |sums: Vec<f64>| sums.iter().map(|&sum| sum as f32).collect();
-        Ok(InputStatistics {
+        Ok(PackedStatistics::new(InputStatistics {
             hessian,
             weighted_sums: weighted_sums.iter().map(|sum| (scale * sum) as f32).collect(),
             weighted_rows: scale * weighted_rows,
             sums: rounded(sums),
             squares: rounded(squares),
             rows: rows.round() as u64,
-        })
+        }))
     }
 }
 

@@ -1,10 +1,11 @@
 //! Statistics of a whole model on disk.
 
 use crate::calibration::fingerprint::Fingerprint;
-use crate::calibration::statistics::InputStatistics;
+use crate::calibration::statistics::{InputStatistics, PackedStatistics};
 use crate::error::{Error, Result};
 use crate::plan::{Package, Plan};
 use candle_core::{Device, Tensor};
+use secateur_kernels::gram::numbers_in_bands;
 use secateur_models::files::{
     Limit, check_digest, read_json, read_sealed, write_sealed, write_tensors,
 };
@@ -36,8 +37,8 @@ struct Saved {
 const FILE: &str = "statistics";
 
 /// Version 1 had no column sums, version 2 no weighted ones, version 3 no checksums, version 4
-/// those of SHA-256.
-const FORMAT_VERSION: u32 = 5;
+/// those of SHA-256, version 5 whole Hessians.
+const FORMAT_VERSION: u32 = 6;
 
 /// The field with the version, which files of all versions have.
 #[derive(serde::Deserialize)]
@@ -53,14 +54,15 @@ impl SavedStatistics {
     /// If a file cannot be written.
     pub fn write(
         folder: &Path,
-        statistics: &BTreeMap<LayerName, InputStatistics>,
+        statistics: &BTreeMap<LayerName, PackedStatistics>,
         step_weights: &[f64],
         fingerprint: &Fingerprint,
     ) -> Result<()> {
         let mut tensors = HashMap::new();
-        for (name, input) in statistics {
+        for (name, packed) in statistics {
+            let input = packed.columns();
             let width = input.width();
-            tensors.insert(format!("{name}.hessian"), input.hessian.clone());
+            tensors.insert(format!("{name}.hessian"), packed.bands().clone());
             let columns = [
                 ("weighted_sums", &input.weighted_sums),
                 ("sums", &input.sums),
@@ -77,10 +79,13 @@ impl SavedStatistics {
             digest,
             fingerprint: fingerprint.clone(),
             step_weights: step_weights.to_vec(),
-            rows: statistics.iter().map(|(name, input)| (name.to_string(), input.rows)).collect(),
+            rows: statistics
+                .iter()
+                .map(|(name, input)| (name.to_string(), input.columns().rows))
+                .collect(),
             weighted_rows: statistics
                 .iter()
-                .map(|(name, input)| (name.to_string(), input.weighted_rows))
+                .map(|(name, input)| (name.to_string(), input.columns().weighted_rows))
                 .collect(),
         };
         Ok(write_sealed(&folder.join(format!("{FILE}.json")), &saved)?)
@@ -174,13 +179,14 @@ impl SavedStatistics {
             Ok(tensor)
         };
         let columns = |kind| Ok::<Vec<f32>, Error>(read(kind, &[width])?.to_vec1()?);
-        Ok(InputStatistics {
-            hessian: read("hessian", &[width, width])?,
+        let packed = PackedStatistics::new(InputStatistics {
+            hessian: read("hessian", &[numbers_in_bands(width)])?,
             weighted_sums: columns("weighted_sums")?,
             weighted_rows,
             sums: columns("sums")?,
             squares: columns("squares")?,
             rows,
-        })
+        });
+        packed.whole()
     }
 }

@@ -1,6 +1,8 @@
 //! The result of a calibration for one input.
 
+use crate::error::Result;
 use candle_core::Tensor;
+use secateur_nn::ops;
 
 /// Statistics of one distinct layer input of width d.
 #[derive(Clone, Debug)]
@@ -21,7 +23,47 @@ pub struct InputStatistics {
     pub rows: u64,
 }
 
+/// [`InputStatistics`] as many are held: with the [bands](ops::whole_gram) of the Hessian alone,
+/// little more than half of it.
+#[derive(Clone, Debug)]
+pub struct PackedStatistics(InputStatistics);
+
+impl PackedStatistics {
+    /// `statistics` has the bands in place of the Hessian.
+    pub(crate) fn new(statistics: InputStatistics) -> Self {
+        Self(statistics)
+    }
+
+    /// The bands of the Hessian.
+    pub(crate) fn bands(&self) -> &Tensor {
+        &self.0.hessian
+    }
+
+    /// What is held whole.
+    pub(crate) fn columns(&self) -> &InputStatistics {
+        &self.0
+    }
+
+    /// The statistics with the whole Hessian, where its bands are.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn whole(&self) -> Result<InputStatistics> {
+        let hessian = ops::whole_gram(&self.0.hessian, self.0.width())?;
+        Ok(InputStatistics { hessian, ..self.0.clone() })
+    }
+}
+
 impl InputStatistics {
+    /// The statistics, to be held.
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn packed(self) -> Result<PackedStatistics> {
+        let hessian = ops::bands_of_gram(&self.hessian)?;
+        Ok(PackedStatistics(Self { hessian, ..self }))
+    }
+
     /// Width of the input.
     #[must_use]
     pub fn width(&self) -> usize {

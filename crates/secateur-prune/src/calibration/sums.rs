@@ -168,8 +168,8 @@ impl Sums<'_> {
         let mut log = TensorLog::create(&path)?;
         let mut moments = BTreeMap::new();
         for (input, sums) in calibrator.moments() {
-            let [triangle, others] = sums.tensors()?;
-            moments.insert(input.to_string(), [log.add(&triangle)?, log.add(&others)?]);
+            let [gram, others] = sums.tensors()?;
+            moments.insert(input.to_string(), [log.add(&gram)?, log.add(&others)?]);
         }
         let latents = halfway.map(|halfway| log.add(&halfway.latents)).transpose()?;
         let memory = halfway.map_or(&[][..], |halfway| &halfway.memory);
@@ -293,7 +293,7 @@ impl<'a> Keeper<'a> {
 mod tests {
     use super::*;
     use crate::Task;
-    use crate::calibration::statistics::InputStatistics;
+    use crate::calibration::statistics::PackedStatistics;
     use crate::calibration::weighting::Weighting;
     use crate::calibration::{Calibration, calibrate};
     use crate::plan::{Packages, Plan, Selection};
@@ -375,7 +375,8 @@ mod tests {
             let stage = "calibrate";
             let found =
                 calibrate(&self.pipeline, plan, calibration, &weights, sums, stage, observer)?;
-            let numbers = |(name, own): (LayerName, InputStatistics)| {
+            let numbers = |(name, own): (LayerName, PackedStatistics)| {
+                let own = own.whole()?;
                 let hessian = own.hessian.flatten_all()?.to_vec1::<f32>()?;
                 let columns = [hessian, own.weighted_sums, own.sums, own.squares];
                 Ok((name, (columns, own.weighted_rows, own.rows)))

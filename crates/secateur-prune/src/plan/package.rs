@@ -2,7 +2,7 @@
 
 use crate::plan::demand::{Change, Demand};
 use crate::plan::pattern::Pattern;
-use secateur_kernels::gram::add_gram_scratch;
+use secateur_kernels::gram::{add_gram_scratch, numbers_in_bands};
 use secateur_models::Group;
 use secateur_nn::LayerName;
 use serde::Serialize;
@@ -49,16 +49,18 @@ impl SharedInput {
     }
 
     fn statistics_bytes(&self) -> u64 {
-        (self.width() * self.width() * size_of::<f32>()) as u64
+        (numbers_in_bands(self.width()) * size_of::<f32>()) as u64
     }
 
-    /// Bytes of the method's scratch and of the weights of these layers: a copy of the old ones,
-    /// the new ones, these rounded, and for the error a difference and two products.
+    /// Bytes of the whole Hessian, of the method's scratch, and of the weights of these layers: a
+    /// copy of the old ones, the new ones, these rounded, and for the error a difference and two
+    /// products.
     fn solver_bytes(&self, task: &dyn Demand) -> u64 {
         let weights: usize =
             self.layers.iter().map(|layer| layer.rows * layer.columns * size_of::<f32>()).sum();
         let scratch = self.layers.iter().map(|layer| task.scratch(layer.rows, layer.columns)).max();
-        scratch.unwrap_or(0) + 6 * weights as u64
+        let hessian = self.width() * self.width() * size_of::<f32>();
+        scratch.unwrap_or(0) + (hessian + 6 * weights) as u64
     }
 }
 

@@ -25,7 +25,7 @@ impl Source<'_> {
         let inputs = package.into_iter().flat_map(Package::watched_inputs);
         let columns = gone(plan, outcome);
         let carried = |input: &SharedInput| {
-            let mut statistics = self.statistics(input, &outcome.statistics)?.into_owned();
+            let mut statistics = self.statistics(input, &outcome.statistics)?;
             let readers: BTreeSet<&LayerName> =
                 input.layers.iter().map(|layer| &layer.name).collect();
             let turns = outcome.turns.iter().filter(|turn| readers.contains(&turn.layer));
@@ -34,8 +34,10 @@ impl Source<'_> {
             }
             // Those that read the same columns lose the same.
             let gone = readers.iter().find_map(|reader| columns.get(*reader));
-            let left = gone.map_or_else(|| Ok(statistics.clone()), |gone| statistics.without(gone));
-            Ok((input.name.clone(), left?))
+            if let Some(gone) = gone {
+                statistics = statistics.without(gone)?;
+            }
+            Ok((input.name.clone(), statistics.packed()?))
         };
         inputs.map(carried).collect()
     }

@@ -11,7 +11,6 @@ use crate::run::setting::{Amount, Setting};
 use crate::run::solve::{errors, remove, solve};
 use secateur_models::{Edits, Observer, Pipeline, Removals};
 use secateur_nn::LayerName;
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A setting of a layer or group, with the amount that it removes and its error.
@@ -43,7 +42,7 @@ const EIGHTHS: std::ops::RangeInclusive<usize> = 1..=8;
 /// The inputs of making curves.
 pub(super) struct Trial<'a> {
     pub(super) package: &'a Package,
-    pub(super) statistics: &'a dyn Fn(&SharedInput) -> Result<Cow<'a, InputStatistics>>,
+    pub(super) statistics: &'a dyn Fn(&SharedInput) -> Result<InputStatistics>,
     pub(super) task: &'a Task<'a>,
     pub(super) amount: Amount,
 }
@@ -70,11 +69,11 @@ pub(super) fn weight_curves(
     let patterns = tried(uniform);
     let mut curves = Vec::new();
     for input in &trial.package.inputs {
-        let statistics = &*(trial.statistics)(input)?;
+        let statistics = (trial.statistics)(input)?;
         let attempt = |pipeline: &Pipeline, pattern: Pattern| {
             let mut input = input.clone();
             input.layers.iter_mut().for_each(|layer| layer.pattern = Some(pattern));
-            solve(pipeline, &input, method, statistics)
+            solve(pipeline, &input, method, &statistics)
         };
         let errors =
             |outcome: &Outcome| outcome.layers.iter().map(|layer| layer.error).collect::<Vec<_>>();

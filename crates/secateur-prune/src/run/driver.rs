@@ -76,7 +76,7 @@ pub fn prune(
         match *task {
             Task::Weights { method, .. } => {
                 for input in &package.inputs {
-                    let mut part = solve(pipeline, input, method, &*statistics(input)?)?;
+                    let mut part = solve(pipeline, input, method, &statistics(input)?)?;
                     keep(pipeline, &mut part)?;
                     pipeline.apply(&part.edits)?;
                     done.extend(part);

@@ -1,6 +1,6 @@
 //! The result of pruning a model.
 
-use crate::calibration::InputStatistics;
+use crate::calibration::PackedStatistics;
 use crate::methods::Turn;
 use secateur_models::{Edits, Pipeline};
 use secateur_nn::LayerName;
@@ -63,7 +63,7 @@ pub struct Outcome {
 }
 
 /// Statistics by the name of the input.
-pub type Statistics = BTreeMap<LayerName, InputStatistics>;
+pub type Statistics = BTreeMap<LayerName, PackedStatistics>;
 
 impl Outcome {
     /// Creates the outcome of an unpruned `pipeline`.

@@ -8,7 +8,6 @@ use crate::run::outcome::{GroupOutcome, LayerOutcome, Outcome};
 use candle_core::{DType, Device, Tensor};
 use secateur_models::{Cuts, Group, Pipeline};
 use secateur_nn::{LayerName, ops};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Prunes the layers of one input.
@@ -43,12 +42,12 @@ pub(crate) fn solve(
 
 /// Removes parts of groups that the same layers read, with statistics of the inputs that `method`
 /// watches.
-pub(crate) fn remove<'a>(
+pub(crate) fn remove(
     pipeline: &Pipeline,
     coupled: &[PlannedGroup],
     package: &Package,
     method: &dyn StructuredMethod,
-    statistics: &dyn Fn(&SharedInput) -> Result<Cow<'a, InputStatistics>>,
+    statistics: &dyn Fn(&SharedInput) -> Result<InputStatistics>,
 ) -> Result<Outcome> {
     let layers = Watched::new(pipeline, coupled, package, method, statistics)?;
     let removed = method.remove(coupled, &layers)?;
@@ -104,13 +103,13 @@ pub(crate) fn remove<'a>(
 
 /// Returns the error of removing each of `counts` from a group: the sum of those that [`remove`]
 /// tells.
-pub(crate) fn errors<'a>(
+pub(crate) fn errors(
     pipeline: &Pipeline,
     group: &Group,
     counts: &[usize],
     package: &Package,
     method: &dyn StructuredMethod,
-    statistics: &dyn Fn(&SharedInput) -> Result<Cow<'a, InputStatistics>>,
+    statistics: &dyn Fn(&SharedInput) -> Result<InputStatistics>,
 ) -> Result<Vec<f64>> {
     let planned = |remove: usize| [PlannedGroup { group: group.clone(), remove }];
     let layers = Watched::new(pipeline, &planned(0), package, method, statistics)?;
@@ -133,19 +132,19 @@ struct Watched<'a> {
 
 impl<'a> Watched<'a> {
     /// Of what `method` needs to remove parts of `coupled`.
-    fn new<'b>(
+    fn new(
         pipeline: &'a Pipeline,
         coupled: &[PlannedGroup],
         package: &Package,
         method: &dyn StructuredMethod,
-        statistics: &dyn Fn(&SharedInput) -> Result<Cow<'b, InputStatistics>>,
+        statistics: &dyn Fn(&SharedInput) -> Result<InputStatistics>,
     ) -> Result<Self> {
         let inputs = package.watched(coupled, &|group| method.watched(group));
         let names = inputs.iter().enumerate().flat_map(|(place, input)| {
             input.layers.iter().map(move |layer| (layer.name.clone(), place))
         });
         let places = names.collect();
-        let of_input = |input: &SharedInput| at_the_model(pipeline, &*statistics(input)?);
+        let of_input = |input: &SharedInput| at_the_model(pipeline, &statistics(input)?);
         let statistics = inputs.iter().map(of_input).collect::<Result<_>>()?;
         Ok(Self { pipeline, places, statistics })
     }

@@ -5,7 +5,6 @@ use crate::error::{Error, Result};
 use crate::plan::SharedInput;
 use crate::run::journal::Journal;
 use crate::run::outcome::Statistics;
-use std::borrow::Cow;
 
 /// A source of statistics.
 pub enum Source<'a> {
@@ -20,19 +19,22 @@ pub enum Source<'a> {
 
 impl Source<'_> {
     /// Returns the statistics of an input. `gathered` are those of a calibration.
-    pub(crate) fn statistics<'a>(
-        &'a self,
+    pub(crate) fn statistics(
+        &self,
         input: &SharedInput,
-        gathered: &'a Statistics,
-    ) -> Result<Cow<'a, InputStatistics>> {
+        gathered: &Statistics,
+    ) -> Result<InputStatistics> {
         let gathered = match self {
-            Source::Saved(saved) => return saved.input(&input.name, input.width()).map(Cow::Owned),
+            Source::Saved(saved) => return saved.input(&input.name, input.width()),
             Source::Gathered(gathered) => gathered,
             Source::Calibration(..) => gathered,
         };
-        let found = gathered.get(&input.name).map(Cow::Borrowed);
-        found.ok_or_else(|| {
-            Error::layer(&input.name, "no statistics: the model ran without calling it")
-        })
+        match gathered.get(&input.name) {
+            Some(packed) => packed.whole(),
+            None => {
+                let problem = "no statistics: the model ran without calling it";
+                Err(Error::layer(&input.name, problem))
+            }
+        }
     }
 }

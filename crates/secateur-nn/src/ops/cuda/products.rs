@@ -4,6 +4,7 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use candle_core::{DType, Result, bail};
+use secateur_kernels::gram::bands;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
@@ -93,6 +94,14 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
+/// How a Gram matrix lies in memory.
+#[derive(Clone, Copy)]
+pub(super) enum Layout {
+    Whole,
+    /// Only its [`bands`].
+    Bands,
+}
+
 impl Products {
     pub(super) fn new(stream: Arc<CudaStream>) -> Result<Self> {
         Ok(Self {
@@ -104,7 +113,7 @@ impl Products {
     }
 
     /// Adds factor * x^T x to the upper triangle (row <= column) of a Gram matrix (width x width,
-    /// `f32`), for x (rows x width); below it, only within tiles.
+    /// `f32`), for x (rows x width); below it, only within bands.
     pub(super) fn add_gram(
         &self,
         dtype: DType,
@@ -112,20 +121,25 @@ impl Products {
         factor: f32,
         x: u64,
         gram: u64,
+        layout: Layout,
     ) -> Result<()> {
-        /// Numbers of a tile that give all of a GPU's processors something to do.
-        const LEAST: usize = 9 << 18;
-        let tile = (width / 8).max(LEAST / width).next_multiple_of(128);
-        for first in (0..width).step_by(tile) {
-            // Some rows of it: x^T of their columns times x of these and the columns behind them.
+        let mut before = 0;
+        for band in bands(width) {
+            let columns = width - band.start;
+            let (pitch, begin) = match layout {
+                Layout::Whole => (width, band.start * width + band.start),
+                Layout::Bands => (columns, before),
+            };
+            before += band.len() * columns;
+            // x^T of the columns of these rows times x of these and the columns behind them.
             let product = Product {
                 dtype_of_y: DType::F32,
-                pitches: [width; 3],
+                pitches: [width, width, pitch],
                 transposed: [true; 2],
-                ..Product::new(dtype, tile.min(width - first), rows, width - first)
+                ..Product::new(dtype, band.len(), rows, columns)
             };
-            let x = x + (first * dtype.size_in_bytes()) as u64;
-            let y = gram + ((first * width + first) * size_of::<f32>()) as u64;
+            let x = x + (band.start * dtype.size_in_bytes()) as u64;
+            let y = gram + (begin * size_of::<f32>()) as u64;
             self.add(product, &Operands { x, weight: x, bias: None, y }, (factor, 1.0))?;
         }
         Ok(())

@@ -4,11 +4,12 @@ use super::launch::{
     self, Gpu, Launch, Scalar, THREADS, filled, numbers_an_access, with_addresses,
 };
 use super::node::Output;
-use super::solver;
+use super::products::Layout;
 use crate::ops::host_sums::HostSums;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Tensor};
+use secateur_kernels::gram::numbers_in_bands;
 
 /// The sums of [`HostSums`], on a GPU.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl RowSums {
     pub(in crate::ops) fn new(device: &CudaDevice, width: usize, host: &HostSums) -> Result<Self> {
         let stream = device.cuda_stream();
         let (gram, columns) = if host.gram.is_empty() {
-            (stream.alloc_zeros(width * width).w()?, stream.alloc_zeros(3 * width).w()?)
+            (stream.alloc_zeros(numbers_in_bands(width)).w()?, stream.alloc_zeros(3 * width).w()?)
         } else {
             let columns = [&host.weighted_sums[..], &host.sums, &host.squares].concat();
             (stream.clone_htod(&host.gram).w()?, stream.clone_htod(&columns).w()?)
@@ -123,7 +124,10 @@ impl RowSums {
         let factor = (weight * f64::from(times)) as f32;
         let sums = with_addresses(&[x], |device, addresses| {
             let x = addresses[0];
-            let add_gram = |x| gpu.products.add_gram(dtype, (count, width), factor, x, gram);
+            let add_gram = |x| {
+                let of_x = (count, width);
+                gpu.products.add_gram(dtype, of_x, factor, x, gram, Layout::Bands)
+            };
             filled(device, DType::F32, (parts, 2, width), |sums| {
                 let sum = |places: u64, taken: u64| {
                     launch::start(&of_parts, device, dtype, &[x, places, taken], sums)
@@ -169,13 +173,11 @@ impl RowSums {
     /// As [`super::super::RowSums::finish`].
     pub(in crate::ops) fn finish(self, factor: f32) -> Result<(Tensor, [Vec<f64>; 3])> {
         let Self { device, width, gram, columns } = self;
-        let at = gram.device_ptr(&device.cuda_stream()).0;
-        solver::symmetrise(&device, at, width, factor)?;
         let columns = device.cuda_stream().clone_dtoh(&columns).w()?;
         let part = |index: usize| columns[index * width..][..width].to_vec();
         let gram = CudaStorage::wrap_cuda_slice(gram, device.clone());
-        let gram = Output { storage: gram, shape: (width, width).into() }.untracked();
-        Ok((gram, [part(0), part(1), part(2)]))
+        let gram = Output { storage: gram, shape: numbers_in_bands(width).into() }.untracked();
+        Ok((gram.affine(f64::from(factor), 0.0)?, [part(0), part(1), part(2)]))
     }
 
     pub(in crate::ops) fn is_finite(&self) -> Result<bool> {

@@ -64,8 +64,20 @@ extern "C" __global__ void inverse_factor_f32_1(float *failed, float *a, int n, 
     a[(at / n) * stride + at % n] = (float)u[at];
 }
 
-// Mirrors the upper triangle of a (width x width) times `factor` into the lower one, in place.
-extern "C" __global__ void symmetrise_f32_1(float *a, int width, float factor) {
+// Puts bands of `rows` rows, which begin at the column of their first row and follow each other, to
+// their places in a whole matrix (width x width). What is left of them is not written.
+extern "C" __global__ void spread_bands_f32_1(const float *bands, float *whole, int width, int rows) {
+  const int row = blockIdx.y, column = blockIdx.x * blockDim.x + threadIdx.x;
+  const int before = row / rows, first = before * rows;
+  if (column < first || column >= width) return;
+  // Those of all bands before it: rows * (width - 0), rows * (width - rows), ...
+  const size_t numbers = (size_t)before * rows * width - (size_t)rows * rows * before * (before - 1) / 2;
+  const size_t at = numbers + (size_t)(row - first) * (width - first) + (column - first);
+  whole[(size_t)row * width + column] = bands[at];
+}
+
+// Mirrors the upper triangle of a (width x width) into the lower one, in place.
+extern "C" __global__ void symmetrise_f32_1(float *a, int width) {
   __shared__ float tile[32][33];
   const int tiles = (width + 31) / 32;
   // Of the tiles on and above the diagonal, row by row.
@@ -75,9 +87,7 @@ extern "C" __global__ void symmetrise_f32_1(float *a, int width, float factor) {
   for (int i = y; i < 32; i += step) {
     const int row = down * 32 + i, column = across * 32 + x;
     if (row < width && column < width) {
-      const size_t at = (size_t)row * width + column;
-      if (column >= row) a[at] *= factor;
-      tile[i][x] = a[at];
+      tile[i][x] = a[(size_t)row * width + column];
     }
   }
   __syncthreads();

@@ -1,11 +1,12 @@
 //! The OBS solver on a GPU, as `secateur-kernels` has it for the CPU: between products, kernels of
 //! `solver.cuh`.
 
-use super::launch::{self, Gpu, Launch, Scalar, THREADS, with_addresses};
-use super::products::{Operands, Product, Products};
+use super::launch::{self, Gpu, Launch, Scalar, THREADS, filled, with_addresses};
+use super::products::{Layout, Operands, Product, Products};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 use candle_core::{CudaDevice, DType, Result, Tensor};
+use secateur_kernels::gram::rows_of_a_band;
 use secateur_kernels::obs::Choice;
 use std::sync::Arc;
 
@@ -37,15 +38,25 @@ fn start(
     launch::start(&launch, device, DType::F32, inputs, output)
 }
 
-/// Multiplies the upper triangle of the matrix at `gram` (width x width) by `factor`, and mirrors
-/// it into the lower one.
-pub(super) fn symmetrise(device: &CudaDevice, gram: u64, width: usize, factor: f32) -> Result<()> {
-    if width == 0 {
-        return Ok(());
-    }
+/// Mirrors the upper triangle of the matrix at `gram` (width x width) into the lower one.
+fn symmetrise(device: &CudaDevice, gram: u64, width: usize) -> Result<()> {
     let tiles = width.div_ceil(32);
-    let scalars = [Scalar::Int(width as i32), Scalar::Float(factor)];
+    let scalars = [Scalar::Int(width as i32)];
     start("symmetrise", device, ((tiles, tiles), THREADS, 0), &scalars, &[], gram)
+}
+
+/// As [`super::super::whole_gram`], of at least one column.
+pub(in crate::ops) fn whole_gram(bands: &Tensor, width: usize) -> Result<Tensor> {
+    let bands = bands.detach().contiguous()?;
+    let whole = with_addresses(&[&bands], |device, addresses| {
+        filled(device, DType::F32, (width, width), |whole| {
+            let scalars = [Scalar::Int(width as i32), Scalar::Int(rows_of_a_band(width) as i32)];
+            let blocks = (width.div_ceil(THREADS), width);
+            start("spread_bands", device, (blocks, THREADS, 0), &scalars, addresses, whole)?;
+            symmetrise(device, whole, width)
+        })
+    })?;
+    Ok(whole.untracked())
 }
 
 /// As [`super::super::add_gram`].
@@ -55,8 +66,9 @@ pub(in crate::ops) fn add_gram(matrix: &Tensor, x: &Tensor, factor: f32) -> Resu
     let x = x.detach().contiguous()?;
     with_addresses(&[&sum, &x], |device, addresses| {
         let [sum, x] = [addresses[0], addresses[1]];
-        Gpu::of(device)?.products.add_gram(DType::F32, (rows, columns), factor, x, sum)?;
-        symmetrise(device, sum, columns, 1.0)
+        let (products, of_x) = (&Gpu::of(device)?.products, (rows, columns));
+        products.add_gram(DType::F32, of_x, factor, x, sum, Layout::Whole)?;
+        symmetrise(device, sum, columns)
     })?;
     Ok(sum)
 }
