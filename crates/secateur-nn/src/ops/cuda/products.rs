@@ -96,7 +96,7 @@ struct Plan {
 
 /// How a Gram matrix lies in memory.
 #[derive(Clone, Copy)]
-pub(super) enum Layout {
+pub(super) enum GramHeld {
     Whole,
     /// Only its [`bands`].
     Bands,
@@ -121,14 +121,14 @@ impl Products {
         factor: f32,
         x: u64,
         gram: u64,
-        layout: Layout,
+        held: GramHeld,
     ) -> Result<()> {
         let mut before = 0;
         for band in bands(width) {
             let columns = width - band.start;
-            let (pitch, begin) = match layout {
-                Layout::Whole => (width, band.start * width + band.start),
-                Layout::Bands => (columns, before),
+            let (pitch, begin) = match held {
+                GramHeld::Whole => (width, band.start * width + band.start),
+                GramHeld::Bands => (columns, before),
             };
             before += band.len() * columns;
             // x^T of the columns of these rows times x of these and the columns behind them.

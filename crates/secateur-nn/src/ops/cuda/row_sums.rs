@@ -4,7 +4,7 @@ use super::launch::{
     self, Gpu, Launch, Scalar, THREADS, filled, numbers_an_access, with_addresses,
 };
 use super::node::Output;
-use super::products::Layout;
+use super::products::GramHeld;
 use crate::ops::host_sums::HostSums;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
@@ -126,7 +126,7 @@ impl RowSums {
             let x = addresses[0];
             let add_gram = |x| {
                 let of_x = (count, width);
-                gpu.products.add_gram(dtype, of_x, factor, x, gram, Layout::Bands)
+                gpu.products.add_gram(dtype, of_x, factor, x, gram, GramHeld::Bands)
             };
             filled(device, DType::F32, (parts, 2, width), |sums| {
                 let sum = |places: u64, taken: u64| {

@@ -2,7 +2,7 @@
 //! `solver.cuh`.
 
 use super::launch::{self, Gpu, Launch, Scalar, THREADS, filled, with_addresses};
-use super::products::{Layout, Operands, Product, Products};
+use super::products::{GramHeld, Operands, Product, Products};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 use candle_core::{CudaDevice, DType, Result, Tensor};
@@ -67,7 +67,7 @@ pub(in crate::ops) fn add_gram(matrix: &Tensor, x: &Tensor, factor: f32) -> Resu
     with_addresses(&[&sum, &x], |device, addresses| {
         let [sum, x] = [addresses[0], addresses[1]];
         let (products, of_x) = (&Gpu::of(device)?.products, (rows, columns));
-        products.add_gram(DType::F32, of_x, factor, x, sum, Layout::Whole)?;
+        products.add_gram(DType::F32, of_x, factor, x, sum, GramHeld::Whole)?;
         symmetrise(device, sum, columns)
     })?;
     Ok(sum)
