@@ -9,6 +9,7 @@ use crate::observer::Observer;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, View};
+use secateur_nn::Placement;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
@@ -186,21 +187,26 @@ impl LogFile {
         Ok(Self { path: path.to_owned(), file: Mutex::new(file) })
     }
 
-    /// Reads a tensor.
+    /// Reads a tensor, in its own type.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn read(&self, logged: &Logged) -> Result<Tensor> {
-        let Some(end) = logged.end() else {
+        let placement = Placement::new(Device::Cpu, candle_dtype(logged.dtype)?);
+        self.read_to(logged, &placement)
+    }
+
+    /// Reads a tensor to `placement`.
+    ///
+    /// # Errors
+    /// As [`LogFile::read`], or if there is no room.
+    pub fn read_to(&self, logged: &Logged, placement: &Placement) -> Result<Tensor> {
+        if logged.end().is_none() {
             invalid!(&self.path, "a tensor of {:?} is larger than any file", logged.shape)
-        };
-        let mut bytes = vec![0; (end - logged.offset) as usize];
-        self.at(logged.offset, |file| file.read_exact(&mut bytes))?;
-        let dtype = candle_dtype(logged.dtype)?;
-        if bytes.is_empty() {
-            return Ok(Tensor::zeros(logged.shape(), dtype, &Device::Cpu)?);
         }
-        Ok(Tensor::from_raw_buffer(&bytes, dtype, &logged.shape, &Device::Cpu)?)
+        placement.read(candle_dtype(logged.dtype)?, &logged.shape, |start, part| {
+            self.at(logged.offset + start as u64, |file| file.read_exact(part))
+        })
     }
 
     fn at(&self, offset: u64, work: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {

@@ -131,8 +131,8 @@ impl Sums<'_> {
         for (input, sums) in calibrator.moments_mut() {
             observer.advance(0)?;
             let found = kept.moments.get(input.as_str());
-            let found = found
-                .map(|[triangle, others]| sums.set(&[file.read(triangle)?, file.read(others)?]));
+            let found =
+                found.map(|[gram, others]| sums.set(&[file.read(gram)?, file.read(others)?]));
             if !found.transpose()?.unwrap_or(false) {
                 return Err(Error::statistics(&path, format!("lacks the sums of {input}")));
             }

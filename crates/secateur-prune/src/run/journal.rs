@@ -334,7 +334,8 @@ impl Unfinished<'_> {
 /// The weight that is read from a file of the journal, if `pipeline` reads it each time it is used.
 fn stored(pipeline: &Pipeline, name: &str, logged: &Logged, file: &Arc<LogFile>) -> Option<Weight> {
     let (own, file) = (logged.clone(), Arc::clone(file));
-    pipeline.passing(name, logged.shape(), move || file.read(&own))
+    let placement = pipeline.folder().placement().clone();
+    pipeline.passing(name, logged.shape(), move || file.read_to(&own, &placement))
 }
 
 fn json(value: &impl Serialize) -> Result<String> {
