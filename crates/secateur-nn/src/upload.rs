@@ -7,7 +7,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Shape, Storage, Tensor};
 use half::{bf16, f16};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 const PART: usize = 16 << 20;
 
 /// Page-locked memory of a part, and the stream of its copies. Each is used by one thread at a time.
-struct Passage {
+struct Staging {
     buffer: PinnedHostSlice<u8>,
     stream: Arc<CudaStream>,
 }
 
 /// Those that no thread uses now: page-locked memory takes long to make.
-static IDLE: Mutex<Vec<Passage>> = Mutex::new(Vec::new());
+static IDLE: Mutex<Vec<Staging>> = Mutex::new(Vec::new());
 
-impl Passage {
+impl Staging {
     fn take(context: &Arc<CudaContext>) -> candle_core::Result<Self> {
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         let own = idle.iter().position(|one| Arc::ptr_eq(one.buffer.context(), context));
@@ -56,7 +56,8 @@ pub(crate) fn upload<E: From<Error>>(
         DType::BF16 => storage::<bf16, E>(device, count, read)?,
         DType::I64 => storage::<i64, E>(device, count, read)?,
         dtype => {
-            return Err(own::<(), E>((|| bail!("no tensors of type {dtype:?}"))()).unwrap_err());
+            let problem = candle_core::Error::Msg(format!("no tensors of type {dtype:?}"));
+            return Err(Error::from(problem).into());
         }
     };
     Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
@@ -73,8 +74,8 @@ fn storage<T: CudaDType, E: From<Error>>(
 ) -> Result<CudaStorage, E> {
     let work = device.cuda_stream();
     let bytes = count * size_of::<T>();
-    let mut passage = own(Passage::take(work.context()))?;
-    let copies = Arc::clone(&passage.stream);
+    let mut staging = own(Staging::take(work.context()))?;
+    let copies = Arc::clone(&staging.stream);
     // SAFETY: it is taken in the order of the copies, which do not wait for the work before them,
     // and given back in the order of the work, which reads it after this returns.
     #[expect(unsafe_code, reason = "memory of one stream that another frees")]
@@ -84,7 +85,7 @@ fn storage<T: CudaDType, E: From<Error>>(
         (address, work.upgrade_device_ptr(address, count))
     };
     for start in (0..bytes).step_by(PART) {
-        let buffer = own(passage.buffer.as_mut_slice().w())?;
+        let buffer = own(staging.buffer.as_mut_slice().w())?;
         let part = &mut buffer[..PART.min(bytes - start)];
         read(start, part)?;
         // SAFETY: the part lies within the memory, and is not written before it is copied.
@@ -93,6 +94,6 @@ fn storage<T: CudaDType, E: From<Error>>(
             unsafe { result::memcpy_htod_async(address + start as u64, part, copies.cu_stream()) };
         own(copied.and_then(|()| copies.synchronize()).w())?;
     }
-    passage.give_back();
+    staging.give_back();
     Ok(CudaStorage::wrap_cuda_slice(slice, device.clone()))
 }

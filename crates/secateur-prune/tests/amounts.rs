@@ -222,9 +222,9 @@ fn bytes_and_work_of_a_plan() {
     let [package] = plan.packages.as_slice() else { panic!("{} packages", plan.packages.len()) };
     assert_eq!(package.statistics_bytes(), 4 * (6 * 6 + 4 * 4));
     assert_eq!(package.largest_statistics_bytes(), 4 * 6 * 6);
-    // Of the input of two layers: 8 bytes a weight to choose among those of the larger one, and six
-    // copies of the weights of both.
-    assert_eq!(package.solver_bytes(&task), 8 * 5 * 6 + 6 * 4 * (3 + 5) * 6);
+    // Of the input of two layers: its Hessian, 8 bytes a weight to choose among those of the larger
+    // one, and six copies of the weights of both.
+    assert_eq!(package.solver_bytes(&task), 4 * 6 * 6 + 8 * 5 * 6 + 6 * 4 * (3 + 5) * 6);
     assert_eq!(plan.solver_macs(), 6 * 6 * (6 + 8 / 2) + 4 * 4 * (4 + 10 / 2));
 }
 
@@ -248,5 +248,5 @@ fn bytes_of_the_methods() {
         (StructuredMethod::scratch(&Obs, rows, 100), of_columns)
     });
     let portion = 64 * (2 * 64 + 4 * 100 + 2 * rows as u64) + 4 * 100 * rows as u64;
-    assert_eq!(scratch, 4 * (3 * 100 * 100 + portion) + of_columns);
+    assert_eq!(scratch, 4 * (2 * 100 * 100 + portion) + of_columns);
 }

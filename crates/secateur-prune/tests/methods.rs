@@ -481,7 +481,7 @@ fn saved_statistics_are_read_as_they_were_and_not_in_another_format() {
     for text in [
         "{\"format_version\": 3, \"rows\": {}}",
         "{\"sha256\": \"0\", \"content\": {\"format_version\": 4}}",
-        &text.replace("\"format_version\":5", "\"format_version\":6"),
+        &text.replace("\"format_version\":6", "\"format_version\":7"),
     ] {
         let error = refused(text);
         assert!(error.contains("format_version") && error.contains("calibrate again"), "{error}");
