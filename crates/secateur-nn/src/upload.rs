@@ -1,5 +1,5 @@
-//! Bytes on their way to a GPU, through page-locked memory and on a stream of their own: they arrive
-//! while the device computes.
+//! Bytes on their way to a GPU, through page-locked memory and on a stream of their own: they
+//! arrive while the device computes.
 
 use crate::error::Error;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Bytes that are read and copied at a time.
 const PART: usize = 16 << 20;
 
-/// Page-locked memory of a part, and the stream of its copies. Each is used by one thread at a time.
+/// Page-locked memory of a part, and the stream of its copies. One thread at a time uses it.
 struct Staging {
     buffer: PinnedHostSlice<u8>,
     stream: Arc<CudaStream>,

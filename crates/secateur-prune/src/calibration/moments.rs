@@ -81,8 +81,8 @@ impl Moments {
         Ok(is_finite)
     }
 
-    /// All sums, as they are saved: the bands of the Gram matrix, and the others one after the other.
-    /// Moments with equal sums continue equally.
+    /// All sums, as they are saved: the bands of the Gram matrix, and the others one after the
+    /// other. Moments with equal sums continue equally.
     pub(crate) fn tensors(&self) -> Result<[Tensor; 2]> {
         let HostSums { gram, weighted_sums, sums, squares } = self.rows.read()?.into_owned();
         let others = [&self.totals[..], &weighted_sums, &sums, &squares].concat();

@@ -88,8 +88,8 @@ pub trait StructuredMethod: Sync {
     /// If the statistics cannot be used.
     fn remove(&self, groups: &[PlannedGroup], layers: &dyn Layers) -> Result<Removed>;
 
-    /// The error of removing each of `counts`, which rise, from a group alone: that of the group, or
-    /// of the layers that read it. `None` if there is no faster way than
+    /// The error of removing each of `counts`, which rise, from a group alone: that of the group,
+    /// or of the layers that read it. `None` if there is no faster way than
     /// [`StructuredMethod::remove`].
     ///
     /// # Errors
