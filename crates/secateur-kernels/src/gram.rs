@@ -36,7 +36,7 @@ pub fn add_gram<'a>(
     add_to_rows(rows, columns, row, weight, &mut gram);
 }
 
-/// As [`add_gram`], to a matrix of which only [`bands`] are held.
+/// As [`add_gram`], to a matrix that is held by its [`bands`] alone.
 pub fn add_gram_to_bands<'a>(
     rows: usize,
     columns: usize,
@@ -153,14 +153,10 @@ pub(crate) fn add_upper(
             }
             for index in first..x.count() {
                 for (rows, left) in blocks.iter_mut().take(index + 1 - first) {
-                    let begin = |row: &[f32]| index * width - (x.columns() - row.len());
-                    let mut output: Vec<&mut [f32]> = rows
-                        .iter_mut()
-                        .map(|row| {
-                            let begin = begin(row);
-                            &mut row[begin..]
-                        })
-                        .collect();
+                    // Every row ends at the last column.
+                    let behind = x.columns() - index * width;
+                    let mut output: Vec<&mut [f32]> =
+                        rows.iter_mut().map(|row| row.split_at_mut(row.len() - behind).1).collect();
                     multiply(left, 0, x, index..index + 1, Start::Output, &mut output);
                 }
             }
